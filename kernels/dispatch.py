@@ -1,0 +1,76 @@
+"""Which implementation runs: chosen at call time, never at import.
+
+`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else.
+`TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+Implementation = Literal["auto", "triton", "reference"]
+_choice: contextvars.ContextVar[Implementation] = contextvars.ContextVar("electra_kernels", default="auto")
+
+
+@contextlib.contextmanager
+def use(implementation: Implementation) -> Iterator[None]:
+    """`with use("reference"): ...` overrides the choice inside the block (also in threads it starts).
+
+    Raises:
+        ValueError: an implementation other than "auto", "triton", "reference".
+    """
+    if implementation not in ("auto", "triton", "reference"):
+        raise ValueError(f'implementation: expected "auto", "triton" or "reference", got {implementation!r}')
+    token = _choice.set(implementation)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+@functools.cache
+def triton_problem() -> str | None:
+    """Why Triton cannot be imported here, or None."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton is not installed ({error}); pip install triton"
+    return None
+
+
+def interpreting() -> bool:
+    """True if Triton's interpreter is on, so kernels run on CPU tensors (slowly, for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def available() -> dict[str, str]:
+    """Implementation -> "yes", or the reason why it cannot run here."""
+    problem = triton_problem()
+    if problem is None and not torch.cuda.is_available() and not interpreting():
+        problem = "no CUDA device is visible; TRITON_INTERPRET=1 runs the kernels on a CPU, for tests"
+    return {"reference": "yes", "triton": problem or "yes"}
+
+
+def use_triton(tensor: torch.Tensor) -> bool:
+    """Whether a call on `tensor` goes to Triton.
+
+    Raises:
+        RuntimeError: Triton was asked for with `use("triton")` and cannot run on this tensor.
+    """
+    choice = _choice.get()
+    if choice == "reference":
+        return False
+    runnable = triton_problem() is None and (tensor.is_cuda or (interpreting() and not tensor.is_cuda))
+    if choice == "triton":
+        if not runnable:
+            reason = triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
+            raise RuntimeError(f"triton was asked for but cannot run: {reason}")
+        return True
+    return tensor.is_cuda and runnable

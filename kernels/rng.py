@@ -1,0 +1,136 @@
+"""Counter-based random numbers, shared by every kernel and every twin.
+
+A random number here is a pure function of five integers,
+
+    bits = Philox4x32-7( key = seed (64 bits),  counter = (column, row, stream, plane) )
+
+so a backward pass recomputes the forward's dropout instead of storing it, a resumed run draws what the
+uninterrupted one would have drawn, and the tile sizes of a kernel cannot change what it draws.
+
+- `seed`   64 bits. The training loop folds the run's seed and the step into it: `fold(run_seed, step)`.
+- `stream` which use of randomness this is (layer 3's attention dropout, the generator's draw, ...).
+- `row`, `column`, `plane`  which number: token and feature block, or token, key block and head, ...
+
+One call yields four 32-bit words. Seven rounds are the fewest with which Philox4x32 passes BigCrush
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, table 2); ten, the usual choice,
+are margin that costs 40% more on a path that dropout runs over every attention probability.
+
+**Seeds as tensors.** Kernels accept `seed` as an int or as an int64 tensor of 1 or 2 elements:
+`[key]` or `[key, first_row]`. A tensor lets a replayed CUDA graph draw fresh numbers. `first_row` is what
+the batch's first row counts as: a batch that is split over ranks or accumulation steps draws exactly
+what the whole batch would have drawn.
+
+The mathematics is done in int64, where a 32 x 32 -> 64 bit product may wrap but keeps all its bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 7
+# Multipliers and key increments ("Weyl constants") of Philox4x32, from the paper.
+MULTIPLIER_A, MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
+WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
+MASK32 = 0xFFFFFFFF
+
+Seed = int | Tensor
+
+
+def fold(seed: int, *parts: int) -> int:
+    """A new 63-bit seed from `seed` and integers (step, epoch, document, ...), in this order.
+
+    Pure Python integers; use it on the host, once per step. Different parts give unrelated streams.
+    """
+    for part in parts:
+        words = _philox_int((part & MASK32, (part >> 32) & MASK32, 0x464F4C44, 0), seed)
+        seed = (words[0] | words[1] << 32) >> 1
+    return seed
+
+
+def _philox_int(counter: tuple[int, int, int, int], key: int) -> tuple[int, int, int, int]:
+    """Philox4x32-7 on Python integers: the same rounds as `philox`, for single numbers on the host."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & MASK32, (key >> 32) & MASK32
+    for _ in range(ROUNDS):
+        a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & MASK32, (a >> 32) ^ c3 ^ k1, a & MASK32
+        k0, k1 = (k0 + WEYL_A) & MASK32, (k1 + WEYL_B) & MASK32
+    return c0, c1, c2, c3
+
+
+def seed_tensor(seed: Seed, device: torch.device | str = "cpu") -> Tensor:
+    """`seed` as the int64 tensor `[key, first_row]` that kernels read.
+
+    Raises:
+        ValueError: a tensor seed that is not int64 or has other than 1 or 2 elements.
+    """
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() not in (1, 2):
+            raise ValueError(
+                f"seed: expected an int or an int64 tensor of 1 or 2 elements, "
+                f"got {seed.dtype} of shape {tuple(seed.shape)}"
+            )
+        seed = seed.reshape(-1)
+        return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
+    signed = ((int(seed) & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
+    return torch.tensor([signed, 0], dtype=torch.int64).to(device)
+
+
+def philox(
+    seed: Tensor, column: Tensor, row: Tensor, stream: int, plane: Tensor | int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four words of 32 random bits for every broadcast (column, row, plane).
+
+    Args:
+        seed: int64 `[key, first_row]` (see `seed_tensor`); `first_row` is added to `row`.
+        column, row, plane: integer tensors that broadcast together, each value in [0, 2^32).
+        stream: in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of the broadcast shape with values in [0, 2^32).
+    """
+    key, first_row = seed[0], seed[1]
+    # Sixteen bits of every counter word differ between uses at most, but all 32 are mixed.
+    c0 = column.to(torch.int64)
+    c1 = (row.to(torch.int64) + first_row) & MASK32
+    c2: Tensor = torch.full_like(c0, stream & MASK32)
+    c3 = torch.as_tensor(plane, dtype=torch.int64, device=c0.device)
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    k0, k1 = key & MASK32, (key >> 32) & MASK32
+    for _ in range(ROUNDS):
+        a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
+        c0 = ((b >> 32) & MASK32) ^ c1 ^ k0
+        c1 = b & MASK32
+        c2 = ((a >> 32) & MASK32) ^ c3 ^ k1
+        c3 = a & MASK32
+        k0, k1 = (k0 + WEYL_A) & MASK32, (k1 + WEYL_B) & MASK32
+    return c0, c1, c2, c3
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """32 random bits -> float64 strictly inside (0, 1): neither end occurs, so logs are safe."""
+    return (bits.to(torch.float64) + 0.5) * 2.0**-32
+
+
+def dropout_threshold(dropout_p: float) -> int:
+    """A 16-bit number r is kept iff r >= threshold; p is met to 2^-17."""
+    return round(dropout_p * 65536)
+
+
+def keep_scale(dropout_p: float) -> float:
+    """1 / (probability that a value is kept), for the p that 16 bits really give."""
+    return 65536.0 / (65536 - dropout_threshold(dropout_p))
+
+
+def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0) -> Tensor:
+    """Dropout decisions as bool [len(rows), columns]; eight neighbouring columns share one Philox call.
+
+    Column c is decided by the 16-bit half `c % 2` (low half first) of word `(c // 2) % 4` of the call with
+    counter column `c // 8`. This function *is* the specification; `attention_dropout_mask` dumps the same
+    decisions from a kernel.
+    """
+    blocks = torch.arange((columns + 7) // 8, device=rows.device)
+    words = torch.stack(philox(seed, blocks[None, :], rows[:, None], stream, plane), dim=-1)
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).reshape(len(rows), -1)
+    return halves[:, :columns] >= dropout_threshold(dropout_p)

@@ -1,0 +1,12 @@
+"""Two import packages from one tree: `electra_core` (the model) and `electra_kernels` (./kernels).
+
+The kernels are imported as `electra_kernels` because a public package already owns `kernels`.
+"""
+
+from setuptools import setup
+
+setup(
+    package_dir={"electra_core": "electra_core", "electra_kernels": "kernels"},
+    packages=["electra_core", "electra_kernels"],
+    package_data={"electra_core": ["tiny/*/*", "tiny/*", "assets/*"]},
+)
