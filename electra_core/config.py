@@ -1,0 +1,262 @@
+"""Configuration: frozen dataclasses with one line of documentation under each field.
+
+`EncoderConfig` uses the Hub's field names. `PRESETS` holds the paper's sizes (Clark et al. 2020, table 6
+and appendix A; google-research/electra, configure_pretraining.py) and our own `tiny`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from electra_core.errors import UserError
+
+OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
+TYINGS = ("embeddings", "disentangled", "none", "all")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of one transformer encoder (a generator or a discriminator)."""
+
+    vocab_size: int = 30522
+    """Words in the vocabulary (V)."""
+    embedding_size: int = 768
+    """Width of the embeddings (E); projected to hidden_size where they differ."""
+    hidden_size: int = 768
+    """Width of the encoder (D)."""
+    num_hidden_layers: int = 12
+    """Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads (H); each is hidden_size / num_attention_heads wide (K)."""
+    intermediate_size: int = 3072
+    """Width inside the feed-forward block (F)."""
+    max_position_embeddings: int = 512
+    """Longest sequence the model has positions for."""
+    type_vocab_size: int = 2
+    """Segment types."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout on embeddings and on both residual branches of a layer."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout on attention probabilities."""
+    initializer_range: float = 0.02
+    """Standard deviation of the truncated normal that weights start from."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in LayerNorm."""
+    pad_token_id: int = 0
+    """Id of [PAD]; kept for the Hub's config.json, never used inside the model."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head (K)."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pre-training run besides its data; saved with the run as config.toml."""
+
+    model: str = "small"
+    """Name of the preset that the other defaults came from."""
+    objective: str = "electra"
+    """electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.4)."""
+    steps: int = 1_000_000
+    """Optimizer steps (T in the schedule)."""
+    batch_size: int = 128
+    """Sequences per step, over all ranks and accumulation steps."""
+    max_length: int = 128
+    """Tokens per example at most, [CLS] and [SEP] included."""
+    accumulate: int = 1
+    """Parts that a rank's share of the batch is computed in, to save memory."""
+    mask_fraction: float = 0.15
+    """Fraction of an example's tokens that are masked."""
+    learning_rate: float = 5e-4
+    """Peak rate of Adam; lr(t) = peak (1 - t/T) min(1, t/warmup)."""
+    warmup_steps: int = 10_000
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled decay on weights, not on biases and LayerNorm."""
+    adam_beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    adam_epsilon: float = 1e-6
+    """Added to the root of the second moment."""
+    optimizer: str = "electra-adam"
+    """electra-adam (the original's, without bias correction) | adamw | muon (hidden matrices; the rest AdamW)."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon's matrices, when optimizer is muon."""
+    clip_norm: float = 1.0
+    """Global gradient norm is clipped to this."""
+    generator_weight: float = 1.0
+    """Weight of the generator's MLM loss."""
+    discriminator_weight: float = 50.0
+    """Weight of the RTD loss (lambda in the paper)."""
+    temperature: float = 1.0
+    """Softmax temperature of the generator's draws."""
+    disallow_correct: bool = False
+    """Draw only words that differ from the original."""
+    uniform_generator: bool = False
+    """Replace by uniformly random words; the generator is not used."""
+    tying: str = "embeddings"
+    """What generator and discriminator share: none | embeddings | all | disentangled (DeBERTaV3)."""
+    generator_hidden_size: int = 64
+    """Width of the generator's encoder."""
+    generator_attention_heads: int = 1
+    """Attention heads of the generator."""
+    generator_intermediate_size: int = 256
+    """Feed-forward width of the generator."""
+    generator_layers: int = 12
+    """Layers of the generator (the paper keeps the discriminator's depth)."""
+    position_init: str = "normal"
+    """normal (as the original) | sinusoidal (a start that lets attention find neighbours sooner)."""
+    seed: int = 0
+    """Every random choice of the run is a function of this and the step."""
+    checkpoint_every: int = 10_000
+    """Steps between checkpoints of the training state."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    eval_every: int = 2_500
+    """Steps between evaluations on held-out text."""
+    eval_examples: int = 512
+    """Held-out examples per evaluation."""
+    log_every: int = 100
+    """Steps between rows of metrics.jsonl."""
+    precision: str = "auto"
+    """auto (bf16 where the machine computes in it) | bf16 | fp32."""
+
+    def __post_init__(self) -> None:
+        _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("tying", self.tying, TYINGS)
+        _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
+        _one_of("position_init", self.position_init, ("normal", "sinusoidal"))
+        _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
+        for name in ("batch_size", "max_length", "accumulate", "checkpoint_every", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.mask_fraction < 1:
+            raise UserError(f"mask_fraction: expected a number between 0 and 1, got {self.mask_fraction}")
+
+    @property
+    def max_predictions(self) -> int:
+        """Most masked positions in one example (19 for 128 tokens at 15%), as the original counts them."""
+        return int((self.mask_fraction + 0.005) * self.max_length)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named size: the discriminator's encoder and how it is pre-trained."""
+
+    discriminator: EncoderConfig
+    pretrain: PretrainConfig
+
+    def generator(self, pretrain: PretrainConfig | None = None) -> EncoderConfig:
+        """The generator that goes with it: the same embeddings, a narrower encoder."""
+        return generator_config(self.discriminator, pretrain or self.pretrain)
+
+
+def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> EncoderConfig:
+    """The discriminator's config, with the generator's own widths and depth."""
+    return replace(
+        discriminator,
+        hidden_size=pretrain.generator_hidden_size,
+        num_attention_heads=pretrain.generator_attention_heads,
+        intermediate_size=pretrain.generator_intermediate_size,
+        num_hidden_layers=pretrain.generator_layers,
+    )
+
+
+def _encoder(layers: int, hidden: int, embedding: int | None = None, **more: Any) -> EncoderConfig:
+    """An encoder of the paper's proportions: heads 64 wide, feed-forward four times the hidden size."""
+    sizes: dict[str, Any] = {"num_attention_heads": hidden // 64, "intermediate_size": 4 * hidden} | more
+    return EncoderConfig(
+        num_hidden_layers=layers, hidden_size=hidden, embedding_size=embedding or hidden, **sizes
+    )
+
+
+def _generator(hidden: int, layers: int = 12) -> dict[str, int]:
+    return {
+        "generator_hidden_size": hidden,
+        "generator_attention_heads": hidden // 64,
+        "generator_intermediate_size": 4 * hidden,
+        "generator_layers": layers,
+    }
+
+
+_LONG: dict[str, Any] = {"max_length": 512, "learning_rate": 2e-4}
+_SMALL = _encoder(12, 256, 128)
+
+PRESETS: dict[str, Preset] = {
+    # Ours, for a CPU; docs/decisions.md tells how it was found. Dropout is off: it never sees a text often.
+    "tiny": Preset(
+        _encoder(
+            4, 128, vocab_size=8192, num_attention_heads=4, max_position_embeddings=512,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
+        PretrainConfig(
+            model="tiny", steps=20_000, batch_size=32, learning_rate=1e-3, warmup_steps=500,
+            generator_hidden_size=64, generator_attention_heads=2, generator_intermediate_size=256,
+            generator_layers=4, checkpoint_every=1_000, eval_every=500,
+        ),
+    ),
+    "small": Preset(_SMALL, PretrainConfig(model="small", **_generator(64))),
+    # What was released as "Small": a generator as wide as the discriminator, four times the steps.
+    "small++": Preset(_SMALL, PretrainConfig(model="small++", steps=4_000_000, **_generator(256))),
+    "base": Preset(
+        _encoder(12, 768),
+        PretrainConfig(model="base", steps=766_000, batch_size=256, **_LONG, **_generator(256)),
+    ),
+    "large": Preset(
+        _encoder(24, 1024),
+        PretrainConfig(
+            model="large", steps=1_750_000, batch_size=2048, mask_fraction=0.25, **_LONG, **_generator(256, 24)
+        ),
+    ),
+}  # fmt: skip
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"{name}: expected one of {', '.join(allowed)}; got {value!r}{_nearest(value, allowed)}"
+        )
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+Config = TypeVar("Config")
+
+
+def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
+    """`config` with `changes`, each key known and of the right type.
+
+    Args:
+        where: where the changes came from, for the message ("run.toml").
+
+    Raises:
+        UserError: an unknown key (the nearest known one is suggested) or a value of another type.
+    """
+    kinds = {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    checked = {}
+    for key, value in changes.items():
+        name = key.replace("-", "_")
+        if name not in kinds:
+            raise UserError(f"{where}: unknown key {key!r}{_nearest(name, list(kinds))}")
+        if kinds[name] is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kinds[name]:
+            expected, got = kinds[name].__name__, type(value).__name__
+            raise UserError(f"{where}: {key} expects a value of type {expected}, got {value!r} ({got})")
+        checked[name] = value
+    return replace(config, **checked)  # type: ignore[type-var]

@@ -1,0 +1,210 @@
+"""ELECTRA: a generator, a discriminator, and the pre-training step of the paper.
+
+Clark, Luong, Le, Manning: "ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators",
+ICLR 2020. `Electra.forward` is section 2, line by line:
+
+1. mask     x_masked: some positions m of the text x become [MASK]          (`masking.py`, with the data)
+2. generate p_G(x_t | x_masked) = softmax(e(x_t) . h_G(x_masked)_t)         at t in m
+3. replace  x_corrupt: x with a draw from p_G at the positions m
+4. detect   D(x_corrupt, t) = sigmoid(w . h_D(x_corrupt)_t)                 at every t
+5. losses   L_MLM = mean over m of -log p_G(x_t | x_masked)
+            L_Disc = mean over all t of BCE(D(x_corrupt, t), x_corrupt_t != x_t)
+            minimise  L_MLM + lambda L_Disc,  lambda = 50
+
+No gradient flows from the discriminator into the generator through the draw (it is discrete); both share
+their embeddings, where the two gradients do meet (`config.PretrainConfig.tying`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from electra_kernels import mlm_head, rtd_loss
+from electra_kernels.rng import Seed, seed_tensor
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig, PretrainConfig, generator_config
+from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder, initialise
+from electra_core.packing import TokenBatch
+
+# Streams of random numbers: the generator's encoder from 0, the discriminator's, the draws.
+DISCRIMINATOR_STREAM, SAMPLING_STREAM = 1 << 16, 1 << 20
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """A batch of original text, and what was masked in it."""
+
+    tokens: TokenBatch
+    """The original sequences."""
+    masked_ids_T: Tensor
+    """int64 [T]: the ids the generator sees, [MASK] at most of the masked positions."""
+    masked_positions_M: Tensor
+    """int64 [M]: which of the T tokens are masked, ascending, no two equal."""
+    first_token: int = 0
+    """Which token of the whole step's batch this part starts with (see `rng`: rows)."""
+    first_masked: int = 0
+    """Which masked position of the whole step's batch this part starts with."""
+
+    @property
+    def target_ids_M(self) -> Tensor:
+        """int64 [M]: the original words at the masked positions."""
+        return self.tokens.input_ids_T[self.masked_positions_M]
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The batch on `device`."""
+        return PretrainBatch(
+            self.tokens.to(device),
+            self.masked_ids_T.to(device),
+            self.masked_positions_M.to(device),
+            self.first_token,
+            self.first_masked,
+        )
+
+
+@dataclass(frozen=True)
+class PretrainOutput:
+    """What one pre-training forward pass gives; losses carry gradient, the rest does not."""
+
+    loss: Tensor
+    """Scalar: generator_weight L_MLM + discriminator_weight L_Disc."""
+    mlm_loss: Tensor
+    """Scalar: mean over the M masked positions, in nats."""
+    rtd_loss: Tensor
+    """Scalar: mean over all T tokens, in nats."""
+    corrupted_ids_T: Tensor
+    """int64 [T]: the text the discriminator read."""
+    is_replaced_T: Tensor
+    """bool [T]: where that differs from the original."""
+    rtd_logits_T: Tensor
+    """[T]: positive means "replaced"."""
+
+
+class GeneratorPredictions(nn.Module):
+    """hidden -> embedding width, GELU, LayerNorm: what the tied output projection is applied to."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_MD: Tensor) -> Tensor:
+        """[M, D] -> [M, E]"""
+        return self.LayerNorm(F.gelu(self.dense(hidden_MD)))
+
+
+class Generator(nn.Module):
+    """A masked language model: encoder, head, and an output projection tied to the word embeddings."""
+
+    def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.generator_predictions = GeneratorPredictions(config)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def features(self, tokens: TokenBatch, positions_M: Tensor, seed: Seed | None = None) -> Tensor:
+        """[M, E]: what the output projection is multiplied with, at `positions_M` only."""
+        return self.generator_predictions(self.encoder(tokens, seed)[positions_M])
+
+    def forward(
+        self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None
+    ) -> Tensor:
+        """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. Meant for
+        evaluation and study: training goes through `mlm_head`, which never stores them."""
+        if positions_M is None:
+            positions_M = torch.arange(tokens.num_tokens, device=tokens.input_ids_T.device)
+        weight_VE = self.encoder.embeddings.word_weight()
+        return F.linear(self.features(tokens, positions_M, seed), weight_VE, self.output_bias)
+
+
+class DiscriminatorPredictions(nn.Module):
+    """dense, GELU, and one output per token."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense_prediction = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        """[T, D] -> [T]"""
+        return self.dense_prediction(F.gelu(self.dense(hidden_TD))).squeeze(-1)
+
+
+class Discriminator(nn.Module):
+    """Tells for every token whether it was replaced; the encoder that is fine-tuned afterwards."""
+
+    def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.discriminator_predictions = DiscriminatorPredictions(config)
+
+    def forward(self, tokens: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """[T]: logit that the token was replaced."""
+        return self.discriminator_predictions(self.encoder(tokens, seed))
+
+
+class Electra(nn.Module):
+    """Generator and discriminator with what they share, and the joint objective."""
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__()
+        self.config = pretrain
+        self.generator = Generator(generator_config(config, pretrain))
+        self.discriminator = Discriminator(
+            config, _discriminator_encoder(config, pretrain, self.generator.encoder)
+        )
+        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        """One pre-training step's losses; `seed` decides the draws and the dropout."""
+        token_seed, draw_seed = _first_row(seed, batch.first_token), _first_row(seed, batch.first_masked)
+        # 1. The generator reads the masked text; only masked positions go on to its head.
+        masked_text = batch.tokens.with_ids(batch.masked_ids_T)
+        positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
+        features_ME = self.generator.features(masked_text, positions_M, token_seed)
+        # 2. Cross-entropy with the original words, and one draw from the softmax per position.
+        words_VE, bias_V = self.generator.encoder.embeddings.word_weight(), self.generator.output_bias
+        mlm = mlm_head(
+            features_ME, words_VE, bias_V, originals_M,
+            seed=draw_seed, stream=SAMPLING_STREAM, temperature=self.config.temperature,
+        )  # fmt: skip
+        # 3. The draws replace the originals; a draw that hits the original counts as original.
+        corrupted_ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
+        is_replaced_T = corrupted_ids_T != batch.tokens.input_ids_T
+        # 4. The discriminator reads the corrupted text and judges every token.
+        corrupted_text = batch.tokens.with_ids(corrupted_ids_T)
+        rtd_logits_T = self.discriminator(corrupted_text, token_seed)
+        # 5. The joint loss.
+        mlm_loss, rtd = mlm.loss_M.mean(), rtd_loss(rtd_logits_T, is_replaced_T)
+        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * rtd
+        return PretrainOutput(loss, mlm_loss, rtd, corrupted_ids_T, is_replaced_T, rtd_logits_T.detach())
+
+
+def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tensor) -> Tensor:
+    """The text with `sampled_ids_M` at `positions_M`; a draw of -1 (from NaN logits) leaves the word."""
+    sampled = torch.where(sampled_ids_M < 0, input_ids_T[positions_M], sampled_ids_M)
+    return input_ids_T.index_copy(0, positions_M, sampled)
+
+
+def _first_row(seed: Seed, first_row: int) -> Tensor:
+    """`seed` as a kernel reads it, rows counted from `first_row`."""
+    seed = seed_tensor(seed)
+    return torch.stack((seed[0], seed[0].new_tensor(first_row)))
+
+
+def _discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:
+    """The discriminator's encoder, sharing with the generator's what `pretrain.tying` says."""
+    if pretrain.tying == "all":
+        if generator.config != config:
+            raise ValueError("tying: 'all' expects a generator of the discriminator's size")
+        return generator
+    embeddings: Embeddings | None = None
+    if pretrain.tying == "embeddings":
+        embeddings = generator.embeddings
+    elif pretrain.tying == "disentangled":
+        embeddings = DisentangledEmbeddings(config, generator.embeddings)
+    return Encoder(config, embeddings, DISCRIMINATOR_STREAM)

@@ -1,0 +1,230 @@
+"""The transformer encoder: embeddings, post-LayerNorm layers, initialisation.
+
+    x = LayerNorm(word + position + segment), projected to the hidden size
+    for each layer (Vaswani et al. 2017, post-LayerNorm as in BERT):
+        x = LayerNorm(x + dropout(attention(x)))
+        x = LayerNorm(x + dropout(W2 gelu(W1 x)))
+
+Everything works on packed tokens (`packing.TokenBatch`): there is no padding and no mask. Names of the
+modules are the Hub's wherever shapes allow; query, key and value are one matrix here (`qkv`) because one
+product of three times the width is faster than three.
+
+Dropout is on when the module is in training mode and a seed is given. Each use has its own stream:
+`STREAMS_PER_LAYER` per layer from the encoder's `first_stream` on, so that one seed per step serves
+generator and discriminator alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from electra_kernels import attention, dropout_add_layer_norm
+from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig
+from electra_core.packing import TokenBatch
+
+STREAMS_PER_LAYER = 4
+EMBEDDING_STREAM, ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(4)
+
+
+class Embeddings(nn.Module):
+    """Word + position + segment embeddings and their LayerNorm; all of width E."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+
+    def word_weight(self) -> Tensor:
+        """[V, E]: the matrix that words are looked up in."""
+        return self.word_embeddings.weight
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """[T, E]"""
+        words = F.embedding(batch.input_ids_T, self.word_weight())
+        positions = self.position_embeddings(batch.position_ids_T)
+        return self.LayerNorm(words + positions + self.token_type_embeddings(batch.segment_ids_T))
+
+
+class DisentangledEmbeddings(Embeddings):
+    """Shares another model's word embeddings without sending it gradient (He et al. 2021, DeBERTaV3).
+
+    The matrix is `sg(shared) + own`, `sg` stopping the gradient: the discriminator starts from what the
+    generator learns about words, but its loss, 50 times as strong, does not pull at the generator's.
+    """
+
+    def __init__(self, config: EncoderConfig, shared: Embeddings):
+        super().__init__(config)
+        self._shared = (shared,)  # a tuple, so that the generator's parameters are not registered twice
+
+    def word_weight(self) -> Tensor:
+        return self._shared[0].word_weight().detach() + self.word_embeddings.weight
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each sequence, and its output projection."""
+
+    def __init__(self, config: EncoderConfig, stream: int):
+        super().__init__()
+        self.num_heads, self.head_size = config.num_attention_heads, config.head_size
+        self.dropout_p, self.stream = config.attention_probs_dropout_prob, stream
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
+        qkv_T3HK = self.qkv(hidden_TD).view(-1, 3, self.num_heads, self.head_size)
+        dropout_p = self.dropout_p if seed is not None else 0.0
+        context_THK = attention(
+            qkv_T3HK, batch.cu_seqlens, batch.max_seqlen, dropout_p=dropout_p, seed=seed, stream=self.stream
+        )
+        return self.dense(context_THK.flatten(1))
+
+
+class Layer(nn.Module):
+    """One transformer layer: attention, then feed-forward, each with a residual and a LayerNorm."""
+
+    def __init__(self, config: EncoderConfig, first_stream: int):
+        super().__init__()
+        width = config.hidden_size
+        self.dropout_p, self.eps = config.hidden_dropout_prob, config.layer_norm_eps
+        self.attention = SelfAttention(config, first_stream + ATTENTION_STREAM)
+        self.attention_norm = nn.LayerNorm(width, eps=self.eps)
+        self.intermediate = nn.Linear(width, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, width)
+        self.output_norm = nn.LayerNorm(width, eps=self.eps)
+        self.streams = (first_stream + ATTENTION_OUTPUT_STREAM, first_stream + OUTPUT_STREAM)
+
+    def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
+        branch = self.attention(hidden_TD, batch, seed)
+        hidden_TD = self._add_norm(branch, hidden_TD, self.attention_norm, seed, self.streams[0])
+        branch = self.output(F.gelu(self.intermediate(hidden_TD)))
+        return self._add_norm(branch, hidden_TD, self.output_norm, seed, self.streams[1])
+
+    def _add_norm(
+        self, branch: Tensor, residual: Tensor, norm: nn.LayerNorm, seed: Seed | None, stream: int
+    ) -> Tensor:
+        dropout_p = self.dropout_p if seed is not None else 0.0
+        return dropout_add_layer_norm(
+            branch,
+            residual,
+            norm.weight,
+            norm.bias,
+            eps=self.eps,
+            dropout_p=dropout_p,
+            seed=seed,
+            stream=stream,
+        )
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers: word ids in, hidden states out.
+
+    Args:
+        config: the sizes.
+        embeddings: embeddings to share with another model, else own ones.
+        first_stream: where this encoder's streams of random numbers begin.
+    """
+
+    def __init__(self, config: EncoderConfig, embeddings: Embeddings | None = None, first_stream: int = 0):
+        super().__init__()
+        self.config, self.first_stream = config, first_stream
+        self.embeddings = embeddings if embeddings is not None else Embeddings(config)
+        same = config.embedding_size == config.hidden_size
+        self.embeddings_project = None if same else nn.Linear(config.embedding_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Layer(config, first_stream + (index + 1) * STREAMS_PER_LAYER)
+            for index in range(config.num_hidden_layers)
+        )
+
+    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """Hidden states of every token.
+
+        Args:
+            batch: N packed sequences, none longer than `max_position_embeddings`.
+            seed: for dropout; None, or evaluation mode, means no dropout.
+
+        Returns:
+            [T, D], in the compute dtype (bf16 under autocast).
+
+        Raises:
+            ValueError: a sequence longer than the model has positions for.
+        """
+        if batch.max_seqlen > self.config.max_position_embeddings:
+            raise ValueError(
+                f"batch: expected sequences of at most {self.config.max_position_embeddings} tokens, "
+                f"got one of {batch.max_seqlen}"
+            )
+        seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
+        stream = self.first_stream + EMBEDDING_STREAM
+        hidden_TD = dropout(self.embeddings(batch), self.config.hidden_dropout_prob, seed, stream)
+        if self.embeddings_project is not None:
+            hidden_TD = self.embeddings_project(hidden_TD)
+        for layer in self.layers:
+            hidden_TD = layer(hidden_TD, batch, seed)
+        return hidden_TD
+
+
+def dropout(values_TD: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
+    """Dropout whose decisions are a function of (seed, stream, token, feature)."""
+    if seed is None or dropout_p == 0.0:
+        return values_TD
+    rows = torch.arange(len(values_TD), device=values_TD.device)
+    keep = keep_mask(seed, rows, values_TD.shape[1], dropout_p, stream)
+    return values_TD * keep * keep_scale(dropout_p)
+
+
+GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", "summary")
+
+
+def initialise(model: nn.Module, initializer_range: float, seed: int, position_init: str = "normal") -> None:
+    """Starting values of every parameter, in place; the same on every machine for the same seed.
+
+    | parameter | starts from |
+    |---|---|
+    | weights of linear layers and embeddings | normal(0, initializer_range), truncated at two deviations |
+    | `embeddings_project`, `dense_prediction`, task heads | Glorot uniform: the original leaves them to its framework |
+    | biases | 0 |
+    | LayerNorm | weight 1, bias 0 |
+    | position embeddings, if position_init is "sinusoidal" | sines and cosines (Vaswani et al. 2017), then learned |
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _truncated_normal(module.weight, initializer_range, generator)
+        elif isinstance(module, nn.Linear):
+            if any(part in GLOROT for part in name.split(".")):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            else:
+                _truncated_normal(module.weight, initializer_range, generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if position_init == "sinusoidal":
+        for module in model.modules():
+            if isinstance(module, Embeddings):
+                _sinusoidal(module.position_embeddings.weight, initializer_range)
+    for module in model.modules():
+        if isinstance(module, DisentangledEmbeddings):  # starts as exactly the generator's matrix
+            nn.init.zeros_(module.word_embeddings.weight)
+
+
+def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+@torch.no_grad()
+def _sinusoidal(weight_PE: Tensor, scale: float) -> None:
+    """Sines and cosines of wavelengths 2 pi to 10000 * 2 pi, with the words' root mean square."""
+    positions, width = weight_PE.shape
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angle = torch.arange(positions)[:, None] * frequency
+    weight_PE[:, 0::2] = torch.sin(angle) * scale * math.sqrt(2)
+    weight_PE[:, 1::2] = torch.cos(angle[:, : width // 2]) * scale * math.sqrt(2)

@@ -1,0 +1,109 @@
+"""TokenBatch: sequences laid end to end, no padding.
+
+Padding never enters the model, so there is no attention mask and "all tokens" means all `T`.
+Padded tensors exist only at the border, in `from_padded` and `to_padded`.
+
+    sequences   [CLS] a b [SEP]     [CLS] c [SEP]
+    input_ids_T  2 17 23 3  2 41 3        T = 7 tokens
+    cu_seqlens   0          4      7      where each sequence starts, and the end
+    position_ids 0  1  2 3  0  1 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N sequences of T tokens in all."""
+
+    input_ids_T: Tensor
+    """int64 [T]: word ids."""
+    segment_ids_T: Tensor
+    """int64 [T]: 0 for the first segment of a pair, 1 for the second."""
+    position_ids_T: Tensor
+    """int64 [T]: place in the own sequence, from 0."""
+    cu_seqlens: Tensor
+    """int32 [N + 1]: sequence n holds tokens cu_seqlens[n] to cu_seqlens[n + 1]."""
+    max_seqlen: int
+    """Length of the longest sequence; on the host, because kernels choose their path by it."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids_T)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int32 [N]: tokens per sequence."""
+        return self.cu_seqlens.diff()
+
+    def with_ids(self, input_ids_T: Tensor) -> TokenBatch:
+        """The same sequences with other words in them."""
+        return replace(self, input_ids_T=input_ids_T)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
+        """The batch on `device`."""
+        return TokenBatch(
+            self.input_ids_T.to(device, non_blocking=non_blocking),
+            self.segment_ids_T.to(device, non_blocking=non_blocking),
+            self.position_ids_T.to(device, non_blocking=non_blocking),
+            self.cu_seqlens.to(device, non_blocking=non_blocking),
+            self.max_seqlen,
+        )
+
+    def split(self) -> list[Tensor]:
+        """The word ids of each sequence."""
+        return list(self.input_ids_T.split(self.lengths.tolist()))
+
+
+def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None) -> TokenBatch:
+    """Lists of word ids (and of segment ids, else all 0) -> one TokenBatch.
+
+    Raises:
+        ValueError: segments whose lengths differ from the sequences'.
+    """
+    lengths = [len(ids) for ids in sequences]
+    if segments is not None and [len(ids) for ids in segments] != lengths:
+        raise ValueError("segments: expected one id for every token of every sequence")
+    flat = torch.tensor([i for ids in sequences for i in ids], dtype=torch.int64)
+    if segments is None:
+        flat_segments = torch.zeros_like(flat)
+    else:
+        flat_segments = torch.tensor([i for ids in segments for i in ids], dtype=torch.int64)
+    return from_lengths(flat, flat_segments, lengths)
+
+
+def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int]) -> TokenBatch:
+    """Flat ids and the sequences' lengths -> TokenBatch."""
+    lengths_N = torch.tensor(list(lengths), dtype=torch.int64)
+    cu_seqlens = torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0))
+    positions = torch.arange(len(input_ids_T)) - cu_seqlens[:-1].repeat_interleave(lengths_N)
+    longest = int(lengths_N.max()) if len(lengths_N) else 0
+    return TokenBatch(input_ids_T, segment_ids_T, positions, cu_seqlens.to(torch.int32), longest)
+
+
+def from_padded(
+    input_ids_NS: Tensor, attention_mask_NS: Tensor, segment_ids_NS: Tensor | None = None
+) -> TokenBatch:
+    """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch."""
+    keep = attention_mask_NS.bool()
+    segments = torch.zeros_like(input_ids_NS) if segment_ids_NS is None else segment_ids_NS
+    return from_lengths(input_ids_NS[keep], segments[keep], keep.sum(1).tolist())
+
+
+def to_padded(values_T: Tensor, batch: TokenBatch, fill: float = 0) -> Tensor:
+    """Per-token values [T, ...] -> padded [N, S, ...], `fill` where there is no token."""
+    shape = (batch.num_sequences, batch.max_seqlen, *values_T.shape[1:])
+    padded = values_T.new_full(shape, fill)
+    rows = torch.repeat_interleave(batch.lengths.long())
+    padded[rows, batch.position_ids_T] = values_T
+    return padded
