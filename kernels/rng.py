@@ -91,21 +91,22 @@ def philox(
         Four int64 tensors of the broadcast shape with values in [0, 2^32).
     """
     key, first_row = seed[0], seed[1]
-    # Sixteen bits of every counter word differ between uses at most, but all 32 are mixed.
-    c0 = column.to(torch.int64)
-    c1 = (row.to(torch.int64) + first_row) & MASK32
-    c2: Tensor = torch.full_like(c0, stream & MASK32)
+    c0, c1 = column.to(torch.int64), (row.to(torch.int64) + first_row) & MASK32
+    c2: Tensor = torch.full((), stream & MASK32, dtype=torch.int64, device=c0.device)
     c3 = torch.as_tensor(plane, dtype=torch.int64, device=c0.device)
-    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
     k0, k1 = key & MASK32, (key >> 32) & MASK32
+    # The counter is broadcast by the rounds themselves: the first two work on rows and columns apart.
     for _ in range(ROUNDS):
         a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
-        c0 = ((b >> 32) & MASK32) ^ c1 ^ k0
-        c1 = b & MASK32
-        c2 = ((a >> 32) & MASK32) ^ c3 ^ k1
-        c3 = a & MASK32
+        c0, c2 = _mix(b, c1, k0), _mix(a, c3, k1)
+        c1, c3 = b, a  # their low halves; the high ones are cut off by the next `_mix`
         k0, k1 = (k0 + WEYL_A) & MASK32, (k1 + WEYL_B) & MASK32
-    return c0, c1, c2, c3
+    return c0, c1 & MASK32, c2, c3 & MASK32
+
+
+def _mix(product: Tensor, low: Tensor, key: Tensor) -> Tensor:
+    """high half of `product` ^ `low` ^ `key`, in 32 bits."""
+    return ((product >> 32) ^ low).bitwise_xor_(key).bitwise_and_(MASK32)
 
 
 def uniform(bits: Tensor) -> Tensor:
@@ -123,7 +124,9 @@ def keep_scale(dropout_p: float) -> float:
     return 65536.0 / (65536 - dropout_threshold(dropout_p))
 
 
-def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0) -> Tensor:
+def keep_mask(
+    seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0
+) -> Tensor:
     """Dropout decisions as bool [len(rows), columns]; eight neighbouring columns share one Philox call.
 
     Column c is decided by the 16-bit half `c % 2` (low half first) of word `(c // 2) % 4` of the call with
@@ -131,6 +134,9 @@ def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream
     decisions from a kernel.
     """
     blocks = torch.arange((columns + 7) // 8, device=rows.device)
-    words = torch.stack(philox(seed, blocks[None, :], rows[:, None], stream, plane), dim=-1)
-    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).reshape(len(rows), -1)
-    return halves[:, :columns] >= dropout_threshold(dropout_p)
+    words = philox(seed, blocks[None, :], rows[:, None], stream, plane)
+    # int32 keeps the 32 bits, and on every machine torch runs on its first half is the low one.
+    halves = torch.stack([word.to(torch.int32) for word in words], dim=-1).view(torch.int16)
+    # int16 reads a half r as r or r - 65536; flipping the top bit gives r - 32768, which keeps the order.
+    signed = halves.reshape(len(rows), -1)[:, :columns] ^ -32768
+    return signed >= dropout_threshold(dropout_p) - 32768

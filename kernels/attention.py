@@ -1,0 +1,96 @@
+"""Bidirectional attention over sequences laid end to end, with dropout: the contract.
+
+    P[t, j] = softmax_j(softmax_scale · <q_t, k_j>)      j runs over the sequence that holds token t
+    out_t   = Σ_j keep[t, j] · P[t, j] / keep_rate · v_j
+
+**Dropout.** Probability (token t, key j, head h) is kept iff `rng.keep_mask(seed, rows=t, columns=j,
+plane=h, stream)` says so: t is the token's row in the packed batch (plus the seed's `first_row`), j the
+key's position within its sequence. The decisions do not depend on tiles, on the device, or on how the batch
+was split, and the backward pass computes them again instead of storing N·H·S·S bits.
+
+Left out on purpose: causal masks, additive biases, different lengths for queries and keys (ELECTRA has none).
+"""
+
+from __future__ import annotations
+
+import torch
+from electra_kernels import attention_reference, rng
+from electra_kernels.dispatch import use_triton
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def attention(
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    dropout_p: float = 0.0,
+    seed: rng.Seed | None = None,
+    stream: int = 0,
+    softmax_scale: float | None = None,
+) -> Tensor:
+    """Attention of every token to all tokens of its own sequence.
+
+    Args:
+        qkv_T3HK: queries, keys and values of all tokens, [T, 3, H, K], float32, bfloat16, float16 (or
+            float64, in the twin and under the interpreter).
+        cu_seqlens: int32 or int64 [N + 1], where each sequence starts: 0, rising, T. Sequences may be empty.
+        max_seqlen: at least the longest sequence; a Python int, so that no value has to come from the device.
+        dropout_p: probability of dropping an attention probability, 0 <= p < 1.
+        seed: int, or int64 tensor `[key]` or `[key, first_row]` on the same device; needed if dropout_p > 0.
+        stream: which use of `seed` this is (the layer's number); each gets its own dropout.
+        softmax_scale: factor on the logits; 1/sqrt(K) by default.
+
+    Returns:
+        out_THK, contiguous, of the dtype of `qkv_T3HK`; differentiable with respect to `qkv_T3HK`.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype, device or range; wrong values in `cu_seqlens` (in
+            the twin, where they are on the host).
+    """
+    _check(qkv_T3HK, cu_seqlens, max_seqlen, dropout_p, seed)
+    scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    seed_2 = rng.seed_tensor(0 if seed is None else seed, qkv_T3HK.device)
+    implementation = attention_reference.attention
+    if use_triton(qkv_T3HK):
+        raise RuntimeError("the Triton kernels of attention are not here yet")
+    if not torch.compiler.is_compiling():
+        _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
+    return implementation(
+        qkv_T3HK, cu_seqlens, max_seqlen, dropout_p=dropout_p, seed=seed_2, stream=stream, softmax_scale=scale
+    )
+
+
+def _check(
+    qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None
+) -> None:
+    if qkv_T3HK.dim() != 4 or qkv_T3HK.shape[1] != 3:
+        raise ValueError(f"qkv_T3HK: expected shape [T, 3, H, K], got {tuple(qkv_T3HK.shape)}")
+    if qkv_T3HK.dtype not in DTYPES:
+        raise ValueError(f"qkv_T3HK: expected float32, bfloat16, float16 or float64, got {qkv_T3HK.dtype}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"cu_seqlens: expected int32 or int64 of shape [N + 1], "
+            f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+        )
+    if max_seqlen < 0:
+        raise ValueError(f"max_seqlen: expected at least 0, got {max_seqlen}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
+    if dropout_p > 0.0 and seed is None:
+        raise ValueError("seed: expected an int or an int64 tensor because dropout_p > 0, got None")
+    for name, tensor in (("cu_seqlens", cu_seqlens), ("seed", seed)):
+        if isinstance(tensor, Tensor) and tensor.device != qkv_T3HK.device:
+            raise ValueError(f"{name}: expected on {qkv_T3HK.device} like qkv_T3HK, got on {tensor.device}")
+
+
+def _check_values(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
+    """What only the values tell; reads them on the host."""
+    starts = cu_seqlens.tolist()
+    lengths = [end - start for start, end in zip(starts, starts[1:])]
+    if starts[0] != 0 or starts[-1] != tokens or min(lengths, default=0) < 0:
+        raise ValueError(f"cu_seqlens: expected to rise from 0 to T = {tokens}, got {starts}")
+    if max(lengths, default=0) > max_seqlen:
+        raise ValueError(f"max_seqlen: expected at least the longest sequence, {max(lengths)}, got {max_seqlen}")
