@@ -1,0 +1,54 @@
+"""Argument checks shared by the public functions: every error names the argument, the expected and the got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device | None = None,
+) -> None:
+    """Raise ValueError unless `tensor` has this shape (None: any size), one of these dtypes, this device."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape)
+    )
+    if not fits:
+        wanted = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+        raise ValueError(f"{name}: expected shape {wanted}, got {list(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless 0 < temperature < inf (NaN fails too)."""
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+
+
+def check_ids(name: str, ids: Tensor, upper: int, *, unique: bool = False) -> None:
+    """Raise ValueError unless all ids lie in [0, upper) (and differ, if `unique`). Reads values: twins only.
+
+    Under torch.compile values are unknown, and the check is left out.
+    """
+    if torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= upper:
+        raise ValueError(f"{name}: expected values in [0, {upper}), got {low if low < 0 else high}")
+    if unique and len(torch.unique(ids)) != len(ids):
+        raise ValueError(f"{name}: expected distinct values, got a repeated one")

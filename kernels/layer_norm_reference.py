@@ -1,0 +1,32 @@
+"""Dropout + residual + LayerNorm in plain PyTorch: the specification (maths: see `layer_norm`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from electra_kernels.rng import keep_mask, keep_scale
+from torch import Tensor
+
+
+def dropout_add_layer_norm(
+    x_TD: Tensor,
+    residual_TD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+) -> Tensor:
+    """See the contract in `layer_norm`; `seed` is None where nothing is dropped."""
+    statistics = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+    with torch.autocast(x_TD.device.type, enabled=False):
+        sum_TD = x_TD.to(statistics)
+        if seed is not None:
+            rows_T = torch.arange(len(x_TD), device=x_TD.device)
+            keep_TD = keep_mask(seed, rows_T, x_TD.shape[1], dropout_p, stream)
+            sum_TD = sum_TD * (keep_TD * keep_scale(dropout_p))
+        sum_TD = sum_TD + residual_TD.to(statistics)
+        size = (x_TD.shape[1],)
+        normed_TD = F.layer_norm(sum_TD, size, weight_D.to(statistics), bias_D.to(statistics), eps)
+        return normed_TD.to(x_TD.dtype)

@@ -1,0 +1,68 @@
+"""Output projection + cross-entropy + exact draw, without ever storing the M x V logits.
+
+    logits = hidden @ embeddingᵀ + bias,   loss_m = logsumexp(logits_m) - logits_m[target_m],
+    sampled_m ~ softmax(logits_m / temperature)
+
+Gradients, with g = ∂L/∂loss and P = softmax(logits) at temperature 1:
+
+    dlogits = g ⊙ (P - onehot(target)),  dhidden = dlogits @ embedding,  dembedding = dlogitsᵀ @ hidden,
+    dbias = Σ_m dlogits_m
+
+P is recomputed from hidden, embedding and the saved logsumexp. The draw is the two-level one of
+`sample_replace` (same logits and seed, same ids) and no gradient flows through it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from electra_kernels import mlm_head_reference as reference
+from electra_kernels.checks import FLOATS, INTEGERS, check_temperature, check_tensor
+from electra_kernels.rng import Seed, seed_tensor
+from torch import Tensor
+
+
+class MLMHead(NamedTuple):
+    """What `mlm_head` returns."""
+
+    loss_M: Tensor
+    """fp32 (fp64 for fp64 input): cross-entropy at every masked position; NaN for a row with a NaN."""
+    sampled_ids_M: Tensor
+    """int64: the draws; -1 for a row of logits that is no distribution."""
+
+
+def mlm_head(
+    hidden_ME: Tensor,
+    embedding_VE: Tensor,
+    bias_V: Tensor,
+    target_ids_M: Tensor,
+    *,
+    seed: Seed,
+    stream: int = 0,
+    temperature: float = 1.0,
+) -> MLMHead:
+    """Cross-entropy of the masked words and one exact draw each; memory O(M·E + V·E), not O(M·V).
+
+    Args:
+        hidden_ME: fp32, bf16, fp16 or fp64; its dtype is the compute dtype. Statistics are fp32.
+        embedding_VE: any float dtype, cast to hidden's (the fp32 parameter under autocast).
+        bias_V: any float dtype; added in fp32 by the kernel, in hidden's dtype by the CPU twin.
+        target_ids_M: int64 or int32, in [0, V).
+        seed, stream, temperature: as in `sample_and_replace`; the temperature does not touch the loss.
+
+    Returns:
+        MLMHead(loss_M, sampled_ids_M). Gradients of loss_M reach hidden, embedding and bias, each in its
+        own dtype, summed in a fixed order.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or temperature; on the twin also targets outside [0, V).
+    """
+    check_tensor("hidden_ME", hidden_ME, (None, None), FLOATS)
+    device, (rows, size) = hidden_ME.device, hidden_ME.shape
+    check_tensor("embedding_VE", embedding_VE, (None, size), FLOATS, device)
+    check_tensor("bias_V", bias_V, (len(embedding_VE),), FLOATS, device)
+    check_tensor("target_ids_M", target_ids_M, (rows,), INTEGERS, device)
+    check_temperature(temperature)
+    key = seed_tensor(seed, device)
+    loss, sampled = reference.mlm_head(hidden_ME, embedding_VE, bias_V, target_ids_M, key, stream, temperature)
+    return MLMHead(loss, sampled)
