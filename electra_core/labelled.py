@@ -1,0 +1,254 @@
+"""Labelled texts as people have them -> examples.
+
+Files of one or two text columns and a label column (CSV, TSV, JSON lines, Parquet), and folders with one
+sub-folder of .txt files per label, as IMDb ships. Sentences with tags are read in `tagging.py`, questions
+with answers in `squad.py`, multiple choice in `choices.py`.
+
+Every reader is a generator, so that files larger than memory can be predicted on; a row that it cannot use
+goes to `BadRows`, which names file and line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from electra_core.errors import UserError
+from electra_core.row_files import Row, read_lines, read_rows, text_problem
+
+TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
+PAIR_NAMES = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
+    ("text_a", "text_b"), ("question", "sentence"), ("question", "passage"), ("#1 String", "#2 String"),
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "category", "sentiment", "target", "gold_label", "is_duplicate", "score",
+    "Quality",
+)  # fmt: skip
+ID_NAMES = ("id", "idx", "index", "guid", "pairID")
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """One text, or a pair, with its label as written in the file (None where there is none)."""
+
+    id: str
+    line: int
+    text: str
+    pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what: names, or numbers from 1 where a file has no header. None: found by name."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    id: str | None = None
+    header: bool | None = None
+    """Whether a CSV or TSV has a header. None: yes, unless all columns are given as numbers."""
+    quoting: bool | None = None
+    """Whether cells may be quoted. None: in CSV yes, in TSV no."""
+
+
+class BadRows:
+    """Rows that cannot be used: named with file and line; they stop the reading, or are skipped and counted.
+
+    Args:
+        skip: count them and go on; else `close` raises, naming the first and saying how many there are.
+    """
+
+    def __init__(self, path: Path | str, skip: bool = False):
+        self.path, self.skip = path, skip
+        self.reasons: Counter[str] = Counter()
+        self.first: list[str] = []
+
+    def add(self, place: int | str, reason: str) -> None:
+        """Notes one bad row; `place` is its line or where it stands in a JSON file."""
+        self.reasons[reason.split(" (")[0]] += 1
+        if len(self.first) < 3:
+            self.first.append(f"{self.path}:{place}: {reason}")
+
+    @property
+    def count(self) -> int:
+        """How many rows were bad."""
+        return self.reasons.total()
+
+    def close(self) -> None:
+        """Raises UserError if there were bad rows and they are not to be skipped."""
+        if self.count and not self.skip:
+            more = f" (and {self.count - 1} more bad rows)" if self.count > 1 else ""
+            raise UserError(f"{self.first[0]}{more}; --skip-bad-rows leaves bad rows out")
+
+    def summary(self) -> str:
+        """One line for the log: how many were skipped, why, and where the first stand."""
+        why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common())
+        return f"{self.path}: skipped {self.count} bad rows: {why}; first {'; '.join(self.first)}"
+
+
+def read_texts(
+    path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
+) -> Iterator[TextExample]:
+    """Texts or pairs of texts, in the file's order.
+
+    Args:
+        path: a file, or a folder with one sub-folder of .txt files per label.
+        bad: takes rows that cannot be used; without it they raise at the end of the file.
+        labelled: whether a label is required in every row; if not, it is read where there is one.
+
+    Raises:
+        UserError: file unreadable or empty, a column missing (the present ones are listed), bad rows.
+    """
+    path, columns = Path(path), columns or Columns()
+    bad = bad or BadRows(path)
+    if path.is_dir():
+        examples = _read_folder(path, bad)
+    else:
+        examples = _read_text_rows(path, columns, bad, labelled)
+    yield from checked(path, examples, bad)
+
+
+def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
+    """Passes examples on; at the end complains about bad rows and about a file without any good one."""
+    count = 0
+    for example in examples:
+        count += 1
+        yield example
+    bad.close()
+    if not count:
+        reason = f"none of its {bad.count} rows can be used ({bad.first[0]})" if bad.count else "holds no rows"
+        raise UserError(f"{path}: {reason}")
+
+
+def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
+    found: Columns | None = None
+    seen: set[str] = set()
+    for row in table(path, columns):
+        if row.problem:
+            bad.add(row.line, row.problem)
+            continue
+        found = found or find_columns(path, list(row.cells), columns, labelled)
+        example, problem = _text_example(row, found, labelled)
+        if example is None:
+            bad.add(row.line, problem)
+        elif found.id and example.id in seen:
+            bad.add(row.line, f"duplicated id ({example.id})")
+        else:
+            if found.id:
+                seen.add(example.id)
+            yield example
+
+
+def table(path: Path, columns: Columns) -> Iterator[Row]:
+    """The file's rows, its header (if it has one) found with the help of the wanted columns."""
+    given = [name for name in (columns.text, columns.pair, columns.label, columns.id) if name]
+    header = columns.header
+    if header is None:
+        header = not (given and all(name.isdigit() for name in given))
+    return read_rows(path, header=header, quoting=columns.quoting)
+
+
+def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Columns:
+    """Column names for every role: those asked for, checked, and the usual names for the others.
+
+    Raises:
+        UserError: a column that is not there, or no way to tell which one holds the text or the label.
+    """
+    asked = {"text": wanted.text, "pair": wanted.pair, "label": wanted.label, "id": wanted.id}
+    names = {role: _present(path, present, name, role) for role, name in asked.items() if name is not None}
+    if "text" not in names:
+        names |= _guess_texts(present)
+    for role, usual in (("label", LABEL_NAMES), ("id", ID_NAMES)):
+        taken = set(names.values())
+        match = next((name for name in usual if name in present and name not in taken), None)
+        if role not in names and match is not None:
+            names[role] = match
+    for role in ("text", "label") if labelled else ("text",):
+        if role not in names:
+            raise UserError(
+                f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
+                f"name it with --{role}-column"
+            )
+    return Columns(names["text"], names.get("pair"), names.get("label"), names.get("id"))
+
+
+def _present(path: Path, present: Sequence[str], name: str, role: str) -> str:
+    if name in present:
+        return name
+    if name.isdigit() and 1 <= int(name) <= len(present):
+        return present[int(name) - 1]
+    raise UserError(f"{path}: there is no {role} column {name!r}; the columns are {', '.join(present)}")
+
+
+def _guess_texts(present: Sequence[str]) -> dict[str, str]:
+    for first, second in PAIR_NAMES:
+        if first in present and second in present:
+            return {"text": first, "pair": second}
+    match = next((name for name in TEXT_NAMES if name in present), None)
+    return {"text": match} if match else {}
+
+
+def _text_example(row: Row, columns: Columns, labelled: bool) -> tuple[TextExample | None, str]:
+    """The example, or None and why not."""
+    text, problem = text_cell(row, columns.text or "text")
+    pair = None
+    if columns.pair and not problem:
+        pair, problem = text_cell(row, columns.pair)
+    label = label_text(row.cells.get(columns.label)) if columns.label else None
+    if labelled and label is None and not problem:
+        problem = "the label is missing"
+    if problem:
+        return None, problem
+    name = str(row.cells.get(columns.id, row.line)) if columns.id else str(row.line)
+    return TextExample(name, row.line, text, pair, label), ""
+
+
+def text_cell(row: Row, column: str) -> tuple[str, str]:
+    """(text, ""), or ("", why the cell holds no usable text)."""
+    value = row.cells.get(column)
+    if value is None:
+        return "", f"column {column!r} is missing"
+    if isinstance(value, (list, dict)):
+        return "", f"column {column!r} holds a {type(value).__name__}, expected a text"
+    text = str(value).strip()
+    return (text, text_problem(text)) if text else ("", f"the text is empty (column {column!r})")
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in ("", "nan") else text
+
+
+def _read_folder(path: Path, bad: BadRows) -> Iterator[TextExample]:
+    """One text per .txt file, labelled by its sub-folder; `unsup/`, IMDb's unlabelled part, is left out."""
+    labels = sorted(sub.name for sub in path.iterdir() if sub.is_dir() and sub.name != "unsup")
+    labels = [name for name in labels if next((path / name).glob("*.txt"), None)]
+    if len(labels) < 2:
+        raise UserError(f"{path}: expected sub-folders of .txt files, one per label (such as pos/ and neg/)")
+    for label in labels:
+        for file in sorted((path / label).glob("*.txt"), key=_natural):
+            text = "\n".join(line for _, line in read_lines(file)).strip()
+            problem = text_problem(text) if text else "the text is empty"
+            if problem:
+                bad.add(f"{label}/{file.name}", problem)
+            else:
+                yield TextExample(f"{label}/{file.stem}", 1, text, None, label)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts 2_9.txt before 10_9.txt."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,234 @@
+"""Files of rows, read as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines.
+
+Text files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews hold U+0085 and the like,
+at which `str.splitlines` would cut. Bytes that are not UTF-8 don't stop the stream; the row that holds them
+comes with `problem` set, so that whoever reads can name it, skip it or stop.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from electra_core.errors import UserError
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(slots=True)
+class Row:
+    """One record: `cells` by column name, where it stands (line or record, from 1), and what is wrong."""
+
+    line: int
+    cells: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def format_of(path: Path) -> str:
+    """The file's kind by its name without a compression suffix: ".csv", ".jsonl", ".txt", ..."""
+    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return bare.suffix.lower()
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Opens a file for reading, decompressing by its suffix.
+
+    Raises:
+        UserError: missing, a folder, not readable, or zstandard is needed and not installed.
+    """
+    try:
+        if path.suffix.lower() == ".gz":
+            return gzip.open(path, "rb")  # type: ignore[return-value]
+        if path.suffix.lower() == ".xz":
+            return lzma.open(path, "rb")  # type: ignore[return-value]
+        if path.suffix.lower() == ".zst":
+            return _open_zst(path)
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, a file was expected") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _open_zst(path: Path) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path}: reading .zst needs: pip install 'electra-core[zst]'") from None
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
+
+
+def read_lines(source: Path | BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its end); bytes that are not UTF-8 become lone surrogates.
+
+    A byte-order mark is dropped. `source` may be an open binary stream, such as standard input.
+
+    Raises:
+        UserError: unreadable, damaged compression, UTF-16, or binary (a NUL byte in the first line).
+    """
+    path = source if isinstance(source, Path) else Path("<stdin>")
+    stream = open_bytes(source) if isinstance(source, Path) else source
+    try:
+        for number, raw in enumerate(stream, 1):
+            if number == 1:
+                raw = _check_first_line(path, raw)
+            yield number, raw.rstrip(b"\r\n").decode("utf-8", errors="surrogateescape")
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the compressed file is damaged ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    finally:
+        if isinstance(source, Path):
+            stream.close()
+
+
+def _check_first_line(path: Path, raw: bytes) -> bytes:
+    if raw.startswith(WIDE_BOMS):
+        raise UserError(f"{path}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in raw:
+        raise UserError(f"{path}: is a binary file (NUL byte in the first line), expected text in UTF-8")
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+def text_problem(text: str) -> str:
+    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        bad = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+        return f"not valid UTF-8 ({bad} at character {error.start + 1})"
+    return ""
+
+
+def read_rows(
+    path: Path, *, header: bool | None = None, wanted: Sequence[str] = (), quoting: bool | None = None
+) -> Iterator[Row]:
+    """Yields the rows of a CSV, TSV, JSON-lines or Parquet file.
+
+    Args:
+        header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
+            `wanted`. Columns of a file without header are called "1", "2", ...
+        quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
+
+    Raises:
+        UserError: a file that cannot be read, or whose format is unknown.
+    """
+    kind = format_of(path)
+    if kind in DELIMITERS:
+        return _read_delimited(path, header, wanted, quoting=kind == ".csv" if quoting is None else quoting)
+    if kind in (".jsonl", ".ndjson", ".json"):
+        return _read_json_lines(path)
+    if kind == ".parquet":
+        return _read_parquet(path)
+    raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet")
+
+
+def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool) -> Iterator[Row]:
+    names: list[str] | None = None
+    for line, cells, problem in _split_cells(path, quoting):
+        if names is None and not problem:
+            has_header = header if header is not None else not wanted or not set(cells).isdisjoint(wanted)
+            names = cells if has_header else [str(number) for number in range(1, len(cells) + 1)]
+            if has_header:
+                continue
+        names = names or []
+        if not problem and len(cells) != len(names):
+            problem = f"expected {len(names)} columns, found {len(cells)}"
+        yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells)))
+
+
+def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], str]]:
+    """(line, cells, problem) for every line that is not blank."""
+    if format_of(path) == ".tsv" and not quoting:
+        for number, line in read_lines(path):
+            if line:
+                yield number, line.split("\t"), ""
+        return
+    csv.field_size_limit(sys.maxsize)  # the default refuses cells beyond 128 kB
+    reader = csv.reader(
+        (line + "\n" for _, line in read_lines(path)),
+        delimiter=_delimiter(path),
+        quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
+        strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
+    )
+    while True:
+        first_line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield first_line, [], f"broken quoting ({error})"
+            continue
+        if cells:
+            yield first_line, cells, ""
+
+
+def _delimiter(path: Path) -> str:
+    """A .csv may be cut by semicolons (spreadsheets in much of Europe) or tabs; its first line tells."""
+    if format_of(path) == ".tsv":
+        return "\t"
+    first = next((line for _, line in read_lines(path)), "")
+    return max(",;\t", key=first.count)
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    for number, line in read_lines(path):
+        if number == 1 and format_of(path) == ".json" and line.lstrip().startswith("["):
+            yield from _read_json_array(path)
+            return
+        if not line.strip():
+            continue
+        problem = text_problem(line)
+        try:
+            record = json.loads(line) if not problem else {}
+        except ValueError as error:
+            record, problem = {}, f"not JSON ({error})"
+        yield _json_row(number, record, problem)
+
+
+def _read_json_array(path: Path) -> Iterator[Row]:
+    text = "\n".join(line for _, line in read_lines(path))
+    try:
+        records = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    for number, record in enumerate(records, 1):
+        yield _json_row(number, record, "")
+
+
+def _json_row(number: int, record: Any, problem: str) -> Row:
+    if not isinstance(record, dict):
+        return Row(number, {}, f"expected a JSON object, found {type(record).__name__}")
+    return Row(number, record, problem)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs: pip install 'electra-core[parquet]'") from None
+    number = 0
+    with open_bytes(path) as stream:
+        try:
+            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Row(number, cells)
+        except pyarrow.ArrowInvalid as error:
+            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
