@@ -1,0 +1,92 @@
+"""A progress bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it."""
+
+    def update(self, amount: int = 1) -> None: ...
+
+    def note(self, **figures: object) -> None: ...
+
+
+class _Silent:
+    def update(self, amount: int = 1) -> None:
+        pass
+
+    def note(self, **figures: object) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+
+    def update(self, amount: int = 1) -> None:
+        self._bar.update(amount)
+
+    def note(self, **figures: object) -> None:
+        self._bar.set_postfix({key: str(value) for key, value in figures.items()}, refresh=False)
+
+
+class _Lines:
+    """For log files: a line at most every `SECONDS_BETWEEN_LINES`, with rate and time left, and one at the end."""
+
+    def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
+        self._title, self._total, self._unit, self._stream = title, total, unit, stream
+        self._done, self._start, self._last = 0, time.monotonic(), time.monotonic()
+        self._figures: dict[str, object] = {}
+
+    def update(self, amount: int = 1) -> None:
+        self._done += amount
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self.write()
+
+    def note(self, **figures: object) -> None:
+        self._figures = figures
+
+    def write(self) -> None:
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = self._done / elapsed
+        parts = [tqdm.format_sizeof(self._done)]
+        if self._total:
+            parts = [f"{tqdm.format_sizeof(self._done)}/{tqdm.format_sizeof(self._total)} {self._unit}"]
+            parts.append(f"{100 * self._done / self._total:.0f}%")
+        parts.append(f"{tqdm.format_sizeof(rate)} {self._unit}/s")
+        parts.append(f"{tqdm.format_interval(elapsed)} elapsed")
+        if self._total and rate > 0:
+            parts.append(f"{tqdm.format_interval(max(self._total - self._done, 0) / rate)} left")
+        parts += [f"{key} {value}" for key, value in self._figures.items()]
+        print(f"{self._title}: {', '.join(parts)}", file=self._stream, flush=True)
+
+
+@contextmanager
+def progress(
+    title: str, total: int | None, unit: str = "it", *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Progress]:
+    """Shows how far something is. `total` in `unit`s, None where unknown; the output goes to stderr.
+
+    A unit of "B" is counted in bytes with SI prefixes, as are all large numbers.
+    """
+    stream = stream or sys.stderr
+    if quiet:
+        yield _Silent()
+    elif stream.isatty():
+        with tqdm(total=total, desc=title, unit=unit, unit_scale=True, file=stream, dynamic_ncols=True) as bar:
+            yield _Bar(bar)
+    else:
+        lines = _Lines(title, total, unit, stream)
+        yield lines
+        lines.write()
