@@ -1,0 +1,318 @@
+"""Optimizers, parameter groups and schedules.
+
+`ElectraAdam` is the original's Adam (google-research/electra, model/optimization.py):
+
+    m = beta1 m + (1 - beta1) g
+    v = beta2 v + (1 - beta2) g^2
+    p = p - lr (m / (sqrt(v) + eps) + decay p)
+
+There is **no bias correction**. Adam as published divides m by (1 - beta1^t) and v by (1 - beta2^t); here
+the first updates are about sqrt(0.001)^-1 * 0.1 = 3.2 times as long as Adam's, which the warm-up absorbs.
+
+`Muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves hidden matrices along the nearest
+orthogonal matrix to their momentum; every other parameter stays on `ElectraAdam`.
+
+A group's `lr_scale` times the schedule's rate is its `lr` (`set_learning_rate`): 1 without layer-wise decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from electra_core.config import PretrainConfig
+
+
+def learning_rate(step: int, peak: float, steps: int, warmup_steps: int) -> float:
+    """The original's schedule: peak (1 - t/T) min(1, t/warmup), t = `step` from 0.
+
+    The decay runs during the warm-up too (so the peak is never quite reached), and the first update is zero.
+    """
+    warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return peak * max(0.0, 1.0 - step / steps) * warmup
+
+
+def linear_schedule(step: int, peak: float, steps: int, warmup_steps: int) -> float:
+    """Fine-tuning's usual schedule: up to `peak` over `warmup_steps`, then linearly down to 0 at `steps`."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * max(0.0, (steps - step) / max(1, steps - warmup_steps))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group its `lr_scale` times `rate`; a tensor (for CUDA graphs) is written in place."""
+    for group in optimizer.param_groups:
+        scaled = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    layerwise_decay: float | None = None,
+    num_layers: int | None = None,
+    original_depths: bool = False,
+) -> list[dict[str, Any]]:
+    """Parameters by weight decay and learning rate, ready for an optimizer.
+
+    Biases and LayerNorm (everything with one dimension) get no weight decay. With `layerwise_decay` d and n
+    layers, heads learn at the full rate, the top layer at d, each one below at d times the next, and the
+    embeddings at d^(n + 1).
+
+    Args:
+        num_layers: n; read from `model.encoder` if None.
+        original_depths: the original's table, whose top layer is at d^2 and embeddings at d^(n + 2).
+
+    Returns:
+        Groups with `params` (name, parameter), `lr`, `lr_scale` and `weight_decay`.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    if layerwise_decay is not None and num_layers is None:
+        num_layers = model.encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0
+        if layerwise_decay is not None:
+            assert num_layers is not None
+            scale = layerwise_decay ** _levels_below_head(name, num_layers, original_depths)
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        group = {"params": [], "lr": learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
+        groups.setdefault((scale, decay), group)["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def _levels_below_head(name: str, num_layers: int, original_depths: bool) -> int:
+    """0 for a head; for the encoder 1 (or the original's 2) at the top layer, and one more for each below."""
+    parts = name.split(".")
+    if "encoder" not in parts:
+        return 0
+    below = parts[parts.index("encoder") + 1 :]
+    depth = int(below[1]) + 1 if below[0] == "layers" else 0  # embeddings and their projection are depth 0
+    return num_layers + (2 if original_depths else 1) - depth
+
+
+class ElectraAdam(torch.optim.Optimizer):
+    """The original's Adam: no bias correction, decoupled weight decay (formulas in the file's header).
+
+    Args:
+        params: parameters, or groups of them (`parameter_groups`).
+        lr: learning rate; a tensor on the parameters' device if the step is captured in a CUDA graph.
+        fused: True for torch's fused AdamW kernel, False for the formulas as they stand, None for the kernel
+            wherever it runs. Both give the same up to rounding; the kernel reads each tensor once.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        fused: bool | None = None,
+    ):
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_scale": 1.0}
+        super().__init__(params, defaults)
+        self.fused = fused
+        # The kernel divides by 1 - beta^step. An infinite step makes both corrections exactly 1.
+        self._forever: dict[torch.device, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update_group(group)
+        return loss
+
+    def _update_group(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        ms = [self.state[p]["exp_avg"] for p in params]
+        vs = [self.state[p]["exp_avg_sq"] for p in params]
+        update = _fused_adam_ if self._use_kernel(params) else _plain_adam_
+        update(params, [p.grad for p in params], ms, vs, group, self._infinite_step(params[0].device))
+
+    def _use_kernel(self, params: list[Tensor]) -> bool:
+        if self.fused is not None:
+            return self.fused
+        return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+
+    def _infinite_step(self, device: torch.device) -> Tensor:
+        if device not in self._forever:
+            self._forever[device] = torch.tensor(math.inf, device=device)
+        return self._forever[device]
+
+
+def _plain_adam_(
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, _: Tensor
+) -> None:
+    """The formulas, one tensor at a time: the specification of `_fused_adam_`."""
+    beta1, beta2 = group["betas"]
+    for p, g, m, v in zip(params, grads, ms, vs):
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        p.sub_(group["lr"] * (m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p))
+
+
+def _fused_adam_(
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, step: Tensor
+) -> None:
+    """The same in one pass over memory, by the kernel behind torch.optim.AdamW(fused=True)."""
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        params, grads, ms, vs, [], [step] * len(params), amsgrad=False, lr=group["lr"], beta1=beta1, beta2=beta2,
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+    )  # fmt: skip
+
+
+class Muon(ElectraAdam):
+    """Muon for groups with `muon=True` (given with their parameters' names), `ElectraAdam` for the others.
+
+    For each matrix W with gradient G:
+
+        B = momentum B + G
+        U = orthogonalise(G + momentum B)          (Nesterov)
+        W = W - lr (sqrt(max(1, rows / columns)) U + decay W)
+
+    A fused [3D, D] query-key-value weight is three matrices. Matrices of one shape go through the
+    Newton-Schulz iteration together.
+    """
+
+    def __init__(self, params: Iterable[Any], *args: Any, momentum: float = 0.95, **kwargs: Any):
+        super().__init__(params, *args, **kwargs)
+        for group in self.param_groups:
+            group.setdefault("muon", False)
+            group.setdefault("momentum", momentum)
+
+    def _update_group(self, group: dict[str, Any]) -> None:
+        if not group["muon"]:
+            return super()._update_group(group)
+        alike: dict[tuple[torch.Size, int], list[nn.Parameter]] = defaultdict(list)
+        for name, p in zip(group["param_names"], group["params"]):
+            if p.grad is not None:
+                alike[p.shape, 3 if ".qkv." in name else 1].append(p)
+        for (_, parts), params in alike.items():
+            self._update_matrices(params, parts, group)
+
+    def _update_matrices(self, params: list[Any], parts: int, group: dict[str, Any]) -> None:
+        """Updates `params`, all of one shape, each holding `parts` matrices one above the other."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        grads = [p.grad for p in params]
+        momenta = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, grads)
+        stacked = torch.stack(torch._foreach_add(grads, momenta, alpha=group["momentum"]))
+        rows, columns = stacked.shape[1] // parts, stacked.shape[2]
+        updates = orthogonalise(stacked.view(-1, rows, columns)).reshape(stacked.shape)
+        updates = updates * (group["lr"] * math.sqrt(max(1.0, rows / columns)))
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(params, list(updates.unbind()))
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Approximately U V^T of each matrix U S V^T in [B, rows, columns], by a quintic Newton-Schulz iteration.
+
+    The coefficients trade convergence for a steep slope at 0: singular values end between about 0.7 and 1.2.
+    bf16 on a GPU, where it is enough and twice as fast.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(torch.bfloat16) if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that `config` names, over the model's parameter groups; rates are set step by step."""
+    groups = parameter_groups(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    if config.optimizer == "muon":
+        return Muon(_with_muon(groups, config), **settings)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    return ElectraAdam(groups, **settings)
+
+
+def _with_muon(groups: list[dict[str, Any]], config: PretrainConfig) -> list[dict[str, Any]]:
+    """Moves the matrices inside layers into groups of their own, at Muon's rate."""
+    scale = config.muon_learning_rate / config.learning_rate
+    split = []
+    for group in groups:
+        hidden = [(name, p) for name, p in group["params"] if ".layers." in name and p.ndim == 2]
+        others = [(name, p) for name, p in group["params"] if not (".layers." in name and p.ndim == 2)]
+        if others:
+            split.append(group | {"params": others})
+        if hidden:
+            rate = {"lr": config.muon_learning_rate, "lr_scale": scale}
+            split.append(group | rate | {"params": hidden, "muon": True})
+    return split
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's whole state as flat tensors named "<parameter>/<state>"; empty before the first step.
+
+    Hyper-parameters are not in it: they come from the run's configuration, rates from its schedule.
+    """
+    tensors = {}
+    for name, parameter in _named(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what `state_tensors` gave, bit for bit, on each parameter's device.
+
+    Raises:
+        ValueError: a tensor for a parameter that the optimizer does not have, or of another shape.
+    """
+    parameters = dict(_named(optimizer))
+    state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        if name not in parameters:
+            raise ValueError(f"tensors: state for {name!r}, which the optimizer does not train")
+        parameter = parameters[name]
+        if value.ndim and value.shape != parameter.shape:
+            expected, got = list(parameter.shape), list(value.shape)
+            raise ValueError(f"tensors: {full_name} expected {expected}, got {got}")
+        state[parameter][key] = value.to(parameter.device, copy=True)
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
+    for index, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names") or [f"{index}.{i}" for i in range(len(group["params"]))]
+        yield from zip(names, group["params"])

@@ -1,0 +1,194 @@
+"""Optimizers against formulas written out in NumPy, groups and schedules against the recipe."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from electra_core import optim
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.electra import Discriminator, Electra
+
+TINY = EncoderConfig(
+    vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=48, max_position_embeddings=16,
+)  # fmt: skip
+PRETRAIN = PretrainConfig(
+    generator_hidden_size=8, generator_attention_heads=1, generator_intermediate_size=16, generator_layers=2
+)
+
+
+def matrices(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 5), (5,), (33, 16), (1,), (3, 3)]
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
+
+
+def gradients(params: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype) * 10.0 ** (step - 2)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["kernel", "formulas"])
+def test_electra_adam_is_the_formula(fused: bool) -> None:
+    params = matrices(torch.float64)
+    expected = [p.detach().numpy().copy() for p in params]
+    m, v = [np.zeros_like(e) for e in expected], [np.zeros_like(e) for e in expected]
+    optimizer = optim.ElectraAdam(params, lr=0.1, eps=1e-6, weight_decay=0.01, fused=fused)
+    for step in range(5):
+        gradients(params, step)
+        optimizer.step()
+        for i, p in enumerate(params):
+            g = p.grad.numpy()
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g * g
+            expected[i] = expected[i] - 0.1 * (m[i] / (np.sqrt(v[i]) + 1e-6) + 0.01 * expected[i])
+            np.testing.assert_allclose(p.detach().numpy(), expected[i], rtol=1e-12, atol=1e-12)
+
+
+def test_kernel_and_formulas_agree_in_fp32() -> None:
+    ours, plain = matrices(), matrices()
+    fast, slow = optim.ElectraAdam(ours, fused=True), optim.ElectraAdam(plain, fused=False)
+    for step in range(4):
+        for params, optimizer in ((ours, fast), (plain, slow)):
+            gradients(params, step)
+            optimizer.step()
+    for a, b in zip(ours, plain):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_learning_rate_tensor_is_written_in_place() -> None:
+    params = matrices()
+    rate = torch.tensor(0.0)
+    optimizer = optim.ElectraAdam(params, lr=rate)
+    before = [p.detach().clone() for p in params]
+    gradients(params, 0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, params)), "a rate of zero moves nothing"
+    optim.set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.5
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, params))
+
+
+def test_parameters_without_gradient_are_left_alone() -> None:
+    params = matrices()
+    gradients(params, 0)
+    params[2].grad = None
+    before = params[2].detach().clone()
+    optimizer = optim.ElectraAdam(params)
+    optimizer.step()
+    assert torch.equal(params[2], before) and params[2] not in optimizer.state
+
+
+def test_orthogonalise_keeps_directions_and_flattens_the_spectrum() -> None:
+    torch.manual_seed(0)
+    for rows, columns in [(16, 16), (48, 16), (16, 64)]:
+        g = torch.randn(3, rows, columns, dtype=torch.float64)
+        out = optim.orthogonalise(g)
+        singular = torch.linalg.svdvals(out)
+        assert 0.3 < singular.min() and singular.max() < 1.3
+        u, _, vh = torch.linalg.svd(g, full_matrices=False)
+        rotated = u.mT @ out @ vh.mT  # diagonal if the singular vectors are unchanged
+        off_diagonal = rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))
+        assert off_diagonal.abs().max() < 1e-8
+
+
+def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
+    """Updating a fused qkv is updating query, key and value as matrices of their own."""
+    torch.manual_seed(0)
+    start, grad = torch.randn(24, 8), torch.randn(24, 8)
+    fused = nn.Parameter(start.clone())
+    parts = [nn.Parameter(part.clone()) for part in start.chunk(3)]
+    fused.grad = grad.clone()
+    for p, g in zip(parts, grad.chunk(3)):
+        p.grad = g.clone()
+    one = [{"params": [("x.qkv.weight", fused)], "muon": True}]
+    three = [{"params": [(name, p) for name, p in zip("qkv", parts)], "muon": True}]
+    for groups in (one, three):
+        optimizer = optim.Muon(groups, lr=0.02)
+        for _ in range(3):
+            optimizer.step()
+    torch.testing.assert_close(fused, torch.cat(parts))
+    whole = [{"params": [("x.dense.weight", other := nn.Parameter(start.clone()))], "muon": True}]
+    other.grad = grad.clone()
+    optim.Muon(whole, lr=0.02).step()
+    assert not torch.allclose(other, fused, atol=1e-4)
+
+
+def test_muon_first_step_by_hand() -> None:
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(32, 8, dtype=torch.float64))
+    before, p.grad = p.detach().clone(), torch.randn(32, 8, dtype=torch.float64)
+    optim.Muon([{"params": [("w", p)], "muon": True}], lr=0.02, weight_decay=0.1).step()
+    step = 2.0 * optim.orthogonalise((1.95 * p.grad)[None])[0]  # sqrt(32 / 8), and g + momentum g
+    torch.testing.assert_close(p.detach(), before - 0.02 * (step + 0.1 * before))
+
+
+@pytest.mark.parametrize("name", ["electra-adam", "adamw", "muon"])
+def test_state_round_trips_bit_for_bit(name: str) -> None:
+    config = dataclasses.replace(PRETRAIN, optimizer=name)
+    model, twin = Electra(TINY, config), Electra(TINY, config)
+    optimizer, restored = optim.build_optimizer(model, config), optim.build_optimizer(twin, config)
+    assert optim.state_tensors(optimizer) == {}
+    for step in range(4):
+        if step == 2:
+            twin.load_state_dict(model.state_dict())
+            optim.load_state_tensors(restored, optim.state_tensors(optimizer))
+        for m, o in ((model, optimizer), (twin, restored))[: 1 + step // 2]:
+            gradients(list(m.parameters()), step)
+            optim.set_learning_rate(o, 1e-3)
+            o.step()
+    for a, b in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_state_of_a_stranger_is_refused() -> None:
+    optimizer = optim.ElectraAdam([("weight", nn.Parameter(torch.zeros(2, 3)))])
+    with pytest.raises(ValueError, match="'bias'"):
+        optim.load_state_tensors(optimizer, {"bias/exp_avg": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"weight/exp_avg expected \[2, 3\], got \[3, 2\]"):
+        optim.load_state_tensors(optimizer, {"weight/exp_avg": torch.zeros(3, 2)})
+
+
+def test_every_trained_parameter_is_in_exactly_one_group() -> None:
+    for name in ("electra-adam", "adamw", "muon"):
+        config = dataclasses.replace(PRETRAIN, optimizer=name)
+        model = Electra(TINY, config)
+        optimizer = optim.build_optimizer(model, config)
+        ours = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in ours} == {id(p) for p in model.parameters()}
+        assert len(ours) == len(list(model.parameters()))
+
+
+def test_muon_takes_the_matrices_of_layers_and_nothing_else() -> None:
+    config = dataclasses.replace(PRETRAIN, optimizer="muon")
+    optimizer = optim.build_optimizer(Electra(TINY, config), config)
+    names = [n for g in optimizer.param_groups if g["muon"] for n in g["param_names"]]
+    assert len(names) == 2 * 2 * 4  # two models, two layers; qkv, dense, intermediate, output
+    assert all(n.endswith("weight") and ".layers." in n and "norm" not in n for n in names)
+    optim.set_learning_rate(optimizer, PRETRAIN.learning_rate / 2)
+    rates = {g["muon"]: g["lr"] for g in optimizer.param_groups}
+    assert rates == {True: pytest.approx(0.01), False: pytest.approx(PRETRAIN.learning_rate / 2)}
+
+
+def test_frozen_parameters_are_not_trained() -> None:
+    model = Discriminator(TINY)
+    model.encoder.embeddings.requires_grad_(False)
+    groups = optim.parameter_groups(model, learning_rate=1.0, weight_decay=0.01)
+    assert not any("embeddings." in name for g in groups for name, _ in g["params"])
+
+
+def test_linear_schedule() -> None:
+    rates = [optim.linear_schedule(step, 1.0, 10, 2) for step in range(11)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
+    assert optim.linear_schedule(0, 1.0, 10, 0) == 1.0
+
+
+def test_presets_build_their_optimizer() -> None:
+    preset = PRESETS["tiny"]
+    optimizer = optim.build_optimizer(Electra(preset.discriminator, preset.pretrain), preset.pretrain)
+    assert isinstance(optimizer, optim.ElectraAdam) and optimizer.defaults["eps"] == 1e-6
