@@ -1,0 +1,221 @@
+"""Examples as word ids, stored flat; truncation, sliding windows, and which sequences form a batch.
+
+Sequences are kept end to end in one array, as `packing.TokenBatch` wants them: a batch is a few slices, and
+half a million sentence pairs take 100 MB. Nothing is padded anywhere.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from electra_kernels.rng import fold
+from torch import Tensor
+
+from electra_core.packing import TokenBatch, from_lengths
+
+UNLABELLED = -100
+"""Target of a token that has none (`torch.nn.functional.cross_entropy` ignores it by default)."""
+POOL_BATCHES = 50
+"""Batches' worth of sequences that are sorted by length together: more is faster, fewer is more random."""
+TRUNCATIONS = ("head", "tail", "both")
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Packed sequences with their targets."""
+
+    tokens: TokenBatch
+    """N sequences, T tokens."""
+    targets: Tensor
+    """What the task's loss wants: per unit ([U] or [U, 2]) or per token ([T]); empty if there are none."""
+    unit_starts: Tensor
+    """int64 [U + 1]: unit u is sequences unit_starts[u] to unit_starts[u + 1] (more than one for choices)."""
+
+    def to(self, device: torch.device | str) -> TaskBatch:
+        """The batch on `device`."""
+        return TaskBatch(self.tokens.to(device), self.targets.to(device), self.unit_starts.to(device))
+
+
+class Features:
+    """Encoded examples. A unit is what stays together in a batch: one sequence, or all endings of a choice.
+
+    Attributes:
+        owners: for each unit, the index of the example it belongs to (long documents have several units).
+        truncated: how many examples lost tokens.
+    """
+
+    def __init__(self, cls_id: int, sep_id: int, *, per_token: bool = False):
+        self.cls_id, self.sep_id, self.per_token = cls_id, sep_id, per_token
+        self.truncated = 0
+        self.owners: list[int] = []
+        self._ids, self._starts, self._first = array("i"), array("q", [0]), array("i")
+        self._unit_starts = array("q", [0])
+        self._targets: list = []
+
+    def __len__(self) -> int:
+        return len(self._unit_starts) - 1
+
+    def add_sequence(self, first: Sequence[int], second: Sequence[int] | None = None) -> None:
+        """Appends `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`; `end_unit` closes the unit."""
+        self._ids.append(self.cls_id)
+        self._ids.extend(first)
+        self._ids.append(self.sep_id)
+        self._first.append(len(first) + 2)
+        if second is not None:
+            self._ids.extend(second)
+            self._ids.append(self.sep_id)
+        self._starts.append(len(self._ids))
+
+    def end_unit(self, owner: int, target: object = None) -> None:
+        """Closes a unit: the sequences since the last one, with their target (None where there is none)."""
+        self._unit_starts.append(len(self._first))
+        self.owners.append(owner)
+        if target is not None:
+            self._targets.append(target)
+
+    def add(self, owner: int, first: Sequence[int], second: Sequence[int] | None, target: object) -> None:
+        """Appends a unit of one sequence."""
+        self.add_sequence(first, second)
+        self.end_unit(owner, target)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [U]: tokens of each unit."""
+        return np.diff(np.asarray(self._starts)[np.asarray(self._unit_starts)])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all."""
+        return len(self._ids)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether every unit has a target."""
+        return len(self) > 0 and len(self._targets) == len(self)
+
+    @property
+    def targets(self) -> list:
+        """The targets, unit by unit."""
+        return self._targets
+
+    def batch(self, units: Sequence[int] | np.ndarray) -> TaskBatch:
+        """The given units, packed in this order."""
+        ids, starts = np.frombuffer(self._ids, dtype=np.int32), self._starts
+        sequences = [s for u in units for s in range(self._unit_starts[u], self._unit_starts[u + 1])]
+        flat = np.concatenate([ids[starts[s] : starts[s + 1]] for s in sequences]).astype(np.int64)
+        lengths = [starts[s + 1] - starts[s] for s in sequences]
+        first = torch.tensor([self._first[s] for s in sequences])
+        tokens = from_lengths(torch.from_numpy(flat), torch.zeros(len(flat), dtype=torch.int64), lengths)
+        in_second = tokens.position_ids_T >= first.repeat_interleave(torch.tensor(lengths))
+        tokens.segment_ids_T.copy_(in_second)
+        counts = [self._unit_starts[u + 1] - self._unit_starts[u] for u in units]
+        unit_starts = torch.tensor([0, *counts]).cumsum(0)
+        return TaskBatch(tokens, self._batch_targets(units), unit_starts)
+
+    def _batch_targets(self, units: Sequence[int] | np.ndarray) -> Tensor:
+        if not self.has_targets:
+            return torch.empty(0)
+        chosen = [self._targets[u] for u in units]
+        return torch.as_tensor(np.concatenate(chosen) if self.per_token else np.asarray(chosen))
+
+
+def batch_order(
+    lengths: np.ndarray, *, batch_size: int, tokens_per_batch: int = 0, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """One epoch's batches as arrays of unit indices: every unit once, a pure function of the arguments.
+
+    Units are shuffled, sorted by length within pools of `POOL_BATCHES` batches (like lengths together: less
+    work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
+
+    Args:
+        batch_size: units per batch, unless `tokens_per_batch` (> 0) cuts by tokens instead.
+    """
+    random = np.random.Generator(np.random.Philox(key=fold(seed, epoch)))
+    order = random.permutation(len(lengths))
+    if tokens_per_batch:
+        batch_size = max(1, round(tokens_per_batch * len(lengths) / max(1, int(lengths.sum()))))
+    pool_size = POOL_BATCHES * batch_size
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), pool_size):
+        pool = order[start : start + pool_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        cut = _cut_by_tokens(lengths[pool], tokens_per_batch) if tokens_per_batch else None
+        batches += np.split(pool, cut if cut is not None else range(batch_size, len(pool), batch_size))
+    return [batches[index] for index in random.permutation(len(batches))]
+
+
+def sorted_batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """All units, the longest first (memory runs out at once or never), in batches of a token budget."""
+    order = np.argsort(-lengths, kind="stable")
+    yield from (part for part in np.split(order, _cut_by_tokens(lengths[order], tokens_per_batch)) if len(part))
+
+
+def _cut_by_tokens(lengths: np.ndarray, budget: int) -> list[int]:
+    """Where to cut a row of units so that no part exceeds the budget (a unit beyond it stands alone)."""
+    cuts, total = [], 0
+    for index, length in enumerate(lengths.tolist()):
+        if total and total + length > budget:
+            cuts.append(index)
+            total = 0
+        total += length
+    return cuts
+
+
+def truncate(ids: list[int], size: int, how: str = "head") -> list[int]:
+    """At most `size` ids: the beginning ("head"), the end ("tail"), or a quarter and three ("both").
+
+    "both" follows Sun et al. 2019 (How to Fine-Tune BERT for Text Classification): 128 of the beginning and
+    382 of the end did best on IMDb.
+    """
+    if how not in TRUNCATIONS:
+        raise ValueError(f"how: expected one of {', '.join(TRUNCATIONS)}, got {how!r}")
+    if len(ids) <= size:
+        return ids
+    head = {"head": size, "tail": 0, "both": size // 4}[how]
+    tail = size - head
+    return ids[:head] + (ids[-tail:] if tail else [])
+
+
+def truncate_pair(first: list[int], second: list[int], size: int, how: str) -> tuple[list[int], list[int]]:
+    """Two texts in `size` ids together: the longer one gives until they fit (as the original does)."""
+    longer, shorter = max(len(first), len(second)), min(len(first), len(second))
+    if longer + shorter <= size:
+        return first, second
+    kept_short = min(shorter, size // 2)
+    kept_long = size - kept_short
+    sizes = (kept_long, kept_short) if len(first) >= len(second) else (kept_short, kept_long)
+    return truncate(first, sizes[0], how), truncate(second, sizes[1], how)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `start` to `stop` of a long text; it answers for those from `own_start` to `own_stop`."""
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+
+def windows(length: int, size: int, stride: int) -> list[Window]:
+    """Overlapping windows over `length` tokens, a new one every `stride`, at most `size` long.
+
+    A token in several windows is answered for by the one where its nearer edge is farthest away, the
+    earlier one if equal; so each token is owned exactly once.
+
+    Raises:
+        ValueError: size or stride below 1, or stride > size (tokens would be lost).
+    """
+    if not 1 <= stride <= size:
+        raise ValueError(f"stride: expected 1 to size ({size}), got {stride}")
+    starts = [0]
+    while starts[-1] + size < length:
+        starts.append(starts[-1] + stride)
+    stops = [min(start + size, length) for start in starts]
+    # Between neighbours the nearer edges are `stop - 1` of the one and `start` of the next.
+    edges = [0] + [(stop - 1 + start) // 2 + 1 for stop, start in zip(stops[:-1], starts[1:])] + [length]
+    return [Window(*place) for place in zip(starts, stops, edges[:-1], edges[1:])]

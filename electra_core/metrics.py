@@ -1,0 +1,139 @@
+"""Figures of merit of downstream tasks, from scikit-learn, scipy and seqeval.
+
+Each function returns plain floats by name. SQuAD's exact match and F1 are in `squad.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from electra_core.errors import UserError
+
+CALIBRATION_BINS = 10
+
+
+def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> dict[str, float]:
+    """accuracy, mcc (Matthews' correlation), macro_f1; and f1 of class 1 if there are two classes (as GLUE).
+
+    Args:
+        truth, predicted: class indices, equally many, at least one.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    metrics = {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "mcc": float(matthews_corrcoef(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+    }
+    if num_labels == 2:
+        metrics["f1"] = float(f1_score(truth, predicted, pos_label=1, average="binary", zero_division=0.0))
+        metrics["acc_and_f1"] = (metrics["accuracy"] + metrics["f1"]) / 2
+    return metrics
+
+
+def per_class_metrics(
+    truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each class: label, precision, recall, f1, support (how often it is the truth)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(truth, predicted, labels=range(len(labels)), zero_division=0.0)
+    return [
+        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for label, p, r, f, s in zip(labels, *columns)
+    ]
+
+
+def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> list[list[int]]:
+    """[C][C] counts: row = truth, column = prediction."""
+    from sklearn.metrics import confusion_matrix as count
+
+    return count(truth, predicted, labels=range(num_labels)).tolist()
+
+
+def calibration(
+    confidence: Sequence[float], correct: Sequence[bool], bins: int = CALIBRATION_BINS
+) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error (Guo et al. 2017) and the table behind it.
+
+    Predictions are put into `bins` equal ranges of confidence; the error is the mean distance between a
+    range's confidence and its accuracy, weighted by how many fall in.
+
+    Returns:
+        The error, and per range that is not empty: from, to, count, confidence, accuracy.
+    """
+    sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    which = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    table = [
+        {
+            "from": index / bins,
+            "to": (index + 1) / bins,
+            "count": int((which == index).sum()),
+            "confidence": float(sure[which == index].mean()),
+            "accuracy": float(right[which == index].mean()),
+        }
+        for index in range(bins)
+        if (which == index).any()
+    ]
+    error = sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table) / max(1, len(sure))
+    return float(error), table
+
+
+def regression_metrics(truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """pearson, spearman, their mean (GLUE's figure for STS-B), mse; a correlation with a constant is 0."""
+    from scipy.stats import pearsonr, spearmanr
+
+    difference = np.asarray(truth, dtype=float) - np.asarray(predicted, dtype=float)
+    if len(set(truth)) < 2 or len(set(predicted)) < 2:
+        pearson = spearman = 0.0
+    else:
+        pearson, spearman = float(pearsonr(truth, predicted)[0]), float(spearmanr(truth, predicted)[0])
+    return {
+        "pearson": pearson,
+        "spearman": spearman,
+        "pearson_and_spearman": (pearson + spearman) / 2,
+        "mse": float((difference**2).mean()),
+    }
+
+
+def span_metrics(
+    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Entity-level precision, recall, f1 (as conlleval) and accuracy per word, from IOB2 tags by sentence.
+
+    Returns:
+        The figures, and per entity type: label, precision, recall, f1, support.
+
+    Raises:
+        UserError: seqeval is not installed.
+    """
+    try:
+        from seqeval.metrics import accuracy_score, precision_recall_fscore_support
+    except ImportError:
+        raise UserError("scoring tags needs: pip install 'electra-core[tag]'") from None
+    wanted, got = [list(tags) for tags in truth], [list(tags) for tags in predicted]
+    micro = precision_recall_fscore_support(wanted, got, average="micro", zero_division=0)
+    figures = {name: float(value) for name, value in zip(("precision", "recall", "f1"), micro)}
+    figures["accuracy"] = float(accuracy_score(wanted, got))
+    columns = precision_recall_fscore_support(wanted, got, average=None, zero_division=0)
+    types = sorted({tag[2:] for tags in (*wanted, *got) for tag in tags if tag != "O"})
+    table = [
+        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for label, p, r, f, s in zip(types, *columns)
+    ]
+    return figures, table
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """median, mean, std (over the sample, n - 1), min and max of one metric over seeds."""
+    array = np.asarray(values, dtype=float)
+    return {
+        "median": float(np.median(array)),
+        "mean": float(array.mean()),
+        "std": float(array.std(ddof=1)) if len(array) > 1 else 0.0,
+        "min": float(array.min()),
+        "max": float(array.max()),
+    }

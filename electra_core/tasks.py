@@ -1,0 +1,215 @@
+"""Heads for downstream tasks, and their losses.
+
+Each model is an encoder and a small head, its parts named as in the Hub's layout, so that a fine-tuned
+model opens in other libraries:
+
+| model | head | logits |
+|---|---|---|
+| `SequenceClassifier` | dropout, `classifier.dense`, GELU, dropout, `classifier.out_proj` on [CLS] | [N, C] |
+| `TokenClassifier` | dropout, `classifier` on every token | [T, C] |
+| `QuestionAnswerer` | `qa_outputs` on every token: scores as first and last of the answer | [T, 2] |
+| `MultipleChoice` | `sequence_summary.summary`, GELU, dropout, `classifier` on [CLS] | [N] |
+
+A regressor is a `SequenceClassifier` with one output. The original's classification head is one linear
+layer (docs/deviations.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from electra_kernels.rng import Seed, seed_tensor
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig
+from electra_core.encoder import Encoder, dropout
+from electra_core.features import UNLABELLED
+from electra_core.packing import TokenBatch
+
+HEAD_STREAM = 1 << 18  # random numbers of a head's dropouts: after those of any encoder
+
+
+class TaskModel(nn.Module):
+    """What all four have in common.
+
+    Args:
+        config: the encoder's sizes.
+        labels: names of the classes, in the order of the outputs.
+        encoder: a pre-trained encoder to build on, else a new one (initialise it, or load weights).
+        classifier_dropout: dropout in the head; None: the encoder's hidden_dropout_prob.
+    """
+
+    architecture: ClassVar[str]
+    """The Hub's name of this kind of model, for config.json."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        labels: Sequence[str] = (),
+        encoder: Encoder | None = None,
+        classifier_dropout: float | None = None,
+    ):
+        super().__init__()
+        self.config, self.labels = config, tuple(labels)
+        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.classifier_dropout = classifier_dropout
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout probability that the head uses."""
+        return self.config.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    def _drop(self, values: Tensor, seed: Seed | None, place: int = 0) -> Tensor:
+        if not self.training or seed is None:
+            return values
+        return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
+
+    def _cls(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
+        """[N, D]: the hidden state of each sequence's [CLS]."""
+        return self.encoder(batch, seed)[batch.cu_seqlens[:-1].long()]
+
+
+class ClassificationHead(nn.Module):
+    """The two linear layers of `SequenceClassifier`'s head."""
+
+    def __init__(self, width: int, num_labels: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, num_labels)
+
+
+class SequenceClassifier(TaskModel):
+    """Classes of a text or a pair of texts; with one label, a number."""
+
+    architecture = "ElectraForSequenceClassification"
+
+    def __init__(self, config: EncoderConfig, labels: Sequence[str] = ("0", "1"), **more: Any):
+        super().__init__(config, labels, **more)
+        self.classifier = ClassificationHead(config.hidden_size, len(self.labels))
+
+    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """Logits [N, C]."""
+        hidden_ND = self._drop(self._cls(batch, seed), seed, 0)
+        hidden_ND = self._drop(F.gelu(self.classifier.dense(hidden_ND)), seed, 1)
+        return self.classifier.out_proj(hidden_ND)
+
+
+class TokenClassifier(TaskModel):
+    """A tag for every token."""
+
+    architecture = "ElectraForTokenClassification"
+
+    def __init__(self, config: EncoderConfig, labels: Sequence[str] = ("0", "1"), **more: Any):
+        super().__init__(config, labels, **more)
+        self.classifier = nn.Linear(config.hidden_size, len(self.labels))
+
+    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """Logits [T, C]."""
+        return self.classifier(self._drop(self.encoder(batch, seed), seed))
+
+
+class QuestionAnswerer(TaskModel):
+    """Where in a text the answer begins and ends."""
+
+    architecture = "ElectraForQuestionAnswering"
+
+    def __init__(self, config: EncoderConfig, labels: Sequence[str] = (), **more: Any):
+        super().__init__(config, labels, **more)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """Logits [T, 2]: of being the answer's first token, and its last."""
+        return self.qa_outputs(self.encoder(batch, seed))
+
+
+class SequenceSummary(nn.Module):
+    """The linear layer of `MultipleChoice`'s head, under the Hub's name for it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.summary = nn.Linear(width, width)
+
+
+class MultipleChoice(TaskModel):
+    """A score for each ending; the sequences of one question compete (`choice_loss`)."""
+
+    architecture = "ElectraForMultipleChoice"
+
+    def __init__(self, config: EncoderConfig, labels: Sequence[str] = (), **more: Any):
+        super().__init__(config, labels, **more)
+        self.sequence_summary = SequenceSummary(config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
+        """Logits [N], one per sequence."""
+        summary_ND = F.gelu(self.sequence_summary.summary(self._cls(batch, seed)))
+        return self.classifier(self._drop(summary_ND, seed)).squeeze(-1)
+
+
+def initialise_head(model: TaskModel, seed: int) -> None:
+    """Glorot uniform weights and zero biases for everything outside the encoder, in place.
+
+    The original leaves its heads to its framework's default, which is Glorot's.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith("encoder."):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+def classification_loss(logits_NC: Tensor, labels_N: Tensor, class_weights_C: Tensor | None = None) -> Tensor:
+    """Cross-entropy, a scalar: mean over the sequences, weighted by their classes' weights if given."""
+    return F.cross_entropy(logits_NC.float(), labels_N, weight=class_weights_C)
+
+
+def regression_loss(logits_N1: Tensor, values_N: Tensor) -> Tensor:
+    """Mean squared error, a scalar."""
+    return F.mse_loss(logits_N1.float().squeeze(-1), values_N.float())
+
+
+def tagging_loss(logits_TC: Tensor, tags_T: Tensor) -> Tensor:
+    """Cross-entropy, a scalar: mean over the tokens that have a tag (are not `UNLABELLED`)."""
+    summed = F.cross_entropy(logits_TC.float(), tags_T, ignore_index=UNLABELLED, reduction="sum")
+    return summed / (tags_T != UNLABELLED).sum().clamp(min=1)  # a batch may hold no tagged token
+
+
+def span_loss(logits_T2: Tensor, spans_N2: Tensor, batch: TokenBatch) -> Tensor:
+    """Mean cross-entropy of the answer's first and last token, each among its sequence's tokens.
+
+    Args:
+        spans_N2: first and last token of the answer, counted from the sequence's start; (0, 0), the [CLS],
+            where the sequence holds no answer.
+    """
+    owner_T = torch.repeat_interleave(batch.lengths.long())
+    targets_N2 = spans_N2 + batch.cu_seqlens[:-1, None]
+    return grouped_cross_entropy(logits_T2.float(), owner_T, targets_N2).mean()
+
+
+def choice_loss(logits_N: Tensor, right_U: Tensor, unit_starts: Tensor) -> Tensor:
+    """Mean cross-entropy of the right ending among each question's endings, however many there are."""
+    owner_N = torch.repeat_interleave(unit_starts.diff())
+    targets_U1 = (unit_starts[:-1] + right_U)[:, None]
+    return grouped_cross_entropy(logits_N.float()[:, None], owner_N, targets_U1).mean()
+
+
+def grouped_cross_entropy(scores_RK: Tensor, group_R: Tensor, targets_GK: Tensor) -> Tensor:
+    """-log softmax within groups of rows, for K independent columns of scores.
+
+    Args:
+        scores_RK: scores of R rows.
+        group_R: int64, the group (0 to G - 1) that each row belongs to.
+        targets_GK: int64, the right row of each group, as an index into all R.
+
+    Returns:
+        [G, K]: log-sum-exp of the group's scores minus the target's score.
+    """
+    index_RK = group_R[:, None].expand_as(scores_RK)
+    peak_GK = scores_RK.new_full(targets_GK.shape, -torch.inf)
+    peak_GK = peak_GK.scatter_reduce(0, index_RK, scores_RK.detach(), "amax")
+    shifted_RK = (scores_RK - peak_GK[group_R]).exp()
+    sums_GK = torch.zeros_like(peak_GK).index_add(0, group_R, shifted_RK)
+    return sums_GK.log() + peak_GK - scores_RK.gather(0, targets_GK)
