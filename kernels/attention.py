@@ -13,6 +13,8 @@ Left out on purpose: causal masks, additive biases, different lengths for querie
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from electra_kernels import attention_reference, rng
 from electra_kernels.dispatch import use_triton
@@ -63,9 +65,7 @@ def attention(
     )
 
 
-def _check(
-    qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None
-) -> None:
+def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None) -> None:
     if qkv_T3HK.dim() != 4 or qkv_T3HK.shape[1] != 3:
         raise ValueError(f"qkv_T3HK: expected shape [T, 3, H, K], got {tuple(qkv_T3HK.shape)}")
     if qkv_T3HK.dtype not in DTYPES:
@@ -89,7 +89,7 @@ def _check(
 def _check_values(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
     """What only the values tell; reads them on the host."""
     starts = cu_seqlens.tolist()
-    lengths = [end - start for start, end in zip(starts, starts[1:])]
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
     if starts[0] != 0 or starts[-1] != tokens or min(lengths, default=0) < 0:
         raise ValueError(f"cu_seqlens: expected to rise from 0 to T = {tokens}, got {starts}")
     if max(lengths, default=0) > max_seqlen:

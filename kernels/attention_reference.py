@@ -5,9 +5,13 @@
 
 Sequences of equal length make one batched call, so nothing is padded and no mask is added. Which
 probabilities dropout keeps is decided by `rng.keep_mask`; see `attention.py` for the counter.
+
+Unlike the kernels this stores N·H·S·S probabilities when dropout is on (or when bfloat16 trains on a CPU).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from electra_kernels import rng
@@ -30,20 +34,21 @@ def attention(
     if tokens == 0:
         return qkv_T3HK.sum(1)
     order_T, shapes = _group_by_length(tokens, cu_seqlens, max_seqlen)
-    grouped = qkv_T3HK if order_T is None else qkv_T3HK[order_T]
-    outputs, start = [], 0
-    for count, length in shapes:
-        group = grouped.narrow(0, start, count * length) if len(shapes) > 1 else grouped
+    rows_T = torch.arange(tokens, device=qkv_T3HK.device) if order_T is None else order_T
+    grouped_T3HK = qkv_T3HK if order_T is None else qkv_T3HK[order_T]
+    sizes = [count * length for count, length in shapes]
+    outputs = []
+    for (count, length), group, rows in zip(shapes, grouped_T3HK.split(sizes), rows_T.split(sizes)):
         q, k, v = group.view(count, length, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-        if dropout_p == 0.0:
-            out = scaled_dot_product_attention(q, k, v, scale=softmax_scale)
+        if dropout_p > 0.0:
+            keep = dropout_mask(rows, length, heads, dropout_p, seed, stream)
+            keep = keep.view(heads, count, length, length).transpose(0, 1)
+            out = _explicit(q, k, v * rng.keep_scale(dropout_p), softmax_scale, keep)
+        elif q.requires_grad and q.is_cpu and q.dtype == torch.bfloat16:
+            out = _explicit(q, k, v, softmax_scale)  # PyTorch's fused backward takes twice as long here
         else:
-            rows = torch.arange(start, start + count * length, device=qkv_T3HK.device)
-            rows = rows if order_T is None else order_T[rows]
-            keep = dropout_mask(rows.view(count, length), length, heads, dropout_p, seed, stream)
-            out = _attention_with_dropout(q, k, v, keep, rng.keep_scale(dropout_p), softmax_scale)
+            out = scaled_dot_product_attention(q, k, v, scale=softmax_scale)
         outputs.append(out.transpose(1, 2).reshape(count * length, heads, head_dim))
-        start += count * length
     out_THK = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return out_THK if order_T is None else torch.empty_like(out_THK).index_copy(0, order_T, out_THK)
 
@@ -55,36 +60,26 @@ def _group_by_length(
     count = cu_seqlens.numel() - 1
     if count * max_seqlen == tokens:  # no sequence can be shorter, and no value has to reach the host
         return None, [(count, max_seqlen)]
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
-    starts = cu_seqlens.tolist()
-    by_length: dict[int, list[int]] = {}
-    for start, length in zip(starts, lengths):
-        if length:
-            by_length.setdefault(length, []).append(start)
-    shapes = [(len(group), length) for length, group in by_length.items()]
+    starts_by_length: dict[int, list[int]] = {}
+    for start, end in itertools.pairwise(cu_seqlens.tolist()):
+        if end > start:
+            starts_by_length.setdefault(end - start, []).append(start)
+    shapes = [(len(starts), length) for length, starts in starts_by_length.items()]
     if len(shapes) == 1:
         return None, shapes
-    order = [
-        (torch.tensor(group)[:, None] + torch.arange(length)).flatten() for length, group in by_length.items()
-    ]
-    return torch.cat(order).to(cu_seqlens.device), shapes
+    runs = [torch.tensor(starts)[:, None] + torch.arange(length) for length, starts in starts_by_length.items()]
+    return torch.cat([run.flatten() for run in runs]).to(cu_seqlens.device), shapes
 
 
-def _attention_with_dropout(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, keep_scale: float, softmax_scale: float
-) -> Tensor:
-    """One group [count, H, length, K]; `torch.softmax` keeps fp32 statistics for half-precision input."""
+def _explicit(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, keep: Tensor | None = None) -> Tensor:
+    """The formula, for one group [count, H, length, K]; `torch.softmax` keeps fp32 statistics."""
     probabilities = torch.softmax((q * softmax_scale) @ k.transpose(-1, -2), dim=-1)
-    return probabilities.masked_fill(~keep, 0.0) @ (v * keep_scale)
+    if keep is not None:
+        # A product with 0 and 1 is several times faster than `masked_fill`, as is converting from uint8.
+        probabilities = probabilities * keep.view(torch.uint8).to(q.dtype)
+    return probabilities @ v
 
 
-def dropout_mask(
-    rows: Tensor, length: int, heads: int, dropout_p: float, seed: Tensor, stream: int
-) -> Tensor:
-    """Kept probabilities, bool [count, H, length, length], of the tokens `rows` [count, length]."""
-    count = rows.shape[0]
-    keep = torch.empty(count, heads, length, length, dtype=torch.bool, device=rows.device)
-    for head in range(heads):
-        mask = rng.keep_mask(seed, rows.flatten(), length, dropout_p, stream, plane=head)
-        keep[:, head] = mask.view(count, length, length)
-    return keep
+def dropout_mask(rows: Tensor, length: int, heads: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
+    """Which probabilities of tokens `rows` with keys 0 .. length - 1 are kept: bool [H, len(rows), length]."""
+    return torch.stack([rng.keep_mask(seed, rows, length, dropout_p, stream, plane=head) for head in range(heads)])

@@ -124,9 +124,7 @@ def keep_scale(dropout_p: float) -> float:
     return 65536.0 / (65536 - dropout_threshold(dropout_p))
 
 
-def keep_mask(
-    seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0
-) -> Tensor:
+def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0) -> Tensor:
     """Dropout decisions as bool [len(rows), columns]; eight neighbouring columns share one Philox call.
 
     Column c is decided by the 16-bit half `c % 2` (low half first) of word `(c // 2) % 4` of the call with
