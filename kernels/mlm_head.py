@@ -46,7 +46,7 @@ def mlm_head(
     Args:
         hidden_ME: fp32, bf16, fp16 or fp64; its dtype is the compute dtype. Statistics are fp32.
         embedding_VE: any float dtype, cast to hidden's (the fp32 parameter under autocast).
-        bias_V: any float dtype; added in fp32 by the kernel, in hidden's dtype by the CPU twin.
+        bias_V: any float dtype; added in fp32.
         target_ids_M: int64 or int32, in [0, V).
         seed, stream, temperature: as in `sample_and_replace`; the temperature does not touch the loss.
 
