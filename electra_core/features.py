@@ -82,6 +82,17 @@ class Features:
         self.add_sequence(first, second)
         self.end_unit(owner, target)
 
+    def extend(self, other: Features, first_owner: int) -> None:
+        """Appends another's units; its examples count from `first_owner`."""
+        tokens, sequences = len(self._ids), len(self._first)
+        self._ids.extend(other._ids)
+        self._first.extend(other._first)
+        self._starts.extend(array("q", (start + tokens for start in other._starts[1:])))
+        self._unit_starts.extend(array("q", (start + sequences for start in other._unit_starts[1:])))
+        self._targets += other._targets
+        self.owners += [owner + first_owner for owner in other.owners]
+        self.truncated += other.truncated
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [U]: tokens of each unit."""

@@ -111,7 +111,8 @@ def span_metrics(
         UserError: seqeval is not installed.
     """
     try:
-        from seqeval.metrics import accuracy_score, precision_recall_fscore_support
+        from seqeval.metrics import accuracy_score
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
     except ImportError:
         raise UserError("scoring tags needs: pip install 'electra-core[tag]'") from None
     wanted, got = [list(tags) for tags in truth], [list(tags) for tags in predicted]

@@ -50,10 +50,9 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if engine.token_to_id(token) is None]
         if missing:
             raise UserError(f"the vocabulary has no {', '.join(missing)}, which ELECTRA needs")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            engine.token_to_id(token) for token in SPECIAL_TOKENS
-        )
-        self.special_ids = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+        ids = (engine.token_to_id(token) for token in SPECIAL_TOKENS)
+        self.special_ids: tuple[int, ...] = tuple(index for index in ids if index is not None)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         self.vocab_size: int = engine.get_vocab_size()
 
     @property

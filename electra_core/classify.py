@@ -1,0 +1,205 @@
+"""Classification and regression of a text or a pair of texts.
+
+A task (here, in `tagging.py`, `squad.py` and `choices.py`) knows how to read its examples, encode them,
+compute the loss, turn logits into predictions and score those; `downstream.Task` lists the methods.
+Training and prediction are the same code for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from electra_core.errors import UserError
+from electra_core.features import Features, TaskBatch, truncate, truncate_pair
+from electra_core.labelled import BadRows, Columns, TextExample, read_texts
+from electra_core.metrics import classification_metrics, regression_metrics
+from electra_core.tasks import SequenceClassifier, classification_loss, regression_loss
+from electra_core.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class _TextTask:
+    """What classification and regression share: texts in, one sequence each."""
+
+    columns: Columns = field(default_factory=Columns)
+    """Where texts and labels stand in the files."""
+    max_length: int = 128
+    """Tokens per sequence at most, [CLS] and [SEP] included."""
+    truncate: str = "head"
+    """What is kept of longer texts: head | tail | both."""
+    both_orders: bool = False
+    """Train on (a, b) and (b, a): for pairs whose order means nothing."""
+
+    model_class: ClassVar = SequenceClassifier
+
+    def encode(self, examples: Sequence[TextExample], tokenizer: Tokenizer, *, training: bool = False) -> Features:
+        """One sequence per example; with `both_orders`, two in training."""
+        features = Features(tokenizer.cls_id, tokenizer.sep_id)
+        first = tokenizer.encode_batch([example.text for example in examples])
+        second = iter(tokenizer.encode_batch([e.pair for e in examples if e.pair is not None]))
+        for index, example in enumerate(examples):
+            target = None if example.label is None else self._target(example.label)
+            if example.pair is None:
+                kept = truncate(first[index], self.max_length - 2, self.truncate)
+                features.truncated += len(kept) < len(first[index])
+                features.add(index, kept, None, target)
+                continue
+            pair = first[index], next(second)
+            a, b = truncate_pair(*pair, self.max_length - 3, self.truncate)
+            features.truncated += len(a) + len(b) < len(pair[0]) + len(pair[1])
+            features.add(index, a, b, target)
+            if training and self.both_orders:
+                features.add(index, b, a, target)
+        return features
+
+    def _target(self, label: str) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Classify(_TextTask):
+    """One of several classes for a text or a pair."""
+
+    kind: ClassVar[str] = "classify"
+
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the model's outputs; learned from the training data if empty."""
+    label_names: tuple[tuple[str, str], ...] = ()
+    """(as written in the file, as shown) where those differ: ("1", "positive")."""
+    metric: str = "accuracy"
+    """Which figure chooses the best checkpoint."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss; all 1 if empty."""
+
+    def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
+        """Examples of a file or folder; a label that training did not see makes a bad row."""
+        shown = dict(self.label_names)
+        for example in read_texts(path, self.columns, bad, labelled=labelled):
+            if example.label is not None:
+                example = replace(example, label=shown.get(example.label, example.label))
+                if labelled and self.labels and example.label not in self.labels:
+                    known = ", ".join(self.labels[:10])
+                    bad.add(example.line, f"label {example.label!r} does not occur in training (known: {known})")
+                    continue
+            yield example
+
+    def fitted(self, examples: Sequence[TextExample]) -> Classify:
+        """The task with the labels of its training examples, in a fixed order."""
+        if self.labels:
+            return self
+        labels = sorted({e.label for e in examples if e.label is not None}, key=_label_order)
+        if len(labels) < 2:
+            raise UserError(f"every training example has the label {labels[0]!r}; there is nothing to learn")
+        return replace(self, labels=tuple(labels))
+
+    def balanced(self, examples: Sequence[TextExample]) -> Classify:
+        """With class weights inverse to the classes' frequencies, their mean over examples being 1."""
+        counts = np.array([sum(e.label == label for e in examples) for label in self.labels])
+        weights = len(examples) / (len(self.labels) * np.maximum(counts, 1))
+        return replace(self, class_weights=tuple(weights.tolist()))
+
+    def _target(self, label: str) -> int | None:
+        return self.labels.index(label) if label in self.labels else None
+
+    def loss(self, logits_NC: Tensor, batch: TaskBatch) -> Tensor:
+        """Cross-entropy."""
+        weights = logits_NC.new_tensor(self.class_weights, dtype=torch.float32) if self.class_weights else None
+        return classification_loss(logits_NC, batch.targets, weights)
+
+    def decode(
+        self, examples: Sequence[TextExample], features: Features, outputs: Sequence[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """For each example: label, score (its probability), scores (of every label)."""
+        return [self._prediction(softmax(logits_C)) for logits_C in outputs]
+
+    def _prediction(self, probabilities_C: np.ndarray) -> dict[str, Any]:
+        best = int(probabilities_C.argmax())
+        scores = dict(zip(self.labels, probabilities_C.tolist()))
+        return {"label": self.labels[best], "score": float(probabilities_C[best]), "scores": scores}
+
+    def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """accuracy, mcc, macro_f1 and, for two classes, f1 of the second."""
+        truth = [self.labels.index(example.label or "") for example in examples]
+        predicted = [self.labels.index(prediction["label"]) for prediction in predictions]
+        return classification_metrics(truth, predicted, len(self.labels))
+
+
+@dataclass(frozen=True)
+class Regress(_TextTask):
+    """A number for a text or a pair. The model learns (number - offset) / scale."""
+
+    kind: ClassVar[str] = "regress"
+
+    offset: float = 0.0
+    """Subtracted from the labels."""
+    scale: float = 0.0
+    """Divides the labels. 0: learn mean and standard deviation from the training data."""
+    metric: str = "pearson_and_spearman"
+    """Which figure chooses the best checkpoint."""
+
+    labels: ClassVar[tuple[str, ...]] = ("value",)
+
+    def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
+        """Examples of a file; a label that is no number makes a bad row."""
+        for example in read_texts(path, self.columns, bad, labelled=labelled):
+            if example.label is not None and _number(example.label) is None:
+                if labelled:
+                    bad.add(example.line, f"the label is no number ({example.label!r})")
+                    continue
+                example = replace(example, label=None)
+            yield example
+
+    def fitted(self, examples: Sequence[TextExample]) -> Regress:
+        """The task with mean and standard deviation of its training labels, unless a scale is given."""
+        if self.scale:
+            return self
+        values = [float(example.label) for example in examples if example.label is not None]
+        deviation = float(np.std(values))
+        if deviation == 0:
+            raise UserError(f"every training example has the label {values[0]:g}; there is nothing to learn")
+        return replace(self, offset=float(np.mean(values)), scale=deviation)
+
+    def _target(self, label: str) -> float:
+        return (float(label) - self.offset) / self.scale
+
+    def loss(self, logits_N1: Tensor, batch: TaskBatch) -> Tensor:
+        """Mean squared error of the scaled values."""
+        return regression_loss(logits_N1, batch.targets)
+
+    def decode(
+        self, examples: Sequence[TextExample], features: Features, outputs: Sequence[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """For each example: value."""
+        return [{"value": float(logit_1[0]) * self.scale + self.offset} for logit_1 in outputs]
+
+    def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """pearson, spearman, their mean, mse."""
+        truth = [float(example.label or "nan") for example in examples]
+        return regression_metrics(truth, [prediction["value"] for prediction in predictions])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis, in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _label_order(label: str) -> tuple[float, str]:
+    """Numbers by their value, then words by the alphabet."""
+    value = _number(label)
+    return (float("inf") if value is None else value, label)
