@@ -1,0 +1,161 @@
+"""Which words of a text were replaced? The discriminator's answer for every token, and ways to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+import torch
+
+from electra_core.electra import Discriminator
+from electra_core.packing import pack
+from electra_core.pages import page
+from electra_core.tokenizer import Tokenizer
+
+SUSPICIOUS = 0.5
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One token of a text, and how likely the discriminator thinks it a replacement."""
+
+    token: str
+    """The vocabulary's entry."""
+    start: int
+    """Its first character in the text,"""
+    end: int
+    """and the one behind its last."""
+    probability: float
+    """That the token was replaced, in [0, 1]."""
+
+
+def detect(discriminator: Discriminator, tokenizer: Tokenizer, text: str) -> list[TokenScore]:
+    """The replaced-token probability of every token of `text`, in order; [CLS] and [SEP] are not reported.
+
+    A text longer than the model has positions for is read in windows that overlap by half, and each token's
+    probability is the one from the window in which it stands nearest to the middle.
+
+    Args:
+        text: any length; empty text has no tokens. Names of special tokens in it are ordinary characters.
+    """
+    tokenizer = tokenizer.as_plain_text()
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    probabilities = replaced_probabilities(discriminator, ids, tokenizer.cls_id, tokenizer.sep_id)
+    return [
+        TokenScore(tokenizer.token(token_id), start, end, probability)
+        for token_id, (start, end), probability in zip(ids, offsets, probabilities)
+    ]
+
+
+@torch.inference_mode()
+def replaced_probabilities(discriminator: Discriminator, ids: list[int], cls_id: int, sep_id: int) -> list[float]:
+    """`detect` on word ids: a probability for every id."""
+    if not ids:
+        return []
+    room = discriminator.config.max_position_embeddings - 2
+    starts = list(range(0, max(1, len(ids) - room // 2), max(1, room // 2))) if len(ids) > room else [0]
+    windows = [ids[start : start + room] for start in starts]
+    batch = pack([[cls_id, *window, sep_id] for window in windows])
+    logits_T = discriminator(batch.to(next(discriminator.parameters()).device))
+    best = [(-1, 0.0)] * len(ids)  # (tokens to the nearer end of the window, probability)
+    for start, window_S in zip(starts, logits_T.float().sigmoid().cpu().split(batch.lengths.tolist())):
+        values = window_S[1:-1].tolist()
+        for i, probability in enumerate(values):
+            # The ends of the text are no worse for being at a window's end.
+            before = i if start else len(ids)
+            after = len(values) - 1 - i if start + len(values) < len(ids) else len(ids)
+            best[start + i] = max(best[start + i], (min(before, after), probability), key=lambda b: b[0])
+    return [probability for _, probability in best]
+
+
+# ------------------------------------------------------------------------------------------------ showing it
+
+
+def to_json(text: str, scores: Sequence[TokenScore]) -> dict[str, Any]:
+    """What `electra detect --json` prints."""
+    return {"text": text, "tokens": [asdict(score) for score in scores]}
+
+
+def to_terminal(text: str, scores: Sequence[TokenScore], *, colour: bool) -> str:
+    """The text with every token shaded by its probability; without `colour`, suspicious ones are marked.
+
+    >>> to_terminal("a cat", [TokenScore("cat", 2, 5, 0.75)], colour=False)
+    'a [cat 75%]'
+    """
+    parts: list[str] = []
+    for gap, surface, score in _surfaces(text, scores):
+        parts.append(gap)
+        if colour:
+            parts.append(shade(surface, score.probability))
+        else:
+            marked = score.probability >= SUSPICIOUS
+            parts.append(f"[{surface} {100 * score.probability:.0f}%]" if marked else surface)
+    return "".join(parts) + text[_end(scores) :]
+
+
+def shade(text: str, probability: float) -> str:
+    """`text` on a background from pale to strong orange (24-bit ANSI); unlikely replacements are left alone.
+
+    Both colours are set, so that it reads on light and dark terminals.
+    """
+    if probability < 0.1 or not text:
+        return text
+    red, green, blue = (round(a + (b - a) * probability) for a, b in zip((255, 244, 230), (238, 96, 16)))
+    return f"\x1b[38;2;20;20;20;48;2;{red};{green};{blue}m{text}\x1b[0m"
+
+
+def tokens_html(text: str, scores: Sequence[TokenScore], originals: Mapping[int, str] | None = None) -> str:
+    """The text as HTML, every token shaded by its probability.
+
+    Args:
+        originals: index of a score -> the word that stood there before it was replaced.
+    """
+    originals = originals or {}
+    parts: list[str] = []
+    for index, (gap, surface, score) in enumerate(_surfaces(text, scores)):
+        parts.append(escape(gap))
+        if not surface:
+            continue
+        p = f"{score.probability:.4f}"
+        was = originals.get(index)
+        if was is None:
+            parts.append(f'<span class="tok" style="--p:{p}" data-p="{p}" tabindex="0">{escape(surface)}</span>')
+        else:
+            parts.append(
+                f'<span class="pair"><del>{escape(was)}</del><ins class="tok was" style="--p:{p}" data-p="{p}" '
+                f'data-was="{escape(was)}" tabindex="0">{escape(surface)}</ins></span>'
+            )
+    kind = "tokens annotated" if originals else "tokens"
+    return f'<p class="{kind}">{"".join(parts)}{escape(text[_end(scores) :])}</p>'
+
+
+SCALE_HTML = '<div class="scale"><span>original</span><span class="ramp"></span><span>replaced</span></div>'
+
+
+def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
+    """One self-contained page; `model` is what the reader should call the model."""
+    suspicious = sum(score.probability >= SUSPICIOUS for score in scores)
+    body = (
+        "<h1>Which words were replaced?</h1>\n"
+        f'<p class="lead">The discriminator <code>{escape(model)}</code> read {len(scores)} tokens and finds '
+        f"{suspicious} of them more likely replaced than original. Point at a token for its probability.</p>\n"
+        f'{SCALE_HTML}\n<div class="card">{tokens_html(text, scores)}</div>'
+    )
+    return page("Replaced tokens", body)
+
+
+def _surfaces(text: str, scores: Sequence[TokenScore]) -> list[tuple[str, str, TokenScore]]:
+    """(text before the token, the token's own text, score); tokens that share characters share them once."""
+    parts = []
+    done = 0
+    for score in scores:
+        start, end = max(score.start, done), max(score.end, done)
+        parts.append((text[done:start], text[start:end], score))
+        done = end
+    return parts
+
+
+def _end(scores: Sequence[TokenScore]) -> int:
+    return max((score.end for score in scores), default=0)
