@@ -1,12 +1,8 @@
-"""Classification and regression of a text or a pair of texts.
-
-A task (here, in `tagging.py`, `squad.py` and `choices.py`) knows how to read its examples, encode them,
-compute the loss, turn logits into predictions and score those; `downstream.Task` lists the methods.
-Training and prediction are the same code for all of them.
-"""
+"""Classification and regression of a text or a pair of texts."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled import BadRows, Columns, TextExample, read_texts
@@ -25,7 +22,7 @@ from electra_core.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class _TextTask:
+class _TextTask(Task):
     """What classification and regression share: texts in, one sequence each."""
 
     columns: Columns = field(default_factory=Columns)
@@ -59,8 +56,19 @@ class _TextTask:
                 features.add(index, b, a, target)
         return features
 
+    def from_value(self, value: Any, name: str) -> TextExample:
+        """A text, a pair of texts, or {"text": ..., "pair": ...}."""
+        if isinstance(value, str):
+            return TextExample(name, 0, value)
+        if isinstance(value, dict) and isinstance(value.get("text"), str):
+            return TextExample(name, 0, value["text"], value.get("pair"))
+        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, str) for t in value):
+            return TextExample(name, 0, value[0], value[1])
+        raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
+
+    @abstractmethod
     def _target(self, label: str) -> Any:
-        raise NotImplementedError
+        """What the loss wants for a label as written in the file."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,8 @@ class Regress(_TextTask):
     metric: str = "pearson_and_spearman"
     """Which figure chooses the best checkpoint."""
 
-    labels: ClassVar[tuple[str, ...]] = ("value",)
+    labels: tuple[str, ...] = ("value",)
+    """The one output's name."""
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file; a label that is no number makes a bad row."""

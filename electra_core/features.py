@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Features:
 
     Attributes:
         owners: for each unit, the index of the example it belongs to (long documents have several units).
+        places: for each unit, what its task needs to make sense of its logits, if anything.
         truncated: how many examples lost tokens.
     """
 
@@ -52,6 +54,7 @@ class Features:
         self.cls_id, self.sep_id, self.per_token = cls_id, sep_id, per_token
         self.truncated = 0
         self.owners: list[int] = []
+        self.places: list[Any] = []
         self._ids, self._starts, self._first = array("i"), array("q", [0]), array("i")
         self._unit_starts = array("q", [0])
         self._targets: list = []
@@ -70,17 +73,25 @@ class Features:
             self._ids.append(self.sep_id)
         self._starts.append(len(self._ids))
 
-    def end_unit(self, owner: int, target: object = None) -> None:
+    def end_unit(self, owner: int, target: object = None, place: Any = None) -> None:
         """Closes a unit: the sequences since the last one, with their target (None where there is none)."""
         self._unit_starts.append(len(self._first))
         self.owners.append(owner)
+        self.places.append(place)
         if target is not None:
             self._targets.append(target)
 
-    def add(self, owner: int, first: Sequence[int], second: Sequence[int] | None, target: object) -> None:
+    def add(
+        self,
+        owner: int,
+        first: Sequence[int],
+        second: Sequence[int] | None = None,
+        target: object = None,
+        place: Any = None,
+    ) -> None:
         """Appends a unit of one sequence."""
         self.add_sequence(first, second)
-        self.end_unit(owner, target)
+        self.end_unit(owner, target, place)
 
     def extend(self, other: Features, first_owner: int) -> None:
         """Appends another's units; its examples count from `first_owner`."""
@@ -90,6 +101,7 @@ class Features:
         self._starts.extend(array("q", (start + tokens for start in other._starts[1:])))
         self._unit_starts.extend(array("q", (start + sequences for start in other._unit_starts[1:])))
         self._targets += other._targets
+        self.places += other.places
         self.owners += [owner + first_owner for owner in other.owners]
         self.truncated += other.truncated
 

@@ -44,18 +44,27 @@ class TextExample:
     label: str | None = None
 
 
+ColumnName = str | tuple[str, ...] | None
+"""A column's name, or its number from 1; several mean the first of them that is there; None: the usual names."""
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what: names, or numbers from 1 where a file has no header. None: found by name."""
+    """Which columns hold what."""
 
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-    id: str | None = None
+    text: ColumnName = None
+    pair: ColumnName = None
+    label: ColumnName = None
+    id: ColumnName = None
     header: bool | None = None
-    """Whether a CSV or TSV has a header. None: yes, unless all columns are given as numbers."""
+    """Whether a CSV or TSV has a header. None: found out; a file whose columns are given as numbers has none."""
     quoting: bool | None = None
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
+
+
+def alternatives(name: ColumnName) -> tuple[str, ...]:
+    """A column's possible names as a tuple."""
+    return (name,) if isinstance(name, str) else name or ()
 
 
 class BadRows:
@@ -128,7 +137,7 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
 
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
-    found: Columns | None = None
+    found: Found | None = None
     seen: set[str] = set()
     for row in table(path, columns):
         if row.problem:
@@ -148,27 +157,36 @@ def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) 
 
 def table(path: Path, columns: Columns) -> Iterator[Row]:
     """The file's rows, its header (if it has one) found with the help of the wanted columns."""
-    given = [name for name in (columns.text, columns.pair, columns.label, columns.id) if name]
+    given = [
+        name for role in (columns.text, columns.pair, columns.label, columns.id) for name in alternatives(role)
+    ]
+    names = [name for name in given if not name.isdigit()]
     header = columns.header
-    if header is None:
-        header = not (given and all(name.isdigit() for name in given))
-    return read_rows(path, header=header, quoting=columns.quoting)
+    if header is None and len(names) == len(given):
+        header = True
+    if header is None and not names:
+        header = False
+    return read_rows(path, header=header, wanted=names, quoting=columns.quoting)
 
 
-def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Columns:
-    """Column names for every role: those asked for, checked, and the usual names for the others.
+def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Found:
+    """The column for every role: those asked for, checked, and the usual names for the others.
 
     Raises:
         UserError: a column that is not there, or no way to tell which one holds the text or the label.
     """
-    asked = {"text": wanted.text, "pair": wanted.pair, "label": wanted.label, "id": wanted.id}
-    names = {role: _present(path, present, name, role) for role, name in asked.items() if name is not None}
+    asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
+    names = {}
+    for role, name in asked.items():
+        optional = role == "id" or (role == "label" and not labelled)
+        if name is not None and (match := _present(path, present, alternatives(name), role, optional)):
+            names[role] = match
     if "text" not in names:
         names |= _guess_texts(present)
     for role, usual in (("label", LABEL_NAMES), ("id", ID_NAMES)):
         taken = set(names.values())
         match = next((name for name in usual if name in present and name not in taken), None)
-        if role not in names and match is not None:
+        if asked[role] is None and match is not None:
             names[role] = match
     for role in ("text", "label") if labelled else ("text",):
         if role not in names:
@@ -176,15 +194,30 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
                 f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
                 f"name it with --{role}-column"
             )
-    return Columns(names["text"], names.get("pair"), names.get("label"), names.get("id"))
+    return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"))
 
 
-def _present(path: Path, present: Sequence[str], name: str, role: str) -> str:
-    if name in present:
-        return name
-    if name.isdigit() and 1 <= int(name) <= len(present):
-        return present[int(name) - 1]
-    raise UserError(f"{path}: there is no {role} column {name!r}; the columns are {', '.join(present)}")
+@dataclass(frozen=True)
+class Found:
+    """The columns of a particular file."""
+
+    text: str
+    pair: str | None
+    label: str | None
+    id: str | None
+
+
+def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: str, optional: bool) -> str | None:
+    for name in names:
+        if name in present:
+            return name
+        if name.isdigit() and 1 <= int(name) <= len(present):
+            return present[int(name) - 1]
+    if optional:
+        return None
+    raise UserError(
+        f"{path}: there is no {role} column {' or '.join(map(repr, names))}; the columns are {', '.join(present)}"
+    )
 
 
 def _guess_texts(present: Sequence[str]) -> dict[str, str]:
@@ -195,9 +228,9 @@ def _guess_texts(present: Sequence[str]) -> dict[str, str]:
     return {"text": match} if match else {}
 
 
-def _text_example(row: Row, columns: Columns, labelled: bool) -> tuple[TextExample | None, str]:
+def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample | None, str]:
     """The example, or None and why not."""
-    text, problem = text_cell(row, columns.text or "text")
+    text, problem = text_cell(row, columns.text)
     pair = None
     if columns.pair and not problem:
         pair, problem = text_cell(row, columns.pair)

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
-import io
 import json
-import lzma
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
 from electra_core.errors import UserError
 
-COMPRESSIONS = (".gz", ".xz", ".zst")
+BLOCK_BYTES = 1 << 20
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -37,69 +35,43 @@ class Row:
 
 def format_of(path: Path) -> str:
     """The file's kind by its name without a compression suffix: ".csv", ".jsonl", ".txt", ..."""
-    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return bare.suffix.lower()
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """Opens a file for reading, decompressing by its suffix.
-
-    Raises:
-        UserError: missing, a folder, not readable, or zstandard is needed and not installed.
-    """
-    try:
-        if path.suffix.lower() == ".gz":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        if path.suffix.lower() == ".xz":
-            return lzma.open(path, "rb")  # type: ignore[return-value]
-        if path.suffix.lower() == ".zst":
-            return _open_zst(path)
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, a file was expected") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _open_zst(path: Path) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path}: reading .zst needs: pip install 'electra-core[zst]'") from None
-    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True))
-
-
-def read_lines(source: Path | BinaryIO) -> Iterator[tuple[int, str]]:
+def read_lines(source: Path | str) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, line without its end); bytes that are not UTF-8 become lone surrogates.
 
-    A byte-order mark is dropped. `source` may be an open binary stream, such as standard input.
+    A byte-order mark is dropped. "-" is standard input.
 
     Raises:
-        UserError: unreadable, damaged compression, UTF-16, or binary (a NUL byte in the first line).
+        UserError: unreadable, damaged compression, UTF-16, or binary.
     """
-    path = source if isinstance(source, Path) else Path("<stdin>")
-    stream = open_bytes(source) if isinstance(source, Path) else source
-    try:
-        for number, raw in enumerate(stream, 1):
+    with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
+        for number, raw in enumerate(_byte_lines(file), 1):
             if number == 1:
-                raw = _check_first_line(path, raw)
-            yield number, raw.rstrip(b"\r\n").decode("utf-8", errors="surrogateescape")
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: the compressed file is damaged ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    finally:
-        if isinstance(source, Path):
-            stream.close()
+                raw = _check_first_line(source, raw)
+            yield number, raw.rstrip(b"\r").decode("utf-8", errors="surrogateescape")
 
 
-def _check_first_line(path: Path, raw: bytes) -> bytes:
+def _byte_lines(file: ByteFile) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of a line that is longer than a block
+    while block := file.read(BLOCK_BYTES):
+        first, *others = block.split(b"\n")
+        parts.append(first)
+        if others:
+            yield b"".join(parts)
+            yield from others[:-1]
+            parts = [others[-1]]
+    if any(parts):
+        yield b"".join(parts)
+
+
+def _check_first_line(path: Path | str, raw: bytes) -> bytes:
     if raw.startswith(WIDE_BOMS):
         raise UserError(f"{path}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
-    if b"\0" in raw:
-        raise UserError(f"{path}: is a binary file (NUL byte in the first line), expected text in UTF-8")
+    if b"\0" in raw[:8192]:
+        raise UserError(f"{path}: is a binary file (a NUL byte in its first line), expected text in UTF-8")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
@@ -224,11 +196,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs: pip install 'electra-core[parquet]'") from None
     number = 0
-    with open_bytes(path) as stream:
-        try:
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(number, cells)
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error})") from None

@@ -23,9 +23,10 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.classify import softmax
+from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows, Columns, checked
+from electra_core.labelled import BadRows, Columns, alternatives, checked
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.row_files import format_of, read_lines, read_rows, text_problem
 from electra_core.tasks import TokenClassifier, tagging_loss
@@ -176,7 +177,7 @@ def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 @dataclass(frozen=True)
-class Tag:
+class Tag(Task):
     """A tag for each word of a sentence."""
 
     kind: ClassVar[str] = "tag"
@@ -193,7 +194,9 @@ class Tag:
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""
-        for example in read_tagged(path, bad, tag_column=self.columns.label, labelled=labelled):
+        for example in read_tagged(
+            path, bad, tag_column=next(iter(alternatives(self.columns.label)), None), labelled=labelled
+        ):
             if example.tags is not None:
                 if all(SPAN_TAG.fullmatch(tag) for tag in example.tags):
                     example = replace(example, tags=tuple(to_iob2(example.tags)))
@@ -202,6 +205,14 @@ class Tag:
                     bad.add(example.line, f"tag {unknown[0]!r} does not occur in training")
                     continue
             yield example
+
+    def from_value(self, value: Any, name: str) -> TaggedExample:
+        """A text, or a list of its words."""
+        if isinstance(value, str):
+            return from_text(value, name)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value):
+            return TaggedExample(name, 0, tuple(value))
+        raise ValueError(f"inputs: expected a text or a list of words, got {value!r:.80}")
 
     def fitted(self, examples: Sequence[TaggedExample]) -> Tag:
         """The task with the tags of its training examples; every B- has its I-, whether it occurs or not."""

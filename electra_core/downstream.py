@@ -1,0 +1,110 @@
+"""What a downstream task is: everything that differs between classifying, tagging, answering and choosing.
+
+A task knows how to read its examples, encode them, compute the loss, turn logits into predictions and score
+those. Training (`finetune.py`) and prediction (`predict.py`) are the same code for all of them. A task is a
+frozen dataclass of plain values; `task.json` in a model directory holds them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from electra_core.errors import UserError
+from electra_core.features import Features, TaskBatch
+from electra_core.labelled import BadRows
+from electra_core.progress import progress
+from electra_core.tasks import TaskModel
+from electra_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from Python 3.11
+
+CHUNK = 1000  # examples that are tokenised between two updates of the progress bar
+
+
+class Task(ABC):
+    """Examples are of the task's own type (`TextExample`, `TaggedExample`, ...), predictions JSON-ready dicts."""
+
+    kind: ClassVar[str]
+    """Its name on the command line: classify, regress, tag, qa, choose."""
+    model_class: ClassVar[type[TaskModel]]
+    """The model that solves it."""
+    labels: tuple[str, ...]
+    """Names of the outputs; empty where they have none, or are not known before the training data are."""
+    metric: str
+    """Which figure chooses the best checkpoint; higher is better."""
+    max_length: int
+    """Tokens per sequence at most, [CLS] and [SEP] included."""
+
+    @abstractmethod
+    def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[Any]:
+        """Examples of a file, in its order; rows that cannot be used go to `bad`."""
+
+    @abstractmethod
+    def from_value(self, value: Any, name: str) -> Any:
+        """One example from what a caller hands to a pipeline: a text, a pair, a dict.
+
+        Raises:
+            ValueError: a value of another form.
+        """
+
+    @abstractmethod
+    def fitted(self, examples: Sequence[Any]) -> Self:
+        """The task with what it has to learn from its training examples: labels, scale, ..."""
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, *, training: bool = False) -> Features:
+        """Word ids and targets; one or more units per example."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: TaskBatch) -> Tensor:
+        """A scalar, from the model's logits."""
+
+    @abstractmethod
+    def decode(
+        self, examples: Sequence[Any], features: Features, outputs: Sequence[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """One prediction per example, from the logits of every unit of `features`, in its order."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Figures of merit by name; `metric` is among them."""
+
+    def tuned(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> Self:
+        """The task with what is tuned on development data after training (a threshold)."""
+        return self
+
+
+def read_all(task: Task, path: Path | str, *, skip_bad_rows: bool = False) -> tuple[list[Any], BadRows]:
+    """All labelled examples of a file, and the rows that were skipped.
+
+    Raises:
+        UserError: a bad row (unless they are skipped), or no example at all.
+    """
+    bad = BadRows(path, skip_bad_rows)
+    examples = list(task.read(path, bad))
+    if not examples:
+        raise UserError(f"{path}: no usable row ({bad.first[0] if bad.first else 'the file is empty'})")
+    return examples, bad
+
+
+def encode_all(
+    task: Task, examples: Sequence[Any], tokenizer: Tokenizer, *, training: bool = False, quiet: bool = True
+) -> Features:
+    """`task.encode` in steps, with a progress bar."""
+    features: Features | None = None
+    with progress("tokenise", len(examples), "examples", quiet=quiet) as bar:
+        for start in range(0, len(examples), CHUNK):
+            part = task.encode(examples[start : start + CHUNK], tokenizer, training=training)
+            if features is None:
+                features = part
+            else:
+                features.extend(part, start)
+            bar.update(min(CHUNK, len(examples) - start))
+    return features if features is not None else task.encode([], tokenizer)

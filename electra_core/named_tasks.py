@@ -1,0 +1,237 @@
+"""The tasks that have names: GLUE, IMDb, CoNLL-2003, SQuAD; and tasks as JSON.
+
+Each name stands for files, columns, label names, metric and the hyper-parameters that differ from the usual
+(the recipe of google-research/electra, `finetune/` and `configure_finetuning.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from electra_core.choices import Choose
+from electra_core.classify import Classify, Regress
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.labelled import Columns
+from electra_core.squad import Answer
+from electra_core.tagging import Tag
+
+KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, Regress, Tag, Answer, Choose)}
+TASK_FILE = "task.json"
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """A task with its files and hyper-parameters."""
+
+    name: str
+    """As its data set is called."""
+    task: Task
+    train: tuple[str, ...]
+    """Names that the training file may have in the data set's folder."""
+    dev: tuple[str, ...]
+    """The same for the development file."""
+    test: tuple[str, ...] = ()
+    """The same for the file to predict for a submission."""
+    epochs: float = 3.0
+    """Passes over the training data."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Other settings of `finetune.FinetuneSettings` that the task wants."""
+    submission: str = ""
+    """Name of its file in a GLUE submission."""
+
+    def find(self, folder: Path | str, split: str) -> Path:
+        """The file of a split ("train", "dev", "test") in the data set's folder.
+
+        Raises:
+            UserError: there is none.
+        """
+        names: tuple[str, ...] = getattr(self, split)
+        found = next((Path(folder) / name for name in names if (Path(folder) / name).exists()), None)
+        if found is None:
+            raise UserError(f"{folder}: expected {self.name}'s {split} file: {' or '.join(names) or 'none'}")
+        return found
+
+
+def _classes(*pairs: tuple[str, str], **more: Any) -> Classify:
+    return Classify(labels=tuple(shown for _, shown in pairs), label_names=pairs, **more)
+
+
+_BINARY_ENTAILMENT = (("entailment", "entailment"), ("not_entailment", "not_entailment"))
+_MNLI = Classify(
+    labels=("contradiction", "entailment", "neutral"),
+    columns=Columns("sentence1", "sentence2", "gold_label"),
+)
+_TSV: dict[str, Any] = {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)}
+
+NAMED: dict[str, NamedTask] = {
+    task.name.lower(): task
+    for task in (
+        NamedTask(
+            "CoLA",
+            _classes(
+                ("0", "unacceptable"), ("1", "acceptable"), metric="mcc",
+                columns=Columns(("sentence", "4"), None, ("label", "2")),  # only the test file has a header
+            ),
+            **_TSV, submission="CoLA.tsv",
+        ),
+        NamedTask(
+            "SST-2",
+            _classes(("0", "negative"), ("1", "positive"), columns=Columns("sentence", None, "label")),
+            **_TSV, submission="SST-2.tsv",
+        ),
+        NamedTask(
+            "MRPC",
+            _classes(
+                ("0", "different"), ("1", "equivalent"), both_orders=True,
+                columns=Columns("#1 String", "#2 String", "Quality"),
+            ),
+            **_TSV, submission="MRPC.tsv",
+        ),
+        NamedTask(
+            "STS-B",
+            Regress(columns=Columns("sentence1", "sentence2", "score"), scale=5.0, both_orders=True),
+            **_TSV, epochs=10.0, submission="STS-B.tsv",
+        ),
+        NamedTask(
+            "QQP",
+            _classes(
+                ("0", "different"), ("1", "duplicate"),
+                columns=Columns("question1", "question2", "is_duplicate"),
+            ),
+            **_TSV, settings={"skip_bad_rows": True}, submission="QQP.tsv",  # its files hold a few broken rows
+        ),
+        NamedTask(
+            "MNLI", _MNLI, ("train.tsv",), ("dev_matched.tsv",), ("test_matched.tsv",), submission="MNLI-m.tsv"
+        ),
+        NamedTask(
+            "MNLI-mm", _MNLI, ("train.tsv",), ("dev_mismatched.tsv",), ("test_mismatched.tsv",),
+            submission="MNLI-mm.tsv",
+        ),
+        NamedTask(
+            "QNLI",
+            _classes(*_BINARY_ENTAILMENT, columns=Columns("question", "sentence", "label")),
+            **_TSV, submission="QNLI.tsv",
+        ),
+        NamedTask(
+            "RTE",
+            _classes(*_BINARY_ENTAILMENT, columns=Columns("sentence1", "sentence2", "label")),
+            **_TSV, epochs=10.0, submission="RTE.tsv",
+        ),
+        NamedTask(
+            "WNLI",
+            _classes(
+                ("0", "not_entailment"), ("1", "entailment"), columns=Columns("sentence1", "sentence2", "label")
+            ),
+            **_TSV, submission="WNLI.tsv",
+        ),
+        NamedTask(
+            "IMDb",
+            Classify(
+                labels=("neg", "pos"), label_names=(("0", "neg"), ("1", "pos")), max_length=512,
+                columns=Columns("text", None, "label"),
+            ),
+            ("train.jsonl.xz", "train.jsonl", "train.parquet", "train"),
+            ("test.jsonl.xz", "test.jsonl", "test.parquet", "test"),
+            ("test.jsonl.xz", "test.jsonl", "test.parquet", "test"),
+        ),
+        NamedTask("CoNLL-2003", Tag(), ("eng.train",), ("eng.testa",), ("eng.testb",)),
+        NamedTask(
+            "SQuAD", Answer(), ("train-v1.1.json", "train-v1.1.subset.json"),
+            ("dev-v1.1.json", "dev-v1.1.rebuilt.json"), epochs=2.0,
+        ),
+        NamedTask(
+            "SQuAD2", Answer(unanswerable=True), ("train-v2.0.json",),
+            ("dev-v2.0.json", "dev-v2.0.rebuilt.json"), epochs=2.0,
+        ),
+    )
+}  # fmt: skip
+_ALIASES = {"sst2": "sst-2", "stsb": "sts-b", "sts": "sts-b", "conll": "conll-2003", "conll2003": "conll-2003"}
+
+
+def find_task(name: str) -> NamedTask | None:
+    """The named task, whatever the case; None for the kinds (classify, tag, ...), which have no files.
+
+    Raises:
+        UserError: neither a task nor a kind (the nearest name is suggested).
+    """
+    wanted = _ALIASES.get(name.lower(), name.lower())
+    if wanted in KINDS:
+        return None
+    if wanted in NAMED:
+        return NAMED[wanted]
+    known = [*KINDS, *(task.name for task in NAMED.values())]
+    close = difflib.get_close_matches(wanted, [name.lower() for name in known], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"there is no task {name!r}{hint} (known: {', '.join(known)})")
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """Plain values from which `task_from_json` makes the task again."""
+    return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]
+
+
+def task_from_json(fields: dict[str, Any], where: str) -> Task:
+    """The task that `task_to_json` described.
+
+    Raises:
+        UserError: an unknown kind or field, or a value of another type.
+    """
+    values = dict(fields)
+    kind = KINDS.get(values.pop("kind", ""))
+    if kind is None:
+        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {fields.get('kind')!r}")
+    try:
+        if isinstance(values.get("columns"), dict):
+            values["columns"] = Columns(**_with_tuples(values["columns"]))
+        return kind(**_with_tuples(values))
+    except TypeError as error:
+        raise UserError(f"{where}: not the description of a task ({error})") from None
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a task has tuples."""
+    return {key: _as_tuple(value) for key, value in values.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def save_task(task: Task, directory: Path) -> None:
+    """Writes task.json into a model directory."""
+    text = json.dumps(task_to_json(task), indent=2, ensure_ascii=False)
+    (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def write_submission(name: str, predictions: Sequence[dict[str, Any]], folder: Path | str) -> Path:
+    """Writes predictions of a GLUE test file, in its order, as gluebenchmark.com takes them.
+
+    Returns:
+        The file, `index<tab>prediction` per line, labels as in the training file.
+
+    Raises:
+        UserError: a task that has no GLUE submission.
+    """
+    named = find_task(name)
+    if named is None or not named.submission:
+        with_one = ", ".join(task.name for task in NAMED.values() if task.submission)
+        raise UserError(f"{name}: there is no GLUE submission for it; there is for {with_one}")
+    written = {shown: raw for raw, shown in getattr(named.task, "label_names", ())}
+    path = Path(folder) / named.submission
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("index\tprediction\n")
+        for index, prediction in enumerate(predictions):
+            if "value" in prediction:
+                answer = f"{min(5.0, max(0.0, prediction['value'])):.3f}"
+            else:
+                answer = written.get(prediction["label"], prediction["label"])
+            file.write(f"{index}\t{answer}\n")
+    return path

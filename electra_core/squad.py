@@ -1,0 +1,304 @@
+"""Extractive question answering in the format and by the rules of SQuAD 1.1 and 2.0.
+
+A context longer than the input goes through overlapping windows; a window that does not hold the whole
+answer learns to point at its [CLS]. A span is scored by (logit of its first token) + (logit of its last),
+"no answer" by the same of [CLS]; it is chosen where it beats the best span by more than `null_threshold`,
+which is tuned on the development data. (The original adds an answerability classifier of its own, which the
+Hub's layout has no place for: docs/deviations.md.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from electra_core.classify import softmax
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.features import Features, TaskBatch, Window, windows
+from electra_core.labelled import BadRows, checked
+from electra_core.row_files import format_of, read_lines, read_rows, text_problem
+from electra_core.squad_metrics import best_threshold, f1_score, squad_metrics
+from electra_core.tasks import QuestionAnswerer, span_loss
+from electra_core.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionExample:
+    """A question on a context. `answers` are (text, first character); none means there is no answer."""
+
+    id: str
+    place: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...] | None = None
+    """None: not known. Empty: known to have no answer in the context."""
+
+
+def read_questions(
+    path: Path | str, bad: BadRows | None = None, *, labelled: bool = True
+) -> Iterator[QuestionExample]:
+    """Questions of a SQuAD JSON file, or of JSON lines or Parquet with question, context and answers.
+
+    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD.
+
+    Raises:
+        UserError: file unreadable, not in one of these formats, empty, or with bad questions.
+    """
+    path = Path(path)
+    bad = bad or BadRows(path)
+    records = _squad_records(path) if format_of(path) == ".json" else _row_records(path, bad)
+    yield from checked(path, _examples(records, bad, labelled), bad)
+
+
+Record = tuple[str, dict[str, Any]]
+"""Where it stands, and the fields id, question, context, answers (a list of {"text", "answer_start"} or None)."""
+
+
+def _squad_records(path: Path) -> Iterator[Record]:
+    try:
+        articles = json.loads("\n".join(line for _, line in read_lines(path)))["data"]
+        for a, article in enumerate(articles):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                for q, qa in enumerate(paragraph["qas"]):
+                    place = f"data[{a}].paragraphs[{p}].qas[{q}]"
+                    answers = [] if qa.get("is_impossible") else qa.get("answers")
+                    yield place, {**qa, "context": paragraph["context"], "answers": answers}
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path}: not SQuAD's JSON format ({reason})") from None
+
+
+def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
+    for row in read_rows(path):
+        if row.problem:
+            bad.add(row.line, row.problem)
+            continue
+        answers = row.cells.get("answers")
+        if isinstance(answers, dict):
+            starts = answers.get("answer_start") or [-1] * len(answers.get("text", []))
+            answers = [{"text": t, "answer_start": s} for t, s in zip(answers.get("text", []), starts)]
+        yield str(row.line), {"id": row.line, **row.cells, "answers": answers}
+
+
+def _examples(records: Iterable[Record], bad: BadRows, labelled: bool) -> Iterator[QuestionExample]:
+    seen: set[str] = set()
+    for place, fields in records:
+        example, problem = _example(place, fields, labelled)
+        if example is not None and example.id in seen:
+            problem = f"duplicated id ({example.id})"
+        if problem or example is None:
+            bad.add(place, problem)
+        else:
+            seen.add(example.id)
+            yield example
+
+
+def _example(place: str, fields: dict[str, Any], labelled: bool) -> tuple[QuestionExample | None, str]:
+    question, context = fields.get("question"), fields.get("context")
+    for name, text in (("question", question), ("context", context)):
+        if not isinstance(text, str) or not text.strip():
+            return None, f"the {name} is missing or empty"
+        if text_problem(text):
+            return None, f"{name}: {text_problem(text)}"
+    assert isinstance(question, str) and isinstance(context, str)
+    if fields["answers"] is None:
+        if labelled:
+            return None, "the answers are missing"
+        return QuestionExample(str(fields.get("id", place)), place, question, context), ""
+    answers = []
+    for answer in fields["answers"]:
+        start = _locate(context, answer["text"], int(answer.get("answer_start", -1)))
+        if start < 0:
+            return None, f"the answer does not occur in the context ({answer['text']!r})"
+        answers.append((answer["text"], start))
+    return QuestionExample(str(fields.get("id", place)), place, question, context, tuple(answers)), ""
+
+
+def _locate(context: str, answer: str, start: int) -> int:
+    """Where the answer stands: at `start`, or else at the occurrence nearest to it; -1 if nowhere."""
+    if not answer.strip() or (context[start : start + len(answer)] == answer and start >= 0):
+        return start if answer.strip() else -1
+    places = [match.start() for match in re.finditer(re.escape(answer), context)]
+    return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+@dataclass(frozen=True)
+class Answer(Task):
+    """Find the span of a context that answers a question, or say that there is none."""
+
+    kind: ClassVar[str] = "qa"
+    model_class: ClassVar = QuestionAnswerer
+
+    labels: tuple[str, ...] = ()
+    """There are none: the two outputs are the first and the last token."""
+    max_length: int = 512
+    """Tokens per window at most, question and special tokens included."""
+    max_question: int = 64
+    """Tokens of the question at most."""
+    stride: int = 128
+    """Tokens from one window's start to the next's."""
+    max_answer: int = 30
+    """Tokens of an answer at most."""
+    n_best: int = 20
+    """How many candidate answers a prediction lists."""
+    unanswerable: bool = False
+    """Whether "no answer" is possible; set by training data that hold such questions."""
+    null_threshold: float = 0.0
+    """"No answer" is chosen if its score exceeds the best span's by more than this."""
+    metric: str = "f1"
+    """Which figure chooses the best checkpoint."""
+
+    def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[QuestionExample]:
+        """Questions of a file."""
+        return read_questions(path, bad, labelled=labelled)
+
+    def from_value(self, value: Any, name: str) -> QuestionExample:
+        """(question, context), or {"question": ..., "context": ...}."""
+        if isinstance(value, dict):
+            value = (value.get("question"), value.get("context"))
+        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, str) for t in value):
+            return QuestionExample(name, name, value[0], value[1])
+        raise ValueError(f"inputs: expected a question and its context, got {value!r:.80}")
+
+    def fitted(self, examples: Sequence[QuestionExample]) -> Answer:
+        """The task, with unanswerable questions if the training data hold any."""
+        return replace(self, unanswerable=self.unanswerable or any(e.answers == () for e in examples))
+
+    def encode(
+        self, examples: Sequence[QuestionExample], tokenizer: Tokenizer, *, training: bool = False
+    ) -> Features:
+        """`[CLS] question [SEP] window of the context [SEP]` for every window."""
+        features = Features(tokenizer.cls_id, tokenizer.sep_id)
+        questions = tokenizer.encode_batch([example.question for example in examples])
+        context: str | None = None
+        ids: list[int] = []
+        offsets = np.zeros((0, 2), dtype=np.int32)
+        for index, example in enumerate(examples):
+            if example.context != context:  # the questions on one context follow each other
+                context = example.context
+                ids, pairs = tokenizer.encode_with_offsets(context)
+                offsets = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+            question = questions[index][: self.max_question]
+            features.truncated += len(question) < len(questions[index])
+            base, size = len(question) + 2, self.max_length - len(question) - 3
+            answer = _token_span(example, offsets)
+            for window in windows(len(ids), size, min(self.stride, size)):
+                target = None
+                if answer is not None:
+                    inside = window.start <= answer[0] and answer[1] < window.stop
+                    shift = base - window.start
+                    target = (answer[0] + shift, answer[1] + shift) if inside else (0, 0)
+                place = None if training else _Place(base, window, offsets)
+                features.add(index, question, ids[window.start : window.stop], target, place)
+        return features
+
+    def loss(self, logits_T2: Tensor, batch: TaskBatch) -> Tensor:
+        """Cross-entropy of first and last token."""
+        return span_loss(logits_T2, batch.targets, batch.tokens)
+
+    def decode(
+        self, examples: Sequence[QuestionExample], features: Features, outputs: Sequence[np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """For each question: answer ("" for none), start and end (characters), score, nbest; and with
+        unanswerable questions null_difference (score of "no answer" minus the best span's)."""
+        spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
+        nulls = [np.inf] * len(examples)
+        for owner, place, logits_T2 in zip(features.owners, features.places, outputs):
+            spans[owner] += self._best_spans(logits_T2.astype(np.float64), place)
+            nulls[owner] = min(nulls[owner], float(logits_T2[0].sum()))
+        return [self._prediction(*row) for row in zip(examples, spans, nulls)]
+
+    def _best_spans(self, logits_T2: np.ndarray, place: _Place) -> list[tuple[float, int, int]]:
+        """The window's `n_best` spans that start where the window owns the token, as (score, characters)."""
+        first_T, last_T = logits_T2[place.base : -1].T  # without the closing [SEP]
+        padded = np.concatenate([last_T, np.full(self.max_answer - 1, -np.inf)])
+        scores = first_T[:, None] + np.lib.stride_tricks.sliding_window_view(padded, self.max_answer)
+        window = place.window
+        scores = scores[window.own_start - window.start : window.own_stop - window.start].ravel()
+        count = min(self.n_best, len(scores))
+        best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, dtype=int)
+        found = []
+        for flat in best[np.isfinite(scores[best])].tolist():
+            start = window.own_start + flat // self.max_answer
+            end = start + flat % self.max_answer
+            found.append((float(scores[flat]), int(place.offsets[start, 0]), int(place.offsets[end, 1])))
+        return found
+
+    def _prediction(
+        self, example: QuestionExample, spans: list[tuple[float, int, int]], null: float
+    ) -> dict[str, Any]:
+        nbest: dict[str, dict[str, Any]] = {}  # the best span of each wording
+        for score, start, end in sorted(spans, reverse=True):
+            text = example.context[start:end]
+            nbest.setdefault(text, {"text": text, "start": start, "end": end, "logit": score})
+        best = list(nbest.values())[: self.n_best]
+        logits = [candidate["logit"] for candidate in best] + ([null] if self.unanswerable else [])
+        for candidate, probability in zip(best, softmax(np.array(logits)).tolist() if logits else []):
+            candidate["score"] = probability
+        top = best[0] if best else {"text": "", "start": 0, "end": 0, "score": 0.0}
+        prediction: dict[str, Any] = {"id": example.id, "answer": top["text"]}
+        prediction |= {"start": top["start"], "end": top["end"], "score": top["score"], "nbest": best}
+        if not self.unanswerable:
+            return prediction
+        difference = null - best[0]["logit"] if best else 0.0
+        prediction["null_difference"] = difference
+        if not best or difference > self.null_threshold:
+            prediction |= {"answer": "", "start": 0, "end": 0, "score": 1 - sum(c["score"] for c in best)}
+        return prediction
+
+    def score(
+        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
+        """exact_match and f1 in percent, by the official normalisation; with unanswerable questions also of
+        both kinds of question, and best_f1 with the threshold that would have given it."""
+        gold = [[text for text, _ in example.answers or ()] for example in examples]
+        answers = [prediction["answer"] for prediction in predictions]
+        figures = squad_metrics(gold, answers)
+        if self.unanswerable:
+            best, threshold = self._best_threshold(gold, predictions)
+            figures |= {"best_f1": 100 * best / max(1, len(gold)), "best_f1_threshold": threshold}
+        return figures
+
+    def tuned(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Answer:
+        """The task with the null threshold that gives the best F1 on these (development) examples."""
+        if not self.unanswerable:
+            return self
+        gold = [[text for text, _ in example.answers or ()] for example in examples]
+        return replace(self, null_threshold=self._best_threshold(gold, predictions)[1])
+
+    def _best_threshold(
+        self, gold: Sequence[Sequence[str]], predictions: Sequence[dict[str, Any]]
+    ) -> tuple[float, float]:
+        answers = [p["nbest"][0]["text"] if p["nbest"] else "" for p in predictions]
+        differences = [p["null_difference"] for p in predictions]
+        return best_threshold([f1_score(g, a) for g, a in zip(gold, answers)], [not g for g in gold], differences)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What turns a sequence's logits into characters: where the context begins in it (`base`), which part
+    of the context it holds, and the first and last character of each of the context's tokens."""
+
+    base: int
+    window: Window
+    offsets: np.ndarray
+
+
+def _token_span(example: QuestionExample, offsets: np.ndarray) -> tuple[int, int] | None:
+    """First and last token of the first answer; (-1, -1), which no window holds, if there is none."""
+    if example.answers is None:
+        return None
+    if not example.answers or not len(offsets):
+        return -1, -1
+    text, start = example.answers[0]
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(offsets[:, 0], start + len(text), side="left")) - 1
+    return (first, last) if first <= last else (-1, -1)

@@ -1,0 +1,74 @@
+"""Exact match and F1 by the rules of SQuAD's official evaluation (Rajpurkar et al. 2016 and 2018)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation of answers: lower case; no punctuation, no articles, single spaces."""
+    text = "".join(character for character in text.lower() if character not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_score(gold: Sequence[str], answer: str) -> float:
+    """1 if the answer equals one of the gold answers after normalisation ("" if there are none), else 0."""
+    return float(any(normalise(text) == normalise(answer) for text in gold or [""]))
+
+
+def f1_score(gold: Sequence[str], answer: str) -> float:
+    """The best overlap of words with one of the gold answers, as F1."""
+    return max(_word_f1(normalise(text).split(), normalise(answer).split()) for text in gold or [""])
+
+
+def _word_f1(wanted: list[str], got: list[str]) -> float:
+    if not wanted or not got:
+        return float(wanted == got)
+    common = (Counter(wanted) & Counter(got)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(got), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
+    """exact_match and f1 in percent; where some questions have no gold answer, also by kind of question."""
+    figures: dict[str, float] = {}
+    gold = [[text for text in texts if normalise(text)] for texts in gold]
+    answerable = np.array([bool(texts) for texts in gold])
+    for name, function in (("exact_match", exact_score), ("f1", f1_score)):
+        scores = 100 * np.array([function(texts, answer) for texts, answer in zip(gold, answers)])
+        figures[name] = float(scores.mean())
+        if not answerable.all() and answerable.any():
+            figures[f"answerable_{name}"] = float(scores[answerable].mean())
+            figures[f"unanswerable_{name}"] = float(scores[~answerable].mean())
+    return figures
+
+
+def best_threshold(
+    scores: Sequence[float], unanswerable: Sequence[bool], differences: Sequence[float]
+) -> tuple[float, float]:
+    """The threshold on null_difference with the highest total score.
+
+    Args:
+        scores: what each question's best span would score.
+        unanswerable: whether "no answer" would be right, and score 1.
+        differences: null_difference of each; a span is given where it is at most the threshold.
+
+    Returns:
+        The total score and the threshold (the lowest of equally good ones).
+    """
+    order = np.argsort(differences, kind="stable")
+    sorted_differences = np.asarray(differences, dtype=float)[order]
+    gain = np.asarray(scores, dtype=float)[order] - np.asarray(unanswerable, dtype=float)[order]
+    totals = np.concatenate([[0.0], gain.cumsum()]) + float(np.sum(unanswerable))
+    # k questions get a span: possible where the k-th and the next difference are not equal.
+    possible = np.concatenate([[True], sorted_differences[1:] > sorted_differences[:-1], [True]])
+    best = int(np.where(possible, totals, -np.inf).argmax())
+    threshold = sorted_differences[best - 1] if best else sorted_differences[0] - 1.0
+    return float(totals[best]), float(threshold)
