@@ -1,0 +1,72 @@
+"""electra_core: ELECTRA, from pre-training to fine-tuned models in the Hub's layout.
+
+The names below are looked up when first used, so that `import electra_core` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+    from electra_core.electra import Electra
+    from electra_core.errors import UserError
+    from electra_core.packing import TokenBatch, from_padded, pack, to_padded
+    from electra_core.pretrained import (
+        Discriminator,
+        Generator,
+        MultipleChoice,
+        QuestionAnswerer,
+        SequenceClassifier,
+        TokenClassifier,
+    )
+    from electra_core.tokenizer import load_tokenizer
+
+_HOME = {
+    "PRESETS": "config",
+    "EncoderConfig": "config",
+    "PretrainConfig": "config",
+    "Electra": "electra",
+    "UserError": "errors",
+    "TokenBatch": "packing",
+    "from_padded": "packing",
+    "pack": "packing",
+    "to_padded": "packing",
+    "Discriminator": "pretrained",
+    "Generator": "pretrained",
+    "MultipleChoice": "pretrained",
+    "QuestionAnswerer": "pretrained",
+    "SequenceClassifier": "pretrained",
+    "TokenClassifier": "pretrained",
+    "load_tokenizer": "tokenizer",
+}
+
+__all__ = [
+    "PRESETS",
+    "Discriminator",
+    "Electra",
+    "EncoderConfig",
+    "Generator",
+    "MultipleChoice",
+    "PretrainConfig",
+    "QuestionAnswerer",
+    "SequenceClassifier",
+    "TokenBatch",
+    "TokenClassifier",
+    "UserError",
+    "from_padded",
+    "load_tokenizer",
+    "pack",
+    "to_padded",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

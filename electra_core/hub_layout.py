@@ -1,0 +1,194 @@
+"""The Hub's ELECTRA layout: names of tensors, and the fields of config.json. No files are touched here.
+
+ours                                    the Hub's
+encoder.embeddings.*                    electra.embeddings.*
+encoder.embeddings_project.*            electra.embeddings_project.*      (if embedding and hidden size differ)
+encoder.layers.N.attention.qkv.*        electra.encoder.layer.N.attention.self.{query,key,value}.*
+encoder.layers.N.attention.dense.*      electra.encoder.layer.N.attention.output.dense.*
+encoder.layers.N.attention_norm.*       electra.encoder.layer.N.attention.output.LayerNorm.*
+encoder.layers.N.intermediate.*         electra.encoder.layer.N.intermediate.dense.*
+encoder.layers.N.output.*               electra.encoder.layer.N.output.dense.*
+encoder.layers.N.output_norm.*          electra.encoder.layer.N.output.LayerNorm.*
+output_bias                             generator_lm_head.bias
+heads                                   the same names
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig, updated
+from electra_core.electra import Discriminator, Generator
+from electra_core.encoder import Encoder
+from electra_core.errors import UserError
+from electra_core.tasks import MultipleChoice, TaskModel
+
+_IN_LAYER = {
+    "attention.dense": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+
+# Every head of the Hub's ELECTRA models. A model may be opened with another head than its file's.
+HEADS = (
+    "discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.",
+    "qa_outputs.", "sequence_summary.",
+)  # fmt: skip
+
+# What ElectraConfig of `transformers` takes a missing field for (its model is "small").
+HUB_DEFAULTS = EncoderConfig(
+    embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+)  # fmt: skip
+
+# Larger than any model there is: beyond these a config.json is damaged or hostile.
+_MOST, _MOST_LAYERS = 1 << 24, 1 << 10
+
+
+def hub_names(name: str) -> tuple[str, ...]:
+    """The Hub's name of our parameter; three names, query, key and value, for a fused `qkv`."""
+    if name == "output_bias":
+        return ("generator_lm_head.bias",)
+    if not name.startswith("encoder."):
+        return (name,)
+    parts = name.split(".")
+    if parts[1] != "layers":
+        return ("electra." + name.removeprefix("encoder."),)
+    layer = f"electra.encoder.layer.{parts[2]}."
+    module, kind = ".".join(parts[3:-1]), parts[-1]
+    if module == "attention.qkv":
+        return tuple(f"{layer}attention.self.{part}.{kind}" for part in ("query", "key", "value"))
+    return (f"{layer}{_IN_LAYER[module]}.{kind}",)
+
+
+def to_hub(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by our names -> the same tensors (views, nothing is copied) by the Hub's names."""
+    hub: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        names = hub_names(name)
+        hub.update(zip(names, tensor.chunk(len(names))))
+    return hub
+
+
+def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a model as the Hub's layout has them."""
+    ours = {name: p.detach() for name, p in model.named_parameters()}
+    encoder: Encoder = model.encoder  # type: ignore[assignment]
+    # Disentangled embeddings are a sum of two matrices; what words are looked up in is what is saved.
+    ours["encoder.embeddings.word_embeddings.weight"] = encoder.embeddings.word_weight().detach()
+    return to_hub(ours)
+
+
+def architecture(model: nn.Module | type[nn.Module]) -> str:
+    """The Hub's name of a model's kind ("ElectraForPreTraining").
+
+    Raises:
+        ValueError: not a model of ours that has a place in the Hub's layout.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    if issubclass(kind, Discriminator):
+        return "ElectraForPreTraining"
+    if issubclass(kind, Generator):
+        return "ElectraForMaskedLM"
+    if issubclass(kind, TaskModel):
+        return kind.architecture
+    raise ValueError(f"model: expected a Discriminator, Generator or task model, got {kind.__name__}")
+
+
+def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
+    """The contents of config.json for a model."""
+    config: EncoderConfig = model.config  # type: ignore[assignment]
+    fields: dict[str, Any] = dataclasses.asdict(config) | {
+        "model_type": "electra",
+        "architectures": [architecture(model)],
+        "hidden_act": "gelu",
+        "dtype": str(dtype).removeprefix("torch."),
+        "classifier_dropout": getattr(model, "classifier_dropout", None),
+        "summary_type": "first",
+        "summary_use_proj": True,
+        "summary_activation": "gelu",
+        "summary_last_dropout": 0.1,
+        "tie_word_embeddings": True,
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if isinstance(model, MultipleChoice):
+        fields["summary_last_dropout"], fields["classifier_dropout"] = model.head_dropout, None
+    if labels := getattr(model, "labels", ()):
+        fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        fields["label2id"] = {label: index for index, label in enumerate(labels)}
+    return fields
+
+
+def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
+    """The sizes in a config.json.
+
+    Raises:
+        UserError: another kind of model, an option this implementation does not have, or a value that no
+            model has.
+    """
+    _expect(raw, "model_type", "electra", where)
+    for key, only in (
+        ("hidden_act", "gelu"),
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+    ):
+        _expect(raw, key, only, where)
+    known = {field.name for field in dataclasses.fields(EncoderConfig)}
+    given = {key: value for key, value in raw.items() if key in known}
+    if given.get("pad_token_id", 0) is None:
+        del given["pad_token_id"]
+    _check_ranges(given, where)
+    try:
+        return updated(HUB_DEFAULTS, given, where)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:
+    if raw.get(key, only) != only:
+        raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
+
+
+def _check_ranges(given: Mapping[str, Any], where: str) -> None:
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue  # of a wrong type: `updated` says so
+        if key.endswith("_prob"):
+            good, expected = 0 <= value < 1, "a number in [0, 1)"
+        elif key in ("initializer_range", "layer_norm_eps"):
+            good, expected = math.isfinite(value) and value >= 0, "a finite number, not negative"
+        else:
+            most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+            least = 0 if key == "pad_token_id" else 1
+            good, expected = least <= value <= most, f"an integer from {least} to {most}"
+        if not good:
+            raise UserError(f"{where}: {key} expects {expected}, got {value!r}")
+
+
+def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names of the classes in a config.json, in order; the Hub's default is LABEL_0 and LABEL_1.
+
+    Raises:
+        UserError: id2label does not number its labels 0, 1, ...
+    """
+    table = raw.get("id2label")
+    if table is None:
+        count = raw.get("num_labels", 2)
+        if not isinstance(count, int) or not 1 <= count <= _MOST:
+            raise UserError(f"{where}: num_labels expects an integer from 1 to {_MOST}, got {count!r}")
+        return tuple(f"LABEL_{index}" for index in range(count))
+    numbers = {str(index) for index in range(len(table))} if isinstance(table, dict) else None
+    if not table or numbers != set(table) or not all(isinstance(label, str) for label in table.values()):
+        raise UserError(f'{where}: id2label expects names for "0", "1", ... without a gap')
+    return tuple(table[str(index)] for index in range(len(table)))

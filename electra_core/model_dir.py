@@ -1,0 +1,311 @@
+"""Model directories in the Hub's ELECTRA layout, both ways.
+
+What is saved here opens in `transformers` as it is, and an ELECTRA directory of the Hub opens here as it is:
+
+    config.json           sizes, kind of model, names of the labels      (`hub_layout`)
+    model.safetensors     the weights under the Hub's names              (`weight_files`)
+    tokenizer files       where a tokenizer is given
+    README.md             a model card, where one is given
+
+A model is built without memory for its weights, the weights' shapes are compared, and only then are they
+copied from the file to where they belong: loading takes the model's own memory and no second copy.
+
+`pretrained.py` has the same as `from_pretrained` and `save_pretrained`. The models themselves do no reading
+or writing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from electra_core import electra, tasks
+from electra_core.config import EncoderConfig
+from electra_core.encoder import DisentangledEmbeddings
+from electra_core.errors import UserError
+from electra_core.hub_layout import (
+    HEADS,
+    architecture,
+    hub_names,
+    hub_tensors,
+    read_config,
+    read_labels,
+    write_config,
+)
+from electra_core.weight_files import SAFETENSORS, open_weights, read_json, write_weights
+
+log = logging.getLogger("electra_core")
+_MOST_LISTED = 20  # tensors named in one error message
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class SavesItself(Protocol):
+    """A tokenizer, as far as this file needs to know one."""
+
+    def save(self, directory: str | Path) -> None:
+        """Writes its files into the directory."""
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    tokenizer: SavesItself | None = None,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a model directory; files of the same names are replaced, each one whole or not at all.
+
+    Args:
+        model: a Discriminator, Generator or task model.
+        directory: made if need be.
+        tokenizer: written beside the model.
+        card: text of README.md (`model_card`).
+        dtype: of the weights in the file (torch.bfloat16 halves it); None: as they are.
+    """
+    directory = Path(directory)
+    tensors = hub_tensors(model)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    config = write_config(model, next(iter(tensors.values())).dtype)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        write_weights(tensors, new / SAFETENSORS)
+        (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(new)
+        if card is not None:
+            (new / "README.md").write_text(card, encoding="utf-8")
+        _move_into_place(new, directory)
+
+
+def _move_into_place(new: Path, directory: Path) -> None:
+    if not directory.exists():
+        new.rename(directory)
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} exists and is not a directory")
+    for file in new.iterdir():
+        os.replace(file, directory / file.name)
+
+
+def find_model(source: str | Path, kind: str = "discriminator", revision: str | None = None) -> Path:
+    """The model directory that `source` means.
+
+    Args:
+        source: a model directory, a run's directory (its `kind` is meant), or a name on the Hub
+            ("google/electra-small-discriminator", with the extra `hub`).
+        kind: "discriminator" or "generator".
+
+    Raises:
+        UserError: there is no such thing, or it cannot be fetched.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        if not (directory / "config.json").exists() and (directory / kind / "config.json").exists():
+            return directory / kind
+        return directory
+    name = str(source)
+    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{source}: no such model directory")
+    return _fetch(name, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """A snapshot of a Hub repository in the Hub's own cache; weights as safetensors where it has them."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{name}: no such directory; to fetch a model of that name from the Hub, "
+            "install the extra: pip install 'electra-core[hub]'"
+        ) from error
+    try:
+        for weights in ("*.safetensors", "*.bin"):
+            wanted = [weights, "*.json", "vocab.txt", "spiece.model"]
+            found = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+            if any(found.glob(weights)):
+                break
+    except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
+        raise UserError(f"{name}: not a directory, and not fetched from the Hub ({error})") from error
+    return found
+
+
+def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
+    """The sizes in a model directory's config.json, and all of its fields as they stand."""
+    directory = find_model(source)
+    if not (directory / "config.json").exists():
+        raise UserError(f"{directory} is not a model directory: it has no config.json")
+    raw = read_json(directory, "config.json")
+    return read_config(raw, str(directory / "config.json")), raw
+
+
+def load(
+    kind: type[Model],
+    source: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+) -> Model:
+    """A model of `kind` from a model directory (see `find_model`), in fp32, on the CPU, in evaluation mode.
+
+    A task model may be made from a directory without its head, such as a pre-trained discriminator's: the head
+    is then new, drawn from `seed`, and a warning says so.
+
+    Args:
+        labels: names of the classes, for a head of another number of classes than the file's.
+
+    Raises:
+        UserError: no model directory, another kind of model, or weights that are missing, unexpected, of the
+            wrong shape or unreadable; the message lists them.
+    """
+    directory = find_model(source, _part_of_run(kind), revision)
+    config, raw = load_config(directory)
+    with torch.device("meta"):
+        model = kind(config, **_head_options(kind, raw, labels, str(directory / "config.json")))
+    if issubclass(kind, electra.Generator) and raw.get("tie_word_embeddings", True) is not True:
+        raise UserError(
+            f"{directory}: the output layer is not tied to the word embeddings; only tied ones are known"
+        )
+    new_head = _fill(model, directory, raw, another_head=labels is not None)
+    if new_head:
+        tasks.initialise_head(model, seed)  # type: ignore[arg-type]
+        log.warning("%s: the head is new, not trained yet: %s", directory, ", ".join(new_head))
+    return model.eval()
+
+
+def _part_of_run(kind: type[nn.Module]) -> str:
+    return "generator" if issubclass(kind, electra.Generator) else "discriminator"
+
+
+def _head_options(
+    kind: type[nn.Module], raw: dict[str, Any], labels: Sequence[str] | None, where: str
+) -> dict[str, Any]:
+    if issubclass(kind, electra.Generator) and raw.get("tie_word_embeddings", True) is not True:
+        raise UserError(f"{where}: tie_word_embeddings is false; only a tied output layer is known here")
+    if not issubclass(kind, tasks.TaskModel):
+        return {}
+    options: dict[str, Any] = {"classifier_dropout": raw.get("classifier_dropout")}
+    if issubclass(kind, tasks.MultipleChoice):
+        options["classifier_dropout"] = raw.get("summary_last_dropout", 0.1)
+        for key, only in (("summary_type", "first"), ("summary_use_proj", True), ("summary_activation", "gelu")):
+            if raw.get(key, only) != only:
+                raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
+    elif not issubclass(kind, tasks.QuestionAnswerer):
+        options["labels"] = read_labels(raw, where) if labels is None else tuple(labels)
+    dropout = options["classifier_dropout"]
+    if dropout is not None and not (type(dropout) in (int, float) and 0 <= dropout < 1):
+        raise UserError(f"{where}: dropout of the head expects a number in [0, 1), got {dropout!r}")
+    return options
+
+
+def load_into(model: nn.Module, source: str | Path) -> None:
+    """Copies a directory's weights into a model that exists (for going on with pre-training), in place.
+
+    Parameters that `model` shares with another model change there too.
+
+    Raises:
+        UserError: as `load`, and where the sizes differ.
+    """
+    directory = find_model(source, _part_of_run(type(model)))
+    config, raw = load_config(directory)
+    ours: EncoderConfig = model.config  # type: ignore[assignment]
+    differing = [
+        f"{key} {theirs}, not {getattr(ours, key)}"
+        for key, theirs in dataclasses.asdict(config).items()
+        if isinstance(theirs, int) and key != "pad_token_id" and theirs != getattr(ours, key)
+    ]
+    if differing:
+        raise UserError(f"{directory}: the model there has {'; '.join(differing)}")
+    _fill(model, directory, raw, another_head=False)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: bool) -> list[str]:
+    """Weights from the directory's files to the model, which may still be without memory.
+
+    Returns:
+        Names of the head's parameters if the directory does not have this head, else nothing.
+    """
+    files = open_weights(directory)
+    new_head = _compare(model, directory, raw, files.shapes, another_head)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        if name not in new_head:
+            names = _stored_names(name, files.shapes)
+            for stored, target in zip(names, parameter.chunk(len(names))):
+                files.copy_to(stored, target)
+    embeddings = model.encoder.embeddings  # type: ignore[union-attr]
+    if isinstance(embeddings, DisentangledEmbeddings):  # the file holds the sum; the own part is the rest
+        own = embeddings.word_embeddings.weight
+        own.sub_(embeddings.word_weight() - own)
+    return new_head
+
+
+def _stored_names(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Where a file has our parameter; a file of the bare encoder leaves out the prefix `electra.`."""
+    bare = "embeddings.word_embeddings.weight" in shapes
+    return [hub.removeprefix("electra.") if bare else hub for hub in hub_names(name)]
+
+
+def _compare(
+    model: nn.Module, directory: Path, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], another_head: bool
+) -> list[str]:
+    """The names of the head's parameters if it has to be a new one; UserError if anything else is amiss."""
+    expected: dict[str, tuple[int, ...]] = {}
+    head: list[str] = []
+    for name, parameter in model.named_parameters():
+        stored = _stored_names(name, shapes)
+        rows, *rest = parameter.shape
+        expected |= {part: (rows // len(stored), *rest) for part in stored}
+        if not name.startswith("encoder."):
+            head += stored
+    missing = [name for name in expected if name not in shapes]
+    wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
+    unexpected = [name for name in shapes if name not in expected and not _expendable(name)]
+    claims_head = architecture(model) in (raw.get("architectures") or [])
+    new_head = isinstance(model, tasks.TaskModel) and (
+        (not claims_head and any(name in missing for name in head))
+        or (another_head and any(name in wrong for name in head))
+    )
+    if new_head:
+        missing, wrong = ([name for name in names if name not in head] for names in (missing, wrong))
+    problems = [f"missing: {name} {list(expected[name])}" for name in missing]
+    problems += [f"wrong shape: {name} {list(shapes[name])}, expected {list(expected[name])}" for name in wrong]
+    problems += [f"unexpected: {name} {list(shapes[name])}" for name in unexpected]
+    if problems:
+        raise UserError(
+            f"{directory}: the weights are not those of a {type(model).__name__} as config.json describes it\n  "
+            + "\n  ".join(problems[:_MOST_LISTED])
+            + (f"\n  and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else "")
+        )
+    return head if new_head else []
+
+
+def _expendable(name: str) -> bool:
+    """Tensors that are no loss: other heads (a tied output projection too), and buffers of old versions."""
+    return name.startswith(HEADS) or name.endswith("embeddings.position_ids")
+
+
+def load_discriminator(source: str | Path, **options: Any) -> electra.Discriminator:
+    """A discriminator with its pre-training head; options as for `load`."""
+    return load(electra.Discriminator, source, **options)
+
+
+def load_generator(source: str | Path, **options: Any) -> electra.Generator:
+    """A generator with its masked-language-model head; options as for `load`."""
+    return load(electra.Generator, source, **options)

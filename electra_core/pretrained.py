@@ -1,0 +1,76 @@
+"""The six models as users of the Hub know them: with `from_pretrained` and `save_pretrained`.
+
+They are those of `electra` and `tasks`, which do no reading or writing; `model_dir` does it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from electra_core import electra, tasks
+from electra_core.errors import UserError
+from electra_core.hub_layout import architecture
+from electra_core.model_dir import load, load_config, save_pretrained
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Pretrained:
+    """`from_pretrained` and `save_pretrained`, as users of the Hub know them."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """The model in a directory, run or Hub repository; options as for `load`."""
+        return load(cls, source, **options)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Writes a model directory; options as for the function `save_pretrained`."""
+        save_pretrained(self, directory, **options)  # type: ignore[arg-type]
+
+
+class Discriminator(Pretrained, electra.Discriminator):
+    __doc__ = electra.Discriminator.__doc__
+
+
+class Generator(Pretrained, electra.Generator):
+    __doc__ = electra.Generator.__doc__
+
+
+class SequenceClassifier(Pretrained, tasks.SequenceClassifier):
+    __doc__ = tasks.SequenceClassifier.__doc__
+
+
+class TokenClassifier(Pretrained, tasks.TokenClassifier):
+    __doc__ = tasks.TokenClassifier.__doc__
+
+
+class QuestionAnswerer(Pretrained, tasks.QuestionAnswerer):
+    __doc__ = tasks.QuestionAnswerer.__doc__
+
+
+class MultipleChoice(Pretrained, tasks.MultipleChoice):
+    __doc__ = tasks.MultipleChoice.__doc__
+
+
+KINDS: dict[str, type[Any]] = {
+    architecture(kind): kind
+    for kind in (Discriminator, Generator, SequenceClassifier, TokenClassifier, QuestionAnswerer, MultipleChoice)
+}
+
+
+def load_any(source: str | Path, **options: Any) -> nn.Module:
+    """Whatever kind of model the directory's config.json names; options as for `model_dir.load`.
+
+    Raises:
+        UserError: it names none that this implementation has.
+    """
+    _, raw = load_config(source)
+    names = raw.get("architectures")
+    for name in names if isinstance(names, list) else []:
+        if name in KINDS:
+            return load(KINDS[name], source, **options)
+    raise UserError(f"{source}: config.json names architectures {names}; expected one of {', '.join(KINDS)}")
