@@ -23,10 +23,12 @@ or nothing but -inf) draws the id -1; such a position keeps its original word an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from electra_kernels import sample_replace_reference as reference
 from electra_kernels.checks import FLOATS, INTEGERS, check_temperature, check_tensor
+from electra_kernels.dispatch import use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
@@ -73,7 +75,15 @@ def sample_and_replace(
     check_tensor("masked_positions_M", masked_positions_M, (len(logits_MV),), INTEGERS, device)
     check_temperature(temperature)
     key = seed_tensor(seed, device)
-    corrupted, is_replaced, sampled = reference.sample_and_replace(
-        logits_MV.detach(), input_ids_T, masked_positions_M, key, stream, temperature
+    implementation = _implementation(logits_MV)
+    return SampledTokens(
+        *implementation(logits_MV.detach(), input_ids_T, masked_positions_M, key, stream, temperature)
     )
-    return SampledTokens(corrupted, is_replaced, sampled)
+
+
+def _implementation(like: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    if not use_triton(like):
+        return reference.sample_and_replace
+    from electra_kernels import sample_replace_triton
+
+    return sample_replace_triton.sample_and_replace
