@@ -25,7 +25,7 @@ class Pretrained:
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """The model in a directory, run or Hub repository; options as for `load`."""
-        return load(cls, source, **options)
+        return load(cls, source, **options)  # type: ignore[type-var]
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
         """Writes a model directory; options as for the function `save_pretrained`."""
