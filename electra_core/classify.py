@@ -125,7 +125,7 @@ class Classify(_TextTask):
         self, examples: Sequence[TextExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """For each example: label, score (its probability), scores (of every label)."""
-        return [self._prediction(softmax(logits_C)) for logits_C in outputs]
+        return [self._prediction(softmax(logits_1C[0])) for logits_1C in outputs]
 
     def _prediction(self, probabilities_C: np.ndarray) -> dict[str, Any]:
         best = int(probabilities_C.argmax())
@@ -186,7 +186,7 @@ class Regress(_TextTask):
         self, examples: Sequence[TextExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """For each example: value."""
-        return [{"value": float(logit_1[0]) * self.scale + self.offset} for logit_1 in outputs]
+        return [{"value": float(logits_11[0, 0]) * self.scale + self.offset} for logits_11 in outputs]
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """pearson, spearman, their mean, mse."""

@@ -1,4 +1,4 @@
-"""Files of rows, read as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines.
+"""Files of rows, read as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines, standard input.
 
 Text files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews hold U+0085 and the like,
 at which `str.splitlines` would cut. Bytes that are not UTF-8 don't stop the stream; the row that holds them
@@ -89,7 +89,7 @@ def text_problem(text: str) -> str:
 def read_rows(
     path: Path, *, header: bool | None = None, wanted: Sequence[str] = (), quoting: bool | None = None
 ) -> Iterator[Row]:
-    """Yields the rows of a CSV, TSV, JSON-lines or Parquet file.
+    """Yields the rows of a CSV, TSV, JSON-lines, Parquet or plain file (a text per line, the column `text`).
 
     Args:
         header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
@@ -106,7 +106,9 @@ def read_rows(
         return _read_json_lines(path)
     if kind == ".parquet":
         return _read_parquet(path)
-    raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet")
+    if kind == ".txt" or str(path) == "-":
+        return _read_plain(path)
+    raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet .txt")
 
 
 def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool) -> Iterator[Row]:
@@ -165,12 +167,28 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
             return
         if not line.strip():
             continue
-        problem = text_problem(line)
-        try:
-            record = json.loads(line) if not problem else {}
-        except ValueError as error:
-            record, problem = {}, f"not JSON ({error})"
-        yield _json_row(number, record, problem)
+        yield _parse_json(number, line)
+
+
+def _parse_json(number: int, line: str) -> Row:
+    if problem := text_problem(line):
+        return Row(number, {}, problem)
+    try:
+        return _json_row(number, json.loads(line))
+    except ValueError as error:
+        return Row(number, {}, f"not JSON ({error})")
+
+
+def _read_plain(path: Path) -> Iterator[Row]:
+    """One text per line; standard input may also hold JSON lines, which its first character tells."""
+    is_json = False
+    for number, line in read_lines(path):
+        if number == 1 and str(path) == "-":
+            is_json = line.startswith("{")
+        if is_json and line.strip():
+            yield _parse_json(number, line)
+        elif line.strip():
+            yield Row(number, {"text": line}, text_problem(line))
 
 
 def _read_json_array(path: Path) -> Iterator[Row]:
@@ -180,13 +198,13 @@ def _read_json_array(path: Path) -> Iterator[Row]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     for number, record in enumerate(records, 1):
-        yield _json_row(number, record, "")
+        yield _json_row(number, record)
 
 
-def _json_row(number: int, record: Any, problem: str) -> Row:
+def _json_row(number: int, record: Any) -> Row:
     if not isinstance(record, dict):
         return Row(number, {}, f"expected a JSON object, found {type(record).__name__}")
-    return Row(number, record, problem)
+    return Row(number, record)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -64,14 +64,16 @@ def read_tagged(
     Args:
         bad: takes sentences that cannot be used; without it they raise at the end of the file.
         tag_column: number (from 1) of the CoNLL column, or name of the list; None: the last, or the usual names.
-        labelled: whether every sentence must have tags. Without, a JSON line may hold a raw `text` instead.
+        labelled: whether every sentence must have tags. Without, a line of a .txt file or
+            the `text` of a JSON line is cut into words here.
 
     Raises:
         UserError: file unreadable or empty, bad sentences.
     """
     path = Path(path)
     bad = bad or BadRows(path)
-    if format_of(path) in (".jsonl", ".json", ".parquet"):
+    raw = not labelled and (format_of(path) == ".txt" or str(path) == "-")
+    if raw or format_of(path) in (".jsonl", ".json", ".parquet"):
         examples = _read_lists(path, bad, tag_column, labelled)
     else:
         examples = _read_conll(path, bad, tag_column, labelled)

@@ -44,6 +44,8 @@ class TaskModel(nn.Module):
 
     architecture: ClassVar[str]
     """The Hub's name of this kind of model, for config.json."""
+    per_token: ClassVar[bool] = False
+    """Whether the logits' rows are tokens; else they are sequences."""
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class TokenClassifier(TaskModel):
     """A tag for every token."""
 
     architecture = "ElectraForTokenClassification"
+    per_token = True
 
     def __init__(self, config: EncoderConfig, labels: Sequence[str] = ("0", "1"), **more: Any):
         super().__init__(config, labels, **more)
@@ -115,6 +118,7 @@ class QuestionAnswerer(TaskModel):
     """Where in a text the answer begins and ends."""
 
     architecture = "ElectraForQuestionAnswering"
+    per_token = True
 
     def __init__(self, config: EncoderConfig, labels: Sequence[str] = (), **more: Any):
         super().__init__(config, labels, **more)

@@ -1,0 +1,247 @@
+"""Fine-tuned models at work: a pipeline in Python, streams of files, evaluation.
+
+    pipeline = load("DIR")
+    pipeline(["a fine film", "a dull one"])     # [{"label": "positive", "score": 0.98, "scores": ...}, ...]
+
+Inputs are taken in chunks, sorted by length inside a chunk, packed up to a token budget, and come out in
+their order: memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from electra_core import model_dir
+from electra_core.classify import Classify, Regress
+from electra_core.downstream import Task, encode_all, read_all
+from electra_core.errors import UserError
+from electra_core.features import Features, sorted_batches
+from electra_core.labelled import BadRows
+from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
+from electra_core.progress import Progress, progress
+from electra_core.tasks import TaskModel
+from electra_core.tokenizer import Tokenizer, load_tokenizer
+
+CHUNK = 2048  # examples that are in memory at a time
+TOKENS_PER_BATCH = 8192
+
+
+@torch.inference_mode()
+def run_model(
+    model: TaskModel,
+    features: Features,
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    precision: torch.dtype = torch.float32,
+    bar: Progress | None = None,
+) -> list[np.ndarray]:
+    """The logits (fp32) of every unit, in the order of the features.
+
+    Args:
+        model: put into evaluation mode for the time of the call.
+        precision: torch.bfloat16 computes under autocast.
+
+    Returns:
+        Per unit: [1, C] of a classifier, [tokens, C] of a tagger, [tokens, 2] of a question answerer,
+        [choices] of a multiple choice.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    outputs: list[np.ndarray] = [np.empty(0)] * len(features)
+    for units in sorted_batches(features.lengths, tokens_per_batch):
+        batch = features.batch(units).to(device)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model(batch.tokens).float().cpu().numpy()
+        starts = batch.unit_starts
+        if model.per_token:
+            starts = batch.tokens.cu_seqlens[starts]
+        for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
+            outputs[unit] = logits[start:stop]
+        if bar is not None:
+            bar.update(batch.tokens.num_tokens)
+    model.train(was_training)
+    return outputs
+
+
+class Predictor:
+    """A model with its task and tokenizer, ready for use.
+
+    Args:
+        model: on the device it is to run on.
+        precision: dtype of the computation; the logits are fp32.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        tokenizer: Tokenizer,
+        *,
+        precision: torch.dtype = torch.float32,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+    ):
+        self.model, self.task, self.tokenizer = model.eval(), task, tokenizer
+        self.precision, self.tokens_per_batch = precision, tokens_per_batch
+        self.truncated = 0
+        """How many inputs were longer than the model reads, so far."""
+
+    def __call__(self, inputs: Any) -> Any:
+        """Predictions for a list of inputs, or one for a single text.
+
+        An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
+        context (qa), a text and a list of endings (choose); or a dict with those names.
+
+        Raises:
+            ValueError: an input of another form.
+        """
+        if isinstance(inputs, (str, dict)):
+            return self([inputs])[0]
+        return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(inputs, 1)])
+
+    def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:
+        """Predictions for examples that the task has read."""
+        features = encode_all(self.task, examples, self.tokenizer)
+        self.truncated += features.truncated
+        return self.task.decode(examples, features, self.logits(features, bar))
+
+    def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
+        """Logits of every unit (`run_model`)."""
+        return run_model(
+            self.model, features, tokens_per_batch=self.tokens_per_batch, precision=self.precision, bar=bar
+        )
+
+    def stream(self, examples: Iterable[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """(example, prediction) for each, in order, `CHUNK` in memory at a time."""
+        iterator = iter(examples)
+        while chunk := list(itertools.islice(iterator, CHUNK)):
+            yield from zip(chunk, self.predict(chunk))
+
+
+def load(
+    source: str | Path, *, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
+) -> Predictor:
+    """A fine-tuned model from its directory, ours or the Hub's.
+
+    Raises:
+        UserError: no such directory, or not a model of a downstream task.
+    """
+    directory = model_dir.find_model(source)
+    task = _load_task(directory)
+    model = model_dir.load(task.model_class, directory)
+    return Predictor(model.to(device), task, load_tokenizer(directory), precision=precision)
+
+
+def _load_task(directory: Path) -> Task:
+    file = directory / TASK_FILE
+    if not file.exists():
+        return _guess_task(directory)
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    return task_from_json(fields, str(file))
+
+
+def _guess_task(directory: Path) -> Task:
+    """The task of a directory that another library wrote, from its config.json."""
+    config, raw = model_dir.load_config(directory)
+    names = raw.get("architectures") or ["no architecture"]
+    kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
+    if kind is None:
+        raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
+    length = config.max_position_embeddings
+    labels = model_dir.read_labels(raw, str(directory / "config.json"))
+    if kind is Classify and len(labels) == 1:
+        return Regress(scale=1.0, max_length=length)
+    has_labels = kind.model_class.architecture.endswith(("SequenceClassification", "TokenClassification"))
+    return kind(labels=labels if has_labels else (), max_length=length)  # type: ignore[call-arg]
+
+
+def predict_file(
+    predictor: Predictor,
+    source: str | Path,
+    sink: TextIO,
+    *,
+    form: str = "jsonl",
+    skip_bad_rows: bool = False,
+    quiet: bool = True,
+) -> BadRows:
+    """Predicts for every row of a file ("-": standard input) and writes one line for each, in its order.
+
+    Args:
+        form: "jsonl", or "csv" with lists inside it as JSON.
+
+    Returns:
+        The rows that were skipped.
+
+    Raises:
+        UserError: an unreadable file; at its end, bad rows unless they are skipped.
+    """
+    if form not in ("jsonl", "csv"):
+        raise ValueError(f"form: expected jsonl or csv, got {form!r}")
+    bad = BadRows(source, skip_bad_rows)
+    examples = predictor.task.read(source, bad, labelled=False)
+    header: list[str] = []
+    with progress("predict", None, "examples", quiet=quiet) as bar:
+        for example, prediction in predictor.stream(examples):
+            row = {"id": example.id, **prediction}
+            if form == "jsonl":
+                sink.write(json.dumps(row, ensure_ascii=False) + "\n")
+            else:
+                header = _write_csv(sink, row, header)
+            bar.update()
+    return bad
+
+
+def _write_csv(sink: TextIO, row: dict[str, Any], header: list[str]) -> list[str]:
+    """Writes one row, and before the first one the header, which it returns."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}_{key}": item for key, item in value.items()}
+        else:
+            flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not header:
+        header = list(flat)
+        writer.writerow(header)
+    writer.writerow([flat.get(name, "") for name in header])
+    sink.write(text.getvalue())
+    return header
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's predictions for labelled examples, and how good they are."""
+
+    task: Task
+    metrics: dict[str, float]
+    examples: list[Any]
+    predictions: list[dict[str, Any]]
+    skipped: BadRows
+
+
+def evaluate(
+    predictor: Predictor, source: str | Path, *, skip_bad_rows: bool = False, quiet: bool = True
+) -> Evaluation:
+    """Scores the model on labelled data.
+
+    Raises:
+        UserError: an unreadable or empty file, bad rows, labels that the model does not have.
+    """
+    examples, bad = read_all(predictor.task, source, skip_bad_rows=skip_bad_rows)
+    with progress("evaluate", None, "tokens", quiet=quiet) as bar:
+        predictions = predictor.predict(examples, bar)
+    return Evaluation(predictor.task, predictor.task.score(examples, predictions), examples, predictions, bad)

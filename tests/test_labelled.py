@@ -1,0 +1,350 @@
+"""Readers of labelled data: every format gives the same examples, every bad row is named with file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from electra_core.choices import read_choices
+from electra_core.errors import UserError
+from electra_core.labelled import BadRows, Columns, label_text, read_texts
+from electra_core.named_tasks import NAMED, find_task, task_from_json, task_to_json
+from electra_core.row_files import read_lines
+from electra_core.squad import read_questions
+from electra_core.tagging import read_tagged, spans, to_iob2
+
+DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
+ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+def texts_and_labels(path: Path, **columns) -> list[tuple[str, str | None]]:
+    return [(example.text, example.label) for example in read_texts(path, Columns(**columns))]
+
+
+def as_csv(rows) -> str:
+    quoted = [f'"{text.replace(chr(34), chr(34) * 2)}",{label}' for text, label in rows]
+    return "\n".join(["text,label", *quoted]) + "\n"
+
+
+def test_every_format_gives_the_same_examples(tmp_path):
+    tsv = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)
+    jsonl = "".join(json.dumps({"review": text, "label": int(label)}) + "\n" for text, label in ROWS)
+    files = [
+        write(tmp_path / "a.csv", as_csv(ROWS)),
+        write(tmp_path / "b.tsv", tsv),
+        write(tmp_path / "c.tsv", "\ufeff" + tsv.rstrip("\n")),  # a byte-order mark, no last newline
+        write(tmp_path / "d.tsv", tsv.replace("\n", "\r\n")),
+        write(tmp_path / "e.jsonl", jsonl),
+        write(tmp_path / "f.json", "[" + ",".join(jsonl.splitlines()) + "]"),
+        write(tmp_path / "g.csv", as_csv(ROWS).replace(",1", ";1").replace(",0", ";0").replace("text,", "text;")),
+    ]
+    (tmp_path / "h.jsonl.gz").write_bytes(gzip.compress(jsonl.encode()))
+    (tmp_path / "i.tsv.xz").write_bytes(lzma.compress(tsv.encode()))
+    files += [tmp_path / "h.jsonl.gz", tmp_path / "i.tsv.xz"]
+    for file in files:
+        assert texts_and_labels(file) == ROWS, file.name
+
+
+def test_parquet_and_zst(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    zstandard = pytest.importorskip("zstandard")
+    table = pyarrow.table({"text": [text for text, _ in ROWS], "label": [int(label) for _, label in ROWS]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "b.csv.zst").write_bytes(zstandard.compress(as_csv(ROWS).encode()))
+    assert texts_and_labels(tmp_path / "a.parquet") == ROWS
+    assert texts_and_labels(tmp_path / "b.csv.zst") == ROWS
+
+
+def test_columns_by_name_by_number_and_by_alternatives(tmp_path):
+    headerless = write(tmp_path / "a.tsv", "gj04\t1\t*\tOne sentence.\ngj04\t0\t\tAnother one.\n")
+    expected = [("One sentence.", "1"), ("Another one.", "0")]
+    assert texts_and_labels(headerless, text="4", label="2") == expected
+    assert texts_and_labels(headerless, text=("sentence", "4"), label=("label", "2")) == expected
+    with_header = write(tmp_path / "b.tsv", "label\tx\tsentence\n1\t*\tOne sentence.\n0\t*\tAnother one.\n")
+    assert texts_and_labels(with_header, text=("sentence", "4"), label=("label", "2")) == expected
+    assert texts_and_labels(with_header, text="3", label="1", header=True) == expected
+    pairs = write(tmp_path / "c.tsv", "premise\thypothesis\tlabel\nA\tB\tyes\n")
+    assert [(e.text, e.pair, e.label) for e in read_texts(pairs)] == [("A", "B", "yes")]
+
+
+def test_quotes_in_tsv_are_ordinary_unless_asked_for(tmp_path):
+    file = write(tmp_path / "a.tsv", 'text\tlabel\n"quoted\ttext"\t1\n')
+    with pytest.raises(UserError, match=r"a.tsv:2: expected 2 columns, found 3"):
+        texts_and_labels(file)
+    assert texts_and_labels(file, quoting=True) == [("quoted\ttext", "1")]
+
+
+def test_folders_of_text_files(tmp_path):
+    for label, names in {"pos": ["10_9", "2_9"], "neg": ["0_1"], "unsup": ["0_0"]}.items():
+        (tmp_path / label).mkdir()
+        for name in names:
+            write(tmp_path / label / f"{name}.txt", f"text {name}\nsecond line")
+    examples = list(read_texts(tmp_path))
+    assert [(e.id, e.label) for e in examples] == [("neg/0_1", "neg"), ("pos/2_9", "pos"), ("pos/10_9", "pos")]
+    assert examples[0].text == "text 0_1\nsecond line"
+
+
+BAD_ROWS = {
+    "missing column": ("text\tlabel\nfine\t1\nonly text\n", "a.tsv:3: expected 2 columns, found 1"),
+    "no label": ("text\tlabel\nfine\t1\nno label\t\n", "a.tsv:3: the label is missing"),
+    "NaN label": ("text\tlabel\nfine\t1\nno label\tNaN\n", "a.tsv:3: the label is missing"),
+    "empty text": ("text\tlabel\n \t1\nfine\t1\n", "a.tsv:2: the text is empty (column 'text')"),
+    "duplicated id": ("id\ttext\tlabel\n7\tfine\t1\n7\talso\t0\n", "a.tsv:3: duplicated id (7)"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_rows_are_named_or_skipped(tmp_path, content, message):
+    file = write(tmp_path / "a.tsv", content)
+    with pytest.raises(UserError) as caught:
+        list(read_texts(file))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    bad = BadRows(file, skip=True)
+    assert [example.text for example in read_texts(file, bad=bad)] == ["fine"]
+    assert bad.count == 1 and message in bad.summary()
+
+
+def test_wrong_encodings_are_named(tmp_path):
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("text,label\nfine,1\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.csv:3: not valid UTF-8 \(byte 0xe9 at character 4\)"):
+        texts_and_labels(latin)
+    wide = tmp_path / "wide.csv"
+    wide.write_bytes("text,label\nfine,1\n".encode("utf-16"))
+    with pytest.raises(UserError, match="UTF-16"):
+        texts_and_labels(wide)
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(b"\x89PNG\0\0")
+    with pytest.raises(UserError, match="binary"):
+        texts_and_labels(binary)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", '{"text": "fine", "label": 1}\n{"text": \n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", '{"text": "fine", "label": 1}\n[1]\n', "a.jsonl:2: expected a JSON object, found list"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n', "a.jsonl:2: the label is missing"),
+        ("a.jsonl", '{"text": "fine", "label": 1}\n{"label": 1}\n', "a.jsonl:2: column 'text' is missing"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "lone surrogate"),
+        ("a.csv", 'text,label\n"open,1\nnext,0\n', "a.csv:2: broken quoting"),
+    ],
+    ids=["half a JSON", "a list", "NaN", "no text", "lone surrogate", "open quote"],
+)  # fmt: skip
+def test_damaged_files(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        texts_and_labels(write(tmp_path / name, content))
+
+
+def test_columns_that_are_not_there_are_listed(tmp_path):
+    file = write(tmp_path / "a.csv", "satz,urteil\nfein,1\n")
+    with pytest.raises(UserError, match=r"which column holds the text.*satz, urteil.*--text-column"):
+        texts_and_labels(file)
+    with pytest.raises(UserError, match="no label column 'lable'; the columns are satz, urteil"):
+        texts_and_labels(file, text="satz", label="lable")
+    assert texts_and_labels(file, text="satz", label="urteil") == [("fein", "1")]
+
+
+@pytest.mark.parametrize("content", ["", "text,label\n"], ids=["no bytes", "header only"])
+def test_empty_files(tmp_path, content):
+    with pytest.raises(UserError, match="holds no rows"):
+        texts_and_labels(write(tmp_path / "a.csv", content))
+
+
+def test_missing_files_and_unknown_formats(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        texts_and_labels(tmp_path / "none.csv")
+    with pytest.raises(UserError, match=r"unknown format \.doc"):
+        texts_and_labels(write(tmp_path / "a.doc", "x"))
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(as_csv(ROWS).encode())[:-12])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        texts_and_labels(tmp_path / "cut.csv.gz")
+
+
+def test_a_long_text_comes_whole(tmp_path):
+    long = "word " * 300_000
+    assert texts_and_labels(write(tmp_path / "a.csv", f'text,label\n"{long}",1\n')) == [(long.strip(), "1")]
+    assert [len(line) for _, line in read_lines(write(tmp_path / "b.txt", long + "\nx\n"))] == [len(long), 1]
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (True, "1"),
+        (" pos ", "pos"),
+        (2.5, "2.5"),
+        (None, None),
+        (math.nan, None),
+        ("", None),
+    ],
+)
+def test_labels_as_text(value, expected):
+    assert label_text(value) == expected
+
+
+CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nPeter NNP B-NP I-PER\n"
+
+
+def test_conll_columns(tmp_path):
+    file = write(tmp_path / "a.conll", CONLL)
+    assert [(e.line, e.words, e.tags) for e in read_tagged(file)] == [
+        (3, ("EU", "rejects"), ("I-ORG", "O")),
+        (7, ("Peter",), ("I-PER",)),
+    ]
+    assert [e.tags for e in read_tagged(file, tag_column="2")] == [("NNP", "VBZ"), ("NNP",)]
+    lists = {"tokens": ["EU", "rejects"], "tags": ["I-ORG", "O"]}
+    as_json = write(tmp_path / "a.jsonl", json.dumps(lists) + "\n")
+    assert next(read_tagged(as_json)).tags == ("I-ORG", "O")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.conll", CONLL + "lonely\n", "a.conll:7: a word without tag"),
+        ("a.conll", CONLL + "two NNP\n", r"a.conll:7: expected 4 columns as before, found 2 \(line 8\)"),
+        (
+            "a.jsonl",
+            '{"words": ["a", "b"], "tags": ["O"]}\n',
+            r"a.jsonl:1: tag count .* \(1 tags, 2 words\)",
+        ),
+        ("a.jsonl", '{"words": ["a"]}\n', "a.jsonl:1: no list of tags"),
+    ],
+    ids=["no tag", "columns differ", "counts differ", "no tags"],
+)
+def test_bad_tagged_rows(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        list(read_tagged(write(tmp_path / name, content)))
+
+
+@pytest.mark.parametrize(
+    "tags, expected",
+    [
+        (["I-A", "I-A", "B-A", "I-B", "O", "I-A"], ["B-A", "I-A", "B-A", "B-B", "O", "B-A"]),  # IOB1
+        (["B-A", "I-A", "O", "B-A"], ["B-A", "I-A", "O", "B-A"]),  # IOB2 stays
+        (["S-A", "B-B", "I-B", "E-B", "S-B", "O"], ["B-A", "B-B", "I-B", "I-B", "B-B", "O"]),  # IOBES
+        (["B-A", "L-A", "I-A"], ["B-A", "I-A", "B-A"]),  # what follows the end of a span is a new one
+    ],
+)
+def test_notations_of_spans(tags, expected):
+    assert to_iob2(tags) == expected
+    assert to_iob2(expected) == expected
+    assert spans(tags) == spans(expected)
+
+
+def squad(**qa) -> str:
+    paragraph = {"context": "Ann met Bob. Bob left.", "qas": [{"id": "1", "question": "Who left?", **qa}]}
+    return json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": [paragraph]}]})
+
+
+def test_squad_json(tmp_path):
+    def answers(**qa):
+        return next(read_questions(write(tmp_path / "a.json", squad(**qa)))).answers
+
+    assert answers(answers=[{"text": "Bob", "answer_start": 13}]) == (("Bob", 13),)
+    assert answers(answers=[{"text": "Bob", "answer_start": 12}]) == (("Bob", 13),)  # the nearest occurrence
+    assert answers(answers=[], is_impossible=True) == ()
+    flat = {"id": "1", "question": "Who?", "context": "Bob.", "answers": {"text": ["Bob"], "answer_start": [0]}}
+    assert next(read_questions(write(tmp_path / "a.jsonl", json.dumps(flat)))).answers == (("Bob", 0),)
+
+
+@pytest.mark.parametrize(
+    "qa, message",
+    [
+        ({"answers": [{"text": "Eve", "answer_start": 0}]}, r"qas\[0\]: the answer does not occur .*'Eve'"),
+        ({"answers": [{"text": "", "answer_start": 0}]}, "the answer does not occur"),
+        ({}, "the answers are missing"),
+        ({"question": " ", "answers": []}, "the question is missing or empty"),
+    ],
+    ids=["not in context", "empty answer", "no answers", "no question"],
+)
+def test_bad_questions_are_named(tmp_path, qa, message):
+    with pytest.raises(UserError, match=message):
+        list(read_questions(write(tmp_path / "a.json", squad(**qa))))
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"data": [{}]}', '{"data": '], ids=["a list", "no keys", "half"])
+def test_json_that_is_not_squad(tmp_path, content):
+    with pytest.raises(UserError, match="not SQuAD's JSON format"):
+        list(read_questions(write(tmp_path / "a.json", content)))
+
+
+def test_choices(tmp_path):
+    rows = [
+        {"question": "Which?", "choices": ["x", "y", "z"], "label": 2},
+        {"question": "Which?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+    ]
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [(e.choices, e.label) for e in read_choices(file)] == [(("x", "y", "z"), 2), (("x", "y"), 1)]
+    swag = write(tmp_path / "b.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,0\n")
+    assert next(read_choices(swag)).choices == ("runs", "sits")
+    wrong = write(tmp_path / "c.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,2\n")
+    with pytest.raises(UserError, match=r"c.csv:2: the label names no choice"):
+        list(read_choices(wrong))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_tasks_survive_json(name):
+    task = NAMED[name].task
+    assert task_from_json(json.loads(json.dumps(task_to_json(task))), "x") == task
+
+
+def test_unknown_tasks():
+    assert find_task("classify") is None and find_task("sst2") is NAMED["sst-2"]
+    with pytest.raises(UserError, match="did you mean cola"):
+        find_task("colla")
+
+
+# Rows and counts published with the data sets (see the folder's README).
+GLUE_ROWS = {
+    "CoLA": (8551, 1043, 1063), "SST-2": (67349, 872, 1821), "MRPC": (3668, 408, 1725),
+    "STS-B": (5749, 1500, 1379), "RTE": (2490, 277, 3000), "WNLI": (635, 71, 146),
+}  # fmt: skip
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", GLUE_ROWS)
+def test_real_glue_files_lose_no_row(name):
+    folder = DATA / "glue" / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there (ELECTRA_DATA)")
+    named = find_task(name)
+    counts = []
+    for split in ("train", "dev", "test"):
+        file = named.find(folder, split)
+        examples = list(named.task.read(file, BadRows(file), labelled=split != "test"))
+        counts.append(len(examples))
+        if split != "test" and named.task.kind == "classify":
+            assert {example.label for example in examples} == set(named.task.labels)
+    assert tuple(counts) == GLUE_ROWS[name]
+
+
+@pytest.mark.data
+def test_real_conll_has_the_published_counts():
+    if not (DATA / "conll2003").exists():
+        pytest.skip("conll2003 is not there (ELECTRA_DATA)")
+    examples = list(read_tagged(DATA / "conll2003/eng.testa"))
+    assert len(examples) == 3250
+    assert sum(len(e.words) for e in examples) == 51362
+    assert sum(len(spans(e.tags)) for e in examples) == 5942
+
+
+@pytest.mark.data
+def test_real_squad_has_the_published_counts():
+    if not (DATA / "squad").exists():
+        pytest.skip("squad is not there (ELECTRA_DATA)")
+    examples = list(read_questions(DATA / "squad/dev-v2.0.rebuilt.json"))
+    assert (sum(bool(e.answers) for e in examples), sum(not e.answers for e in examples)) == (5928, 5945)
+    assert all(e.context[s : s + len(t)] == t for e in examples for t, s in e.answers)
