@@ -1,0 +1,208 @@
+"""Parameters and training FLOPs, by two ways of counting that must never be mixed.
+
+**The original's counting** (google-research/electra, flops_computation.py), which the paper's figures are in:
+a multiplication with addition is two operations; the backward pass costs as much as the forward pass, so
+training is 2 x forward; looking a word up is a product with a one-hot vector, 2 E V; activations, softmax,
+dropout and LayerNorm count too; every sequence is full, and 15.625% of its tokens reach the output softmax.
+
+**Modern counting**, as for model FLOPs utilisation (MFU; Chowdhery et al. 2022, PaLM, appendix B): matrix
+products alone, at 2 operations each; the backward pass is two products for each one, so training is
+3 x forward; looking up is free; what is masked is counted as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+
+# Operations per value, as the original counts them.
+DROPOUT, LAYER_NORM, GELU, SOFTMAX = 4, 5, 8, 5
+# Share of the tokens whose words are predicted, as the original has it for every run (Large really masks 25%).
+ORIGINAL_OUTPUT_SHARE = 0.15625
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pre-training run, as far as its FLOPs go."""
+
+    model: EncoderConfig
+    """The model that is kept: ELECTRA's discriminator, or a masked language model."""
+    generator: EncoderConfig | None
+    """ELECTRA's generator; None for a masked language model."""
+    steps: int
+    batch_size: int
+    max_length: int
+    mask_fraction: float = 0.15
+
+
+def encoder_parameters(config: EncoderConfig) -> int:
+    """Weights of an encoder with its embeddings."""
+    e, d, f = config.embedding_size, config.hidden_size, config.intermediate_size
+    embeddings = e * (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) + 2 * e
+    project = 0 if e == d else e * d + d
+    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d
+    return embeddings + project + config.num_hidden_layers * layer
+
+
+def discriminator_parameters(config: EncoderConfig) -> int:
+    """Weights of a discriminator with its pre-training head."""
+    d = config.hidden_size
+    return encoder_parameters(config) + d * d + d + d + 1
+
+
+def generator_parameters(config: EncoderConfig) -> int:
+    """Weights of a masked language model, its output projection being the word embeddings."""
+    d, e = config.hidden_size, config.embedding_size
+    return encoder_parameters(config) + d * e + e + 2 * e + config.vocab_size
+
+
+# The original's counting -----------------------------------------------------------------------------------
+
+
+def original_training_flops(run: Run) -> float:
+    """FLOPs of a whole run by the original's counting."""
+    sequences, length = run.batch_size * run.steps, run.max_length
+    if run.generator is None:
+        forward = _original_encoder(run.model, length) + _original_mlm_head(run.model, length)
+    else:
+        forward = _original_encoder(run.model, length) + _original_rtd_head(run.model, length)
+        forward += _original_encoder(run.generator, length) + _original_mlm_head(run.generator, length)
+    return 2 * sequences * forward
+
+
+def _original_encoder(config: EncoderConfig, length: int) -> int:
+    """Forward FLOPs of one sequence, embeddings included."""
+    return length * (
+        _original_embeddings(config, length) + config.num_hidden_layers * _original_layer(config, length)
+    )
+
+
+def _original_embeddings(config: EncoderConfig, length: int) -> int:
+    """Per token: dense look-ups of word, position and segment, their sum, LayerNorm, dropout, projection."""
+    e, d = config.embedding_size, config.hidden_size
+    look_ups = 2 * e * config.vocab_size + 2 * e * (length + 2)
+    project = 0 if e == d else 2 * d * e + d
+    return look_ups + 2 * e + LAYER_NORM * e + DROPOUT * e + project
+
+
+def _original_layer(config: EncoderConfig, length: int) -> int:
+    """Per token. (The script counts the first LayerNorm as 5 operations for the whole token; kept.)"""
+    d, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    scores = 2 * d * length + (SOFTMAX + DROPOUT + 1) * length * heads
+    attention = 3 * (2 * d * d + d) + scores + 2 * d * length + 2 * d * d + d
+    after_attention = DROPOUT * d + d + LAYER_NORM
+    feed_forward = 2 * d * f + f + GELU * f + 2 * f * d + d
+    after_feed_forward = DROPOUT * d + d + LAYER_NORM * d
+    return attention + after_attention + feed_forward + after_feed_forward
+
+
+def _original_mlm_head(config: EncoderConfig, length: int) -> float:
+    """Per sequence: dense, GELU, LayerNorm, output projection, softmax, loss at the predicted tokens."""
+    e, v = config.embedding_size, config.vocab_size
+    dense = 2 * config.hidden_size * e + e + GELU * e + LAYER_NORM * e
+    return ORIGINAL_OUTPUT_SHARE * length * (dense + 2 * e * v + SOFTMAX * v + 2 * v)
+
+
+def _original_rtd_head(config: EncoderConfig, length: int) -> int:
+    """Per sequence: dense, GELU and one output per token."""
+    d = config.hidden_size
+    return length * (2 * d * d + d + GELU * d + 2 * d)
+
+
+# Modern counting --------------------------------------------------------------------------------------------
+
+
+def forward_flops(config: EncoderConfig, tokens: float, pairs: float) -> float:
+    """Matrix products of an encoder's forward pass.
+
+    Args:
+        tokens: T, padding not counted.
+        pairs: sum over the sequences of length squared, what attention compares.
+    """
+    e, d, f = config.embedding_size, config.hidden_size, config.intermediate_size
+    project = 0 if e == d else e * d
+    per_token = project + config.num_hidden_layers * (4 * d * d + 2 * d * f)
+    return 2 * (tokens * per_token + config.num_hidden_layers * 2 * pairs * d)
+
+
+def mlm_head_flops(config: EncoderConfig, masked: float) -> float:
+    """Matrix products of the masked-language-model head at `masked` positions, forward."""
+    return 2 * masked * config.embedding_size * (config.hidden_size + config.vocab_size)
+
+
+def rtd_head_flops(config: EncoderConfig, tokens: float) -> float:
+    """Matrix products of the discriminator's head, forward."""
+    return 2 * tokens * (config.hidden_size**2 + config.hidden_size)
+
+
+def step_flops(
+    model: EncoderConfig, generator: EncoderConfig | None, *, tokens: float, pairs: float, masked: float
+) -> float:
+    """One training step by modern counting: of ELECTRA, or of a masked language model if `generator` is None.
+
+    Divided by the step's seconds and the chip's peak, this is its MFU. Arguments as in `forward_flops`, and
+    `masked`, the number of masked positions.
+    """
+    forward = forward_flops(model, tokens, pairs)
+    if generator is None:
+        return 3 * (forward + mlm_head_flops(model, masked))
+    forward += rtd_head_flops(model, tokens)
+    forward += forward_flops(generator, tokens, pairs) + mlm_head_flops(generator, masked)
+    return 3 * forward
+
+
+def modern_training_flops(run: Run) -> float:
+    """FLOPs of a whole run of full sequences by modern counting."""
+    tokens = run.batch_size * run.max_length
+    masked = tokens * run.mask_fraction
+    return run.steps * step_flops(
+        run.model, run.generator, tokens=tokens, pairs=tokens * run.max_length, masked=masked
+    )
+
+
+# Runs -------------------------------------------------------------------------------------------------------
+
+
+def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
+    """The run that a configuration describes. Ablation objectives other than `mlm` count as ELECTRA's."""
+    generator = None if pretrain.objective == "mlm" else generator_config(model, pretrain)
+    return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
+
+
+def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dict[str, float]:
+    """What `electra flops` prints: parameters, and FLOPs where a pre-training run is given."""
+    figures: dict[str, float] = {
+        "discriminator_parameters": discriminator_parameters(model),
+        "forward_flops_per_token": forward_flops(model, 1, model.max_position_embeddings),
+    }
+    if pretrain is not None:
+        run = run_of(model, pretrain)
+        if run.generator is not None:
+            figures["generator_parameters"] = generator_parameters(run.generator)
+        figures["training_flops_original_counting"] = original_training_flops(run)
+        figures["training_flops_modern_counting"] = modern_training_flops(run)
+        figures["modern_flops_per_step"] = modern_training_flops(run) / run.steps
+    return figures
+
+
+def paper_runs() -> dict[str, Run]:
+    """The seven runs of the paper whose totals the original's script prints."""
+
+    def electra(name: str, steps: int) -> Run:
+        preset = PRESETS[name]
+        return dataclasses.replace(run_of(preset.discriminator, preset.pretrain), steps=steps)
+
+    def bert(name: str, steps: int, batch_size: int) -> Run:
+        return dataclasses.replace(electra(name, steps), generator=None, batch_size=batch_size, mask_fraction=0.15)
+
+    return {
+        "bert_small": bert("small", 1_450_000, 128),
+        "bert_base": bert("base", 1_000_000, 256),
+        "bert_large": bert("large", 1_000_000, 256),
+        "electra_small": electra("small", 1_000_000),
+        "electra_base": electra("base", 766_000),
+        "electra_400k": electra("large", 400_000),
+        "electra_1.75M": electra("large", 1_750_000),
+    }

@@ -1,0 +1,122 @@
+"""Parameters and FLOPs against the tables of the paper and of its repository."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from electra_core import flops
+from electra_core.config import PRESETS, EncoderConfig
+from electra_core.electra import Discriminator, Electra, Generator
+from electra_core.packing import from_lengths
+
+# google-research/electra, flops_computation.py, to every digit that the project's recipe prints.
+PAPER = {
+    "bert_small": "1.4187e+18",
+    "bert_base": "6.4283e+19",
+    "bert_large": "1.9172e+20",
+    "electra_small": "1.2937e+18",
+    "electra_base": "6.4245e+19",
+    "electra_400k": "7.1176e+20",
+    "electra_1.75M": "3.1140e+21",
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_training_flops_of_the_paper(name: str) -> None:
+    assert f"{flops.original_training_flops(flops.paper_runs()[name]):.4e}" == PAPER[name]
+
+
+def test_the_paper_has_seven_runs() -> None:
+    assert flops.paper_runs().keys() == PAPER.keys()
+
+
+def test_the_papers_comparison_at_equal_flops() -> None:
+    """ELECTRA-Small's million steps cost nearly what 1.45 million of BERT-Small's cost; Base's exactly."""
+    runs = {name: flops.original_training_flops(run) for name, run in flops.paper_runs().items()}
+    assert 0.9 < runs["electra_small"] / runs["bert_small"] < 1.0
+    assert runs["electra_base"] / runs["bert_base"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("small", 13_549_057), ("base", 109_483_009), ("large", 335_142_913)]
+)
+def test_parameters_of_the_paper(name: str, expected: int) -> None:
+    assert flops.discriminator_parameters(PRESETS[name].discriminator) == expected
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_those_of_the_models(name: str) -> None:
+    preset = PRESETS[name]
+    shallow = dataclasses.replace(preset.discriminator, num_hidden_layers=2)
+    narrow = dataclasses.replace(preset.generator(), num_hidden_layers=2)
+    for model, count in (
+        (Discriminator(shallow), flops.discriminator_parameters(shallow)),
+        (Generator(narrow), flops.generator_parameters(narrow)),
+    ):
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+def counted_by_torch(model: torch.nn.Module, call) -> int:  # type: ignore[no-untyped-def]
+    """FLOPs of the matrix products that really ran, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call(model).sum().backward()
+    return counter.get_total_flops()
+
+
+def test_modern_counting_is_what_runs() -> None:
+    """Against torch's counter of matrix products, attention aside (a custom operator, which it cannot see)."""
+    config = EncoderConfig(
+        vocab_size=100, embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=16,
+    )  # fmt: skip
+    lengths = [5, 9, 2]
+    ids = torch.randint(5, 100, (16,), generator=torch.Generator().manual_seed(0))
+    batch = from_lengths(ids, torch.zeros_like(ids), lengths)
+    attention = 3 * (flops.forward_flops(config, 16, 25 + 81 + 4) - flops.forward_flops(config, 16, 0))
+    assert attention == 3 * 4 * 32 * (25 + 81 + 4) * 3
+    expected = 3 * (flops.forward_flops(config, 16, 0) + flops.rtd_head_flops(config, 16))
+    assert counted_by_torch(Discriminator(config), lambda m: m(batch)) == expected
+    positions = torch.tensor([1, 7, 12])
+    expected = 3 * (flops.forward_flops(config, 16, 0) + flops.mlm_head_flops(config, 3))
+    assert counted_by_torch(Generator(config), lambda m: m(batch, positions)) == expected
+
+
+def test_a_step_is_the_sum_of_its_parts() -> None:
+    preset = PRESETS["small"]
+    run = flops.run_of(preset.discriminator, preset.pretrain)
+    assert run.generator is not None
+    step = flops.step_flops(run.model, run.generator, tokens=1000, pairs=5000, masked=150)
+    parts = (
+        flops.forward_flops(run.model, 1000, 5000) + flops.rtd_head_flops(run.model, 1000)
+        + flops.forward_flops(run.generator, 1000, 5000) + flops.mlm_head_flops(run.generator, 150)
+    )  # fmt: skip
+    assert step == 3 * parts
+    assert flops.modern_training_flops(run) == run.steps * flops.step_flops(
+        run.model, run.generator, tokens=128 * 128, pairs=128**3, masked=128 * 128 * 0.15
+    )
+
+
+def test_the_two_countings_are_apart() -> None:
+    """Neither is the other times a constant: look-ups dominate the small model's, and not the large one's."""
+    ratios = {}
+    for name in ("small", "large"):
+        figures = flops.summary(PRESETS[name].discriminator, PRESETS[name].pretrain)
+        original = figures["training_flops_original_counting"]
+        ratios[name] = figures["training_flops_modern_counting"] / original
+    assert ratios["small"] < 1 < ratios["large"] < 1.5
+
+
+def test_summary_of_a_model_alone() -> None:
+    figures = flops.summary(PRESETS["base"].discriminator)
+    assert figures.keys() == {"discriminator_parameters", "forward_flops_per_token"}
+
+
+def test_presets_build_models_of_the_counted_size() -> None:
+    preset = PRESETS["tiny"]
+    model = Electra(preset.discriminator, preset.pretrain)
+    summary = flops.summary(preset.discriminator, preset.pretrain)
+    assert sum(p.numel() for p in model.discriminator.parameters()) == summary["discriminator_parameters"]
+    assert sum(p.numel() for p in model.generator.parameters()) == summary["generator_parameters"]
