@@ -1,85 +1,162 @@
 """Streaming readers of text: `.txt`, `.jsonl`, `.parquet`, each also `.gz`, `.xz`, `.zst`; folders; `-` (stdin).
 
-Everything comes out as documents, a document being a list of lines (str, without their line ends). Lines end at
-"\\n" only: U+0085 and its kin occur inside real text. Memory stays bounded whatever the files hold, so a line or a
-document beyond the limits below goes on as the next one, and `ReadReport` counts how often.
+Everything comes out as documents, a document being a list of lines (str, none of them blank, without their
+ends). In a `.txt` file a blank line ends a document; in the others a row is one. Lines end at "\\n" only: U+0085
+and its kin occur inside real text. Memory stays bounded whatever the files hold: a line or a document beyond the
+limits below goes on as the next one, and `ReadReport` counts how often.
 """
 
 from __future__ import annotations
 
-import io
+import codecs
+import hashlib
 import json
-import sys
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, NamedTuple
 
+from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
 from electra_core.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 BLOCK_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
+MAX_ROW_BYTES = 1 << 27  # a JSON line has to be in memory as a whole
 MAX_DOCUMENT_CHARACTERS = 1 << 22
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Source(NamedTuple):
+    """A file to read and what messages call it; `path` None is standard input."""
+
+    name: str
+    path: Path | None
+    may_be_empty: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on disk."""
+        return None if self.path is None else self.path.stat().st_size
 
 
 @dataclass
 class ReadReport:
-    """What the readers had to do to the text; read it after they are done."""
+    """How far the reader is, and what it had to do to the text."""
 
-    files: int = 0
-    bytes: int = 0  # of text, uncompressed
-    cut_lines: int = 0  # lines longer than MAX_LINE_BYTES, cut at white space
-    cut_documents: int = 0  # documents longer than MAX_DOCUMENT_CHARACTERS, gone on as new ones
+    position: int = 0  # bytes read of the files as they are on disk
+    empty_files: int = 0
+    cut_lines: int = 0  # cuts in lines longer than MAX_LINE, at white space where there is some
+    cut_documents: int = 0  # cuts in documents longer than MAX_DOCUMENT_CHARACTERS, between lines
+
+    def notes(self) -> list[str]:
+        """Sentences for the user about what is out of the ordinary."""
+        counted = (
+            (self.empty_files, "{} of the files are empty"),
+            (self.cut_lines, f"{{}} cuts were made in lines longer than {MAX_LINE >> 20} MiB"),
+            (
+                self.cut_documents,
+                f"{{}} cuts were made in documents beyond {MAX_DOCUMENT_CHARACTERS:,} letters",
+            ),
+        )
+        return [sentence.format(f"{count:,}") for count, sentence in counted if count]
 
 
-def find_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files that `paths` mean: folders are searched recursively, in sorted order; `-` stays."""
-    files: list[str] = []
-    for path in paths:
-        if str(path) == "-" or Path(path).is_file():
-            files.append(str(path))
-        elif Path(path).is_dir():
-            inside = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _format(file))
-            if not inside:
-                raise UserError(f"{path}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-            files += inside
+def find_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """The files that `paths` mean: "-" is standard input, folders are searched recursively in sorted order.
+
+    Hidden files and folders inside a folder are left out.
+
+    Raises:
+        UserError: a path does not exist, a folder cannot be searched or has no text in it, "-" comes twice.
+    """
+    sources: list[Source] = []
+    for path in map(str, paths):
+        if path == "-":
+            sources.append(Source("standard input", None))
+        elif os.path.isdir(path):
+            sources += _inside(path)
+        elif os.path.exists(path):
+            sources.append(Source(path, Path(path)))
         else:
-            raise UserError(f"{path}: no such file or folder")
-    return files
+            raise UserError(f"{path}: there is no such file or folder")
+    if sum(source.path is None for source in sources) > 1:
+        raise UserError("standard input (-) can be read only once")
+    if not sources:
+        raise UserError("no text file was given")
+    return sources
+
+
+def _inside(folder: str) -> list[Source]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in files if not name.startswith(".") and text_kind(name)]
+    if not found:
+        raise UserError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
+    return [Source(path, Path(path), may_be_empty=True) for path in sorted(found)]
+
+
+def text_kind(name: str) -> str | None:
+    """Which of TEXT_SUFFIXES a file name has, below a suffix of compression; None if none of them."""
+    stem = name.lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return next((suffix for suffix in TEXT_SUFFIXES if stem.endswith(suffix)), None)
 
 
 def read_documents(
-    paths: Sequence[str | Path], *, text_field: str = "text", report: ReadReport | None = None
+    sources: Sequence[Source], *, text_field: str = "text", report: ReadReport | None = None
 ) -> Iterator[list[str]]:
-    """All documents of all files, one after the other, in the order given."""
+    """All documents of all files, one after the other. A file of unknown suffix is taken for `.txt`.
+
+    Raises:
+        UserError: naming file and place: not readable, damaged, binary, not UTF-8, not JSON, no such field,
+            no text at all.
+    """
     report = report if report is not None else ReadReport()
-    for path in find_files(paths):
-        report.files += 1
-        found = False
-        for document in _bounded(_documents_of(path, text_field, report), report):
-            found = True
+    before = 0
+    for source in sources:
+        count = 0
+        for document in _bounded(_documents_of(source, text_field, report, before), report):
+            count += 1
             yield document
-        if not found:
-            raise UserError(f"{path}: the file is empty")
+        if not count:
+            if not source.may_be_empty:
+                raise UserError(f"{source.name}: there is no text in it")
+            report.empty_files += 1
+        before += source.size or 0
 
 
-def _documents_of(path: str, text_field: str, report: ReadReport) -> Iterator[Iterable[str]]:
-    kind = _format(path)
-    with _open(path) as stream:
-        if kind == ".jsonl":
-            yield from _json_documents(path, stream, text_field, report)
+def _documents_of(source: Source, text_field: str, report: ReadReport, before: int) -> Iterator[Iterable[str]]:
+    """A file's documents; keeps `report.position`, which starts at `before`."""
+    kind = text_kind(source.path.name) if source.path else ".txt"
+    with ByteFile(source.name, source.path) as file:
+        rows: Iterator[Any]
+        if kind == ".parquet":
+            rows = (_pieces(text, report) for text in _parquet_texts(file, source.path, text_field))
+        elif kind == ".jsonl":
+            rows = (_pieces(text, report) for text in _json_texts(file, text_field))
         else:
-            yield from _text_documents(path, stream, report)
+            rows = _paragraphs(_lines(file, MAX_LINE, report))
+        for row in rows:
+            report.position = before + file.position
+            yield row
 
 
-def _text_documents(path: str, stream: BinaryIO, report: ReadReport) -> Iterator[Iterable[str]]:
-    lines = _lines(path, stream, report, cut=True)
-    while True:
-        first = next((line for line in lines if line.strip()), None)
-        if first is None:
-            return
+# ------------------------------------------------------------------------------------------------ plain lines
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[Iterator[str]]:
+    """Runs of lines between blank ones."""
+    while (first := next(filter(str.strip, lines), None)) is not None:
         yield _until_blank(first, lines)
 
 
@@ -91,40 +168,135 @@ def _until_blank(first: str, lines: Iterator[str]) -> Iterator[str]:
         yield line
 
 
-def _json_documents(path: str, stream: BinaryIO, text_field: str, report: ReadReport) -> Iterator[Iterable[str]]:
-    for number, line in enumerate(_lines(path, stream, report, cut=False), start=1):
+def _lines(file: ByteFile, limit: int, report: ReadReport | None = None) -> Iterator[str]:
+    """The lines of a file in UTF-8. One of more than `limit` bytes is cut if there is a report to count it in."""
+    number = 1
+    held: list[bytes] = []  # the beginning of a line whose end has not come yet
+    held_size = offset = 0  # `offset` is the place of `held` in the file
+    while block := file.read(BLOCK_BYTES):
+        if offset == held_size == 0:
+            block, offset = _checked_start(file.name, block)
+        held.append(block)
+        held_size += len(block)
+        if b"\n" in block:
+            *complete, rest = b"".join(held).split(b"\n")
+            for line in complete:
+                yield _decoded(file.name, line, offset)
+                offset += len(line) + 1
+            number += len(complete)
+            held, held_size = [rest], len(rest)
+        while held_size > limit:
+            if report is None:
+                raise UserError(f"{file.name}: line {number} is longer than {limit >> 20} MiB")
+            line = b"".join(held)
+            place = _cut_place(line, limit)
+            report.cut_lines += 1
+            yield _decoded(file.name, line[:place], offset)
+            held, held_size, offset = [line[place:]], held_size - place, offset + place
+    if held_size:
+        yield _decoded(file.name, b"".join(held), offset)
+
+
+def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
+    """The first block without its byte-order mark, and the mark's length."""
+    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{name}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in block[:8192]:
+        raise UserError(f"{name}: is a binary file (it has NUL bytes), expected text in UTF-8")
+    mark = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
+    return block[mark:], mark
+
+
+def _cut_place(line: bytes, limit: int) -> int:
+    """Where to cut a long line: behind the last space within the limit, else between two characters."""
+    if (space := line.rfind(b" ", 0, limit)) > 0:
+        return space + 1
+    place = limit
+    while place > limit - 4 and line[place] & 0xC0 == 0x80:  # a byte inside a character
+        place -= 1
+    return place
+
+
+def _decoded(name: str, line: bytes, offset: int) -> str:
+    try:
+        return line.decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        place, bad = offset + error.start, line[error.start]
+        raise UserError(f"{name}: invalid UTF-8 at byte {place:,} (0x{bad:02x}, counted from 0)") from None
+
+
+# ------------------------------------------------------------------------------------------------------- rows
+
+
+def _json_texts(file: ByteFile, text_field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(file, MAX_ROW_BYTES), start=1):
         if not line.strip():
             continue
+        place = f"{file.name}: line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number}: not JSON ({error})") from None
-        yield text_lines(_field(path, number, row, text_field))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
+        if text_field not in row:
+            raise UserError(f"{place}: no field {text_field!r}; present are {', '.join(map(repr, row)) or 'none'}")
+        if not isinstance(row[text_field], str):
+            raise UserError(f"{place}: field {text_field!r} holds {type(row[text_field]).__name__}, not text")
+        yield row[text_field]
 
 
-def text_lines(text: str) -> list[str]:
-    """The lines of a text that have something in them."""
-    return [line for line in text.split("\n") if line.strip()]
+def _parquet_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterator[str]:
+    """The texts of a column; rows without one are passed over."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{file.name}: reading Parquet needs: pip install 'electra-core[parquet]'") from None
+    with tempfile.TemporaryFile() if path is None or path.suffix != ".parquet" else open(path, "rb") as stream:
+        if path is None or path.suffix != ".parquet":
+            _copy(file, stream)  # compressed as a whole, but Parquet is read from its end
+            stream.seek(0)
+        try:
+            table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES)
+            names = table.schema_arrow.names
+            if text_field not in names:
+                raise UserError(
+                    f"{file.name}: no column {text_field!r}; present are {', '.join(map(repr, names))}"
+                )
+            kind = table.schema_arrow.field(text_field).type
+            if kind not in (pyarrow.string(), pyarrow.large_string()):
+                raise UserError(f"{file.name}: column {text_field!r} holds {kind}, not text")
+            for batch in table.iter_batches(batch_size=256, columns=[text_field]):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{file.name}: not a readable Parquet file ({error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file.name}: invalid UTF-8 in column {text_field!r} ({error})") from None
 
 
-def _field(path: str, number: int, row: object, text_field: str) -> str:
-    if not isinstance(row, dict):
-        raise UserError(f"{path}: line {number}: expected a JSON object, got {type(row).__name__}")
-    if text_field not in row:
-        present = ", ".join(map(repr, row)) or "none"
-        raise UserError(f"{path}: line {number}: no field {text_field!r}; the fields are: {present}")
-    if not isinstance(row[text_field], str):
-        raise UserError(f"{path}: line {number}: field {text_field!r} is not a text")
-    return row[text_field]
+def _pieces(text: str, report: ReadReport) -> Iterator[str]:
+    """The lines of a row's text, long ones cut. Lone surrogates, which JSON can spell, become U+FFFD."""
+    if _LONE_SURROGATE.search(text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    for line in text.split("\n"):
+        start = 0
+        while len(line) - start > MAX_LINE:
+            end = line.rfind(" ", start, start + MAX_LINE) + 1 or start + MAX_LINE
+            report.cut_lines += 1
+            yield line[start:end]
+            start = end
+        if line := line[start:].strip():
+            yield line
 
 
 def _bounded(documents: Iterable[Iterable[str]], report: ReadReport) -> Iterator[list[str]]:
-    """Documents as lists of lines, those beyond the limit cut between lines."""
+    """Documents as lists of lines; those beyond the limit are cut between lines."""
     for lines in documents:
         document: list[str] = []
         size = 0
         for line in lines:
-            if size + len(line) > MAX_DOCUMENT_CHARACTERS and document:
+            if document and size + len(line) > MAX_DOCUMENT_CHARACTERS:
                 report.cut_documents += 1
                 yield document
                 document, size = [], 0
@@ -134,84 +306,20 @@ def _bounded(documents: Iterable[Iterable[str]], report: ReadReport) -> Iterator
             yield document
 
 
-def _lines(path: str, stream: BinaryIO, report: ReadReport, *, cut: bool) -> Iterator[str]:
-    """The stream's lines, decoded. With `cut`, one beyond MAX_LINE_BYTES comes in pieces cut at white space."""
-    rest, offset = b"", 0  # `offset` is the place of `rest` in the stream
-    while block := _read(path, stream):
-        report.bytes += len(block)
-        if offset == 0 and not rest:
-            block = _checked_start(path, block)
-        pieces = (rest + block).split(b"\n")
-        rest = pieces.pop()
-        for piece in pieces:
-            yield _decode(path, piece, offset)
-            offset += len(piece) + 1
-        while cut and len(rest) > MAX_LINE_BYTES:
-            place = _cut_place(rest)
-            report.cut_lines += 1
-            yield _decode(path, rest[:place], offset)
-            rest, offset = rest[place:], offset + place
-    if rest:
-        yield _decode(path, rest, offset)
+def spool(source: Source, folder: Path) -> Source:
+    """Standard input as a file under `folder`, to be read more than once."""
+    path = folder / "standard-input.txt"
+    with ByteFile(source.name, source.path) as file, open(path, "wb") as target:
+        _copy(file, target)
+    return Source(source.name, path)
 
 
-def _cut_place(line: bytes) -> int:
-    """Where to cut a long line: behind the last space within the limit, else between two characters."""
-    place = line.rfind(b" ", 0, MAX_LINE_BYTES)
-    if place > 0:
-        return place + 1
-    place = MAX_LINE_BYTES
-    while place > MAX_LINE_BYTES - 4 and line[place] & 0xC0 == 0x80:
-        place -= 1
-    return place
+def _copy(file: ByteFile, target: Any) -> None:
+    shutil.copyfileobj(file, target, BLOCK_BYTES)
 
 
-def _checked_start(path: str, block: bytes) -> bytes:
-    if b"\0" in block[:8192]:
-        raise UserError(f"{path}: this is a binary file, not text")
-    return block.removeprefix(b"\xef\xbb\xbf")
-
-
-def _decode(path: str, line: bytes, offset: int) -> str:
-    try:
-        return line.decode("utf-8").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        bad = line[error.start]
-        raise UserError(f"{path}: invalid UTF-8 at byte {offset + error.start} (0x{bad:02x})") from None
-
-
-def _open(path: str) -> BinaryIO:
-    if path == "-":
-        return sys.stdin.buffer
-    suffix = Path(path).suffix
-    try:
-        if suffix == ".gz":
-            import gzip
-
-            return io.BufferedReader(gzip.open(path, "rb"))  # type: ignore[arg-type]
-        if suffix == ".xz":
-            import lzma
-
-            return io.BufferedReader(lzma.open(path, "rb"))  # type: ignore[arg-type]
-        if suffix == ".zst":
-            import zstandard
-
-            return io.BufferedReader(zstandard.open(path, "rb"))  # type: ignore[arg-type]
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _read(path: str, stream: BinaryIO) -> bytes:
-    try:
-        return stream.read(BLOCK_BYTES)
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read to its end ({error})") from None
-
-
-def _format(path: str | Path) -> str | None:
-    """Which of TEXT_SUFFIXES a file name has, below a suffix of compression; None if none of them."""
-    name = Path(path).name
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return next((suffix for suffix in TEXT_SUFFIXES if name.endswith(suffix)), None)
+def document_hash(document: Sequence[str], seed: int, purpose: bytes) -> int:
+    """64 pseudo-random bits that depend on the text alone, and on `seed` and `purpose`."""
+    digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little"), person=purpose)
+    digest.update("\n".join(document).encode())
+    return int.from_bytes(digest.digest(), "little")

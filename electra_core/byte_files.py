@@ -1,0 +1,114 @@
+"""One way to read the bytes of a file, compressed or not, in which every failure is a `UserError`.
+
+Reading at the end of a truncated `.zst` looks like the end of the file to the library's own stream reader, so
+the frames are followed here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from electra_core.errors import UserError
+
+COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
+
+
+class ByteFile:
+    """A file opened for reading, decompressed by its suffix; a context manager.
+
+    Args:
+        name: what error messages call it.
+        path: the file; None is standard input.
+
+    Raises:
+        UserError: missing, a folder, not readable, damaged or truncated, or a library is missing.
+    """
+
+    def __init__(self, name: str, path: Path | None) -> None:
+        self.name = name
+        self._is_stdin = path is None
+        try:
+            self._raw: BinaryIO = sys.stdin.buffer if path is None else open(path, "rb")
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+        self._taken = 0
+        self._stream = _decompressed(name, path.suffix.lower() if path else "", self._raw)
+
+    def __enter__(self) -> ByteFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_stdin:
+            self._raw.close()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes (all that is left for -1), empty only at the end."""
+        try:
+            data = self._stream.read(size)
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{self.name}: the compressed file is damaged or cut off ({error})") from None
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
+        self._taken += len(data)
+        return data
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file on disk used so far: for a progress bar."""
+        return self._taken if self._is_stdin else self._raw.tell()
+
+
+def _decompressed(name: str, suffix: str, raw: BinaryIO) -> Any:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".xz":
+        return lzma.LZMAFile(raw)
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstFrames(name, raw), 1 << 20)
+    return raw
+
+
+class _ZstFrames(io.RawIOBase):
+    """The text of a file of Zstandard frames; `EOFError` if the last one is not complete."""
+
+    def __init__(self, name: str, raw: BinaryIO) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{name}: reading .zst needs: pip install 'electra-core[zst]'") from None
+        self._library, self._raw = zstandard, raw
+        self._frame: Any = None
+        self._waiting = b""  # compressed, not yet fed
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            chunk = self._waiting or self._raw.read(1 << 13)  # little, as it may grow to a thousand times as much
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("ends inside a Zstandard frame")
+                return 0
+            self._feed(chunk)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _feed(self, chunk: bytes) -> None:
+        self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+        try:
+            self._ready = memoryview(self._frame.decompress(chunk))
+        except self._library.ZstdError as error:
+            raise EOFError(str(error)) from None
+        self._waiting = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None
