@@ -17,6 +17,16 @@ OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
 TYINGS = ("embeddings", "disentangled", "none", "all")
 
 
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}{_nearest(value, allowed)}")
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of one transformer encoder (a generator or a discriminator)."""
@@ -177,9 +187,7 @@ def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> 
 def _encoder(layers: int, hidden: int, embedding: int | None = None, **more: Any) -> EncoderConfig:
     """An encoder of the paper's proportions: heads 64 wide, feed-forward four times the hidden size."""
     sizes: dict[str, Any] = {"num_attention_heads": hidden // 64, "intermediate_size": 4 * hidden} | more
-    return EncoderConfig(
-        num_hidden_layers=layers, hidden_size=hidden, embedding_size=embedding or hidden, **sizes
-    )
+    return EncoderConfig(num_hidden_layers=layers, hidden_size=hidden, embedding_size=embedding or hidden, **sizes)
 
 
 def _generator(hidden: int, layers: int = 12) -> dict[str, int]:
@@ -221,18 +229,6 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
 }  # fmt: skip
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(
-            f"{name}: expected one of {', '.join(allowed)}; got {value!r}{_nearest(value, allowed)}"
-        )
-
-
-def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 Config = TypeVar("Config")

@@ -1,0 +1,240 @@
+"""One step, one loop: what pre-training and fine-tuning share.
+
+`training_steps` is a generator: it does an optimizer step and hands its figures to the caller, whose own
+loop logs, evaluates and saves. There are no callbacks and no trainer object; a run is read top to bottom
+in `pretrain.py` and `finetune.py`.
+
+Everything random in a step is decided by `fold(seed, step)`, so step t of a resumed run is step t of the
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from electra_kernels.rng import fold
+from torch import Tensor, nn
+
+from electra_core.optim import set_learning_rate
+
+Batch = TypeVar("Batch")
+MOST_SKIPPED_STEPS = 20
+"""Steps with a loss or gradient that is not finite, in a row, after which a run stops."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; tensors stay on the device until somebody asks for their values."""
+
+    step: int
+    """Steps done so far, this one included."""
+    loss: Tensor
+    """Scalar: summed over the parts of the batch."""
+    figures: dict[str, Tensor]
+    """Scalars that the loss function reported, summed over the parts."""
+    gradient_norm: Tensor
+    """Scalar: global norm before clipping."""
+    learning_rate: float
+    """Rate of this step's update."""
+    skipped: bool
+    """True if loss or gradient was not finite, so nothing was updated."""
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def training_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
+    batches: Callable[[int], Sequence[Batch]],
+    *,
+    schedule: Callable[[int], float],
+    first_step: int,
+    steps: int,
+    seed: int,
+    clip_norm: float,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Iterator[StepResult]:
+    """Train from `first_step` up to `steps`, handing out each step's figures.
+
+    Args:
+        model: whose gradients are clipped; put in training mode here.
+        loss_function: (batch, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
+        batches: step -> the parts of its batch, a pure function of the step.
+        schedule: step (from 0) -> learning rate.
+        autocast: context of the forward pass, for mixed precision.
+
+    Raises:
+        Diverged: after `MOST_SKIPPED_STEPS` steps in a row without a finite loss and gradient.
+    """
+    autocast = autocast or nullcontext()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    skipped_in_a_row = 0
+    for step in range(first_step, steps):
+        model.train()
+        loss, figures = _backward_all(loss_function, batches(step), fold(seed, step), autocast)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=True)
+        rate = schedule(step)
+        skipped = not math.isfinite(float(loss) + float(gradient_norm))
+        if not skipped:
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
+        if skipped_in_a_row == MOST_SKIPPED_STEPS:
+            raise Diverged(f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row")
+        yield StepResult(step + 1, loss, figures, gradient_norm, rate, skipped)
+
+
+def _backward_all(
+    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
+    parts: Sequence[Batch],
+    seed: int,
+    autocast: AbstractContextManager[Any],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Forward and backward over the parts of a batch, gradients added up."""
+    total: Tensor | None = None
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        with autocast:
+            loss, figures = loss_function(part, seed)
+        loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+        sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
+    assert total is not None, "a batch has at least one part"
+    return total, sums
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The compute dtype for "auto" | "bf16" | "fp32".
+
+    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor with AMX tiles.
+    Processors with AVX-512 BF16 alone multiply bf16 at half the speed of fp32 (measured,
+    docs/decisions.md).
+    """
+    if precision == "auto":
+        has_tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        has_gpu_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_tiles or has_gpu_bf16 else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Mixed precision: parameters stay fp32, products are done in `dtype`."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists.
+
+    Raises:
+        electra_core.errors.UserError: CUDA asked for where there is none.
+    """
+    from electra_core.errors import UserError
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA device")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: expected auto, cpu or cuda") from None
+
+
+class StopRequest(AbstractContextManager["StopRequest"]):
+    """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
+
+    The second signal ends the process at once, by Python's own handler; what was saved stays whole.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, max_minutes: float | None = None):
+        self.reason: str | None = None
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in self.SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: signals are the caller's affair
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "time limit"
+        return self.reason is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.reason = signal.Signals(number).name
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, each with a "step"; TensorBoard beside it where installed.
+
+    Args:
+        folder: of the run.
+        first_step: rows after this step are from a run that was resumed earlier, and are dropped.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0):
+        self.path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= first_step] if first_step else []
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
+
+    def write(self, step: int, **figures: float) -> None:
+        """Append a row; flushed, so that it is there whatever happens next."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        if self.tensorboard is not None:
+            for name, value in figures.items():
+                self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.jsonl; a last line cut off by a crash is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def _tensorboard_writer(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step or None)
