@@ -54,6 +54,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = scaled
 
 
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scales all gradients so that their norm as one vector is at most `max_norm`, in place.
+
+    By max_norm / max(norm, max_norm), exactly, as the original does (torch's own divides by norm + 1e-6).
+
+    Returns:
+        The norm before, a scalar on the gradients' device; nothing waits for it.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))
+    return norm
+
+
 def parameter_groups(
     model: nn.Module,
     *,

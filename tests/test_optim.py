@@ -182,6 +182,18 @@ def test_frozen_parameters_are_not_trained() -> None:
     assert not any("embeddings." in name for g in groups for name, _ in g["params"])
 
 
+@pytest.mark.parametrize("size", [0.1, 10.0])
+def test_clipping_is_exact(size: float) -> None:
+    params = matrices(torch.float64)
+    for p in params[:-1]:
+        p.grad = torch.ones_like(p) * size
+    count = sum(p.numel() for p in params[:-1])
+    norm = optim.clip_gradients(params, 1.0)
+    assert norm.item() == pytest.approx(size * count**0.5, rel=1e-12)
+    after = torch.cat([p.grad.flatten() for p in params[:-1]]).norm().item()
+    assert after == pytest.approx(min(1.0, size * count**0.5), rel=1e-12)
+
+
 def test_linear_schedule() -> None:
     rates = [optim.linear_schedule(step, 1.0, 10, 2) for step in range(11)]
     assert rates == pytest.approx([0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0])
