@@ -14,13 +14,15 @@ Left out on purpose: causal masks, additive biases, different lengths for querie
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from electra_kernels import attention_reference, rng
-from electra_kernels.dispatch import use_triton
+from electra_kernels.dispatch import checks_values, use_triton
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KERNEL_HEAD_DIMS = (16, 32, 64, 128)
 
 
 def attention(
@@ -49,20 +51,50 @@ def attention(
         out_THK, contiguous, of the dtype of `qkv_T3HK`; differentiable with respect to `qkv_T3HK`.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype, device or range; wrong values in `cu_seqlens` (in
-            the twin, where they are on the host).
+        ValueError: an argument of the wrong shape, dtype, device or range; wrong values in `cu_seqlens` (on a
+            GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
     """
     _check(qkv_T3HK, cu_seqlens, max_seqlen, dropout_p, seed)
-    scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
-    seed_2 = rng.seed_tensor(0 if seed is None else seed, qkv_T3HK.device)
-    implementation = attention_reference.attention
-    if use_triton(qkv_T3HK):
-        raise RuntimeError("the Triton kernels of attention are not here yet")
-    if not torch.compiler.is_compiling():
+    if checks_values(qkv_T3HK):
         _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
-    return implementation(
-        qkv_T3HK, cu_seqlens, max_seqlen, dropout_p=dropout_p, seed=seed_2, stream=stream, softmax_scale=scale
-    )
+    scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    options: dict[str, Any] = {
+        "dropout_p": dropout_p,
+        "seed": rng.seed_tensor(0 if seed is None else seed, qkv_T3HK.device),
+        "stream": stream,
+        "softmax_scale": scale,
+    }
+    if _has_kernel(qkv_T3HK) and use_triton(qkv_T3HK):
+        from electra_kernels import attention_triton
+
+        return attention_triton.attention(qkv_T3HK, cu_seqlens, max_seqlen, **options)
+    return attention_reference.attention(qkv_T3HK, cu_seqlens, max_seqlen, **options)
+
+
+def attention_dropout_mask(
+    tokens: int,
+    keys: int,
+    heads: int,
+    *,
+    dropout_p: float,
+    seed: rng.Seed,
+    stream: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """What `attention` keeps: bool [heads, tokens, keys], for tests. Keys count within a token's sequence."""
+    seed_2 = rng.seed_tensor(seed, device)
+    if use_triton(seed_2):
+        from electra_kernels import attention_triton
+
+        return attention_triton.dropout_mask(tokens, keys, heads, dropout_p, seed_2, stream)
+    rows = torch.arange(tokens, device=device)
+    return attention_reference.dropout_mask(rows, keys, heads, dropout_p, seed_2, stream)
+
+
+def _has_kernel(qkv_T3HK: Tensor) -> bool:
+    """Other head dims, and float64 on a GPU, take the twin on every device."""
+    double_on_gpu = qkv_T3HK.is_cuda and qkv_T3HK.dtype == torch.float64
+    return qkv_T3HK.shape[-1] in KERNEL_HEAD_DIMS and not double_on_gpu
 
 
 def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None) -> None:

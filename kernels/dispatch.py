@@ -74,3 +74,12 @@ def use_triton(tensor: torch.Tensor) -> bool:
             raise RuntimeError(f"triton was asked for but cannot run: {reason}")
         return True
     return tensor.is_cuda and runnable
+
+
+def checks_values(tensor: torch.Tensor) -> bool:
+    """Whether checks that need a tensor's values run: on the host yes, on a GPU (where they would wait for
+    the device) only with ELECTRA_KERNELS_DEBUG=1, and never while torch.compile traces.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("ELECTRA_KERNELS_DEBUG", "0") == "1"

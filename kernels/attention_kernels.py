@@ -1,0 +1,257 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""The Triton kernels of attention: the maths of `attention.py`, never storing N·H·S·S of anything.
+
+**Short sequences** (S ≤ 128 in half precision). One program holds a whole (sequence, head): the S x S
+probabilities live on chip only, the softmax takes one pass, and the backward is a single kernel that computes
+everything from Q, K, V and dO again:
+
+    P = softmax(scale · Q Kᵀ)        P̃ = keep ∘ P · keep_scale        O  = P̃ V
+    dP = keep ∘ (dO Vᵀ) · keep_scale  δ = rowsum(P ∘ dP)
+    dV = P̃ᵀ dO                        dS = scale · P ∘ (dP - δ)        dQ = dS K,  dK = dSᵀ Q
+
+**Any length.** Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys; the row's
+log-sum-exp (base 2) is kept. Backward: one kernel owns blocks of queries (dQ, and δ = rowsum(dO ∘ O), which
+it stores), then one owns blocks of keys (dK, dV).
+
+Every gradient element is written once by one program: no atomics, so results are the same bits every time.
+Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), head dims that are
+not powers of two (the twin takes them). Tiles and launches are in `attention_triton.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from electra_kernels.rng_triton import keep_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _span(p_cu_seqlens, sequence):
+    """First row (int64) and length (int32) of a sequence."""
+    start = tl.load(p_cu_seqlens + sequence).to(tl.int64)
+    end = tl.load(p_cu_seqlens + sequence + 1).to(tl.int64)
+    return start, (end - start).to(tl.int32)
+
+
+@triton.jit
+def _load_rows(p_head, rows, m_rows, ROW: tl.constexpr, K: tl.constexpr):
+    """[len(rows), K] at `p_head + row * ROW`; zeros where the mask is off."""
+    o_k = tl.arange(0, K)
+    return tl.load(p_head + rows[:, None] * ROW + o_k[None, :], mask=m_rows[:, None], other=0.0)
+
+
+@triton.jit
+def _store_rows(p_head, rows, m_rows, values, ROW: tl.constexpr, K: tl.constexpr):
+    o_k = tl.arange(0, K)
+    p_rows = p_head + rows[:, None] * ROW + o_k[None, :]
+    tl.store(p_rows, values.to(p_head.dtype.element_ty), mask=m_rows[:, None])
+
+
+@triton.jit
+def _dot(a, b):
+    """Matrix product with float32 (float64 for float64) sums; float32 stays float32, never tf32."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _drop(values, b_keep, THRESHOLD: tl.constexpr):
+    """Dropout with rescaling: 65536 - THRESHOLD of 65536 values are kept."""
+    return tl.where(b_keep, values * (65536.0 / (65536 - THRESHOLD)), 0.0)
+
+
+# ---------------------------------------------------------------- a whole (sequence, head) on chip
+
+
+@triton.jit
+def _softmax_tile(b_q, b_k, o_j, length, SCALE: tl.constexpr):
+    """exp of the logits (less their maximum) over all keys at once, and the sum of each row."""
+    b_s = _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E)
+    b_s = tl.where((o_j < length)[None, :], b_s, float("-inf"))
+    b_e = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
+    return b_e, tl.sum(b_e, 1)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def short_forward_kernel(
+    p_qkv, p_cu_seqlens, p_seed, p_out, stream,
+    H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    start, length = _span(p_cu_seqlens, sequence)
+    if length == 0:
+        return
+    o_s = tl.arange(0, BLOCK_S)
+    rows, m_s = start + o_s, o_s < length
+    p_q = p_qkv + head * K
+    b_q = _load_rows(p_q, rows, m_s, 3 * H * K, K)
+    b_k = _load_rows(p_q + H * K, rows, m_s, 3 * H * K, K)
+    b_v = _load_rows(p_q + 2 * H * K, rows, m_s, 3 * H * K, K)
+    b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
+    if THRESHOLD > 0:
+        b_keep = keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S)
+        b_e = _drop(b_e, b_keep, THRESHOLD)
+    b_out = _dot(b_e.to(b_v.dtype), b_v) / b_sum[:, None]
+    _store_rows(p_out + head * K, rows, m_s, b_out, H * K, K)
+
+
+@triton.jit(do_not_specialize=["stream"])
+def short_backward_kernel(
+    p_qkv, p_cu_seqlens, p_seed, p_dout, p_dqkv, stream,
+    H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    start, length = _span(p_cu_seqlens, sequence)
+    if length == 0:
+        return
+    o_s = tl.arange(0, BLOCK_S)
+    rows, m_s = start + o_s, o_s < length
+    p_q, p_dq = p_qkv + head * K, p_dqkv + head * K
+    b_q = _load_rows(p_q, rows, m_s, 3 * H * K, K)
+    b_k = _load_rows(p_q + H * K, rows, m_s, 3 * H * K, K)
+    b_v = _load_rows(p_q + 2 * H * K, rows, m_s, 3 * H * K, K)
+    b_dout = _load_rows(p_dout + head * K, rows, m_s, H * K, K)
+    b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
+    b_p = b_e / b_sum[:, None]
+    b_kept, b_dp = b_p, _dot(b_dout, tl.trans(b_v))
+    if THRESHOLD > 0:
+        b_keep = keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S)
+        b_kept, b_dp = _drop(b_p, b_keep, THRESHOLD), _drop(b_dp, b_keep, THRESHOLD)
+    b_dv = _dot(tl.trans(b_kept.to(b_q.dtype)), b_dout)
+    _store_rows(p_dq + 2 * H * K, rows, m_s, b_dv, 3 * H * K, K)
+    b_ds = (b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])).to(b_q.dtype)
+    _store_rows(p_dq, rows, m_s, _dot(b_ds, b_k) * SCALE, 3 * H * K, K)
+    _store_rows(p_dq + H * K, rows, m_s, _dot(tl.trans(b_ds), b_q) * SCALE, 3 * H * K, K)
+
+
+# ---------------------------------------------------------------- blocks of queries and keys, any length
+
+
+@triton.jit
+def _locate(p_cu_seqlens, blocks, H: tl.constexpr):
+    """(first row, length, head, block) of this program; blocks of one (sequence, head) run side by side."""
+    pair, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    start, length = _span(p_cu_seqlens, pair // H)
+    return start, length, pair % H, block
+
+
+@triton.jit(do_not_specialize=["stream", "tokens", "blocks"])
+def forward_kernel(
+    p_qkv, p_cu_seqlens, p_seed, p_out, p_lse, stream, tokens, blocks,
+    H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    start, length, head, block = _locate(p_cu_seqlens, blocks, H)
+    if block * BLOCK_Q >= length:
+        return
+    o_q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    rows, m_q = start + o_q, o_q < length
+    p_q = p_qkv + head * K
+    b_q = _load_rows(p_q, rows, m_q, 3 * H * K, K)
+    b_max = tl.full((BLOCK_Q,), float("-inf"), p_lse.dtype.element_ty)
+    b_sum = tl.zeros((BLOCK_Q,), p_lse.dtype.element_ty)
+    b_out = tl.zeros((BLOCK_Q, K), p_lse.dtype.element_ty)
+    for key in range(0, length, BLOCK_J):
+        o_j = key + tl.arange(0, BLOCK_J)
+        b_k = _load_rows(p_q + H * K, start + o_j, o_j < length, 3 * H * K, K)
+        b_v = _load_rows(p_q + 2 * H * K, start + o_j, o_j < length, 3 * H * K, K)
+        b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E), float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_rescale = tl.exp2(b_max - b_new)
+        b_e = tl.exp2(b_s - b_new[:, None])
+        b_sum = b_sum * b_rescale + tl.sum(b_e, 1)
+        if THRESHOLD > 0:
+            b_e = _drop(b_e, keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), THRESHOLD)
+        b_out = b_out * b_rescale[:, None] + _dot(b_e.to(b_v.dtype), b_v)
+        b_max = b_new
+    _store_rows(p_out + head * K, rows, m_q, b_out / b_sum[:, None], H * K, K)
+    tl.store(p_lse + head.to(tl.int64) * tokens + rows, b_max + tl.log2(b_sum), mask=m_q)
+
+
+@triton.jit(do_not_specialize=["stream", "tokens", "blocks"])
+def backward_queries_kernel(
+    p_qkv, p_cu_seqlens, p_seed, p_dout, p_out, p_lse, p_delta, p_dqkv, stream, tokens, blocks,
+    H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    start, length, head, block = _locate(p_cu_seqlens, blocks, H)
+    if block * BLOCK_Q >= length:
+        return
+    o_q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    rows, m_q = start + o_q, o_q < length
+    p_q = p_qkv + head * K
+    b_q = _load_rows(p_q, rows, m_q, 3 * H * K, K)
+    b_dout = _load_rows(p_dout + head * K, rows, m_q, H * K, K)
+    b_out = _load_rows(p_out + head * K, rows, m_q, H * K, K)
+    o_row = head.to(tl.int64) * tokens + rows
+    b_lse = tl.load(p_lse + o_row, mask=m_q, other=0.0)
+    b_delta = tl.sum(b_dout.to(b_lse.dtype) * b_out.to(b_lse.dtype), 1)
+    tl.store(p_delta + o_row, b_delta, mask=m_q)
+    b_dq = tl.zeros((BLOCK_Q, K), b_lse.dtype)
+    for key in range(0, length, BLOCK_J):
+        o_j = key + tl.arange(0, BLOCK_J)
+        b_k = _load_rows(p_q + H * K, start + o_j, o_j < length, 3 * H * K, K)
+        b_v = _load_rows(p_q + 2 * H * K, start + o_j, o_j < length, 3 * H * K, K)
+        b_s = _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E) - b_lse[:, None]
+        b_p = tl.exp2(tl.where((o_j < length)[None, :], b_s, float("-inf")))
+        b_dp = _dot(b_dout, tl.trans(b_v))
+        if THRESHOLD > 0:
+            b_dp = _drop(b_dp, keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), THRESHOLD)
+        b_dq += _dot((b_p * (b_dp - b_delta[:, None])).to(b_k.dtype), b_k)
+    _store_rows(p_dqkv + head * K, rows, m_q, b_dq * SCALE, 3 * H * K, K)
+
+
+@triton.jit(do_not_specialize=["stream", "tokens", "blocks"])
+def backward_keys_kernel(
+    p_qkv, p_cu_seqlens, p_seed, p_dout, p_lse, p_delta, p_dqkv, stream, tokens, blocks,
+    H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    start, length, head, block = _locate(p_cu_seqlens, blocks, H)
+    if block * BLOCK_J >= length:
+        return
+    o_j = block * BLOCK_J + tl.arange(0, BLOCK_J)
+    m_j = o_j < length
+    p_q = p_qkv + head * K
+    b_k = _load_rows(p_q + H * K, start + o_j, m_j, 3 * H * K, K)
+    b_v = _load_rows(p_q + 2 * H * K, start + o_j, m_j, 3 * H * K, K)
+    b_dk = tl.zeros((BLOCK_J, K), p_lse.dtype.element_ty)
+    b_dv = tl.zeros((BLOCK_J, K), p_lse.dtype.element_ty)
+    for query in range(0, length, BLOCK_Q):
+        o_q = query + tl.arange(0, BLOCK_Q)
+        rows, m_q = start + o_q, o_q < length
+        b_q = _load_rows(p_q, rows, m_q, 3 * H * K, K)
+        b_dout = _load_rows(p_dout + head * K, rows, m_q, H * K, K)
+        # Tiles are transposed, [keys, queries]: both products below then take them from registers.
+        # Queries past the end have dO = 0 and δ = 0 and so add nothing.
+        o_row = head.to(tl.int64) * tokens + rows
+        b_lse = tl.load(p_lse + o_row, mask=m_q, other=0.0)
+        b_p = tl.exp2(_dot(b_k, tl.trans(b_q)) * (SCALE * LOG2E) - b_lse[None, :])
+        b_kept, b_dp = b_p, _dot(b_v, tl.trans(b_dout))
+        if THRESHOLD > 0:
+            b_keep = keep_tile(p_seed, rows, block * BLOCK_J, stream, head, THRESHOLD, BLOCK_J)
+            b_kept = _drop(b_p, tl.trans(b_keep), THRESHOLD)
+            b_dp = _drop(b_dp, tl.trans(b_keep), THRESHOLD)
+        b_dv += _dot(b_kept.to(b_dout.dtype), b_dout)
+        b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
+        b_dk += _dot((b_p * (b_dp - b_delta[None, :])).to(b_q.dtype), b_q)
+    p_dk = p_dqkv + (H + head) * K
+    _store_rows(p_dk, start + o_j, m_j, b_dk * SCALE, 3 * H * K, K)
+    _store_rows(p_dk + H * K, start + o_j, m_j, b_dv, 3 * H * K, K)
+
+
+# ---------------------------------------------------------------- dropout, for tests
+
+
+@triton.jit(do_not_specialize=["stream", "tokens"])
+def dropout_mask_kernel(
+    p_seed, p_mask, stream, tokens, keys, THRESHOLD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr
+):  # fmt: skip
+    """Decisions of a [BLOCK_Q, BLOCK_J] tile of one head, as bytes, into [H, tokens, keys]."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    first, head = tl.program_id(1) * BLOCK_J, tl.program_id(2)
+    o_j = first + tl.arange(0, BLOCK_J)
+    b_keep = keep_tile(p_seed, rows, first, stream, head, THRESHOLD, BLOCK_J)
+    p_tile = p_mask + (head * tokens + rows)[:, None] * keys + o_j[None, :]
+    tl.store(p_tile, b_keep.to(tl.int8), mask=(rows < tokens)[:, None] & (o_j < keys)[None, :])

@@ -1,0 +1,316 @@
+"""Attention on Triton: tiles, launches and the torch operators (kernels: `attention_kernels.py`).
+
+Two operators, `electra_kernels::attention_forward` and `…_backward`, opaque to torch.compile; both draw the
+same dropout from the counter. The forward also returns the rows' log-sum-exp (base 2), [H, T], or an empty
+tensor from the short path, whose backward does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from electra_kernels import attention_kernels as kernels
+from electra_kernels import rng
+from electra_kernels.compile_case import CompileCase
+from torch import Tensor
+
+# ---------------------------------------------------------------- tiles
+
+
+class Tile(NamedTuple):
+    """Sizes of one kernel's blocks, warps of a program, stages of its software pipeline."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# {architecture: {kernel: {head dim up to: tile}}} for 2-byte types. Chosen from the compile report: the
+# largest tiles that do not spill. `python -m benchmarks.tune attention` sweeps them on a GPU.
+TILES = {
+    80: {
+        "forward": {64: Tile(128, 64, 8, 3), 128: Tile(64, 64, 8, 2)},
+        "queries": {64: Tile(64, 32, 4, 2), 128: Tile(64, 64, 8, 2)},
+        "keys": {64: Tile(64, 32, 4, 2), 128: Tile(64, 64, 8, 2)},
+    },
+    90: {
+        "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
+        "queries": {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2)},
+        "keys": {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2)},
+    },
+    100: {
+        "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
+        "queries": {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2)},
+        "keys": {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2)},
+    },
+}
+# float32 has no tensor cores here (tf32 is not float32); the same tiles do for all architectures.
+TILES_FLOAT32 = {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1)}
+
+# {architecture: {head dim up to: longest sequence that the short path takes}}, and its warps by block.
+SHORT_LIMIT = {80: {32: 128, 128: 64}, 90: {64: 128, 128: 64}, 100: {128: 128}}
+SHORT_LIMIT_FLOAT32 = {64: 32, 128: 16}
+SHORT_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
+SHORT_WARPS_FLOAT32 = 8
+
+
+def _architecture(device: torch.device) -> int:
+    """Which of the tables' architectures `device` takes; the interpreter counts as sm_90."""
+    if device.type != "cuda":
+        return 90
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: 90, 10: 100}.get(major, 80)
+
+
+def _entry(table: dict[int, Any], head_dim: int) -> Any:
+    return next(value for limit, value in table.items() if head_dim <= limit)
+
+
+def short_limit(architecture: int, dtype: torch.dtype, head_dim: int) -> int:
+    """The longest sequence that fits on chip as a whole."""
+    table = SHORT_LIMIT[architecture] if dtype.itemsize == 2 else SHORT_LIMIT_FLOAT32
+    return int(_entry(table, head_dim))
+
+
+def tile(kernel: str, architecture: int, dtype: torch.dtype, head_dim: int) -> Tile:
+    """The tile of "forward", "queries" or "keys"."""
+    table = TILES[architecture][kernel] if dtype.itemsize == 2 else TILES_FLOAT32
+    found: Tile = _entry(table, head_dim)
+    return found
+
+
+def _short_options(dtype: torch.dtype, max_seqlen: int) -> dict[str, int]:
+    block = max(16, triton.next_power_of_2(max_seqlen))
+    warps = SHORT_WARPS[block] if dtype.itemsize == 2 else SHORT_WARPS_FLOAT32
+    return {"BLOCK_S": block, "num_warps": warps, "num_stages": 1}
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    return {
+        "BLOCK_Q": tile.queries,
+        "BLOCK_J": tile.keys,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _constants(qkv_T3HK: Tensor, dropout_p: float, softmax_scale: float) -> dict[str, Any]:
+    _, _, heads, head_dim = qkv_T3HK.shape
+    threshold = rng.dropout_threshold(dropout_p)
+    return {"H": heads, "K": head_dim, "SCALE": softmax_scale, "THRESHOLD": threshold}
+
+
+def _is_short(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
+    architecture = _architecture(qkv_T3HK.device)
+    return max_seqlen <= short_limit(architecture, qkv_T3HK.dtype, qkv_T3HK.shape[-1])
+
+
+def _empty_outputs(qkv_T3HK: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
+    tokens, _, heads, head_dim = qkv_T3HK.shape
+    out_THK = qkv_T3HK.new_empty(tokens, heads, head_dim)
+    lse_HT = (0,) if _is_short(qkv_T3HK, max_seqlen) else (heads, tokens)
+    sums = torch.float64 if qkv_T3HK.dtype == torch.float64 else torch.float32
+    return out_THK, qkv_T3HK.new_empty(lse_HT, dtype=sums)
+
+
+# ---------------------------------------------------------------- launchers and operators
+
+
+@torch.library.custom_op("electra_kernels::attention_forward", mutates_args=())
+def attention_forward(
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    stream: int,
+    softmax_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """(out_THK, log-sum-exp); `qkv_T3HK` is contiguous, `seed` holds [key, first_row]."""
+    out_THK, lse_HT = _empty_outputs(qkv_T3HK, max_seqlen)
+    tokens, _, heads, head_dim = qkv_T3HK.shape
+    pairs = (cu_seqlens.numel() - 1) * heads
+    if tokens == 0 or pairs == 0:
+        return out_THK, lse_HT
+    constants = _constants(qkv_T3HK, dropout_p, softmax_scale)
+    with torch.cuda.device_of(qkv_T3HK):
+        if _is_short(qkv_T3HK, max_seqlen):
+            options = _short_options(qkv_T3HK.dtype, max_seqlen)
+            kernels.short_forward_kernel[(pairs,)](
+                qkv_T3HK, cu_seqlens, seed, out_THK, stream, **constants, **options
+            )
+            return out_THK, lse_HT
+        chosen = tile("forward", _architecture(qkv_T3HK.device), qkv_T3HK.dtype, head_dim)
+        blocks = triton.cdiv(max_seqlen, chosen.queries)
+        kernels.forward_kernel[(pairs * blocks,)](
+            qkv_T3HK, cu_seqlens, seed, out_THK, lse_HT, stream, tokens, blocks, **constants, **_options(chosen)
+        )
+    return out_THK, lse_HT
+
+
+@attention_forward.register_fake
+def _(
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    stream: int,
+    softmax_scale: float,
+) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(qkv_T3HK, max_seqlen)
+
+
+@torch.library.custom_op("electra_kernels::attention_backward", mutates_args=())
+def attention_backward(
+    dout_THK: Tensor,
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    out_THK: Tensor,
+    lse_HT: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    stream: int,
+    softmax_scale: float,
+) -> Tensor:
+    """Gradient of `qkv_T3HK`; all tensors contiguous."""
+    dqkv_T3HK = torch.empty_like(qkv_T3HK)
+    tokens, _, heads, head_dim = qkv_T3HK.shape
+    pairs = (cu_seqlens.numel() - 1) * heads
+    if tokens == 0 or pairs == 0:
+        return dqkv_T3HK
+    constants = _constants(qkv_T3HK, dropout_p, softmax_scale)
+    with torch.cuda.device_of(qkv_T3HK):
+        if _is_short(qkv_T3HK, max_seqlen):
+            options = _short_options(qkv_T3HK.dtype, max_seqlen)
+            kernels.short_backward_kernel[(pairs,)](
+                qkv_T3HK, cu_seqlens, seed, dout_THK, dqkv_T3HK, stream, **constants, **options
+            )
+            return dqkv_T3HK
+        architecture = _architecture(qkv_T3HK.device)
+        delta_HT = torch.empty_like(lse_HT)
+        chosen = tile("queries", architecture, qkv_T3HK.dtype, head_dim)
+        blocks = triton.cdiv(max_seqlen, chosen.queries)
+        kernels.backward_queries_kernel[(pairs * blocks,)](
+            qkv_T3HK, cu_seqlens, seed, dout_THK, out_THK, lse_HT, delta_HT, dqkv_T3HK, stream, tokens, blocks,
+            **constants, **_options(chosen),
+        )  # fmt: skip
+        chosen = tile("keys", architecture, qkv_T3HK.dtype, head_dim)
+        blocks = triton.cdiv(max_seqlen, chosen.keys)
+        kernels.backward_keys_kernel[(pairs * blocks,)](
+            qkv_T3HK, cu_seqlens, seed, dout_THK, lse_HT, delta_HT, dqkv_T3HK, stream, tokens, blocks,
+            **constants, **_options(chosen),
+        )  # fmt: skip
+    return dqkv_T3HK
+
+
+@attention_backward.register_fake
+def _(
+    dout_THK: Tensor,
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    out_THK: Tensor,
+    lse_HT: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    stream: int,
+    softmax_scale: float,
+) -> Tensor:
+    return torch.empty_like(qkv_T3HK)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv_T3HK, cu_seqlens, seed, *ctx.numbers = inputs
+    ctx.save_for_backward(qkv_T3HK, cu_seqlens, seed, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dout_THK: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
+    dqkv_T3HK = attention_backward(dout_THK.contiguous(), *ctx.saved_tensors, *ctx.numbers)
+    return dqkv_T3HK, *(None,) * 6
+
+
+attention_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def attention(
+    qkv_T3HK: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    dropout_p: float,
+    seed: Tensor,
+    stream: int,
+    softmax_scale: float,
+) -> Tensor:
+    """Attention within each sequence, `out_THK`; arguments as in `electra_kernels.attention`, all given."""
+    out_THK, _ = attention_forward(
+        qkv_T3HK.contiguous(), cu_seqlens, seed, max_seqlen, dropout_p, stream, softmax_scale
+    )
+    return out_THK
+
+
+def dropout_mask(tokens: int, keys: int, heads: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
+    """The decisions the kernels draw, bool [heads, tokens, keys]; see `attention.attention_dropout_mask`."""
+    mask = torch.empty(heads, tokens, keys, dtype=torch.uint8, device=seed.device)
+    grid = (triton.cdiv(tokens, 32), triton.cdiv(keys, 32), heads)
+    with torch.cuda.device_of(seed):
+        kernels.dropout_mask_kernel[grid](
+            seed, mask, stream, tokens, keys, rng.dropout_threshold(dropout_p), BLOCK_Q=32, BLOCK_J=32
+        )
+    return mask.bool()
+
+
+# ---------------------------------------------------------------- ahead-of-time compilation
+
+_POINTERS = {"p_cu_seqlens": "*i32", "p_seed": "*i64", "p_lse": "*fp32", "p_delta": "*fp32"}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def compile_cases(capability: int) -> Iterator[CompileCase]:
+    """Every kernel at every tile of the tables, with and without dropout."""
+    types = [(torch.bfloat16, dim) for dim in (16, 32, 64, 128)] + [(torch.float16, 64)]
+    for dtype, head_dim in [*types, (torch.float32, 64), (torch.float32, 128)]:
+        limit = short_limit(capability, dtype, head_dim)
+        runs = [
+            (kernel, _short_options(dtype, block))
+            for block in (16, 32, 64, 128)
+            if block <= limit
+            for kernel in (kernels.short_forward_kernel, kernels.short_backward_kernel)
+        ] + [
+            (kernel, _options(tile(name, capability, dtype, head_dim)))
+            for name, kernel in {
+                "forward": kernels.forward_kernel,
+                "queries": kernels.backward_queries_kernel,
+                "keys": kernels.backward_keys_kernel,
+            }.items()
+        ]
+        for kernel, options in runs:
+            for dropout_p in (0.0, 0.1):
+                yield _compile_case(kernel, options, dtype, head_dim, dropout_p)
+
+
+def _compile_case(
+    kernel: Any, options: dict[str, int], dtype: torch.dtype, head_dim: int, dropout_p: float
+) -> CompileCase:
+    blocks = {name: size for name, size in options.items() if name.startswith("BLOCK")}
+    constants = {"H": 4, "K": head_dim, "SCALE": head_dim**-0.5, "THRESHOLD": rng.dropout_threshold(dropout_p)}
+    sizes = " ".join(f"{name.removeprefix('BLOCK_')}={size}" for name, size in blocks.items())
+    runtime = [name for name in kernel.arg_names if name not in blocks and name not in constants]
+    data = f"*{_TYPES[dtype]}"
+    return CompileCase(
+        name=f"attention.{kernel.__name__}[{_TYPES[dtype]} K={head_dim} {sizes} p={dropout_p}]",
+        kernel=kernel,
+        signature={n: _POINTERS.get(n, data) if n.startswith("p_") else "i32" for n in runtime},
+        constexprs={**constants, **blocks},
+        num_warps=options["num_warps"],
+        num_stages=options["num_stages"],
+        needs_dot=dtype.itemsize == 2,
+        streaming=True,
+    )
