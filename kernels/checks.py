@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from electra_kernels.dispatch import checks_values
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,11 +42,11 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_ids(name: str, ids: Tensor, upper: int, *, unique: bool = False) -> None:
-    """Raise ValueError unless all ids lie in [0, upper) (and differ, if `unique`). Reads values: twins only.
+    """Raise ValueError unless all ids lie in [0, upper) (and differ, if `unique`).
 
-    Under torch.compile values are unknown, and the check is left out.
+    Reads values, so on a GPU it runs only with ELECTRA_KERNELS_DEBUG=1: see `dispatch.checks_values`.
     """
-    if torch.compiler.is_compiling() or ids.numel() == 0:
+    if not checks_values(ids) or ids.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(ids))
     if low < 0 or high >= upper:

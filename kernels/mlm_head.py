@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from electra_kernels import mlm_head_reference as reference
-from electra_kernels.checks import FLOATS, INTEGERS, check_temperature, check_tensor
+from electra_kernels.checks import FLOATS, INTEGERS, check_ids, check_temperature, check_tensor
+from electra_kernels.dispatch import use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
@@ -55,14 +56,20 @@ def mlm_head(
         own dtype, summed in a fixed order.
 
     Raises:
-        ValueError: wrong shape, dtype, device or temperature; on the twin also targets outside [0, V).
+        ValueError: wrong shape, dtype, device or temperature; targets outside [0, V) (on a GPU only with
+            ELECTRA_KERNELS_DEBUG=1: reading them waits for the device; without it their loss is NaN).
     """
     check_tensor("hidden_ME", hidden_ME, (None, None), FLOATS)
     device, (rows, size) = hidden_ME.device, hidden_ME.shape
     check_tensor("embedding_VE", embedding_VE, (None, size), FLOATS, device)
     check_tensor("bias_V", bias_V, (len(embedding_VE),), FLOATS, device)
     check_tensor("target_ids_M", target_ids_M, (rows,), INTEGERS, device)
+    check_ids("target_ids_M", target_ids_M, len(embedding_VE))
     check_temperature(temperature)
     key = seed_tensor(seed, device)
-    loss, sampled = reference.mlm_head(hidden_ME, embedding_VE, bias_V, target_ids_M, key, stream, temperature)
-    return MLMHead(loss, sampled)
+    arguments = (hidden_ME, embedding_VE, bias_V, target_ids_M, key, stream, temperature)
+    if use_triton(hidden_ME):
+        from electra_kernels import mlm_head_triton
+
+        return MLMHead(*mlm_head_triton.forward(*arguments)[:2])
+    return MLMHead(*reference.mlm_head(*arguments))

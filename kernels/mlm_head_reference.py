@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from electra_kernels.checks import check_ids
 from electra_kernels.sample_replace_reference import draw, tempered_weights, tile_sums
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -31,7 +30,6 @@ def mlm_head(
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """(loss_M, sampled_ids_M); see the contract in `mlm_head`."""
-    check_ids("target_ids_M", target_ids_M, len(embedding_VE))
     with torch.autocast(hidden_ME.device.type, enabled=False):
         return _ChunkedHead.apply(  # type: ignore[no-untyped-call, no-any-return]
             hidden_ME, embedding_VE, bias_V, target_ids_M.long(), seed, stream, temperature

@@ -23,11 +23,10 @@ or nothing but -inf) draws the id -1; such a position keeps its original word an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from electra_kernels import sample_replace_reference as reference
-from electra_kernels.checks import FLOATS, INTEGERS, check_temperature, check_tensor
+from electra_kernels.checks import FLOATS, INTEGERS, check_ids, check_temperature, check_tensor
 from electra_kernels.dispatch import use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
@@ -66,24 +65,19 @@ def sample_and_replace(
         temperature: finite and > 0; small values approach argmax, large ones the uniform distribution.
 
     Raises:
-        ValueError: wrong shape, dtype, device or temperature; on the twin also positions that repeat or
-            lie outside the batch.
+        ValueError: wrong shape, dtype, device or temperature; positions that repeat or lie outside the batch
+            (on a GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
     """
     check_tensor("logits_MV", logits_MV, (None, None), FLOATS)
     device = logits_MV.device
     check_tensor("input_ids_T", input_ids_T, (None,), INTEGERS, device)
     check_tensor("masked_positions_M", masked_positions_M, (len(logits_MV),), INTEGERS, device)
+    check_ids("masked_positions_M", masked_positions_M, len(input_ids_T), unique=True)
     check_temperature(temperature)
     key = seed_tensor(seed, device)
-    implementation = _implementation(logits_MV)
-    return SampledTokens(
-        *implementation(logits_MV.detach(), input_ids_T, masked_positions_M, key, stream, temperature)
-    )
+    arguments = (logits_MV.detach(), input_ids_T, masked_positions_M, key, stream, temperature)
+    if use_triton(logits_MV):
+        from electra_kernels import sample_replace_triton
 
-
-def _implementation(like: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    if not use_triton(like):
-        return reference.sample_and_replace
-    from electra_kernels import sample_replace_triton
-
-    return sample_replace_triton.sample_and_replace
+        return SampledTokens(*sample_replace_triton.sample_and_replace(*arguments))
+    return SampledTokens(*reference.sample_and_replace(*arguments))

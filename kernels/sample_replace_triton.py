@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels import sample_replace_reference as reference
+from electra_kernels.blocks_triton import finite_or_zero
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.rng_triton import philox
 from torch import Tensor
@@ -48,12 +49,6 @@ def inverse_cdf(b_weights, uniform, SIZE: tl.constexpr):
     index = tl.min(tl.where(b_hit, tl.arange(0, SIZE), SIZE), 0)
     valid = (total > 0) & (total < float("inf")) & (index < SIZE)
     return tl.where(valid, index, 0), valid
-
-
-@triton.jit
-def finite_or_zero(maximum):
-    """What to subtract from logits whose maximum this is: -inf - -inf would be NaN, -inf - 0 is -inf."""
-    return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 # ---------------------------------------------------------------- the kernel

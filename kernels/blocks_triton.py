@@ -1,0 +1,42 @@
+"""Small pieces that Triton kernels share: rows of a matrix, exact products, logits in units of log 2."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_rows(p_matrix, rows, m_rows, columns, COLUMNS: tl.constexpr):
+    """[len(rows), len(columns)] of a contiguous [*, COLUMNS] matrix; zeros outside."""
+    p_rows = p_matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
+    return tl.load(p_rows, mask=m_rows[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(p_matrix, rows, m_rows, columns, values, COLUMNS: tl.constexpr):
+    """The inverse of `load_rows`; `values` are cast to the matrix's dtype."""
+    p_rows = p_matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
+    mask = m_rows[:, None] & (columns < COLUMNS)[None, :]
+    tl.store(p_rows, values.to(p_matrix.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def dot(a, b):
+    """Matrix product with fp32 (fp64 for fp64) sums; fp32 stays fp32, never tf32."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def load_bias2(p_bias, words, V: tl.constexpr):
+    """Bias in units of log 2; -inf outside the vocabulary gives those words probability 0."""
+    b_bias = tl.load(p_bias + words, mask=words < V, other=float("-inf"))
+    return b_bias.to(tl.float64 if p_bias.dtype.element_ty == tl.float64 else tl.float32) * LOG2E
+
+
+@triton.jit
+def finite_or_zero(maximum):
+    """What to subtract from logits whose maximum this is: -inf - -inf would be NaN, -inf - 0 is -inf."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
