@@ -1,0 +1,345 @@
+"""Fine-tuning: a pre-trained model and labelled data in, a model directory out.
+
+    read    train and dev files become examples; labels are learned from the training data
+    encode  every text is tokenised once, whatever the number of epochs and seeds
+    train   batches of sequences of like length; order and dropout a pure function of (seed, epoch, step);
+            the learning rate decayed by layer, warmed up, then linearly down to zero
+    keep    whenever the dev data are judged better than ever before, OUT/ becomes that model: a model
+            directory of the Hub's layout with task.json beside it
+    report  metrics.json in OUT/; metrics.jsonl (and TensorBoard) while it runs
+
+Small data sets vary a lot with the seed (Dodge et al. 2020), so `seeds` trains several times and reports
+median, mean and spread. The best seed is chosen on the dev data, so its dev figure flatters it: the median
+is the one to quote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from electra_kernels.rng import fold
+from torch import Tensor
+
+from electra_core import model_dir
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.features import Features, TaskBatch, batch_order
+from electra_core.finetune_data import Data, adapted, encode_data, matching_tokenizer, read_data
+from electra_core.finetune_model import starting_model
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import BadRows
+from electra_core.metrics import spread
+from electra_core.named_tasks import save_task
+from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
+from electra_core.predict import run_model
+from electra_core.progress import progress
+from electra_core.tasks import TaskModel
+from electra_core.tokenizer import Tokenizer
+from electra_core.training import (
+    Diverged,
+    MetricsLog,
+    StepResult,
+    StopRequest,
+    autocast_context,
+    resolve_device,
+    resolve_precision,
+    training_steps,
+)
+
+log = logging.getLogger("electra_core")
+TRAINING_STREAM, ORDER_STREAM = range(2)  # of random numbers; finetune_data has the third
+
+
+@dataclass
+class Run:
+    """One seed's training, and its best evaluation so far."""
+
+    seed: int
+    best: float = -np.inf
+    best_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    evaluations: int = 0
+    best_evaluation: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    """Trained on, counted once for every epoch."""
+
+
+def finetune(
+    model: str | Path,
+    task: Task,
+    train: str | Path,
+    dev: str | Path | None,
+    out: str | Path,
+    settings: FinetuneSettings | None = None,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
+
+    SIGINT and SIGTERM end it after the step it is at, with an evaluation, so that `out` holds what there is.
+
+    Args:
+        model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.
+        task: what to learn; its labels may be empty.
+        train, dev: files as the task reads them. Without `dev`, a tenth of the training data is held out.
+        out: must not exist, be empty, or be there to be written into with `overwrite`.
+        say: takes lines for the user.
+
+    Returns:
+        What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
+
+    Raises:
+        UserError: data or model that cannot be used (nothing is written then), or a loss that diverges.
+    """
+    settings, out = settings or FinetuneSettings(), Path(out)
+    on_device = resolve_device(device)
+    directory = model_dir.find_model(model)
+    config, _ = model_dir.load_config(directory)
+    settings = settings.resolved(config)
+    tokenizer = matching_tokenizer(directory, config)
+    task, train_examples, dev_examples, skipped = read_data(adapted(task, settings, config), train, dev, settings)
+    for bad in skipped:
+        if bad.count:
+            say(bad.summary())
+    data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say)
+    _make_folder(out, settings, overwrite)
+    runs: list[Run] = []
+    with StopRequest() as stop:
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            network = starting_model(task, directory, settings, seed).to(on_device)
+            best = max((run.best for run in runs), default=-np.inf)
+            runs.append(_train(network, task, data, settings, Run(seed), _Keeper(out, best), stop, quiet))
+            say(f"seed {seed}: {_shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
+            if stop:
+                say(f"stopped by {stop.reason}; {out} holds the best checkpoint so far")
+                break
+    counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
+    report = _report(task, settings, runs, counts, skipped, stop.reason)
+    _write_json(out / "metrics.json", report)
+    return report
+
+
+def _make_folder(out: Path, settings: FinetuneSettings, overwrite: bool) -> None:
+    """OUT/ with the settings in it.
+
+    Raises:
+        UserError: it holds something and may not be overwritten, or cannot be made.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
+            raise UserError(f"{out}: is not an empty folder (--overwrite writes into it)")
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in asdict(settings).items()]
+        (out / "config.toml").write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+class _Keeper:
+    """Writes a model directory whenever a checkpoint is better than all before it.
+
+    Args:
+        best: the figure that has to be beaten.
+    """
+
+    def __init__(self, out: Path, best: float):
+        self.out, self.best = out, best
+
+    def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
+        """Saves the model if its figure is the best so far."""
+        figure = metrics[task.metric]
+        if figure > self.best or not (self.out / "model.safetensors").exists():
+            self.best = figure
+            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {_shown(metrics)}.\n"
+            model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
+            save_task(task, self.out)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch, or one of several whose gradients make one step."""
+
+    batch: TaskBatch
+    share: float
+    """Of the step's units that are in this part."""
+    index: int
+
+
+def _train(
+    model: TaskModel,
+    task: Task,
+    data: Data,
+    settings: FinetuneSettings,
+    run: Run,
+    keeper: _Keeper,
+    stop: StopRequest,
+    quiet: bool,
+) -> Run:
+    """Trains with one seed; the best checkpoint goes to `keeper`."""
+    device = next(model.parameters()).device
+    dtype = resolve_precision(settings.precision, device)
+    plan = _plan(data.train, settings, run.seed)
+    evaluate_after = _evaluation_steps(len(plan), settings)
+
+    def parts(step: int) -> list[Part]:
+        units = sum(len(chosen) for chosen in plan[step])
+        batches = [data.train.batch(chosen).to(device) for chosen in plan[step]]
+        run.tokens += sum(batch.tokens.num_tokens for batch in batches)
+        return [Part(batch, len(plan[step][i]) / units, i) for i, batch in enumerate(batches)]
+
+    def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(part.batch.tokens, seed=fold(seed, part.index))
+        return task.loss(logits, part.batch) * part.share, {}
+
+    warmup = round(settings.warmup * len(plan))
+    steps = training_steps(
+        model, _optimizer(model, settings), loss, parts,
+        schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
+        first_step=0, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
+        autocast=autocast_context(device, dtype),
+    )  # fmt: skip
+    metrics_log = MetricsLog(keeper.out if settings.seeds == 1 else _seed_folder(keeper.out, run.seed))
+    started = time.perf_counter()
+    try:
+        with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", quiet=quiet) as bar:
+            for result in steps:
+                run.steps, run.seconds = result.step, time.perf_counter() - started
+                if result.step % settings.log_every == 0:
+                    metrics_log.write(result.step, **_step_figures(result, run))
+                    bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}")
+                bar.update()
+                if result.step in evaluate_after or stop:
+                    metrics = _evaluate(model, task, data, dtype, run, keeper)
+                    metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
+                stale = run.evaluations - run.best_evaluation
+                if stop or (settings.patience and stale >= settings.patience):
+                    break
+    except Diverged as error:
+        raise UserError(f"{error}; try a lower learning rate") from None
+    finally:
+        metrics_log.close()
+    return run
+
+
+def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
+    return {
+        "loss": float(result.loss),
+        "gradient_norm": float(result.gradient_norm),
+        "learning_rate": result.learning_rate,
+        "tokens_per_second": round(run.tokens / run.seconds),
+    }
+
+
+def _seed_folder(out: Path, seed: int) -> Path:
+    folder = out / f"seed-{seed}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _plan(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
+    """For every step, the batches (arrays of units) whose gradients it adds up."""
+    batches: list[np.ndarray] = []
+    wanted, epoch = np.inf, 0
+    while len(batches) < wanted:
+        order = batch_order(
+            train.lengths,
+            batch_size=settings.batch_size,
+            tokens_per_batch=settings.tokens_per_batch,
+            seed=fold(seed, ORDER_STREAM),
+            epoch=epoch,
+        )
+        wanted = max(1, round(settings.epochs * len(order))) if epoch == 0 else wanted
+        batches += order
+        epoch += 1
+    batches = batches[: int(wanted)]
+    return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
+
+
+def _evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
+    """After which steps the dev data are evaluated: evenly spaced, the last one among them."""
+    count = max(1, min(steps, round(settings.epochs * settings.evaluations)))
+    return {round((index + 1) * steps / count) for index in range(count)}
+
+
+def _optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        layerwise_decay=settings.layerwise_decay,
+    )
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return ElectraAdam(groups, lr=settings.learning_rate)
+
+
+def _evaluate(
+    model: TaskModel, task: Task, data: Data, dtype: torch.dtype, run: Run, keeper: _Keeper
+) -> dict[str, float]:
+    """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it."""
+    outputs = run_model(model, data.dev, precision=dtype)
+    predictions = task.decode(data.dev_examples, data.dev, outputs)
+    tuned = task.tuned(data.dev_examples, predictions)
+    if tuned != task:  # a threshold has moved: predictions are to be made with it
+        predictions = tuned.decode(data.dev_examples, data.dev, outputs)
+    metrics = tuned.score(data.dev_examples, predictions)
+    run.evaluations += 1
+    if metrics[task.metric] > run.best or not run.metrics:
+        run.best, run.metrics = metrics[task.metric], metrics
+        run.best_step, run.best_evaluation = run.steps, run.evaluations
+        keeper.offer(model, tuned, data.tokenizer, metrics)
+    return metrics
+
+
+def _report(
+    task: Task,
+    settings: FinetuneSettings,
+    runs: Sequence[Run],
+    counts: dict[str, int],
+    skipped: Sequence[BadRows],
+    stopped: str | None,
+) -> dict[str, Any]:
+    """What metrics.json holds."""
+    best = max(runs, key=lambda run: run.best)
+    return {
+        "task": task.kind,
+        "metric": task.metric,
+        "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
+        "over_seeds": spread([run.best for run in runs]),
+        "seeds": [
+            {
+                "seed": run.seed,
+                "best_step": run.best_step,
+                "steps": run.steps,
+                "seconds": round(run.seconds, 2),
+                "tokens_per_second": round(run.tokens / max(run.seconds, 1e-9)),
+                "metrics": run.metrics,
+            }
+            for run in runs
+        ],
+        **counts,
+        "skipped_rows": sum(bad.count for bad in skipped),
+        "stopped": stopped,
+        "settings": asdict(settings),
+    }
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Data for fine-tuning: the task adapted to settings and model, examples read and split, texts tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from electra_kernels.rng import fold
+
+from electra_core.classify import Classify
+from electra_core.config import EncoderConfig
+from electra_core.downstream import Task, encode_all, read_all
+from electra_core.errors import UserError
+from electra_core.features import Features
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import BadRows
+from electra_core.tokenizer import Tokenizer, load_tokenizer
+
+HELD_OUT = 0.1  # of the training data, where no dev file is given
+SPLIT_STREAM = 2  # of the random numbers of a fine-tuning run
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every seed trains and is evaluated on, encoded once."""
+
+    train: Features
+    dev: Features
+    dev_examples: Sequence[Any]
+    tokenizer: Tokenizer
+
+
+def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Task:
+    """The task with what the settings change in it, its sequences no longer than the model's positions."""
+    length = min(settings.max_length or task.max_length, config.max_position_embeddings)
+    changes: dict[str, Any] = {"max_length": length}
+    if settings.truncate and hasattr(task, "truncate"):
+        changes["truncate"] = settings.truncate
+    return replace(task, **changes)  # type: ignore[type-var]
+
+
+def read_data(
+    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings
+) -> tuple[Task, list[Any], list[Any], list[BadRows]]:
+    """Training and development examples.
+
+    Returns:
+        The task fitted to its training data, training examples, dev examples, the rows that were skipped.
+
+    Raises:
+        UserError: unreadable or empty data, bad rows that are not to be skipped, labels unseen in training.
+    """
+    examples, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
+    skipped = [bad]
+    if dev is None:
+        order = np.random.Generator(np.random.Philox(key=fold(settings.seed, SPLIT_STREAM))).permutation(
+            len(examples)
+        )
+        count = max(1, round(len(examples) * HELD_OUT))
+        if len(examples) < 2:
+            raise UserError(f"{train}: a single example cannot be split; give a dev file")
+        dev_examples = [examples[index] for index in sorted(order[:count])]
+        examples = [examples[index] for index in sorted(order[count:])]
+        task = task.fitted(examples + dev_examples)
+    else:
+        task = task.fitted(examples)
+        dev_examples, bad = read_all(task, dev, skip_bad_rows=settings.skip_bad_rows)
+        skipped.append(bad)
+    if settings.class_weights:
+        if not isinstance(task, Classify):
+            raise UserError(f"class_weights: only for classification, the task is {task.kind}")
+        task = task.balanced(examples)
+    return task, examples, dev_examples, skipped
+
+
+def _split(examples: Sequence[Any], seed: int, path: str | Path) -> tuple[list[Any], list[Any]]:
+    """Training examples, and the part of them that is held out, drawn by the seed."""
+    if len(examples) < 2:
+        raise UserError(f"{path}: a single example cannot be split; give dev data")
+    order = np.random.Generator(np.random.Philox(key=fold(seed, SPLIT_STREAM))).permutation(len(examples))
+    count = max(1, round(len(examples) * HELD_OUT))
+    return [examples[i] for i in sorted(order[count:])], [examples[i] for i in sorted(order[:count])]
+
+
+def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
+    """The directory's tokenizer.
+
+    Raises:
+        UserError: it has more words than the model.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} words, the model only {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def encode_data(
+    task: Task,
+    train: Sequence[Any],
+    dev: Sequence[Any],
+    tokenizer: Tokenizer,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Data:
+    """Both sets tokenised; `say` is told how many examples were cut."""
+    train_features = encode_all(task, train, tokenizer, training=True, quiet=quiet)
+    dev_features = encode_all(task, dev, tokenizer, quiet=quiet)
+    if cut := train_features.truncated + dev_features.truncated:
+        say(f"{cut} of {len(train) + len(dev)} examples are longer than {task.max_length} tokens and were cut")
+    return Data(train_features, dev_features, dev, tokenizer)

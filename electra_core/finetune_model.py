@@ -1,0 +1,65 @@
+"""The model that fine-tuning starts from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from electra_core import model_dir
+from electra_core.downstream import Task
+from electra_core.encoder import initialise
+from electra_core.errors import UserError
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.tasks import TaskModel, initialise_head
+
+
+def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed: int) -> TaskModel:
+    """The model before training: the pre-trained encoder with a new head, or all new.
+
+    Raises:
+        UserError: no such model, or more layers to freeze than it has.
+    """
+    with _head_may_be_new():
+        model = model_dir.load(task.model_class, directory, labels=task.labels, seed=seed)
+    if settings.dropout >= 0:
+        p = settings.dropout
+        config = replace(model.config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
+        other = task.model_class(config, task.labels)
+        other.load_state_dict(model.state_dict())
+        model = other
+    if settings.random_start:
+        initialise(model, model.config.initializer_range, seed)
+        initialise_head(model, seed)
+    _freeze(model, settings.freeze)
+    return model
+
+
+@contextmanager
+def _head_may_be_new() -> Iterator[None]:
+    """Fine-tuning begins with an untrained head: no reason for the warning that loading gives."""
+    level = model_dir.log.level
+    model_dir.log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        model_dir.log.setLevel(level)
+
+
+def _freeze(model: TaskModel, what: str) -> None:
+    encoder = model.encoder
+    if what.isdigit() and int(what) > len(encoder.layers):
+        raise UserError(f"freeze: the model has {len(encoder.layers)} layers, got {what}")
+    frozen: list[torch.nn.Module | None] = []
+    if what == "encoder":
+        frozen = [encoder]
+    elif what != "none":
+        lowest = int(what) if what.isdigit() else 0
+        frozen = [encoder.embeddings, encoder.embeddings_project, *encoder.layers[:lowest]]
+    for module in frozen:
+        if module is not None:
+            module.requires_grad_(False)

@@ -1,0 +1,91 @@
+"""How a model is fine-tuned: one dataclass, a line of documentation under each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from electra_core.config import EncoderConfig
+from electra_core.errors import UserError
+from electra_core.features import TRUNCATIONS
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How a model is fine-tuned; 0, or a negative number where 0 means something, is the recipe's value."""
+
+    epochs: float = 3.0
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Examples per step."""
+    tokens_per_batch: int = 0
+    """Cut batches by tokens instead; 0: by batch_size."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step."""
+    learning_rate: float = 0.0
+    """Peak rate; 0: 3e-4 up to a width of 256, 1e-4 up to 768, 5e-5 beyond (the paper's, and Small's)."""
+    layerwise_decay: float = 0.0
+    """Each layer learns at this times the rate of the next; 0: 0.8, or 0.9 from a width of 1024 on."""
+    warmup: float = 0.1
+    """Fraction of the steps in which the rate rises from 0 to its peak; then it falls linearly to 0."""
+    weight_decay: float = 0.01
+    """Decoupled decay on weights, not on biases and LayerNorm."""
+    optimizer: str = "electra-adam"
+    """electra-adam (the original's, without bias correction) | adamw."""
+    clip_norm: float = 1.0
+    """Global gradient norm is clipped to this."""
+    dropout: float = -1.0
+    """Dropout in encoder and head; negative: what the model was pre-trained with."""
+    max_length: int = 0
+    """Tokens per sequence at most; 0: the task's (128, tagging 256, questions and IMDb 512)."""
+    truncate: str = ""
+    """What is kept of longer texts: head | tail | both; empty: the task's (head)."""
+    class_weights: bool = False
+    """Weight classes by the inverse of their frequency."""
+    freeze: str = "none"
+    """What is not trained: none | embeddings | encoder | a number: embeddings and that many lowest layers."""
+    evaluations: int = 1
+    """Evaluations on the dev data per epoch."""
+    patience: int = 0
+    """Stop after this many evaluations without a better figure; 0: never."""
+    seeds: int = 1
+    """How many times to train, with seeds `seed`, `seed` + 1, ..."""
+    seed: int = 0
+    """Decides the head's start, the order of the data and the dropout."""
+    random_start: bool = False
+    """Forget the pre-trained weights: the baseline that shows what pre-training gives."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, instead of stopping at them."""
+    precision: str = "auto"
+    """auto (bf16 where the machine computes in it) | bf16 | fp32."""
+    log_every: int = 20
+    """Steps between rows of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": self.epochs > 0,
+            "batch_size": self.batch_size >= 1,
+            "accumulate": self.accumulate >= 1,
+            "evaluations": self.evaluations >= 1,
+            "seeds": self.seeds >= 1,
+            "warmup": 0 <= self.warmup < 1,
+            "dropout": self.dropout < 1,
+            "log_every": self.log_every >= 1,
+            "truncate": self.truncate in ("", *TRUNCATIONS),
+            "optimizer": self.optimizer in ("electra-adam", "adamw"),
+            "precision": self.precision in ("auto", "bf16", "fp32"),
+            "freeze": self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"{name}: {getattr(self, name)!r} is out of range (see electra finetune --help)")
+
+    def resolved(self, config: EncoderConfig) -> FinetuneSettings:
+        """With the recipe's values for a model of this size."""
+        width = config.hidden_size
+        rate = 3e-4 if width <= 256 else 1e-4 if width < 1024 else 5e-5
+        decay = 0.9 if width >= 1024 else 0.8
+        return replace(
+            self,
+            learning_rate=self.learning_rate or rate,
+            layerwise_decay=self.layerwise_decay or decay,
+        )
