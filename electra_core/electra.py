@@ -12,17 +12,20 @@ ICLR 2020. `Electra.forward` is section 2, line by line:
             minimise  L_MLM + lambda L_Disc,  lambda = 50
 
 No gradient flows from the discriminator into the generator through the draw (it is discrete); both share
-their embeddings, where the two gradients do meet (`config.PretrainConfig.tying`).
+their embeddings, where the two gradients do meet (`config.PretrainConfig.tying`). `objectives.py` has the paper's
+other objectives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import mlm_head, rtd_loss
-from electra_kernels.rng import Seed, seed_tensor
+from electra_kernels import MLMHead, mlm_head, rtd_loss, sample_and_replace
+from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
@@ -47,20 +50,27 @@ class PretrainBatch:
     """Which token of the whole step's batch this part starts with (see `rng`: rows)."""
     first_masked: int = 0
     """Which masked position of the whole step's batch this part starts with."""
+    token_share: float = 1.0
+    """This part's tokens / tokens of the whole step: losses of the parts add up to the whole batch's means."""
+    masked_share: float = 1.0
+    """This part's masked positions / those of the whole step."""
 
     @property
     def target_ids_M(self) -> Tensor:
         """int64 [M]: the original words at the masked positions."""
         return self.tokens.input_ids_T[self.masked_positions_M]
 
+    def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
+        """`seed` for what is random per token (dropout), and per masked position (draws)."""
+        return _first_row(seed, self.first_token), _first_row(seed, self.first_masked)
+
     def to(self, device: torch.device | str) -> PretrainBatch:
         """The batch on `device`."""
-        return PretrainBatch(
-            self.tokens.to(device),
-            self.masked_ids_T.to(device),
-            self.masked_positions_M.to(device),
-            self.first_token,
-            self.first_masked,
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            masked_ids_T=self.masked_ids_T.to(device),
+            masked_positions_M=self.masked_positions_M.to(device),
         )
 
 
@@ -80,6 +90,8 @@ class PretrainOutput:
     """bool [T]: where that differs from the original."""
     rtd_logits_T: Tensor
     """[T]: positive means "replaced"."""
+    word_loss: Tensor | None = None
+    """Scalar: of the model that is kept, where its objective is to predict words (objectives.py)."""
 
 
 class GeneratorPredictions(nn.Module):
@@ -109,9 +121,32 @@ class Generator(nn.Module):
         """[M, E]: what the output projection is multiplied with, at `positions_M` only."""
         return self.generator_predictions(self.encoder(tokens, seed)[positions_M])
 
-    def forward(
-        self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None
-    ) -> Tensor:
+    def fill(
+        self,
+        masked_text: TokenBatch,
+        positions_M: Tensor,
+        originals_M: Tensor,
+        config: PretrainConfig,
+        token_seed: Seed,
+        draw_seed: Seed,
+    ) -> MLMHead:
+        """Cross-entropy with the original words at the masked positions, and a word drawn for each."""
+        if config.uniform_generator:
+            return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
+        features_ME = self.features(masked_text, positions_M, token_seed)
+        words_VE = self.encoder.embeddings.word_weight()
+        draws: dict[str, Any] = {"seed": draw_seed, "stream": SAMPLING_STREAM, "temperature": config.temperature}
+        mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
+        if not config.disallow_correct:
+            return mlm
+        with torch.no_grad(), torch.autocast(features_ME.device.type, enabled=False):
+            logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
+            logits_MV.scatter_(1, originals_M[:, None], -torch.inf)
+            every_M = torch.arange(len(originals_M), device=originals_M.device)
+            drawn = sample_and_replace(logits_MV, originals_M, every_M, **draws)
+        return MLMHead(mlm.loss_M, drawn.sampled_ids_M)
+
+    def forward(self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None) -> Tensor:
         """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. Meant for
         evaluation and study: training goes through `mlm_head`, which never stores them."""
         if positions_M is None:
@@ -154,24 +189,17 @@ class Electra(nn.Module):
         super().__init__()
         self.config = pretrain
         self.generator = Generator(generator_config(config, pretrain))
-        self.discriminator = Discriminator(
-            config, _discriminator_encoder(config, pretrain, self.generator.encoder)
-        )
+        self.discriminator = Discriminator(config, discriminator_encoder(config, pretrain, self.generator.encoder))
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One pre-training step's losses; `seed` decides the draws and the dropout."""
-        token_seed, draw_seed = _first_row(seed, batch.first_token), _first_row(seed, batch.first_masked)
-        # 1. The generator reads the masked text; only masked positions go on to its head.
+        token_seed, draw_seed = batch.seeds(seed)
+        # 1. The generator reads the masked text.
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
-        features_ME = self.generator.features(masked_text, positions_M, token_seed)
-        # 2. Cross-entropy with the original words, and one draw from the softmax per position.
-        words_VE, bias_V = self.generator.encoder.embeddings.word_weight(), self.generator.output_bias
-        mlm = mlm_head(
-            features_ME, words_VE, bias_V, originals_M,
-            seed=draw_seed, stream=SAMPLING_STREAM, temperature=self.config.temperature,
-        )  # fmt: skip
+        # 2. At the masked positions: cross-entropy with the original words, and one draw from the softmax.
+        mlm = self.generator.fill(masked_text, positions_M, originals_M, self.config, token_seed, draw_seed)
         # 3. The draws replace the originals; a draw that hits the original counts as original.
         corrupted_ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
         is_replaced_T = corrupted_ids_T != batch.tokens.input_ids_T
@@ -179,9 +207,20 @@ class Electra(nn.Module):
         corrupted_text = batch.tokens.with_ids(corrupted_ids_T)
         rtd_logits_T = self.discriminator(corrupted_text, token_seed)
         # 5. The joint loss.
-        mlm_loss, rtd = mlm.loss_M.mean(), rtd_loss(rtd_logits_T, is_replaced_T)
-        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * rtd
-        return PretrainOutput(loss, mlm_loss, rtd, corrupted_ids_T, is_replaced_T, rtd_logits_T.detach())
+        mlm_loss = mlm.loss_M.mean() * batch.masked_share
+        disc_loss = rtd_loss(rtd_logits_T, is_replaced_T) * batch.token_share
+        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * disc_loss
+        return PretrainOutput(loss, mlm_loss, disc_loss, corrupted_ids_T, is_replaced_T, rtd_logits_T.detach())
+
+
+def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_correct: bool) -> MLMHead:
+    """Draws from the uniform distribution, and its cross-entropy; what a generator is an improvement on."""
+    rows_M = torch.arange(len(originals_M), device=originals_M.device)
+    bits_M = philox(seed_tensor(seed, originals_M.device), torch.zeros_like(rows_M), rows_M, SAMPLING_STREAM)[0]
+    drawn_M = (uniform(bits_M) * (vocab_size - disallow_correct)).long()
+    if disallow_correct:
+        drawn_M = drawn_M + (drawn_M >= originals_M)  # steps over the original
+    return MLMHead(torch.full(drawn_M.shape, math.log(vocab_size), device=drawn_M.device), drawn_M)
 
 
 def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tensor) -> Tensor:
@@ -196,7 +235,7 @@ def _first_row(seed: Seed, first_row: int) -> Tensor:
     return torch.stack((seed[0], seed[0].new_tensor(first_row)))
 
 
-def _discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:
+def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:
     """The discriminator's encoder, sharing with the generator's what `pretrain.tying` says."""
     if pretrain.tying == "all":
         if generator.config != config:
