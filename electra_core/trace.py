@@ -1,0 +1,318 @@
+"""One pre-training step in slow motion: everything that happens to one sentence, recorded.
+
+`trace` runs the project's own pieces, in the order of `Electra.forward`, and keeps what they give: `mask_tokens`
+chooses the positions, the generator's logits give the candidates, `Electra.forward` itself draws, replaces,
+detects and computes the losses, and autograd gives each loss's gradient separately. Shapes are read off the
+running model by hooks. Nothing is computed a second way; a test holds the figures against each other.
+
+`trace_terminal` and `trace_page` show a `Trace`: as text, and as a page to step through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from electra_kernels.rng import fold, philox, seed_tensor
+from torch import Tensor
+
+from electra_core.config import PretrainConfig
+from electra_core.electra import Electra, PretrainBatch
+from electra_core.errors import UserError
+from electra_core.masking import KEEP_PROBABILITY, mask_tokens
+from electra_core.model_dir import find_model, load_discriminator, load_generator
+from electra_core.packing import TokenBatch, pack
+from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.trace_probes import PartGradient, Shape, part_gradients, recorded_shapes
+
+CANDIDATES = 6
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What happens to one of the T tokens, from its place in the text to the discriminator's answer."""
+
+    position: int
+    token: str
+    token_id: int
+    special: bool
+    """[CLS] and [SEP]: never masked."""
+    order: float
+    """Its random number in [0, 1): the smallest ones are chosen."""
+    chosen: bool
+    coin: float
+    """A second random number in [0, 1); a chosen token keeps its word if it is below 0.15."""
+    seen: str
+    """What the generator reads here."""
+    corrupted: str
+    """What the discriminator reads here."""
+    replaced: bool
+    """The label: `corrupted` differs from `token`."""
+    probability: float
+    """The discriminator's: that it was replaced."""
+    rtd_loss: float
+    """This token's binary cross-entropy, in nats."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word that the generator could put in."""
+
+    token: str
+    probability: float
+    rank: int
+    """1 for the likeliest word of the vocabulary."""
+    is_original: bool
+    is_drawn: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the generator does at one masked position."""
+
+    position: int
+    original: Candidate
+    drawn: Candidate
+    candidates: list[Candidate]
+    """The likeliest words first; the original and the drawn one are among them, at the end if unlikely."""
+    mlm_loss: float
+    """-log of the original's probability (at temperature 1), in nats."""
+    entropy: float
+    """Of the generator's distribution, in nats."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One pre-training step on one sentence."""
+
+    text: str
+    model: str
+    seed: int
+    truncated: int
+    """Tokens of the text that did not fit and were left out."""
+    mask_fraction: float
+    num_chosen: int
+    tokens: list[TokenTrace]
+    draws: list[Draw]
+    gradients: list[PartGradient]
+    shapes: list[Shape]
+    mlm_loss: float
+    rtd_loss: float
+    loss: float
+    generator_weight: float
+    discriminator_weight: float
+    temperature: float
+    uniform_loss: float
+    """log of the vocabulary's size: the MLM loss of knowing nothing."""
+    base_rate_loss: float
+    """Entropy of the replaced fraction: the RTD loss of always answering that fraction."""
+
+
+def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
+    """Generator and discriminator of a run, put together again, and their tokenizer.
+
+    Args:
+        source: a run's folder (its `discriminator` and `generator` are meant), or its `discriminator` itself.
+
+    Raises:
+        UserError: there is no such model, or no generator beside it.
+    """
+    directory = find_model(source)
+    beside = directory.with_name("generator")
+    if not (beside / "config.json").exists():
+        raise UserError(f"{directory}: there is no generator beside it, which a trace needs")
+    discriminator, generator = load_discriminator(directory), load_generator(beside)
+    same = torch.equal(discriminator.encoder.embeddings.word_weight(), generator.encoder.embeddings.word_weight())
+    narrow = generator.config
+    pretrain = PretrainConfig(
+        tying="embeddings" if same else "none",
+        generator_hidden_size=narrow.hidden_size,
+        generator_attention_heads=narrow.num_attention_heads,
+        generator_intermediate_size=narrow.intermediate_size,
+        generator_layers=narrow.num_hidden_layers,
+    )
+    electra = Electra(discriminator.config, pretrain)
+    electra.generator.load_state_dict(generator.state_dict())
+    electra.discriminator.load_state_dict(discriminator.state_dict())
+    return electra, load_tokenizer(directory)
+
+
+def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, model: str = "") -> Trace:
+    """Runs one pre-training step (without its update) on `text` and records every stage.
+
+    The model's parameters, gradients and mode are left as they were.
+
+    Args:
+        electra: generator and discriminator; read as in training, dropout included where the model has it.
+        tokenizer: of the same vocabulary. Names of special tokens in the text are ordinary characters.
+        seed: decides the masked positions, the draws and the dropout.
+        model: what to call the model.
+
+    Raises:
+        UserError: the text has no tokens.
+        ValueError: the tokenizer's vocabulary is not the model's.
+    """
+    plain = tokenizer.as_plain_text()
+    vocabulary = electra.generator.config.vocab_size
+    if plain.vocab_size > vocabulary:
+        raise ValueError(f"tokenizer: expected at most {vocabulary} entries, got {plain.vocab_size}")
+    ids = plain.encode(text)
+    if not ids:
+        raise UserError("the text has no tokens; there is nothing to trace")
+    kept = ids[: electra.discriminator.config.max_position_embeddings - 2]
+    device = next(electra.parameters()).device
+    tokens = pack([[plain.cls_id, *kept, plain.sep_id]])
+    batch = _masked(tokens, plain, electra, seed)
+
+    was_training = electra.training
+    electra.train()
+    shapes: list[Shape] = []
+    try:
+        with recorded_shapes(electra, shapes):
+            output = electra(batch.to(device), seed)
+        with torch.no_grad():
+            masked_text = batch.tokens.with_ids(batch.masked_ids_T).to(device)
+            logits_MV = electra.generator(masked_text, batch.masked_positions_M.to(device), seed).float().cpu()
+        gradients = part_gradients(electra, output.mlm_loss, output.rtd_loss)
+    finally:
+        electra.train(was_training)
+
+    return Trace(
+        text=text,
+        model=model,
+        seed=seed,
+        truncated=len(ids) - len(kept),
+        mask_fraction=electra.config.mask_fraction,
+        num_chosen=len(batch.masked_positions_M),
+        tokens=_token_traces(batch, plain, seed, output.corrupted_ids_T.cpu(), output.rtd_logits_T.float().cpu()),
+        draws=_draws(batch, plain, logits_MV, output.corrupted_ids_T.cpu(), electra.config.temperature),
+        gradients=gradients,
+        shapes=[*_batch_shapes(batch, logits_MV), *sorted(shapes, key=lambda shape: shape.owner != "generator")],
+        mlm_loss=output.mlm_loss.item(),
+        rtd_loss=output.rtd_loss.item(),
+        loss=output.loss.item(),
+        generator_weight=electra.config.generator_weight,
+        discriminator_weight=electra.config.discriminator_weight,
+        temperature=electra.config.temperature,
+        uniform_loss=torch.tensor(float(vocabulary)).log().item(),
+        base_rate_loss=_binary_entropy(output.is_replaced_T.float().mean().item()),
+    )
+
+
+def _masked(tokens: TokenBatch, tokenizer: Tokenizer, electra: Electra, seed: int) -> PretrainBatch:
+    """The sentence as example 0 of a run with this seed."""
+    return mask_tokens(
+        tokens,
+        [0],
+        seed=seed,
+        mask_id=tokenizer.mask_id,
+        special_ids=(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
+        fraction=electra.config.mask_fraction,
+        max_predictions=max(electra.config.max_predictions, 1),
+    )
+
+
+def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The two random numbers in [0, 1) behind every token's masking in `mask_tokens`, for example 0."""
+    column = torch.arange(num_tokens)
+    order_T, coin_T, _, _ = philox(seed_tensor(fold(seed, 3)), column, torch.zeros_like(column), 0)
+    return order_T / 2**32, coin_T / 2**32
+
+
+def _token_traces(
+    batch: PretrainBatch, tokenizer: Tokenizer, seed: int, corrupted_ids_T: Tensor, logits_T: Tensor
+) -> list[TokenTrace]:
+    originals_T = batch.tokens.input_ids_T
+    chosen = set(batch.masked_positions_M.tolist())
+    order_T, coin_T = masking_numbers(len(originals_T), seed)
+    replaced_T = corrupted_ids_T != originals_T
+    losses_T = F.binary_cross_entropy_with_logits(logits_T, replaced_T.float(), reduction="none")
+    return [
+        TokenTrace(
+            position=t,
+            token=tokenizer.token(int(originals_T[t])),
+            token_id=int(originals_T[t]),
+            special=int(originals_T[t]) in (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
+            order=order_T[t].item(),
+            chosen=t in chosen,
+            coin=coin_T[t].item(),
+            seen=tokenizer.token(int(batch.masked_ids_T[t])),
+            corrupted=tokenizer.token(int(corrupted_ids_T[t])),
+            replaced=bool(replaced_T[t]),
+            probability=logits_T[t].sigmoid().item(),
+            rtd_loss=losses_T[t].item(),
+        )
+        for t in range(len(originals_T))
+    ]
+
+
+def _draws(
+    batch: PretrainBatch, tokenizer: Tokenizer, logits_MV: Tensor, corrupted_ids_T: Tensor, temperature: float
+) -> list[Draw]:
+    """For every masked position: the candidates, and which of them was drawn."""
+    losses_M = F.cross_entropy(logits_MV, batch.target_ids_M, reduction="none")
+    probabilities_MV = (logits_MV / temperature).softmax(-1)
+    draws = []
+    for m, position in enumerate(batch.masked_positions_M.tolist()):
+        p_V = probabilities_MV[m]
+        original, drawn = int(batch.target_ids_M[m]), int(corrupted_ids_T[position])
+        shown = p_V.topk(min(CANDIDATES, len(p_V))).indices.tolist()
+        shown += [word for word in dict.fromkeys((drawn, original)) if word not in shown]
+        found = {
+            word: Candidate(
+                token=tokenizer.token(word) if word < tokenizer.vocab_size else f"#{word}",
+                probability=p_V[word].item(),
+                rank=int((p_V > p_V[word]).sum()) + 1,
+                is_original=word == original,
+                is_drawn=word == drawn,
+            )
+            for word in shown
+        }
+        candidates = sorted(found.values(), key=lambda c: -c.probability)
+        entropy = torch.special.entr(p_V).sum().item()
+        draws.append(Draw(position, found[original], found[drawn], candidates, losses_M[m].item(), entropy))
+    return draws
+
+
+def _batch_shapes(batch: PretrainBatch, logits_MV: Tensor) -> list[Shape]:
+    """The tensors of the step, in the order in which they come to be."""
+    tokens, positions, logits = (batch.tokens.num_tokens,), tuple(batch.masked_positions_M.shape), logits_MV.shape
+    names = {
+        "input_ids_T": tokens,
+        "masked_positions_M": positions,
+        "masked_ids_T": tokens,
+        "logits_MV": tuple(logits),
+        "sampled_ids_M": positions,
+        "corrupted_ids_T": tokens,
+        "is_replaced_T": tokens,
+        "rtd_logits_T": tokens,
+    }
+    return [Shape("batch", name, " ".join(name.rpartition("_")[2]), shape) for name, shape in names.items()]
+
+
+def _binary_entropy(fraction: float) -> float:
+    pair = torch.tensor([fraction, 1 - fraction])
+    return torch.special.entr(pair).sum().item()
+
+
+def why_chosen(result: Trace) -> str:
+    """One sentence: how many positions are masked, and why."""
+    count = len(result.tokens)
+    return (
+        f"{100 * result.mask_fraction:g}% of {count} tokens are {result.mask_fraction * count:.2f}, so "
+        f"{result.num_chosen} of the {sum(not t.special for t in result.tokens)} words are chosen: those with the "
+        f"smallest random numbers. Where a second number is at least {KEEP_PROBABILITY:g}, [MASK] takes the "
+        "word's place; else the word stays, but is predicted all the same."
+    )
+
+
+def percent(probability: float) -> str:
+    """ "93%", "4.2%", "0.08%", "<0.01%" """
+    value = 100 * probability
+    if value >= 10:
+        return f"{value:.0f}%"
+    if value >= 1:
+        return f"{value:.1f}%"
+    return f"{value:.2f}%" if value >= 0.01 else "<0.01%"
