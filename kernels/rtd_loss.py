@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from electra_kernels import rtd_loss_reference as reference
 from electra_kernels.checks import FLOATS, check_tensor
+from electra_kernels.dispatch import use_triton
 from torch import Tensor
 
 
@@ -58,6 +59,10 @@ def rtd_loss_and_counts(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tens
     """
     check_tensor("logits_T", logits_T, (None,), FLOATS)
     _check_labels(is_replaced_T, weights_T, logits_T)
+    if use_triton(logits_T):
+        from electra_kernels import rtd_loss_triton
+
+        return RTDLoss(*rtd_loss_triton.rtd_loss(logits_T, is_replaced_T, weights_T)[:2])
     return RTDLoss(*reference.rtd_loss(logits_T, is_replaced_T, weights_T))
 
 
@@ -82,6 +87,10 @@ def rtd_head(
     check_tensor("weight_D", weight_D, (hidden_TD.shape[1],), FLOATS, hidden_TD.device)
     check_tensor("bias", bias, (1,) if bias.dim() else (), FLOATS, hidden_TD.device)
     _check_labels(is_replaced_T, weights_T, hidden_TD)
+    if use_triton(hidden_TD):
+        from electra_kernels import rtd_loss_triton
+
+        return RTDHead(*rtd_loss_triton.rtd_head(hidden_TD, weight_D, bias, is_replaced_T, weights_T)[:3])
     return RTDHead(*reference.rtd_head(hidden_TD, weight_D, bias, is_replaced_T, weights_T))
 
 

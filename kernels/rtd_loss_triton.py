@@ -1,0 +1,337 @@
+"""Replaced-token detection on Triton (maths: `rtd_loss`).
+
+Sums have two stages and so a fixed order: programs stride over the tokens and store partial sums, one program
+adds those. `rtd_loss` computes w·(sigmoid(x) - y) in the forward pass, backward scales it by g / Σw. It moves
+under a megabyte: the gain over PyTorch is fewer launches.
+
+`rtd_head` reads the T x D pre-activation once forward (logit, loss, dlogit) and once backward, where one pass
+gives dhidden and the partial sums of dweight and dbias. Storing dhidden in the forward pass instead would
+write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from electra_kernels.blocks_triton import load_rows, store_rows
+from electra_kernels.compile_case import CompileCase
+
+BLOCK_T = 1024  # tokens per program and step of the plain loss
+HEAD_ELEMENTS = 4096  # elements of T x D a program of the head holds at a time
+PROGRAMS = 512  # at most: the partial sums that the last stage adds
+FINISH_BLOCK = 128  # partial sums added per step
+
+
+@triton.jit
+def _token_terms(b_x, b_y, b_w):
+    """(w·loss, w·(sigmoid(x) - y)) of logits, for any size of |x|."""
+    b_small = tl.exp(-tl.abs(b_x))
+    b_one = 1.0 + b_small
+    # log1p(s), exact to rounding also where 1 + s is 1 (Goldberg 1991, theorem 4).
+    b_log1p = tl.where(b_one == 1.0, b_small, tl.log(b_one) * (b_small / (b_one - 1.0)))
+    b_loss = tl.maximum(b_x, 0.0) - b_x * b_y + b_log1p
+    b_loss = tl.where(b_x != b_x, b_x, b_loss)  # the maximum would drop a NaN
+    b_sigmoid = tl.where(b_x >= 0, 1.0, b_small) / b_one
+    return b_w * b_loss, b_w * (b_sigmoid - b_y)
+
+
+@triton.jit
+def _load_tokens(p_labels, p_weights, o_t, m_t, ACC: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Labels and weights; outside the batch the weight is 0."""
+    b_y = tl.load(p_labels + o_t, mask=m_t, other=0).to(ACC)
+    b_w = m_t.to(ACC)
+    if WEIGHTED:
+        b_w = tl.load(p_weights + o_t, mask=m_t, other=0.0).to(ACC)
+    return b_y, b_w
+
+
+@triton.jit
+def _confusion(b_x, b_y, b_w):
+    """One-hot [len, 4] over true positive, false positive, false negative, true negative; 0 without weight."""
+    b_kind = tl.where(b_x > 0, 0, 2) + tl.where(b_y > 0.5, 0, 1)
+    return ((b_kind[:, None] == tl.arange(0, 4)[None, :]) & (b_w != 0)[:, None]).to(tl.int32)
+
+
+@triton.jit
+def _store_partial(p_partial, p_counts, b_loss, b_total, b_counts):
+    program = tl.program_id(0)
+    tl.store(p_partial + program * 2, tl.sum(b_loss, 0))
+    tl.store(p_partial + program * 2 + 1, tl.sum(b_total, 0))
+    tl.store(p_counts + program * 4 + tl.arange(0, 4), tl.sum(b_counts, 0))
+
+
+@triton.jit(do_not_specialize=["T"])
+def _loss_kernel(
+    p_logits, p_labels, p_weights, p_dlogits, p_partial, p_counts, T,
+    BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = p_dlogits.dtype.element_ty
+    b_loss, b_total = tl.zeros((BLOCK_T,), ACC), tl.zeros((BLOCK_T,), ACC)
+    b_counts = tl.zeros((BLOCK_T, 4), tl.int32)
+    for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
+        o_t = start + tl.arange(0, BLOCK_T)
+        m_t = o_t < T
+        b_y, b_w = _load_tokens(p_labels, p_weights, o_t, m_t, ACC, WEIGHTED)
+        b_x = tl.load(p_logits + o_t, mask=m_t, other=0.0).to(ACC)
+        b_term, b_dlogit = _token_terms(b_x, b_y, b_w)
+        tl.store(p_dlogits + o_t, b_dlogit, mask=m_t)
+        b_loss += b_term
+        b_total += b_w
+        b_counts += _confusion(b_x, b_y, b_w)
+    _store_partial(p_partial, p_counts, b_loss, b_total, b_counts)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _head_kernel(
+    p_hidden, p_weight, p_bias, p_labels, p_weights, p_logits, p_dlogits, p_partial, p_counts, T,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = p_dlogits.dtype.element_ty
+    o_d = tl.arange(0, BLOCK_D)
+    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
+    bias = tl.load(p_bias).to(ACC)
+    b_loss, b_total = tl.zeros((BLOCK_T,), ACC), tl.zeros((BLOCK_T,), ACC)
+    b_counts = tl.zeros((BLOCK_T, 4), tl.int32)
+    for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
+        o_t = start + tl.arange(0, BLOCK_T)
+        m_t = o_t < T
+        b_hidden = load_rows(p_hidden, o_t, m_t, o_d, D).to(ACC)
+        b_gelu = b_hidden * (0.5 + 0.5 * tl.erf(b_hidden * 0.7071067811865476))
+        b_x = tl.sum(b_gelu * b_weight[None, :], 1) + bias
+        b_y, b_w = _load_tokens(p_labels, p_weights, o_t, m_t, ACC, WEIGHTED)
+        b_term, b_dlogit = _token_terms(b_x, b_y, b_w)
+        tl.store(p_logits + o_t, b_x, mask=m_t)
+        tl.store(p_dlogits + o_t, b_dlogit, mask=m_t)
+        b_loss += b_term
+        b_total += b_w
+        b_counts += _confusion(b_x, b_y, b_w)
+    _store_partial(p_partial, p_counts, b_loss, b_total, b_counts)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def _finish_kernel(p_partial, p_counts_in, p_loss, p_inverse, p_counts, programs, BLOCK: tl.constexpr):
+    """Σ w·loss / Σ w, 1 / Σ w (both 0 if Σ w = 0) and the counts."""
+    ACC: tl.constexpr = p_loss.dtype.element_ty
+    loss, total, counts = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK, 4), tl.int64)
+    for start in range(0, programs, BLOCK):
+        o_p = start + tl.arange(0, BLOCK)
+        loss += tl.load(p_partial + o_p * 2, mask=o_p < programs, other=0.0)
+        total += tl.load(p_partial + o_p * 2 + 1, mask=o_p < programs, other=0.0)
+        p_row = p_counts_in + o_p[:, None] * 4 + tl.arange(0, 4)[None, :]
+        counts += tl.load(p_row, mask=(o_p < programs)[:, None], other=0).to(tl.int64)
+    sum_loss, sum_total = tl.sum(loss, 0), tl.sum(total, 0)
+    inverse = tl.where(sum_total == 0, 0.0, 1.0 / sum_total)
+    tl.store(p_loss, sum_loss * inverse)
+    tl.store(p_inverse, inverse)
+    tl.store(p_counts + tl.arange(0, 4), tl.sum(counts, 0))
+
+
+@triton.jit(do_not_specialize=["T"])
+def _scale_kernel(p_dlogits, p_inverse, p_grad, p_out, T, BLOCK_T: tl.constexpr):
+    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b_out = tl.load(p_dlogits + o_t, mask=o_t < T, other=0.0) * (tl.load(p_grad) * tl.load(p_inverse))
+    tl.store(p_out + o_t, b_out.to(p_out.dtype.element_ty), mask=o_t < T)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _head_backward_kernel(
+    p_hidden, p_weight, p_dlogits, p_inverse, p_grad, p_dhidden, p_dweight, p_dbias, T,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """dhidden = dlogit · weight · gelu'(hidden); per program Σ dlogit · gelu(hidden) and Σ dlogit."""
+    ACC: tl.constexpr = p_dlogits.dtype.element_ty
+    o_d = tl.arange(0, BLOCK_D)
+    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
+    scale = tl.load(p_grad) * tl.load(p_inverse)
+    b_dweight, b_dbias = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_T,), ACC)
+    for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
+        o_t = start + tl.arange(0, BLOCK_T)
+        m_t = o_t < T
+        b_hidden = load_rows(p_hidden, o_t, m_t, o_d, D).to(ACC)
+        b_dlogit = tl.load(p_dlogits + o_t, mask=m_t, other=0.0) * scale
+        b_cdf = 0.5 + 0.5 * tl.erf(b_hidden * 0.7071067811865476)
+        b_slope = b_cdf + b_hidden * tl.exp(-0.5 * b_hidden * b_hidden) * 0.3989422804014327
+        store_rows(p_dhidden, o_t, m_t, o_d, b_dlogit[:, None] * b_weight[None, :] * b_slope, D)
+        b_dweight += tl.sum(b_dlogit[:, None] * b_hidden * b_cdf, 0)
+        b_dbias += b_dlogit
+    program = tl.program_id(0)
+    tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
+    tl.store(p_dbias + program, tl.sum(b_dbias, 0))
+
+
+# ---------------------------------------------------------------- launchers
+
+
+def _statistics(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _head_blocks(size: int) -> tuple[int, int]:
+    block_d = triton.next_power_of_2(size)
+    return max(1, HEAD_ELEMENTS // block_d), block_d
+
+
+def _finish(partial: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    loss, inverse = partial.new_empty(()), partial.new_empty(())
+    total = torch.empty(4, dtype=torch.int64, device=partial.device)
+    _finish_kernel[(1,)](partial, counts, loss, inverse, total, len(partial), BLOCK=FINISH_BLOCK, num_warps=4)
+    return loss, inverse, total
+
+
+def _partials(like: Tensor, programs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return like.new_empty(programs, 2, dtype=dtype), like.new_empty(programs, 4, dtype=torch.int32)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+@torch.library.custom_op("electra_kernels::rtd_loss", mutates_args=())
+def rtd_loss(
+    logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
+    dlogits_T = torch.empty_like(logits_T, dtype=_statistics(logits_T), memory_format=torch.contiguous_format)
+    programs = max(1, min(PROGRAMS, triton.cdiv(len(logits_T), BLOCK_T)))
+    partial, counts = _partials(logits_T, programs, dlogits_T.dtype)
+    _loss_kernel[(programs,)](
+        *_contiguous(logits_T, is_replaced_T, weights_T), dlogits_T, partial, counts, len(logits_T),
+        BLOCK_T=BLOCK_T, WEIGHTED=weights_T is not None, num_warps=4,
+    )  # fmt: skip
+    loss, inverse, total = _finish(partial, counts)
+    return loss, total, dlogits_T, inverse
+
+
+@rtd_loss.register_fake
+def _(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    new, dtype = logits_T.new_empty, _statistics(logits_T)
+    return new((), dtype=dtype), new(4, dtype=torch.int64), new(len(logits_T), dtype=dtype), new((), dtype=dtype)
+
+
+@torch.library.custom_op("electra_kernels::rtd_loss_backward", mutates_args=())
+def rtd_loss_backward(grad: Tensor, dlogits_T: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    """dlogits_T of the loss, in the logits' dtype."""
+    out_T = torch.empty_like(dlogits_T, dtype=dtype)
+    if len(out_T):
+        grid = (triton.cdiv(len(out_T), BLOCK_T),)
+        _scale_kernel[grid](dlogits_T, inverse, grad, out_T, len(out_T), BLOCK_T=BLOCK_T, num_warps=4)
+    return out_T
+
+
+@rtd_loss_backward.register_fake
+def _(grad: Tensor, dlogits_T: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(dlogits_T, dtype=dtype)
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(output[2], output[3])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate_loss(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    return rtd_loss_backward(grad, *ctx.saved_tensors, ctx.dtype), None, None
+
+
+rtd_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)
+
+
+@torch.library.custom_op("electra_kernels::rtd_head", mutates_args=())
+def rtd_head(
+    hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, logits_T, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
+    (tokens, size), dtype = hidden_TD.shape, _statistics(hidden_TD)
+    logits_T, dlogits_T = (hidden_TD.new_empty(tokens, dtype=dtype) for _ in range(2))
+    block_t, block_d = _head_blocks(size)
+    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, block_t)))
+    partial, counts = _partials(hidden_TD, programs, dtype)
+    _head_kernel[(programs,)](
+        *_contiguous(hidden_TD, weight_D, bias, is_replaced_T, weights_T), logits_T, dlogits_T, partial, counts,
+        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, WEIGHTED=weights_T is not None, num_warps=4,
+    )  # fmt: skip
+    loss, inverse, total = _finish(partial, counts)
+    return loss, logits_T, total, dlogits_T, inverse
+
+
+@rtd_head.register_fake
+def _(
+    hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    new, dtype, tokens = hidden_TD.new_empty, _statistics(hidden_TD), hidden_TD.shape[0]
+    logits_T, counts = new(tokens, dtype=dtype), new(4, dtype=torch.int64)
+    return new((), dtype=dtype), logits_T, counts, torch.empty_like(logits_T), new((), dtype=dtype)
+
+
+@torch.library.custom_op("electra_kernels::rtd_head_backward", mutates_args=())
+def rtd_head_backward(
+    grad: Tensor, hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, dlogits_T: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dhidden_TD, dweight_D, dbias), each in its input's dtype."""
+    tokens, size = hidden_TD.shape
+    block_t, block_d = _head_blocks(size)
+    programs = max(1, min(PROGRAMS, triton.cdiv(tokens, block_t)))
+    dhidden_TD = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
+    dweight, dbias = dlogits_T.new_empty(programs, size), dlogits_T.new_empty(programs)
+    _head_backward_kernel[(programs,)](
+        hidden_TD.contiguous(), weight_D.contiguous(), dlogits_T, inverse, grad, dhidden_TD, dweight, dbias,
+        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4,
+    )  # fmt: skip
+    return dhidden_TD, dweight.sum(0).to(weight_D.dtype), dbias.sum().to(bias.dtype).reshape(bias.shape)
+
+
+@rtd_head_backward.register_fake
+def _(
+    grad: Tensor, hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, dlogits_T: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(t.new_empty(t.shape) for t in (hidden_TD, weight_D, bias))  # type: ignore[return-value]
+
+
+def _save_head(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[3], output[4])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate_head(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    return *rtd_head_backward(grad, *ctx.saved_tensors), None, None
+
+
+rtd_head.register_autograd(_differentiate_head, setup_context=_save_head)
+
+
+# ---------------------------------------------------------------- what is compiled ahead of time
+
+
+def compile_cases(capability: int) -> Iterator[CompileCase]:
+    """The plain loss, and the head at the widths of Small, Base and Large."""
+    loss: dict[str, object] = {"BLOCK_T": BLOCK_T, "WEIGHTED": False}
+    yield _case("rtd_loss[bf16]", _loss_kernel, "bf16", loss)
+    yield _case("rtd_loss[fp32 weighted]", _loss_kernel, "fp32", {**loss, "WEIGHTED": True})
+    yield _case("rtd_finish[fp32]", _finish_kernel, "fp32", {"BLOCK": FINISH_BLOCK})
+    yield _case("rtd_scale[bf16]", _scale_kernel, "bf16", {"BLOCK_T": BLOCK_T})
+    for dtype, size in (("bf16", 256), ("bf16", 768), ("fp16", 1024), ("fp32", 256)):
+        block_t, block_d = _head_blocks(size)
+        shapes: dict[str, object] = {"D": size, "BLOCK_D": block_d, "BLOCK_T": block_t}
+        head = {**shapes, "WEIGHTED": False}
+        yield _case(f"rtd_head[{dtype} D={size}]", _head_kernel, dtype, head, streaming=True)
+        name = f"rtd_head_backward[{dtype} D={size}]"
+        yield _case(name, _head_backward_kernel, dtype, shapes, streaming=True)
+
+
+def _case(
+    name: str, kernel: triton.JITFunction, dtype: str, constexprs: dict[str, object], streaming: bool = False
+) -> CompileCase:
+    types = dict.fromkeys(("p_logits", "p_hidden", "p_dhidden", "p_out"), f"*{dtype}")
+    if kernel is _head_kernel:
+        types["p_logits"] = "*fp32"
+    types |= {"p_labels": "*i1", "p_counts": "*i32", "p_counts_in": "*i32", "T": "i32", "programs": "i32"}
+    if kernel is _finish_kernel:
+        types["p_counts"] = "*i64"
+    signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
+    return CompileCase(name, kernel, signature, constexprs, 4, 3, streaming=streaming)
