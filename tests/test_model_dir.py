@@ -197,7 +197,7 @@ def test_files_of_the_bare_encoder_open_as_task_models(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     bare = {k.removeprefix("electra."): v for k, v in tensors.items() if k.startswith("electra.")}
     save_file(bare, tmp_path / "model.safetensors")
-    again = electra_core.SequenceClassifier.from_pretrained(tmp_path)
+    again: Any = electra_core.SequenceClassifier.from_pretrained(tmp_path)
     assert torch.equal(again.encoder.layers[1].attention.qkv.weight, model.encoder.layers[1].attention.qkv.weight)
 
 
@@ -235,7 +235,8 @@ def test_a_run_directory_means_its_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tying", ["none", "embeddings", "all", "disentangled"])
 def test_a_pair_goes_on_where_it_stopped(tying: str, tmp_path: Path) -> None:
     """Saving both models and loading them into a fresh pair gives the same pair, whatever they share."""
-    whole = {"generator_hidden_size": 24, "generator_attention_heads": 3, "generator_intermediate_size": 40}
+    sizes = {"generator_hidden_size": 24, "generator_attention_heads": 3, "generator_intermediate_size": 40}
+    whole: dict[str, Any] = dict(sizes)
     pretrain = PretrainConfig(tying=tying, generator_layers=3, **(whole if tying == "all" else {}))
     one, two = Electra(PROJECTED, pretrain), Electra(PROJECTED, pretrain)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Optimizers against formulas written out in NumPy, groups and schedules against the recipe."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ PRETRAIN = PretrainConfig(
 )
 
 
-def matrices(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+def matrices(dtype: torch.dtype = torch.float32) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(7, 5), (5,), (33, 16), (1,), (3, 3)]
     return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes]
@@ -102,7 +103,7 @@ def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
     torch.manual_seed(0)
     start, grad = torch.randn(24, 8), torch.randn(24, 8)
     fused = nn.Parameter(start.clone())
-    parts = [nn.Parameter(part.clone()) for part in start.chunk(3)]
+    parts: list[Any] = [nn.Parameter(part.clone()) for part in start.chunk(3)]
     fused.grad = grad.clone()
     for p, g in zip(parts, grad.chunk(3)):
         p.grad = g.clone()

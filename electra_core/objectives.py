@@ -1,0 +1,166 @@
+"""The objectives that the paper compares ELECTRA with (section 3.4, table 5), in the same shape.
+
+| objective | text that is read | what is predicted | where |
+|---|---|---|---|
+| `mlm` (BERT) | with [MASK] | the original word | masked positions |
+| `replace-mlm` | with the generator's draws | the original word | masked positions |
+| `all-tokens-mlm` | with the generator's draws | the original word, or that it stands there | every token |
+| `electra-15` | with the generator's draws | replaced or not | masked positions |
+| `electra` | with the generator's draws | replaced or not | every token |
+
+What is kept and fine-tuned is called `discriminator` in each, so that the training loop, checkpoints and
+directories are the same. Where it predicts words, its loss has weight 1: the 50 of the paper makes up for how
+small a binary loss is. `PretrainOutput.rtd_loss` is 0 there, and `rtd_logits_T` too, except that the copy
+mechanism's own judgement (copy or not) is given in their place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from electra_kernels import mlm_head, rtd_loss
+from electra_kernels.rng import Seed
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig, PretrainConfig, generator_config
+from electra_core.electra import (
+    Electra,
+    Generator,
+    PretrainBatch,
+    PretrainOutput,
+    discriminator_encoder,
+    replace_tokens,
+)
+from electra_core.encoder import initialise
+from electra_core.packing import TokenBatch
+
+
+def build_objective(config: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
+    """The model that `pretrain.objective` names: (PretrainBatch, seed) -> PretrainOutput."""
+    kinds: dict[str, type[nn.Module]] = {
+        "electra": Electra,
+        "electra-15": Electra15,
+        "mlm": MaskedLM,
+        "replace-mlm": ReplaceMLM,
+        "all-tokens-mlm": AllTokensMLM,
+    }
+    return kinds[pretrain.objective](config, pretrain)
+
+
+class Corrupted(NamedTuple):
+    """What the generator makes of a batch: steps 1 to 3 of `Electra.forward`."""
+
+    tokens: TokenBatch
+    """The text with the draws in it."""
+    is_replaced_T: Tensor
+    """bool [T]: where it differs from the original."""
+    mlm_loss: Tensor
+    """Scalar: the generator's own loss."""
+    seed: Tensor
+    """Seed of the dropout of the model that reads the text."""
+
+
+def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, seed: Seed) -> Corrupted:
+    """Mask, generate, replace."""
+    token_seed, draw_seed = batch.seeds(seed)
+    masked_text = batch.tokens.with_ids(batch.masked_ids_T)
+    positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
+    mlm = generator.fill(masked_text, positions_M, originals_M, config, token_seed, draw_seed)
+    ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
+    is_replaced_T = ids_T != batch.tokens.input_ids_T
+    return Corrupted(batch.tokens.with_ids(ids_T), is_replaced_T, mlm.loss_M.mean(), token_seed)
+
+
+class Electra15(Electra):
+    """ELECTRA whose discriminator is judged at the masked positions alone."""
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        """One step's losses; `rtd_loss` is the mean over the M masked positions."""
+        text = corrupt(self.generator, batch, self.config, seed)
+        logits_T = self.discriminator(text.tokens, text.seed)
+        weights_T = torch.zeros(len(logits_T), device=logits_T.device)
+        weights_T[batch.masked_positions_M] = 1.0
+        rtd = rtd_loss(logits_T, text.is_replaced_T, weights_T)
+        loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
+        ids_T = text.tokens.input_ids_T
+        return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, logits_T.detach())
+
+
+class MaskedLM(nn.Module):
+    """BERT: one model of the discriminator's size, without a generator."""
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__()
+        self.config = pretrain
+        self.generator = None
+        self.discriminator = Generator(config)
+        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        """One step's loss, `word_loss`: the mean over the M masked positions."""
+        masked_text = batch.tokens.with_ids(batch.masked_ids_T)
+        token_seed, _ = batch.seeds(seed)
+        loss = word_losses(self.discriminator, masked_text, batch, token_seed).mean()
+        nothing_T = torch.zeros(batch.tokens.num_tokens, device=loss.device)
+        none = loss.new_zeros(())
+        return PretrainOutput(loss, none, none, batch.masked_ids_T, nothing_T > 0, nothing_T, loss.detach())
+
+
+class ReplaceMLM(nn.Module):
+    """Masked language modelling on text in which draws of a generator stand for [MASK]."""
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__()
+        self.config = pretrain
+        self.generator = Generator(generator_config(config, pretrain))
+        self.discriminator = Generator(config, discriminator_encoder(config, pretrain, self.generator.encoder))
+        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        """One step's losses; `word_loss` is the mean over the M masked positions."""
+        text = corrupt(self.generator, batch, self.config, seed)
+        word_loss = word_losses(self.discriminator, text.tokens, batch, text.seed).mean()
+        return self._output(text, word_loss, torch.zeros_like(text.is_replaced_T, dtype=torch.float32))
+
+    def _output(self, text: Corrupted, word_loss: Tensor, rtd_logits_T: Tensor) -> PretrainOutput:
+        loss = self.config.generator_weight * text.mlm_loss + word_loss
+        no_rtd, ids_T = loss.new_zeros(()), text.tokens.input_ids_T
+        return PretrainOutput(loss, text.mlm_loss, no_rtd, ids_T, text.is_replaced_T, rtd_logits_T, word_loss)
+
+
+class AllTokensMLM(ReplaceMLM):
+    """Predicts the original word of every token of the generator's text, with a copy mechanism:
+
+    p(w at t) = c_t [w = what stands at t] + (1 - c_t) softmax_t(w),   c_t = sigmoid(copy . h_t)
+    """
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__(config, pretrain)
+        self.copy_head = nn.Linear(config.hidden_size, 1)
+        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)  # now with this head
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        """One step's losses; `word_loss` is the mean over all T tokens."""
+        text = corrupt(self.generator, batch, self.config, seed)
+        model = self.discriminator
+        hidden_TD = model.encoder(text.tokens, text.seed)
+        words_VE = model.encoder.embeddings.word_weight()
+        originals_T = batch.tokens.input_ids_T
+        softmax = mlm_head(
+            model.generator_predictions(hidden_TD), words_VE, model.output_bias, originals_T, seed=0
+        )
+        copy_T = self.copy_head(hidden_TD).squeeze(-1).float()
+        # Logarithms throughout: log(1 - c) + log softmax, and where the word may be copied also log c.
+        by_softmax_T = F.logsigmoid(-copy_T) - softmax.loss_M
+        by_copy_T = torch.logaddexp(F.logsigmoid(copy_T), by_softmax_T)
+        loss_T = -torch.where(text.is_replaced_T, by_softmax_T, by_copy_T)
+        return self._output(text, loss_T.mean(), -copy_T.detach())
+
+
+def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: Tensor) -> Tensor:
+    """[M]: cross-entropy with the original words, of what `model` predicts from `text` at masked positions."""
+    features_ME = model.features(text, batch.masked_positions_M, seed)
+    words_VE = model.encoder.embeddings.word_weight()
+    return mlm_head(features_ME, words_VE, model.output_bias, batch.target_ids_M, seed=seed).loss_M
