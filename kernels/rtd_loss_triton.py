@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
+from torch import Tensor
 
 BLOCK_T = 1024  # tokens per program and step of the plain loss
 HEAD_ELEMENTS = 4096  # elements of T x D a program of the head holds at a time
