@@ -231,7 +231,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout_THK: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dout_THK: Tensor | None, _dlse: None) -> tuple[Tensor | None, ...]:
+    if dout_THK is None:
+        return (None,) * 7
     dqkv_T3HK = attention_backward(dout_THK.contiguous(), *ctx.saved_tensors, *ctx.numbers)
     return dqkv_T3HK, *(None,) * 6
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
 from collections.abc import Iterator
@@ -16,23 +15,25 @@ from typing import Literal
 import torch
 
 Implementation = Literal["auto", "triton", "reference"]
-_choice: contextvars.ContextVar[Implementation] = contextvars.ContextVar("electra_kernels", default="auto")
+# A plain global, because torch.compile can read one (and guard on it) but no context variable.
+_choice: Implementation = "auto"
 
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """`with use("reference"): ...` overrides the choice inside the block (also in threads it starts).
+    """`with use("reference"): ...` overrides the choice inside the block, in all threads.
 
     Raises:
         ValueError: an implementation other than "auto", "triton", "reference".
     """
+    global _choice
     if implementation not in ("auto", "triton", "reference"):
         raise ValueError(f'implementation: expected "auto", "triton" or "reference", got {implementation!r}')
-    token = _choice.set(implementation)
+    before, _choice = _choice, implementation
     try:
         yield
     finally:
-        _choice.reset(token)
+        _choice = before
 
 
 @functools.cache
@@ -64,11 +65,10 @@ def use_triton(tensor: torch.Tensor) -> bool:
     Raises:
         RuntimeError: Triton was asked for with `use("triton")` and cannot run on this tensor.
     """
-    choice = _choice.get()
-    if choice == "reference":
+    if _choice == "reference":
         return False
     runnable = triton_problem() is None and (tensor.is_cuda or (interpreting() and not tensor.is_cuda))
-    if choice == "triton":
+    if _choice == "triton":
         if not runnable:
             reason = triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
             raise RuntimeError(f"triton was asked for but cannot run: {reason}")

@@ -136,5 +136,5 @@ def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream
     # int32 keeps the 32 bits, and on every machine torch runs on its first half is the low one.
     halves = torch.stack([word.to(torch.int32) for word in words], dim=-1).view(torch.int16)
     # int16 reads a half r as r or r - 65536; flipping the top bit gives r - 32768, which keeps the order.
-    signed = halves.reshape(len(rows), -1)[:, :columns] ^ -32768
+    signed = halves.flatten(1)[:, :columns] ^ -32768
     return signed >= dropout_threshold(dropout_p) - 32768

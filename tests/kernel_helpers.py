@@ -1,0 +1,35 @@
+"""The error budget of all kernel tests, and where they run.
+
+A kernel may err from the float64 result at most twice as much as plain PyTorch does in the kernel's own
+precision, plus a small absolute term (times the largest exact value) for results that PyTorch happens to hit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# bfloat16 products are wrong in Triton's interpreter (it multiplies raw bits), float64 ones slow on a GPU.
+DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+
+# Four units in the last place: sums in another order differ by this much even where PyTorch is exact.
+ALL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SMALL = {dtype: 4 * torch.finfo(dtype).eps for dtype in ALL_DTYPES}
+
+
+def dtype_id(value: object) -> str | None:
+    """Readable test ids for dtypes."""
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+def assert_within_budget(name: str, got: Tensor, same_precision: Tensor, exact: Tensor) -> None:
+    """Fails unless `got` is about as near to `exact` (float64) as `same_precision` is; NaN always fails."""
+    assert got.shape == exact.shape and got.dtype == same_precision.dtype, name
+    if exact.numel() == 0:
+        return
+    small = SMALL[got.dtype] * exact.abs().max().item()
+    got, same_precision, exact = (x.detach().cpu().double() for x in (got, same_precision, exact))
+    error = (got - exact).abs().max().item()
+    allowed = 2 * (same_precision - exact).abs().max().item() + small
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

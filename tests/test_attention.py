@@ -1,0 +1,389 @@
+"""Attention: the twin against the formula, the kernels against the twin, and everything around them.
+
+Here the kernels run under Triton's interpreter (float32, float16, float64); on a GPU the same tests run
+them for real, with bfloat16 as well. Sequences of up to 32 tokens take the short path, longer ones the
+general path (the limits of float32; see `attention_triton.SHORT_LIMIT_FLOAT32`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from electra_kernels import attention, attention_triton, rng, use
+from electra_kernels.attention import attention_dropout_mask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id
+from torch import Tensor
+
+SEED = torch.tensor([-1234567890123, 7])
+
+# Lengths, and why they are here.
+LENGTHS = {
+    "one-token": [1],  # softmax of a single key
+    "tile-minus-plus-one": [15, 16, 17],  # around the smallest block
+    "equal": [12, 12, 12],  # the twin's path without a gather
+    "empty-sequences": [0, 5, 0, 0, 9, 0],  # nothing to compute, at both ends too
+    "longest-short": [32, 3],  # fills the short path's block
+    "first-general": [33, 1, 0],  # two blocks, the second almost empty; a sequence shorter than a block
+    "three-blocks": [70, 32, 64],  # online softmax rescales; exact multiples of the block
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Under the interpreter: blocks so small that tiny sequences already make several."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(attention_triton, "tile", lambda *_: attention_triton.Tile(32, 16, 1, 1))
+    yield
+
+
+def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+def inputs(lengths: Sequence[int], heads: int = 2, head_dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(qkv, gradient of the output), float64 on the host, with logits large enough for a peaked softmax."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(lengths)
+    qkv = torch.randn(tokens, 3, heads, head_dim, dtype=torch.float64, generator=generator)
+    qkv[:, 0] *= 2
+    return qkv, torch.randn(tokens, heads, head_dim, dtype=torch.float64, generator=generator)
+
+
+def run(
+    implementation: str,
+    qkv: Tensor,
+    dout: Tensor,
+    lengths: Sequence[int],
+    dtype: torch.dtype,
+    dropout_p: float = 0.0,
+    device: str = DEVICE,
+) -> tuple[Tensor, Tensor]:
+    """(output, gradient of qkv) of one implementation in one dtype."""
+    x = qkv.to(device, dtype).requires_grad_()
+    with use(implementation):  # type: ignore[arg-type]
+        out = attention(
+            x,
+            offsets(lengths).to(device),
+            max(lengths, default=0),
+            dropout_p=dropout_p,
+            seed=SEED.to(device),
+            stream=3,
+        )
+        (grad,) = torch.autograd.grad(out, x, dout.to(device, dtype))
+    return out.detach(), grad
+
+
+def check(
+    lengths: Sequence[int], dtype: torch.dtype, dropout_p: float, heads: int = 2, head_dim: int = 16
+) -> None:
+    """Kernels within the budget, forward and backward, against the twin in float64 and in `dtype`."""
+    qkv, dout = inputs(lengths, heads, head_dim)
+    qkv, dout = qkv.to(dtype).double(), dout.to(dtype).double()  # what the inputs really are in this dtype
+    exact = run("reference", qkv, dout, lengths, torch.float64, dropout_p, device="cpu")
+    same = run("reference", qkv, dout, lengths, dtype, dropout_p)
+    got = run("triton", qkv, dout, lengths, dtype, dropout_p)
+    assert_within_budget("out", got[0], same[0], exact[0])
+    for i, name in enumerate(("dq", "dk", "dv")):
+        assert_within_budget(name, got[1][:, i], same[1][:, i], exact[1][:, i])
+
+
+# ---------------------------------------------------------------- the twin is the formula
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_twin_is_the_formula(lengths: list[int], dropout_p: float) -> None:
+    qkv, dout = inputs(lengths)
+    out, _ = run("reference", qkv, dout, lengths, torch.float64, dropout_p, device="cpu")
+    start = 0
+    for length in lengths:
+        rows = torch.arange(start, start + length)
+        for head in range(qkv.shape[2]):
+            q, k, v = qkv[rows, :, head].unbind(1)
+            logits = q @ k.T / math.sqrt(q.shape[-1])
+            p = logits.exp() / logits.exp().sum(1, keepdim=True)
+            keep = rng.keep_mask(SEED, rows, length, dropout_p, stream=3, plane=head)
+            torch.testing.assert_close(out[rows, head], (p * keep * rng.keep_scale(dropout_p)) @ v)
+        start += length
+
+
+def test_twin_in_bfloat16_on_a_cpu_is_near_float64() -> None:
+    """The dtype the CPU trains in has its own branch (an explicit backward)."""
+    lengths = [24, 24]
+    qkv, dout = inputs(lengths)
+    for dropout_p in (0.0, 0.2):
+        got = run("reference", qkv, dout, lengths, torch.bfloat16, dropout_p, device="cpu")
+        exact = run("reference", qkv, dout, lengths, torch.float64, dropout_p, device="cpu")
+        for a, b in zip(got, exact):
+            assert a.dtype == torch.bfloat16
+            assert (a - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_other_scales_and_int64_offsets(implementation: str) -> None:
+    lengths = [5, 20]
+    qkv, _ = inputs(lengths)
+    scaled = qkv.clone()
+    scaled[:, 0] *= 0.5 * 4  # 1/sqrt(16) = 1/4, undone; then 1/2
+    with use(implementation):  # type: ignore[arg-type]
+        cu_seqlens = offsets(lengths, torch.int64).to(DEVICE)
+        expected = attention(scaled.to(DEVICE), cu_seqlens, 20)
+        got = attention(qkv.to(DEVICE), cu_seqlens, 20, softmax_scale=0.5)
+        roomy = attention(qkv.to(DEVICE), cu_seqlens, 31, softmax_scale=0.5)  # a bucketed max_seqlen
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(roomy, expected)
+
+
+# ---------------------------------------------------------------- the kernels are the twin
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3], ids=["", "dropout"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_kernels_are_within_the_error_budget(lengths: list[int], dropout_p: float, dtype: torch.dtype) -> None:
+    check(lengths, dtype, dropout_p)
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("lengths", [[13], [40, 7]], ids=["short", "general"])
+def test_head_dims(lengths: list[int], head_dim: int) -> None:
+    check(lengths, torch.float32, 0.3, heads=3, head_dim=head_dim)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.lists(st.one_of(st.just(0), st.integers(1, 20), st.integers(30, 50)), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_any_lengths(lengths: list[int], heads: int, dropout_p: float) -> None:
+    check(lengths, torch.float32, dropout_p, heads)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="float64 takes the twin on a GPU")
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4], ids=["", "dropout"])
+@pytest.mark.parametrize("lengths", [[3, 0, 2], [33, 2]], ids=["short", "general"])
+def test_gradcheck(lengths: list[int], dropout_p: float) -> None:
+    qkv, _ = inputs(lengths, heads=1)
+    with use("triton"):
+        assert torch.autograd.gradcheck(
+            lambda x: attention(x, offsets(lengths), max(lengths), dropout_p=dropout_p, seed=SEED),
+            (qkv.requires_grad_(),),
+            fast_mode=True,
+        )
+
+
+@pytest.mark.parametrize("lengths", [[9, 0, 14], [40, 0, 3]], ids=["short", "general"])
+def test_every_output_is_written_and_inputs_are_not(lengths: list[int]) -> None:
+    qkv, dout = inputs(lengths)
+    x, dout = qkv.to(DEVICE, torch.float32).requires_grad_(), dout.to(DEVICE, torch.float32)
+    before = x.detach().clone(), dout.clone()
+    torch.use_deterministic_algorithms(True)  # fills every torch.empty with NaN
+    try:
+        assert torch.empty(1, device=DEVICE).isnan().all()
+        with use("triton"):
+            out = attention(x, offsets(lengths).to(DEVICE), max(lengths), dropout_p=0.2, seed=5)
+            (first,) = torch.autograd.grad(out, x, dout, retain_graph=True)
+            (second,) = torch.autograd.grad(out, x, dout)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not out.isnan().any() and not first.isnan().any()
+    assert torch.equal(first, second), "a second backward must give the same bits"
+    assert torch.equal(x, before[0]) and torch.equal(dout, before[1]), "inputs were written to"
+
+
+def test_inputs_and_gradients_need_not_be_contiguous() -> None:
+    lengths = [6, 11]
+    qkv, _ = inputs(lengths, heads=2)
+    wide = torch.cat([qkv, qkv], -1).to(DEVICE, torch.float32)
+    sliced = wide[..., :16].requires_grad_()
+    assert not sliced.is_contiguous()
+    with use("triton"):
+        out = attention(sliced, offsets(lengths).to(DEVICE), 11)
+        (grad,) = torch.autograd.grad(out.sum(), sliced)  # an expanded gradient
+    expected = run("reference", qkv, torch.ones_like(out, dtype=torch.float64), lengths, torch.float32)
+    torch.testing.assert_close(out, expected[0])
+    torch.testing.assert_close(grad, expected[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=["no-sequences", "empty", "two-empty"])
+def test_empty_batch(lengths: list[int], implementation: str) -> None:
+    qkv, dout = inputs(lengths)
+    out, grad = run(implementation, qkv, dout, lengths, torch.float32, dropout_p=0.1)
+    assert out.shape == (0, 2, 16) and grad.shape == (0, 3, 2, 16)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_nan_stays_in_its_sequence(implementation: str) -> None:
+    lengths = [4, 6, 35]
+    for longest, count in ((6, 2), (35, 3)):
+        qkv, dout = inputs(lengths[:count])
+        qkv[5, 1, 0, 3] = math.nan  # a key of the second sequence, first head
+        out, grad = run(implementation, qkv, dout, lengths[:count], torch.float32)
+        assert out[4:10, 0].isnan().all() and grad[4:10, 0, 0].isnan().all(), longest
+        clean = torch.ones(len(out), 2, dtype=torch.bool)
+        clean[4:10, 0] = False
+        assert out.cpu()[clean].isfinite().all() and grad.cpu().transpose(1, 2)[clean].isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", [[20], [45]], ids=["short", "general"])
+def test_large_logits_neither_overflow_nor_vanish(lengths: list[int]) -> None:
+    qkv, dout = inputs(lengths)
+    qkv[:, 0] *= 300  # logits around ±2000: exp alone would overflow even in float64
+    out, grad = run("triton", qkv, dout, lengths, torch.float32)
+    exact = run("reference", qkv, dout, lengths, torch.float64, device="cpu")
+    assert out.isfinite().all() and grad.isfinite().all()
+    torch.testing.assert_close(out.cpu().double(), exact[0], atol=1e-2, rtol=0)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("seed", [11, SEED], ids=["int", "tensor-with-first-row"])
+def test_mask_dump_equals_the_twin_bit_for_bit(seed: rng.Seed) -> None:
+    for dropout_p in (0.1, 0.5):
+        masks = []
+        for implementation in ("reference", "triton"):
+            with use(implementation):  # type: ignore[arg-type]
+                masks.append(
+                    attention_dropout_mask(
+                        37, 45, 3, dropout_p=dropout_p, seed=_to(seed, DEVICE), stream=2, device=DEVICE
+                    )
+                )
+        assert torch.equal(*masks)
+        assert abs(masks[0].double().mean().item() - (1 - dropout_p)) < 5 * 0.5 / masks[0].numel() ** 0.5
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@pytest.mark.parametrize("lengths", [[16, 9], [40, 16]], ids=["short", "general"])
+def test_attention_applies_the_dumped_mask(lengths: list[int], implementation: str) -> None:
+    """Equal logits and values that count keys: the output is the mask itself, and so is V's gradient."""
+    heads, head_dim = 2, 64
+    tokens, longest = sum(lengths), max(lengths)
+    qkv = torch.zeros(tokens, 3, heads, head_dim)
+    key = torch.cat([torch.arange(length) for length in lengths])
+    qkv[torch.arange(tokens), 2, :, key] = 1.0
+    dout = torch.zeros(tokens, heads, head_dim)
+    dout[torch.arange(tokens), :, key] = 1.0
+    out, grad = run(implementation, qkv, dout, lengths, torch.float32, dropout_p=0.25)
+    mask = attention_dropout_mask(tokens, longest, heads, dropout_p=0.25, seed=SEED, stream=3)
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        kept = mask[:, rows, :length].float() * rng.keep_scale(0.25) / length
+        torch.testing.assert_close(out.cpu()[rows, :, :length].transpose(0, 1), kept)
+        torch.testing.assert_close(grad.cpu()[rows, 2, :, :length].permute(1, 2, 0), kept)
+        start += length
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_a_split_batch_draws_what_the_whole_draws(implementation: str) -> None:
+    lengths = [7, 12, 5]
+    qkv = inputs(lengths)[0].to(DEVICE, torch.float32)
+    with use(implementation):  # type: ignore[arg-type]
+        whole = attention(
+            qkv, offsets(lengths).to(DEVICE), 12, dropout_p=0.5, seed=torch.tensor([9], device=DEVICE)
+        )
+        part = attention(
+            qkv[7:], offsets(lengths[1:]).to(DEVICE), 12, dropout_p=0.5, seed=torch.tensor([9, 7], device=DEVICE)
+        )
+    torch.testing.assert_close(part, whole[7:])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_seeds_and_streams_differ_and_ints_equal_tensors(implementation: str) -> None:
+    lengths = [16]
+    qkv = inputs(lengths)[0].to(DEVICE, torch.float32)
+
+    def draw(seed: rng.Seed, stream: int) -> Tensor:
+        with use(implementation):  # type: ignore[arg-type]
+            return attention(qkv, offsets(lengths).to(DEVICE), 16, dropout_p=0.5, seed=seed, stream=stream)
+
+    assert torch.equal(draw(4, 1), draw(torch.tensor([4], device=DEVICE), 1))
+    assert not torch.equal(draw(4, 1), draw(5, 1)) and not torch.equal(draw(4, 1), draw(4, 2))
+
+
+# ---------------------------------------------------------------- torch operators
+
+
+def operator_arguments(lengths: list[int], dtype: torch.dtype = torch.float32) -> tuple[object, ...]:
+    qkv = inputs(lengths)[0].to(DEVICE, dtype).requires_grad_()
+    return qkv, offsets(lengths).to(DEVICE), SEED.to(DEVICE), max(lengths), 0.3, 1, 0.25
+
+
+@pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])
+def test_opcheck(lengths: list[int]) -> None:
+    arguments = operator_arguments(lengths)
+    torch.library.opcheck(attention_triton.attention_forward, arguments)
+    qkv, cu_seqlens, seed, *numbers = arguments
+    with torch.no_grad():
+        out, lse = attention_triton.attention_forward(*arguments)
+        saved = (torch.ones_like(out), qkv.detach(), cu_seqlens, seed, out, lse)  # type: ignore[attr-defined]
+    torch.library.opcheck(attention_triton.attention_backward, (*saved, *numbers))
+
+
+@pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])
+def test_compiles_without_a_graph_break(lengths: list[int]) -> None:
+    qkv, dout = inputs(lengths)
+    expected = run("triton", qkv, dout, lengths, torch.float32, dropout_p=0.3)
+    x = qkv.to(DEVICE, torch.float32).requires_grad_()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x: Tensor, cu_seqlens: Tensor, seed: Tensor) -> Tensor:
+        return attention(x * 1.0, cu_seqlens, max(lengths), dropout_p=0.3, seed=seed, stream=3)
+
+    with use("triton"):
+        out = compiled(x, offsets(lengths).to(DEVICE), SEED.to(DEVICE))
+        (grad,) = torch.autograd.grad(out, x, dout.to(DEVICE, torch.float32))
+    assert torch.equal(out, expected[0]) and torch.equal(grad, expected[1])
+
+
+def test_twin_compiles_whole_when_lengths_are_equal() -> None:
+    qkv = inputs([8, 8])[0].float()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    arguments = (qkv, offsets([8, 8]), 8)
+    with use("reference"):
+        out = compiled(*arguments, dropout_p=0.3, seed=SEED)
+        torch.testing.assert_close(out, attention(*arguments, dropout_p=0.3, seed=SEED))
+
+
+# ---------------------------------------------------------------- errors
+
+GOOD = {"qkv_T3HK": torch.zeros(4, 3, 2, 16), "cu_seqlens": torch.tensor([0, 4]), "max_seqlen": 4}
+BAD = {
+    "three-dimensional": ({"qkv_T3HK": torch.zeros(4, 3, 16)}, r"qkv_T3HK: expected shape \[.*\], got"),
+    "two-instead-of-three": ({"qkv_T3HK": torch.zeros(4, 2, 2, 16)}, r"qkv_T3HK: expected shape \[.*\], got"),
+    "integers": ({"qkv_T3HK": torch.zeros(4, 3, 2, 16).int()}, r"qkv_T3HK: expected .*got.*int32"),
+    "offsets-as-floats": ({"cu_seqlens": torch.tensor([0.0, 4.0])}, r"cu_seqlens: expected .*got.*float32"),
+    "offsets-as-matrix": ({"cu_seqlens": torch.tensor([[0, 4]])}, r"cu_seqlens: expected .*got"),
+    "offsets-empty": ({"cu_seqlens": torch.tensor([], dtype=torch.int64)}, r"cu_seqlens: expected .*got"),
+    "offsets-fall": ({"cu_seqlens": torch.tensor([0, 3, 2, 4])}, r"cu_seqlens: expected to rise .*got"),
+    "offsets-start-late": ({"cu_seqlens": torch.tensor([1, 4])}, r"cu_seqlens: expected to rise from 0 .*got"),
+    "offsets-end-early": ({"cu_seqlens": torch.tensor([0, 3])}, r"cu_seqlens: expected .* to T = 4, got"),
+    "max-too-small": ({"max_seqlen": 3}, r"max_seqlen: expected at least the longest sequence, 4, got 3"),
+    "max-negative": ({"max_seqlen": -1}, r"max_seqlen: expected at least 0, got -1"),
+    "dropout-one": ({"dropout_p": 1.0, "seed": 0}, r"dropout_p: expected 0 <= dropout_p < 1, got 1.0"),
+    "dropout-nan": ({"dropout_p": math.nan, "seed": 0}, r"dropout_p: expected .*got nan"),
+    "dropout-without-seed": ({"dropout_p": 0.1}, r"seed: expected .*got None"),
+    "seed-of-three": ({"dropout_p": 0.1, "seed": torch.tensor([1, 2, 3])}, r"seed: expected .*got"),
+    "elsewhere": (
+        {"cu_seqlens": torch.empty(2, dtype=torch.int64, device="meta")},
+        r"cu_seqlens: expected .*meta",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), BAD.values(), ids=BAD)
+def test_errors_name_the_argument(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(**{**GOOD, **wrong})  # type: ignore[arg-type]
+
+
+def _to(seed: rng.Seed, device: str) -> rng.Seed:
+    return seed.to(device) if isinstance(seed, Tensor) else seed
