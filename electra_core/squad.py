@@ -279,7 +279,8 @@ class Answer(Task):
     ) -> tuple[float, float]:
         answers = [p["nbest"][0]["text"] if p["nbest"] else "" for p in predictions]
         differences = [p["null_difference"] for p in predictions]
-        return best_threshold([f1_score(g, a) for g, a in zip(gold, answers)], [not g for g in gold], differences)
+        scores = [f1_score(texts, answer) if texts else float(not answer) for texts, answer in zip(gold, answers)]
+        return best_threshold(scores, [not texts for texts in gold], differences)
 
 
 @dataclass(frozen=True, slots=True)

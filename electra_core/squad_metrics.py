@@ -22,7 +22,7 @@ def exact_score(gold: Sequence[str], answer: str) -> float:
 
 
 def f1_score(gold: Sequence[str], answer: str) -> float:
-    """The best overlap of words with one of the gold answers, as F1."""
+    """The best overlap of words with one of the gold answers, as F1; of "no answer" with "no answer" 1."""
     return max(_word_f1(normalise(text).split(), normalise(answer).split()) for text in gold or [""])
 
 
@@ -37,16 +37,29 @@ def _word_f1(wanted: list[str], got: list[str]) -> float:
 
 
 def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """exact_match and f1 in percent; where some questions have no gold answer, also by kind of question."""
-    figures: dict[str, float] = {}
-    gold = [[text for text in texts if normalise(text)] for texts in gold]
+    """exact_match and f1 in percent, as the official scripts compute them.
+
+    Where some questions have no gold answer the rules are those of SQuAD 2.0: figures also by kind of
+    question, and gold answers of which normalisation leaves nothing ("the") are dropped. Version 1.1 keeps
+    them, and gives them no F1.
+
+    Args:
+        gold: the answers of each question; none means that it has no answer.
+        answers: what is to be scored; "" means "no answer".
+    """
     answerable = np.array([bool(texts) for texts in gold])
+    if answerable.all():
+        exact = [exact_score(texts, answer) for texts, answer in zip(gold, answers)]
+        f1 = [f1_score(texts, answer) if normalise(answer) else 0.0 for texts, answer in zip(gold, answers)]
+        return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(f1))}
+    gold = [[text for text in texts if normalise(text)] for texts in gold]
+    figures: dict[str, float] = {}
     for name, function in (("exact_match", exact_score), ("f1", f1_score)):
         scores = 100 * np.array([function(texts, answer) for texts, answer in zip(gold, answers)])
         figures[name] = float(scores.mean())
-        if not answerable.all() and answerable.any():
-            figures[f"answerable_{name}"] = float(scores[answerable].mean())
-            figures[f"unanswerable_{name}"] = float(scores[~answerable].mean())
+        for kind, which in (("answerable", answerable), ("unanswerable", ~answerable)):
+            if which.any():
+                figures[f"{kind}_{name}"] = float(scores[which].mean())
     return figures
 
 
