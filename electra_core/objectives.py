@@ -11,7 +11,8 @@
 What is kept and fine-tuned is called `discriminator` in each, so that the training loop, checkpoints and
 directories are the same. Where it predicts words, its loss has weight 1: the 50 of the paper makes up for how
 small a binary loss is. `PretrainOutput.rtd_loss` is 0 there, and `rtd_logits_T` too, except that the copy
-mechanism's own judgement (copy or not) is given in their place.
+mechanism's own judgement (copy or not) is given in their place. As in `Electra`, the losses of a step's parts
+add up to the whole batch's.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, 
     mlm = generator.fill(masked_text, positions_M, originals_M, config, token_seed, draw_seed)
     ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
     is_replaced_T = ids_T != batch.tokens.input_ids_T
-    return Corrupted(batch.tokens.with_ids(ids_T), is_replaced_T, mlm.loss_M.mean(), token_seed)
+    mlm_loss = mlm.loss_M.mean() * batch.masked_share
+    return Corrupted(batch.tokens.with_ids(ids_T), is_replaced_T, mlm_loss, token_seed)
 
 
 class Electra15(Electra):
@@ -82,7 +84,7 @@ class Electra15(Electra):
         logits_T = self.discriminator(text.tokens, text.seed)
         weights_T = torch.zeros(len(logits_T), device=logits_T.device)
         weights_T[batch.masked_positions_M] = 1.0
-        rtd = rtd_loss(logits_T, text.is_replaced_T, weights_T)
+        rtd = rtd_loss(logits_T, text.is_replaced_T, weights_T) * batch.masked_share
         loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
         ids_T = text.tokens.input_ids_T
         return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, logits_T.detach())
@@ -102,7 +104,7 @@ class MaskedLM(nn.Module):
         """One step's loss, `word_loss`: the mean over the M masked positions."""
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         token_seed, _ = batch.seeds(seed)
-        loss = word_losses(self.discriminator, masked_text, batch, token_seed).mean()
+        loss = word_losses(self.discriminator, masked_text, batch, token_seed).mean() * batch.masked_share
         nothing_T = torch.zeros(batch.tokens.num_tokens, device=loss.device)
         none = loss.new_zeros(())
         return PretrainOutput(loss, none, none, batch.masked_ids_T, nothing_T > 0, nothing_T, loss.detach())
@@ -121,7 +123,7 @@ class ReplaceMLM(nn.Module):
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `word_loss` is the mean over the M masked positions."""
         text = corrupt(self.generator, batch, self.config, seed)
-        word_loss = word_losses(self.discriminator, text.tokens, batch, text.seed).mean()
+        word_loss = word_losses(self.discriminator, text.tokens, batch, text.seed).mean() * batch.masked_share
         return self._output(text, word_loss, torch.zeros_like(text.is_replaced_T, dtype=torch.float32))
 
     def _output(self, text: Corrupted, word_loss: Tensor, rtd_logits_T: Tensor) -> PretrainOutput:
@@ -156,7 +158,7 @@ class AllTokensMLM(ReplaceMLM):
         by_softmax_T = F.logsigmoid(-copy_T) - softmax.loss_M
         by_copy_T = torch.logaddexp(F.logsigmoid(copy_T), by_softmax_T)
         loss_T = -torch.where(text.is_replaced_T, by_softmax_T, by_copy_T)
-        return self._output(text, loss_T.mean(), -copy_T.detach())
+        return self._output(text, loss_T.mean() * batch.token_share, -copy_T.detach())
 
 
 def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: Tensor) -> Tensor:

@@ -73,6 +73,30 @@ def test_every_parameter_is_trained(objective: str, tying: str) -> None:
     assert (output.word_loss is not None) == is_words and (output.rtd_loss.item() == 0) == is_words
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
+    """Two sequences, then one, with their rows counted on: the whole's losses, gradients, draws and dropout."""
+    model, whole = make(objective), make_batch()
+    ids, masked_ids = whole.tokens.input_ids_T, whole.masked_ids_T
+    parts = []
+    for tokens, lengths, masked in ((slice(0, 16), [12, 4], slice(0, 4)), (slice(16, 30), [14], slice(4, 7))):
+        text = from_lengths(ids[tokens], torch.zeros_like(ids[tokens]), lengths)
+        positions = whole.masked_positions_M[masked] - tokens.start
+        shares = {"token_share": sum(lengths) / 30, "masked_share": len(positions) / 7}
+        parts.append(PretrainBatch(text, masked_ids[tokens], positions, tokens.start, masked.start, **shares))
+    one = model(whole, seed=8)
+    one.loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    two = [model(part, seed=8) for part in parts]
+    sum(part.loss for part in two).backward()
+    assert torch.equal(torch.cat([part.corrupted_ids_T for part in two]), one.corrupted_ids_T)
+    for name in ("loss", "mlm_loss", "rtd_loss"):
+        torch.testing.assert_close(sum(getattr(part, name) for part in two), getattr(one, name))
+    for p, gradient in zip(model.parameters(), gradients):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_electra_15_is_judged_at_masked_positions_only() -> None:
     model, batch = make("electra-15").eval(), make_batch()
     louder(model)
