@@ -219,7 +219,7 @@ def _train(
                 run.steps, run.seconds = result.step, time.perf_counter() - started
                 if result.step % settings.log_every == 0:
                     metrics_log.write(result.step, **_step_figures(result, run))
-                    bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}")
+                    bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
                 bar.update()
                 if result.step in evaluate_after or stop:
                     metrics = _evaluate(model, task, data, dtype, run, keeper)

@@ -1,0 +1,279 @@
+"""Fine-tuning: every task is learned, the best checkpoint is what stays, the same seed gives the same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_model
+import tomllib
+import torch
+from safetensors.torch import load_file
+
+from electra_core import finetune as module
+from electra_core.choices import Choose
+from electra_core.classify import Classify, Regress
+from electra_core.errors import UserError
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import Columns, TextExample
+from electra_core.predict import evaluate, load
+from electra_core.squad import Answer
+from electra_core.tagging import Tag
+from electra_core.tokenizer import WordPieceTokenizer
+from electra_core.training import read_metrics
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    return tiny_model.reviews(folder / "train.tsv", 160), tiny_model.reviews(folder / "dev.tsv", 40, seed=1)
+
+
+def run(model, data, out, task=None, settings=QUICK, **more):
+    return finetune(model, task or Classify(), *data, out, settings, quiet=True, **more)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+TASKS = {
+    "classify": (Classify(), tiny_model.reviews, QUICK, 0.95),
+    "tag": (Tag(), tiny_model.names_to_tag, replace(QUICK, epochs=10), 0.9),
+    "qa": (Answer(max_length=64), tiny_model.questions, replace(QUICK, epochs=16), 80.0),
+    "choose": (Choose(), tiny_model.choices, replace(QUICK, epochs=6), 0.95),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_learned_and_its_directory_predicts_the_same(name, model, tmp_path):
+    task, make, settings, enough = TASKS[name]
+    suffix = {"classify": "tsv", "tag": "conll", "qa": "json", "choose": "jsonl"}[name]
+    files = make(tmp_path / f"train.{suffix}", 160), make(tmp_path / f"dev.{suffix}", 40, seed=1)
+    report = run(model, files, tmp_path / "out", task, settings)
+    assert report["best"][report["metric"]] >= enough
+    again = evaluate(load(tmp_path / "out"), files[1])
+    assert again.metrics == pytest.approx({k: v for k, v in report["best"].items() if k not in ("seed", "step")})
+
+
+def test_a_number_is_learned(model, data, tmp_path):
+    files = []
+    for file in data:  # 4 for good, 1 for bad
+        text = file.read_text().replace("\tpos", "\t4.0").replace("\tneg", "\t1.0")
+        files.append(tmp_path / file.name)
+        files[-1].write_text(text)
+    report = run(model, files, tmp_path / "out", Regress())
+    assert report["best"]["pearson"] > 0.9 and report["best"]["mse"] < 0.5  # in the file's units, not the scaled
+    assert load(tmp_path / "out")("the film is great")["value"] == pytest.approx(4, abs=1)
+
+
+def test_unanswerable_questions_and_their_threshold(model, tmp_path):
+    files = [
+        tiny_model.questions(tmp_path / f"{name}.json", count, seed, unanswerable=True)
+        for name, count, seed in (("train", 160, 0), ("dev", 40, 1))
+    ]
+    report = run(model, files, tmp_path / "out", Answer(max_length=64), replace(QUICK, epochs=12))
+    assert report["best"]["f1"] > 75  # half are unanswerable
+    assert report["best"]["f1"] == pytest.approx(report["best"]["best_f1"])  # the tuned threshold is in use
+    fields = json.loads((tmp_path / "out/task.json").read_text())
+    assert fields["unanswerable"] and fields["null_threshold"] == report["best"]["best_f1_threshold"]
+
+
+def test_what_is_saved_opens_in_transformers(model, data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1))
+    hub = transformers.pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
+    text = "the film was great"
+    theirs = {row["label"]: row["score"] for row in hub([text])[0]}
+    assert load(tmp_path / "out")(text)["scores"] == pytest.approx(theirs, abs=1e-5)
+    assert set(theirs) == {"pos", "neg"}
+
+
+def test_the_same_seed_gives_the_same_model(model, data, tmp_path):
+    settings = replace(QUICK, epochs=1, dropout=0.1)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(model, data, tmp_path / name, settings=replace(settings, seed=seed))
+    first, same, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
+
+
+def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):
+    settings = replace(QUICK, epochs=2, evaluations=2, seeds=2, seed=5, learning_rate=1e-3)
+    report = run(model, data, tmp_path / "out", settings=settings)
+    logs = {seed: read_metrics(tmp_path / f"out/seed-{seed}/metrics.jsonl") for seed in (5, 6)}
+    figures = {seed: [row["dev_accuracy"] for row in rows if "dev_accuracy" in row] for seed, rows in logs.items()}
+    assert [len(values) for values in figures.values()] == [4, 4]
+    assert report["best"]["accuracy"] == max(max(values) for values in figures.values())
+    assert evaluate(load(tmp_path / "out"), data[1]).metrics["accuracy"] == report["best"]["accuracy"]
+    bests = [max(values) for values in figures.values()]
+    assert report["over_seeds"]["mean"] == pytest.approx(np.mean(bests))
+    assert report["over_seeds"]["max"] == report["best"]["accuracy"]
+    assert [run["seed"] for run in report["seeds"]] == [5, 6]
+
+
+def test_early_stopping(model, data, tmp_path):
+    settings = replace(QUICK, epochs=5, learning_rate=1e-12, patience=2)
+    report = run(model, data, tmp_path / "out", settings=settings)
+    assert report["seeds"][0]["steps"] == 30  # three epochs of ten: the first, and two without gain
+
+
+def test_accumulated_batches_give_the_step_of_the_whole(model, tmp_path):
+    files = [tiny_model.reviews(tmp_path / "train.tsv", 16)] * 2
+    for name, size, parts in (("whole", 16, 1), ("parts", 6, 3)):  # parts of 6, 6 and 4
+        settings = replace(QUICK, epochs=1, batch_size=size, accumulate=parts, optimizer="adamw", warmup=0.0)
+        run(model, files, tmp_path / name, settings=settings)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    start = weights(model)
+    moved = (whole["electra.embeddings.LayerNorm.bias"] - start["electra.embeddings.LayerNorm.bias"]).abs().max()
+    assert moved > 1e-3
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_freezing_and_random_starts(model, data, tmp_path):
+    settings = replace(QUICK, epochs=1)
+    start = weights(model)
+    run(model, data, tmp_path / "frozen", settings=replace(settings, freeze="encoder"))
+    frozen = weights(tmp_path / "frozen")
+    assert all(torch.equal(start[name], frozen[name]) for name in start if name.startswith("electra."))
+    run(model, data, tmp_path / "lowest", settings=replace(settings, freeze="1"))
+    lowest = weights(tmp_path / "lowest")
+    changed = {name.split(".layer.")[-1][0] for name in start if name in lowest and ".layer." in name
+               and not torch.equal(start[name], lowest[name])}  # fmt: skip
+    assert changed == {"1"}
+    run(model, data, tmp_path / "random", settings=replace(settings, random_start=True, learning_rate=1e-12))
+    random = weights(tmp_path / "random")
+    word = "electra.embeddings.word_embeddings.weight"
+    assert (random[word] - start[word]).abs().max() > 0.01
+    with pytest.raises(UserError, match="freeze: the model has 2 layers, got 3"):
+        run(model, data, tmp_path / "x", settings=replace(settings, freeze="3"))
+
+
+def test_class_weights_are_inverse_to_frequency():
+    task = Classify(labels=("a", "b"))
+    examples = [TextExample("1", 1, "text", None, label) for label in "aaab"]
+    weights = task.balanced(examples).class_weights
+    assert weights == pytest.approx((4 / 6, 2.0))
+    assert np.mean([weights["ab".index(label)] for label in "aaab"]) == pytest.approx(1)
+
+
+def test_without_dev_data_a_tenth_is_held_out(model, data, tmp_path):
+    report = run(model, (data[0], None), tmp_path / "out", settings=replace(QUICK, epochs=1))
+    assert (report["train_examples"], report["dev_examples"]) == (144, 16)
+
+
+def test_the_folder_holds_settings_and_log(model, data, tmp_path):
+    settings = replace(QUICK, epochs=1)
+    run(model, data, tmp_path / "out", settings=settings)
+    saved = tomllib.loads((tmp_path / "out/config.toml").read_text())
+    assert FinetuneSettings(**saved) == settings
+    rows = read_metrics(tmp_path / "out/metrics.jsonl")
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
+    assert len(rates) == 10 and rates[0] == 0 and max(rates) == rates[1] == settings.learning_rate
+    assert {"best", "over_seeds", "seeds", "settings"} <= json.loads(
+        (tmp_path / "out/metrics.json").read_text()
+    ).keys()
+
+
+def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch):
+    original = module._step_figures
+
+    def interrupt_at_12(result, run):
+        if result.step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(result, run)
+
+    monkeypatch.setattr(module, "_step_figures", interrupt_at_12)
+    lines = []
+    report = run(model, data, tmp_path / "out", settings=replace(QUICK, seeds=3), say=lines.append)
+    assert report["stopped"] == "SIGINT" and len(report["seeds"]) == 1 and report["seeds"][0]["steps"] == 12
+    assert any("stopped by SIGINT" in line for line in lines)
+    assert evaluate(load(tmp_path / "out"), data[1]).metrics["accuracy"] == report["best"]["accuracy"]
+
+
+# ---- what users do wrong -------------------------------------------------------------------------------
+
+
+def lines_file(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_users_errors_leave_nothing_behind(model, data, tmp_path):
+    cases = {
+        "dev.tsv:2: label 'maybe' does not occur in training": (
+            (data[0], lines_file(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
+        ),
+        "there is nothing to learn": (
+            (lines_file(tmp_path / "one.tsv", "sentence\tlabel", "a film\tpos"), data[1]), {},
+        ),
+        "the columns are sentence, label": (data, {"task": Classify(columns=Columns(text="satz"))}),
+        "empty.tsv: holds no rows": ((data[0], lines_file(tmp_path / "empty.tsv", "sentence\tlabel")), {}),
+        "no such model directory": (data, {"model": tmp_path / "nowhere"}),
+    }  # fmt: skip
+    for message, (files, more) in cases.items():
+        with pytest.raises(UserError) as caught:
+            run(more.get("model", model), files, tmp_path / "out", more.get("task"))
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_full_folder_is_not_overwritten_unasked(model, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        run(model, data, tmp_path / "out")
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), overwrite=True)
+    assert (tmp_path / "out/mine.txt").exists() and (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(data, tmp_path):
+    folder = tiny_model.make_model(tmp_path / "model")
+    words = (folder / "vocab.txt").read_text() + "zebra\n"
+    (tmp_path / "vocab.txt").write_text(words)
+    WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt").save(folder)
+    with pytest.raises(UserError, match=r"the tokenizer has 87 words, the model only 86"):
+        run(folder, data, tmp_path / "out")
+
+
+def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
+    rows = data[0].read_text().rstrip("\n").split("\n")
+    files = lines_file(tmp_path / "train.tsv", *rows, "no label\t", " \tpos"), data[1]
+    lines = []
+    settings = replace(QUICK, epochs=1, skip_bad_rows=True, max_length=8)
+    report = run(model, files, tmp_path / "out", settings=settings, say=lines.append)
+    assert report["skipped_rows"] == 2 and report["train_examples"] == 160
+    assert any("skipped 2 bad rows" in line and "train.tsv:162" in line for line in lines)
+    assert sum("longer than 8 tokens" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 0.0}, {"truncate": "middle"}, {"freeze": "all"}, {"seeds": 0}, {"precision": "fp8"}]
+)
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        FinetuneSettings(**settings)
+
+
+def test_diverging_runs_say_so(model, data, tmp_path):
+    with pytest.raises(UserError, match="lower learning rate"):
+        run(model, data, tmp_path / "out", settings=replace(QUICK, learning_rate=1e30, epochs=8, warmup=0.0))
