@@ -186,11 +186,11 @@ def predict_file(
         The rows that were skipped.
 
     Raises:
-        UserError: an unreadable file; at its end, bad rows unless they are skipped.
+        UserError: an unreadable file; when all others are written, bad rows unless they are to be skipped.
     """
     if form not in ("jsonl", "csv"):
         raise ValueError(f"form: expected jsonl or csv, got {form!r}")
-    bad = BadRows(source, skip_bad_rows)
+    bad = BadRows(source, skip=True)  # until the good rows have been written
     examples = predictor.task.read(source, bad, labelled=False)
     header: list[str] = []
     with progress("predict", None, "examples", quiet=quiet) as bar:
@@ -201,6 +201,8 @@ def predict_file(
             else:
                 header = _write_csv(sink, row, header)
             bar.update()
+    bad.skip = skip_bad_rows
+    bad.close()
     return bad
 
 

@@ -1,0 +1,273 @@
+"""Prediction: forms of input and output, order, constant memory, character offsets, GLUE submissions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_model
+import torch
+
+from electra_core import predict as module
+from electra_core.classify import Classify, softmax
+from electra_core.encoder import initialise
+from electra_core.errors import UserError
+from electra_core.features import Window
+from electra_core.labelled import BadRows, Columns, TextExample
+from electra_core.model_dir import load as load_model
+from electra_core.model_dir import save_pretrained
+from electra_core.named_tasks import find_task, write_submission
+from electra_core.packing import pack
+from electra_core.predict import Predictor, evaluate, load, predict_file
+from electra_core.squad import Answer, QuestionExample, _Place
+from electra_core.tagging import Tag, from_text
+from electra_core.tasks import SequenceClassifier
+from electra_core.tokenizer import load_tokenizer
+from electra_core.vocabulary import train_sentencepiece
+
+LABELS = ("neg", "pos")
+STRANGE = [
+    "Ann met 𝔅ob — and Eve's café, naïve?",
+    "  leading  spaces\tand\ntabs ",
+    "e\u0301 combining, ﬁ ligature, İstanbul, 東京 Ann 🙂 bob\u0085next",
+    "x",
+]
+
+
+def untrained(task, folder: Path, scale: float = 0.5) -> Predictor:
+    """A predictor whose random weights are large enough for varied answers."""
+    tiny_model.make_model(folder)
+    config = load_model(task.model_class, folder, labels=task.labels).config
+    model = task.model_class(config, task.labels)
+    initialise(model, scale, seed=3)
+    return Predictor(model, task, load_tokenizer(folder))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Predictor:
+    return untrained(Classify(labels=LABELS, max_length=64), tmp_path_factory.mktemp("model"))
+
+
+def test_predictions_are_the_softmax_of_the_models_logits(classifier):
+    texts = ["a fine film", "the plot was awful and dull", "ann"]
+    predictions = classifier(texts)
+    tokenizer = classifier.tokenizer
+    for text, prediction in zip(texts, predictions):
+        ids = [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
+        with torch.no_grad():
+            scores = classifier.model(pack([ids])).softmax(-1)[0]
+        assert list(prediction["scores"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
+        assert prediction["label"] == LABELS[int(scores.argmax())]
+        assert prediction["score"] == max(prediction["scores"].values())
+    assert len({prediction["score"] for prediction in predictions}) == 3
+
+
+def test_order_and_results_do_not_depend_on_chunks_and_batches(classifier, monkeypatch):
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(tiny_model.WORDS, size=draw.integers(1, 40))) for _ in range(60)]
+    whole = [prediction["score"] for prediction in classifier(texts)]
+    monkeypatch.setattr(module, "CHUNK", 7)
+    small = Predictor(classifier.model, classifier.task, classifier.tokenizer, tokens_per_batch=50)
+    examples = [TextExample(str(n), n, text) for n, text in enumerate(texts)]
+    streamed = [prediction["score"] for _, prediction in small.stream(examples)]
+    assert streamed == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_stream_takes_no_more_than_a_chunk_ahead(classifier, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 5)
+    taken = itertools.count()
+    endless = (TextExample("", next(taken), "ann met bob") for _ in itertools.repeat(None))
+    assert len(list(itertools.islice(classifier.stream(endless), 12))) == 12
+    assert next(taken) == 15
+
+
+def test_forms_of_input(classifier):
+    single = classifier("ann")
+    assert single == classifier(["ann"])[0] == classifier({"text": "ann"})
+    pair = classifier([("ann", "bob")])[0]
+    assert pair == classifier({"text": "ann", "pair": "bob"}) and pair["score"] != single["score"]
+    with pytest.raises(ValueError, match="expected a text or a pair of texts, got 3"):
+        classifier([3])
+
+
+def test_files_in_and_out(classifier, tmp_path):
+    rows = ["a fine film", "", "the plot, was awful"]
+    files = {
+        "a.txt": "\n".join(rows) + "\n",
+        "a.jsonl": "".join(json.dumps({"text": text, "id": n}) + "\n" for n, text in enumerate(rows) if text),
+        "a.csv": "sentence\na fine film\n\"the plot, was awful\"\n",
+    }  # fmt: skip
+    expected = [prediction["score"] for prediction in classifier([rows[0], rows[2]])]
+    ids = {"a.txt": ["1", "3"], "a.jsonl": ["0", "2"], "a.csv": ["2", "3"]}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        sink = io.StringIO()
+        predict_file(classifier, tmp_path / name, sink)
+        written = [json.loads(line) for line in sink.getvalue().splitlines()]
+        assert [row["score"] for row in written] == pytest.approx(expected, abs=1e-5)
+        assert [row["id"] for row in written] == ids[name]
+    sink = io.StringIO()
+    predict_file(classifier, tmp_path / "a.csv", sink, form="csv")
+    table = list(csv.DictReader(io.StringIO(sink.getvalue())))
+    assert list(table[0]) == ["id", "label", "score", "scores_neg", "scores_pos"]
+    assert [float(row["score"]) for row in table] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("lines", ["a fine film\nann\n", '{"text": "a fine film"}\n{"text": "ann"}\n'])
+def test_standard_input_holds_lines_or_json(classifier, monkeypatch, lines):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(lines.encode())))
+    sink = io.StringIO()
+    predict_file(classifier, "-", sink)
+    scores = [json.loads(line)["score"] for line in sink.getvalue().splitlines()]
+    assert scores == pytest.approx([p["score"] for p in classifier(["a fine film", "ann"])], abs=1e-5)
+
+
+def test_bad_rows_are_named_after_the_good_ones_are_written(classifier, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "ann"}\n{"no": 1}\n{"text": "bob"}\n')
+    sink = io.StringIO()
+    with pytest.raises(UserError, match=r"a.jsonl:2: column 'text' is missing"):
+        predict_file(classifier, file, sink)
+    assert len(sink.getvalue().splitlines()) == 2
+    assert predict_file(classifier, file, io.StringIO(), skip_bad_rows=True).count == 1
+
+
+def test_evaluation_scores_its_own_predictions(classifier, tmp_path):
+    file = tiny_model.reviews(tmp_path / "dev.tsv", 30)
+    result = evaluate(classifier, file)
+    right = [p["label"] == e.label for p, e in zip(result.predictions, result.examples)]
+    assert result.metrics["accuracy"] == pytest.approx(np.mean(right)) and len(right) == 30
+
+
+def test_a_directory_of_another_library_needs_no_task_file(tmp_path):
+    folder = tiny_model.make_model(tmp_path / "pretrained")
+    with pytest.raises(UserError, match="ElectraForPreTraining is not fine-tuned"):
+        load(folder)
+    model = load_model(SequenceClassifier, folder, labels=("no", "yes", "maybe"))
+    save_pretrained(model, tmp_path / "hub", tokenizer=load_tokenizer(folder))
+    assert set(load(tmp_path / "hub")("ann")["scores"]) == {"no", "yes", "maybe"}
+    (tmp_path / "hub/task.json").write_text('{"kind": "classify", "colour": 3}')
+    with pytest.raises(UserError, match=r"task.json: not the description of a task"):
+        load(tmp_path / "hub")
+
+
+# ---- offsets -------------------------------------------------------------------------------------------
+
+
+def test_spans_map_back_to_the_exact_characters(tmp_path):
+    task = Tag(labels=("O", "B-X", "I-X"), max_length=24)
+    tagger = untrained(task, tmp_path)
+    found = 0
+    for text in [*STRANGE, " ".join(["ann met bob ,"] * 40)]:
+        prediction = tagger(text)
+        assert len(prediction["tags"]) == len(prediction["words"])
+        assert prediction["words"] == [text[a:b] for a, b in from_text(text).offsets]
+        for span in prediction["spans"]:
+            assert text[span["start"] : span["end"]] == span["text"] != ""
+            found += 1
+    assert found > 20
+    words = tagger([("Ann", "met", "Bob")])[0]
+    assert words["text"] == "Ann met Bob" and words["words"] == ["Ann", "met", "Bob"]
+
+
+def test_long_sentences_are_tagged_as_windows_see_them(tmp_path):
+    """Every word gets one tag, the one of the window that owns it."""
+    tagger = untrained(Tag(labels=("O", "B-X", "I-X"), max_length=12), tmp_path)
+    words = tuple((tiny_model.WORDS * 3)[:50])
+    example = tagger.task.from_value(words, "1")
+    features = tagger.task.encode([example], tagger.tokenizer)
+    assert len(features) > 3 and features.lengths.max() <= 12
+    prediction = tagger([words])[0]
+    assert len(prediction["tags"]) == 50
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
+def test_answers_map_back_to_the_exact_characters(tmp_path, kind):
+    reader = untrained(Answer(max_length=20, stride=6, unanswerable=True), tmp_path)
+    if kind == "sentencepiece":
+        reader.tokenizer = train_sentencepiece([*STRANGE, "ann met bob the film"] * 20, 45)
+    checked = 0
+    for context in STRANGE:
+        prediction = reader({"question": "who met ann?", "context": context})
+        for candidate in prediction["nbest"]:
+            assert context[candidate["start"] : candidate["end"]] == candidate["text"] != ""
+            checked += 1
+        assert context[prediction["start"] : prediction["end"]] == prediction["answer"]
+        total = sum(candidate["score"] for candidate in prediction["nbest"])
+        assert 0 < total < 1  # what is missing is the probability of "no answer"
+    assert checked > 40
+
+
+def test_best_spans_are_those_of_a_search_of_all(tmp_path):
+    task = Answer(n_best=5, max_answer=4)
+    logits_T2 = np.random.default_rng(0).normal(size=(16, 2))
+    offsets = np.array([(3 * n, 3 * n + 2) for n in range(40)], dtype=np.int32)
+    place = _Place(base=5, window=Window(start=7, stop=17, own_start=9, own_stop=15), offsets=offsets)
+    every = []
+    for first in range(9, 15):  # only owned tokens may begin an answer
+        for last in range(first, min(first + 4, 17)):  # which ends inside the window
+            score = logits_T2[first - 7 + 5, 0] + logits_T2[last - 7 + 5, 1]
+            every.append((float(score), 3 * first, 3 * last + 2))
+    assert sorted(task._best_spans(logits_T2, place), reverse=True) == sorted(every, reverse=True)[:5]
+
+
+def test_targets_of_windows_point_at_the_answer(tmp_path):
+    folder = tiny_model.make_model(tmp_path)
+    tokenizer = load_tokenizer(folder)
+    context = "the film was dull and the plot was bad but Ann likes the actor . " * 2
+    start = context.index("Ann", 30)
+    example = QuestionExample("1", "x", "who likes ?", context, (("Ann likes", start),))
+    task = Answer(max_length=20, stride=5)
+    features = task.encode([example], tokenizer)
+    assert len(features) > 2
+    held = 0
+    for unit, (first, last) in enumerate(features.targets):
+        ids = features.batch([unit]).tokens.input_ids_T.tolist()
+        if (first, last) != (0, 0):
+            held += 1
+            assert ids[first : last + 1] == tokenizer.encode("Ann likes")
+    assert 0 < held < len(features)
+
+
+def test_null_threshold_decides(tmp_path):
+    reader = untrained(Answer(max_length=32, unanswerable=True, null_threshold=1e9), tmp_path)
+    question = {"question": "who met ann?", "context": "bob met ann"}
+    answered = reader(question)
+    assert answered["answer"] != ""
+    reader.task = Answer(max_length=32, unanswerable=True, null_threshold=-1e9)
+    refused = reader(question)
+    assert refused["answer"] == "" and refused["nbest"][0]["text"] == answered["answer"]
+    assert refused["score"] == pytest.approx(1 - sum(c["score"] for c in answered["nbest"]))
+
+
+def test_softmax_of_large_logits():
+    np.testing.assert_allclose(softmax(np.array([1000.0, 1000.0, -1000.0])), [0.5, 0.5, 0.0])
+
+
+# ---- GLUE ----------------------------------------------------------------------------------------------
+
+
+def test_glue_submissions(tmp_path):
+    path = write_submission("RTE", [{"label": "entailment"}, {"label": "not_entailment"}], tmp_path)
+    assert path.read_text() == "index\tprediction\n0\tentailment\n1\tnot_entailment\n" and path.name == "RTE.tsv"
+    path = write_submission("sst2", [{"label": "positive"}, {"label": "negative"}], tmp_path)
+    assert path.read_text() == "index\tprediction\n0\t1\n1\t0\n"
+    path = write_submission("STS-B", [{"value": 3.14159}, {"value": 5.3}], tmp_path)
+    assert path.read_text() == "index\tprediction\n0\t3.142\n1\t5.000\n"
+    with pytest.raises(UserError, match="there is no GLUE submission"):
+        write_submission("squad", [], tmp_path)
+
+
+def test_named_columns_read_files_without_labels(tmp_path):
+    file = tmp_path / "test.tsv"
+    file.write_text("index\tsentence\n0\tA sentence.\n")
+    task = find_task("cola").task
+    assert [e.text for e in task.read(file, BadRows(file), labelled=False)] == ["A sentence."]
+    assert task.columns == Columns(("sentence", "4"), None, ("label", "2"))
