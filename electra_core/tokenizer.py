@@ -214,6 +214,14 @@ class SentencePieceTokenizer(Tokenizer):
         ids, offsets = super().encode_with_offsets(text)
         return ids, [(begin, begin if i == self._space_id else end) for i, (begin, end) in zip(ids, offsets)]
 
+    def as_plain_text(self) -> Tokenizer:
+        copy = super().as_plain_text()
+        # A cased unigram model would find "[MASK]" among its pieces; a space in it prevents that.
+        if any(copy._engine.normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS):
+            breaks = [normalizers.Replace(token, f"{token[:-1]} ]") for token in SPECIAL_TOKENS]
+            copy._engine.normalizer = normalizers.Sequence([*breaks, copy._engine.normalizer])
+        return copy
+
     def save(self, directory: str | Path) -> None:
         super().save(directory)
         if self._spiece_model is not None:
@@ -303,8 +311,7 @@ def _pieces_model(spiece_model: bytes) -> models.Model:
     processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
     size = processor.get_piece_size()
     pieces = [processor.id_to_piece(index) for index in range(size)]
-    # The shortest decimal that is the same float32: `tokenizer.json` then reads back as exactly this number.
-    scores = [float(str(np.float32(processor.get_score(index)))) for index in range(size)]
+    scores = [processor.get_score(index) for index in range(size)]
     # The scores of BPE are minus the order of the merges, 0, -1, ...; those of unigram are log probabilities.
     if any(score != -index for index, score in enumerate(scores[len(SPECIAL_TOKENS) :])):
         return models.Unigram(list(zip(pieces, scores)), unk_id=processor.unk_id(), byte_fallback=False)
@@ -314,7 +321,7 @@ def _pieces_model(spiece_model: bytes) -> models.Model:
 
 def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
     """All pairs of entries that together are an entry, in the order in which that was learnt."""
-    for piece in vocab:
+    for piece in list(vocab)[len(SPECIAL_TOKENS) :]:
         for cut in range(1, len(piece)):
             if piece[:cut] in vocab and piece[cut:] in vocab:
                 yield piece[:cut], piece[cut:]

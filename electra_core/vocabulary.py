@@ -11,6 +11,7 @@ import functools
 import heapq
 import io
 import re
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,8 @@ from electra_core.tokenizer import (
 MODEL_TYPES = ("unigram", "bpe")
 MAX_WORD_CHARACTERS = 4_000_000  # 50 MB of English have 4.3 M; unigram training then takes 80 s on one core
 CHARACTER_COVERAGE = 0.9995  # of all characters in the text; the rarest become [UNK]
+SCORE_STEP = 2.0**-8  # scores are natural logarithms, about -2 to -15
+PIECE_FIELD, SCORE_FIELD = 1, 2  # in SentencePiece's model files
 THREADS = 4  # fixed, as sums of floats depend on how they are split
 
 
@@ -94,7 +97,7 @@ def train_sentencepiece(
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(_training_problem(str(error), vocab_size)) from None
-    return SentencePieceTokenizer.from_model(model.getvalue(), lowercase=lowercase)
+    return SentencePieceTokenizer.from_model(_with_round_scores(model.getvalue()), lowercase=lowercase)
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: bool = True) -> WordPieceTokenizer:
@@ -152,6 +155,51 @@ def _covering_letters(words: Counter[str]) -> list[str]:
             break
         del letters[letter]
     return sorted(letters)
+
+
+def _with_round_scores(spiece_model: bytes) -> bytes:
+    """The model with every score rounded to a multiple of SCORE_STEP.
+
+    A unigram segmentation is the one with the largest sum of scores. SentencePiece adds them up in float32 over a
+    whole text, the engine in float64 word by word; of two that are nearly equal, they would not always take the
+    same. Sums of such multiples are exact in both (up to 65,536), so that they always do.
+
+    A spiece.model is a protocol buffer: field 1 of the outermost message is a piece, whose field 2 is the score.
+    """
+    rounded = bytearray(spiece_model)
+    for number, begin, end in _fields(spiece_model, 0, len(spiece_model)):
+        if number != PIECE_FIELD:
+            continue
+        for inner, at, stop in _fields(spiece_model, begin, end):
+            if inner == SCORE_FIELD:
+                (score,) = struct.unpack("<f", spiece_model[at:stop])
+                rounded[at:stop] = struct.pack("<f", round(score / SCORE_STEP) * SCORE_STEP)
+    return bytes(rounded)
+
+
+def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, begin, end) of the contents of each field of a protocol buffer's message."""
+    while begin < end:
+        tag, begin = _varint(message, begin)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, stop = _varint(message, begin)
+        elif wire_type == 2:
+            size, begin = _varint(message, begin)
+            stop = begin + size
+        else:
+            stop = begin + {1: 8, 5: 4}[wire_type]
+        yield tag >> 3, begin, stop
+        begin = stop
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """An integer in groups of seven bits, lowest first, and where it ends."""
+    value = shift = 0
+    while message[place] & 0x80:
+        value |= (message[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    return value | message[place] << shift, place + 1
 
 
 def _training_problem(message: str, vocab_size: int) -> str:
