@@ -229,7 +229,9 @@ class Answer(Task):
         for flat in best[np.isfinite(scores[best])].tolist():
             start = window.own_start + flat // self.max_answer
             end = start + flat % self.max_answer
-            found.append((float(scores[flat]), int(place.offsets[start, 0]), int(place.offsets[end, 1])))
+            first, behind = int(place.offsets[start, 0]), int(place.offsets[end, 1])
+            if first < behind:  # a token may stand for no character: SentencePiece's lone space mark
+                found.append((float(scores[flat]), first, behind))
         return found
 
     def _prediction(
