@@ -1,0 +1,155 @@
+"""Variables of a TensorFlow checkpoint, read without TensorFlow.
+
+A checkpoint PREFIX (format 2, "tensor bundle", tensorflow/core/util/tensor_bundle) is
+
+    PREFIX.index                    a sorted table: name -> dtype, shape, shard, offset, size
+    PREFIX.data-00000-of-00001      the values, one after the other
+
+The table is LevelDB's (github.com/google/leveldb, doc/table_format.md): blocks of entries whose keys leave out
+what they share with the key before, an index block with a handle for each block, and a footer of 48 bytes.
+TensorFlow writes it uncompressed. Entries are protocol buffers (tensor_bundle.proto), of which only the fields
+needed are decoded. Checksums are not verified: sizes are, against the shapes and the files.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core.errors import UserError
+
+_MAGIC = 0xDB4775248B80FB57
+_FOOTER_BYTES, _BLOCK_TRAILER_BYTES = 48, 5
+_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # DataType in types.proto; float to half
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Where one variable's values lie."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+
+    def read(self) -> np.ndarray:
+        """The values."""
+        count = math.prod(self.shape)
+        return np.fromfile(self.file, self.dtype, count, offset=self.offset).reshape(self.shape)
+
+
+def read_bundle(prefix: Path) -> dict[str, Variable]:
+    """Name -> variable of the checkpoint PREFIX, numbers only; nothing but the index is read.
+
+    Raises:
+        UserError: no such checkpoint, or one that is damaged or of a kind not read here.
+    """
+    index = Path(f"{prefix}.index")
+    if not index.is_file():
+        raise UserError(f"{prefix}: no TensorFlow checkpoint ({index.name} is not there)")
+    try:
+        table = dict(_entries(index.read_bytes()))
+        header = _fields(table.pop(b""))
+        shards = header.get(1, 1)
+        if header.get(2, 0) != 0:
+            raise UserError(f"{index}: written by a big-endian machine, which is not read here")
+        variables = {key.decode(): _variable(prefix, key.decode(), value, shards) for key, value in table.items()}
+    except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
+        raise UserError(f"{index}: damaged or not the index of a TensorFlow checkpoint ({error!r})") from error
+    return {name: variable for name, variable in variables.items() if variable is not None}
+
+
+def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | None:
+    """The variable that an entry of the table describes; None if it does not hold numbers."""
+    fields = _fields(value)
+    if fields.get(1) not in _DTYPES:
+        return None
+    if 7 in fields:
+        raise UserError(f"{prefix}: {name} is a partitioned variable, which is not read here")
+    dims = [_fields(dim).get(1, 0) for _, dim in _all_fields(fields.get(2, b"")) if isinstance(dim, bytes)]
+    number, offset, size = (fields.get(key, 0) for key in (3, 4, 5))
+    file = Path(f"{prefix}.data-{number:05d}-of-{shards:05d}")
+    dtype = _DTYPES[fields[1]]
+    if size != math.prod(dims) * np.dtype(dtype).itemsize:
+        raise ValueError(f"{name}: {size} bytes for shape {dims}")
+    if not file.is_file() or offset + size > file.stat().st_size:
+        raise UserError(f"{file}: missing or cut short; {name} is not all there")
+    return Variable(tuple(dims), dtype, file, offset)
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a whole table."""
+    footer = table[-_FOOTER_BYTES:]
+    if len(footer) < _FOOTER_BYTES or struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
+        raise ValueError("no table footer")
+    _, _, position = _handle(footer, 0)  # of the meta index
+    offset, size, _ = _handle(footer, position)
+    for _, handle in _block(table, offset, size):
+        yield from _block(table, *_handle(handle, 0)[:2])
+
+
+def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    if offset + size + _BLOCK_TRAILER_BYTES > len(table):
+        raise ValueError("a block lies outside the file")
+    if table[offset + size] != 0:
+        raise ValueError("a compressed block")
+    block = table[offset : offset + size]
+    restarts = struct.unpack("<I", block[-4:])[0]
+    end, position, key = len(block) - 4 - 4 * restarts, 0, b""
+    while position < end:
+        shared, position = _varint(block, position)
+        own, position = _varint(block, position)
+        length, position = _varint(block, position)
+        key = key[:shared] + block[position : position + own]
+        position += own
+        yield key, block[position : position + length]
+        position += length
+
+
+def _handle(data: bytes, position: int) -> tuple[int, int, int]:
+    """(offset, size) of a block, and where its handle ends."""
+    offset, position = _varint(data, position)
+    size, position = _varint(data, position)
+    return offset, size, position
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position
+
+
+def _all_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of a protocol buffer's fields, in order."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        number, kind = tag >> 3, tag & 7
+        value: int | bytes
+        if kind == 0:
+            value, position = _varint(message, position)
+        elif kind in (1, 5):
+            width = 8 if kind == 1 else 4
+            value = int.from_bytes(message[position : position + width], "little")
+            position += width
+        elif kind == 2:
+            length, position = _varint(message, position)
+            value = message[position : position + length]
+            position += length
+        else:
+            raise ValueError(f"field of wire type {kind}")
+        yield number, value
+
+
+def _fields(message: bytes) -> dict[int, Any]:
+    return dict(_all_fields(message))
