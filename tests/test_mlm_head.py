@@ -8,7 +8,7 @@ runs both kinds at any width, so the same tests cover both; a GPU would spill on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
