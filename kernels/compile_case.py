@@ -38,4 +38,6 @@ class CompileCase:
     needs_dot: bool = False
     """Holds matrix products in half precision, so tensor-core instructions are asserted."""
     streaming: bool = False
-    """Bound by memory traffic, so 128-bit global access is asserted."""
+    """Bound by memory traffic, so 128-bit global loads are asserted."""
+    wide_stores: bool = False
+    """Stores whole tiles (not a number per row), so 128-bit global stores are asserted too."""

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """The counter-based generator: known answers, the same bits in Triton, and that its bits look random."""
 
 from __future__ import annotations

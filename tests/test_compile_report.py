@@ -1,0 +1,149 @@
+"""The kernels as the compiler makes them, without a GPU: no spills, tensor cores, wide accesses.
+
+Here a sample, because a case costs a second or two; `python -m benchmarks.compile_report --check` (or this
+test with ELECTRA_COMPILE_ALL=1) compiles every kernel at every tile for every architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import compile_report
+from benchmarks.compile_report import Row
+
+ROOT = Path(__file__).parents[1]
+# What the published ELECTRA-Small and -Base run: head dim 64, dropout, 128 and 512 tokens, V x E tied output.
+SAMPLE = {
+    80: ["backward_keys_kernel[bf16 K=64 Q=64 J=32 p=0.1"],
+    90: [
+        "short_backward_kernel[bf16 K=64 S=128 p=0.1",
+        "attention.forward_kernel[bf16 K=64 Q=128 J=64 p=0.1",
+        "backward_queries_kernel[bf16 K=64 Q=128 J=64 p=0.1",
+        "mlm_head_tile_sums[bf16 E=128",
+        "mlm_head_dembedding[bf16 E=128",
+        "sample_and_replace[bf16 V=30528",
+        "rtd_head[bf16 D=256",
+    ],
+    100: ["short_forward_kernel[bf16 K=64 S=128 p=0.1"],
+}
+EVERYTHING = os.environ.get("ELECTRA_COMPILE_ALL", "0") == "1"
+
+
+def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: this one may hold the interpreter instead of the compiler."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compile_report", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_keep_the_rules(capability: int) -> None:
+    only = [""] if EVERYTHING else SAMPLE[capability]
+    done = run_report("--json", "--check", "--capability", str(capability), "--only", *only)
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    for text in only:
+        assert any(text in row["name"] for row in rows), f"no case holds {text!r}"
+    for row in rows:
+        assert row["problems"] == [] and row["capability"] == capability
+        assert row["registers"] > 0 and row["instructions"] > 0 and row["programs_per_multiprocessor"] > 0
+
+
+ROW = Row(
+    name="kernel",
+    capability=90,
+    warps=4,
+    stages=2,
+    registers=64,
+    stack_bytes=0,
+    spill_instructions=0,
+    shared_bytes=1024,
+    programs_per_multiprocessor=8,
+    limited_by="registers",
+    tensor_instructions=4,
+    load_bits=(32, 128),
+    store_bits=(128,),
+    loop_instructions=None,
+    instructions=100,
+    bound="issue",
+    bound_cycles={"issue": 100},
+    needs_dot=True,
+    streaming=True,
+    wide_stores=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stack_bytes": 8}, "spills"),
+        ({"spill_instructions": 1}, "spills"),
+        ({"tensor_instructions": 0}, "without tensor cores"),
+        ({"load_bits": (16, 32, 64)}, "no 128-bit global load"),
+        ({"store_bits": (64,)}, "no 128-bit global store"),
+        ({"shared_bytes": 300_000}, "shared memory"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_every_rule_can_be_broken(change: dict[str, Any], words: str) -> None:
+    assert compile_report.problems(ROW) == []
+    (problem,) = compile_report.problems(dataclasses.replace(ROW, **change))
+    assert words in problem
+
+
+SASS = """
+.L_x_0:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P1 LDG.E.U16 R5, desc[UR4][R2.64] ;
+.L_x_1:
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R8, gdesc[UR4], R8 ;
+        /*0040*/                   MUFU.EX2 R9, R9 ;
+        /*0050*/              @!P0 BRA `(.L_x_1) ;
+        /*0060*/              @P2  STL [R1], R3 ;
+        /*0070*/                   BRA `(.L_x_0) ;
+        /*0080*/                   EXIT ;
+.L_x_2:
+        /*0090*/                   BRA `(.L_x_2);
+"""
+
+
+def test_sass_is_read() -> None:
+    opcodes, loops = compile_report.parse_sass(SASS)
+    assert opcodes[:3] == ["LDG.E.128", "LDG.E.U16", "HGMMA.64x64x16.F32.BF16"] and len(opcodes) == 9
+    assert sorted(loops) == [(0, 6), (2, 4)], "a branch to itself is no loop"
+    loop = compile_report.largest_inner_loop(opcodes, loops)
+    assert loop == ["HGMMA.64x64x16.F32.BF16", "MUFU.EX2", "BRA"]
+    assert compile_report.access_bits(opcodes, ("LDG", "LDGSTS")) == (16, 128)
+    assert sum(compile_report.is_tensor(op) for op in opcodes) == 1
+    cycles = compile_report.bound_cycles(loop, warps=8, capability=90)
+    assert cycles == {"issue": 6, "special functions": 16, "tensor cores": 2 * 64 * 64 * 16 * 2 // 4096}
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "expected"),
+    [(128, 1024, 8, (2, "registers")), (32, 100_000, 4, (2, "shared memory")), (32, 0, 16, (4, "registers"))],
+    ids=["registers", "shared-memory", "warps"],
+)
+def test_occupancy(registers: int, shared: int, warps: int, expected: tuple[int, str]) -> None:
+    assert compile_report.occupancy(registers, shared, warps, 90) == expected
+
+
+def test_flops_of_tensor_instructions() -> None:
+    assert compile_report.tensor_flops("HMMA.16816.F32.BF16", warps=4) == 2 * 16 * 8 * 16 * 4
+    assert compile_report.tensor_flops("HMMA.1688.F32.TF32", warps=1) == 2 * 16 * 8 * 8
+    assert compile_report.tensor_flops("HGMMA.64x128x16.F32", warps=8) == 2 * 64 * 128 * 16 * 2
+
+
+def test_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as exit_:
+        compile_report.main(["--json"])
+    assert exit_.value.code == 2 and "TRITON_INTERPRET" in capsys.readouterr().err
