@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
     from electra_core.electra import Electra

@@ -126,8 +126,10 @@ class PretrainConfig:
     """Feed-forward width of the generator."""
     generator_layers: int = 12
     """Layers of the generator (the paper keeps the discriminator's depth)."""
+    embedding_init: str = "normal"
+    """normal (as the original) | cooccurrence (word vectors counted from the corpus; see cooccurrence.py)."""
     position_init: str = "normal"
-    """normal (as the original) | sinusoidal (a start that lets attention find neighbours sooner)."""
+    """normal (as the original) | sinusoidal | local (heads start on neighbouring words; initialisation.py)."""
     seed: int = 0
     """Every random choice of the run is a function of this and the step."""
     checkpoint_every: int = 10_000
@@ -147,7 +149,8 @@ class PretrainConfig:
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("tying", self.tying, TYINGS)
         _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
-        _one_of("position_init", self.position_init, ("normal", "sinusoidal"))
+        _one_of("position_init", self.position_init, ("normal", "sinusoidal", "local"))
+        _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
         _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
         for name in ("batch_size", "max_length", "accumulate", "checkpoint_every", "eval_every", "log_every"):
             if getattr(self, name) < 1:

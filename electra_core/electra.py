@@ -29,7 +29,8 @@ from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
-from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder, initialise
+from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
+from electra_core.initialisation import initialise
 from electra_core.packing import TokenBatch
 
 # Streams of random numbers: the generator's encoder from 0, the discriminator's, the draws.

@@ -1,4 +1,4 @@
-"""The transformer encoder: embeddings, post-LayerNorm layers, initialisation.
+"""The transformer encoder: embeddings and post-LayerNorm layers.
 
     x = LayerNorm(word + position + segment), projected to the hidden size
     for each layer (Vaswani et al. 2017, post-LayerNorm as in BERT):
@@ -15,8 +15,6 @@ generator and discriminator alike.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -177,54 +175,3 @@ def dropout(values_TD: Tensor, dropout_p: float, seed: Tensor | None, stream: in
     rows = torch.arange(len(values_TD), device=values_TD.device)
     keep = keep_mask(seed, rows, values_TD.shape[1], dropout_p, stream)
     return values_TD * keep * keep_scale(dropout_p)
-
-
-GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", "summary")
-
-
-def initialise(model: nn.Module, initializer_range: float, seed: int, position_init: str = "normal") -> None:
-    """Starting values of every parameter, in place; the same on every machine for the same seed.
-
-    | parameter | starts from |
-    |---|---|
-    | weights of linear layers and embeddings | normal(0, initializer_range), truncated at two deviations |
-    | `embeddings_project`, `dense_prediction`, task heads | Glorot uniform: the original leaves them to its framework |
-    | biases | 0 |
-    | LayerNorm | weight 1, bias 0 |
-    | position embeddings, if position_init is "sinusoidal" | sines and cosines (Vaswani et al. 2017), then learned |
-    """
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            _truncated_normal(module.weight, initializer_range, generator)
-        elif isinstance(module, nn.Linear):
-            if any(part in GLOROT for part in name.split(".")):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-            else:
-                _truncated_normal(module.weight, initializer_range, generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    if position_init == "sinusoidal":
-        for module in model.modules():
-            if isinstance(module, Embeddings):
-                _sinusoidal(module.position_embeddings.weight, initializer_range)
-    for module in model.modules():
-        if isinstance(module, DisentangledEmbeddings):  # starts as exactly the generator's matrix
-            nn.init.zeros_(module.word_embeddings.weight)
-
-
-def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-
-
-@torch.no_grad()
-def _sinusoidal(weight_PE: Tensor, scale: float) -> None:
-    """Sines and cosines of wavelengths 2 pi to 10000 * 2 pi, with the words' root mean square."""
-    positions, width = weight_PE.shape
-    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angle = torch.arange(positions)[:, None] * frequency
-    weight_PE[:, 0::2] = torch.sin(angle) * scale * math.sqrt(2)
-    weight_PE[:, 1::2] = torch.cos(angle[:, : width // 2]) * scale * math.sqrt(2)

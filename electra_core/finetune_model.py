@@ -12,9 +12,9 @@ import torch
 
 from electra_core import model_dir
 from electra_core.downstream import Task
-from electra_core.encoder import initialise
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.initialisation import initialise
 from electra_core.tasks import TaskModel, initialise_head
 
 

@@ -34,7 +34,7 @@ from electra_core.electra import (
     discriminator_encoder,
     replace_tokens,
 )
-from electra_core.encoder import initialise
+from electra_core.initialisation import initialise
 from electra_core.packing import TokenBatch
 
 

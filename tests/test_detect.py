@@ -22,7 +22,7 @@ from electra_core.detect import (
     tokens_html,
 )
 from electra_core.electra import Discriminator
-from electra_core.encoder import initialise
+from electra_core.initialisation import initialise
 from electra_core.packing import pack
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
 

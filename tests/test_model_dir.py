@@ -20,8 +20,8 @@ import electra_core
 from electra_core import hub_layout, model_dir, pretrained
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
-from electra_core.encoder import initialise
 from electra_core.errors import UserError
+from electra_core.initialisation import initialise
 from electra_core.packing import from_padded, to_padded
 
 SAME = EncoderConfig(

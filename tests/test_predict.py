@@ -17,9 +17,9 @@ import torch
 
 from electra_core import predict as module
 from electra_core.classify import Classify, softmax
-from electra_core.encoder import initialise
 from electra_core.errors import UserError
 from electra_core.features import Window
+from electra_core.initialisation import initialise
 from electra_core.labelled import BadRows, Columns, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained

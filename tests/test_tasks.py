@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from electra_core import tasks
 from electra_core.config import EncoderConfig
-from electra_core.encoder import initialise
 from electra_core.features import (
     UNLABELLED,
     Features,
@@ -21,6 +20,7 @@ from electra_core.features import (
     truncate_pair,
     windows,
 )
+from electra_core.initialisation import initialise
 from electra_core.packing import pack, to_padded
 
 CONFIG = EncoderConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from electra_core.config import EncoderConfig
 from electra_core.electra import Discriminator
-from electra_core.encoder import initialise
+from electra_core.initialisation import initialise
 from electra_core.model_dir import save_pretrained
 from electra_core.tokenizer import WordPieceTokenizer
 

@@ -1,0 +1,109 @@
+"""Starting values from counting: word embeddings before the first training step.
+
+A transformer this size spends its first ten million tokens learning which words resemble each other; until
+then masked LM sits on the words' frequencies and the discriminator on its base rate. Counting which words
+stand near each other gives that knowledge in half a minute, because counting uses every token of the corpus
+where masked LM uses one in seven.
+
+    C[i, j]   how often j stands within WINDOW words of i, nearer ones counted more
+    PPMI      max(0, log C[i, j] / (C[i] p(j)^0.75))          (Levy, Goldberg and Dagan 2015: smoothed contexts)
+    E         U sqrt(S) of its truncated singular value decomposition, rotated at random, rows scaled alike
+
+The output bias starts as the words' log frequencies, for the same reason.
+
+The random rotation spreads the leading directions over all E dimensions, as LayerNorm and weight decay expect.
+Used by `PretrainConfig.embedding_init = "cooccurrence"`; the original starts from random numbers
+(`docs/deviations.md`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from electra_core.corpus import Corpus
+
+WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
+"""What a neighbour at distance 1, 2, 3, 4 counts."""
+MOST_TOKENS = 20_000_000
+"""Tokens counted at most: more changed nothing that could be measured."""
+CONTEXT_SMOOTHING = 0.75
+LARGEST_VOCABULARY = 16_384
+"""The table of counts is dense: 1 GB at this size."""
+
+
+def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
+    """Word vectors from the corpus's co-occurrence counts.
+
+    Args:
+        corpus: the training split.
+        width: E.
+        rms: root mean square of every row; special tokens and words never seen are random at that scale.
+        seed: of the rotation and of the decomposition.
+
+    Returns:
+        fp32 [V, E]
+
+    Raises:
+        ValueError: a vocabulary too large for a dense table, or smaller than `width`.
+    """
+    vocab_size = corpus.tokenizer.vocab_size
+    if not width < vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(
+            f"embedding_init: 'cooccurrence' expects a vocabulary of {width} to {LARGEST_VOCABULARY} words, "
+            f"got {vocab_size}"
+        )
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    counts_VV = count_neighbours(corpus, vocab_size)
+    ppmi_VV = _positive_mutual_information(counts_VV)
+    vectors_VE = _truncated_svd(ppmi_VV, width, generator)
+    rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
+    vectors_VE = vectors_VE @ rotation
+
+    unseen = counts_VV.sum(1) == 0
+    unseen[list(corpus.tokenizer.special_ids)] = True
+    vectors_VE[unseen] = torch.randn(int(unseen.sum()), width, generator=generator)
+    return vectors_VE * (rms * width**0.5 / vectors_VE.norm(dim=1, keepdim=True).clamp(min=1e-6))
+
+
+def log_frequencies(corpus: Corpus) -> Tensor:
+    """log p(word) around its mean, fp32 [V]: what the output bias of a masked language model converges to first."""
+    counts = np.ones(corpus.tokenizer.vocab_size)
+    for shard in corpus.shards:
+        counts += np.bincount(shard.tokens[:MOST_TOKENS], minlength=len(counts))
+    logs = np.log(counts)
+    return torch.from_numpy(logs - logs.mean()).float()
+
+
+def count_neighbours(corpus: Corpus, vocab_size: int) -> Tensor:
+    """Symmetric weighted counts, fp32 [V, V], over at most `MOST_TOKENS` tokens."""
+    counts = np.zeros(vocab_size * vocab_size, dtype=np.float32)
+    left = MOST_TOKENS
+    for shard in corpus.shards:
+        ids = shard.tokens[:left].astype(np.int64)
+        for distance, weight in enumerate(WINDOW_WEIGHTS, start=1):
+            pairs = ids[:-distance] * vocab_size + ids[distance:]
+            counts += weight * np.bincount(pairs, minlength=len(counts)).astype(np.float32)
+        left -= len(ids)
+        if left <= 0:
+            break
+    table = torch.from_numpy(counts).view(vocab_size, vocab_size)
+    return table + table.T
+
+
+def _positive_mutual_information(counts_VV: Tensor) -> Tensor:
+    words = counts_VV.sum(1)
+    contexts = words**CONTEXT_SMOOTHING
+    expected = words.clamp(min=1)[:, None] * (contexts / contexts.sum()).clamp(min=1e-12)
+    return (counts_VV / expected).clamp(min=1e-9).log_().clamp_(min=0)
+
+
+def _truncated_svd(matrix_VV: Tensor, width: int, generator: torch.Generator, passes: int = 3) -> Tensor:
+    """U sqrt(S), [V, width], by subspace iteration from a random start (Halko, Martinsson and Tropp 2011)."""
+    oversampled = min(width + 32, len(matrix_VV))
+    basis = torch.randn(len(matrix_VV), oversampled, generator=generator)
+    for _ in range(passes):
+        basis, _ = torch.linalg.qr(matrix_VV @ (matrix_VV.T @ basis))
+    u, s, _ = torch.linalg.svd(basis.T @ matrix_VV, full_matrices=False)
+    return ((basis @ u) * s.sqrt())[:, :width].contiguous()

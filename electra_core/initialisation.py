@@ -1,0 +1,121 @@
+"""Where training starts from: one function, whose docstring is the table.
+
+A narrow model started as the original is (normal, 0.02) computes next to nothing at first: with D = 128 a
+query is 0.02 sqrt(128) = 0.23 long per entry, so all attention is uniform, and no gradient tells a head which
+neighbour to look at. `position_init = "local"` starts the heads of the first two layers as readers of the
+word 1, 2, ... places before or after:
+
+    position p starts as  (sin w_f p, cos w_f p)  for frequencies w_f from pi down to 2 pi / P
+    query = rotation by w_f delta of the position, key = the position, on each head's K / 2 fastest pairs
+    so  query(t) . key(s) = sum_f cos(w_f (t + delta - s)),  which peaks at s = t + delta
+
+Everything is learned from there as usual, and the file format does not know the difference.
+`docs/decisions.md` has the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder, SelfAttention
+
+GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", "summary")
+LOCAL_OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)
+LOCAL_LAYERS = 2
+LOCAL_SHARPNESS = 1.3
+"""Length of the query and key weights; the score of the wanted neighbour is about its square times sqrt(K) / 2."""
+
+
+def initialise(model: nn.Module, initializer_range: float, seed: int, position_init: str = "normal") -> None:
+    """Starting values of every parameter, in place; the same on every machine for the same seed.
+
+    | parameter | starts from |
+    |---|---|
+    | weights of linear layers and embeddings | normal(0, initializer_range), truncated at two deviations |
+    | `embeddings_project`, `dense_prediction`, task heads | Glorot uniform, the original's framework's default |
+    | biases | 0 |
+    | LayerNorm | weight 1, bias 0 |
+    | position embeddings, if position_init is "sinusoidal" | sines and cosines (Vaswani et al. 2017) |
+    | the same and two layers' queries and keys, if "local" | see the header |
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _truncated_normal(module.weight, initializer_range, generator)
+        elif isinstance(module, nn.Linear):
+            if any(part in GLOROT for part in name.split(".")):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            else:
+                _truncated_normal(module.weight, initializer_range, generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in list(model.modules()):
+        if isinstance(module, Embeddings) and position_init != "normal":
+            weight_PE = module.position_embeddings.weight
+            slow = position_init == "sinusoidal"
+            _fill_with_waves(
+                weight_PE, _slow_waves(weight_PE) if slow else _fast_waves(weight_PE), initializer_range
+            )
+        if isinstance(module, Encoder) and position_init == "local":
+            _look_at_neighbours(module)
+        if isinstance(module, DisentangledEmbeddings):  # the sum starts as exactly the generator's matrix
+            nn.init.zeros_(module.word_embeddings.weight)
+
+
+def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def _slow_waves(weight_PE: Tensor) -> Tensor:
+    """[E / 2] frequencies from 1 down to 1 / 10000 (Vaswani et al. 2017)."""
+    return torch.exp(torch.arange(0, weight_PE.shape[1], 2) * (-math.log(10000.0) / weight_PE.shape[1]))
+
+
+def _fast_waves(weight_PE: Tensor) -> Tensor:
+    """[E / 2] frequencies from pi (wavelength 2) down to 2 pi / P."""
+    positions, width = weight_PE.shape
+    return math.pi * (2 / positions) ** torch.linspace(0, 1, width // 2)
+
+
+@torch.no_grad()
+def _fill_with_waves(weight_PE: Tensor, frequencies: Tensor, rms: float) -> None:
+    """Position p becomes (sin w_0 p, cos w_0 p, sin w_1 p, ...) with root mean square `rms`."""
+    angles = torch.arange(len(weight_PE))[:, None] * frequencies
+    weight_PE[:, 0::2] = torch.sin(angles) * rms * math.sqrt(2)
+    weight_PE[:, 1::2] = torch.cos(angles) * rms * math.sqrt(2)
+
+
+@torch.no_grad()
+def _look_at_neighbours(encoder: Encoder) -> None:
+    """Queries and keys of the first layers as in the header. Where embeddings are projected to another width,
+    positions are mixed up on the way, and the layers stay as they are."""
+    if encoder.embeddings_project is not None:
+        return
+    frequencies = _fast_waves(encoder.embeddings.position_embeddings.weight)
+    for index, layer in enumerate(list(encoder.layers)[:LOCAL_LAYERS]):
+        attention: SelfAttention = layer.attention  # type: ignore[assignment]
+        width = attention.num_heads * attention.head_size
+        query_HKD, key_HKD, _ = attention.qkv.weight.view(3, attention.num_heads, attention.head_size, width)
+        query_HKD.zero_()
+        key_HKD.zero_()
+        for head in range(attention.num_heads):
+            offset = LOCAL_OFFSETS[(index * attention.num_heads + head) % len(LOCAL_OFFSETS)]
+            _point_at(query_HKD[head], key_HKD[head], frequencies, offset)
+
+
+def _point_at(query_KD: Tensor, key_KD: Tensor, frequencies: Tensor, offset: int) -> None:
+    """One head's weights: keys copy K / 2 wave pairs, queries copy them rotated to position + offset."""
+    for pair in range(min(len(query_KD), query_KD.shape[1]) // 2):
+        sine, cosine = 2 * pair, 2 * pair + 1
+        angle = float(frequencies[pair]) * offset
+        key_KD[sine, sine] = key_KD[cosine, cosine] = LOCAL_SHARPNESS
+        # sin w(p + d) = sin wp cos wd + cos wp sin wd;  cos w(p + d) = cos wp cos wd - sin wp sin wd
+        query_KD[sine, sine] = query_KD[cosine, cosine] = LOCAL_SHARPNESS * math.cos(angle)
+        query_KD[sine, cosine] = LOCAL_SHARPNESS * math.sin(angle)
+        query_KD[cosine, sine] = -LOCAL_SHARPNESS * math.sin(angle)

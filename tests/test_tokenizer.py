@@ -1,0 +1,270 @@
+"""Tokenizers against the libraries they have to agree with: `transformers`, `sentencepiece`, and themselves."""
+
+import json
+from itertools import islice, pairwise
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer, ElectraTokenizer
+
+from electra_core.errors import UserError
+from electra_core.text_files import find_sources, read_documents
+from electra_core.tokenizer import (
+    SPECIAL_TOKENS,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordPieceTokenizer,
+    load_tokenizer,
+)
+from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
+
+TORTURE = [
+    "",
+    " ",
+    "\u200b \ufeff",  # nothing but what is dropped
+    "Café naïve ÉÀÜ ßẞ İı ŉ ǰ Straße",
+    "e\u0301 a\u0308\u0323 \u0301x x\u0304\u0304",  # combining marks, one without a letter
+    "A\u030a\u0327 Z\u0351\u036b\u0343\u033d",
+    "東京タワー 中文字符 㐀𠀀 한국어 ภาษาไทย हिन्दी עברית عربى",
+    "\uac00\u11a8 \u1100\u1161",  # Hangul in syllables and in letters
+    "😀👩‍👩‍👧‍👦🏳️‍🌈 ☃️ 𝓗𝓮𝓵𝓵𝓸 𝟙𝟚",
+    "a\x01b\x07c\x1cd\x1fe\x7ff\x80g\x9fh \ue000 \U0010ffff \ufffd",
+    f"{'x' * 99} {'y' * 100} {'z' * 101} {'w' * 5000}",  # words around and beyond the longest
+    "line\u0085next\u2028para\u2029x\x0b\x0cy\tz\r\n",
+    "zero\u200bwidth\u200c\u200d\ufeffjoin\u2060er soft\u00adhyphen \u202eRTL\u202c",
+    "\u3000ideo\u3000graphic\u00a0nbsp\u2009thin",
+    "«quotes» “x” ‘y’ —–-… $€£¥ +=<>|~^` http://x.y/z?a=b&c=d_e #hash @user don't",
+    "ﬁ ﬂ ½ ² ™ ℡ ㎏ ｆｕｌｌ ΟΔΥΣΣΕΥΣ ς",
+    "▁ under▁score ##ing [ MASK ] [mask]",
+]
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    """10,000 lines of the language reference, which is wherever Python is."""
+    text = "\n".join(topics[key] for key in sorted(topics))
+    return [line for line in text.split("\n") if line.strip()][:10_000]
+
+
+@pytest.fixture(scope="module", params=[("unigram", True), ("unigram", False), ("bpe", True)], ids=str)
+def own(request: pytest.FixtureRequest, lines: list[str]) -> Tokenizer:
+    model_type, lowercase = request.param
+    return train_sentencepiece(lines, 1000, model_type=model_type, lowercase=lowercase)
+
+
+@pytest.fixture(scope="module")
+def unigram(lines: list[str]) -> SentencePieceTokenizer:
+    return train_sentencepiece(lines[:1000], 300)
+
+
+@pytest.fixture
+def wordpiece(tmp_path: Path) -> WordPieceTokenizer:
+    words = ["the", "cat", "##s", "Cat", "sat", ",", ".", "caf", "##e", "##é", "東", "京", "mask", "[", "]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *words]) + "\n", "utf-8")
+    return WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt")
+
+
+def plain(text: str) -> str:
+    """Without the names of special tokens, which SentencePiece does not look for in a text."""
+    return text.replace("[", "(")
+
+
+# ------------------------------------------------------------------------------------------- own vocabularies
+
+
+def test_ids_are_those_of_sentencepiece(own: Tokenizer, lines: list[str], tmp_path: Path) -> None:
+    own.save(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    texts = [plain(line) for line in [*lines, *TORTURE]]
+    assert own.encode_batch(texts) == theirs.encode(texts)
+
+
+def test_auto_tokenizer_opens_the_folder(own: Tokenizer, lines: list[str], tmp_path: Path) -> None:
+    own.save(tmp_path)
+    for config in (None, {"model_type": "electra"}):  # alone, and beside a model
+        if config:
+            (tmp_path / "config.json").write_text(json.dumps(config))
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        texts = [*lines[:500], *TORTURE, "a [MASK] b"]
+        assert theirs(texts, add_special_tokens=False)["input_ids"] == own.encode_batch(texts)
+        assert [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id] == [0, 1, 2]
+        assert [theirs.sep_token_id, theirs.mask_token_id, theirs.model_max_length] == [3, 4, 512]
+        pair = theirs("if x", "while y")
+        first, second = own.encode("if x"), own.encode("while y")
+        assert pair["input_ids"] == [2, *first, 3, *second, 3]
+        assert pair["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+def test_saved_and_loaded_is_the_same(own: Tokenizer, lines: list[str], tmp_path: Path) -> None:
+    own.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is type(own) and again.fingerprint() == own.fingerprint()
+    assert again.encode_batch(lines) == own.encode_batch(lines)
+    again.save(tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_text_is_its_words(own: Tokenizer, lines: list[str]) -> None:
+    """What `encoding.WordEncoder` relies on."""
+    tokenizer = own.as_plain_text()
+    for line in [*lines[:300], *TORTURE]:
+        words = tokenizer.encode_batch(line.split(" "))
+        assert tokenizer.encode(line) == [token for word in words for token in word]
+
+
+def test_special_tokens_come_first_and_uncased_is_the_default(unigram: SentencePieceTokenizer) -> None:
+    assert unigram.tokens(range(5)) == list(SPECIAL_TOKENS)
+    assert unigram.special_ids == (0, 1, 2, 3, 4) and unigram.vocab_size == 300
+    assert unigram.encode("THE Naïve") == unigram.encode("the naive")
+    assert unigram.decode(unigram.encode("The naïve test")) == "the naive test"
+
+
+def test_names_of_special_tokens_in_a_text(own: Tokenizer) -> None:
+    assert own.encode("a [MASK] b")[-2:] == [own.mask_id, own.encode("b")[0]]
+    assert not set(own.special_ids) - {own.unk_id} & set(own.as_plain_text().encode("a [MASK] [CLS]x[SEP] [PAD]"))
+
+
+def test_offsets_are_characters_of_the_original(unigram: SentencePieceTokenizer) -> None:
+    text = "The \u200bCafé  in 東京, ﬁne: 😀"
+    ids, offsets = unigram.encode_with_offsets(text)
+    assert ids == unigram.encode(text)
+    assert all(0 <= begin <= end <= len(text) for begin, end in offsets)
+    assert all(before[0] <= after[0] for before, after in pairwise(offsets))
+    covered = "".join(text[begin:end] for begin, end in offsets)
+    assert {*"TheCafin東京,:😀"} <= {*covered}
+    emoji = text.index("😀")
+    assert (emoji, emoji + 1) in offsets and (emoji, emoji) in offsets  # the letter, and its "▁"
+
+
+def test_the_vocabulary_depends_on_the_text_alone(lines: list[str]) -> None:
+    once = train_sentencepiece(lines[:1000], 300)
+    again = train_sentencepiece(reversed(lines[:1000]), 300)
+    other = train_sentencepiece(lines[:900], 300)
+    cased = train_sentencepiece(lines[:1000], 300, lowercase=False)
+    assert once.to_json() == again.to_json()
+    assert len({once.fingerprint(), other.fingerprint(), cased.fingerprint()}) == 3
+
+
+def test_wordpiece_vocabulary(lines: list[str]) -> None:
+    once, again = (train_wordpiece(lines[:1000], 600) for _ in range(2))
+    assert once.to_json() == again.to_json() and once.vocab_size == 600
+    assert once.tokens(range(5)) == list(SPECIAL_TOKENS)
+    ids = [token for line in lines[:1000] for token in once.encode(line)]
+    assert ids.count(once.unk_id) < 0.002 * len(ids)
+    assert "the" in once.tokens(range(600)) and len(ids) < sum(map(len, lines[:1000])) / 2.5
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_text_too_small_for_the_vocabulary(model_type: str) -> None:
+    text = ["the quick brown fox jumps over the lazy dog"] * 3
+    with pytest.raises(UserError, match="for a vocabulary of 8,192; the largest possible one is") as caught:
+        train_sentencepiece(text, 8192, model_type=model_type)
+    largest = int(str(caught.value).split()[-1])
+    assert train_sentencepiece(text, largest, model_type=model_type).vocab_size == largest
+
+
+@pytest.mark.parametrize("train", [train_sentencepiece, train_wordpiece])
+def test_a_vocabulary_too_small_for_the_text(train) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match="too small for the letters of this text; it needs"):
+        train(["the quick brown fox jumps over the lazy dog"], 20)
+    with pytest.raises(UserError, match="no text"):
+        train([" ", ""], 20)
+
+
+def test_sample_is_spread_bounded_and_free_of_order() -> None:
+    documents = [[f"document {number}", "x" * 90] for number in range(1000)]
+    drawn = list(draw_sample(documents, 0, 20_000))
+    assert 18_000 < sum(map(len, drawn)) <= 20_000
+    assert sorted(drawn) == sorted(draw_sample(documents[::-1], 0, 20_000))
+    assert sorted(drawn) != sorted(draw_sample(documents, 1, 20_000))
+    numbers = [int(line.split()[1]) for line in drawn if line.startswith("document")]
+    assert 350 < sum(numbers) / len(numbers) < 650
+    assert list(draw_sample([["a" * 50]], 0, 10)) == ["a" * 50]
+
+
+# ------------------------------------------------------------------------------------------------ WordPiece
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+def test_wordpiece_is_that_of_transformers_on_real_lines(lowercase: bool, data_dir: Path, tmp_path: Path) -> None:
+    vocab = data_dir / "vocab" / "vocab.txt"
+    ours = WordPieceTokenizer.from_vocab(vocab, lowercase=lowercase)
+    theirs = ElectraTokenizer(vocab=str(vocab), do_lower_case=lowercase)
+    texts = [*real_lines, *TORTURE, "a [MASK] b[SEP]c"]
+    assert len(texts) >= 20_000
+    expected = theirs(texts, add_special_tokens=False, return_offsets_mapping=True)
+    for text, ids, offsets in zip(texts, expected["input_ids"], expected["offset_mapping"]):
+        assert ours.encode_with_offsets(text) == (ids, [tuple(pair) for pair in offsets]), repr(text)
+    ours.save(tmp_path)
+    assert (tmp_path / "vocab.txt").read_bytes() == vocab.read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path)(TORTURE, add_special_tokens=False)["input_ids"] == (
+        ours.encode_batch(TORTURE)
+    )
+
+
+@pytest.fixture(scope="module")
+def real_lines(data_dir: Path) -> list[str]:
+    """2,000 paragraphs of Wikipedia and 18,000 lines of novels."""
+    lines: list[str] = []
+    for name, count in (("wikipedia_heldout_2mb.txt.xz", 2000), ("novels_77mb.txt.xz", 18_000)):
+        documents = read_documents(find_sources([data_dir / name]))
+        lines += islice((line for document in documents for line in document), count)
+    return lines
+
+
+@pytest.mark.data
+def test_sentencepiece_agrees_on_real_lines(real_lines: list[str], tmp_path: Path) -> None:
+    tokenizer = train_sentencepiece(real_lines[:400], 800)
+    tokenizer.save(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    assert tokenizer.as_plain_text().encode_batch(real_lines) == theirs.encode(real_lines)
+
+
+def test_wordpiece_basics(wordpiece: WordPieceTokenizer, tmp_path: Path) -> None:
+    ids, offsets = wordpiece.encode_with_offsets("The Cats, CAFÉ")
+    assert wordpiece.tokens(ids) == ["the", "cat", "##s", ",", "caf", "##e"]
+    assert offsets == [(0, 3), (4, 7), (7, 8), (8, 9), (10, 13), (13, 14)]
+    assert wordpiece.decode(ids) == "the cats, cafe"
+    assert wordpiece.encode("[MASK]") == [wordpiece.mask_id]
+    plain_text = wordpiece.as_plain_text()
+    assert plain_text.tokens(plain_text.encode("[MASK]")) == ["[", "mask", "]"]
+    cased = WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt", lowercase=False)
+    assert cased.tokens(cased.encode("Cats café")) == ["Cat", "##s", "caf", "##é"]
+    assert cased.fingerprint() != wordpiece.fingerprint()
+    with pytest.raises(ValueError, match=r"token_id must be in \[0, 20\), got 20"):
+        wordpiece.token(20)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_case_survives_in_a_folder_with_only_vocab_txt(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, lowercase: bool
+) -> None:
+    WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt", lowercase=lowercase).save(tmp_path / "out")
+    from_json = load_tokenizer(tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    from_vocab = load_tokenizer(tmp_path / "out")
+    assert from_json.fingerprint() == from_vocab.fingerprint()
+    assert (from_vocab.encode("CATS") == from_vocab.encode("cats")) is lowercase
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.txt", b"[PAD]\n[UNK]\nthe\n", r"vocab.txt: .*no \[CLS\], \[SEP\], \[MASK\]"),
+        ("vocab.txt", b"[PAD]\nthe\nthe\n", "line 3: 'the' is already on line 2"),
+        ("vocab.txt", b"[PAD]\n\xff\n", "invalid UTF-8 at byte 6"),
+        ("tokenizer.json", b"{}", "tokenizer.json: not a tokenizer.json"),
+        ("tokenizer.json", b"\xff", "tokenizer.json: "),
+        ("other.txt", b"", "neither tokenizer.json nor vocab.txt"),
+    ],
+)
+def test_folders_that_hold_no_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="no such tokenizer"):
+        load_tokenizer(tmp_path / "absent")
