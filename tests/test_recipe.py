@@ -29,7 +29,7 @@ CONFIG = EncoderConfig(
     intermediate_size=24, max_position_embeddings=16,
 )  # fmt: skip
 PRETRAIN = PretrainConfig(
-    generator_hidden_size=8, generator_attention_heads=1, generator_intermediate_size=16, generator_layers=2
+    generator_hidden_size=12, generator_attention_heads=1, generator_intermediate_size=16, generator_layers=2
 )
 
 
@@ -153,16 +153,7 @@ def test_03_masked_positions_are_85_percent_mask_15_percent_kept_none_random() -
 def test_04_how_many_are_masked_and_which_may_be() -> None:
     """max(1, min(most, round(fraction n))), n with [CLS] and [SEP]; never a special token."""
     lengths = [3, 4, 7, 10, 17, 30, 64, 128]
-    expected = [
-        1,
-        1,
-        1,
-        2,
-        3,
-        4,
-        10,
-        19,
-    ]  # 1.5 rounds to even (2), 2.55 to 3, 4.5 to even (4), 9.6 to 10, 19.2 to 19
+    expected = [1, 1, 1, 2, 3, 4, 10, 19]  # halves, as 1.5 and 4.5, round to even
     assert counts_per_sequence(masked(lengths)) == expected
     assert counts_per_sequence(masked([128, 20], fraction=0.5, most=19)) == [19, 10]
     assert [PRESETS[name].pretrain.max_predictions for name in ("small", "base", "large")] == [19, 79, 130]
@@ -175,7 +166,7 @@ def test_04_how_many_are_masked_and_which_may_be() -> None:
 def test_05_positions_are_drawn_without_replacement() -> None:
     """Ours are distinct. The original's are not, and a position drawn twice gets an unrelated word.
 
-    Of 19 positions the original draws from 126 candidates, 6.7% repeat an earlier one. It then divides the
+    Of 19 positions the original draws from 126 candidates, 6.8% repeat an earlier one. It then divides the
     *sum* of the sampled ids by how often the position was drawn.
     """
     batch = masked([128] * 50)
@@ -185,7 +176,7 @@ def test_05_positions_are_drawn_without_replacement() -> None:
     drawn = generator.integers(0, 126, (20_000, 19))
     repeats = np.mean([19 - len(np.unique(row)) for row in drawn]) / 19
     assert repeats == pytest.approx(1 - 126 / 19 * (1 - (1 - 1 / 126) ** 19), abs=1e-3)
-    assert repeats == pytest.approx(0.067, abs=1e-3)
+    assert repeats == pytest.approx(0.068, abs=1e-3)
     positions, words = np.array([4, 9, 4]), np.array([1_000, 7, 2_001])
     sums, times = np.zeros(12, int), np.zeros(12, int)
     np.add.at(sums, positions, words)
@@ -236,7 +227,7 @@ def test_08_no_gradient_flows_through_the_sampling(tying: str) -> None:
         p.grad = None
     model(batch, seed=0).rtd_loss.backward()
     own = [p for name, p in model.generator.named_parameters() if "embeddings." not in name]
-    assert len(own) > 30 and all(p.grad is None for p in own)
+    assert len(own) == 31 and all(p.grad is None for p in own)
 
 
 def test_09_embeddings_and_their_layer_norm_are_shared_projections_are_not() -> None:
@@ -250,8 +241,7 @@ def test_09_embeddings_and_their_layer_norm_are_shared_projections_are_not() -> 
     }  # fmt: skip
     assert all(ours[name] is theirs[name] for name in ours)
     projects = generator.encoder.embeddings_project, discriminator.encoder.embeddings_project
-    assert [p.weight.shape for p in projects] == [(8, 8), (16, 8)] or projects[0] is None
-    assert projects[0] is not projects[1]
+    assert [p.weight.shape for p in projects] == [(12, 8), (16, 8)]
     # The output projection is the word matrix, with a bias of its own.
     batch = make_batch()
     before = generator.eval()(batch.tokens).detach()
@@ -277,7 +267,7 @@ def test_10_projections_and_heads_start_from_glorot_uniform() -> None:
         fan_out, fan_in = linear.weight.shape
         limit = math.sqrt(6 / (fan_in + fan_out))
         assert 0.9 * limit < linear.weight.abs().max() <= limit
-        assert linear.weight.std() == pytest.approx(limit / math.sqrt(3), rel=0.15)
+        assert linear.weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.15)
         assert not linear.bias.any()
     layer = model.discriminator.encoder.layers[0]
     normal = [
@@ -287,7 +277,7 @@ def test_10_projections_and_heads_start_from_glorot_uniform() -> None:
     ]  # fmt: skip
     for module in normal:
         assert 0.03 < module.weight.abs().max() <= 0.04, "truncated at two deviations of 0.02"
-        assert module.weight.std() == pytest.approx(0.02 * 0.88, rel=0.05)  # what truncation leaves
+        assert module.weight.std().item() == pytest.approx(0.02 * 0.88, rel=0.05)  # what truncation leaves
     assert not layer.attention.qkv.bias.any() and (layer.output_norm.weight == 1).all()
 
 
@@ -340,9 +330,8 @@ def test_13_layer_wise_decay_as_intended_and_as_in_the_original() -> None:
     model = tasks.SequenceClassifier(config)
 
     def exponents(**options: Any) -> dict[str, float]:
-        groups = optim.parameter_groups(
-            model, learning_rate=1e-4, weight_decay=0.01, layerwise_decay=0.8, **options
-        )
+        options |= {"learning_rate": 1e-4, "weight_decay": 0.01, "layerwise_decay": 0.8}
+        groups = optim.parameter_groups(model, **options)
         assert all(group["lr"] == pytest.approx(1e-4 * group["lr_scale"]) for group in groups)
         return {name: math.log(group["lr_scale"], 0.8) for group in groups for name, _ in group["params"]}
 
