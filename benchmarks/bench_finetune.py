@@ -1,0 +1,297 @@
+"""Fine-tuning and inference side by side with `transformers`, on texts as long as SST-2's and IMDb's.
+
+    python benchmarks/bench_finetune.py [--model small] [--device cpu] [--threads 1] [--json FILE]
+
+Three ways to run the same ELECTRA, random weights, on the same sequences of random words:
+
+    ours              packed, no padding; batches of like length as `finetune.py` makes them
+    hub, dynamic      transformers, each batch padded to its longest sequence
+    hub, maximum      transformers, every sequence padded to the maximum (128, IMDb 512), as the worked example
+
+Lengths are drawn from log-normals fitted to the data sets' training texts in BERT's 30,522 words (SST-2:
+mean 13.3 tokens, median 10; IMDb: 275 after cutting at 512, a fifth at the limit). Training has dropout 0.1,
+cross-entropy, gradient clipping and fused AdamW in all three; inference none of it. Both sides run in the
+same precision (bf16 autocast where the machine computes in it, `--precision` says otherwise).
+
+Before anything is timed, both models must give the same logits for the same weights. Every measurement is
+a process of its own (peak memory), the ways take turns, and medians of the rounds are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from electra_core import model_dir
+from electra_core.config import PRESETS
+from electra_core.features import Features, batch_order, sorted_batches
+from electra_core.initialisation import initialise
+from electra_core.packing import from_padded
+from electra_core.tasks import SequenceClassifier, classification_loss
+from electra_core.training import autocast_context, resolve_precision
+
+WAYS = ("ours", "hub, dynamic", "hub, maximum")
+CLS, SEP = 101, 102
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sequence lengths and batches like a data set's."""
+
+    name: str
+    log_mean: float
+    log_deviation: float
+    maximum: int
+    train_batch: int
+    """Examples per training step: the recipe's 32, the worked example's 8 for IMDb."""
+    infer_batch: int
+
+
+WORKLOADS = {
+    "sst2": Workload("sst2", 2.073, 0.882, 128, 32, 128),
+    "imdb": Workload("imdb", 5.519, 0.660, 512, 8, 32),
+}
+
+
+def sequences(workload: Workload, count: int, vocab_size: int) -> list[np.ndarray]:
+    """Random words between [CLS] and [SEP], lengths as the data set's."""
+    random = np.random.default_rng(0)
+    lengths = np.exp(random.normal(workload.log_mean, workload.log_deviation, count)).round().astype(int)
+    lengths = np.clip(lengths, 1, workload.maximum - 2)
+    words = (random.integers(200, vocab_size, size=length) for length in lengths)
+    return [np.concatenate([[CLS], ids, [SEP]]) for ids in words]
+
+
+def as_features(rows: list[np.ndarray]) -> Features:
+    features = Features(CLS, SEP)
+    for index, ids in enumerate(rows):
+        features.add(index, ids[1:-1].tolist(), None, index % 2)
+    return features
+
+
+def padded(rows: list[np.ndarray], length: int) -> dict[str, torch.Tensor]:
+    """What a tokenizer of the Hub's library returns."""
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    for row, words in zip(ids, rows):
+        row[: len(words)] = words
+    mask = torch.tensor([[1] * len(words) + [0] * (length - len(words)) for words in rows])
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+
+
+def make_directory(name: str, folder: Path) -> None:
+    """A random sequence classifier of the preset's size, as a model directory."""
+    config = replace(PRESETS[name].discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    model = SequenceClassifier(config, ("0", "1"))
+    initialise(model, config.initializer_range, seed=0)
+    model_dir.save_pretrained(model, folder)
+
+
+def check_logits(folder: Path, device: str) -> float:
+    """The largest difference between both models' logits on one padded batch, in fp32."""
+    from transformers import ElectraForSequenceClassification
+
+    ours = model_dir.load(SequenceClassifier, folder).to(device)
+    theirs = ElectraForSequenceClassification.from_pretrained(folder).to(device).eval()
+    rows = sequences(WORKLOADS["sst2"], 16, ours.config.vocab_size)
+    batch = padded(rows, max(len(ids) for ids in rows))
+    with torch.inference_mode():
+        expected = theirs(**{name: value.to(device) for name, value in batch.items()}).logits
+        got = ours(from_padded(batch["input_ids"], batch["attention_mask"]).to(device))
+    difference = float((expected - got).abs().max())
+    if difference > 1e-3 * float(expected.abs().max()) + 1e-4:
+        raise SystemExit(f"the models differ: logits by up to {difference:.2g}; nothing was timed")
+    return difference
+
+
+# ---- one measurement (in its own process) ----------------------------------------------------------------
+
+
+def batches_of(way: str, workload: Workload, rows: list[np.ndarray], train: bool) -> Iterator[Any]:
+    """Batches of one pass over the rows, made while the clock runs, as in real use."""
+    size = workload.train_batch if train else workload.infer_batch
+    if way == "ours":
+        features = as_features(rows)
+        tokens = size * int(features.lengths.mean())
+        plan = (
+            batch_order(features.lengths, batch_size=size, seed=0, epoch=0)
+            if train
+            else sorted_batches(features.lengths, tokens)
+        )
+        yield from (features.batch(units) for units in plan)
+        return
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        length = workload.maximum if way == "hub, maximum" else max(len(ids) for ids in part)
+        yield padded(part, length) | {"labels": torch.arange(start, start + len(part)) % 2}
+
+
+def stepper(way: str, folder: Path, train: bool, device: str, precision: str) -> Callable[[Any, int], None]:
+    """A function that trains on, or predicts, one batch."""
+    dtype = resolve_precision(precision, torch.device(device))
+    if way == "ours":
+        model: Any = model_dir.load(SequenceClassifier, folder)
+    else:
+        from transformers import ElectraForSequenceClassification
+
+        model = ElectraForSequenceClassification.from_pretrained(folder)
+    model = model.to(device).train(train)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
+
+    def loss_of(batch: Any, step: int) -> torch.Tensor:
+        if way == "ours":
+            batch = batch.to(device)
+            return classification_loss(model(batch.tokens, seed=step), batch.targets)
+        return model(**{name: value.to(device) for name, value in batch.items()}).loss
+
+    def step(batch: Any, number: int) -> None:
+        with nullcontext() if train else torch.inference_mode(), autocast_context(torch.device(device), dtype):
+            loss = loss_of(batch, number)
+        if train:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        else:
+            loss.item()
+
+    return step
+
+
+def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds for one pass over the examples (after a warm-up on some of them), and peak memory."""
+    rows = sequences(workload, args.examples or default_examples(workload, train, args.device), 30522)
+    step = stepper(way, Path(args.folder), train, args.device, args.precision)
+    warm = rows[: (workload.train_batch if train else workload.infer_batch)]
+    for _ in range(3 if args.device == "cuda" else 1):
+        for number, batch in enumerate(batches_of(way, workload, warm, train)):
+            step(batch, number)
+    synchronise(args.device)
+    started = time.perf_counter()
+    for number, batch in enumerate(batches_of(way, workload, rows, train)):
+        step(batch, number)
+    synchronise(args.device)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if args.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    tokens = sum(len(ids) for ids in rows)
+    return {
+        "seconds": seconds,
+        "examples_per_second": len(rows) / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_mib": peak,
+    }
+
+
+def default_examples(workload: Workload, train: bool, device: str) -> int:
+    size = workload.train_batch if train else workload.infer_batch
+    batches = {"cpu": {"sst2": 12, "imdb": 5}, "cuda": {"sst2": 200, "imdb": 100}}[device][workload.name]
+    return size * (batches if train else max(2, batches // 3))
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---- all measurements ------------------------------------------------------------------------------------
+
+
+def run_child(folder: str, way: str, workload: str, mode: str, args: argparse.Namespace) -> dict[str, float]:
+    """One measurement in a fresh process."""
+    command = [
+        sys.executable, __file__, "--child", json.dumps([way, workload, mode]), "--folder", folder,
+        "--device", args.device, "--threads", str(args.threads), "--precision", args.precision,
+        "--examples", str(args.examples),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{way}, {workload}, {mode} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.strip().split("\n")[-1])
+
+
+def compare(folder: str, workload: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All ways on one workload, in turns; medians, and our speed relative to the others'."""
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            rounds[way].append(run_child(folder, way, workload, mode, args))
+    ways = {
+        way: {key: round(median(row[key] for row in rows), 3) for key in rows[0]} for way, rows in rounds.items()
+    }
+    speedups = {
+        way: round(median(t["seconds"] / o["seconds"] for t, o in zip(rounds[way], rounds["ours"])), 2)
+        for way in WAYS[1:]
+    }
+    print(f"\n{workload}, {mode}")
+    for way, row in ways.items():
+        against = f"   ours is {speedups[way]:.2f} x as fast" if way in speedups else ""
+        print(
+            f"  {way:13} {row['examples_per_second']:9.1f} examples/s {row['tokens_per_second']:10.0f} tokens/s"
+            f" {row['peak_mib']:8.0f} MiB{against}"
+        )
+    return {"ways": ways, "speedups": speedups}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--modes", nargs="+", default=["train", "infer"], choices=["train", "infer"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=0, help="per measurement; 0: a few seconds' worth")
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.child:
+        way, workload, mode = json.loads(args.child)
+        print(json.dumps(measure(way, WORKLOADS[workload], mode == "train", args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make_directory(args.model, Path(folder))
+        difference = check_logits(Path(folder), args.device)
+        print(f"electra-{args.model} on {args.device}, logits agree to {difference:.1g}")
+        results = {
+            f"{workload} {mode}": compare(folder, workload, mode, args)
+            for workload in args.workloads
+            for mode in args.modes
+        }
+    import transformers
+
+    report = {
+        "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "precision": str(resolve_precision(args.precision, torch.device(args.device))),
+        "threads": args.threads,
+        "model": args.model,
+        "largest_logit_difference": difference,
+        "workloads": {name: asdict(WORKLOADS[name]) for name in args.workloads},
+        "results": results,
+    }
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
