@@ -37,7 +37,7 @@ class ByteFile:
             self._raw: BinaryIO = sys.stdin.buffer if path is None else open(path, "rb")
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
-        self._taken = 0
+        self._taken: int | None = 0 if path is None else None
         self._stream = _decompressed(name, path.suffix.lower() if path else "", self._raw)
 
     def __enter__(self) -> ByteFile:
@@ -55,13 +55,18 @@ class ByteFile:
             raise UserError(f"{self.name}: the compressed file is damaged or cut off ({error})") from None
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
-        self._taken += len(data)
+        if self._is_stdin:
+            self.position += len(data)
         return data
 
     @property
     def position(self) -> int:
-        """Bytes of the file on disk used so far: for a progress bar."""
-        return self._taken if self._is_stdin else self._raw.tell()
+        """Bytes of the file on disk used so far, for a progress bar; may be set by who reads in another way."""
+        return self._raw.tell() if self._taken is None else self._taken
+
+    @position.setter
+    def position(self, taken: int) -> None:
+        self._taken = taken
 
 
 def _decompressed(name: str, suffix: str, raw: BinaryIO) -> Any:

@@ -125,7 +125,7 @@ def read_documents(
     before = 0
     for source in sources:
         count = 0
-        for document in _bounded(_documents_of(source, text_field, report, before), report):
+        for document in _documents_of(source, text_field, report, before):
             count += 1
             yield document
         if not count:
@@ -135,20 +135,21 @@ def read_documents(
         before += source.size or 0
 
 
-def _documents_of(source: Source, text_field: str, report: ReadReport, before: int) -> Iterator[Iterable[str]]:
+def _documents_of(source: Source, text_field: str, report: ReadReport, before: int) -> Iterator[list[str]]:
     """A file's documents; keeps `report.position`, which starts at `before`."""
     kind = text_kind(source.path.name) if source.path else ".txt"
     with ByteFile(source.name, source.path) as file:
-        rows: Iterator[Any]
-        if kind == ".parquet":
+        rows: Iterator[Iterator[str]]
+        if kind == ".parquet" and source.path:
             rows = (_pieces(text, report) for text in _parquet_texts(file, source.path, text_field))
         elif kind == ".jsonl":
             rows = (_pieces(text, report) for text in _json_texts(file, text_field))
         else:
             rows = _paragraphs(_lines(file, MAX_LINE, report))
-        for row in rows:
+        for document in _bounded(rows, report):
             report.position = before + file.position
-            yield row
+            yield document
+        report.position = before + file.position
 
 
 # ------------------------------------------------------------------------------------------------ plain lines
@@ -246,16 +247,17 @@ def _json_texts(file: ByteFile, text_field: str) -> Iterator[str]:
         yield row[text_field]
 
 
-def _parquet_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterator[str]:
+def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]:
     """The texts of a column; rows without one are passed over."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"{file.name}: reading Parquet needs: pip install 'electra-core[parquet]'") from None
-    with tempfile.TemporaryFile() if path is None or path.suffix != ".parquet" else open(path, "rb") as stream:
-        if path is None or path.suffix != ".parquet":
-            _copy(file, stream)  # compressed as a whole, but Parquet is read from its end
+    compressed = path.suffix != ".parquet"
+    with tempfile.TemporaryFile() if compressed else open(path, "rb") as stream:
+        if compressed:  # as a whole, but Parquet is read from its end
+            _copy(file, stream)
             stream.seek(0)
         try:
             table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES)
@@ -267,7 +269,10 @@ def _parquet_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterat
             kind = table.schema_arrow.field(text_field).type
             if kind not in (pyarrow.string(), pyarrow.large_string()):
                 raise UserError(f"{file.name}: column {text_field!r} holds {kind}, not text")
+            rows = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
+                rows += batch.num_rows
+                file.position = path.stat().st_size * rows // table.metadata.num_rows
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
         except pyarrow.ArrowException as error:
             raise UserError(f"{file.name}: not a readable Parquet file ({error})") from None

@@ -1,0 +1,232 @@
+"""Readers of text: what comes out as documents, and what bad input is told."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from electra_core import text_files
+from electra_core.byte_files import ByteFile
+from electra_core.errors import UserError
+from electra_core.text_files import ReadReport, document_hash, find_sources, read_documents, spool
+
+TEXT = "Title\nFirst line.\n\n \nSecond\u0085document\u2028here\x0c.\r\nIts end, naïve\n"
+DOCUMENTS = [["Title", "First line."], ["Second\u0085document\u2028here\x0c.", "Its end, naïve"]]
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.compress(data[:7]) + zstandard.compress(data[7:]),  # two frames
+}
+
+
+def read(*paths: Path | str, report: ReadReport | None = None, text_field: str = "text") -> list[list[str]]:
+    return list(read_documents(find_sources(list(paths)), report=report, text_field=text_field))
+
+
+def as_bytes(kind: str) -> bytes:
+    rows = ["\n".join(document) for document in DOCUMENTS]
+    if kind == ".txt":
+        return TEXT.encode()
+    if kind == ".jsonl":
+        return "".join(f"{json.dumps({'id': 1, 'text': row})}\n\n" for row in rows).encode()
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": [rows[0], None, rows[1]]}), stream)
+    return stream.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
+def test_formats_and_compressions(tmp_path: Path, kind: str, compression: str) -> None:
+    path = tmp_path / f"text{kind}{compression}"
+    path.write_bytes(COMPRESSIONS[compression](as_bytes(kind)))
+    report = ReadReport()
+    assert read(path, report=report) == DOCUMENTS
+    assert 0 < report.position <= path.stat().st_size
+    assert report.notes() == []
+
+
+def test_folders_files_and_order(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "b/10.txt", "a.jsonl", "c.md", ".hidden.txt", ".git/x.txt", "empty.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = json.dumps({"text": name}) if name.endswith("jsonl") else name
+        (tmp_path / name).write_text("" if name == "empty.txt" else text)
+    report = ReadReport()
+    assert read(tmp_path, tmp_path / "c.md", report=report) == [["a.jsonl"], ["b/10.txt"], ["b/2.txt"], ["c.md"]]
+    assert report.notes() == ["1 of the files are empty"]
+
+
+def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give() -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+
+    give()
+    assert read("-") == DOCUMENTS
+    give()
+    (spooled,) = [spool(source, tmp_path) for source in find_sources(["-"])]
+    assert list(read_documents([spooled])) == DOCUMENTS and spooled.name == "standard input"
+    with pytest.raises(UserError, match="only once"):
+        find_sources(["-", "-"])
+
+
+def test_byte_order_mark_and_missing_last_newline(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read(tmp_path / "a.txt") == [["one", "two"]]
+
+
+def test_lone_surrogates_of_json_become_replacement_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83db \ud83d\ude00"}')
+    assert read(tmp_path / "a.jsonl") == [["a\ufffdb 😀"]]
+
+
+def test_document_hash_depends_on_the_text_only() -> None:
+    assert document_hash(["a", "b"], 0, b"split") == document_hash(["a", "b"], 0, b"split") < 1 << 64
+    others = [(["a b"], 0, b"split"), (["a", "b"], 1, b"split"), (["a", "b"], 0, b"sample")]
+    assert len({document_hash(*other) for other in others} | {document_hash(["a", "b"], 0, b"split")}) == 4
+
+
+# ------------------------------------------------------------------------------------------------- what is large
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("BLOCK_BYTES", 16), ("MAX_LINE", 40), ("MAX_DOCUMENT_CHARACTERS", 100)):
+        monkeypatch.setattr(text_files, name, value)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_long_lines_are_cut_at_white_space(tmp_path: Path, small_limits: None, kind: str) -> None:
+    text = " ".join(f"word{number}" for number in range(100))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    report = ReadReport()
+    documents = read(tmp_path / f"a.{kind}", report=report)
+    lines = [line for document in documents for line in document]
+    assert " ".join(line.strip() for line in lines) == text
+    assert max(map(len, lines)) <= 40 and max(sum(map(len, document)) for document in documents) <= 100
+    assert report.cut_lines == len(lines) - 1 and report.cut_documents == len(documents) - 1 > 0
+    assert [note.split()[0] for note in report.notes()] == [str(report.cut_lines), str(report.cut_documents)]
+
+
+def test_cuts_without_white_space_are_between_characters(tmp_path: Path, small_limits: None) -> None:
+    text = "東京😀" * 50
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    assert "".join(line for document in read(tmp_path / "a.txt") for line in document) == text
+
+
+def test_a_line_of_200_megabytes_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        left = 200_000_000
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]
+            size = min(len(buffer), self.left)
+            buffer[:size] = (b"seven letters " * (size // 14 + 1))[:size]
+            self.left -= size
+            return size
+
+    class Input:
+        buffer = io.BufferedReader(Endless())
+
+    monkeypatch.setattr("sys.stdin", Input())
+    report = ReadReport()
+    tracemalloc.start()
+    try:
+        size = sum(len(line) for document in read_lazily("-", report) for line in document)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == report.position == 200_000_000 and report.cut_lines > 100
+    assert peak < 30e6
+
+
+def read_lazily(path: str, report: ReadReport) -> Iterator[list[str]]:
+    return read_documents(find_sources([path]), report=report)
+
+
+def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_ROW_BYTES", 1 << 20)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + json.dumps({"text": "y" * (3 << 20)}))
+    with pytest.raises(UserError, match="line 2 is longer than 1 MiB"):
+        read(tmp_path / "a.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt: there is no text in it"),
+        ("a.txt", b" \n\r\n", "a.txt: there is no text in it"),
+        ("a.txt", b"PK\x03\x04\0\0", "a.txt: is a binary file"),
+        ("a.txt", "text".encode("utf-16"), "a.txt: is UTF-16, expected UTF-8"),
+        ("a.txt", b"fine\nna\xefve\n", "a.txt: invalid UTF-8 at byte 7 "),
+        ("a.txt", b"\xef\xbb\xbffine\n\xff", "a.txt: invalid UTF-8 at byte 8 "),
+        ("a.txt", b"x" * 3_000_000 + b"\n\xc3", "a.txt: invalid UTF-8 at byte 3,000,001 "),
+        ("a.txt.gz", b"no gzip", "a.txt.gz: the compressed file is damaged"),
+        ("a.txt.xz", b"no xz", "a.txt.xz: the compressed file is damaged"),
+        ("a.txt.zst", b"no zstandard", "a.txt.zst: the compressed file is damaged"),
+        ("a.txt.gz", gzip.compress(b"word " * 9999)[:-20], "a.txt.gz: .*cut off"),
+        ("a.txt.xz", lzma.compress(b"word " * 9999)[:-20], "a.txt.xz: .*cut off"),
+        ("a.txt.zst", zstandard.compress(b"word " * 9999)[:-5], "a.txt.zst: .*cut off"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl: line 2: not JSON"),
+        ("a.jsonl", b"[1]\n", "a.jsonl: line 1: expected a JSON object, got list"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; present are 'body', 'id'"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: field 'text' holds int, not text"),
+        ("a.parquet", b"PAR1 not really", "a.parquet: not a readable Parquet file"),
+        ("b.bz2", bz2.compress(b"text" * 99), "b.bz2: (is a binary|invalid UTF-8)"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"body": ["x"], "id": [1]}, "no column 'text'; present are 'body', 'id'"),
+        ({"text": [1]}, "holds int64, not"),
+    ],
+)
+def test_bad_parquet_columns(tmp_path: Path, columns: dict, message: str) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.parquet")
+
+
+def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_sources([tmp_path / "absent.txt"])
+    with pytest.raises(UserError, match="no text file was given"):
+        find_sources([])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder: no \.txt, \.jsonl, \.parquet file"):
+        find_sources([tmp_path / "folder"])
+    with pytest.raises(UserError, match="Is a directory"):
+        ByteFile("folder", tmp_path / "folder")
+
+    def refuse(*_: object) -> None:  # as root, who may run this, can read everything
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        read(tmp_path / "a.txt")
