@@ -1,0 +1,311 @@
+"""What a fine-tuned model gets right and wrong on labelled data, as text, JSON and HTML.
+
+For every task: the figures of merit, those of the best constant guess, and the worst mistakes (the ones the
+model was surest of). For classes also the confusion matrix, figures per class, and how well its probabilities
+are calibrated; for spans figures per type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core.errors import UserError
+from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, span_metrics
+from electra_core.pages import page
+from electra_core.predict import Evaluation
+from electra_core.squad_metrics import f1_score
+from electra_core.tagging import marks_spans
+
+WORST = 20  # mistakes that are shown
+TEXT_LENGTH = 240  # characters of a text that are shown
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns; `shaded` tables are counts, coloured by their share of the row."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    shaded: bool = False
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The evaluation of one model on one set of data."""
+
+    model: str
+    data: str
+    kind: str
+    examples: int
+    metrics: dict[str, float]
+    baseline: dict[str, float] = field(default_factory=dict)
+    """Figures of always giving the most frequent class, or the mean."""
+    tables: list[Table] = field(default_factory=list)
+
+
+def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
+    """Analyses an evaluation; `model` and `data` are names for the title."""
+    baseline, tables = _ANALYSES[evaluation.task.kind](evaluation)
+    kind, count = evaluation.task.kind, len(evaluation.examples)
+    return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables)
+
+
+def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    labels = evaluation.task.labels
+    truth = [labels.index(example.label) for example in evaluation.examples]
+    predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
+    return _constant_class(evaluation), [
+        _table("Per class", "", per_class_metrics(truth, predicted, labels)),
+        _confusion(confusion_matrix(truth, predicted, len(labels)), labels),
+        _calibration([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
+        _worst_classes(evaluation),
+    ]
+
+
+def _constant_class(evaluation: Evaluation) -> dict[str, float]:
+    most = Counter(example.label for example in evaluation.examples).most_common(1)[0][0]
+    guesses = [{"label": most}] * len(evaluation.examples)
+    return evaluation.task.score(evaluation.examples, guesses)
+
+
+def _confusion(counts: list[list[int]], labels: Sequence[str]) -> Table:
+    rows = [(label, *row) for label, row in zip(labels, counts)]
+    return Table("Confusion", "Rows are the truth, columns the prediction.", ("truth", *labels), rows, shaded=True)
+
+
+def _calibration(confidence: Sequence[float], correct: Sequence[bool]) -> Table:
+    error, rows = calibration(confidence, correct)
+    note = f"Expected calibration error {error:.3f}: mean distance of confidence and accuracy."
+    return _table("Calibration", note, rows)
+
+
+def _worst_classes(evaluation: Evaluation) -> Table:
+    wrong = [
+        (example, prediction)
+        for example, prediction in zip(evaluation.examples, evaluation.predictions)
+        if example.label != prediction["label"]
+    ]
+    wrong.sort(key=lambda pair: -pair[1]["score"])
+    rows = [
+        (e.line, e.label, p["label"], p["score"], _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
+        for e, p in wrong[:WORST]
+    ]
+    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; the surest first.",
+                 ("line", "truth", "prediction", "score", "text"), rows)  # fmt: skip
+
+
+def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    truth = [float(example.label) for example in evaluation.examples]
+    guesses = [{"value": float(np.mean(truth))}] * len(truth)
+    rows = sorted(
+        (
+            (e.line, t, p["value"], p["value"] - t, _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
+            for e, t, p in zip(evaluation.examples, truth, evaluation.predictions)
+        ),
+        key=lambda row: -abs(row[3]),
+    )
+    columns = ("line", "truth", "prediction", "error", "text")
+    table = Table("Worst mistakes", "The largest errors.", columns, rows[:WORST])
+    return evaluation.task.score(evaluation.examples, guesses), [table]
+
+
+def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    truth = [example.tags for example in evaluation.examples]
+    predicted = [prediction["tags"] for prediction in evaluation.predictions]
+    labels = evaluation.task.labels
+    if marks_spans(labels):
+        most, table = (
+            "O",
+            _table("Per type", "Whole spans, as conlleval counts them.", span_metrics(truth, predicted)[1]),
+        )
+    else:
+        most = Counter(tag for tags in truth for tag in tags).most_common(1)[0][0]
+        right, got = ([labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted))
+        table = _table("Per tag", "", per_class_metrics(right, got, labels))
+    guesses = [{"tags": [most] * len(tags)} for tags in truth]
+    return evaluation.task.score(evaluation.examples, guesses), [table, _worst_sentences(evaluation)]
+
+
+def _worst_sentences(evaluation: Evaluation) -> Table:
+    rows = []
+    for example, prediction in zip(evaluation.examples, evaluation.predictions):
+        wrong = [
+            f"{word}: {right} → {got}"
+            for word, right, got in zip(example.words, example.tags, prediction["tags"])
+            if right != got
+        ]
+        if wrong:
+            rows.append((example.line, len(wrong), _short("; ".join(wrong)), _short(" ".join(example.words))))
+    rows.sort(key=lambda row: -row[1])
+    note = f"{len(rows)} of {len(evaluation.examples)} sentences have a mistake; the most mistakes first."
+    return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows[:WORST])
+
+
+def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    rows = []
+    for example, prediction in zip(evaluation.examples, evaluation.predictions):
+        gold = [text for text, _ in example.answers]
+        f1 = f1_score(gold, prediction["answer"])
+        if f1 < 1:
+            wanted = " | ".join(dict.fromkeys(gold)) or "(none)"
+            given = prediction["answer"] or "(none)"
+            rows.append(
+                (example.id, f1, prediction["score"], _short(wanted), _short(given), _short(example.question))
+            )
+    rows.sort(key=lambda row: (row[1], -row[2]))
+    columns = ("id", "f1", "score", "truth", "prediction", "question")
+    guesses = [{**p, "answer": "", "nbest": []} for p in evaluation.predictions]
+    note = f"{len(rows)} of {len(evaluation.examples)} answers are not exact; the lowest F1 and surest first."
+    baseline = evaluation.task.score(evaluation.examples, guesses)
+    baseline = {name: value for name, value in baseline.items() if not name.startswith("best_")}
+    return baseline, [Table("Worst mistakes", note, columns, rows[:WORST])]
+
+
+def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    wrong = [
+        (e.line, p["score"], _short(e.text), _short(e.choices[e.label]), _short(p["text"]))
+        for e, p in zip(evaluation.examples, evaluation.predictions)
+        if e.label != p["choice"]
+    ]
+    wrong.sort(key=lambda row: -row[1])
+    most = Counter(example.label for example in evaluation.examples).most_common(1)[0][0]
+    correct = [e.label == p["choice"] for e, p in zip(evaluation.examples, evaluation.predictions)]
+    note = f"{len(wrong)} of {len(correct)} are wrong; the surest first."
+    columns = ("line", "score", "text", "truth", "prediction")
+    return evaluation.task.score(evaluation.examples, [{"choice": most}] * len(correct)), [
+        _calibration([p["score"] for p in evaluation.predictions], correct),
+        Table("Worst mistakes", note, columns, wrong[:WORST]),
+    ]
+
+
+_ANALYSES: dict[str, Callable[[Evaluation], tuple[dict[str, float], list[Table]]]] = {
+    "classify": _classes, "regress": _numbers, "tag": _tags, "qa": _answers, "choose": _choices,
+}  # fmt: skip
+
+
+def _table(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(title, note, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+# ---- the three forms -------------------------------------------------------------------------------------
+
+
+def to_json(report: TaskReport) -> dict[str, Any]:
+    """Plain values: tables as lists of rows by column name."""
+    tables = {
+        t.title.lower().replace(" ", "_"): [dict(zip(t.columns, row)) for row in t.rows] for t in report.tables
+    }
+    return {
+        "model": report.model,
+        "data": report.data,
+        "task": report.kind,
+        "examples": report.examples,
+        "metrics": report.metrics,
+        "constant_guess": report.baseline,
+        **tables,
+    }
+
+
+def to_text(report: TaskReport) -> str:
+    """For the terminal."""
+    lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
+    lines += _aligned(("", "model", "constant guess"), _metric_rows(report))
+    for table in report.tables:
+        lines += ["", table.title + (f" - {table.note}" if table.note else "")]
+        lines += _aligned(table.columns, table.rows)
+    return "\n".join(lines) + "\n"
+
+
+def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
+    return [(name, value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    words = [_holds_words(rows, i) for i in range(len(columns))]
+    return [
+        "  " + "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(row, widths, words)).rstrip()
+        for row in cells
+    ]
+
+
+def _holds_words(rows: Sequence[tuple[Any, ...]], column: int) -> bool:
+    return any(isinstance(row[column], str) and row[column] for row in rows)
+
+
+def to_html(report: TaskReport) -> str:
+    """One self-contained page."""
+    title = f"{report.model} on {report.data}"
+    metrics = Table("", "", ("figure", "model", "constant guess"), _metric_rows(report))
+    parts = [
+        f"<header><h1>{escape(title)}</h1>",
+        f'<p class="lead">{report.examples:,} examples, task {report.kind}.</p></header>',
+        "<h2>Figures</h2><p>Beside them what the best constant guess would get.</p>",
+        _html_table(metrics),
+    ]
+    for table in report.tables:
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{_html_table(table)}")
+    return page(title, "\n".join(parts), styles=("task_report.css",))
+
+
+def _html_table(table: Table) -> str:
+    words = [_holds_words(table.rows, index) for index in range(len(table.columns))]
+    head = "".join(_html_cell("th", name, left) for name, left in zip(table.columns, words))
+    body = "".join(f"<tr>{_html_row(row, words, table.shaded)}</tr>" for row in table.rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _html_row(row: tuple[Any, ...], words: Sequence[bool], shaded: bool) -> str:
+    total = sum(value for value in row if isinstance(value, int)) if shaded else 0
+    cells = []
+    for value, left in zip(row, words):
+        share = value / total if total and isinstance(value, int) else None
+        cells.append(_html_cell("td", _cell(value), left, share))
+    return "".join(cells)
+
+
+def _html_cell(tag: str, text: str, words: bool, share: float | None = None) -> str:
+    style = ' class="words"' if words else ""
+    if share is not None:
+        style = f' class="shaded" style="--p:{share:.3f}"'
+    return f"<{tag}{style}>{escape(text)}</{tag}>"
+
+
+def write_report(report: TaskReport, path: Path | str) -> None:
+    """Writes the report in the form that the file's suffix names: .html, .json or .txt.
+
+    Raises:
+        UserError: another suffix, or a file that cannot be written.
+    """
+    path = Path(path)
+    forms: dict[str, Callable[[TaskReport], str]] = {
+        ".html": to_html,
+        ".json": lambda r: json.dumps(to_json(r), indent=2, ensure_ascii=False) + "\n",
+        ".txt": to_text,
+    }
+    if path.suffix not in forms:
+        raise UserError(f"{path}: a report is .html, .json or .txt, got {path.suffix or 'no suffix'}")
+    try:
+        path.write_text(forms[path.suffix](report), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,98 @@
+"""The evaluation report: its figures are right, its three forms hold the same, hostile text stays text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from electra_core.choices import ChoiceExample, Choose
+from electra_core.classify import Classify, Regress
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.labelled import BadRows, TextExample
+from electra_core.predict import Evaluation
+from electra_core.squad import Answer, QuestionExample
+from electra_core.tagging import Tag, TaggedExample
+from electra_core.task_report import TaskReport, make_report, to_json, to_text, write_report
+
+
+def report_of(task: Task, examples: list, predictions: list) -> TaskReport:
+    metrics = task.score(examples, predictions)
+    return make_report(Evaluation(task, metrics, examples, predictions, BadRows("x")), "MODEL", "DATA")
+
+
+@pytest.fixture
+def classes() -> TaskReport:
+    labels = ["neg", "neg", "neg", "pos", "pos"]
+    examples = [TextExample(str(n), n, f"text {n} <script>", None, label) for n, label in enumerate(labels, 2)]
+    given = [("neg", 0.9), ("pos", 0.6), ("pos", 0.95), ("pos", 0.8), ("pos", 0.7)]
+    predictions = [{"label": label, "score": score, "scores": {}} for label, score in given]
+    return report_of(Classify(labels=("neg", "pos")), examples, predictions)
+
+
+def test_classes(classes):
+    found = to_json(classes)
+    assert found["metrics"]["accuracy"] == pytest.approx(3 / 5)
+    assert found["constant_guess"]["accuracy"] == pytest.approx(3 / 5)  # three of five are neg
+    assert found["confusion"] == [{"truth": "neg", "neg": 1, "pos": 2}, {"truth": "pos", "neg": 0, "pos": 2}]
+    assert [row["support"] for row in found["per_class"]] == [3, 2]
+    assert [(row["line"], row["score"]) for row in found["worst_mistakes"]] == [(4, 0.95), (3, 0.6)]
+    assert sum(row["count"] for row in found["calibration"]) == 5
+
+
+def test_the_three_forms_hold_the_same(classes, tmp_path):
+    for suffix in ("html", "json", "txt"):
+        write_report(classes, tmp_path / f"report.{suffix}")
+    html = (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.txt").read_text()
+    assert json.loads((tmp_path / "report.json").read_text()) == to_json(classes)
+    for table in classes.tables:
+        assert table.title in text and f"<h2>{table.title}</h2>" in html
+    assert "0.950" in text and "<td>0.950</td>" in html
+    assert "text 4 &lt;script&gt;" in html and '<script>"' not in html and "text 4 <script>" not in html
+    with pytest.raises(UserError, match=r"a report is .html, .json or .txt, got .pdf"):
+        write_report(classes, tmp_path / "report.pdf")
+
+
+def test_numbers():
+    examples = [TextExample(str(n), n, "text", None, str(float(n))) for n in range(4)]
+    predictions = [{"value": value} for value in (0.0, 1.5, 2.0, 0.0)]
+    found = to_json(report_of(Regress(scale=1.0), examples, predictions))
+    assert found["worst_mistakes"][0]["line"] == 3 and found["worst_mistakes"][0]["error"] == -3
+    assert found["constant_guess"]["mse"] == pytest.approx(1.25)  # variance of 0, 1, 2, 3
+
+
+def test_tags():
+    task = Tag(labels=("O", "B-A", "I-A"))
+    examples = [TaggedExample("1", 1, ("x", "y"), ("B-A", "I-A")), TaggedExample("4", 4, ("z",), ("O",))]
+    report = report_of(task, examples, [{"tags": ["B-A", "O"]}, {"tags": ["O"]}])
+    found = to_json(report)
+    assert found["per_type"] == [{"label": "A", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}]
+    assert [row["line"] for row in found["worst_mistakes"]] == [1]
+    assert "y: I-A → O" in to_text(report)
+    plain = report_of(
+        Tag(labels=("DT", "NN")), [TaggedExample("1", 1, ("x", "y"), ("DT", "NN"))], [{"tags": ["NN", "NN"]}]
+    )
+    assert to_json(plain)["constant_guess"]["accuracy"] == 0.5 and "Per tag" in to_text(plain)
+
+
+def test_answers():
+    task = Answer(unanswerable=True)
+    examples = [
+        QuestionExample("a", "1", "Who?", "Ann met Bob.", (("Ann", 0),)),
+        QuestionExample("b", "2", "Whom?", "Ann met Bob.", ()),
+    ]
+    candidate = {"text": "Bob", "start": 8, "end": 11, "score": 0.9, "logit": 1.0}
+    predictions = [{"answer": "Bob", "score": 0.9, "nbest": [candidate], "null_difference": -1.0}] * 2
+    found = to_json(report_of(task, examples, predictions))
+    assert found["metrics"]["f1"] == 0 and found["constant_guess"]["f1"] == 50
+    assert [(row["id"], row["truth"]) for row in found["worst_mistakes"]] == [("a", "Ann"), ("b", "(none)")]
+
+
+def test_choices():
+    examples = [ChoiceExample(str(n), n, "text", ("x", "y"), label) for n, label in enumerate((0, 0, 1))]
+    predictions = [{"choice": 0, "text": "x", "score": score, "scores": []} for score in (0.6, 0.7, 0.8)]
+    found = to_json(report_of(Choose(), examples, predictions))
+    assert found["metrics"]["accuracy"] == found["constant_guess"]["accuracy"] == pytest.approx(2 / 3)
+    assert [row["truth"] for row in found["worst_mistakes"]] == ["y"]
