@@ -68,7 +68,7 @@ def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -
 
 
 def log_frequencies(corpus: Corpus) -> Tensor:
-    """log p(word) around its mean, fp32 [V]: what the output bias of a masked language model converges to first."""
+    """log p(word) around its mean, fp32 [V]: what an output bias converges to first."""
     counts = np.ones(corpus.tokenizer.vocab_size)
     for shard in corpus.shards:
         counts += np.bincount(shard.tokens[:MOST_TOKENS], minlength=len(counts))
