@@ -172,6 +172,27 @@ def find_task(name: str) -> NamedTask | None:
     raise UserError(f"there is no task {name!r}{hint} (known: {', '.join(known)})")
 
 
+def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[str, Any]]:
+    """The task that a name or a kind means, with the user's columns where any are given.
+
+    Returns:
+        The task, and the settings of `FinetuneSettings` that differ from the usual for it.
+
+    Raises:
+        UserError: neither a task nor a kind; or columns for questions, whose format names its fields.
+    """
+    named = find_task(name)
+    task = KINDS[name.lower()]() if named is None else named.task
+    if columns is not None and columns != Columns():
+        if not hasattr(task, "columns"):
+            raise UserError(f"{name}: takes no columns, its files name their fields (question, context, answers)")
+        given = {key: value for key, value in vars(columns).items() if value is not None}
+        task = dataclasses.replace(task, columns=dataclasses.replace(task.columns, **given))  # type: ignore[type-var]
+    if named is None:
+        return task, {"epochs": 2.0} if task.kind == "qa" else {}
+    return task, {"epochs": named.epochs, **named.settings}
+
+
 def task_to_json(task: Task) -> dict[str, Any]:
     """Plain values from which `task_from_json` makes the task again."""
     return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]

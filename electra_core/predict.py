@@ -31,6 +31,7 @@ from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
 from electra_core.progress import Progress, progress
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.training import autocast_context, resolve_device, resolve_precision
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
@@ -61,7 +62,7 @@ def run_model(
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
     for units in sorted_batches(features.lengths, tokens_per_batch):
         batch = features.batch(units).to(device)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with autocast_context(device, precision):
             logits = model(batch.tokens).float().cpu().numpy()
         starts = batch.unit_starts
         if model.per_token:
@@ -128,18 +129,22 @@ class Predictor:
             yield from zip(chunk, self.predict(chunk))
 
 
-def load(
-    source: str | Path, *, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
-) -> Predictor:
+def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Predictor:
     """A fine-tuned model from its directory, ours or the Hub's.
 
+    Args:
+        device: auto | cpu | cuda.
+        precision: auto | bf16 | fp32 (`training.resolve_precision`).
+
     Raises:
-        UserError: no such directory, or not a model of a downstream task.
+        UserError: no such directory, not a model of a downstream task, or a device that is not there.
     """
     directory = model_dir.find_model(source)
     task = _load_task(directory)
-    model = model_dir.load(task.model_class, directory)
-    return Predictor(model.to(device), task, load_tokenizer(directory), precision=precision)
+    on_device = resolve_device(device)
+    model = model_dir.load(task.model_class, directory).to(on_device)
+    dtype = resolve_precision(precision, on_device)
+    return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 
 def _load_task(directory: Path) -> Task:

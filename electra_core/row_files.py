@@ -21,6 +21,7 @@ from electra_core.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+HUB = "hub:"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -91,6 +92,8 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a CSV, TSV, JSON-lines, Parquet or plain file (a text per line, the column `text`).
 
+    `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` are data sets of the Hub, by its own library.
+
     Args:
         header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
             `wanted`. Columns of a file without header are called "1", "2", ...
@@ -99,6 +102,8 @@ def read_rows(
     Raises:
         UserError: a file that cannot be read, or whose format is unknown.
     """
+    if str(path).startswith(HUB):
+        return _read_hub(str(path))
     kind = format_of(path)
     if kind in DELIMITERS:
         return _read_delimited(path, header, wanted, quoting=kind == ".csv" if quoting is None else quoting)
@@ -222,3 +227,29 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     yield Row(number, cells)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _read_hub(source: str) -> Iterator[Row]:
+    """Class numbers come as the names that the data set gives them; -1, the Hub's "unknown", as None."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{source}: reading data sets of the Hub needs: pip install datasets") from None
+    name, *rest = source.removeprefix(HUB).split(":")
+    *configuration, split = rest or ["train"]
+    try:
+        data = datasets.load_dataset(name, *configuration, split=split)
+    except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
+        raise UserError(f"{source}: cannot be loaded ({str(error).strip() or type(error).__name__})") from None
+    for number, cells in enumerate(data, 1):
+        yield Row(number, {key: _named(value, data.features.get(key)) for key, value in cells.items()})
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """A class number, or a list of them, as names."""
+    names = getattr(feature, "names", None)
+    if names is not None and isinstance(value, int):
+        return names[value] if value >= 0 else None
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_named(item, feature.feature) for item in value]
+    return value

@@ -28,7 +28,7 @@ from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
 from electra_core.labelled import BadRows, Columns, alternatives, checked
 from electra_core.metrics import classification_metrics, span_metrics
-from electra_core.row_files import format_of, read_lines, read_rows, text_problem
+from electra_core.row_files import HUB, format_of, read_lines, read_rows, text_problem
 from electra_core.tasks import TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ def read_tagged(
     path = Path(path)
     bad = bad or BadRows(path)
     raw = not labelled and (format_of(path) == ".txt" or str(path) == "-")
-    if raw or format_of(path) in (".jsonl", ".json", ".parquet"):
+    if raw or format_of(path) in (".jsonl", ".json", ".parquet") or str(path).startswith(HUB):
         examples = _read_lists(path, bad, tag_column, labelled)
     else:
         examples = _read_conll(path, bad, tag_column, labelled)

@@ -7,14 +7,16 @@ import json
 import lzma
 import math
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from electra_core.choices import read_choices
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Columns, label_text, read_texts
-from electra_core.named_tasks import NAMED, find_task, task_from_json, task_to_json
+from electra_core.named_tasks import NAMED, choose_task, find_task, task_from_json, task_to_json
 from electra_core.row_files import read_lines
 from electra_core.squad import read_questions
 from electra_core.tagging import read_tagged, spans, to_iob2
@@ -293,6 +295,41 @@ def test_choices(tmp_path):
     wrong = write(tmp_path / "c.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,2\n")
     with pytest.raises(UserError, match=r"c.csv:2: the label names no choice"):
         list(read_choices(wrong))
+
+
+def test_data_sets_of_the_hub(monkeypatch):
+    """The Hub's library is not asked for here: a stand-in shows what is asked of it, and what is made of it."""
+    asked = []
+
+    class Rows(list):
+        features = {  # noqa: RUF012
+            "label": SimpleNamespace(names=["neg", "pos"]),
+            "ner_tags": SimpleNamespace(feature=SimpleNamespace(names=["O", "B-X"])),
+        }
+
+    def load_dataset(*names, split):
+        asked.append((*names, split))
+        if names[0] == "nothing":
+            raise FileNotFoundError("no such data set")
+        return Rows([{"sentence": "fine", "label": 1, "tokens": ["a", "b"], "ner_tags": [0, 1]}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert texts_and_labels("hub:glue:sst2:validation") == [("fine", "pos")]
+    assert next(read_tagged("hub:org/ner")).tags == ("O", "B-X")
+    assert asked == [("glue", "sst2", "validation"), ("org/ner", "train")]
+    with pytest.raises(UserError, match=r"hub:nothing: cannot be loaded \(no such data set\)"):
+        texts_and_labels("hub:nothing")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        texts_and_labels("hub:glue:sst2:validation")
+
+
+def test_a_name_or_kind_with_the_users_columns():
+    task, settings = choose_task("sts-b", Columns(text="a", header=False))
+    assert settings == {"epochs": 10.0} and task.columns == Columns("a", "sentence2", "score", header=False)
+    assert choose_task("tag")[0].kind == "tag" and choose_task("qa")[1] == {"epochs": 2.0}
+    with pytest.raises(UserError, match="takes no columns"):
+        choose_task("squad", Columns(text="a"))
 
 
 @pytest.mark.parametrize("name", NAMED)
