@@ -1,0 +1,52 @@
+# Each target does the set-up it needs: a fresh clone and Python >= 3.10 are enough.
+#   make demo     the whole story, in minutes           make test     the test suite
+#   make check    lint, format, types                   make test-gpu, bench-gpu, tune: with an NVIDIA GPU
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_OUT ?= demo
+TEST_JOBS ?= auto
+
+.PHONY: setup demo test check test-gpu test-triton-oldest compile-report bench-gpu bench-kernels tune clean
+
+setup: $(READY)
+
+# torch first and alone: a torch that is there already (CPU or CUDA) is kept, and its own triton with it.
+$(READY): setup.py pyproject.toml constraints.txt
+	@test -d $(VENV) || { echo "setting up $(VENV) (once, a few minutes)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@$(BIN)/python -m pip install -q -c constraints.txt torch
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/electra demo --out $(DEMO_OUT)
+
+test: $(READY)
+	@$(BIN)/python -c "import torch; print('torch', torch.__version__, '| CUDA:', torch.cuda.get_device_name() if torch.cuda.is_available() else 'none, so gpu tests are skipped')"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test-gpu: $(READY)
+	@$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'make test-gpu needs a CUDA device'"
+	@$(BIN)/python -m pytest -m gpu
+
+# The oldest Triton that is supported, in an environment of its own.
+test-triton-oldest:
+	@test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	@$(VENV)-oldest/bin/python -m pip install -q -c constraints.txt torch
+	@$(VENV)-oldest/bin/python -m pip install -q numpy hypothesis pytest pytest-xdist triton==3.6.0
+	@$(VENV)-oldest/bin/python -m pip install -q --no-deps -e .
+	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -n $(TEST_JOBS) tests/test_rng.py tests/test_attention.py \
+		tests/test_mlm_head.py tests/test_sample_replace.py tests/test_rtd_loss.py tests/test_compile_report.py
+
+compile-report: $(READY)
+	@$(BIN)/python -m benchmarks.compile_report
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,263 @@
+"""What each command of the command line does; `cli.py` has the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from electra_core.cli import given
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.errors import UserError
+
+STOPPED = 75
+"""Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
+
+
+def demo(options: Namespace) -> None:
+    """The whole story on the embedded corpus."""
+    from electra_core.demo import run_demo
+
+    run_demo(
+        options.out, minutes=options.minutes, quiet=options.quiet, device=options.device,
+        overwrite=options.overwrite, seed=options.seed,
+    )  # fmt: skip
+
+
+def prepare(options: Namespace) -> None:
+    """Text -> corpus."""
+    from functools import partial
+
+    from electra_core.prepare import prepare
+    from electra_core.progress import progress
+
+    manifest = prepare(
+        options.text, options.out, tokenizer=options.tokenizer, vocab_size=options.vocab_size,
+        model_type=options.model_type, lowercase=not options.cased, lines=options.lines,
+        text_field=options.text_field, workers=options.workers, heldout_fraction=options.heldout_fraction,
+        seed=options.seed, drop_duplicates=options.drop_duplicates, sample_characters=options.sample_characters,
+        overwrite=options.overwrite, progress=partial(progress, quiet=options.quiet),
+    )  # fmt: skip
+    for note in manifest.notes:
+        print(note)
+    for split, counts in manifest.splits.items():
+        print(f"{split}: {counts.tokens:,} tokens, {counts.sentences:,} sentences, {counts.documents:,} documents")
+    print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+
+
+def pretrain(options: Namespace) -> int:
+    """Corpus -> RUN."""
+    from electra_core.pretrain import pretrain
+
+    changes, encoder_changes = read_toml(options.config) if options.config else ({}, {})
+    result = pretrain(
+        options.data, options.out, model=options.model, changes=changes | given(options, PretrainConfig),
+        encoder_changes=encoder_changes | given(options, EncoderConfig), resume=options.resume,
+        overwrite=options.overwrite, device=options.device, max_minutes=options.max_minutes, quiet=options.quiet,
+    )  # fmt: skip
+    for name, value in result.evaluation.items():
+        print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if result.stopped_by:
+        print(
+            f"stopped by {result.stopped_by} after {result.steps:,} steps; the same command with --resume goes on"
+        )
+        return STOPPED
+    print(
+        f"{result.steps:,} steps, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator"
+    )
+    return 0
+
+
+def read_toml(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """([pretrain], [discriminator]) of a TOML file; keys outside a table count as [pretrain]."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    encoder = tables.pop("discriminator", {})
+    changes = tables.pop("pretrain", {})
+    for values in (encoder, changes):
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: [pretrain] and [discriminator] are tables")
+    changes = {**tables, **changes}
+    changes.pop("model", None)
+    encoder = {key: value for key, value in encoder.items() if key not in ("vocab_size", "pad_token_id")}
+    return changes, encoder
+
+
+def finetune(options: Namespace) -> int:
+    """Pre-trained model and labelled data -> fine-tuned model."""
+    from electra_core.finetune import finetune
+    from electra_core.finetune_settings import FinetuneSettings
+    from electra_core.named_tasks import choose_task, find_task
+
+    task, recommended = choose_task(options.task, _columns(options))
+    named, train, dev = find_task(options.task), Path(options.train), options.dev
+    if (named is not None and train.is_dir() and task.kind != "classify") or (
+        named is not None and _is_data_set(train)
+    ):
+        train, dev = named.find(train, "train"), dev or named.find(train, "dev")
+    settings = FinetuneSettings(**{**recommended, **given(options, FinetuneSettings)})
+    report = finetune(
+        options.model, task, train, dev, options.out, settings, device=options.device,
+        overwrite=options.overwrite, quiet=options.quiet,
+    )  # fmt: skip
+    print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
+    return STOPPED if report.get("stopped_by") else 0
+
+
+def _is_data_set(folder: Path) -> bool:
+    """A data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
+    return folder.is_dir() and not (folder / "pos").is_dir()
+
+
+def _columns(options: Namespace) -> Any:
+    from electra_core.labelled import Columns
+
+    names = {"text": options.text_column, "pair": options.text_pair_column, "label": options.label_column}
+    return Columns(**{role: name for role, name in names.items() if name is not None})
+
+
+def evaluate(options: Namespace) -> None:
+    """Metrics of a fine-tuned model."""
+    from electra_core.predict import evaluate
+    from electra_core import task_report
+
+    predictor = _predictor(options)
+    result = evaluate(predictor, options.data, skip_bad_rows=options.skip_bad_rows, quiet=options.quiet)
+    if result.skipped.count:
+        print(result.skipped.summary(), file=sys.stderr)
+    report = task_report.make_report(result, str(options.model), str(options.data))
+    if options.html:
+        Path(options.html).write_text(task_report.to_html(report), encoding="utf-8")
+    print(json.dumps(result.metrics) if options.json else task_report.to_text(report))
+
+
+def predict(options: Namespace) -> None:
+    """One line per input."""
+    from electra_core.predict import predict_file
+
+    predictor = _predictor(options)
+    sink = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
+    try:
+        bad = predict_file(
+            predictor, options.input, sink, form=options.format, skip_bad_rows=options.skip_bad_rows,
+            quiet=options.quiet or not options.output,
+        )  # fmt: skip
+    finally:
+        sink.flush()
+        if options.output:
+            sink.close()
+    if bad.count:
+        print(bad.summary(), file=sys.stderr)
+
+
+def _predictor(options: Namespace) -> Any:
+    from electra_core.predict import load
+    from electra_core.training import resolve_device
+
+    return load(options.model, device=resolve_device(options.device))
+
+
+def detect(options: Namespace) -> None:
+    """Replaced-token probability of every token."""
+    from electra_core import detect as detection
+    from electra_core.model_dir import find_model, load_discriminator
+    from electra_core.tokenizer import load_tokenizer
+
+    source = options.model or shipped("detect") / "discriminator"
+    text = _text(options.text)
+    scores = detection.detect(load_discriminator(source), load_tokenizer(find_model(source)), text)
+    if options.html:
+        Path(options.html).write_text(detection.to_html(text, scores, str(source)), encoding="utf-8")
+    if options.json:
+        print(json.dumps(detection.to_json(text, scores), ensure_ascii=False))
+    else:
+        print(detection.to_terminal(text, scores, colour=sys.stdout.isatty()))
+
+
+def trace(options: Namespace) -> None:
+    """One pre-training step in slow motion."""
+    from electra_core import trace_page, trace_terminal
+    from electra_core.trace import load_electra, trace
+
+    source = options.model or shipped("trace")
+    electra, tokenizer = load_electra(source)
+    result = trace(electra, tokenizer, _text(options.text), options.seed, str(source))
+    if options.html:
+        Path(options.html).write_text(trace_page.to_html(result), encoding="utf-8")
+    print(trace_terminal.to_terminal(result, colour=sys.stdout.isatty()))
+
+
+def info(options: Namespace) -> None:
+    """What a model directory holds."""
+    from electra_core.flops import discriminator_parameters
+    from electra_core.model_dir import find_model, load_config
+
+    directory = find_model(options.model)
+    config, raw = load_config(directory)
+    facts: dict[str, Any] = {"directory": str(directory), "architecture": (raw.get("architectures") or ["?"])[0]}
+    facts |= {"discriminator_parameters": discriminator_parameters(config), **dataclasses.asdict(config)}
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(f"{name:>30}  {_readable(value)}" for name, value in facts.items()))
+
+
+def flops(options: Namespace) -> None:
+    """Parameters and FLOPs."""
+    from electra_core.flops import summary
+    from electra_core.model_dir import load_config
+
+    if options.model in PRESETS:
+        preset = PRESETS[options.model]
+        figures = summary(preset.discriminator, preset.pretrain)
+    else:
+        figures = summary(load_config(options.model)[0])
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print("\n".join(f"{name.replace('_', ' '):>36}  {_readable(value)}" for name, value in figures.items()))
+
+
+def convert(options: Namespace) -> None:
+    """TensorFlow 1 checkpoint -> model directories."""
+    from electra_core.convert_tf import convert_checkpoint
+
+    lowercase = not options.cased
+    for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
+        print(f"wrote {path}")
+
+
+def shipped(command: str) -> Path:
+    """The pre-trained tiny model in the package.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = Path(__file__).parent / "tiny"
+    if not folder.is_dir():
+        raise UserError(f"no model comes with this installation; name one: electra {command} --model RUN …")
+    return folder
+
+
+def _text(text: str) -> str:
+    text = sys.stdin.read() if text == "-" else text
+    if not text.strip():
+        raise UserError("the text is empty")
+    return text.strip()
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float) and value >= 1e6:
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
