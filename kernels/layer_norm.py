@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from electra_kernels import layer_norm_reference as reference
 from electra_kernels.checks import FLOATS, check_tensor
+from electra_kernels.dispatch import use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
@@ -47,7 +48,12 @@ def dropout_add_layer_norm(
     check_tensor("weight_D", weight_D, (size,), FLOATS, device)
     check_tensor("bias_D", bias_D, (size,), FLOATS, device)
     key = _check_dropout(dropout_p, seed, x_TD)
-    return reference.dropout_add_layer_norm(x_TD, residual_TD, weight_D, bias_D, eps, dropout_p, key, stream)
+    arguments = (x_TD, residual_TD, weight_D, bias_D, eps, dropout_p, key, stream)
+    if use_triton(x_TD):
+        from electra_kernels import layer_norm_triton
+
+        return layer_norm_triton.dropout_add_layer_norm(*arguments)
+    return reference.dropout_add_layer_norm(*arguments)
 
 
 def _check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor | None:

@@ -25,7 +25,7 @@ def dropout_add_layer_norm(
         if seed is not None:
             rows_T = torch.arange(len(x_TD), device=x_TD.device)
             keep_TD = keep_mask(seed, rows_T, x_TD.shape[1], dropout_p, stream)
-            sum_TD = sum_TD * (keep_TD * keep_scale(dropout_p))
+            sum_TD = sum_TD * keep_scale(dropout_p) * keep_TD
         sum_TD = sum_TD + residual_TD.to(statistics)
         size = (x_TD.shape[1],)
         normed_TD = F.layer_norm(sum_TD, size, weight_D.to(statistics), bias_D.to(statistics), eps)

@@ -1,0 +1,200 @@
+"""Dropout + residual + LayerNorm on Triton, one pass each way (maths: `layer_norm`).
+
+With s = residual + keep ∘ x · keep_scale, n = (s - mean) · rstd and a row's gradient a = dout ∘ weight:
+
+    ds = rstd · (a - mean(a) - n · mean(a ∘ n)),   dresidual = ds,   dx = keep ∘ ds · keep_scale,
+    dweight = Σ_t dout ∘ n,   dbias = Σ_t dout
+
+A program holds whole rows, so backward recomputes s, mean, rstd and the dropout decisions from x, residual
+and the counter: nothing is stored for it, and s never loses bits to half precision. (Storing s moves the same
+bytes: one write more forward, one read less backward.) Programs stride over the rows and keep dweight and
+dbias in registers; their partial sums are added in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from electra_kernels.blocks_triton import load_rows, store_rows
+from electra_kernels.compile_case import CompileCase
+from electra_kernels.rng import dropout_threshold
+from electra_kernels.rng_triton import keep_tile
+from torch import Tensor
+
+ELEMENTS = 4096  # of T x D, held by a program at a time
+PROGRAMS = 528  # of the backward pass, at most: four for each of an H200's 132 multiprocessors
+
+
+@triton.jit
+def _drop(values, p_seed, rows, stream, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
+    """Dropout of whole rows with rescaling; 65536 - THRESHOLD of 65536 values are kept."""
+    b_keep = keep_tile(p_seed, rows, 0, stream, tl.zeros((1, 1), tl.int32), THRESHOLD, COLUMNS)
+    return tl.where(b_keep, values * (65536.0 / (65536 - THRESHOLD)), 0.0)
+
+
+@triton.jit
+def _normalise(
+    p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream,
+    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, THRESHOLD: tl.constexpr,
+):  # fmt: skip
+    """(s - mean) · rstd and rstd, for rows of s = residual + dropout(x); zeros beyond D."""
+    b_x = load_rows(p_x, o_t, m_t, o_d, D).to(ACC)
+    if THRESHOLD > 0:
+        b_x = _drop(b_x, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
+    b_s = b_x + load_rows(p_residual, o_t, m_t, o_d, D).to(ACC)
+    b_mean = tl.sum(b_s, 1) / D
+    b_s = tl.where((o_d < D)[None, :], b_s - b_mean[:, None], 0.0)
+    b_rstd = 1.0 / tl.sqrt(tl.sum(b_s * b_s, 1) / D + eps)
+    return b_s * b_rstd[:, None], b_rstd
+
+
+@triton.jit(do_not_specialize=["T", "stream"])
+def _forward_kernel(
+    p_x, p_residual, p_weight, p_bias, p_seed, p_out, T, eps, stream,
+    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
+):  # fmt: skip
+    o_t, o_d = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
+    m_t = o_t < T
+    b_n, _ = _normalise(p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
+    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
+    b_bias = tl.load(p_bias + o_d, mask=o_d < D, other=0.0).to(ACC)
+    store_rows(p_out, o_t, m_t, o_d, b_n * b_weight[None, :] + b_bias[None, :], D)
+
+
+@triton.jit(do_not_specialize=["T", "stream"])
+def _backward_kernel(
+    p_dout, p_x, p_residual, p_weight, p_seed, p_dresidual, p_dx, p_dweight, p_dbias, T, eps, stream,
+    ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
+):  # fmt: skip
+    o_d = tl.arange(0, BLOCK_D)
+    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
+    b_dweight, b_dbias = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_D,), ACC)
+    for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
+        o_t = start + tl.arange(0, BLOCK_T)
+        m_t = o_t < T
+        b_n, b_rstd = _normalise(p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
+        b_dout = load_rows(p_dout, o_t, m_t, o_d, D).to(ACC)
+        b_dweight += tl.sum(b_dout * b_n, 0)
+        b_dbias += tl.sum(b_dout, 0)
+        b_a = b_dout * b_weight[None, :]
+        b_ds = b_a - (tl.sum(b_a, 1) / D)[:, None] - b_n * (tl.sum(b_a * b_n, 1) / D)[:, None]
+        b_ds *= b_rstd[:, None]
+        store_rows(p_dresidual, o_t, m_t, o_d, b_ds, D)
+        if THRESHOLD > 0:
+            store_rows(p_dx, o_t, m_t, o_d, _drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D), D)
+    program = tl.program_id(0)
+    tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
+    tl.store(p_dbias + program * D + o_d, b_dbias, mask=o_d < D)
+
+
+# ---------------------------------------------------------------- custom operators and autograd
+
+
+def _constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
+    accumulator = tl.float64 if x_TD.dtype == torch.float64 else tl.float32
+    return {"ACC": accumulator, **_blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
+
+
+def _blocks(size: int) -> dict[str, int]:
+    block_d = max(8, triton.next_power_of_2(size))  # eight neighbours share a random call
+    return {"D": size, "BLOCK_D": block_d, "BLOCK_T": max(1, ELEMENTS // block_d)}
+
+
+@torch.library.custom_op("electra_kernels::dropout_add_layer_norm", mutates_args=())
+def dropout_add_layer_norm(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
+    seed: Tensor | None, stream: int,
+) -> Tensor:  # fmt: skip
+    """LayerNorm(residual + dropout(x)); see the contract in `layer_norm`."""
+    out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
+    constexprs = _constexprs(x_TD, dropout_p)
+    if out_TD.numel():
+        _forward_kernel[(triton.cdiv(len(x_TD), constexprs["BLOCK_T"]),)](
+            x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), bias_D.contiguous(), seed, out_TD,
+            len(x_TD), eps, stream, **constexprs, num_warps=4,
+        )  # fmt: skip
+    return out_TD
+
+
+@dropout_add_layer_norm.register_fake
+def _(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
+    seed: Tensor | None, stream: int,
+) -> Tensor:  # fmt: skip
+    return x_TD.new_empty(x_TD.shape)
+
+
+@torch.library.custom_op("electra_kernels::dropout_add_layer_norm_backward", mutates_args=())
+def backward(
+    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
+    seed: Tensor | None, stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dresidual_TD, dx_TD, dweight_D, dbias_D); without dropout dx is dresidual, and stays empty here."""
+    constexprs = _constexprs(x_TD, dropout_p)
+    programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), constexprs["BLOCK_T"])))
+    dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
+    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
+    dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+    dweight, dbias = (x_TD.new_empty(programs, x_TD.shape[1], dtype=dtype) for _ in range(2))
+    _backward_kernel[(programs,)](
+        dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
+        dresidual_TD, dx_TD, dweight, dbias, len(x_TD), eps, stream, **constexprs, num_warps=4,
+    )  # fmt: skip
+    return dresidual_TD, dx_TD, dweight.sum(0), dbias.sum(0)
+
+
+@backward.register_fake
+def _(
+    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
+    seed: Tensor | None, stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+    dweight_D, dbias_D = (weight_D.new_empty(weight_D.shape, dtype=dtype) for _ in range(2))
+    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
+    return residual_TD.new_empty(residual_TD.shape), dx_TD, dweight_D, dbias_D
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_TD, residual_TD, weight_D, bias_D, ctx.eps, ctx.dropout_p, seed, ctx.stream = inputs
+    ctx.bias_dtype = bias_D.dtype
+    ctx.save_for_backward(x_TD, residual_TD, weight_D, seed)
+
+
+def _differentiate(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
+    x_TD, residual_TD, weight_D, seed = ctx.saved_tensors
+    dresidual_TD, dx_TD, dweight_D, dbias_D = backward(
+        dout_TD, x_TD, residual_TD, weight_D, ctx.eps, ctx.dropout_p, seed, ctx.stream
+    )
+    dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
+    parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype)
+    return dx_TD, dresidual_TD, *parameters, None, None, None, None
+
+
+dropout_add_layer_norm.register_autograd(_differentiate, setup_context=_save)
+
+
+# ---------------------------------------------------------------- what is compiled ahead of time
+
+
+def compile_cases(capability: int) -> Iterator[CompileCase]:
+    """Both kernels at the widths of Small, Base and Large, with dropout and (Base) without."""
+    for dtype, size, dropout_p in (
+        ("bf16", 256, 0.1), ("bf16", 768, 0.1), ("bf16", 768, 0.0), ("fp16", 1024, 0.1), ("fp32", 256, 0.1),
+    ):  # fmt: skip
+        halves = ("p_x", "p_residual", "p_out", "p_dout", "p_dresidual", "p_dx")
+        types = {
+            **dict.fromkeys(halves, f"*{dtype}"),
+            "p_seed": "*i64",
+            "T": "i32",
+            "eps": "fp32",
+            "stream": "i32",
+        }
+        constexprs = {"ACC": tl.float32, **_blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
+        for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
+            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
+            label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
+            yield CompileCase(label, kernel, signature, constexprs, 4, 3, streaming=True)
