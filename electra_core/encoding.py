@@ -108,7 +108,7 @@ def encode_all(
     try:
         for batch in batches:
             running.append(pool.submit(_work, batch))
-            if len(running) > 2 * workers:
+            while running and (len(running) > 2 * workers or running[0].done()):
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

@@ -1,0 +1,420 @@
+"""From text files to memory-mapped shards: what is written, that it is always the same, and what goes wrong."""
+
+import errno
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from electra_core import encoding
+from electra_core import prepare as prepare_module
+from electra_core.corpus import Corpus, prepare
+from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
+from electra_core.errors import UserError
+from electra_core.progress import progress
+from electra_core.sentences import split_document
+from electra_core.shards import Manifest
+from electra_core.tokenizer import load_tokenizer
+from electra_core.vocabulary import train_sentencepiece
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches() -> Iterator[None]:
+    """So that this little text makes many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The language reference as a text file: a document per chapter, wrapped lines."""
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    documents = (re.sub(r"\n\s*\n", "\n", topics[key]).strip() for key in sorted(topics))
+    path.write_text("\n\n".join(documents) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_sentencepiece(text.read_text("utf-8").split("\n")[:2000], 500).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(text: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "corpus"
+    prepare([text], out, tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, progress=quiet)
+    return out
+
+
+def quiet(title: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
+    return progress(title, total, unit, quiet=True)
+
+
+def documents_of(path: Path) -> list[list[str]]:
+    return [document.split("\n") for document in path.read_text("utf-8").strip().split("\n\n")]
+
+
+def stored_documents(corpus: Corpus) -> list[list[list[int]]]:
+    """Every document as a list of its sentences' ids."""
+    return [
+        [shard.tokens[shard.sentences[i] : shard.sentences[i + 1]].tolist() for i in range(first, end)]
+        for shard in corpus.shards
+        for first, end in zip(shard.documents[:-1].tolist(), shard.documents[1:].tolist())
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------- what is written
+
+
+def test_the_shards_hold_the_text(data: Path, text: Path) -> None:
+    train, heldout = Corpus.open(data), Corpus.open(data, "heldout")
+    tokenizer = train.tokenizer.as_plain_text()
+    expected: Counter[tuple[int, ...]] = Counter()
+    for document in documents_of(text):
+        ids = [tokenizer.encode(sentence) for sentence in split_document(document)]
+        expected[tuple(token for sentence in ids for token in sentence)] += 1
+    stored = [*stored_documents(train), *stored_documents(heldout)]
+    assert Counter(tuple(token for sentence in document for token in sentence) for document in stored) == expected
+    assert all(0 < len(sentence) <= MAX_SENTENCE_TOKENS for document in stored for sentence in document)
+    assert len(train.shards) > 1 and all(shard.tokens.dtype == np.uint16 for shard in train.shards)
+    assert 0.1 < heldout.num_documents / len(stored) < 0.3
+
+
+def test_counts_and_sentences_across_shards(data: Path) -> None:
+    corpus = Corpus.open(data)
+    documents = stored_documents(corpus)
+    sentences = [sentence for document in documents for sentence in document]
+    assert corpus.num_documents == len(documents) and corpus.num_sentences == len(sentences)
+    assert corpus.num_tokens == sum(map(len, sentences))
+    for index in [*range(0, len(sentences), 97), len(sentences) - 1]:
+        assert corpus.sentence(index).tolist() == sentences[index]
+    for index in (-1, len(sentences)):
+        with pytest.raises(IndexError, match="sentence must be in"):
+            corpus.sentence(index)
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.sentence(0)[0] = 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_no_byte(
+    data: Path, text: Path, tokenizer: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "CACHE_CHARACTERS", 1000)  # in this process, words are forgotten all the time
+    prepare(
+        [text], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, workers=workers,
+        progress=quiet,
+    )  # fmt: skip
+    assert contents(tmp_path / "out") == contents(data)
+
+
+def test_what_is_held_out_does_not_depend_on_the_rest(
+    data: Path, text: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "part.txt").write_text("\n\n".join("\n".join(document) for document in documents_of(text)[::-2]))
+    prepare([tmp_path / "part.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0.2, progress=quiet)
+    for split in ("train", "heldout"):
+        whole, part = (
+            map(repr, stored_documents(Corpus.open(folder, split))) for folder in (data, tmp_path / "out")
+        )
+        assert set(part) <= set(whole)
+
+
+@pytest.fixture
+def part(text: Path, tmp_path: Path) -> Path:
+    """The first chapters."""
+    content = text.read_bytes()[:100_000]
+    (tmp_path / "part.txt").write_bytes(content[: content.rfind(b"\n\n")])
+    return tmp_path / "part.txt"
+
+
+def test_a_trained_tokenizer_and_standard_input(
+    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare([part], tmp_path / "file", vocab_size=300, progress=quiet)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(part.read_bytes())))
+    second = prepare(["-"], tmp_path / "stdin", vocab_size=300, progress=quiet)
+    assert first.fingerprint == second.fingerprint and first.vocab_size == 300
+    assert {path.name.split(".")[-1] for path in (tmp_path / "stdin").iterdir()} == {
+        "tokens", "sentences", "documents", "json", "tokenizer",
+    }  # fmt: skip
+
+
+def test_kinds_of_tokenizers(part: Path, tmp_path: Path) -> None:
+    options = {"model_type": "bpe", "lowercase": False, "vocab_size": 300, "progress": quiet}
+    prepare([part], tmp_path / "cased", **options)
+    corpus = Corpus.open(tmp_path / "cased")
+    assert "Python" in corpus.tokenizer.decode(corpus.shards[0].tokens[:5000].tolist())
+    words = prepare([part], tmp_path / "words", tokenizer="wordpiece", vocab_size=400, progress=quiet)
+    assert (tmp_path / "words" / "tokenizer" / "vocab.txt").is_file() and words.vocab_size == 400
+
+
+def test_duplicates_special_names_and_notes(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the same text\n\nthe same text\n\nthe [MASK] of 東京\n\n\u200b\n")
+    options = {"tokenizer": tokenizer, "progress": quiet, "heldout_fraction": 0.0}
+    twice = prepare([tmp_path / "a.txt"], tmp_path / "twice", **options)
+    once = prepare([tmp_path / "a.txt"], tmp_path / "once", drop_duplicates=True, **options)
+    assert (twice.splits["train"].documents, once.splits["train"].documents) == (3, 2)  # \u200b leaves nothing
+    corpus = Corpus.open(tmp_path / "once")
+    assert corpus.tokenizer.mask_id not in corpus.shards[0].tokens
+    assert [note.split("; ")[0].split(" ", 1)[1] for note in once.notes] == [
+        "of the tokens are [UNK]", "document is held out",
+    ]  # fmt: skip
+    assert Corpus.open(tmp_path / "once", "heldout").num_tokens == 0
+    assert Corpus.open(tmp_path / "once").manifest == once
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(70_000))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "a.txt").write_text("w69999 w3")
+    prepare(
+        [tmp_path / "a.txt"],
+        tmp_path / "out",
+        tokenizer=tmp_path / "vocab.txt",
+        heldout_fraction=0,
+        progress=quiet,
+    )
+    (shard,) = Corpus.open(tmp_path / "out").shards
+    assert shard.tokens.dtype == np.uint32 and shard.tokens.tolist() == [70_004, 8]
+
+
+def test_words_are_encoded_as_texts_are(text: Path, tokenizer: Path) -> None:
+    plain = load_tokenizer(tokenizer).as_plain_text()
+    encoder = WordEncoder(plain.to_json())
+    sentences = [sentence for document in documents_of(text)[:10] for sentence in split_document(document)]
+    sentences += ["", "  two  spaces ", "tab\there", "no\u00a0break \u3000 e\u0301", "[MASK] x"]
+    for _ in range(2):
+        found = [np.frombuffer(ids, encoder.dtype).tolist() for ids in encoder.encode(sentences)]
+        assert found == plain.encode_batch(sentences)
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 256, 257, 1000])
+def test_long_sentences_are_cut_evenly(length: int) -> None:
+    pieces = cut_lengths(length)
+    assert sum(pieces) == length and max(pieces, default=0) <= MAX_SENTENCE_TOKENS
+    assert (
+        len(pieces) == -(-length // MAX_SENTENCE_TOKENS) and max(pieces, default=0) - min(pieces, default=0) <= 1
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_bad_arguments(text: Path, tmp_path: Path) -> None:
+    for options in ({"lines": "x"}, {"workers": 0}, {"heldout_fraction": 1.0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            prepare([text], tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", ["absent.txt", "latin.txt", "small.txt", "empty.txt", "tokenizer"])
+def test_nothing_is_left_after_an_error(tmp_path: Path, text: Path, bad: str) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "small.txt").write_text("a few words are too few for so large a vocabulary")
+    (tmp_path / "empty.txt").touch()
+    before = contents(tmp_path)
+    with pytest.raises(UserError):
+        prepare(
+            [text if bad == "tokenizer" else tmp_path / bad],
+            tmp_path / "out",
+            tokenizer=tmp_path / "absent" if bad == "tokenizer" else "sentencepiece",
+            progress=quiet,
+        )
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_an_error_leaves_the_earlier_corpus(data: Path, tokenizer: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "out")
+    (tmp_path / "late.txt").write_bytes(b"good\n\n" * 1000 + b"\xff")
+    with pytest.raises(UserError, match=r"invalid UTF-8 at byte 6,000 "):
+        prepare([tmp_path / "late.txt"], tmp_path / "out", tokenizer=tokenizer, overwrite=True, progress=quiet)
+    assert contents(tmp_path / "out") == contents(data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late.txt", "out"]
+
+
+def test_what_may_be_overwritten(data: Path, tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    options = {"tokenizer": tokenizer, "heldout_fraction": 0, "progress": quiet}
+    (tmp_path / "empty").mkdir()
+    prepare([tmp_path / "a.txt"], tmp_path / "empty", **options)
+    with pytest.raises(UserError, match="holds a prepared corpus already"):
+        prepare([tmp_path / "a.txt"], tmp_path / "empty", **options)
+    assert (
+        prepare([tmp_path / "a.txt"], tmp_path / "empty", overwrite=True, **options).splits["train"].documents == 1
+    )
+    with pytest.raises(UserError, match="is not a prepared corpus"):
+        prepare([tmp_path / "a.txt"], tmp_path, overwrite=True, **options)
+    (tmp_path / "empty" / "b.txt").write_text("text inside the corpus")
+    with pytest.raises(UserError, match=r"b\.txt: lies in"):
+        prepare([tmp_path / "empty" / "b.txt"], tmp_path / "empty", overwrite=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.ENOSPC, "out: the disk is full"), (errno.EACCES, "out: no permission")]
+)
+def test_a_full_disk_and_no_permission(
+    text: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("electra_core.shards._HashedFile.write", fail)
+    with pytest.raises(UserError, match=message):
+        prepare([text], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_limit_on_file_size(text: Path, tokenizer: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="takes no file of this size; nothing was kept"):
+            prepare([text], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(tokenizer: Path, tmp_path: Path) -> None:
+    """A real interrupt, of a run with workers that waits for more input."""
+    code = (
+        "import sys; from electra_core import prepare\n"
+        "if __name__ == '__main__':\n"
+        "    prepare.BATCH_CHARACTERS = 10_000\n"
+        "    prepare.prepare(['-'], sys.argv[1], tokenizer=sys.argv[2], workers=2, heldout_fraction=0)"
+    )
+    (tmp_path / "run.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", tmp_path / "out", tokenizer],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin and process.stderr
+    process.stdin.write(b"one more document\n\n" * 120_000)
+    process.stdin.flush()
+    try:
+        wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob(".out.*.tmp/train-00000.tokens")))
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: everybody gets it
+        errors = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode != 0 and errors.count("KeyboardInterrupt") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
+
+
+def wait_until(ready, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- opening
+
+
+@pytest.fixture
+def copied(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data, tmp_path / "corpus"))
+
+
+def test_opening_what_is_no_corpus(tmp_path: Path, copied: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="not a prepared corpus"):
+            Corpus.open(folder)
+    with pytest.raises(ValueError, match="split must be one of"):
+        Corpus.open(copied, "test")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    for content, message in (
+        ("{", "not the manifest of a corpus"),
+        ("[]", "not the manifest of a corpus"),
+        ("{}", "not the manifest of a corpus"),
+        (json.dumps({**manifest, "format_version": 99}), "format version 99"),
+        (json.dumps({**manifest, "surprise": 1}), "not the manifest of a corpus"),
+        (json.dumps({**manifest, "tokenizer_fingerprint": "0"}), "fingerprint does not fit"),
+        (
+            json.dumps({**manifest, "splits": {**manifest["splits"], "train": {"shards": 1}}}),
+            "counts .* do not fit",
+        ),
+    ):
+        (copied / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            Corpus.open(copied)
+
+
+def test_files_missing_cut_off_or_damaged(copied: Path, tokenizer: Path) -> None:
+    path = copied / "train-00000.tokens"
+    whole = path.read_bytes()
+    Corpus.open(copied).verify()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(UserError, match=r"train-00000\.tokens: damaged \(the checksum"):
+        Corpus.open(copied).verify()
+    path.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"train-00000\.tokens: cut off or changed"):
+        Corpus.open(copied)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tokens: missing"):
+        Corpus.open(copied)
+    path.write_bytes(whole)
+    offsets = np.fromfile(copied / "train-00000.sentences", "<u8")
+    offsets[-1] += 1
+    offsets.tofile(copied / "train-00000.sentences")
+    with pytest.raises(UserError, match="the offsets do not fit the tokens"):
+        Corpus.open(copied)
+
+
+def test_another_tokenizer_is_noticed(copied: Path, text: Path) -> None:
+    train_sentencepiece(text.read_text("utf-8").split("\n")[:1000], 500).save(copied / "tokenizer")
+    with pytest.raises(UserError, match="the tokenizer here is not the one the corpus was made with"):
+        _ = Corpus.open(copied).tokenizer
+
+
+def test_manifest_survives_the_disk(data: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(data / "manifest.json")
+    manifest.write(tmp_path / "manifest.json")
+    assert (tmp_path / "manifest.json").read_bytes() == (data / "manifest.json").read_bytes()
+    assert manifest.settings["sources"][0]["name"] == "topics.txt"
+
+
+def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path) -> None:
+    seen: dict[str, list[int]] = {}
+
+    class Recorder:
+        def __init__(self, title: str, total: int | None, unit: str) -> None:
+            self.steps = seen.setdefault(f"{title} {total} {unit}", [])
+
+        def __enter__(self) -> "Recorder":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def update(self, amount: int = 1) -> None:
+            self.steps.append(amount)
+
+        def note(self, **_: object) -> None: ...
+
+    prepare([text], tmp_path / "out", vocab_size=300, sample_characters=50_000, progress=Recorder)
+    size = text.stat().st_size
+    assert [sum(seen[f"{title} {size} B"]) for title in ("reading a sample", "writing tokens")] == [size, size]
+    assert min(step for steps in seen.values() for step in steps) >= 0
+    assert len(seen[f"writing tokens {size} B"]) > 10

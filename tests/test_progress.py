@@ -1,0 +1,36 @@
+"""What progress looks like on a terminal, in a log file, and when it is to be quiet."""
+
+import io
+
+import pytest
+
+from electra_core.progress import progress
+
+
+def test_progress_lines_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("electra_core.progress.SECONDS_BETWEEN_LINES", 0.0)
+    out = io.StringIO()
+    with progress("reading", 2000, "B", stream=out) as bar:
+        bar.update(500)
+        bar.note(loss="1.5")
+        bar.update(1500)
+    lines = out.getvalue().strip().split("\n")
+    assert lines[0].startswith("reading: 500/2.00k B, 25%, ") and lines[0].endswith(" left")
+    assert lines[-1].startswith("reading: 2.00k/2.00k B, 100%, ") and lines[-1].endswith("loss 1.5")
+    out = io.StringIO()
+    with progress("reading", None, "B", stream=out, quiet=True) as bar:
+        bar.update(1)
+        bar.note(loss=1)
+    assert out.getvalue() == ""
+
+
+def test_progress_bar_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    with progress("reading", 2000, "B", stream=out) as bar:
+        bar.note(loss="1.5")
+        bar.update(2000)
+    assert "reading: 100%" in out.getvalue() and "2.00k/2.00k" in out.getvalue() and "loss=1.5" in out.getvalue()
