@@ -117,11 +117,11 @@ def finetune(
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say)
     _make_folder(out, settings, overwrite)
     runs: list[Run] = []
+    keeper = _Keeper(out)
     with StopRequest() as stop:
         for seed in range(settings.seed, settings.seed + settings.seeds):
             network = starting_model(task, directory, settings, seed).to(on_device)
-            best = max((run.best for run in runs), default=-np.inf)
-            runs.append(_train(network, task, data, settings, Run(seed), _Keeper(out, best), stop, quiet))
+            runs.append(_train(network, task, data, settings, Run(seed), keeper, stop, quiet))
             say(f"seed {seed}: {_shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
             if stop:
                 say(f"stopped by {stop.reason}; {out} holds the best checkpoint so far")
@@ -149,19 +149,16 @@ def _make_folder(out: Path, settings: FinetuneSettings, overwrite: bool) -> None
 
 
 class _Keeper:
-    """Writes a model directory whenever a checkpoint is better than all before it.
+    """Writes the model directory whenever a checkpoint is better than all before it, whatever their seed."""
 
-    Args:
-        best: the figure that has to be beaten.
-    """
-
-    def __init__(self, out: Path, best: float):
-        self.out, self.best = out, best
+    def __init__(self, out: Path):
+        self.out = out
+        self.best: float | None = None
 
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
         """Saves the model if its figure is the best so far."""
         figure = metrics[task.metric]
-        if figure > self.best or not (self.out / "model.safetensors").exists():
+        if self.best is None or figure > self.best:
             self.best = figure
             card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {_shown(metrics)}.\n"
             model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
