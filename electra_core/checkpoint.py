@@ -85,7 +85,7 @@ def save_checkpoint(
 
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose checksum fits, and a line about each newer one that is damaged."""
-    damaged = []
+    damaged: list[str] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
             meta = json.loads((path / "state.json").read_text(encoding="utf-8"))

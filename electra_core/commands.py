@@ -129,8 +129,8 @@ def _columns(options: Namespace) -> Any:
 
 def evaluate(options: Namespace) -> None:
     """Metrics of a fine-tuned model."""
-    from electra_core.predict import evaluate
     from electra_core import task_report
+    from electra_core.predict import evaluate
 
     predictor = _predictor(options)
     result = evaluate(predictor, options.data, skip_bad_rows=options.skip_bad_rows, quiet=options.quiet)
@@ -163,9 +163,8 @@ def predict(options: Namespace) -> None:
 
 def _predictor(options: Namespace) -> Any:
     from electra_core.predict import load
-    from electra_core.training import resolve_device
 
-    return load(options.model, device=resolve_device(options.device))
+    return load(options.model, device=options.device)
 
 
 def detect(options: Namespace) -> None:

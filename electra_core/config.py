@@ -193,7 +193,7 @@ def _encoder(layers: int, hidden: int, embedding: int | None = None, **more: Any
     return EncoderConfig(num_hidden_layers=layers, hidden_size=hidden, embedding_size=embedding or hidden, **sizes)
 
 
-def _generator(hidden: int, layers: int = 12) -> dict[str, int]:
+def _generator(hidden: int, layers: int = 12) -> dict[str, Any]:
     return {
         "generator_hidden_size": hidden,
         "generator_attention_heads": hidden // 64,

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from electra_core import __version__
 from electra_core.checkpoint import Checkpoint, newest_intact, save_checkpoint
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
-from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.examples import Examples
 from electra_core.masking import mask_tokens
@@ -245,7 +245,7 @@ def _words_from_counts(
 
 @torch.no_grad()
 def evaluate(
-    electra: Electra, heldout: Corpus, config: PretrainConfig, device: torch.device, autocast: Any
+    electra: nn.Module, heldout: Corpus, config: PretrainConfig, device: torch.device, autocast: Any
 ) -> dict[str, float]:
     """Losses and metrics of both networks on held-out text; the same examples and masks every time."""
     from sklearn.metrics import roc_auc_score
