@@ -229,6 +229,23 @@ def _head_options(
     return options
 
 
+def load_pair(model: electra.Electra, discriminator: str | Path, generator: str | Path) -> None:
+    """Copies two directories' weights into both halves of `model`, to go on with pre-training; in place.
+
+    Raises:
+        UserError: as `load_into`; or the two have different embeddings where `model` shares them.
+    """
+    load_into(model.generator, generator)
+    words_VE = model.generator.encoder.embeddings.word_embeddings.weight
+    of_generator = words_VE.detach().clone()
+    load_into(model.discriminator, discriminator)
+    if not torch.equal(words_VE, of_generator):
+        raise UserError(
+            f"{discriminator} and {generator} have different word embeddings, so they were not trained as a pair "
+            "with shared ones; go on with tying = none"
+        )
+
+
 def load_into(model: nn.Module, source: str | Path) -> None:
     """Copies a directory's weights into a model that exists (for going on with pre-training), in place.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -244,9 +245,19 @@ def test_a_pair_goes_on_where_it_stopped(tying: str, tmp_path: Path) -> None:
             p.copy_(torch.randn_like(p))
     for part in ("generator", "discriminator"):
         model_dir.save_pretrained(getattr(one, part), tmp_path / part)
-        model_dir.load_into(getattr(two, part), tmp_path)
+    model_dir.load_pair(two, tmp_path, tmp_path)
     for (key, p), q in zip(one.named_parameters(), two.parameters()):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6 if tying == "disentangled" else 0, msg=key)
+
+
+def test_strangers_are_no_pair(tmp_path: Path) -> None:
+    pretrain = PretrainConfig(generator_layers=1)
+    for part, seed in (("generator", 0), ("discriminator", 1)):
+        electra = Electra(PROJECTED, dataclasses.replace(pretrain, seed=seed))
+        model_dir.save_pretrained(getattr(electra, part), tmp_path / part)
+    with pytest.raises(UserError, match="have different word embeddings"):
+        model_dir.load_pair(Electra(PROJECTED, pretrain), tmp_path, tmp_path)
+    model_dir.load_pair(Electra(PROJECTED, dataclasses.replace(pretrain, tying="none")), tmp_path, tmp_path)
 
 
 def test_load_into_another_size_is_refused(tmp_path: Path) -> None:

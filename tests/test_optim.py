@@ -205,3 +205,46 @@ def test_presets_build_their_optimizer() -> None:
     preset = PRESETS["tiny"]
     optimizer = optim.build_optimizer(Electra(preset.discriminator, preset.pretrain), preset.pretrain)
     assert isinstance(optimizer, optim.ElectraAdam) and optimizer.defaults["eps"] == 1e-6
+
+
+@pytest.mark.gpu
+def test_kernel_on_a_gpu_is_the_formula_and_follows_the_rate_in_a_graph() -> None:
+    ours = [nn.Parameter(p.detach().cuda()) for p in matrices()]
+    plain = matrices()
+    rate = torch.tensor(1e-2, device="cuda")
+    fast, slow = optim.ElectraAdam(ours, lr=rate), optim.ElectraAdam(plain, lr=1e-2, fused=False)
+    for params in (ours, plain):
+        gradients_of(params, 0)
+    fast.step()  # makes the state, outside of the graph
+    slow.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fast.step()
+    for scale in (1e-2, 5e-3, 0.0):
+        optim.set_learning_rate(fast, scale)
+        optim.set_learning_rate(slow, scale)
+        graph.replay()
+        slow.step()
+        for a, b in zip(ours, plain):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_muon_on_a_gpu_is_close_to_muon_in_fp32() -> None:
+    torch.manual_seed(0)
+    start, grad = torch.randn(96, 32), torch.randn(96, 32)
+    results = []
+    for device in ("cpu", "cuda"):
+        p = nn.Parameter(start.clone().to(device))
+        p.grad = grad.to(device)
+        optim.Muon([{"params": [("x.qkv.weight", p)], "muon": True}], lr=0.02).step()
+        results.append(p.detach().cpu() - start)
+    assert (results[0] - results[1]).norm() / results[0].norm() < 0.05  # bf16 products
+
+
+def gradients_of(params: list[Any], step: int) -> None:
+    """`gradients`, on whatever device the parameters are."""
+    twins = matrices()
+    gradients(twins, step)
+    for p, twin in zip(params, twins):
+        p.grad = twin.grad.to(p.device)
