@@ -70,6 +70,7 @@ class Run:
     best_evaluation: int = 0
     steps: int = 0
     seconds: float = 0.0
+    """Of training, without the evaluations."""
     tokens: int = 0
     """Trained on, counted once for every epoch."""
 
@@ -116,19 +117,22 @@ def finetune(
             say(bad.summary())
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say)
     _make_folder(out, settings, overwrite)
+    counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
     runs: list[Run] = []
     keeper = _Keeper(out)
-    with StopRequest() as stop:
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            network = starting_model(task, directory, settings, seed).to(on_device)
-            runs.append(_train(network, task, data, settings, Run(seed), keeper, stop, quiet))
-            say(f"seed {seed}: {_shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
-            if stop:
-                say(f"stopped by {stop.reason}; {out} holds the best checkpoint so far")
-                break
-    counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
-    report = _report(task, settings, runs, counts, skipped, stop.reason)
-    _write_json(out / "metrics.json", report)
+    try:
+        with StopRequest() as stop:
+            for seed in range(settings.seed, settings.seed + settings.seeds):
+                network = starting_model(task, directory, settings, seed).to(on_device)
+                runs.append(_train(network, task, data, settings, Run(seed), keeper, stop, quiet))
+                say(f"seed {seed}: {_shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
+                if stop:
+                    say(f"stopped by {stop.reason}; {out} holds the best checkpoint so far")
+                    break
+        report = _report(task, settings, runs, counts, skipped, stop.reason)
+        _write_json(out / "metrics.json", report)
+    except OSError as error:  # a full disk, most likely; what was saved before is whole
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     return report
 
 
@@ -213,14 +217,15 @@ def _train(
     try:
         with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", quiet=quiet) as bar:
             for result in steps:
-                run.steps, run.seconds = result.step, time.perf_counter() - started
-                if result.step % settings.log_every == 0:
+                run.steps, run.seconds = result.step, run.seconds + time.perf_counter() - started
+                if result.step % settings.log_every == 0 or result.step == len(plan):
                     metrics_log.write(result.step, **_step_figures(result, run))
                     bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
                 bar.update()
                 if result.step in evaluate_after or stop:
                     metrics = _evaluate(model, task, data, dtype, run, keeper)
                     metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
+                started = time.perf_counter()  # evaluations are not counted as training
                 stale = run.evaluations - run.best_evaluation
                 if stop or (settings.patience and stale >= settings.patience):
                     break

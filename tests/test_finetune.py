@@ -131,6 +131,21 @@ def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):
     assert [run["seed"] for run in report["seeds"]] == [5, 6]
 
 
+def test_bf16_learns_too(model, data, tmp_path):
+    report = run(model, data, tmp_path / "out", settings=replace(QUICK, precision="bf16"))
+    assert report["best"]["accuracy"] >= 0.95
+    assert weights(tmp_path / "out")["classifier.out_proj.weight"].dtype == torch.float32
+
+
+def test_a_full_disk_is_the_users_to_mend(model, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.model_dir, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
+        run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1))
+
+
 def test_early_stopping(model, data, tmp_path):
     settings = replace(QUICK, epochs=5, learning_rate=1e-12, patience=2)
     report = run(model, data, tmp_path / "out", settings=settings)
