@@ -1,0 +1,322 @@
+"""The whole story in minutes: `electra demo`.
+
+    1  read the docstrings that are on this machine, and take a labelled task from them
+    2  train a vocabulary, write token shards
+    3  pre-train a tiny ELECTRA from nothing
+    4  fine-tune the model that ships with the package, the one just pre-trained, and a random start
+    5  compare them, in the terminal and in report.html
+
+Everything is budgeted by the clock: pre-training takes its share of the minutes, and fine-tuning goes on, one
+seed of every start at a time, until the minutes are over. Whatever comes out is reported as it is.
+
+    OUT/corpus.txt, OUT/task/    the text and the labelled examples
+    OUT/data/                    token shards and tokenizer
+    OUT/pretrained/              the pre-training run
+    OUT/finetuned/*/             the last fine-tuned model of every start
+    OUT/report.html, OUT/report.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from electra_core.classify import Classify
+from electra_core.demo_report import Findings, build_report, to_json
+from electra_core.docstrings import Document, Example, LabelledTask, documents, labelled_task, write_corpus
+from electra_core.errors import UserError
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.prepare import prepare
+from electra_core.pretrain import PretrainResult, pretrain
+from electra_core.progress import Progress, progress
+from electra_core.report import Report, duration, to_terminal, write_report
+from electra_core.shards import Manifest
+from electra_core.training import read_metrics, resolve_device
+
+CPU_MINUTES, GPU_MINUTES = 8.0, 2.0
+PRETRAIN_SHARE = 0.4  # of the minutes
+MOST_SEEDS = 5
+OVERDRAFT = 0.25  # of the minutes may be overdrawn for a second seed, without which there is no spread
+VOCABULARY = 8192
+HELDOUT_FRACTION = 0.02
+CALIBRATION_STEPS = 24
+EXAMPLE_CHARACTERS = 280
+EPOCHS = 8
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning starts from."""
+
+    key: str
+    name: str
+    directory: Path | None
+    """A model directory; None if there is none, which is then said."""
+    random: bool = False
+    """Take only the directory's sizes and tokenizer."""
+
+
+@dataclass
+class Clock:
+    """Measures the stages of the demo against its budget."""
+
+    budget: float
+    """Seconds in all."""
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what is done inside."""
+        begin = time.monotonic()
+        yield
+        self.stages.append((name, time.monotonic() - begin))
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left; negative when it is overdrawn."""
+        return self.budget - (time.monotonic() - self.started)
+
+
+def run_demo(
+    out_dir: str | Path,
+    *,
+    minutes: float | None = None,
+    quiet: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Runs the demo and writes its report; see the header.
+
+    Args:
+        out_dir: must not exist or be empty, unless `overwrite`.
+        minutes: of wall-clock time in all; None: 8 on a CPU, 2 on a GPU. One seed of every start is fine-tuned
+            even if that takes longer.
+        quiet: no progress bars.
+        say: takes lines for the user.
+
+    Raises:
+        UserError: the folder is occupied, no CUDA device where one is asked for, ...
+    """
+    place = resolve_device(device)
+    minutes = minutes or (GPU_MINUTES if place.type == "cuda" else CPU_MINUTES)
+    if minutes < 0.1:
+        raise UserError(f"--minutes: expected at least 0.1, got {minutes:g}")
+    out, clock = Path(out_dir), Clock(60 * minutes)
+    shipped = shipped_model()
+    for line in introduction(place, minutes, shipped):
+        say(line)
+    _make_folder(out, overwrite)
+
+    say(f"\n1  Docstrings -> {out / 'corpus.txt'}, {out / 'task'}")
+    with clock.stage("reading docstrings"):
+        corpus, task = _read_docstrings(out, quiet)
+    say(f"   {len(corpus):,} documents; {len(task.train)} + {len(task.dev)} labelled, {len(task.labels)} areas")
+
+    say(f"\n2  Vocabulary and token shards -> {out / 'data'}")
+    with clock.stage("vocabulary and shards"):
+        manifest = _prepare(out, seed, quiet)
+
+    seconds = PRETRAIN_SHARE * clock.budget
+    say(f"\n3  Pre-training for {duration(seconds)} -> {out / 'pretrained'}")
+    with clock.stage("pre-training"):
+        pretrained = _pretrain(out, seconds, device, seed, quiet)
+    _stop_if(pretrained.stopped_by)
+
+    starts = [
+        Start("shipped", "Shipped tiny model", shipped),
+        Start("pretrained", "Pre-trained just now", out / "pretrained" / "discriminator"),
+        Start("random", "Random start", out / "pretrained" / "discriminator", random=True),
+    ]
+    say(f"\n4  Fine-tuning, seed by seed, for {duration(max(0.0, clock.left))} -> {out / 'finetuned'}")
+    with clock.stage("fine-tuning"):
+        accuracies = _finetune(starts, out, clock, device, quiet, say)
+
+    findings = Findings(
+        out=out,
+        machine=machine(place),
+        documents=len(corpus),
+        tokens={split: counts.tokens for split, counts in manifest.splits.items()},
+        task=task,
+        pretrained=pretrained,
+        shipped=shipped,
+        accuracies=accuracies,
+        epochs=EPOCHS,
+        stages=clock.stages,
+    )
+    report = build_report(findings)
+    write_report(report, out / "report.html")
+    (out / "report.json").write_text(json.dumps(to_json(report, findings), indent=2) + "\n", encoding="utf-8")
+    say(f"\n5  Comparison\n\n{to_terminal(report)}\n")
+    say(f"The whole story, with plots: {out / 'report.html'}   ({duration(minutes * 60 - clock.left)} in all)")
+    return report
+
+
+def shipped_model() -> Path | None:
+    """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
+    folder = Path(str(files("electra_core"))) / "tiny"
+    return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
+
+
+def machine(place: torch.device) -> str:
+    """What this runs on, in a line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    where = f"CUDA, {torch.cuda.get_device_name(place)}" if place.type == "cuda" else "CPU"
+    return f"torch {torch.__version__} on {where}; {cores} CPU cores; Python {platform.python_version()}"
+
+
+def introduction(place: torch.device, minutes: float, shipped: Path | None) -> list[str]:
+    """The first lines: what was found here, and what is going to happen."""
+    lines = [machine(place)]
+    if place.type == "cpu" and torch.cuda.is_available():
+        lines.append("There is a CUDA device; --device cuda would use it.")
+    lines.append(
+        f"In about {duration(60 * minutes)}: a vocabulary and a tiny ELECTRA from nothing, on the docstrings of "
+        "this machine's own libraries; then a task on which it is compared with the model that ships with the "
+        "package and with a random start. Nothing is downloaded."
+    )
+    if shipped is None:
+        lines.append("The shipped tiny model is not in this copy of the package: its row stays empty.")
+    return lines
+
+
+def _make_folder(out: Path, overwrite: bool) -> None:
+    """Raises UserError if `out` holds anything and may not be overwritten; what a demo wrote is removed."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out}: is not an empty folder (--overwrite replaces the demo in it)")
+    for name in ("task", "data", "pretrained", "calibration", "finetuned"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    try:
+        (out / "task").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
+
+
+def _read_docstrings(out: Path, quiet: bool) -> tuple[list[Document], LabelledTask]:
+    """Corpus and task on disk. Examples to be judged on are not in the corpus, not even without their labels."""
+    corpus = []
+    with progress("reading", None, "documents", quiet=quiet) as bar:
+        for document in documents():
+            corpus.append(document)
+            bar.update()
+    task = labelled_task(corpus, longest=EXAMPLE_CHARACTERS)
+    _write_examples(task.train, out / "task" / "train.jsonl")
+    _write_examples(task.dev, out / "task" / "dev.jsonl")
+    unseen = {example.document.text for example in task.dev}
+    corpus = [document for document in corpus if document.text not in unseen]
+    write_corpus(out / "corpus.txt", corpus)
+    return corpus, task
+
+
+def _write_examples(examples: Sequence[Example], file: Path) -> None:
+    rows = (json.dumps({"text": e.text, "label": e.label, "module": e.document.module}) for e in examples)
+    file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:
+    def bar(title: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
+        return progress(title, total, unit, quiet=quiet)
+
+    return prepare(
+        [out / "corpus.txt"],
+        out / "data",
+        vocab_size=VOCABULARY,
+        lines="sentence",
+        heldout_fraction=HELDOUT_FRACTION,
+        seed=seed,
+        progress=bar,
+    )
+
+
+def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) -> PretrainResult:
+    """As many steps as fit into `seconds`, with the learning rate's schedule over exactly these steps."""
+    begin = time.monotonic()
+    rate = _steps_per_second(out, device, seed)
+    left = max(seconds - (time.monotonic() - begin), seconds / 2)  # a slow machine still gets a run
+    steps = max(2 * CALIBRATION_STEPS, round(0.9 * left * rate))  # a tenth for evaluations and saving
+    changes = {
+        "steps": steps,
+        "warmup_steps": max(1, steps // 10),
+        "eval_every": max(1, steps // 12),
+        "eval_examples": 256,
+        "log_every": max(1, steps // 80),
+        "checkpoint_every": steps,
+        "seed": seed,
+    }
+    limit = 1.25 * left / 60
+    run = out / "pretrained"
+    return pretrain(
+        out / "data", run, model="tiny", changes=changes, device=device, max_minutes=limit, quiet=quiet
+    )
+
+
+def _steps_per_second(out: Path, device: str, seed: int) -> float:
+    """Measured on the later half of a few steps; the first ones are slower."""
+    half = CALIBRATION_STEPS // 2
+    changes = {"steps": 2 * half, "log_every": half, "eval_every": 2 * half, "eval_examples": 32, "seed": seed}
+    run = out / "calibration"
+    pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True)
+    first, last = (row for row in read_metrics(run / "metrics.jsonl") if "tokens_per_second" in row)
+    shutil.rmtree(run)
+    return half * last["tokens_per_second"] / (last["tokens"] - first["tokens"])
+
+
+def _finetune(
+    starts: Sequence[Start], out: Path, clock: Clock, device: str, quiet: bool, say: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Accuracies by start, one for each seed; every start gets the same seeds."""
+    accuracies: dict[str, list[float]] = {start.key: [] for start in starts}
+    slowest = 0.0
+    for seed in range(MOST_SEEDS):
+        credit = OVERDRAFT * clock.budget if seed == 1 else 0.0
+        if seed and clock.left + credit < slowest:
+            break
+        begin = time.monotonic()
+        for start in starts:
+            if start.directory is not None:
+                accuracy = _finetune_once(start, out, seed, device, quiet)
+                accuracies[start.key].append(accuracy)
+                say(f"   seed {seed}  {start.name:<22} {100 * accuracy:5.1f}%")
+        slowest = max(slowest, time.monotonic() - begin)
+    return accuracies
+
+
+def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool) -> float:
+    """Accuracy at the end of the training: no epoch is picked by its figure."""
+    assert start.directory is not None
+    settings = FinetuneSettings(
+        epochs=EPOCHS,
+        seed=seed,
+        random_start=start.random,
+        layerwise_decay=1.0 if start.random else 0.0,  # without pre-training the lower layers need the full rate
+    )
+    folder = out / "finetuned" / start.key
+    result = finetune(
+        start.directory, Classify(), out / "task" / "train.jsonl", out / "task" / "dev.jsonl", folder, settings,
+        device=device, overwrite=True, quiet=quiet, say=lambda line: None,
+    )  # fmt: skip
+    _stop_if(result["stopped"])
+    return next(
+        row["dev_accuracy"] for row in reversed(read_metrics(folder / "metrics.jsonl")) if "dev_accuracy" in row
+    )
+
+
+def _stop_if(reason: str | None) -> None:
+    """A signal ends the demo; running out of the stage's time does not."""
+    if reason not in (None, "time limit"):
+        raise KeyboardInterrupt(reason)

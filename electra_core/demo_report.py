@@ -1,0 +1,292 @@
+"""What the demo found, made into its report: charts, reference values, warnings, passages."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core.corpus import Corpus
+from electra_core.docstrings import LabelledTask
+from electra_core.model_dir import load_config, load_discriminator
+from electra_core.passages import generated_passage, planted_passage
+from electra_core.plots import Dots, Rule, Series, line_chart, median
+from electra_core.pretrain import PretrainResult
+from electra_core.report import Passage, Report, duration
+from electra_core.tokenizer import load_tokenizer
+from electra_core.trace import load_electra
+from electra_core.training import read_metrics
+
+PLATEAU_AUC = 0.55
+PASSAGE_SEED = 1
+PLANTED = (
+    "The river rises in the {mountains|kitchen} in the north of the country and {flows|sings} south for three "
+    "hundred kilometres before it reaches the {sea|piano}. Two large cities lie on its banks. In the nineteenth "
+    "{century|banana} a railway was built along the valley, and most of the small towns {became|green} centres of "
+    "industry."
+)
+PROSE = (
+    "The river rises in the mountains in the north of the country and flows south for three hundred kilometres "
+    "before it reaches the sea. Two large cities lie on its banks. In the nineteenth century a railway was built "
+    "along the valley, and most of the small towns became centres of industry."
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured or counted."""
+
+    out: Path
+    machine: str
+    documents: int
+    """In the corpus."""
+    tokens: Mapping[str, int]
+    """Of each split of the corpus."""
+    task: LabelledTask
+    pretrained: PretrainResult
+    shipped: Path | None
+    accuracies: Mapping[str, Sequence[float]]
+    """shipped | pretrained | random -> at the end of fine-tuning, one for each seed; none without a model."""
+    epochs: int
+    """Of fine-tuning."""
+    stages: Sequence[tuple[str, float]]
+    """(name, seconds)"""
+
+
+def build_report(found: Findings) -> Report:
+    """The report; the models are loaded once more for their opinion of a passage."""
+    unigram = unigram_loss(found.out / "data")
+    task, pretrained = found.task, found.pretrained
+    seeds = max(map(len, found.accuracies.values()))
+    shipped_note = "pre-trained beforehand; its own vocabulary" if found.shipped else "not in this copy"
+    starts = [
+        Dots("Shipped tiny model", shipped_note, found.accuracies["shipped"], 0),
+        Dots(
+            "Pre-trained just now",
+            f"{duration(pretrained.seconds)}, {pretrained.steps:,} steps",
+            found.accuracies["pretrained"],
+            1,
+        ),
+        Dots("Random start", "the same size, nothing learnt before", found.accuracies["random"], 3),
+    ]
+    return Report(
+        title="ELECTRA, from nothing to a classifier",
+        summary=_summary(starts),
+        machine=[("Machine", found.machine)],
+        task=(
+            f"Which of {len(task.labels)} areas of the library does a docstring belong to? {len(task.train):,} "
+            f"labelled examples to learn from, {len(task.dev):,} from other modules to be judged by; "
+            f"{found.epochs} epochs, {seeds} seeds of every start."
+        ),
+        starts=starts,
+        references=[Rule(guessing_accuracy(task), "guessing"), Rule(counting_accuracy(task), "counting words")],
+        charts=pretraining_charts(read_metrics(found.out / "pretrained" / "metrics.jsonl"), unigram),
+        charts_note=f"{pretrained.tokens / 1e6:.2f} million tokens; evaluated on documents that were held out.",
+        passages=_passages(found),
+        facts=_facts(found, unigram),
+        stages=found.stages,
+        warnings=[*judge_pretraining(pretrained.evaluation, unigram), *judge_comparison(starts)],
+    )
+
+
+def to_json(report: Report, found: Findings) -> dict[str, Any]:
+    """The figures of the report, for machines."""
+    return {
+        "machine": found.machine,
+        "accuracies": {key: list(values) for key, values in found.accuracies.items()},
+        "references": {rule.label: rule.value for rule in report.references},
+        "pretraining": {
+            "steps": found.pretrained.steps,
+            "tokens": found.pretrained.tokens,
+            "seconds": found.pretrained.seconds,
+            **found.pretrained.evaluation,
+        },
+        "seconds": dict(found.stages),
+        "warnings": [headline for headline, _ in report.warnings],
+    }
+
+
+def _summary(starts: Sequence[Dots]) -> str:
+    """The medians in a sentence, whatever they are."""
+    parts = [f"{row.name.lower()} {100 * median(row.values):.1f}%" for row in starts if row.values]
+    return "Fine-tuned on a few hundred labelled docstrings, median accuracy: " + ", ".join(parts) + "."
+
+
+# ------------------------------------------------------------------------------------------- reference values
+
+
+def unigram_loss(data: Path) -> float:
+    """Nats per held-out token for somebody who knows how frequent every word is in the training text, no more.
+
+    A generator that stays here has not learnt to use the context.
+    """
+    train, heldout = Corpus.open(data), Corpus.open(data, "heldout")
+    train_V, heldout_V = (
+        np.sum(
+            [np.bincount(shard.tokens, minlength=train.tokenizer.vocab_size) for shard in corpus.shards], axis=0
+        )
+        for corpus in (train, heldout)
+    )
+    probability_V = (train_V + 1) / (train_V + 1).sum()  # a word never seen is not impossible
+    return float(-(heldout_V * np.log(probability_V)).sum() / heldout_V.sum())
+
+
+def guessing_accuracy(task: LabelledTask) -> float:
+    """Of always answering the area that is most frequent among the examples to be judged by."""
+    return max(Counter(example.label for example in task.dev).values()) / len(task.dev)
+
+
+def counting_accuracy(task: LabelledTask) -> float:
+    """Of a logistic regression on word counts (TF-IDF), which knows no context at all."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
+    model.fit([example.text for example in task.train], [example.label for example in task.train])
+    predicted = model.predict([example.text for example in task.dev])
+    return float(np.mean([label == example.label for label, example in zip(predicted, task.dev)]))
+
+
+# ---------------------------------------------------------------------------------------------------- warnings
+
+
+def judge_pretraining(evaluation: Mapping[str, float], unigram: float) -> list[tuple[str, str]]:
+    """What to tell the user about a pre-training that has not left its plateau; empty if it has.
+
+    Args:
+        evaluation: the last one on held-out text (`pretrain.evaluate`).
+        unigram: `unigram_loss`.
+    """
+    auc = evaluation.get("eval_rtd_auc", math.nan)
+    rtd, base = evaluation.get("eval_rtd_loss", math.nan), evaluation.get("eval_base_rate_loss", math.nan)
+    mlm = evaluation.get("eval_mlm_loss", math.nan)
+    signs = []
+    if not auc >= PLATEAU_AUC:
+        signs.append(f"it tells replaced from original tokens hardly better than a coin (AUC {auc:.2f})")
+    if not rtd < 0.99 * base:
+        signs.append(f"its loss, {rtd:.3f}, is that of always answering the base rate, {base:.3f}")
+    if not mlm < unigram - 0.05:
+        signs.append(f"the generator's loss, {mlm:.2f}, is that of word frequencies alone, {unigram:.2f}")
+    if not signs:
+        return []
+    text = (
+        "; ".join(signs) + ". That is how the first minutes of every ELECTRA look; on a CPU they last long. More "
+        "minutes (--minutes) or a GPU take it further; the shipped model shows where it leads."
+    )
+    return [("The model pre-trained just now has not left its plateau", text[0].upper() + text[1:])]
+
+
+def judge_comparison(starts: Sequence[Dots]) -> list[tuple[str, str]]:
+    """Says so where a pre-trained start did not beat the random one."""
+    random = starts[-1]
+    warnings = []
+    for start in starts[:-1]:
+        if start.values and random.values and median(start.values) <= median(random.values):
+            text = (
+                f"Its median accuracy is {100 * median(start.values):.1f}%, that of the random start "
+                f"{100 * median(random.values):.1f}%."
+            )
+            warnings.append((f"“{start.name}” is no better than a random start", text))
+    return warnings
+
+
+# ----------------------------------------------------------------------------------------- charts and passages
+
+
+def pretraining_charts(rows: Sequence[Mapping[str, float]], unigram: float) -> list[str]:
+    """Losses of both networks and the discriminator's AUC, from the rows of metrics.jsonl."""
+
+    def series(name: str, key: str, tone: int) -> Series:
+        own = [row for row in rows if key in row]
+        return Series(name, [row["step"] for row in own], [row[key] for row in own], tone)
+
+    base = [row["eval_base_rate_loss"] for row in rows if "eval_base_rate_loss" in row][-1:]
+    return [
+        line_chart(
+            [series("training", "mlm_loss", 0), series("held-out", "eval_mlm_loss", 1)],
+            title="Generator: masked-word loss, in nats",
+            caption="Below the dashed line it knows more than how frequent words are.",
+            x_label="step",
+            rules=[Rule(unigram, f"word frequencies alone: {unigram:.2f}")],
+        ),
+        line_chart(
+            [series("training", "rtd_loss", 0), series("held-out", "eval_rtd_loss", 1)],
+            title="Discriminator: loss per token, in nats",
+            caption="Below the dashed line it knows more than how many tokens are replaced.",
+            x_label="step",
+            rules=[Rule(value, f"base rate: {value:.3f}") for value in base],
+        ),
+        line_chart(
+            [series("held-out", "eval_rtd_auc", 2)],
+            title="Discriminator: AUC on held-out text",
+            caption="How often a replaced token gets the higher probability of the two.",
+            x_label="step",
+            rules=[Rule(0.5, "a coin")],
+            y_range=(0.5, 0.6),
+        ),
+    ]
+
+
+def _passages(found: Findings) -> list[Passage]:
+    """The shipped model's opinion of English prose, and the fresh one's of a docstring it has never seen."""
+    passages = []
+    if found.shipped is not None:
+        passages.append(_shipped_passage(found.shipped))
+    electra, tokenizer = load_electra(found.out / "pretrained")
+    example = max(found.task.dev, key=lambda example: (len(example.text) <= 280, len(example.text)))
+    passages.append(
+        generated_passage(
+            electra, tokenizer, example.text, seed=PASSAGE_SEED, title="What the model pre-trained just now sees",
+            note=f"From {example.document.module}, which it has never read. Underlined words were drawn by its "
+            "generator; the original stands above. Point at a word for its probability.",
+        )
+    )  # fmt: skip
+    return passages
+
+
+def _shipped_passage(shipped: Path) -> Passage:
+    title = "What the shipped model sees"
+    if (shipped / "generator" / "config.json").is_file():
+        electra, tokenizer = load_electra(shipped)
+        note = "Underlined words were drawn by its own generator; the original stands above."
+        return generated_passage(electra, tokenizer, PROSE, title=title, note=note, seed=PASSAGE_SEED)
+    directory = shipped / "discriminator"
+    note = "Underlined words were put in by hand; the original stands above."
+    return planted_passage(
+        load_discriminator(directory), load_tokenizer(directory), PLANTED, title=title, note=note
+    )
+
+
+def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:
+    evaluation = found.pretrained.evaluation
+    config, _ = load_config(found.out / "pretrained")
+    python = found.machine.rpartition("Python ")[2]
+    facts = [
+        (
+            "Corpus",
+            f"{found.documents:,} documents, {found.tokens['train']:,} tokens to train on and "
+            f"{found.tokens['heldout']:,} held out: docstrings of Python {python}, torch {version('torch')} and "
+            f"numpy {version('numpy')}, and the language reference",
+        ),
+        ("Vocabulary", f"{config.vocab_size:,} SentencePiece units; words frequent alone: {unigram:.2f} nats"),
+        (
+            "Model",
+            f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads",
+        ),
+        (
+            "Pre-training",
+            f"{found.pretrained.steps:,} steps, {found.pretrained.tokens:,} tokens, "
+            f"{found.pretrained.tokens / found.pretrained.seconds:,.0f} tokens/s with evaluations",
+        ),
+        ("Held-out", ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in evaluation.items())),
+        ("Areas", ", ".join(found.task.labels)),
+        ("Examples", "the dev examples are in no other set: not in the corpus, and of modules not trained on"),
+    ]
+    return facts
