@@ -334,7 +334,7 @@ def _report(
         ],
         **counts,
         "skipped_rows": sum(bad.count for bad in skipped),
-        "stopped": stopped,
+        "stopped_by": stopped,
         "settings": asdict(settings),
     }
 

@@ -152,7 +152,10 @@ NAMED: dict[str, NamedTask] = {
         ),
     )
 }  # fmt: skip
-_ALIASES = {"sst2": "sst-2", "stsb": "sts-b", "sts": "sts-b", "conll": "conll-2003", "conll2003": "conll-2003"}
+_ALIASES = {
+    "sst2": "sst-2", "stsb": "sts-b", "sts": "sts-b", "mnli-m": "mnli", "conll": "conll-2003",
+    "conll2003": "conll-2003", "squad1": "squad", "squad-2": "squad2",
+}  # fmt: skip
 
 
 def find_task(name: str) -> NamedTask | None:

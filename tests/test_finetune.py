@@ -221,7 +221,7 @@ def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_step_figures", interrupt_at_12)
     lines = []
     report = run(model, data, tmp_path / "out", settings=replace(QUICK, seeds=3), say=lines.append)
-    assert report["stopped"] == "SIGINT" and len(report["seeds"]) == 1 and report["seeds"][0]["steps"] == 12
+    assert report["stopped_by"] == "SIGINT" and len(report["seeds"]) == 1 and report["seeds"][0]["steps"] == 12
     assert any("stopped by SIGINT" in line for line in lines)
     assert evaluate(load(tmp_path / "out"), data[1]).metrics["accuracy"] == report["best"]["accuracy"]
 
