@@ -96,18 +96,22 @@ class MaskedLM(nn.Module):
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
-        self.generator = None
         self.discriminator = Generator(config)
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
+    @property
+    def generator(self) -> Generator:
+        """The masked language model of a run is this one, too."""
+        return self.discriminator
+
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
-        """One step's loss, `word_loss`: the mean over the M masked positions."""
+        """One step's loss, `word_loss` and `mlm_loss` alike: the mean over the M masked positions."""
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         token_seed, _ = batch.seeds(seed)
         loss = word_losses(self.discriminator, masked_text, batch, token_seed).mean() * batch.masked_share
         nothing_T = torch.zeros(batch.tokens.num_tokens, device=loss.device)
-        none = loss.new_zeros(())
-        return PretrainOutput(loss, none, none, batch.masked_ids_T, nothing_T > 0, nothing_T, loss.detach())
+        no_rtd = loss.new_zeros(())
+        return PretrainOutput(loss, loss, no_rtd, batch.masked_ids_T, nothing_T > 0, nothing_T, loss)
 
 
 class ReplaceMLM(nn.Module):

@@ -126,7 +126,9 @@ def test_mlm_is_cross_entropy_of_the_masked_words() -> None:
     output = model(batch, seed=0)
     torch.testing.assert_close(output.loss, F.cross_entropy(logits_MV, batch.target_ids_M))
     assert torch.equal(output.corrupted_ids_T, batch.masked_ids_T)
-    assert model.generator is None
+    assert output.mlm_loss is output.word_loss and model.generator is model.discriminator
+    names = [name for name, _ in model.named_parameters()]
+    assert all(name.startswith("discriminator.") for name in names), "one model, once"
 
 
 def test_replace_mlm_predicts_the_originals_from_the_generators_text() -> None:
