@@ -52,7 +52,7 @@ VOCABULARY = 8192
 HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = 24
 EXAMPLE_CHARACTERS = 280
-EPOCHS = 8
+EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,33 @@ def shipped_model() -> Path | None:
     """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
     folder = Path(str(files("electra_core"))) / "tiny"
     return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
+
+
+def model_to_study(
+    out_dir: str | Path,
+    *,
+    minutes: float = 1.0,
+    device: str = "auto",
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """A generator and a discriminator for `electra trace` without a model: the shipped ones, those that a demo
+    (or an earlier call) has left in `out_dir`, or new ones, pre-trained there for a few `minutes`.
+
+    Returns:
+        A run's folder.
+    """
+    shipped, out = shipped_model(), Path(out_dir)
+    if shipped is not None and (shipped / "generator" / "model.safetensors").is_file():
+        return shipped
+    run = out / "pretrained"
+    if not (run / "generator" / "model.safetensors").is_file():
+        say(f"There is no model yet: pre-training one for {duration(60 * minutes)} -> {run}")
+        _make_folder(out, overwrite=False)
+        _read_docstrings(out, quiet)
+        _prepare(out, 0, quiet)
+        _stop_if(_pretrain(out, 60 * minutes, device, 0, quiet).stopped_by)
+    return run
 
 
 def machine(place: torch.device) -> str:

@@ -15,7 +15,7 @@ import pytest
 from electra_core import config, demo
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.demo import Clock, Start, run_demo, shipped_model
+from electra_core.demo import Clock, Start, model_to_study, run_demo, shipped_model
 from electra_core.demo_report import (
     counting_accuracy,
     guessing_accuracy,
@@ -31,7 +31,7 @@ from electra_core.model_dir import load_config
 from electra_core.passages import generated_passage, planted_passage
 from electra_core.plots import Dots
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.trace import trace
+from electra_core.trace import load_electra, trace
 
 AREAS = {"arrays": "array element axis dtype shape", "internet": "socket server request header host"}
 _LETTERS = random.Random(1)
@@ -152,6 +152,19 @@ def test_fine_tuning_stops_when_the_minutes_are_over(
     starts = [Start("a", "A", tmp_path), Start("none", "None", None), Start("b", "B", tmp_path, random=True)]
     found = demo._finetune(starts, tmp_path, Clock(budget, started=0.0), "cpu", True, lambda line: None)
     assert found == {"a": [0.5] * seeds, "none": [], "b": [0.5] * seeds}
+
+
+def test_a_trace_without_a_model_finds_or_makes_one(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    made = model_to_study(tmp_path / "demo", minutes=0.02, quiet=True, say=said.append)
+    assert len(said) == 1 and made == tmp_path / "demo" / "pretrained"
+    electra, tokenizer = load_electra(made)
+    assert trace(electra, tokenizer, "the header of a request").num_chosen >= 1
+    assert model_to_study(tmp_path / "demo", say=said.append) == made and len(said) == 1, "it is kept"
+    monkeypatch.setattr(demo, "shipped_model", lambda: made)
+    assert model_to_study(tmp_path / "other", say=said.append) == made and not (tmp_path / "other").exists()
 
 
 # ------------------------------------------------------------------------------------------------- judgements
