@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -169,3 +171,45 @@ def test_small_helpers() -> None:
     assert [number(v) for v in (0.3, 1000, 12500, 2e6, 0)] == ["0.3", "1000", "12.5k", "2M", "0"]
     assert median([3, 1, 2]) == 2 and median([1, 2]) == 1.5 and math.isnan(median([]))
     assert [duration(s) for s in (8.2, 125, 3720)] == ["8 s", "2 min 05 s", "1 h 02 min"]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+POINTING = """<script>
+const log = [];
+const at = (node, type, x) => node.dispatchEvent(new PointerEvent(type, {bubbles: true, clientX: x, clientY: 5}));
+const plot = document.querySelector("[data-chart]");
+const box = plot.getBoundingClientRect();
+at(plot, "pointermove", box.left + 0.55 * box.width);
+log.push(plot.querySelector(".tip").textContent);
+at(plot, "pointerleave", 0);
+log.push(document.querySelectorAll(".tip, .cursor").length);
+const tokens = [...document.querySelectorAll(".tok")];
+tokens.slice(0, 2).forEach((token) => {
+  at(token, "pointerover", 0);
+  log.push(document.querySelector(".floating").textContent);
+});
+at(document.body, "pointerover", 0);
+log.push(document.querySelectorAll(".floating").length);
+log.push(document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide");
+document.title = "LOG " + log.join(" | ");
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page in")
+def test_pointing_at_the_page_shows_the_figures(report: Report, tmp_path: Path) -> None:
+    """Charts tell their values, tokens their probability and original, in a real browser of a phone's width."""
+    page = tmp_path / "report.html"
+    page.write_text(to_html(report).replace("</body>", POINTING), encoding="utf-8")
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr[-500:]
+    assert title[1].split(" | ") == [
+        "LOG step 10loss  7",
+        "0",
+        "10.0% replaced",
+        "90.0% replaced · it is: the original is “dog”",
+        "0",
+        "fits",
+    ]

@@ -271,7 +271,7 @@ def test_page_can_be_stepped_through_in_a_browser(result: Trace, tmp_path: Path)
     page.write_text(to_html(result).replace("</body>", STEPPING), encoding="utf-8")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr[-500:]
     assert title[1] == "LOG 1/1 2 3 2 3 10 10 1 1 2 7#stage-7 6/1"
