@@ -130,7 +130,7 @@ class Predictor:
 
 
 def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Predictor:
-    """A fine-tuned model from its directory, ours or the Hub's.
+    """A fine-tuned model from its directory, ours or the Hub's; or an exported `NAME.onnx` (on the CPU).
 
     Args:
         device: auto | cpu | cuda.
@@ -139,15 +139,24 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     Raises:
         UserError: no such directory, not a model of a downstream task, or a device that is not there.
     """
+    if str(source).endswith(".onnx"):
+        from electra_core.onnx_predict import OnnxPredictor
+
+        return OnnxPredictor(source)
     directory = model_dir.find_model(source)
-    task = _load_task(directory)
+    task = load_task(directory)
     on_device = resolve_device(device)
     model = model_dir.load(task.model_class, directory).to(on_device)
     dtype = resolve_precision(precision, on_device)
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 
-def _load_task(directory: Path) -> Task:
+def load_task(directory: Path) -> Task:
+    """The task that task.json in a model directory describes; without one, what config.json lets guess.
+
+    Raises:
+        UserError: a damaged file, or not a model of a downstream task.
+    """
     file = directory / TASK_FILE
     if not file.exists():
         return _guess_task(directory)

@@ -1,0 +1,233 @@
+"""Fine-tuned models as ONNX, for runtimes without PyTorch.
+
+The graph is written node by node with `onnx.helper`: it is small, reads like the encoder, and no exporter has
+to see through packed batches. Other runtimes want rectangles, so its inputs are padded, with lengths free:
+
+    input_ids, attention_mask, token_type_ids    int64 [N, S]      mask 1 = word, 0 = padding
+    logits                                       float32, by the model:
+        SequenceClassifier [N, C], TokenClassifier [N, S, C], QuestionAnswerer [N, S, 2], MultipleChoice [N, 1]
+
+Left out on purpose: dropout, and half precision (runtimes have their own tools for that).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from electra_core import model_dir
+from electra_core.encoder import Encoder, Layer
+from electra_core.errors import UserError
+from electra_core.named_tasks import save_task
+from electra_core.packing import from_padded, to_padded
+from electra_core.predict import load_task
+from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
+from electra_core.tokenizer import load_tokenizer
+
+OPSET = 17  # the first with LayerNormalization
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOLERANCE = 1e-4  # largest difference of logits to torch's, relative to their size
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph under construction; every method returns the name of a value."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, value: Tensor | np.ndarray) -> str:
+        """A weight or number."""
+        from onnx import numpy_helper
+
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """One operation; with several outputs, a list of their names."""
+        from onnx import helper
+
+        names = [f"{kind}_{len(self.nodes)}_{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(np.array(value, dtype=np.float32))
+
+    def integers(self, *values: int) -> str:
+        """An int64 vector."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def linear(self, x: str, layer: nn.Linear) -> str:
+        product = self.node("MatMul", x, self.constant(layer.weight.detach().T))
+        return self.node("Add", product, self.constant(layer.bias))
+
+    def norm(self, x: str, layer: nn.LayerNorm) -> str:
+        weights = self.constant(layer.weight), self.constant(layer.bias)
+        return self.node("LayerNormalization", x, *weights, axis=-1, epsilon=float(layer.eps))
+
+    def gelu(self, x: str) -> str:
+        """x Phi(x), by the error function as everywhere in this project."""
+        erf = self.node("Erf", self.node("Mul", x, self.number(1 / math.sqrt(2))))
+        return self.node("Mul", self.node("Mul", x, self.number(0.5)), self.node("Add", erf, self.number(1.0)))
+
+
+def _encoder(graph: Graph, encoder: Encoder) -> str:
+    """[N, S, D] from the graph's inputs."""
+    embeddings = encoder.embeddings
+    length = graph.node("Gather", graph.node("Shape", "input_ids"), graph.constant(np.array(1)), axis=0)
+    positions = graph.node("Range", graph.constant(np.array(0)), length, graph.constant(np.array(1)))
+    words = graph.node("Gather", graph.constant(embeddings.word_weight()), "input_ids")
+    places = graph.node("Gather", graph.constant(embeddings.position_embeddings.weight), positions)
+    types = graph.node("Gather", graph.constant(embeddings.token_type_embeddings.weight), "token_type_ids")
+    hidden = graph.norm(graph.node("Add", graph.node("Add", words, places), types), embeddings.LayerNorm)
+    if encoder.embeddings_project is not None:
+        hidden = graph.linear(hidden, encoder.embeddings_project)
+    padding = graph.node("Sub", graph.number(1.0), graph.node("Cast", "attention_mask", to=1))
+    bias = graph.node("Mul", padding, graph.number(torch.finfo(torch.float32).min))
+    bias_N11S = graph.node("Unsqueeze", bias, graph.integers(1, 2))
+    for layer in encoder.layers:
+        assert isinstance(layer, Layer)
+        hidden = _layer(graph, layer, hidden, bias_N11S)
+    return hidden
+
+
+def _layer(graph: Graph, layer: Layer, hidden: str, bias_N11S: str) -> str:
+    attention = layer.attention
+    heads, width = attention.num_heads, attention.head_size
+    parts = graph.node("Split", graph.linear(hidden, attention.qkv), outputs=3, axis=-1)
+    split = graph.integers(0, 0, heads, width)
+    q, k, v = (graph.node("Reshape", part, split) for part in parts)
+    q = graph.node("Transpose", q, perm=[0, 2, 1, 3])
+    k = graph.node("Transpose", k, perm=[0, 2, 3, 1])
+    v = graph.node("Transpose", v, perm=[0, 2, 1, 3])
+    scores = graph.node("Mul", graph.node("MatMul", q, k), graph.number(width**-0.5))
+    weights = graph.node("Softmax", graph.node("Add", scores, bias_N11S), axis=-1)
+    context = graph.node("Transpose", graph.node("MatMul", weights, v), perm=[0, 2, 1, 3])
+    context = graph.node("Reshape", context, graph.integers(0, 0, heads * width))
+    branch = graph.linear(context, attention.dense)
+    hidden = graph.norm(graph.node("Add", branch, hidden), layer.attention_norm)
+    branch = graph.linear(graph.gelu(graph.linear(hidden, layer.intermediate)), layer.output)
+    return graph.norm(graph.node("Add", branch, hidden), layer.output_norm)
+
+
+def _head(graph: Graph, model: TaskModel, hidden: str) -> str:
+    """The name of the logits."""
+    if model.per_token:
+        layer = model.get_submodule("qa_outputs" if hasattr(model, "qa_outputs") else "classifier")
+        assert isinstance(layer, nn.Linear)
+        return graph.linear(hidden, layer)
+    first = graph.node("Gather", hidden, graph.constant(np.array(0)), axis=1)
+    if isinstance(model, MultipleChoice):
+        return graph.linear(graph.gelu(graph.linear(first, model.sequence_summary.summary)), model.classifier)
+    assert isinstance(model, SequenceClassifier)
+    head: ClassificationHead = model.classifier
+    return graph.linear(graph.gelu(graph.linear(first, head.dense)), head.out_proj)
+
+
+def build(model: TaskModel) -> Any:
+    """The model as an `onnx.ModelProto`, checked by the library.
+
+    Raises:
+        UserError: onnx is not installed.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise UserError("exporting needs: pip install 'electra-core[onnx]'") from None
+    graph = Graph()
+    logits = _head(graph, model, _encoder(graph, model.encoder))
+    graph.nodes.append(helper.make_node("Identity", [logits], ["logits"]))
+    shape: list[Any] = ["batch", "length"] if model.per_token else ["batch"]
+    columns = 2 if hasattr(model, "qa_outputs") else max(1, len(model.labels))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in INPUTS]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape, columns])]
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "electra", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=8,
+        producer_name="electra-core",
+    )
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def largest_difference(model: TaskModel, session: Any) -> float:
+    """The largest difference between the graph's logits and torch's, relative to the largest logit.
+
+    Batches of several shapes, among them a single short sequence and ones of unequal lengths.
+    """
+    random = np.random.default_rng(0)
+    longest, worst = min(model.config.max_position_embeddings, 64), 0.0
+    for lengths in ([3], [longest, 5], [7, 2, 9, longest // 2]):
+        ids = random.integers(0, model.config.vocab_size, size=(len(lengths), max(lengths)))
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        types = random.integers(0, 2, size=ids.shape) * mask
+        (got,) = session.run(["logits"], dict(zip(INPUTS, (ids, mask, types))))
+        batch = from_padded(*(torch.from_numpy(array) for array in (ids, mask, types)))
+        with torch.inference_mode():
+            expected = model.eval()(batch)
+        if model.per_token:
+            expected, got = to_padded(expected, batch), got * mask[..., None]
+        scale = float(expected.abs().max())
+        worst = max(worst, float((expected - torch.from_numpy(got).view_as(expected)).abs().max()) / scale)
+    return worst
+
+
+def export(source: str | Path, file: str | Path) -> float:
+    """Writes a fine-tuned model's graph, and beside it its tokenizer and task.json, and checks it.
+
+    Args:
+        source: the model directory.
+        file: `NAME.onnx`; its folder is made if need be.
+
+    Returns:
+        The largest relative difference between onnxruntime's logits and torch's.
+
+    Raises:
+        UserError: no fine-tuned model, a library missing, a file that cannot be written, or a difference
+            beyond `TOLERANCE` (nothing is written then).
+    """
+    directory, file = model_dir.find_model(source), Path(file)
+    task = load_task(directory)
+    model = model_dir.load(task.model_class, directory)
+    content = build(model).SerializeToString()
+    difference = largest_difference(model, open_session(content))
+    if not difference < TOLERANCE:
+        raise UserError(f"{file}: not written; its logits differ from torch's by {difference:.2g} of their size")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        load_tokenizer(directory).save(file.parent)
+        save_task(task, file.parent)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
+    return difference
+
+
+def open_session(model: bytes | str) -> Any:
+    """An onnxruntime session on the CPU, from a file's name or its bytes.
+
+    Raises:
+        UserError: onnxruntime is not installed, or this is no model it can run.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("running ONNX models needs: pip install 'electra-core[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own, of many kinds
+        name = model if isinstance(model, str) else "the exported graph"
+        raise UserError(f"{name}: not a model that onnxruntime can run ({str(error)[:200]})") from None

@@ -1,0 +1,107 @@
+"""Exported graphs give torch's logits for every task and length, and predict through the same pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_model
+
+from electra_core import onnx_export
+from electra_core.choices import Choose
+from electra_core.classify import Classify, Regress
+from electra_core.errors import UserError
+from electra_core.initialisation import initialise
+from electra_core.model_dir import load as load_model
+from electra_core.model_dir import save_pretrained
+from electra_core.named_tasks import save_task
+from electra_core.onnx_export import export
+from electra_core.predict import load
+from electra_core.squad import Answer
+from electra_core.tagging import Tag
+from electra_core.tokenizer import load_tokenizer
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+INPUTS = {
+    "classify": ["a fine film", ("the plot", "was awful and dull"), "ann"],
+    "regress": ["a fine film", "ann met bob and eve ."],
+    "tag": ["Ann met Bob", "the plot was awful " * 20],
+    "qa": [("who met ann ?", "the film was dull and bob met ann " * 6), ("what ?", "ann")],
+    "choose": [("the film is", ["good", "bad"]), ("ann", ["met bob", "likes the film", "is"])],
+}
+TASKS = [
+    Classify(labels=("a", "b", "c"), max_length=32),
+    Regress(scale=2.0, offset=1.0, max_length=32),
+    Tag(labels=("O", "B-X", "I-X"), max_length=24),
+    Answer(max_length=24, stride=8, unanswerable=True),
+    Choose(max_length=32),
+]
+
+
+def make(task, folder: Path) -> Path:
+    tiny_model.make_model(folder / "pretrained")
+    config = load_model(task.model_class, folder / "pretrained", labels=task.labels).config
+    model = task.model_class(config, task.labels)
+    initialise(model, 0.5, seed=2)
+    save_pretrained(model, folder / "model", tokenizer=load_tokenizer(folder / "pretrained"))
+    save_task(task, folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_every_task_predicts_the_same_through_onnxruntime(task, tmp_path):
+    directory = make(task, tmp_path)
+    difference = export(directory, tmp_path / "onnx/model.onnx")
+    assert 0 < difference < 1e-5
+    inputs = INPUTS[task.kind]
+    expected, got = load(directory)(inputs), load(tmp_path / "onnx/model.onnx")(inputs)
+    assert_close(got, expected)
+
+
+def assert_close(got, expected):
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert_close(got[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(got) == len(expected)
+        for pair in zip(got, expected):
+            assert_close(*pair)
+    elif isinstance(expected, float):
+        assert got == pytest.approx(expected, abs=1e-4)
+    else:
+        assert got == expected
+
+
+def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+    directory = make(TASKS[0], tmp_path)
+    monkeypatch.setattr(onnx_export.Graph, "gelu", lambda graph, x: graph.node("Relu", x))
+    with pytest.raises(UserError, match="not written; its logits differ"):
+        export(directory, tmp_path / "onnx/model.onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_lengths_are_free_and_named_as_on_the_hub(tmp_path):
+    graph = onnx_export.build(load_model(TASKS[0].model_class, make(TASKS[0], tmp_path))).graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+    names = [dimension.dim_param for dimension in graph.input[0].type.tensor_type.shape.dim]
+    assert names == ["batch", "length"]
+    assert np.prod([d.dim_value or 1 for d in graph.output[0].type.tensor_type.shape.dim]) == 3
+
+
+def test_users_errors(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        load(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"expected task.json and the tokenizer beside it"):
+        load(tmp_path / "model.onnx")
+    (tmp_path / "task.json").write_text(json.dumps({"kind": "classify"}))
+    with pytest.raises(UserError, match="not a model that onnxruntime can run"):
+        load(tmp_path / "model.onnx")
+    tiny_model.make_model(tmp_path / "pretrained")
+    with pytest.raises(UserError, match="not fine-tuned"):
+        export(tmp_path / "pretrained", tmp_path / "other.onnx")
