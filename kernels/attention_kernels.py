@@ -56,9 +56,9 @@ def _dot(a, b):
 
 
 @triton.jit
-def _drop(values, b_keep, THRESHOLD: tl.constexpr):
-    """Dropout with rescaling: 65536 - THRESHOLD of 65536 values are kept."""
-    return tl.where(b_keep, values * (65536.0 / (65536 - THRESHOLD)), 0.0)
+def _keep_scale(THRESHOLD: tl.constexpr):
+    """What kept values are multiplied with: 65536 - THRESHOLD of 65536 are."""
+    return 65536.0 / (65536 - THRESHOLD)
 
 
 # ---------------------------------------------------------------- a whole (sequence, head) on chip
@@ -67,9 +67,8 @@ def _drop(values, b_keep, THRESHOLD: tl.constexpr):
 @triton.jit
 def _softmax_tile(b_q, b_k, o_j, length, SCALE: tl.constexpr):
     """exp of the logits (less their maximum) over all keys at once, and the sum of each row."""
-    b_s = _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E)
-    b_s = tl.where((o_j < length)[None, :], b_s, float("-inf"))
-    b_e = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
+    b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)), float("-inf"))
+    b_e = tl.exp2(b_s * (SCALE * LOG2E) - (tl.max(b_s, 1) * (SCALE * LOG2E))[:, None])
     return b_e, tl.sum(b_e, 1)
 
 
@@ -90,9 +89,8 @@ def short_forward_kernel(
     b_v = _load_rows(p_q + 2 * H * K, rows, m_s, 3 * H * K, K)
     b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
     if THRESHOLD > 0:
-        b_keep = keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S)
-        b_e = _drop(b_e, b_keep, THRESHOLD)
-    b_out = _dot(b_e.to(b_v.dtype), b_v) / b_sum[:, None]
+        b_e = tl.where(keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S), b_e, 0.0)
+    b_out = _dot(b_e.to(b_v.dtype), b_v) * (_keep_scale(THRESHOLD) / b_sum)[:, None]
     _store_rows(p_out + head * K, rows, m_s, b_out, H * K, K)
 
 
@@ -117,12 +115,13 @@ def short_backward_kernel(
     b_kept, b_dp = b_p, _dot(b_dout, tl.trans(b_v))
     if THRESHOLD > 0:
         b_keep = keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S)
-        b_kept, b_dp = _drop(b_p, b_keep, THRESHOLD), _drop(b_dp, b_keep, THRESHOLD)
-    b_dv = _dot(tl.trans(b_kept.to(b_q.dtype)), b_dout)
+        b_kept, b_dp = tl.where(b_keep, b_p, 0.0), tl.where(b_keep, b_dp, 0.0)
+    b_dv = _dot(tl.trans(b_kept.to(b_q.dtype)), b_dout) * _keep_scale(THRESHOLD)
     _store_rows(p_dq + 2 * H * K, rows, m_s, b_dv, 3 * H * K, K)
     b_ds = (b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])).to(b_q.dtype)
-    _store_rows(p_dq, rows, m_s, _dot(b_ds, b_k) * SCALE, 3 * H * K, K)
-    _store_rows(p_dq + H * K, rows, m_s, _dot(tl.trans(b_ds), b_q) * SCALE, 3 * H * K, K)
+    factor = SCALE * _keep_scale(THRESHOLD)
+    _store_rows(p_dq, rows, m_s, _dot(b_ds, b_k) * factor, 3 * H * K, K)
+    _store_rows(p_dq + H * K, rows, m_s, _dot(tl.trans(b_ds), b_q) * factor, 3 * H * K, K)
 
 
 # ---------------------------------------------------------------- blocks of queries and keys, any length
@@ -156,16 +155,17 @@ def forward_kernel(
         o_j = key + tl.arange(0, BLOCK_J)
         b_k = _load_rows(p_q + H * K, start + o_j, o_j < length, 3 * H * K, K)
         b_v = _load_rows(p_q + 2 * H * K, start + o_j, o_j < length, 3 * H * K, K)
-        b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E), float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)), float("-inf"))
+        b_new = tl.maximum(b_max, tl.max(b_s, 1) * (SCALE * LOG2E))
         b_rescale = tl.exp2(b_max - b_new)
-        b_e = tl.exp2(b_s - b_new[:, None])
+        b_e = tl.exp2(b_s * (SCALE * LOG2E) - b_new[:, None])
         b_sum = b_sum * b_rescale + tl.sum(b_e, 1)
         if THRESHOLD > 0:
-            b_e = _drop(b_e, keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), THRESHOLD)
+            b_e = tl.where(keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), b_e, 0.0)
         b_out = b_out * b_rescale[:, None] + _dot(b_e.to(b_v.dtype), b_v)
         b_max = b_new
-    _store_rows(p_out + head * K, rows, m_q, b_out / b_sum[:, None], H * K, K)
+    b_out *= (_keep_scale(THRESHOLD) / b_sum)[:, None]
+    _store_rows(p_out + head * K, rows, m_q, b_out, H * K, K)
     tl.store(p_lse + head.to(tl.int64) * tokens + rows, b_max + tl.log2(b_sum), mask=m_q)
 
 
@@ -197,8 +197,8 @@ def backward_queries_kernel(
         b_p = tl.exp2(tl.where((o_j < length)[None, :], b_s, float("-inf")))
         b_dp = _dot(b_dout, tl.trans(b_v))
         if THRESHOLD > 0:
-            b_dp = _drop(b_dp, keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), THRESHOLD)
-        b_dq += _dot((b_p * (b_dp - b_delta[:, None])).to(b_k.dtype), b_k)
+            b_dp = tl.where(keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), b_dp, 0.0)
+        b_dq += _dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[:, None])).to(b_k.dtype), b_k)
     _store_rows(p_dqkv + head * K, rows, m_q, b_dq * SCALE, 3 * H * K, K)
 
 
@@ -230,15 +230,14 @@ def backward_keys_kernel(
         b_p = tl.exp2(_dot(b_k, tl.trans(b_q)) * (SCALE * LOG2E) - b_lse[None, :])
         b_kept, b_dp = b_p, _dot(b_v, tl.trans(b_dout))
         if THRESHOLD > 0:
-            b_keep = keep_tile(p_seed, rows, block * BLOCK_J, stream, head, THRESHOLD, BLOCK_J)
-            b_kept = _drop(b_p, tl.trans(b_keep), THRESHOLD)
-            b_dp = _drop(b_dp, tl.trans(b_keep), THRESHOLD)
+            b_keep = tl.trans(keep_tile(p_seed, rows, block * BLOCK_J, stream, head, THRESHOLD, BLOCK_J))
+            b_kept, b_dp = tl.where(b_keep, b_p, 0.0), tl.where(b_keep, b_dp, 0.0)
         b_dv += _dot(b_kept.to(b_dout.dtype), b_dout)
         b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
-        b_dk += _dot((b_p * (b_dp - b_delta[None, :])).to(b_q.dtype), b_q)
+        b_dk += _dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[None, :])).to(b_q.dtype), b_q)
     p_dk = p_dqkv + (H + head) * K
     _store_rows(p_dk, start + o_j, m_j, b_dk * SCALE, 3 * H * K, K)
-    _store_rows(p_dk + H * K, start + o_j, m_j, b_dv, 3 * H * K, K)
+    _store_rows(p_dk + H * K, start + o_j, m_j, b_dv * _keep_scale(THRESHOLD), 3 * H * K, K)
 
 
 # ---------------------------------------------------------------- dropout, for tests

@@ -115,8 +115,8 @@ def uniform(bits: Tensor) -> Tensor:
 
 
 def dropout_threshold(dropout_p: float) -> int:
-    """A 16-bit number r is kept iff r >= threshold; p is met to 2^-17."""
-    return round(dropout_p * 65536)
+    """A 16-bit number r is kept iff r >= threshold; p is met to 2^-17 (below 1 - 2^-16: something is kept)."""
+    return min(round(dropout_p * 65536), 65535)
 
 
 def keep_scale(dropout_p: float) -> float:

@@ -12,19 +12,28 @@ import triton.language as tl
 from electra_kernels import rng
 
 ROUNDS = tl.constexpr(rng.ROUNDS)
+MULTIPLIER_A, MULTIPLIER_B = tl.constexpr(rng.MULTIPLIER_A), tl.constexpr(rng.MULTIPLIER_B)
+WEYL_A, WEYL_B = tl.constexpr(rng.WEYL_A), tl.constexpr(rng.WEYL_B)
 
 
 @triton.jit
 def philox(p_seed, row, column, stream, plane):
-    """Four uint32 tensors of random bits for every broadcast (row, column, plane); `rng.philox`."""
+    """Four uint32 tensors of random bits for every broadcast (row, column, plane); `rng.philox`.
+
+    `tl.philox_impl` gives the same bits, but takes two multiplications where one 64-bit product does.
+    """
     key = tl.load(p_seed)
     first_row = tl.load(p_seed + 1)
     c0, c1 = tl.broadcast(column.to(tl.uint32), (row + first_row).to(tl.uint32))
     zero = tl.zeros_like(c0)
-    c2 = zero + stream.to(tl.uint32)
-    c3 = zero + plane.to(tl.uint32)
+    c2, c3 = zero + stream.to(tl.uint32), zero + plane.to(tl.uint32)
     k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
-    return tl.philox_impl(c0, c1, c2, c3, k0, k1, ROUNDS)
+    for _ in tl.static_range(ROUNDS):
+        a, b = c0.to(tl.uint64) * MULTIPLIER_A, c2.to(tl.uint64) * MULTIPLIER_B
+        c0, c1 = (b >> 32).to(tl.uint32) ^ c1 ^ k0, b.to(tl.uint32)
+        c2, c3 = (a >> 32).to(tl.uint32) ^ c3 ^ k1, a.to(tl.uint32)
+        k0, k1 = k0 + WEYL_A, k1 + WEYL_B
+    return c0, c1, c2, c3
 
 
 @triton.jit
@@ -41,7 +50,26 @@ def keep_tile(p_seed, rows, first_column, stream, plane, THRESHOLD: tl.constexpr
     """
     block = first_column // 8 + tl.arange(0, COLUMNS // 8)
     word0, word1, word2, word3 = philox(p_seed, rows[:, None], block[None, :], stream, plane)
-    # The new axes are, in this order, the two bits of the word's number; the last one is the half.
-    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
-    keep = tl.join((words & 0xFFFF) >= THRESHOLD, (words >> 16) >= THRESHOLD)
-    return tl.reshape(keep, (rows.shape[0], COLUMNS))
+    # One word of eight decisions per call: word w's at bits 12 + w (low half) and 28 + w (high half).
+    first = _halves_kept(word0, THRESHOLD) >> 3 | _halves_kept(word1, THRESHOLD) >> 2
+    second = _halves_kept(word2, THRESHOLD) >> 1 | _halves_kept(word3, THRESHOLD)
+    # The bits are disjoint, so this sum only joins them. It keeps the compiler from drawing again in the
+    # layout of the matrix product that the mask meets, where four threads would draw the same numbers.
+    decisions = tl.sum(tl.permute(tl.join(first, second), (2, 0, 1)), 0)
+    column = tl.arange(0, 8)
+    bit = tl.full((8,), 1, tl.uint32) << (12 + column // 2 + column % 2 * 16).to(tl.uint32)
+    return tl.reshape(decisions[:, :, None] & bit[None, None, :], (rows.shape[0], COLUMNS)) != 0
+
+
+@triton.jit
+def _halves_kept(word, THRESHOLD: tl.constexpr):
+    """Bits 15 and 31: whether the low and the high half of a word are >= THRESHOLD; all other bits 0.
+
+    Both halves at once: bit 15 of (half with its top bit set) - (THRESHOLD without it) compares the other 15
+    bits; the top bits decide first.
+    """
+    TOP: tl.constexpr = 0x80008000
+    difference = (word | TOP) - (THRESHOLD & 0x7FFF) * 0x10001
+    if THRESHOLD < 0x8000:
+        return (word | difference) & TOP
+    return word & difference & TOP
