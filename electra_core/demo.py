@@ -326,12 +326,8 @@ def _finetune(
 def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool) -> float:
     """Accuracy at the end of the training: no epoch is picked by its figure."""
     assert start.directory is not None
-    settings = FinetuneSettings(
-        epochs=EPOCHS,
-        seed=seed,
-        random_start=start.random,
-        layerwise_decay=1.0 if start.random else 0.0,  # without pre-training the lower layers need the full rate
-    )
+    # The same for every start; a decay by layer would keep the lower layers of a random start from learning.
+    settings = FinetuneSettings(epochs=EPOCHS, layerwise_decay=1.0, seed=seed, random_start=start.random)
     folder = out / "finetuned" / start.key
     result = finetune(
         start.directory, Classify(), out / "task" / "train.jsonl", out / "task" / "dev.jsonl", folder, settings,

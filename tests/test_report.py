@@ -209,7 +209,7 @@ def test_pointing_at_the_page_shows_the_figures(report: Report, tmp_path: Path) 
         "LOG step 10loss  7",
         "0",
         "10.0% replaced",
-        "90.0% replaced · it is: the original is “dog”",
+        "90.0% replaced · was “dog”",
         "0",
         "fits",
     ]

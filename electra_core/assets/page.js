@@ -42,7 +42,7 @@
   const describe = (token) => {
     const p = (100 * token.dataset.p).toFixed(1);
     const was = token.dataset.was;
-    return `${p}% replaced` + (was === undefined ? "" : ` · it is: the original is “${was}”`);
+    return `${p}% replaced` + (was === undefined ? "" : ` · was “${was}”`);
   };
   const show = (event) => {
     const token = event.target.closest?.(".tok[data-p]");
