@@ -286,7 +286,7 @@ def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:
         ),
         (
             "Pre-training",
-            f"{run.steps:,} steps, {run.tokens:,} tokens, {run.tokens / run.seconds:,.0f} tokens/s with evaluations",
+            f"{run.steps:,} steps, {run.tokens:,} tokens, {run.tokens / run.seconds:,.0f} tokens/s in all",
         ),
         (
             "Held-out figures",
