@@ -172,13 +172,12 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """The draw, and the kernels of both widths."""
-    for dtype in ("bf16", "fp16", "fp32"):
-        for size in (128, 768):
-            types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "stream": "i32"}
-            integers = dict.fromkeys(("p_target", "p_seed", "p_sampled"), "*i64")
-            types |= {**integers, "inverse_temperature": "fp32"}
-            constexprs = {"V": 30522, "E": size, "BLOCK_E": _draw_block(size), "TILES_P2": 256}
-            signature = {a: types.get(a, "*fp32") for a in _draw_kernel.arg_names if a not in constexprs}
-            yield CompileCase(f"mlm_head_draw[{dtype} E={size}]", _draw_kernel, signature, constexprs, 4, 3)
+    for dtype, size in (("bf16", 128), ("fp16", 768), ("fp32", 128)):
+        types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "stream": "i32"}
+        integers = dict.fromkeys(("p_target", "p_seed", "p_sampled"), "*i64")
+        types |= {**integers, "inverse_temperature": "fp32"}
+        constexprs = {"V": 30522, "E": size, "BLOCK_E": _draw_block(size), "TILES_P2": 256}
+        signature = {a: types.get(a, "*fp32") for a in _draw_kernel.arg_names if a not in constexprs}
+        yield CompileCase(f"mlm_head_draw[{dtype} E={size}]", _draw_kernel, signature, constexprs, 4, 3)
     yield from narrow.compile_cases(capability)
     yield from wide.compile_cases(capability)

@@ -1,0 +1,89 @@
+"""rtd_loss and rtd_head against PyTorch's binary cross-entropy, eager and under torch.compile.
+
+    python -m benchmarks.bench_rtd_loss [--json] [--no-compile]
+
+Losses and gradients are compared before timing. Not run on a GPU so far; on a CPU it takes tiny shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from electra_kernels import rtd_head, rtd_loss
+from torch import Tensor
+
+from benchmarks.kernel_timing import Result, compare, parser, report, same, settle, with_gradients
+
+# (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
+GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
+CPU_SHAPES = ((100, 32),)
+
+
+def our_loss(logits_T: Tensor, labels_T: Tensor) -> Tensor:
+    """Loss over all tokens."""
+    return rtd_loss(logits_T, labels_T)
+
+
+def torch_loss(logits_T: Tensor, labels_T: Tensor) -> Tensor:
+    """PyTorch's stable form, in fp32."""
+    return F.binary_cross_entropy_with_logits(logits_T.float(), labels_T.float())
+
+
+def our_head(hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, labels_T: Tensor) -> Tensor:
+    """GELU, D -> 1 and loss in one."""
+    return rtd_head(hidden_TD, weight_D, bias, labels_T).loss
+
+
+def torch_head(hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, labels_T: Tensor) -> Tensor:
+    """The same, operation by operation."""
+    return torch_loss(F.gelu(hidden_TD) @ weight_D + bias, labels_T)
+
+
+def inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
+    """Pre-activations, weight and bias (bf16 on a GPU), labels."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    leaves = (
+        torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+        for shape in ((tokens, size), (size,), (1,))
+    )
+    return *leaves, (torch.rand(tokens, generator=generator) < 0.1).to(device)
+
+
+def run(
+    case: str, pair: dict[str, Callable[..., Tensor]], tensors: tuple[Tensor, ...], moved: float, options: object
+) -> list[Result]:
+    """Compares and measures forward + backward of one pair of functions."""
+    reference = next(reversed(pair.values()))
+    if options.compile:  # type: ignore[attr-defined]
+        pair = {**pair, "torch.compile": torch.compile(reference)}
+    both = {name: with_gradients(function, len(tensors) - 1) for name, function in pair.items()}
+    tolerance = 1e-4 if options.device == "cpu" else 3e-2  # type: ignore[attr-defined]
+    wanted = with_gradients(reference, len(tensors) - 1)(*tensors)
+    for name, function in both.items():
+        same(name, function(*tensors), wanted, tolerance)
+    return compare(case, both, tensors, options.repetitions, moved)  # type: ignore[attr-defined]
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Checks, measures and prints."""
+    options = settle(parser(__doc__ or "").parse_args(arguments))
+    results = []
+    for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
+        hidden_TD, weight_D, bias, labels_T = inputs(tokens, size, options.device)
+        logits_T = hidden_TD.detach()[:, 0].contiguous().requires_grad_()
+        pair = {"ours": our_loss, "eager": torch_loss}
+        moved = 2.0 * tokens * logits_T.element_size() + tokens
+        results += run(f"rtd_loss T={tokens} both", pair, (logits_T, labels_T), moved, options)
+        pair = {"ours": our_head, "eager": torch_head}
+        moved += 3.0 * tokens * size * hidden_TD.element_size()  # read twice, gradient written once
+        tensors = (hidden_TD, weight_D, bias, labels_T)
+        results += run(f"rtd_head T={tokens} D={size} both", pair, tensors, moved, options)
+    report(results, options)
+    return results
+
+
+if __name__ == "__main__":
+    main()
