@@ -2,34 +2,32 @@
 
 Both kinds run on one engine, the `tokenizers` library: it is fast, knows which characters a token covers, and
 `tokenizer.json` is what the Hub's libraries read. `vocabulary.py` learns vocabularies; SentencePiece's own file,
-`spiece.model`, is kept beside and gives the same ids.
-
-For that the text has to be normalised alike. SentencePiece rewrites by a table, and the engine's version of such
-tables loses accents that stand alone, so the normaliser must be a function of single letters; canonical
-composition (NFC, NFKC) is not. Ours is, and it is BERT's but for Chinese characters, which are not set apart:
-
-    uncased   compatibility decomposition, accents dropped, lower case, control characters dropped
-    cased     control characters dropped, every other letter as it is
-
-and in both, every kind of white space (and U+2581, which stands for it inside the pieces) becomes a space.
+`spiece.model`, is kept beside and gives the same ids; `tokenizer_parts.py` says how that comes about.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
+from electra_core.tokenizer_parts import (
+    SPACE_MARK,
+    SPECIAL_TOKENS,
+    add_specials,
+    bert_normalizer,
+    pieces_model,
+    sentencepiece_normalizer,
+)
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SPACE_MARK = "▁"  # SentencePiece's visible space, U+2581
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as BERT does
 
 # Goes into the fingerprint: whatever normalises differently gives other ids for one of these.
@@ -145,7 +143,7 @@ class WordPieceTokenizer(Tokenizer):
         engine.normalizer = bert_normalizer(lowercase)
         engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         engine.decoder = decoders.WordPiece(prefix="##")
-        _add_specials(engine)
+        add_specials(engine)
         return cls(engine)
 
     @classmethod
@@ -200,14 +198,37 @@ class SentencePieceTokenizer(Tokenizer):
     @classmethod
     def from_model(cls, spiece_model: bytes, *, lowercase: bool) -> SentencePieceTokenizer:
         """From the bytes of a `spiece.model` with our special tokens and our normalisation."""
-        engine = tokenizers.Tokenizer(_pieces_model(spiece_model))
+        engine = tokenizers.Tokenizer(pieces_model(spiece_model))
         engine.normalizer = sentencepiece_normalizer(lowercase)
         words = pre_tokenizers.WhitespaceSplit()
         marked = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="always", split=False)
         engine.pre_tokenizer = pre_tokenizers.Sequence([words, marked])
         engine.decoder = decoders.Metaspace(SPACE_MARK, prepend_scheme="always", split=False)
-        _add_specials(engine)
+        add_specials(engine)
         return cls(engine, spiece_model)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> SentencePieceTokenizer:
+        """From a `spiece.model` alone; whether it is cased shows in what it makes of a text.
+
+        Raises:
+            UserError: not such a file, or without our special tokens, or normalising in another way.
+        """
+        import sentencepiece
+
+        try:
+            spiece_model = Path(path).read_bytes()
+            processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be read as a SentencePiece model ({error})") from None
+        first = [processor.id_to_piece(index) for index in range(len(SPECIAL_TOKENS))]
+        if tuple(first) != SPECIAL_TOKENS:
+            raise UserError(f"{path}: begins with {', '.join(first)} instead of {', '.join(SPECIAL_TOKENS)}")
+        found = processor.normalize(_PROBE).replace(SPACE_MARK, " ").split()
+        for lowercase in (True, False):
+            if sentencepiece_normalizer(lowercase).normalize_str(_PROBE).split() == found:
+                return cls.from_model(spiece_model, lowercase=lowercase)
+        raise UserError(f"{path}: normalises text in another way than `electra prepare` does")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As in the base class; a "▁" by itself, which only marks where a word begins, covers nothing."""
@@ -232,19 +253,21 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Opens a tokenizer: a directory with `tokenizer.json` or `vocab.txt`, or one of these files.
+    """Opens a tokenizer: a folder with `tokenizer.json`, `vocab.txt` or `spiece.model`, or one of these files.
 
     Raises:
         UserError: nothing of the kind there, or damaged, or not for ELECTRA.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: neither tokenizer.json nor vocab.txt in this folder")
+            raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder")
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: there is no such tokenizer")
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.from_file(path)
     if path.suffix != ".json":
         return WordPieceTokenizer.from_vocab(path, lowercase=_lowercase_beside(path))
     try:
@@ -276,55 +299,6 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     if isinstance(engine.model, models.Unigram | models.BPE):
         return SentencePieceTokenizer(engine)
     raise UserError(f"a tokenizer of the kind {type(engine.model).__name__}; expected WordPiece, Unigram or BPE")
-
-
-def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """BERT's: no control characters, Chinese characters set apart; lower case without accents, or as it is."""
-    return normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
-    )
-
-
-def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """Ours, see the file's header; acts on each letter by itself."""
-    clean = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=False, strip_accents=lowercase, lowercase=lowercase
-    )
-    spaces = normalizers.Replace(SPACE_MARK, " ")
-    return normalizers.Sequence([normalizers.NFKD(), clean, spaces] if lowercase else [clean, spaces])
-
-
-def _add_specials(engine: tokenizers.Tokenizer) -> None:
-    """Registers the special tokens, and `[CLS] A [SEP] B [SEP]` with segments 0 and 1."""
-    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    engine.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(token, engine.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-
-
-def _pieces_model(spiece_model: bytes) -> models.Model:
-    """SentencePiece's pieces as the engine's model."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
-    size = processor.get_piece_size()
-    pieces = [processor.id_to_piece(index) for index in range(size)]
-    scores = [processor.get_score(index) for index in range(size)]
-    # The scores of BPE are minus the order of the merges, 0, -1, ...; those of unigram are log probabilities.
-    if any(score != -index for index, score in enumerate(scores[len(SPECIAL_TOKENS) :])):
-        return models.Unigram(list(zip(pieces, scores)), unk_id=processor.unk_id(), byte_fallback=False)
-    vocab = {piece: index for index, piece in enumerate(pieces)}
-    return models.BPE(vocab, list(_merges(vocab)), unk_token="[UNK]", fuse_unk=True)
-
-
-def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """All pairs of entries that together are an entry, in the order in which that was learnt."""
-    for piece in list(vocab)[len(SPECIAL_TOKENS) :]:
-        for cut in range(1, len(piece)):
-            if piece[:cut] in vocab and piece[cut:] in vocab:
-                yield piece[:cut], piece[cut:]
 
 
 def _lowercase_beside(vocab: Path) -> bool:

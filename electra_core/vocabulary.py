@@ -21,13 +21,8 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from electra_core.errors import UserError
 from electra_core.text_files import document_hash
-from electra_core.tokenizer import (
-    SPECIAL_TOKENS,
-    SentencePieceTokenizer,
-    WordPieceTokenizer,
-    bert_normalizer,
-    sentencepiece_normalizer,
-)
+from electra_core.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
+from electra_core.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, sentencepiece_normalizer
 
 MODEL_TYPES = ("unigram", "bpe")
 MAX_WORD_CHARACTERS = 4_000_000  # 50 MB of English have 4.3 M; unigram training then takes 80 s on one core

@@ -12,13 +12,8 @@ from transformers import AutoTokenizer
 
 from electra_core.errors import UserError
 from electra_core.text_files import find_sources, read_documents
-from electra_core.tokenizer import (
-    SPECIAL_TOKENS,
-    SentencePieceTokenizer,
-    Tokenizer,
-    WordPieceTokenizer,
-    load_tokenizer,
-)
+from electra_core.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer, load_tokenizer
+from electra_core.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 
 TORTURE = [
@@ -106,6 +101,32 @@ def test_saved_and_loaded_is_the_same(own: Tokenizer, lines: list[str], tmp_path
     again.save(tmp_path / "again")
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_spiece_model_alone(own: Tokenizer, lines: list[str], tmp_path: Path) -> None:
+    own.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert load_tokenizer(tmp_path).fingerprint() == own.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bos_id": 1, "unk_id": 0}, "begins with <unk>, <s>, "),
+        (
+            {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "[PAD]", "unk_piece": "[UNK]"}
+            | {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]},
+            "normalises text in another way",
+        ),
+    ],
+)
+def test_a_spiece_model_of_somebody_else(lines: list[str], tmp_path: Path, options: dict, message: str) -> None:
+    with open(tmp_path / "spiece.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines[:200]), model_writer=file, vocab_size=150, minloglevel=2, **options
+        )
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path / "spiece.model")
 
 
 def test_a_text_is_its_words(own: Tokenizer, lines: list[str]) -> None:
@@ -266,7 +287,8 @@ def test_case_survives_in_a_folder_with_only_vocab_txt(
         ("vocab.txt", b"[PAD]\n\xff\n", "invalid UTF-8 at byte 6"),
         ("tokenizer.json", b"{}", "tokenizer.json: not a tokenizer.json"),
         ("tokenizer.json", b"\xff", "tokenizer.json: "),
-        ("other.txt", b"", "neither tokenizer.json nor vocab.txt"),
+        ("spiece.model", b"x", "spiece.model: cannot be read as a SentencePiece model"),
+        ("other.txt", b"", "none of tokenizer.json, vocab.txt, spiece.model"),
     ],
 )
 def test_folders_that_hold_no_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -1,0 +1,71 @@
+"""What tokenizers are put together from: special tokens, normalisation, SentencePiece's pieces.
+
+For the engine and SentencePiece to give the same ids, they have to normalise alike. SentencePiece rewrites by a
+table, and the engine's version of such tables loses accents that stand alone, so the normaliser must be a function
+of single letters; canonical composition (NFC, NFKC) is not. Ours is, and it is BERT's but for Chinese characters,
+which are not set apart:
+
+    uncased   compatibility decomposition, accents dropped, lower case, control characters dropped
+    cased     control characters dropped, every other letter as it is
+
+and in both, every kind of white space (and U+2581, which stands for it inside the pieces) becomes a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import tokenizers
+from tokenizers import AddedToken, models, normalizers, processors
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPACE_MARK = "▁"  # SentencePiece's visible space, U+2581
+
+
+def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
+    """BERT's: no control characters, Chinese characters set apart; lower case without accents, or as it is."""
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
+    )
+
+
+def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
+    """Ours, see the file's header; acts on each letter by itself."""
+    clean = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=False, strip_accents=lowercase, lowercase=lowercase
+    )
+    spaces = normalizers.Replace(SPACE_MARK, " ")
+    return normalizers.Sequence([normalizers.NFKD(), clean, spaces] if lowercase else [clean, spaces])
+
+
+def add_specials(engine: tokenizers.Tokenizer) -> None:
+    """Registers the special tokens, and `[CLS] A [SEP] B [SEP]` with segments 0 and 1."""
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(token, engine.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+
+
+def pieces_model(spiece_model: bytes) -> models.Model:
+    """SentencePiece's pieces as the engine's model."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
+    size = processor.get_piece_size()
+    pieces = [processor.id_to_piece(index) for index in range(size)]
+    scores = [processor.get_score(index) for index in range(size)]
+    # The scores of BPE are minus the order of the merges, 0, -1, ...; those of unigram are log probabilities.
+    if any(score != -index for index, score in enumerate(scores[len(SPECIAL_TOKENS) :])):
+        return models.Unigram(list(zip(pieces, scores)), unk_id=processor.unk_id(), byte_fallback=False)
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    return models.BPE(vocab, list(_merges(vocab)), unk_token="[UNK]", fuse_unk=True)
+
+
+def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """All pairs of entries that together are an entry, in the order in which that was learnt."""
+    for piece in list(vocab)[len(SPECIAL_TOKENS) :]:
+        for cut in range(1, len(piece)):
+            if piece[:cut] in vocab and piece[cut:] in vocab:
+                yield piece[:cut], piece[cut:]
