@@ -36,6 +36,7 @@ MODULES = (
     "electra_kernels.mlm_head_triton",
     "electra_kernels.sample_replace_triton",
     "electra_kernels.rtd_loss_triton",
+    "electra_kernels.layer_norm_triton",
 )
 
 
