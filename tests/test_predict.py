@@ -129,6 +129,25 @@ def test_standard_input_holds_lines_or_json(classifier, monkeypatch, lines):
     assert scores == pytest.approx([p["score"] for p in classifier(["a fine film", "ann"])], abs=1e-5)
 
 
+def test_a_text_of_a_megabyte_is_cut_and_counted(classifier):
+    before = classifier.truncated
+    long, head = "the film was good " * 60_000, "the film was good " * 30
+    assert classifier(long)["scores"] == pytest.approx(classifier(head)["scores"], abs=1e-5)
+    assert classifier.truncated == before + 2
+
+
+def test_raw_lines_are_tagged(tmp_path):
+    tagger = untrained(Tag(labels=("O", "B-X", "I-X"), max_length=32), tmp_path / "model")
+    (tmp_path / "a.txt").write_text("Ann met Bob.\n\nEve's plot\n")
+    sink = io.StringIO()
+    predict_file(tagger, tmp_path / "a.txt", sink)
+    rows = [json.loads(line) for line in sink.getvalue().splitlines()]
+    assert [(row["id"], row["words"]) for row in rows] == [
+        ("1", ["Ann", "met", "Bob", "."]),
+        ("3", ["Eve's", "plot"]),
+    ]
+
+
 def test_bad_rows_are_named_after_the_good_ones_are_written(classifier, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "ann"}\n{"no": 1}\n{"text": "bob"}\n')
