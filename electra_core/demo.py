@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -217,7 +218,7 @@ def introduction(place: torch.device, minutes: float, shipped: Path | None) -> l
     )
     if shipped is None:
         lines.append("The shipped tiny model is not in this copy of the package: its row stays empty.")
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, 88)]
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ Everything here takes plain values, and shows what it is given: nothing is smoot
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -101,11 +102,11 @@ def to_html(report: Report) -> str:
 
 
 def to_terminal(report: Report, width: int = 78) -> str:
-    """The comparison as a table of plain text, with the warnings below it."""
+    """The comparison as a table of plain text, with the warnings below it; at most about `width` columns."""
     name_width = max(len(row.name) for row in report.starts)
     bar_width = max(10, width - name_width - 22)
     top = max((median(row.values) for row in report.starts if row.values), default=1.0)
-    lines = [report.task, "", f"{'start':<{name_width}}  median  lowest-highest"]
+    lines = [*textwrap.wrap(report.task, width), "", f"{'start':<{name_width}}  median  lowest-highest"]
     for row in report.starts:
         if not row.values:
             lines.append(f"{row.name:<{name_width}}     n/a  {row.note}")
@@ -117,7 +118,7 @@ def to_terminal(report: Report, width: int = 78) -> str:
     for rule in report.references:
         lines.append(f"{rule.label:<{name_width}}  {100 * rule.value:5.1f}%")
     for headline, text in report.warnings:
-        lines += ["", f"! {headline}", f"  {text}"]
+        lines += ["", f"! {headline}", *textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines)
 
 

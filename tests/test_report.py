@@ -98,7 +98,9 @@ def test_warnings_stand_on_top(report: Report) -> None:
     warned = replace(report, warnings=[("It collapsed", "AUC 0.50.")])
     html = to_html(warned)
     assert html.index("It collapsed") < html.index("Does pre-training help?")
-    assert "! It collapsed" in to_terminal(warned)
+    assert "! It collapsed\n  AUC 0.50." in to_terminal(warned)
+    long = to_terminal(replace(report, task="many words " * 30, warnings=[("It collapsed", "so it is " * 40)]))
+    assert max(map(len, long.split("\n"))) <= 80
 
 
 def test_terminal_table(report: Report) -> None:
