@@ -67,6 +67,7 @@ class FinetuneSettings:
             "accumulate": self.accumulate >= 1,
             "evaluations": self.evaluations >= 1,
             "seeds": self.seeds >= 1,
+            "max_length": self.max_length == 0 or self.max_length >= 8,
             "warmup": 0 <= self.warmup < 1,
             "dropout": self.dropout < 1,
             "log_every": self.log_every >= 1,

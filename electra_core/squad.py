@@ -186,7 +186,7 @@ class Answer(Task):
                 context = example.context
                 ids, pairs = tokenizer.encode_with_offsets(context)
                 offsets = np.array(pairs, dtype=np.int32).reshape(-1, 2)
-            question = questions[index][: self.max_question]
+            question = questions[index][: min(self.max_question, self.max_length // 2)]
             features.truncated += len(question) < len(questions[index])
             base, size = len(question) + 2, self.max_length - len(question) - 3
             answer = _token_span(example, offsets)

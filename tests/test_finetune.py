@@ -283,7 +283,15 @@ def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0.0}, {"truncate": "middle"}, {"freeze": "all"}, {"seeds": 0}, {"precision": "fp8"}]
+    "settings",
+    [
+        {"epochs": 0.0},
+        {"truncate": "middle"},
+        {"freeze": "all"},
+        {"seeds": 0},
+        {"precision": "fp8"},
+        {"max_length": 3},
+    ],
 )
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(UserError, match=next(iter(settings))):

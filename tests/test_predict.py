@@ -255,6 +255,14 @@ def test_targets_of_windows_point_at_the_answer(tmp_path):
     assert 0 < held < len(features)
 
 
+def test_questions_leave_half_of_the_input_to_the_context(tmp_path):
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    example = QuestionExample("1", "x", "who met ann and bob " * 10, "ann met bob and eve " * 4)
+    features = Answer(max_length=16).encode([example], tokenizer)
+    assert features.lengths.max() == 16 and features.truncated == 1
+    assert features.places[0].base == 8 + 2
+
+
 def test_null_threshold_decides(tmp_path):
     reader = untrained(Answer(max_length=32, unanswerable=True, null_threshold=1e9), tmp_path)
     question = {"question": "who met ann?", "context": "bob met ann"}
