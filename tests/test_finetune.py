@@ -226,6 +226,19 @@ def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch)
     assert evaluate(load(tmp_path / "out"), data[1]).metrics["accuracy"] == report["best"]["accuracy"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TASKS)
+def test_a_gpu_learns_the_same_tasks(name, model, tmp_path):
+    task, make, settings, enough = TASKS[name]
+    suffix = {"classify": "tsv", "tag": "conll", "qa": "json", "choose": "jsonl"}[name]
+    files = make(tmp_path / f"train.{suffix}", 160), make(tmp_path / f"dev.{suffix}", 40, seed=1)
+    report = run(model, files, tmp_path / "out", task, settings, device="cuda")
+    assert report["best"][report["metric"]] >= enough
+    on_gpu = evaluate(load(tmp_path / "out", device="cuda", precision="fp32"), files[1])
+    on_cpu = evaluate(load(tmp_path / "out", device="cpu", precision="fp32"), files[1])
+    assert on_gpu.metrics == pytest.approx(on_cpu.metrics, abs=0.02 * max(1.0, enough))
+
+
 # ---- what users do wrong -------------------------------------------------------------------------------
 
 
