@@ -94,7 +94,9 @@ class Classify(_TextTask):
                 example = replace(example, label=shown.get(example.label, example.label))
                 if labelled and self.labels and example.label not in self.labels:
                     known = ", ".join(self.labels[:10])
-                    bad.add(example.line, f"label {example.label!r} does not occur in training (known: {known})")
+                    bad.add(
+                        example.line, f"the label does not occur in training ({example.label!r}; known: {known})"
+                    )
                     continue
             yield example
 

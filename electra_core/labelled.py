@@ -80,7 +80,10 @@ class BadRows:
         self.first: list[str] = []
 
     def add(self, place: int | str, reason: str) -> None:
-        """Notes one bad row; `place` is its line or where it stands in a JSON file."""
+        """Notes one bad row; `place` is its line or where it stands in a JSON file.
+
+        Reasons are counted by what stands before the first parenthesis; details belong inside one.
+        """
         self.reasons[reason.split(" (")[0]] += 1
         if len(self.first) < 3:
             self.first.append(f"{self.path}:{place}: {reason}")
@@ -98,7 +101,7 @@ class BadRows:
 
     def summary(self) -> str:
         """One line for the log: how many were skipped, why, and where the first stand."""
-        why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common())
+        why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common(5))
         return f"{self.path}: skipped {self.count} bad rows: {why}; first {'; '.join(self.first)}"
 
 
@@ -147,10 +150,10 @@ def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) 
         example, problem = _text_example(row, found, labelled)
         if example is None:
             bad.add(row.line, problem)
-        elif found.id and example.id in seen:
+        elif labelled and found.id and example.id in seen:
             bad.add(row.line, f"duplicated id ({example.id})")
         else:
-            if found.id:
+            if labelled and found.id:  # prediction may run over more ids than memory holds
                 seen.add(example.id)
             yield example
 

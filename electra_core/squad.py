@@ -97,7 +97,8 @@ def _examples(records: Iterable[Record], bad: BadRows, labelled: bool) -> Iterat
         if problem or example is None:
             bad.add(place, problem)
         else:
-            seen.add(example.id)
+            if labelled:  # prediction may run over more ids than memory holds
+                seen.add(example.id)
             yield example
 
 

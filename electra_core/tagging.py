@@ -204,7 +204,7 @@ class Tag(Task):
                     example = replace(example, tags=tuple(to_iob2(example.tags)))
                 unknown = [tag for tag in example.tags or () if self.labels and tag not in self.labels]
                 if labelled and unknown:
-                    bad.add(example.line, f"tag {unknown[0]!r} does not occur in training")
+                    bad.add(example.line, f"a tag does not occur in training ({unknown[0]!r})")
                     continue
             yield example
 

@@ -249,7 +249,7 @@ def lines_file(path: Path, *lines: str) -> Path:
 
 def test_users_errors_leave_nothing_behind(model, data, tmp_path):
     cases = {
-        "dev.tsv:2: label 'maybe' does not occur in training": (
+        "dev.tsv:2: the label does not occur in training ('maybe'; known: neg, pos)": (
             (data[0], lines_file(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
         ),
         "there is nothing to learn": (
