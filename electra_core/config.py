@@ -101,7 +101,7 @@ class PretrainConfig:
     adam_epsilon: float = 1e-6
     """Added to the root of the second moment."""
     optimizer: str = "electra-adam"
-    """electra-adam (the original's, without bias correction) | adamw | muon (hidden matrices; the rest AdamW)."""
+    """electra-adam (the original's, without bias correction) | adamw | muon (hidden matrices; the rest electra-adam)."""
     muon_learning_rate: float = 0.02
     """Peak rate of Muon's matrices, when optimizer is muon."""
     clip_norm: float = 1.0
@@ -213,10 +213,10 @@ PRESETS: dict[str, Preset] = {
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         PretrainConfig(
-            model="tiny", steps=16_000, batch_size=16, learning_rate=1e-3, warmup_steps=200, adam_beta2=0.98,
-            optimizer="muon", muon_learning_rate=0.02, embedding_init="cooccurrence", position_init="local",
-            generator_hidden_size=128, generator_attention_heads=4, generator_intermediate_size=512,
-            generator_layers=1, checkpoint_every=1_000, eval_every=500,
+            model="tiny", steps=8_500, batch_size=16, learning_rate=1e-3, warmup_steps=50, adam_beta2=0.98,
+            optimizer="muon", muon_learning_rate=0.01, embedding_init="cooccurrence", position_init="local",
+            generator_hidden_size=64, generator_attention_heads=2, generator_intermediate_size=256,
+            generator_layers=1, checkpoint_every=500, eval_every=250,
         ),
     ),
     "small": Preset(_SMALL, PretrainConfig(model="small", **_generator(64))),
