@@ -334,7 +334,7 @@ def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool)
         start.directory, Classify(), out / "task" / "train.jsonl", out / "task" / "dev.jsonl", folder, settings,
         device=device, overwrite=True, quiet=quiet, say=lambda line: None,
     )  # fmt: skip
-    _stop_if(result["stopped"])
+    _stop_if(result["stopped_by"])
     return next(
         row["dev_accuracy"] for row in reversed(read_metrics(folder / "metrics.jsonl")) if "dev_accuracy" in row
     )

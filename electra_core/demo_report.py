@@ -82,7 +82,7 @@ def build_report(found: Findings) -> Report:
         task=(
             f"Which of {len(task.labels)} areas of the library does a docstring belong to? {len(task.train):,} "
             f"labelled examples to learn from, {len(task.dev):,} from other modules to be judged by; "
-            f"{found.epochs} epochs, {seeds} seeds of every start."
+            f"{found.epochs} epochs, {seeds} seed{'s' * (seeds != 1)} of every start."
         ),
         starts=starts,
         references=[Rule(guessing_accuracy(task), "guessing"), Rule(counting_accuracy(task), "counting words")],
