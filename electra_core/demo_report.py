@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from electra_core.corpus import Corpus
-from electra_core.docstrings import LabelledTask
+from electra_core.docstrings import Example, LabelledTask
 from electra_core.model_dir import load_config, load_discriminator
 from electra_core.passages import generated_passage, planted_passage
 from electra_core.plots import Dots, Rule, Series, line_chart, median
@@ -240,15 +240,21 @@ def _passages(found: Findings) -> list[Passage]:
     if found.shipped is not None:
         passages.append(_shipped_passage(found.shipped))
     electra, tokenizer = load_electra(found.out / "pretrained")
-    example = max(found.task.dev, key=lambda example: (len(example.text) <= 280, len(example.text)))
+    example = max(found.task.dev, key=_reads_like_prose)
     passages.append(
         generated_passage(
             electra, tokenizer, example.text, seed=PASSAGE_SEED, title="What the model pre-trained just now sees",
-            note=f"From {example.document.module}, which it has never read. Underlined words were drawn by its "
-            "generator; the original stands above. Point at a word for its probability.",
+            note=f"A docstring of {example.document.module} that it has never read. Underlined words were drawn "
+            "by its generator; the original stands above. Point at a word for its probability.",
         )
     )  # fmt: skip
     return passages
+
+
+def _reads_like_prose(example: Example) -> tuple[bool, float]:
+    """Not too short, and made of words rather than of code."""
+    words = sum(character.isalpha() or character == " " for character in example.text)
+    return len(example.text) >= 200, words / len(example.text)
 
 
 def _shipped_passage(shipped: Path) -> Passage:

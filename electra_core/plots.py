@@ -110,7 +110,7 @@ def line_chart(
     lines += [_curve(s, x, y) for s in series]
     labels = [_label("ytick", f"top:{_down(y, tick)}%", number(tick)) for tick in y.ticks]
     labels += [_label("xtick", f"left:{x.percent(tick):.3f}%", number(tick)) for tick in x.ticks]
-    labels += [_label("rulelabel", f"top:{_down(y, rule.value)}%", rule.label) for rule in rules]
+    labels += [_rule_label(y, rule) for rule in rules]
     data = [{"name": s.name, "tone": s.tone, "x": list(s.x), "y": _plain(s.y)} for s in series]
     axes = {"x": [x.low, x.high], "y": [y.low, y.high], "xLabel": x_label, "series": data}
     plot = (
@@ -136,10 +136,11 @@ def dot_plot(
     """
     values = [v for row in rows for v in row.values]
     low, high = min(values, default=limits[0]), max(values, default=limits[1])
-    reach = max(high - low, 0.1)
+    reach = max(high - low, 0.2)
     far = [rule for rule in rules if not low - reach <= rule.value <= high + reach]
     rules = [rule for rule in rules if rule not in far]
-    caption = " ".join([caption, *(f"Off the scale: {rule.label}, {100 * rule.value:.1f}%." for rule in far)])
+    if far:
+        caption += f" Off the scale: {', '.join(f'{rule.label} {100 * rule.value:.1f}%' for rule in far)}."
     values = [low, high, *(rule.value for rule in rules)]
     margin = 0.05 * (max(values) - min(values)) + 0.005
     axis = nice_axis(max(limits[0], min(values) - margin), min(limits[1], max(values) + margin))
@@ -200,6 +201,12 @@ def _down(axis: Axis, value: float) -> str:
 def _level(kind: str, axis: Axis, value: float) -> str:
     """A horizontal line through the plot."""
     return f'<line class="{kind}" x1="0" x2="100" y1="{_down(axis, value)}" y2="{_down(axis, value)}"/>'
+
+
+def _rule_label(axis: Axis, rule: Rule) -> str:
+    """Below its line at the left, where falling curves leave room; above it at the right if there is none."""
+    kind = "rulelabel" if axis.percent(rule.value) < 12 else "rulelabel below"
+    return _label(kind, f"top:{_down(axis, rule.value)}%", rule.label)
 
 
 def _label(kind: str, place: str, text: str) -> str:

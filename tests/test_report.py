@@ -164,7 +164,7 @@ def test_gaps_interrupt_a_curve_and_a_lone_point_shows() -> None:
 def test_far_references_are_told_not_drawn() -> None:
     rows = [Dots("m", "", [0.7, 0.72])]
     html = dot_plot(rows, title="t", rules=[Rule(0.08, "guessing"), Rule(0.65, "counting")])
-    assert "Off the scale: guessing, 8.0%." in html
+    assert "Off the scale: guessing 8.0%." in html
     assert re.findall(r'class="dotrule"[^>]*>([^<]*)<', html) == ["counting"]
     assert html.count('class="dot"') == 2 and "71.0%" in html
 
