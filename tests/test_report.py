@@ -192,6 +192,9 @@ tokens.slice(0, 2).forEach((token) => {
 });
 at(document.body, "pointerover", 0);
 log.push(document.querySelectorAll(".floating").length);
+const left = (node) => node.getBoundingClientRect().left;
+const outside = [...document.querySelectorAll(".ytick")].every((t) => t.getBoundingClientRect().right <= left(plot));
+log.push(outside ? "ticks outside" : "ticks inside");
 log.push(document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide");
 document.title = "LOG " + log.join(" | ");
 </script></body>"""
@@ -213,5 +216,6 @@ def test_pointing_at_the_page_shows_the_figures(report: Report, tmp_path: Path) 
         "10.0% replaced",
         "90.0% replaced · was “dog”",
         "0",
+        "ticks outside",
         "fits",
     ]
