@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
         hidden_TD, weight_D, bias, labels_T = inputs(tokens, size, options.device)
         logits_T = hidden_TD.detach()[:, 0].contiguous().requires_grad_()
-        pair = {"ours": our_loss, "eager": torch_loss}
+        pair: dict[str, Callable[..., Tensor]] = {"ours": our_loss, "eager": torch_loss}
         moved = 2.0 * tokens * logits_T.element_size() + tokens
         results += run(f"rtd_loss T={tokens} both", pair, (logits_T, labels_T), moved, options)
         pair = {"ours": our_head, "eager": torch_head}

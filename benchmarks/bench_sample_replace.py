@@ -62,9 +62,8 @@ def check_distribution(name: str, step: Step, device: str, rows: int = 8192) -> 
     logits_V = torch.randn(40, generator=torch.Generator().manual_seed(1))
     everywhere = torch.arange(rows, device=device)
     ids_T = torch.zeros(rows, dtype=torch.int64, device=device)
-    corrupted_T, _ = step(
-        logits_V.to(device).repeat(rows, 1), ids_T, everywhere, torch.tensor([3, 0], device=device)
-    )
+    seed = torch.tensor([3, 0], device=device)
+    corrupted_T, _ = step(logits_V.to(device).repeat(rows, 1), ids_T, everywhere, seed)
     counts = torch.bincount(corrupted_T.cpu(), minlength=40).double()
     p_value = stats.chisquare(counts, torch.softmax(logits_V.double(), 0) * rows).pvalue
     if not p_value > 1e-5:

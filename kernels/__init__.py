@@ -2,6 +2,7 @@
 
 from electra_kernels.attention import attention
 from electra_kernels.dispatch import available, use
+from electra_kernels.embedding_layer_norm import embedding_layer_norm
 from electra_kernels.layer_norm import dropout_add_layer_norm
 from electra_kernels.mlm_head import MLMHead, mlm_head
 from electra_kernels.rtd_loss import RTDHead, RTDLoss, rtd_head, rtd_loss, rtd_loss_and_counts
@@ -15,6 +16,7 @@ __all__ = [
     "attention",
     "available",
     "dropout_add_layer_norm",
+    "embedding_layer_norm",
     "mlm_head",
     "rtd_head",
     "rtd_loss",

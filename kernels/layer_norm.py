@@ -47,7 +47,7 @@ def dropout_add_layer_norm(
     check_tensor("residual_TD", residual_TD, (tokens, size), FLOATS, device)
     check_tensor("weight_D", weight_D, (size,), FLOATS, device)
     check_tensor("bias_D", bias_D, (size,), FLOATS, device)
-    key = _check_dropout(dropout_p, seed, x_TD)
+    key = check_dropout(dropout_p, seed, x_TD)
     arguments = (x_TD, residual_TD, weight_D, bias_D, eps, dropout_p, key, stream)
     if use_triton(x_TD):
         from electra_kernels import layer_norm_triton
@@ -56,7 +56,7 @@ def dropout_add_layer_norm(
     return reference.dropout_add_layer_norm(*arguments)
 
 
-def _check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor | None:
+def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor | None:
     """The seed as a tensor, or None where nothing is dropped."""
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p: expected a number in [0, 1), got {dropout_p}")

@@ -30,10 +30,26 @@ PROGRAMS = 528  # of the backward pass, at most: four for each of an H200's 132 
 
 
 @triton.jit
-def _drop(values, p_seed, rows, stream, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
+def drop(values, p_seed, rows, stream, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
     """Dropout of whole rows with rescaling; 65536 - THRESHOLD of 65536 values are kept."""
     b_keep = keep_tile(p_seed, rows, 0, stream, tl.zeros((1, 1), tl.int32), THRESHOLD, COLUMNS)
     return tl.where(b_keep, values * (65536.0 / (65536 - THRESHOLD)), 0.0)
+
+
+@triton.jit
+def normalise(b_s, o_d, eps, D: tl.constexpr):
+    """(s - mean) · rstd and rstd of every row; zeros beyond D."""
+    b_mean = tl.sum(b_s, 1) / D
+    b_s = tl.where((o_d < D)[None, :], b_s - b_mean[:, None], 0.0)
+    b_rstd = 1.0 / tl.sqrt(tl.sum(b_s * b_s, 1) / D + eps)
+    return b_s * b_rstd[:, None], b_rstd
+
+
+@triton.jit
+def normalise_backward(b_a, b_n, b_rstd, D: tl.constexpr):
+    """ds, given a = dout ∘ weight and what `normalise` returned; `a` is zero beyond D."""
+    b_ds = b_a - (tl.sum(b_a, 1) / D)[:, None] - b_n * (tl.sum(b_a * b_n, 1) / D)[:, None]
+    return b_ds * b_rstd[:, None]
 
 
 @triton.jit
@@ -44,12 +60,8 @@ def _normalise(
     """(s - mean) · rstd and rstd, for rows of s = residual + dropout(x); zeros beyond D."""
     b_x = load_rows(p_x, o_t, m_t, o_d, D).to(ACC)
     if THRESHOLD > 0:
-        b_x = _drop(b_x, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
-    b_s = b_x + load_rows(p_residual, o_t, m_t, o_d, D).to(ACC)
-    b_mean = tl.sum(b_s, 1) / D
-    b_s = tl.where((o_d < D)[None, :], b_s - b_mean[:, None], 0.0)
-    b_rstd = 1.0 / tl.sqrt(tl.sum(b_s * b_s, 1) / D + eps)
-    return b_s * b_rstd[:, None], b_rstd
+        b_x = drop(b_x, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
+    return normalise(b_x + load_rows(p_residual, o_t, m_t, o_d, D).to(ACC), o_d, eps, D)
 
 
 @triton.jit(do_not_specialize=["T", "stream"])
@@ -80,12 +92,10 @@ def _backward_kernel(
         b_dout = load_rows(p_dout, o_t, m_t, o_d, D).to(ACC)
         b_dweight += tl.sum(b_dout * b_n, 0)
         b_dbias += tl.sum(b_dout, 0)
-        b_a = b_dout * b_weight[None, :]
-        b_ds = b_a - (tl.sum(b_a, 1) / D)[:, None] - b_n * (tl.sum(b_a * b_n, 1) / D)[:, None]
-        b_ds *= b_rstd[:, None]
+        b_ds = normalise_backward(b_dout * b_weight[None, :], b_n, b_rstd, D)
         store_rows(p_dresidual, o_t, m_t, o_d, b_ds, D)
         if THRESHOLD > 0:
-            store_rows(p_dx, o_t, m_t, o_d, _drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D), D)
+            store_rows(p_dx, o_t, m_t, o_d, drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D), D)
     program = tl.program_id(0)
     tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
     tl.store(p_dbias + program * D + o_d, b_dbias, mask=o_d < D)
@@ -94,12 +104,12 @@ def _backward_kernel(
 # ---------------------------------------------------------------- custom operators and autograd
 
 
-def _constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
+def constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
     accumulator = tl.float64 if x_TD.dtype == torch.float64 else tl.float32
-    return {"ACC": accumulator, **_blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
+    return {"ACC": accumulator, **blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
 
 
-def _blocks(size: int) -> dict[str, int]:
+def blocks(size: int) -> dict[str, int]:
     block_d = max(8, triton.next_power_of_2(size))  # eight neighbours share a random call
     return {"D": size, "BLOCK_D": block_d, "BLOCK_T": max(1, ELEMENTS // block_d)}
 
@@ -111,11 +121,11 @@ def dropout_add_layer_norm(
 ) -> Tensor:  # fmt: skip
     """LayerNorm(residual + dropout(x)); see the contract in `layer_norm`."""
     out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
-    constexprs = _constexprs(x_TD, dropout_p)
+    shapes = constexprs(x_TD, dropout_p)
     if out_TD.numel():
-        _forward_kernel[(triton.cdiv(len(x_TD), constexprs["BLOCK_T"]),)](
+        _forward_kernel[(triton.cdiv(len(x_TD), shapes["BLOCK_T"]),)](
             x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), bias_D.contiguous(), seed, out_TD,
-            len(x_TD), eps, stream, **constexprs, num_warps=4,
+            len(x_TD), eps, stream, **shapes, num_warps=4,
         )  # fmt: skip
     return out_TD
 
@@ -134,15 +144,15 @@ def backward(
     seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dresidual_TD, dx_TD, dweight_D, dbias_D); without dropout dx is dresidual, and stays empty here."""
-    constexprs = _constexprs(x_TD, dropout_p)
-    programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), constexprs["BLOCK_T"])))
+    shapes = constexprs(x_TD, dropout_p)
+    programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
     dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
     dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
     dweight, dbias = (x_TD.new_empty(programs, x_TD.shape[1], dtype=dtype) for _ in range(2))
     _backward_kernel[(programs,)](
         dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
-        dresidual_TD, dx_TD, dweight, dbias, len(x_TD), eps, stream, **constexprs, num_warps=4,
+        dresidual_TD, dx_TD, dweight, dbias, len(x_TD), eps, stream, **shapes, num_warps=4,
     )  # fmt: skip
     return dresidual_TD, dx_TD, dweight.sum(0), dbias.sum(0)
 
@@ -188,8 +198,8 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         halves = ("p_x", "p_residual", "p_out", "p_dout", "p_dresidual", "p_dx")
         types = dict.fromkeys(halves, f"*{dtype}")
         types |= {"p_seed": "*i64", "T": "i32", "eps": "fp32", "stream": "i32"}
-        constexprs = {"ACC": tl.float32, **_blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
+        shapes = {"ACC": tl.float32, **blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
-            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
+            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
             label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
-            yield CompileCase(label, kernel, signature, constexprs, 4, 3, streaming=True, wide_stores=True)
+            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-BENCHMARKS = ("bench_mlm_head", "bench_sample_replace", "bench_rtd_loss")
+BENCHMARKS = ("bench_mlm_head", "bench_sample_replace", "bench_rtd_loss", "bench_layer_norm")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -1,0 +1,122 @@
+"""dropout_add_layer_norm and embedding_layer_norm against PyTorch, eager and under torch.compile.
+
+    python -m benchmarks.bench_layer_norm [--json] [--no-compile]
+
+Without dropout, values and gradients are compared before timing (with it, PyTorch draws other masks). Not run
+on a GPU so far; on a CPU it takes tiny shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from electra_kernels import dropout_add_layer_norm, embedding_layer_norm
+from torch import Tensor
+
+from benchmarks.kernel_timing import Result, compare, parser, report, same, settle
+
+# (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
+GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
+CPU_SHAPES = ((60, 32),)
+EPS = 1e-12
+Step = Callable[..., Tensor]
+
+
+def residual_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
+    """x, residual, weight and bias as leaves (bf16 on a GPU), the gradient of the result, the seed."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    shapes = (tokens, size), (tokens, size), (size,), (size,)
+    leaves = (torch.randn(*shape, device=device, dtype=dtype).requires_grad_() for shape in shapes)
+    dout = torch.randn(tokens, size, device=device, dtype=dtype)
+    return *leaves, dout, torch.tensor([1, 0], device=device)
+
+
+def residual_steps(dropout_p: float) -> dict[str, Step]:
+    """Forward functions of (x, residual, weight, bias, dout, seed)."""
+
+    def ours(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor, seed: Tensor) -> Tensor:
+        return dropout_add_layer_norm(x, residual, weight, bias, eps=EPS, dropout_p=dropout_p, seed=seed)
+
+    def eager(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor, seed: Tensor) -> Tensor:
+        return F.layer_norm(F.dropout(x, dropout_p) + residual, x.shape[1:], weight, bias, EPS)
+
+    return {"ours": ours, "eager": eager}
+
+
+def embedding_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
+    """Three fp32 tables, weight and bias as leaves, the gradient, the seed, three tensors of ids."""
+    shapes = (30522, size), (512, size), (2, size), (size,), (size,)
+    leaves = (torch.randn(*shape, device=device).requires_grad_() for shape in shapes)
+    ids = (torch.randint(upper, (tokens,), device=device) for upper in (30522, 512, 2))
+    return *leaves, torch.randn(tokens, size, device=device), torch.tensor([1, 0], device=device), *ids
+
+
+def embedding_steps(dropout_p: float) -> dict[str, Step]:
+    """Forward functions of what `embedding_inputs` gives."""
+
+    def ours(*inputs: Tensor) -> Tensor:
+        tables, seed, ids = inputs[:5], inputs[6], inputs[7:]
+        return embedding_layer_norm(*ids, *tables, eps=EPS, dropout_p=dropout_p, seed=seed)
+
+    def eager(*inputs: Tensor) -> Tensor:
+        words, positions, segments = (F.embedding(i, table) for i, table in zip(inputs[7:], inputs[:3]))
+        normed = F.layer_norm(words + positions + segments, words.shape[1:], inputs[3], inputs[4], EPS)
+        return F.dropout(normed, dropout_p)
+
+    return {"ours": ours, "eager": eager}
+
+
+def with_backward(function: Step, leaves: int) -> Callable[..., tuple[Tensor, ...]]:
+    """Value and gradients; the gradient of the result is the input after the leaves."""
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        value = function(*inputs)
+        return value.detach(), *torch.autograd.grad(value, inputs[:leaves], inputs[leaves])
+
+    return run
+
+
+def run(
+    name: str,
+    steps: Callable[[float], dict[str, Step]],
+    inputs: tuple[Tensor, ...],
+    moved: float,
+    options: argparse.Namespace,
+) -> list[Result]:
+    """Compares without dropout, then measures forward + backward with and without."""
+    leaves, results = sum(tensor.requires_grad for tensor in inputs), []
+    for dropout_p in (0.0, 0.1):
+        functions = steps(dropout_p)
+        if options.compile:
+            functions["torch.compile"] = torch.compile(functions["eager"])
+        both = {contender: with_backward(function, leaves) for contender, function in functions.items()}
+        if dropout_p == 0.0:
+            wanted = both["eager"](*inputs)
+            for contender, function in both.items():
+                same(contender, function(*inputs), wanted, 1e-4 if options.device == "cpu" else 3e-2)
+        results += compare(f"{name} p={dropout_p} both", both, inputs, options.repetitions, moved)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Checks, measures and prints."""
+    options = settle(parser(__doc__ or "").parse_args(arguments))
+    torch.manual_seed(0)
+    results = []
+    for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
+        inputs = residual_inputs(tokens, size, options.device)
+        elements = tokens * size
+        moved = 8.0 * elements * inputs[0].element_size()  # read x, residual twice and dout; write three
+        results += run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
+        inputs = embedding_inputs(tokens, size, options.device)
+        moved = 4.0 * (9 * elements + 30522 * size)  # three tables read twice, out, dout, ds; dwords
+        results += run(f"embedding_layer_norm T={tokens} E={size}", embedding_steps, inputs, moved, options)
+    report(results, options)
+    return results
+
+
+if __name__ == "__main__":
+    main()
