@@ -45,7 +45,7 @@ def attention(
         dropout_p: probability of dropping an attention probability, 0 <= p < 1.
         seed: int, or int64 tensor `[key]` or `[key, first_row]` on the same device; needed if dropout_p > 0.
         stream: which use of `seed` this is (the layer's number); each gets its own dropout.
-        softmax_scale: factor on the logits; 1/sqrt(K) by default.
+        softmax_scale: factor on the logits, > 0; 1/sqrt(K) by default.
 
     Returns:
         out_THK, contiguous, of the dtype of `qkv_T3HK`; differentiable with respect to `qkv_T3HK`.
@@ -55,6 +55,8 @@ def attention(
             GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
     """
     _check(qkv_T3HK, cu_seqlens, max_seqlen, dropout_p, seed)
+    if softmax_scale is not None and not 0.0 < softmax_scale < float("inf"):
+        raise ValueError(f"softmax_scale: expected a finite number > 0, got {softmax_scale}")
     if checks_values(qkv_T3HK):
         _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
     scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)

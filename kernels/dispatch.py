@@ -36,9 +36,14 @@ def use(implementation: Implementation) -> Iterator[None]:
         _choice = before
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def triton_problem() -> str | None:
     """Why Triton cannot be imported here, or None."""
+    return _import_problem()
+
+
+@functools.cache
+def _import_problem() -> str | None:
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -67,7 +72,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
     """
     if _choice == "reference":
         return False
-    runnable = triton_problem() is None and (tensor.is_cuda or (interpreting() and not tensor.is_cuda))
+    runnable = (tensor.is_cuda or interpreting()) and triton_problem() is None
     if _choice == "triton":
         if not runnable:
             reason = triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
