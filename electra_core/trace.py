@@ -10,7 +10,8 @@ running model by hooks. Nothing is computed a second way; a test holds the figur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from electra_kernels.rng import fold, philox, seed_tensor
 from torch import Tensor
 
-from electra_core.config import PretrainConfig
+from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.errors import UserError
 from electra_core.masking import KEEP_PROBABILITY, mask_tokens
@@ -26,6 +27,11 @@ from electra_core.model_dir import find_model, load_discriminator, load_generato
 from electra_core.packing import TokenBatch, pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 from electra_core.trace_probes import PartGradient, Shape, part_gradients, recorded_shapes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 CANDIDATES = 6
 
@@ -126,7 +132,8 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
     discriminator, generator = load_discriminator(directory), load_generator(beside)
     same = torch.equal(discriminator.encoder.embeddings.word_weight(), generator.encoder.embeddings.word_weight())
     narrow = generator.config
-    pretrain = PretrainConfig(
+    pretrain = replace(
+        _run_config(directory.with_name("config.toml")),
         tying="embeddings" if same else "none",
         generator_hidden_size=narrow.hidden_size,
         generator_attention_heads=narrow.num_attention_heads,
@@ -137,6 +144,17 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
     electra.generator.load_state_dict(generator.state_dict())
     electra.discriminator.load_state_dict(discriminator.state_dict())
     return electra, load_tokenizer(directory)
+
+
+def _run_config(file: Path) -> PretrainConfig:
+    """How the run was pre-trained (fraction masked, weights of the losses, ...); the defaults without a file."""
+    if not file.is_file():
+        return PretrainConfig()
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8")).get("pretrain", {})
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{file}: {error}") from None
+    return updated(PretrainConfig(), values, str(file))
 
 
 def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, model: str = "") -> Trace:

@@ -193,7 +193,8 @@ tokens.slice(0, 2).forEach((token) => {
 at(document.body, "pointerover", 0);
 log.push(document.querySelectorAll(".floating").length);
 const left = (node) => node.getBoundingClientRect().left;
-const outside = [...document.querySelectorAll(".ytick")].every((t) => t.getBoundingClientRect().right <= left(plot));
+const ticks = [...document.querySelectorAll(".ytick")].map((t) => t.getBoundingClientRect().right);
+const outside = ticks.every((right) => right <= left(plot));
 log.push(outside ? "ticks outside" : "ticks inside");
 log.push(document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide");
 document.title = "LOG " + log.join(" | ");

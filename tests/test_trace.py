@@ -17,6 +17,7 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
+from electra_core.pretrain import write_config
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
 from electra_core.trace import Trace, load_electra, percent, trace, why_chosen
 from electra_core.trace_page import STAGES, to_html
@@ -195,15 +196,27 @@ def test_a_vocabulary_of_another_size_is_refused(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("tying", ["embeddings", "none"])
 def test_a_saved_run_traces_as_the_model_in_memory(tokenizer: Tokenizer, tmp_path: Path, tying: str) -> None:
-    electra = build(tying)
+    electra = build(tying, mask_fraction=0.3, discriminator_weight=20.0)
     save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
     save_pretrained(electra.generator, tmp_path / "run" / "generator")
+    write_config(tmp_path / "run" / "config.toml", electra.discriminator.config, electra.config)
     expected = trace(electra, tokenizer, TEXT, seed=4)
+    assert expected.mask_fraction == 0.3 and expected.discriminator_weight == 20
     for source in (tmp_path / "run", tmp_path / "run" / "discriminator"):
         loaded, loaded_tokenizer = load_electra(source)
         found = trace(loaded, loaded_tokenizer, TEXT, seed=4)
+        assert found.num_chosen == expected.num_chosen
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)
         assert [g.part for g in found.gradients] == [g.part for g in expected.gradients]
+
+
+def test_a_damaged_configuration_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    electra = build()
+    save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
+    save_pretrained(electra.generator, tmp_path / "run" / "generator")
+    (tmp_path / "run" / "config.toml").write_text("[pretrain\nsteps = ")
+    with pytest.raises(UserError, match=r"run/config\.toml: "):
+        load_electra(tmp_path / "run")
 
 
 def test_a_discriminator_alone_cannot_be_traced(tokenizer: Tokenizer, tmp_path: Path) -> None:
