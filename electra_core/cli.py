@@ -131,6 +131,12 @@ def _pretrain(commands: Any) -> None:
     command.add_argument("--out", required=True, help="folder of the run")
     command.add_argument("--model", default="small", choices=tuple(PRESETS), help="size; brings its defaults")
     command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
+    command.add_argument(
+        "--init-discriminator", metavar="DIR", help="go on from this model (with --init-generator)"
+    )
+    command.add_argument(
+        "--init-generator", metavar="DIR", help="go on from this model (with --init-discriminator)"
+    )
     command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
     command.add_argument("--max-minutes", type=float, help="save and stop after this long")
     _common(command)

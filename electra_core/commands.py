@@ -55,7 +55,9 @@ def pretrain(options: Namespace) -> int:
     changes, encoder_changes = read_toml(options.config) if options.config else ({}, {})
     result = pretrain(
         options.data, options.out, model=options.model, changes=changes | given(options, PretrainConfig),
-        encoder_changes=encoder_changes | given(options, EncoderConfig), resume=options.resume,
+        encoder_changes=encoder_changes | given(options, EncoderConfig),
+        init_discriminator=options.init_discriminator, init_generator=options.init_generator,
+        resume=options.resume,
         overwrite=options.overwrite, device=options.device, max_minutes=options.max_minutes, quiet=options.quiet,
     )  # fmt: skip
     for name, value in result.evaluation.items():

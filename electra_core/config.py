@@ -101,7 +101,7 @@ class PretrainConfig:
     adam_epsilon: float = 1e-6
     """Added to the root of the second moment."""
     optimizer: str = "electra-adam"
-    """electra-adam (the original's, without bias correction) | adamw | muon (hidden matrices; the rest electra-adam)."""
+    """electra-adam (the original's, no bias correction) | adamw | muon (for hidden matrices)."""
     muon_learning_rate: float = 0.02
     """Peak rate of Muon's matrices, when optimizer is muon."""
     clip_norm: float = 1.0

@@ -26,7 +26,7 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
-from electra_core.optim import set_learning_rate
+from electra_core.optim import clip_gradients, set_learning_rate
 
 Batch = TypeVar("Batch")
 MOST_SKIPPED_STEPS = 20
@@ -86,7 +86,7 @@ def training_steps(
     for step in range(first_step, steps):
         model.train()
         loss, figures = _backward_all(loss_function, batches(step), fold(seed, step), autocast)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=True)
+        gradient_norm = clip_gradients(parameters, clip_norm)
         rate = schedule(step)
         skipped = not math.isfinite(float(loss) + float(gradient_norm))
         if not skipped:

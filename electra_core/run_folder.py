@@ -1,0 +1,120 @@
+"""RUN, the folder of a pre-training run: made, checked before it is resumed, and filled with models.
+
+RUN/config.toml       the resolved configuration
+RUN/metrics.jsonl     a row every log_every steps, and one per evaluation
+RUN/checkpoints/      training state, for --resume
+RUN/discriminator/    model directory: what is fine-tuned afterwards
+RUN/generator/        model directory: the masked language model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from electra_core import __version__
+from electra_core.checkpoint import Checkpoint, newest_intact
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.corpus import Corpus
+from electra_core.errors import UserError
+from electra_core.model_dir import save_pretrained
+
+
+def prepare_run(run: Path, resume: bool, overwrite: bool, quiet: bool) -> Checkpoint | None:
+    """Make RUN, or find the checkpoint to go on from."""
+    if resume:
+        checkpoint, damaged = newest_intact(run / "checkpoints")
+        if not quiet:
+            for line in damaged:
+                print(line)
+        if damaged and checkpoint is None:
+            raise UserError(f"{run}: no intact checkpoint is left to resume from")
+        if checkpoint is not None:
+            return checkpoint
+    elif run.exists() and any(run.iterdir()):
+        if not overwrite:
+            raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
+        _remove_run(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be made ({error.strerror})") from None
+    return None
+
+
+def _remove_run(run: Path) -> None:
+    """Remove what a run wrote, and nothing else that may lie in the folder."""
+    for name in ("checkpoints", "discriminator", "generator", "tensorboard"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("config.toml", "metrics.jsonl"):
+        (run / name).unlink(missing_ok=True)
+
+
+# What may differ between a run and its resumption: how long it goes on, and how it is watched and saved.
+_FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_examples", "log_every", "accumulate"}
+
+
+def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
+    return {"pretrain": settings, "discriminator": dataclasses.asdict(encoder), "data": corpus.fingerprint}
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Raise UserError with the differences if a checkpoint is of another run than `identity`."""
+    saved = checkpoint.meta["identity"]
+    differences = []
+    for table in ("pretrain", "discriminator"):
+        for name, value in identity[table].items():
+            if saved[table].get(name) != value:
+                differences.append(f"{name} was {saved[table].get(name)!r}, is now {value!r}")
+    if saved["data"] != identity["data"]:
+        differences.append("the corpus (or its tokenizer) is another one")
+    if differences:
+        raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
+
+
+def model_card(
+    run: Path, encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
+    evaluation: dict[str, float],
+) -> str:  # fmt: skip
+    """README.md of a model directory: where the weights come from."""
+    figures = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in evaluation.items())
+    return f"""---
+library_name: electra-core
+tags: [electra, replaced-token-detection]
+---
+# ELECTRA `{config.model}`, pre-trained with electra-core {__version__}
+
+Objective `{config.objective}`, {step:,} of {config.steps:,} steps of {config.batch_size} x {config.max_length}
+tokens ({tokens:,} tokens in all), seed {config.seed}, on a corpus of {corpus.num_tokens:,} tokens
+(fingerprint `{corpus.fingerprint[:16]}`), vocabulary of {encoder.vocab_size:,}.
+torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}.
+
+| held-out | value |
+|---|---|
+{figures}
+"""
+
+
+def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
+    """Write RUN/discriminator and RUN/generator as model directories."""
+    for kind in ("discriminator", "generator"):
+        part = getattr(electra, kind, None)
+        if part is not None:
+            save_pretrained(part, run / kind, tokenizer=corpus.tokenizer, card=card)
+
+
+def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> None:
+    """The resolved configuration as TOML: [pretrain] and [discriminator]."""
+    lines = []
+    for table, values in (("pretrain", config), ("discriminator", encoder)):
+        lines.append(f"[{table}]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
