@@ -298,7 +298,7 @@ def _steps_per_second(out: Path, device: str, seed: int) -> float:
     half = CALIBRATION_STEPS // 2
     changes = {"steps": 2 * half, "log_every": half, "eval_every": 2 * half, "eval_examples": 32, "seed": seed}
     run = out / "calibration"
-    pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True)
+    _stop_if(pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True).stopped_by)
     first, last = (row for row in read_metrics(run / "metrics.jsonl") if "tokens_per_second" in row)
     shutil.rmtree(run)
     return half * last["tokens_per_second"] / (last["tokens"] - first["tokens"])
