@@ -62,7 +62,10 @@ def test_frequencies(vocabulary: int, temperature: float) -> None:
     logits_V[1::7] = -math.inf
     logits_V[0] = logits_V[-1] = logits_V.max()  # a tie, and the last word of the last tile
     ids = sample(logits_V.expand(20_000, -1), temperature=temperature)
-    assert_distributed(ids, torch.softmax(logits_V.double() / temperature, 0))
+    p_V = torch.softmax(logits_V.double() / temperature, 0)
+    assert_distributed(ids, p_V)
+    if vocabulary > 128:  # the first level by itself: a bias between tiles would drown among hundreds of words
+        assert_distributed(ids // 128, torch.stack([part.sum() for part in p_V.split(128)]))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
@@ -95,8 +98,8 @@ def test_independence(other: str) -> None:
 
 def test_the_two_levels_written_out() -> None:
     """The same uniforms by a loop over float64 probabilities give the same ids: the contract, literally."""
-    logits_MV = random_logits(40, 300, scale=3.0)
-    u_tile_M, u_word_M = reference.row_uniforms(SEED, torch.arange(40), 0)
+    logits_MV = random_logits(400, 300, scale=3.0)
+    u_tile_M, u_word_M = reference.row_uniforms(SEED, torch.arange(400), 0)
     wanted = []
     for logits_V, u_tile, u_word in zip(logits_MV.double(), u_tile_M.tolist(), u_word_M.tolist()):
         p_V = torch.softmax(logits_V, 0).tolist()
