@@ -175,7 +175,7 @@ def _evaluate(commands: Any) -> None:
     command.add_argument("--model", required=True, help=MODEL_HELP)
     command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    command.add_argument("--html", metavar="FILE", help="write the full report as a page")
+    command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
     command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     _machine(command)
 
@@ -230,6 +230,17 @@ def _flops(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("--model", required=True, help="a preset, or a model directory")
     command.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _export(commands: Any) -> None:
+    command = _command(
+        commands, "export", "a fine-tuned model as ONNX, checked against torch (extra `onnx`)",
+        "electra export --model MODEL --onnx model.onnx",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument(
+        "--onnx", required=True, metavar="FILE", help="gets the graph; the tokenizer lies beside it"
+    )
 
 
 def _convert(commands: Any) -> None:

@@ -139,8 +139,8 @@ def evaluate(options: Namespace) -> None:
     if result.skipped.count:
         print(result.skipped.summary(), file=sys.stderr)
     report = task_report.make_report(result, str(options.model), str(options.data))
-    if options.html:
-        Path(options.html).write_text(task_report.to_html(report), encoding="utf-8")
+    if options.report:
+        task_report.write_report(report, options.report)
     print(json.dumps(result.metrics) if options.json else task_report.to_text(report))
 
 
@@ -228,6 +228,14 @@ def flops(options: Namespace) -> None:
         print(json.dumps(figures))
     else:
         print("\n".join(f"{name.replace('_', ' '):>36}  {_readable(value)}" for name, value in figures.items()))
+
+
+def export(options: Namespace) -> None:
+    """Fine-tuned model -> ONNX."""
+    from electra_core.onnx_export import export
+
+    difference = export(options.model, options.onnx)
+    print(f"wrote {options.onnx}; its logits differ from torch's by {difference:.1e} of their size")
 
 
 def convert(options: Namespace) -> None:
