@@ -142,7 +142,8 @@ def run_demo(
         Start("pretrained", "Pre-trained just now", out / "pretrained" / "discriminator"),
         Start("random", "Random start", out / "pretrained" / "discriminator", random=True),
     ]
-    say(f"\n4  Fine-tuning, seed by seed, for {duration(max(0.0, clock.left))} -> {out / 'finetuned'}")
+    left = f"for {duration(clock.left)}" if clock.left > 0 else "although the minutes are over"
+    say(f"\n4  Fine-tuning, seed by seed, {left} -> {out / 'finetuned'}")
     with clock.stage("fine-tuning"):
         accuracies = _finetune(starts, out, clock, device, quiet, say)
 
