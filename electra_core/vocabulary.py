@@ -2,7 +2,7 @@
 
 Pieces never cross white space, so words and their counts are all a trainer needs: less memory and time than whole
 sentences, and no dependence on the order of the text. Words are taken from the most frequent on, up to
-MAX_WORD_CHARACTERS in all.
+MAX_WORD_CHARACTERS = 2_000_000  # 250,000 English words; the unigram trainer takes 270 MB and 20 s for each million
 """
 
 from __future__ import annotations
