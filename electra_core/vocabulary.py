@@ -2,7 +2,7 @@
 
 Pieces never cross white space, so words and their counts are all a trainer needs: less memory and time than whole
 sentences, and no dependence on the order of the text. Words are taken from the most frequent on, up to
-MAX_WORD_CHARACTERS = 2_000_000  # 250,000 English words; the unigram trainer takes 270 MB and 20 s for each million
+MAX_WORD_CHARACTERS in all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from electra_core.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
 from electra_core.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, sentencepiece_normalizer
 
 MODEL_TYPES = ("unigram", "bpe")
-MAX_WORD_CHARACTERS = 4_000_000  # 50 MB of English have 4.3 M; unigram training then takes 80 s on one core
+MAX_WORD_CHARACTERS = 2_000_000  # 250,000 English words; unigram takes 270 MB and 20 s per million
 CHARACTER_COVERAGE = 0.9995  # of all characters in the text; the rarest become [UNK]
 SCORE_STEP = 2.0**-8  # scores are natural logarithms, about -2 to -15
 PIECE_FIELD, SCORE_FIELD = 1, 2  # in SentencePiece's model files
