@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         _trace,
         _info,
         _flops,
+        _export,
         _convert,
     ):
         add(commands)
