@@ -62,7 +62,7 @@ def attention(
     scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
     options: dict[str, Any] = {
         "dropout_p": dropout_p,
-        "seed": rng.seed_tensor(0 if seed is None else seed, qkv_T3HK.device),
+        "seed": _no_seed(qkv_T3HK) if seed is None else rng.seed_tensor(seed, qkv_T3HK.device),
         "stream": stream,
         "softmax_scale": scale,
     }
@@ -91,6 +91,11 @@ def attention_dropout_mask(
         return attention_triton.dropout_mask(tokens, keys, heads, dropout_p, seed_2, stream)
     rows = torch.arange(tokens, device=device)
     return attention_reference.dropout_mask(rows, keys, heads, dropout_p, seed_2, stream)
+
+
+def _no_seed(qkv_T3HK: Tensor) -> Tensor:
+    """Stands where a seed would, unread: without dropout nothing is drawn."""
+    return torch.empty(2, dtype=torch.int64, device=qkv_T3HK.device)
 
 
 def _has_kernel(qkv_T3HK: Tensor) -> bool:

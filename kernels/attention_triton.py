@@ -33,9 +33,9 @@ class Tile(NamedTuple):
 # largest tiles that do not spill. `python -m benchmarks.tune attention` sweeps them on a GPU.
 TILES = {
     80: {
-        "forward": {64: Tile(128, 64, 8, 3), 128: Tile(64, 64, 8, 2)},
+        "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 2)},
         "queries": {64: Tile(64, 32, 4, 2), 128: Tile(64, 64, 8, 2)},
-        "keys": {64: Tile(64, 32, 4, 2), 128: Tile(64, 64, 8, 2)},
+        "keys": {64: Tile(32, 64, 4, 2), 128: Tile(64, 64, 8, 2)},
     },
     90: {
         "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
@@ -50,15 +50,15 @@ TILES = {
 }
 # float32 has no tensor cores here (tf32 is not float32); the same tiles do for all architectures.
 TILES_FLOAT32 = {
-    "forward": {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1)},
+    "forward": {64: Tile(32, 32, 8, 1), 128: Tile(32, 16, 8, 1)},
     "queries": {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
-    "keys": {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1)},
+    "keys": {128: Tile(16, 32, 8, 1)},
 }
 # {architecture: {head dim up to: longest sequence that the short path takes}}, and its warps by block.
-SHORT_LIMIT = {80: {32: 128, 128: 64}, 90: {64: 128, 128: 64}, 100: {128: 128}}
+SHORT_LIMIT = {80: {32: 128, 64: 64, 128: 32}, 90: {64: 128, 128: 64}, 100: {128: 128}}
 SHORT_LIMIT_FLOAT32 = {64: 32, 128: 16}
 SHORT_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
-SHORT_WARPS_FLOAT32 = 8
+SHORT_WARPS_FLOAT32 = 4
 
 
 def _architecture(device: torch.device) -> int:
@@ -318,5 +318,5 @@ def _compile_case(
         num_stages=options["num_stages"],
         needs_dot=dtype.itemsize == 2,
         streaming=True,
-        wide_stores=True,
+        wide_stores=head_dim >= 32,  # smaller rows leave a thread less than 16 bytes
     )

@@ -74,7 +74,8 @@ def seed_tensor(seed: Seed, device: torch.device | str = "cpu") -> Tensor:
         seed = seed.reshape(-1)
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
     signed = ((int(seed) & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
-    return torch.tensor([signed, 0], dtype=torch.int64).to(device)
+    # `full` passes the number with the launch: no copy from the host, so a CUDA graph can capture it.
+    return torch.nn.functional.pad(torch.full((1,), signed, dtype=torch.int64, device=device), (0, 1))
 
 
 def philox(
