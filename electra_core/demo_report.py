@@ -178,7 +178,7 @@ def judge_pretraining(evaluation: Mapping[str, float], unigram: float) -> list[t
         return []
     text = (
         "; ".join(signs) + ". That is how the first minutes of every ELECTRA look; on a CPU they last long. More "
-        "minutes (--minutes) or a GPU take it further; the shipped model shows where it leads."
+        "minutes (--minutes) or a GPU take it further."
     )
     return [("The model pre-trained just now has not left its plateau", text[0].upper() + text[1:])]
 
