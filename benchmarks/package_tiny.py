@@ -67,9 +67,9 @@ tags: [electra, replaced-token-detection]
 ---
 # ELECTRA tiny
 
-A small ELECTRA for looking at, for tests and for the demo: discriminator of 4 layers, 128 wide; generator of 1 layer,
-64 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small enough to be
-pre-trained on one CPU core in under an hour.
+A small ELECTRA for looking at, for tests and for the demo: a discriminator of 4 layers, 128 wide; a generator of
+1 layer, 64 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
+enough to be pre-trained on one CPU core in under an hour.
 
 ## Where it comes from
 
@@ -85,8 +85,8 @@ pre-trained on one CPU core in under an hour.
 
 ## Held-out text during training
 
-Losses in nats. A masked LM that knows frequencies and copying, but no context, would have an MLM loss of about 5.9.
-"base rate" is the entropy of the replaced fraction: the RTD loss of a discriminator that knows nothing.
+Losses in nats. A masked LM that knows frequencies and copying, but no context, would have an MLM loss of about
+5.9. "base rate" is the entropy of the replaced fraction: the RTD loss of a discriminator that knows nothing.
 
 | step | tokens | MLM loss | MLM accuracy | RTD loss | base rate | RTD AUC |
 |---|---|---|---|---|---|---|
