@@ -1,0 +1,120 @@
+"""Word vectors from counting: against a plain count, on words that mean the same, and what goes wrong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from electra_core import cooccurrence
+from electra_core.cooccurrence import (
+    WINDOW_WEIGHTS,
+    _truncated_svd,
+    cooccurrence_embeddings,
+    count_neighbours,
+    log_frequencies,
+)
+
+VOCAB = 60
+
+
+def corpus_of(*shards: list[int], vocab_size: int = VOCAB) -> Any:
+    """A corpus as far as counting needs to know one."""
+    tokenizer = SimpleNamespace(vocab_size=vocab_size, special_ids=(0, 1, 2, 3, 4))
+    made = tuple(SimpleNamespace(tokens=np.array(ids, dtype="<u2")) for ids in shards)
+    return SimpleNamespace(shards=made, tokenizer=tokenizer, num_tokens=sum(map(len, shards)))
+
+
+def language(tokens: int = 30_000, seed: int = 0) -> list[int]:
+    """Words 10-19, 20-29 and 30-39 follow one another in turn: within a class any word may stand for another."""
+    draw = np.random.default_rng(seed)
+    classes = np.arange(tokens) % 3
+    return (10 + 10 * classes + draw.integers(0, 10, tokens)).tolist()
+
+
+def test_counts_are_those_of_a_plain_loop() -> None:
+    draw = np.random.default_rng(1)
+    shards = [draw.integers(5, 12, n).tolist() for n in (40, 25, 3)]
+    expected = torch.zeros(12, 12)
+    for ids in shards:
+        for i, word in enumerate(ids):
+            for distance, weight in enumerate(WINDOW_WEIGHTS, start=1):
+                if i + distance < len(ids):
+                    expected[word, ids[i + distance]] += weight
+                    expected[ids[i + distance], word] += weight
+    torch.testing.assert_close(count_neighbours(corpus_of(*shards), 12), expected)
+
+
+def test_no_more_than_so_many_tokens_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "MOST_TOKENS", 10)
+    ids = language(30)
+    within = corpus_of(ids[:8], ids[8:10])
+    beyond = corpus_of(ids[:8], ids[8:20], ids[20:])
+    assert torch.equal(count_neighbours(beyond, VOCAB), count_neighbours(within, VOCAB))
+
+
+def test_words_of_equal_contexts_get_similar_vectors() -> None:
+    vectors_VE = cooccurrence_embeddings(corpus_of(language(60_000)), width=4, rms=0.08, seed=0)
+    unit = F.normalize(vectors_VE[10:40], dim=1)
+    similarity = unit @ unit.T
+    same = torch.block_diag(*[torch.ones(10, 10)] * 3).bool()
+    alike = similarity[same & ~torch.eye(30, dtype=torch.bool)]
+    assert alike.min() > similarity[~same].max(), "any word of the class is nearer than any of another"
+    assert alike.mean() > 0.8 and similarity[~same].mean() < 0.4
+
+
+def test_every_row_has_the_wanted_size() -> None:
+    """Also special words, and those that never occur (5 to 9, 40 to 59)."""
+    for width, rms in ((8, 0.02), (32, 0.08)):
+        vectors_VE = cooccurrence_embeddings(corpus_of(language(3000)), width, rms, seed=0)
+        assert vectors_VE.shape == (VOCAB, width) and vectors_VE.dtype == torch.float32
+        torch.testing.assert_close(vectors_VE.pow(2).mean(1).sqrt(), torch.full((VOCAB,), rms))
+
+
+def test_unseen_words_are_random_and_differ() -> None:
+    vectors_VE = cooccurrence_embeddings(corpus_of(language(3000)), 16, 1.0, seed=0)
+    unit = F.normalize(vectors_VE, dim=1)[[0, 1, 2, 3, 4, 5, 50, 59]]
+    similarity = (unit @ unit.T).fill_diagonal_(0)
+    assert similarity.abs().max() < 0.95
+
+
+def test_the_rotation_spreads_the_leading_direction() -> None:
+    """Without it, the first column would hold most of every row."""
+    vectors_VE = cooccurrence_embeddings(corpus_of(language()), 16, 1.0, seed=0)
+    energy = vectors_VE[10:40].pow(2).sum(0)
+    assert energy.max() / energy.sum() < 0.5
+
+
+def test_same_seed_same_vectors() -> None:
+    corpus = corpus_of(language(3000))
+    ours, again, other = (cooccurrence_embeddings(corpus, 16, 1.0, seed) for seed in (0, 0, 1))
+    assert torch.equal(ours, again) and not torch.allclose(ours, other)
+
+
+def test_truncated_svd_is_torch_s_own() -> None:
+    """U sqrt(S) up to the signs of its columns: so its product with itself is U S U^T."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(50, 6, generator=generator)
+    matrix = factors @ factors.T
+    ours = _truncated_svd(matrix, 6, generator)
+    torch.testing.assert_close(ours @ ours.T, matrix, rtol=1e-3, atol=1e-2)
+    u, s, _ = torch.linalg.svd(matrix)
+    torch.testing.assert_close(ours.abs(), (u * s.sqrt())[:, :6].abs(), rtol=1e-2, atol=1e-2)
+
+
+def test_log_frequencies() -> None:
+    bias_V = log_frequencies(corpus_of([7, 7, 7], [8, 7], vocab_size=10))
+    assert bias_V.shape == (10,) and bias_V.dtype == torch.float32
+    assert bias_V.mean().item() == pytest.approx(0, abs=1e-6)
+    # One is added to every count, so that words never seen have a logarithm: 5, 2 and 1.
+    torch.testing.assert_close((bias_V - bias_V[0]).exp()[[7, 8, 9]], torch.tensor([5.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize(("width", "vocab_size"), [(60, 60), (64, 60), (16, 20_000)])
+def test_sizes_that_do_not_fit_are_refused(width: int, vocab_size: int) -> None:
+    with pytest.raises(ValueError, match=f"embedding_init.* {vocab_size}"):
+        cooccurrence_embeddings(corpus_of(language(300), vocab_size=vocab_size), width, 1.0, seed=0)
