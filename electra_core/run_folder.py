@@ -61,6 +61,7 @@ _FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_examples", 
 
 
 def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
+    """What must be the same for a checkpoint to go on; JSON values."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     return {"pretrain": settings, "discriminator": dataclasses.asdict(encoder), "data": corpus.fingerprint}
 

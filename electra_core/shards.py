@@ -36,6 +36,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def shard_name(split: str, index: int, part: str) -> str:
+    """File name of one part ("tokens", "sentences", "documents") of shard `index` of a split."""
     return f"{split}-{index:05d}.{part}"
 
 

@@ -105,11 +105,13 @@ def _backward_kernel(
 
 
 def constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
+    """The kernels' compile-time arguments for rows like these."""
     accumulator = tl.float64 if x_TD.dtype == torch.float64 else tl.float32
     return {"ACC": accumulator, **blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
 
 
 def blocks(size: int) -> dict[str, int]:
+    """The tile for rows of `size` features: whole rows, as many as make up about `ELEMENTS`."""
     block_d = max(8, triton.next_power_of_2(size))  # eight neighbours share a random call
     return {"D": size, "BLOCK_D": block_d, "BLOCK_T": max(1, ELEMENTS // block_d)}
 

@@ -1,0 +1,184 @@
+"""How the project is laid out: which module may import which, what a wheel holds, types and docstrings."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = sorted((ROOT / "electra_core").glob("*.py"))
+KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+
+MODEL = ("encoder", "electra", "objectives", "tasks", "packing", "initialisation")
+"""The model: tensors in, tensors out."""
+ABOVE_THE_MODEL = {
+    "training", "pretrain", "finetune", "model_dir", "cli", "commands", "checkpoint", "run_folder", "predict",
+    "corpus", "prepare", "tokenizer", "demo", "batches", "examples", "evaluation",
+}  # fmt: skip
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def core_modules(path: Path) -> set[str]:
+    """Names of the modules of electra_core that a file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("electra_core.")}
+
+
+# Arrows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_kernels_know_nothing_of_electra(path: Path) -> None:
+    assert not any(name.split(".")[0] == "electra_core" for name in imports(path))
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_the_model_does_not_know_who_trains_or_stores_it(name: str) -> None:
+    """Through any number of imports."""
+    reached, todo = set(), {name}
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo |= core_modules(ROOT / "electra_core" / f"{module}.py") - reached
+    assert not reached & ABOVE_THE_MODEL, f"{name} reaches {sorted(reached & ABOVE_THE_MODEL)}"
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_the_model_does_no_reading_or_writing(name: str) -> None:
+    path = ROOT / "electra_core" / f"{name}.py"
+    tops = {module.split(".")[0] for module in imports(path)}
+    assert not tops & {"os", "pathlib", "json", "io", "shutil", "safetensors", "pickle", "logging", "sys"}
+    called = {node.func.id for node in ast.walk(parse(path))
+              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
+    assert not called & {"open", "print", "input"}
+
+
+def test_the_loop_gets_a_loss_function_and_never_sees_the_model() -> None:
+    known = core_modules(ROOT / "electra_core" / "training.py")
+    assert known <= {"optim", "errors"}, known
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in (*CORE, *KERNELS):
+        assert not {name.split(".")[0] for name in imports(path)} & {"cPickle", "dill", "joblib"}, path
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+                assert node.attr == "UnpicklingError", f"{path}:{node.lineno}: pickle is known for its errors only"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
+
+
+def test_only_the_command_line_prints_to_the_terminal_s_exit() -> None:
+    """sys.exit is for the entry points; everywhere else errors are raised."""
+    for path in CORE:
+        calls = {ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
+        if "sys.exit" in calls:
+            assert path.name in ("cli.py", "__main__.py"), path
+
+
+# Types and docstrings -----------------------------------------------------------------------------------------
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+    """(name, definition, is a method) of the public functions of a module and of its public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node, False
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
+                    yield f"{node.name}.{item.name}", item, True
+
+
+def is_triton(function: ast.FunctionDef) -> bool:
+    """Kernels and their helpers: parameters are pointers and blocks, which have no Python types."""
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+@pytest.mark.parametrize("path", [*CORE, *KERNELS], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_public_functions_have_types_and_modules_have_docstrings(path: Path) -> None:
+    tree = parse(path)
+    if path.read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree), "no module docstring"
+    for name, function, is_method in public_functions(tree):
+        if is_triton(function):
+            continue
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        if is_method and not any("staticmethod" in ast.unparse(d) for d in function.decorator_list):
+            arguments = arguments[1:]
+        untyped = [argument.arg for argument in arguments if argument.annotation is None]
+        assert not untyped, f"{name}: {untyped} without a type"
+        assert function.returns is not None, f"{name}: no type of what it returns"
+
+
+@pytest.mark.parametrize("path", [*CORE, *KERNELS], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_public_functions_have_docstrings(path: Path) -> None:
+    """Of modules; a method whose class's docstring, base class or name says it all may do without."""
+    bare = [
+        name
+        for name, function, is_method in public_functions(parse(path))
+        if not is_method and not is_triton(function) and not ast.get_docstring(function)
+    ]
+    assert bare == []
+
+
+# The wheel ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names of the files in a wheel, built without the network from a copy of what is packaged."""
+    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
+        pytest.skip("setuptools and pip are not in this environment")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("electra_core", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q",
+               "--disable-pip-version-check", "-w", str(folder), str(source)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = folder.glob("electra_core-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_both_packages_with_all_their_modules(wheel: set[str]) -> None:
+    assert {f"electra_core/{path.name}" for path in CORE} <= wheel
+    assert {f"electra_kernels/{path.name}" for path in KERNELS} <= wheel
+    tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
+    assert tops == {"electra_core", "electra_kernels"}, "and no package named kernels or tests"
+
+
+def test_the_wheel_holds_assets_and_the_shipped_model(wheel: set[str]) -> None:
+    package = ROOT / "electra_core"
+    files = [path for part in ("assets", "tiny") for path in (package / part).rglob("*") if path.is_file()]
+    files = [path for path in files if "__pycache__" not in path.parts]
+    assert any(path.suffix == ".css" for path in files)
+    assert {f"electra_core/{path.relative_to(package).as_posix()}" for path in files} <= wheel
