@@ -9,6 +9,8 @@ everything from Q, K, V and dO again:
     dP = keep ∘ (dO Vᵀ) · keep_scale  δ = rowsum(P ∘ dP)
     dV = P̃ᵀ dO                        dS = scale · P ∘ (dP - δ)        dQ = dS K,  dK = dSᵀ Q
 
+(`scale` and `keep_scale` are factors of whole results, so they are applied there and not to S x S tiles.)
+
 **Any length.** Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys; the row's
 log-sum-exp (base 2) is kept. Backward: one kernel owns blocks of queries (dQ, and δ = rowsum(dO ∘ O), which
 it stores), then one owns blocks of keys (dK, dV).
