@@ -189,9 +189,10 @@ def detect(options: Namespace) -> None:
 def trace(options: Namespace) -> None:
     """One pre-training step in slow motion."""
     from electra_core import trace_page, trace_terminal
+    from electra_core.demo import model_to_study
     from electra_core.trace import load_electra, trace
 
-    source = options.model or shipped("trace")
+    source = options.model or model_to_study("demo")
     electra, tokenizer = load_electra(source)
     result = trace(electra, tokenizer, _text(options.text), options.seed, str(source))
     if options.html:

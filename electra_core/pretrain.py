@@ -137,15 +137,16 @@ def pretrain(
             bar.update(1)
             if step % config.log_every == 0:
                 _log_training(log, meter, result, tokens, bar)
-            if step % config.eval_every == 0 or step == config.steps:
+            leaving = bool(stop)
+            if step % config.eval_every == 0 or step == config.steps or stop.reason == "time limit":
                 last_evaluation = evaluate(electra, heldout, config, place, autocast)
                 log.write(step, tokens=tokens, **last_evaluation)
                 warnings = health(last_evaluation)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": tokens, **last_evaluation})
-            if stop or step == config.steps or step % config.checkpoint_every == 0:
+            if leaving or step == config.steps or step % config.checkpoint_every == 0:
                 save()
-            if stop:
+            if leaving:
                 break
     log.close()
     save_models(run, electra, corpus, card=model_card(run, encoder, config, corpus, step, tokens, last_evaluation))
