@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from electra_core.config import EncoderConfig
 from electra_core.errors import UserError
-from electra_core.features import TRUNCATIONS
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class FinetuneSettings:
     """Steps between rows of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
+
         checks = {
             "epochs": self.epochs > 0,
             "batch_size": self.batch_size >= 1,

@@ -23,7 +23,7 @@ CONFIG = EncoderConfig(
 )  # fmt: skip
 
 
-def make_encoder(position_init: str = "local", seed: int = 0, **changes: Any) -> Encoder:
+def make_encoder(position_init: str = "local", seed: int = 0, **changes: Any) -> Any:
     encoder = Encoder(dataclasses.replace(CONFIG, **changes))
     initialise(encoder, CONFIG.initializer_range, seed, position_init)
     return encoder.eval()

@@ -90,8 +90,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, out: Path, changes: dict[str, Any] | None = None, **options: Any) -> Any:
     sizes = SIZES | options.pop("sizes", {})
-    options = {"model": "tiny", "quiet": True, "device": "cpu"} | options
-    return pretrain(data, out, changes=RUN | (changes or {}), encoder_changes=sizes, **options)
+    settings: dict[str, Any] = {"model": "tiny", "quiet": True, "device": "cpu", **options}
+    return pretrain(data, out, changes=RUN | (changes or {}), encoder_changes=sizes, **settings)
 
 
 @pytest.fixture(scope="module")
