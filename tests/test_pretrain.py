@@ -109,6 +109,11 @@ def rows(run: Path) -> list[dict[str, float]]:
     ]
 
 
+def regular_rows(run: Path) -> list[dict[str, float]]:
+    """Without the evaluation that a run makes where it is stopped."""
+    return [row for row in rows(run) if "loss" in row or row["step"] % RUN["eval_every"] == 0]
+
+
 def state(run: Path, step: int = 8) -> dict[str, Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
@@ -119,7 +124,7 @@ def assert_same_run(ours: Path, theirs: Path, step: int = 8) -> None:
     assert one.keys() == two.keys() and any(name.startswith("optimizer/") for name in one)
     for name in one:
         assert torch.equal(one[name], two[name]), name
-    assert rows(ours) == rows(theirs)
+    assert regular_rows(ours) == regular_rows(theirs)
     for part in ("discriminator", "generator"):
         name = f"{part}/model.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
