@@ -1,0 +1,352 @@
+"""Pre-training throughput beside `transformers`: tokens per second of whole optimizer steps.
+
+    python -m benchmarks.bench_pretrain [--model small] [--batch 16] [--length 128] [--precision bf16|fp32]
+        [--their-precision bf16|fp32] [--rounds 5] [--out FILE.json]
+
+`electra`  ours: `Electra` in the training loop of `electra pretrain`, with its optimizer.
+           theirs: ElectraForMaskedLM and ElectraForPreTraining of the same sizes with shared embeddings, as it
+           is usually put together: a padding mask, logits at every position, Gumbel noise added to those of the
+           masked positions and the largest taken, fused AdamW, clipping. Twice: with the generator's loss as
+           the library computes it from `labels`, and with the masked positions' logits picked out first.
+`mlm`      ours: objective "mlm" (BERT) of the discriminator's size. theirs: ElectraForMaskedLM of that size,
+           which is BERT with embeddings that may be narrower than the layers.
+
+Dropout 0.1 on both sides, the same batches of whole sequences (nothing to gain from packing), words as frequent
+as Zipf's law has them, everything prepared before the clock runs. Nothing is timed before both sides have shown
+the same losses and the same gradient norm for the same weights, masks and draws, in fp32 without dropout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import Comparison, compare, interleave, write_report
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.hub_layout import hub_tensors
+from electra_core.masking import mask_tokens
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer, learning_rate
+from electra_core.packing import from_lengths, to_padded
+from electra_core.training import autocast_context, resolve_device, resolve_precision, training_steps
+
+CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
+BATCHES = 8
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
+OURS = "ours"
+LABELS, PICKED = "transformers", "transformers, masked logits picked"
+
+
+def batches_like_text(
+    vocab_size: int, batch: int, length: int, config: PretrainConfig, count: int = BATCHES
+) -> list[PretrainBatch]:
+    """Batches of `batch` sequences of `length` words each, rank r as frequent as 1 / (r + 2.7)."""
+    words = torch.Generator().manual_seed(0)
+    ranks = torch.arange(vocab_size - min(FIRST_WORD, vocab_size // 2))
+    frequencies = 1.0 / (ranks + 2.7)
+    batches = []
+    for index in range(count):
+        ids_T = torch.multinomial(frequencies, batch * length, replacement=True, generator=words)
+        ids_NS = (ids_T + vocab_size - len(ranks)).view(batch, length)
+        ids_NS[:, 0], ids_NS[:, -1] = CLS, SEP
+        tokens = from_lengths(ids_NS.flatten(), torch.zeros(batch * length, dtype=torch.int64), [length] * batch)
+        batches.append(
+            mask_tokens(
+                tokens,
+                range(index * batch, (index + 1) * batch),
+                seed=0,
+                mask_id=MASK,
+                special_ids=[CLS, SEP, MASK],
+                fraction=config.mask_fraction,
+                max_predictions=config.max_predictions,
+            )
+        )
+    return batches
+
+
+# ---- theirs ----------------------------------------------------------------------------------------------
+
+
+def hub_config(config: EncoderConfig) -> Any:
+    """The library's configuration of the same sizes."""
+    from transformers import ElectraConfig
+
+    return ElectraConfig(
+        vocab_size=config.vocab_size,
+        embedding_size=config.embedding_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        type_vocab_size=config.type_vocab_size,
+        hidden_dropout_prob=config.hidden_dropout_prob,
+        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        layer_norm_eps=config.layer_norm_eps,
+    )
+
+
+def padded_inputs(batch: PretrainBatch) -> dict[str, Tensor]:
+    """A batch as a data collator of theirs gives it: padded, with a mask, labels -100 where nothing is masked."""
+    tokens = batch.tokens
+    labels_T = torch.full_like(tokens.input_ids_T, -100)
+    labels_T[batch.masked_positions_M] = batch.target_ids_M
+    originals = to_padded(tokens.input_ids_T, tokens)
+    return {
+        "input_ids": to_padded(batch.masked_ids_T, tokens),
+        "attention_mask": to_padded(torch.ones_like(tokens.input_ids_T), tokens),
+        "token_type_ids": torch.zeros_like(originals),
+        "labels": to_padded(labels_T, tokens, fill=-100),
+        "originals": originals,
+    }
+
+
+class HubElectra(nn.Module):
+    """ELECTRA put together from the library's two models.
+
+    Args:
+        pick: compute the generator's loss from the logits at the masked positions instead of giving `labels`.
+    """
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig, pick: bool):
+        super().__init__()
+        from transformers import ElectraForMaskedLM, ElectraForPreTraining
+
+        self.config, self.pick = pretrain, pick
+        self.generator = ElectraForMaskedLM(hub_config(generator_config(config, pretrain)))
+        self.discriminator = ElectraForPreTraining(hub_config(config))
+        self.discriminator.electra.embeddings = self.generator.electra.embeddings
+
+    def forward(self, inputs: dict[str, Tensor], drawn_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(joint loss, MLM loss, RTD loss); `drawn_M` in place of draws of its own."""
+        about = {name: inputs[name] for name in ("attention_mask", "token_type_ids")}
+        masked_NS = inputs["labels"] != -100
+        targets = None if self.pick else inputs["labels"]
+        output = self.generator(input_ids=inputs["input_ids"], labels=targets, **about)
+        logits_MV = output.logits[masked_NS].float()
+        mlm_loss = F.cross_entropy(logits_MV, inputs["labels"][masked_NS]) if self.pick else output.loss
+        if drawn_M is None:
+            with torch.no_grad():
+                noise_MV = -torch.log(-torch.log(torch.rand_like(logits_MV).clamp_(min=1e-20, max=1 - 1e-7)))
+                drawn_M = (logits_MV + noise_MV).argmax(-1)
+        corrupted_NS = inputs["originals"].masked_scatter(masked_NS, drawn_M)
+        replaced_NS = (corrupted_NS != inputs["originals"]).long()
+        rtd_loss = self.discriminator(input_ids=corrupted_NS, labels=replaced_NS, **about).loss
+        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * rtd_loss
+        return loss, mlm_loss, rtd_loss
+
+
+class HubMaskedLM(nn.Module):
+    """BERT's objective with the library's model of the discriminator's size."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        from transformers import ElectraForMaskedLM
+
+        self.generator = ElectraForMaskedLM(hub_config(config))
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor]:
+        """(loss,)"""
+        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+        return (self.generator(**{name: inputs[name] for name in names}).loss,)
+
+
+def hub_steps(
+    model: nn.Module,
+    batches: list[dict[str, Tensor]],
+    config: PretrainConfig,
+    autocast: AbstractContextManager[Any],
+) -> Iterator[None]:
+    """The usual loop, one optimizer step for each item taken."""
+    model.train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    for inputs in itertools.cycle(batches):
+        with autocast:
+            loss = model(inputs)[0]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield
+
+
+# ---- ours ------------------------------------------------------------------------------------------------
+
+
+def our_steps(
+    model: nn.Module, batches: list[PretrainBatch], config: PretrainConfig, autocast: AbstractContextManager[Any]
+) -> Iterator[object]:
+    """The training loop of `electra pretrain`, one optimizer step for each item taken."""
+
+    def loss_of(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(batch, seed).loss, {}
+
+    def rate(step: int) -> float:
+        return learning_rate(step, config.learning_rate, config.steps, config.warmup_steps)
+
+    return training_steps(
+        model, build_optimizer(model, config), loss_of, lambda step: [batches[step % len(batches)]],
+        first_step=0, steps=config.steps, seed=config.seed, schedule=rate, clip_norm=config.clip_norm,
+        autocast=autocast,
+    )  # fmt: skip
+
+
+# ---- the same mathematics --------------------------------------------------------------------------------
+
+
+def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.device) -> dict[str, float]:
+    """Largest relative differences in fp32 without dropout, for the same weights, masks and draws.
+
+    Raises:
+        SystemExit: losses that differ by more than 1e-4, or gradient norms by more than 1e-3.
+    """
+    config = replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = batches_like_text(config.vocab_size, 2, min(48, config.max_position_embeddings), pretrain, 1)[0]
+    batch, inputs = batch.to(device), {name: t.to(device) for name, t in padded_inputs(batch).items()}
+    ours = build_objective(config, pretrain).to(device)
+    output = ours(batch, 1)
+    output.loss.backward()
+    losses = [output.loss, output.mlm_loss, output.rtd_loss]
+    pairs = {}
+    for name, theirs in hub_models(config, pretrain).items():
+        their_losses = losses_with_our_weights(ours, theirs.to(device), inputs, output, batch)
+        pairs[name] = list(zip(losses, their_losses)), gradient_norm(ours), gradient_norm(theirs)
+    differences = {
+        "loss": max(relative(a, b) for losses, _, _ in pairs.values() for a, b in losses),
+        "gradient_norm": max(relative(a, b) for _, a, b in pairs.values()),
+    }
+    if differences["loss"] > LOSS_TOLERANCE or differences["gradient_norm"] > GRADIENT_TOLERANCE:
+        raise SystemExit(f"both sides do not compute the same: {differences}; nothing was timed")
+    return differences
+
+
+def hub_models(config: EncoderConfig, pretrain: PretrainConfig) -> dict[str, nn.Module]:
+    """Their programs for an objective."""
+    if pretrain.objective == "mlm":
+        return {LABELS: HubMaskedLM(config)}
+    return {name: HubElectra(config, pretrain, name == PICKED) for name in (LABELS, PICKED)}
+
+
+def losses_with_our_weights(
+    ours: nn.Module, theirs: nn.Module, inputs: dict[str, Tensor], output: PretrainOutput, batch: PretrainBatch
+) -> list[Tensor]:
+    """Their losses with our weights and our draws; their gradients are left in place."""
+    copy_weights(ours.generator, theirs.generator)  # type: ignore[arg-type]
+    if isinstance(ours, Electra):
+        copy_weights(ours.discriminator, theirs.discriminator)  # type: ignore[arg-type]
+        losses = theirs(inputs, output.corrupted_ids_T[batch.masked_positions_M])
+    else:
+        losses = theirs(inputs)
+    losses[0].backward()
+    return list(losses)
+
+
+def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Our weights into the library's model, under the Hub's names; only tied copies may be missing."""
+    missing, unexpected = theirs.load_state_dict(hub_tensors(ours), strict=False)
+    missing = [name for name in missing if not name.startswith("generator_lm_head.") and "_ids" not in name]
+    if missing or unexpected:
+        raise SystemExit(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Norm of all gradients as one vector; shared parameters count once."""
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|; 0 for two zeros."""
+    return float((a - b).detach().abs() / b.detach().abs().clamp(min=1e-30))
+
+
+# ---- timing ----------------------------------------------------------------------------------------------
+
+
+def measure(
+    config: EncoderConfig,
+    pretrain: PretrainConfig,
+    batches: list[PretrainBatch],
+    precisions: tuple[str, str],
+    device: torch.device,
+    rounds: int,
+    steps: int,
+) -> list[Comparison]:
+    """Tokens per second of one objective, ours beside each of theirs.
+
+    Args:
+        precisions: "bf16" or "fp32", ours and theirs.
+        steps: optimizer steps of each program a round.
+    """
+    our_autocast, their_autocast = (
+        autocast_context(device, resolve_precision(precision, device)) for precision in precisions
+    )
+    packed = [batch.to(device) for batch in batches]
+    padded = [{name: t.to(device) for name, t in padded_inputs(batch).items()} for batch in batches]
+    model = build_objective(config, pretrain).to(device)
+    loops: dict[str, Iterator[object]] = {OURS: our_steps(model, packed, pretrain, our_autocast)}
+    for name, theirs in hub_models(config, pretrain).items():
+        loops[name] = hub_steps(theirs.to(device), padded, pretrain, their_autocast)
+    programs: dict[str, Callable[[], object]] = {name: partial(take, loop, steps) for name, loop in loops.items()}
+    seconds = interleave(programs, rounds, device)
+    return compare(pretrain.objective, "tokens/s", batches[0].tokens.num_tokens * steps, seconds, OURS)
+
+
+def take(items: Iterator[object], count: int) -> None:
+    """Takes `count` items and drops them."""
+    for _ in range(count):
+        next(items)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--objectives", nargs="+", default=["electra", "mlm"], choices=["electra", "mlm"])
+    parser.add_argument("--batch", type=int, default=16, help="sequences")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each sequence")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--their-precision", choices=["bf16", "fp32"], help="where it is not to be the same")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps of each program a round")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check, measure, print, write."""
+    args = arguments().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    device, preset = resolve_device(args.device), PRESETS[args.model]
+    encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    precisions = args.precision, args.their_precision or args.precision
+    print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")
+    differences, comparisons = {}, []
+    for objective in args.objectives:
+        pretrain = replace(preset.pretrain, objective=objective, max_length=args.length)
+        batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
+        differences[objective] = check_same(encoder, pretrain, device)
+        found = measure(encoder, pretrain, batches, precisions, device, args.rounds, args.steps)
+        comparisons += found
+        print(*found, sep="\n", flush=True)
+    if args.out:
+        facts = {name: value for name, value in vars(args).items() if name != "out"}
+        write_report(args.out, comparisons, device, settings=facts, relative_differences=differences)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Two or more programs side by side in one run: interleaved rounds, medians with their spread, and a JSON
+file that says what was measured, against what, on which machine and by which command.
+
+In every round each program runs once, one after the other, the first of the round changing; what disturbs the
+machine for a while then disturbs all of them, and the ratio is taken within a round. Two clocks run: the wall's,
+and the process's own (processor seconds over all threads), which another process on the same cores disturbs
+far less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+Rounds = dict[str, list[tuple[float, float]]]
+"""Program -> (wall seconds, processor seconds) of each round."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of the rounds, and the smallest and largest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        digits = 0 if self.median >= 100 else 2
+        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f} to {self.high:,.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of ours beside one peer's. Ratios above 1 mean that ours is faster."""
+
+    figure: str
+    unit: str
+    peer: str
+    ours: Spread
+    theirs: Spread
+    ratio: Spread
+    """Of rates by the wall clock, taken within each round."""
+    ratio_by_processor_time: Spread
+    rounds: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.figure}: {self.ours} {self.unit}, {self.peer}: {self.theirs}; ratio {self.ratio}, "
+            f"by processor time {self.ratio_by_processor_time}"
+        )
+
+
+def interleave(
+    programs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warmup: int = 1
+) -> Rounds:
+    """Run every program `rounds` times in turn, after `warmup` untimed runs of each."""
+    for _ in range(warmup):
+        for run in programs.values():
+            run()
+    names = list(programs)
+    seconds: Rounds = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(_seconds(programs[name], device))
+    return seconds
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    _wait_for(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    _wait_for(device)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(figure: str, unit: str, work: float, seconds: Rounds, ours: str) -> list[Comparison]:
+    """Rates (`work` units a round) of program `ours` beside each of the others."""
+    rates = {name: [work / wall for wall, _ in rows] for name, rows in seconds.items()}
+    comparisons = []
+    for peer in seconds:
+        if peer == ours:
+            continue
+        pairs = list(zip(seconds[ours], seconds[peer], strict=True))
+        by_wall, by_processor = ([b[clock] / a[clock] for a, b in pairs] for clock in (0, 1))
+        values = spread(rates[ours]), spread(rates[peer]), spread(by_wall), spread(by_processor)
+        comparisons.append(Comparison(figure, unit, peer, *values, rounds=len(pairs)))
+    return comparisons
+
+
+def spread(values: list[float]) -> Spread:
+    """Median, least and greatest, to four digits."""
+    return Spread(*(float(f"{value:.4g}") for value in (median(values), min(values), max(values))))
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What figures were measured on and with; kept beside every figure."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version(), **_versions("torch", "triton", "transformers")},
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, and the extensions that decide how fast it multiplies."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(extensions)})"
+
+
+def _versions(*packages: str) -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def commit() -> str | None:
+    """The commit that ran, with "+changes" if tracked files of the program differ from it."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "-uno", "--", ":/electra_core", ":/kernels", ":/benchmarks")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def write_report(
+    path: Path, comparisons: list[Comparison], device: torch.device, **facts: object
+) -> dict[str, Any]:
+    """The result file: what was compared, `facts` (sizes, checks), and the environment."""
+    report = {
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        **facts,
+        "environment": environment(device),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report

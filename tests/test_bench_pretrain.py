@@ -1,0 +1,79 @@
+"""The pre-training benchmark: both sides compute the same, and a difference is noticed before timing."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_pretrain, harness
+from electra_core.config import EncoderConfig, PretrainConfig
+
+CPU = torch.device("cpu")
+ENCODER = EncoderConfig(
+    vocab_size=300, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=64, max_position_embeddings=32,
+)  # fmt: skip
+PRETRAIN = PretrainConfig(
+    batch_size=2, max_length=24, generator_hidden_size=16, generator_attention_heads=1,
+    generator_intermediate_size=32, generator_layers=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["electra", "mlm"])
+def test_both_sides_compute_the_same(objective: str) -> None:
+    differences = bench_pretrain.check_same(ENCODER, replace(PRETRAIN, objective=objective), CPU)
+    assert differences["loss"] < bench_pretrain.LOSS_TOLERANCE
+    assert differences["gradient_norm"] < bench_pretrain.GRADIENT_TOLERANCE
+
+
+def test_a_difference_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = bench_pretrain.hub_models
+    wrong = replace(PRETRAIN, discriminator_weight=50.1)
+    monkeypatch.setattr(bench_pretrain, "hub_models", lambda config, _: models(config, wrong))
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        bench_pretrain.check_same(ENCODER, PRETRAIN, CPU)
+
+
+def test_the_library_trains_every_weight_on_the_same_words() -> None:
+    (batch,) = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN, count=1)
+    padded = bench_pretrain.padded_inputs(batch)
+    assert padded["input_ids"].shape == (2, 24) and bool(padded["attention_mask"].all())
+    assert torch.equal(padded["input_ids"].flatten(), batch.masked_ids_T)
+    assert int((padded["labels"] != -100).sum()) == len(batch.masked_positions_M) > 0
+    for model in bench_pretrain.hub_models(ENCODER, PRETRAIN).values():
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        bench_pretrain.take(bench_pretrain.hub_steps(model, [padded], PRETRAIN, nullcontext()), 1)
+        assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_programs_take_turns_and_ratios_are_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    programs = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    rounds = harness.interleave(programs, rounds=3, device=CPU)
+    assert "".join(order) == "ab" + "abbaab"
+    assert [len(rows) for rows in rounds.values()] == [3, 3]
+
+    seconds = {"ours": [(1.0, 2.0), (4.0, 2.0)], "theirs": [(3.0, 3.0), (4.0, 4.0)]}
+    (found,) = harness.compare("speed", "tokens/s", 12.0, seconds, "ours")
+    assert found.ours == harness.Spread(7.5, 3.0, 12.0) and found.theirs == harness.Spread(3.5, 3.0, 4.0)
+    assert found.ratio == harness.Spread(2.0, 1.0, 3.0)
+    assert found.ratio_by_processor_time == harness.Spread(1.75, 1.5, 2.0)
+
+
+def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "tiny.json"
+    options = (
+        "--model tiny --objectives mlm --batch 2 --length 16 --rounds 1 --precision fp32 --device cpu".split()
+    )
+    bench_pretrain.main([*options, "--threads", "1", "--out", str(out)])
+    report = json.loads(out.read_text())
+    (row,) = report["comparisons"]
+    assert row["figure"] == "mlm" and row["peer"] == bench_pretrain.LABELS and row["rounds"] == 1
+    assert row["ratio"]["median"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"], rel=2e-3)
+    assert report["settings"]["batch"] == 2 and report["environment"]["versions"]["torch"]
+    assert "tokens/s" in capsys.readouterr().out
