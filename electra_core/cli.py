@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"electra {options.command}: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # training.Diverged
+        print(f"electra {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"electra {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -130,7 +133,7 @@ def _pretrain(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("--data", required=True, help="folder written by `electra prepare`")
     command.add_argument("--out", required=True, help="folder of the run")
-    command.add_argument("--model", default="small", choices=tuple(PRESETS), help="size; brings its defaults")
+    command.add_argument("--model", choices=tuple(PRESETS), help="size; brings its defaults (default: small)")
     command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
     command.add_argument(
         "--init-discriminator", metavar="DIR", help="go on from this model (with --init-generator)"

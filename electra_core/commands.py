@@ -34,6 +34,8 @@ def prepare(options: Namespace) -> None:
     from electra_core.prepare import prepare
     from electra_core.progress import progress
 
+    if not 0 < options.heldout_fraction < 1:
+        raise UserError(f"--heldout-fraction: expected a number between 0 and 1, got {options.heldout_fraction:g}")
     manifest = prepare(
         options.text, options.out, tokenizer=options.tokenizer, vocab_size=options.vocab_size,
         model_type=options.model_type, lowercase=not options.cased, lines=options.lines,
@@ -53,8 +55,10 @@ def pretrain(options: Namespace) -> int:
     from electra_core.pretrain import pretrain
 
     changes, encoder_changes = read_toml(options.config) if options.config else ({}, {})
+    model = options.model or changes.get("model", "small")
+    changes.pop("model", None)
     result = pretrain(
-        options.data, options.out, model=options.model, changes=changes | given(options, PretrainConfig),
+        options.data, options.out, model=model, changes=changes | given(options, PretrainConfig),
         encoder_changes=encoder_changes | given(options, EncoderConfig),
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume,
@@ -91,7 +95,6 @@ def read_toml(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(values, dict):
             raise UserError(f"{path}: [pretrain] and [discriminator] are tables")
     changes = {**tables, **changes}
-    changes.pop("model", None)
     encoder = {key: value for key, value in encoder.items() if key not in ("vocab_size", "pad_token_id")}
     return changes, encoder
 
@@ -176,14 +179,22 @@ def detect(options: Namespace) -> None:
     from electra_core.tokenizer import load_tokenizer
 
     source = options.model or shipped("detect") / "discriminator"
-    text = _text(options.text)
-    scores = detection.detect(load_discriminator(source), load_tokenizer(find_model(source)), text)
+    text, discriminator = _text(options.text), load_discriminator(source)
+    tokenizer = load_tokenizer(find_model(source))
+    if tokenizer.vocab_size != discriminator.config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has a vocabulary of {tokenizer.vocab_size:,} words, "
+            f"the model one of {discriminator.config.vocab_size:,}"
+        )
+    scores = detection.detect(discriminator, tokenizer, text)
     if options.html:
         Path(options.html).write_text(detection.to_html(text, scores, str(source)), encoding="utf-8")
     if options.json:
         print(json.dumps(detection.to_json(text, scores), ensure_ascii=False))
     else:
         print(detection.to_terminal(text, scores, colour=sys.stdout.isatty()))
+        likely = sorted(scores, key=lambda score: -score.probability)[:3]
+        print("most likely replaced: " + ", ".join(f"{s.token.strip('▁')} {s.probability:.0%}" for s in likely))
 
 
 def trace(options: Namespace) -> None:

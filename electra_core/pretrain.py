@@ -30,8 +30,9 @@ from electra_core.optim import build_optimizer, learning_rate
 from electra_core.progress import Progress, progress
 from electra_core.run_folder import (
     check_identity,
+    find_checkpoint,
+    make_run,
     model_card,
-    prepare_run,
     run_identity,
     save_models,
     write_config,
@@ -95,11 +96,12 @@ def pretrain(
     run, place = Path(out), resolve_device(device)
     corpus, heldout = Corpus.open(data), _heldout(data)
     encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
-    checkpoint = prepare_run(run, resume, overwrite, quiet)
+    checkpoint = find_checkpoint(run, resume, overwrite)
     identity = run_identity(encoder, config, corpus)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
 
+    batches = Batches(corpus, config, place)
     electra = build_objective(encoder, config).to(place)
     if checkpoint is None:
         _start(electra, corpus, encoder, config, init_discriminator, init_generator, quiet)
@@ -108,10 +110,10 @@ def pretrain(
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
         first_step = checkpoint.step
+    make_run(run, resumed=checkpoint is not None)
     write_config(run / "config.toml", encoder, config)
     autocast = autocast_context(place, resolve_precision(config.precision, place))
     log = MetricsLog(run, first_step)
-    batches = Batches(corpus, config, place)
     meter, warnings, last_evaluation = _Meter(), [], {}  # type: ignore[var-annotated]
     started, tokens = time.monotonic(), int(checkpoint.meta["tokens"]) if checkpoint else 0
     stop, step = StopRequest(max_minutes), first_step

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import platform
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,34 @@ from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
 
 
-def prepare_run(run: Path, resume: bool, overwrite: bool, quiet: bool) -> Checkpoint | None:
-    """Make RUN, or find the checkpoint to go on from."""
+def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, if any; nothing is written.
+
+    Raises:
+        UserError: RUN holds something and is neither to be resumed nor overwritten, or nothing intact is left.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; --out names a folder")
     if resume:
         checkpoint, damaged = newest_intact(run / "checkpoints")
-        if not quiet:
-            for line in damaged:
-                print(line)
+        for line in damaged:
+            print(line, file=sys.stderr)
         if damaged and checkpoint is None:
             raise UserError(f"{run}: no intact checkpoint is left to resume from")
-        if checkpoint is not None:
-            return checkpoint
-    elif run.exists() and any(run.iterdir()):
-        if not overwrite:
-            raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
+        return checkpoint
+    if run.exists() and any(run.iterdir()) and not overwrite:
+        raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
+    return None
+
+
+def make_run(run: Path, resumed: bool) -> None:
+    """RUN, emptied of an earlier run's files unless that is resumed."""
+    if not resumed:
         _remove_run(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be made ({error.strerror})") from None
-    return None
 
 
 def _remove_run(run: Path) -> None:

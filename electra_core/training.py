@@ -51,7 +51,7 @@ class StepResult:
     """True if loss or gradient was not finite, so nothing was updated."""
 
 
-class Diverged(RuntimeError):
+class Diverged(FloatingPointError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 

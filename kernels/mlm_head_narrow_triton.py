@@ -48,13 +48,12 @@ def dhidden_tile(capability: int) -> Tile:
 
 @triton.jit
 def store_tile_sums(
-    b_x, p_max, p_sum, p_drawn_sum, rows, m_rows, tile, inverse_temperature,
-    TILES: tl.constexpr, TEMPERED: tl.constexpr,
-):  # fmt: skip
+    b_x, p_max, p_sum, p_drawn_sum, o_rows, m_rows, tile, inverse_temperature, TEMPERED: tl.constexpr
+):
     """Maximum and Σ 2^(x - maximum) over one tile of words, for each row of logits in units of log 2."""
     b_max = tl.max(b_x, 1)
     b_x -= finite_or_zero(b_max)[:, None]
-    o_out = rows.to(tl.int64) * TILES + tile
+    o_out = o_rows + tile
     tl.store(p_max + o_out, b_max, mask=m_rows)
     tl.store(p_sum + o_out, tl.sum(tl.exp2(b_x), 1), mask=m_rows)
     if TEMPERED:
@@ -71,12 +70,13 @@ def _tile_sums_kernel(
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
     b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
     first = tl.program_id(1) * tiles_per_program
+    o_rows = o_m.to(tl.int64) * TILES  # before the loop: Triton 3.6 cannot widen an outside value inside it
     for tile in range(first, tl.minimum(first + tiles_per_program, TILES)):
         o_v = tile * TILE_V + tl.arange(0, TILE_V)
         b_words = load_rows(p_embedding, o_v, o_v < V, o_e, E)
         b_x = dot(b_hidden, tl.trans(b_words)) * LOG2E + load_bias2(p_bias, o_v, V)[None, :]
         store_tile_sums(
-            b_x, p_max, p_sum, p_drawn_sum, o_m, m_m, tile, inverse_temperature, TILES, TEMPERED
+            b_x, p_max, p_sum, p_drawn_sum, o_rows, m_m, tile, inverse_temperature, TEMPERED
         )  # fmt: skip
 
 

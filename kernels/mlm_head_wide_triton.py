@@ -52,9 +52,8 @@ def _wide_tile_sums_kernel(
     ACC: tl.constexpr = p_max.dtype.element_ty
     b_x = _logits2(p_hidden, p_embedding, p_bias, o_m, o_m < M, o_v, ACC, V, E, BLOCK_E, BLOCK_M)
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
-    store_tile_sums(
-        b_x, p_max, p_sum, p_drawn_sum, o_m, o_m < M, tile, inverse_temperature, TILES, TEMPERED
-    )  # fmt: skip
+    o_rows = o_m.to(tl.int64) * TILES
+    store_tile_sums(b_x, p_max, p_sum, p_drawn_sum, o_rows, o_m < M, tile, inverse_temperature, TEMPERED)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -272,28 +272,13 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
 }  # fmt: skip
 
 
-KNOWN = {
-    "detect: another tokenizer": "an IndexError with its traceback: detect does not compare the two",
-    "prepare: held-out share": "a ValueError with its traceback",
-    "pretrain: uneven parts": "the folder is made (or emptied, with --overwrite) before this is looked at",
-    "pretrain: half a pair": "the folder is made before this is looked at",
-}
-"""Not mended yet, and why."""
-
-
 def listing(folder: Path) -> dict[str, bytes | None]:
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
     }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(strict=True, reason=KNOWN[case])) if case in KNOWN else case
-        for case in BAD
-    ],
-)
+@pytest.mark.parametrize("case", BAD)
 def test_bad_input(
     case: str, spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
