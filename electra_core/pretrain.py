@@ -140,9 +140,11 @@ def pretrain(
             if step % config.log_every == 0:
                 _log_training(log, meter, result, tokens, bar)
             leaving = bool(stop)
-            if step % config.eval_every == 0 or step == config.steps or stop.reason == "time limit":
+            due = step % config.eval_every == 0 or step == config.steps
+            if due or stop.reason == "time limit":
                 last_evaluation = evaluate(electra, heldout, config, place, autocast)
-                log.write(step, tokens=tokens, **last_evaluation)
+                if due:  # the log is that of an uninterrupted run
+                    log.write(step, tokens=tokens, **last_evaluation)
                 warnings = health(last_evaluation)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": tokens, **last_evaluation})

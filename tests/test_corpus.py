@@ -309,6 +309,7 @@ def test_ctrl_c_leaves_nothing(tokenizer: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, tmp_path / "run.py", tmp_path / "out", tokenizer],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for us
     )  # fmt: skip
     assert process.stdin and process.stderr
     process.stdin.write(b"one more document\n\n" * 120_000)
