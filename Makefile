@@ -17,7 +17,7 @@ $(READY): setup.py pyproject.toml constraints.txt
 	@test -d $(VENV) || { echo "setting up $(VENV) (once, a few minutes)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install -q --upgrade pip
 	@$(BIN)/python -m pip install -q -c constraints.txt torch
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' 2>$(VENV)/setup.log || { cat $(VENV)/setup.log; exit 1; }
 	@touch $(READY)
 
 demo: $(READY)
