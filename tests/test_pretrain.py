@@ -387,6 +387,18 @@ def test_how_a_run_is_watched_may_change(data: Path, base: Path, tmp_path: Path)
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 4, 6, 8, 8]
 
 
+def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_path: Path) -> None:
+    """Continued pre-training starts from both halves' weights: at a rate of 0 it ends with them."""
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "optimizer": "adamw"}
+    pair = {"init_discriminator": base / "discriminator", "init_generator": base / "generator"}
+    train(data, tmp_path / "more", still, **pair)
+    for kind in ("discriminator", "generator"):
+        before = load_file(base / kind / "model.safetensors")
+        after = load_file(tmp_path / "more" / kind / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_an_occupied_folder_is_left_alone(data: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"not empty; --resume .* --overwrite"):
