@@ -1,9 +1,8 @@
 """Starting values from counting: word embeddings before the first training step.
 
-A transformer this size spends its first ten million tokens learning which words resemble each other; until
-then masked LM sits on the words' frequencies and the discriminator on its base rate. Counting which words
-stand near each other gives that knowledge in half a minute, because counting uses every token of the corpus
-where masked LM uses one in seven.
+A small transformer has to learn which words resemble each other before it can do better than the words'
+frequencies. Counting which words stand near each other gives much of that before the first step, because
+counting uses every token where masked LM uses one in seven. docs/decisions.md has the measurements.
 
     C[i, j]   how often j stands within WINDOW words of i, nearer ones counted more
     PPMI      max(0, log C[i, j] / (C[i] p(j)^0.75))          (Levy, Goldberg and Dagan 2015: smoothed contexts)
@@ -27,7 +26,7 @@ from electra_core.corpus import Corpus
 WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
 """What a neighbour at distance 1, 2, 3, 4 counts."""
 MOST_TOKENS = 20_000_000
-"""Tokens counted at most: more changed nothing that could be measured."""
+"""Tokens counted at most, which bounds the time it takes; other limits were not compared."""
 CONTEXT_SMOOTHING = 0.75
 LARGEST_VOCABULARY = 16_384
 """The table of counts is dense: 1 GB at this size."""

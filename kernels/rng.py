@@ -13,7 +13,7 @@ uninterrupted one would have drawn, and the tile sizes of a kernel cannot change
 
 One call yields four 32-bit words. Seven rounds are the fewest with which Philox4x32 passes BigCrush
 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, table 2); ten, the usual choice,
-are margin that costs 40% more on a path that dropout runs over every attention probability.
+are margin that is 43% more work on a path that dropout runs over every attention probability.
 
 **Seeds as tensors.** Kernels accept `seed` as an int or as an int64 tensor of 1 or 2 elements:
 `[key]` or `[key, first_row]`. A tensor lets a replayed CUDA graph draw fresh numbers. `first_row` is what
