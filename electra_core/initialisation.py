@@ -26,8 +26,8 @@ GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", 
 LOCAL_OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)
 LOCAL_LAYERS = 2
 LOCAL_SHARPNESS = 1.3
-"""Length of the query and key weights. Positions are about a third of the LayerNormed sum, so on random text a head of
-`tiny` gives its neighbour 12 to 19% of its attention (test_initialisation), where uniform would be 1%."""
+"""Length of the query and key weights. Positions are about a third of the LayerNormed sum, so on random text a
+head of `tiny` gives its neighbour 12 to 19% of its attention (test_initialisation); uniform would be 1%."""
 
 
 def initialise(model: nn.Module, initializer_range: float, seed: int, position_init: str = "normal") -> None:
