@@ -5,17 +5,15 @@ collecting sentences until they reach a target length, and stores the examples. 
 example `index` is built when it is asked for, so every epoch sees other segment borders and other masks,
 the number of workers or ranks changes nothing, and resuming needs no saved iterator.
 
-An epoch cuts the corpus into slots of `max_length` tokens at a random phase, and visits them in random
-order. The example of a slot starts with the first sentence that begins in or after it and follows the
-original's rules from there:
+An epoch visits every slot of every document once (`slots.py`), in random order. The example of a slot follows
+the original's rules:
 
-- sentences are collected until they reach the target length, or the document ends;
+- sentences are collected until they reach the target length, or the slot's document ends;
 - the target is `max_length`, or with probability 0.05 uniform in [5, max_length];
 - with probability 0.1 everything is one segment, else the first segment aims at (target - 3) // 2;
 - `[CLS] first [SEP] second [SEP]`, each segment cut to what fits.
 
-A document of L tokens gets about L / max_length examples, one of which runs into its end: the original's
-numbers, too. `docs/deviations.md` says what differs; a test compares the distributions.
+`docs/deviations.md` says what differs; a test compares the distributions.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from electra_kernels.rng import fold, philox, seed_tensor, uniform
 
 from electra_core.corpus import Corpus
 from electra_core.packing import TokenBatch, from_lengths
+from electra_core.slots import Slots
 
 SHORT_EXAMPLE_PROBABILITY = 0.05
 ONE_SEGMENT_PROBABILITY = 0.1
@@ -70,17 +69,13 @@ class Examples:
     def __init__(self, corpus: Corpus, max_length: int, seed: int):
         self.corpus, self.max_length, self.seed = corpus, max_length, seed
         self.shards = corpus.shards
-        ends = np.cumsum([len(shard.tokens) for shard in self.shards])
-        self.shard_starts = np.concatenate(([0], ends[:-1]))
-        self.num_tokens = int(ends[-1])
-        self.slots_per_epoch = max(1, self.num_tokens // max_length)
+        self.slots = Slots(self.shards, max_length)
 
     def plan(self, indices: Sequence[int]) -> list[Example]:
         """Where the words of examples `indices` lie; reads sentence borders, but no text."""
-        epochs = np.asarray(indices, dtype=np.int64) // self.slots_per_epoch
-        coins = _coins(self.seed, indices)
-        starts = [self._start(int(epoch), int(index)) for epoch, index in zip(epochs, indices)]
-        return [self._collect(start, coin) for start, coin in zip(starts, coins)]
+        return [
+            self._collect(*self._place(index), coins) for index, coins in zip(indices, _coins(self.seed, indices))
+        ]
 
     def batch(self, examples: Sequence[Example]) -> TokenBatch:
         """The words of planned examples, packed."""
@@ -99,23 +94,18 @@ class Examples:
         lengths = [example.num_tokens for example in examples]
         return from_lengths(torch.from_numpy(ids), torch.from_numpy(segment_ids), lengths)
 
-    def _start(self, epoch: int, index: int) -> tuple[int, int]:
-        """(shard, first sentence) of example `index`."""
-        slot = permute(index % self.slots_per_epoch, self.slots_per_epoch, fold(self.seed, epoch, 0))
-        phase = fold(self.seed, epoch, 1) % self.max_length
-        token = (slot * self.max_length + phase) % self.num_tokens
-        number = int(np.searchsorted(self.shard_starts, token, side="right")) - 1
-        sentences = self.shards[number].sentences
-        sentence = int(np.searchsorted(sentences, token - self.shard_starts[number]))
-        return number, min(sentence, len(sentences) - 2)
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """(shard, first sentence, end) of the slot of example `index`."""
+        epoch, index = divmod(index, len(self.slots))
+        number = permute(index, len(self.slots), fold(self.seed, epoch, 0))
+        slot = self.slots[number]
+        document = number - slot.place  # its first slot's number names it
+        return slot.shard, *self.slots.sentences(slot, _mix(document, fold(self.seed, epoch, 1)))
 
-    def _collect(self, start: tuple[int, int], coins: np.ndarray) -> Example:
-        """Follow the original's rules from sentence `start`; `coins` are uniform in (0, 1)."""
-        number, sentence = start
-        shard = self.shards[number]
-        document = int(np.searchsorted(shard.documents, sentence, side="right")) - 1
-        stop = min(int(shard.documents[document + 1]), sentence + MOST_SENTENCES)
-        borders = shard.sentences[sentence : stop + 1].astype(np.int64)
+    def _collect(self, number: int, sentence: int, end: int, coins: np.ndarray) -> Example:
+        """Follow the original's rules from `sentence` to `end` at most; `coins` are uniform in (0, 1)."""
+        stop = min(end, sentence + MOST_SENTENCES)
+        borders = self.shards[number].sentences[sentence : stop + 1].astype(np.int64)
 
         target = self.max_length
         if coins[0] < SHORT_EXAMPLE_PROBABILITY:

@@ -112,7 +112,7 @@ def both() -> tuple[list[Any], list[Any]]:
     """(original's, ours) over documents of 600 sentences, where document ends are rare."""
     documents = random_documents(60, 600)
     examples = Examples(make_corpus(documents), MAX_LENGTH, seed=0)
-    planned = examples.plan(range(examples.slots_per_epoch))
+    planned = examples.plan(range(len(examples.slots)))
     return original_examples(documents), [words_of(example) for example in planned]
 
 
@@ -166,7 +166,7 @@ def test_no_example_goes_over_the_end_of_its_document() -> None:
     examples = Examples(make_corpus(documents), MAX_LENGTH, seed=0)
     borders = np.cumsum([0] + [sum(lengths) for lengths in documents])
     for epoch in range(3):
-        n = examples.slots_per_epoch
+        n = len(examples.slots)
         for first, second in map(words_of, examples.plan(range(epoch * n, (epoch + 1) * n))):
             documents_hit = np.searchsorted(borders, np.array(first + second) - 10, side="right")
             assert len(first) > 0 and len(set(documents_hit.tolist())) == 1
@@ -201,7 +201,7 @@ def test_batch_is_cls_first_sep_second_sep() -> None:
     planned = examples.plan(range(50))
     batch = examples.batch(planned)
     segments = batch.segment_ids_T.split(batch.lengths.tolist())
-    offsets = examples.shard_starts + 10
+    offsets = shard_starts(examples) + 10
     for example, ids, segment_ids in zip(planned, batch.split(), segments):
         first, second = ([t + offsets[s.shard] for s in part for t in range(s.begin, s.end)] for part in example)
         assert ids.tolist() == [CLS, *first, SEP, *([*second, SEP] if second else [])]
@@ -248,7 +248,7 @@ def test_whatever_the_batch_an_example_is_the_same() -> None:
 def test_seeds_and_epochs_differ() -> None:
     corpus = make_corpus(random_documents(5, 60))
     examples = Examples(corpus, MAX_LENGTH, seed=5)
-    n = examples.slots_per_epoch
+    n = len(examples.slots)
     first, second = examples.plan(range(n)), examples.plan(range(n, 2 * n))
     other = Examples(corpus, MAX_LENGTH, seed=6).plan(range(n))
     for one, two in ((first, second), (first, other)):
@@ -263,12 +263,18 @@ def test_an_index_beyond_32_bits_works() -> None:
     assert low != high and high == examples.plan([7 + (1 << 33)])
 
 
+def shard_starts(examples: Examples) -> np.ndarray:
+    """First token of each shard in the corpus."""
+    return np.cumsum([0] + [len(shard.tokens) for shard in examples.shards[:-1]])
+
+
 def visits_per_epoch(examples: Examples, epochs: int) -> np.ndarray:
     """How often each token of the corpus is in an example, per epoch."""
-    visits = np.zeros(examples.num_tokens)
-    for example in examples.plan(range(epochs * examples.slots_per_epoch)):
+    starts = shard_starts(examples)
+    visits = np.zeros(sum(len(shard.tokens) for shard in examples.shards))
+    for example in examples.plan(range(epochs * len(examples.slots))):
         for span in example.first + example.second:
-            begin = examples.shard_starts[span.shard]
+            begin = starts[span.shard]
             visits[begin + span.begin : begin + span.end] += 1
     return visits / epochs
 
@@ -279,32 +285,27 @@ def test_an_epoch_visits_each_token_about_once() -> None:
     documents = [[draw.randint(1, 12) for _ in range(500)] for _ in range(2)]
     examples = Examples(make_corpus(documents, shards=2), MAX_LENGTH, seed=0)
     visits = visits_per_epoch(examples, epochs=40)
-    starts = [0, sum(documents[0])]
     inside = np.ones(len(visits), dtype=bool)
-    for start in starts:
-        inside[start : start + MAX_LENGTH] = False
+    for border in (0, sum(documents[0]), len(visits)):  # first and last examples of documents do not move
+        inside[max(0, border - 2 * MAX_LENGTH) : border + 2 * MAX_LENGTH] = False
     assert 0.8 < visits[inside].mean() < 1.0, "less than 1 by [CLS], [SEP] and the short ones"
     assert visits[inside].max() < 1.6, "no token is favoured"
     assert visits[inside].min() > 0.4, "nor left out"
 
 
-@pytest.mark.xfail(strict=True, reason="slots know nothing of documents: see the docstring")
 def test_beginnings_of_documents_are_visited_as_often_as_the_rest() -> None:
-    """In the original every document's first sentence is in an example. Here it is only where a slot begins in
-    the sentence before it, because no example runs on from the document before."""
+    """As in the original, where every document's first sentence is in an example."""
     documents = random_documents(100, 60, seed=2)
     visits = visits_per_epoch(Examples(make_corpus(documents), MAX_LENGTH, seed=0), epochs=2)
     starts = np.cumsum([0] + [sum(lengths) for lengths in documents[:-1]])
     assert visits[starts].mean() > 0.8 * visits.mean()
 
 
-@pytest.mark.xfail(strict=True, reason="slots know nothing of documents: see the docstring")
 def test_same_lengths_in_short_documents() -> None:
-    """In the original a document that fits is one example, from its beginning. Here an example begins at any of
-    its sentences, and is about half as long."""
+    """A document that fits is one example, from its beginning."""
     documents = random_documents(500, 3, seed=5)
     examples = Examples(make_corpus(documents), MAX_LENGTH, seed=0)
-    ours = [total(words_of(example)) for example in examples.plan(range(2 * examples.slots_per_epoch))]
+    ours = [total(words_of(example)) for example in examples.plan(range(2 * len(examples.slots)))]
     theirs = [total(pair) for pair in original_examples(documents)]
     assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.1)
 
@@ -312,9 +313,11 @@ def test_same_lengths_in_short_documents() -> None:
 def test_slots_of_one_epoch_start_at_different_places() -> None:
     """All slots once: as many starts as slots, but for the neighbours that share a long sentence."""
     examples = Examples(make_corpus([[1] * 4000]), MAX_LENGTH, seed=0)
-    starts = [example.first[0].begin for example in examples.plan(range(examples.slots_per_epoch))]
+    starts = [example.first[0].begin for example in examples.plan(range(len(examples.slots)))]
     assert len(set(starts)) == len(starts) == 125
-    assert np.diff(sorted(starts)).min() == np.diff(sorted(starts)).max() == MAX_LENGTH
+    gaps = Counter(np.diff(sorted(starts)).tolist())
+    assert gaps[MAX_LENGTH] >= 119, "moved are a run of slots, and all between first and last; one is short"
+    assert set(gaps) <= set(range(1, 2 * MAX_LENGTH))
     assert starts != sorted(starts)
 
 

@@ -1,0 +1,121 @@
+"""Where the examples of an epoch lie: every document cut into slots, found by number.
+
+The original walks through a document and begins an example where the one before ended: all of them full but
+the last, which holds what is left. A slot is the room of one of them. Slot numbers run through all documents of
+all shards, so that example `index` is found without walking: the table of slots counted so far has an entry per
+64 documents, and those 64 are counted when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+BLOCK = 64
+"""Documents per entry of the table: 28 million documents (100 GB of text) take 3.5 MB."""
+
+
+class Borders(Protocol):
+    """What is needed of a shard (`corpus.Shard`): offsets of sentences in tokens, of documents in sentences."""
+
+    @property
+    def sentences(self) -> np.ndarray: ...
+    @property
+    def documents(self) -> np.ndarray: ...
+
+
+class Slot(NamedTuple):
+    """A slot's place: the `place`-th of the `count` slots of a document."""
+
+    shard: int
+    document: int
+    place: int
+    count: int
+
+
+class Slots:
+    """All slots of a corpus.
+
+    Args:
+        shards: of the corpus.
+        max_length: tokens of an example at most, which a slot has room for.
+    """
+
+    def __init__(self, shards: Sequence[Borders], max_length: int):
+        self.shards, self.max_length = shards, max_length
+        counts = [self._block_counts(shard) for shard in shards]
+        self._ends = np.cumsum(np.concatenate(counts))
+        self._first_blocks = np.cumsum([0, *map(len, counts)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> Slot:
+        """The slot with a number in [0, len)."""
+        block = int(np.searchsorted(self._ends, number, side="right"))
+        shard = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
+        first = (block - int(self._first_blocks[shard])) * BLOCK
+        place = number - (int(self._ends[block - 1]) if block else 0)
+        counts = self._counts(self.shards[shard], first, first + BLOCK)
+        ends = np.cumsum(counts)
+        document = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[document] - counts[document])
+        return Slot(shard, first + document, place, int(counts[document]))
+
+    def sentences(self, slot: Slot, draw: int) -> tuple[int, int]:
+        """(first sentence, end) of a slot, counted within its shard; at least one sentence.
+
+        Args:
+            draw: a random number of 64 bits for (epoch, document). It decides which of the document's slots is the
+                short one (the original's is always the last), and by up to half a slot how much those between
+                the first and the last are moved, in a run of slots and outside of it: so that every epoch has
+                other borders.
+        """
+        shard = self.shards[slot.shard]
+        first, end = (int(border) for border in shard.documents[slot.document : slot.document + 2])
+        if slot.count == 1:
+            return first, end
+        borders = shard.sentences[first : end + 1]
+        tokens = int(borders[-1] - borders[0])
+        reach = _reach(tokens, end - first, self.max_length)
+        rest = tokens - (slot.count - 1) * reach
+
+        draw, short = divmod(draw, slot.count)
+        draw, moved = divmod(draw, slot.count)
+        draw, run = divmod(draw, slot.count)
+        moves = divmod(draw % reach**2, reach)
+        begin = slot.place * reach if slot.place <= short else (slot.place - 1) * reach + rest
+        if 0 < slot.place < slot.count - 1:
+            begin += moves[moved < slot.place <= moved + run] - reach // 2
+        sentence = _sentence_at(borders, begin)
+        stop = _sentence_at(borders, begin + rest) if slot.place == short else end - first
+        return first + max(0, min(sentence, stop - 1)), first + max(1, stop)
+
+    def _block_counts(self, shard: Borders) -> np.ndarray:
+        """Slots per block of documents, int64 [blocks]."""
+        documents, step = len(shard.documents) - 1, BLOCK << 10
+        parts = [np.zeros(0, dtype=np.int64)]
+        for first in range(0, documents, step):
+            counts = self._counts(shard, first, min(first + step, documents))
+            parts.append(np.add.reduceat(counts, np.arange(0, len(counts), BLOCK)))
+        return np.concatenate(parts)
+
+    def _counts(self, shard: Borders, first: int, end: int) -> np.ndarray:
+        """Slots of documents [first, end), int64."""
+        documents = shard.documents[first : end + 1].astype(np.int64)
+        tokens = np.diff(shard.sentences[documents].astype(np.int64))
+        reach = _reach(tokens, np.diff(documents), self.max_length)
+        return np.maximum(1, -(-tokens // reach))
+
+
+def _sentence_at(borders: np.ndarray, token: int) -> int:
+    """The first sentence that begins at or after a token of the document, or the end."""
+    token = min(max(token, 0), int(borders[-1] - borders[0]))
+    return int(np.searchsorted(borders, borders.dtype.type(int(borders[0]) + token)))  # the same type: no copy
+
+
+def _reach(tokens, sentences, max_length: int):  # type: ignore[no-untyped-def]  # integers or arrays of them
+    """Tokens that an example uses up: it ends with the sentence that makes it full, half of which is cut off."""
+    return max_length + tokens // (2 * np.maximum(sentences, 1))
