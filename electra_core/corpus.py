@@ -26,7 +26,7 @@ class Shard:
     """Read-only mapped arrays of one shard, all offsets from its own beginning.
 
     Sentence i has `tokens[sentences[i] : sentences[i + 1]]`, document j the sentences from `documents[j]` up to,
-    not including, `documents[j + 1]`.
+    not including, `documents[j + 1]`, and `tokens[starts[j] : starts[j + 1]]`.
     """
 
     tokens: np.ndarray
@@ -35,6 +35,8 @@ class Shard:
     """uint64 [number of sentences + 1]"""
     documents: np.ndarray
     """uint64 [number of documents + 1]"""
+    starts: np.ndarray
+    """uint64 [number of documents + 1]: `sentences[documents]`, without reading the sentences"""
 
 
 class Corpus:
@@ -117,10 +119,15 @@ class Corpus:
         tokens = self._map(index, "tokens", token_dtype(self.manifest.vocab_size))
         sentences = self._map(index, "sentences", OFFSET)
         documents = self._map(index, "documents", OFFSET)
-        if int(sentences[-1]) != len(tokens) or int(documents[-1]) != len(sentences) - 1:
+        whole = int(sentences[-1]) == len(tokens) and int(documents[-1]) == len(sentences) - 1
+        if whole and self.manifest.format_version == 1:
+            starts = sentences[documents]
+        else:
+            starts = self._map(index, "starts", OFFSET)
+        if not whole or len(starts) != len(documents) or int(starts[-1]) != len(tokens):
             name = shard_name(self.split, index, "*")
             raise UserError(f"{self.directory / name}: damaged (the offsets do not fit the tokens)")
-        return Shard(tokens, sentences, documents)
+        return Shard(tokens, sentences, documents, starts)
 
     def _map(self, index: int, part: str, dtype: np.dtype) -> np.ndarray:
         name = shard_name(self.split, index, part)

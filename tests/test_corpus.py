@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -26,7 +27,7 @@ from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
 from electra_core.errors import UserError
 from electra_core.progress import progress
 from electra_core.sentences import split_document
-from electra_core.shards import Manifest
+from electra_core.shards import SPLITS, Block, Manifest, ShardWriter
 from electra_core.tokenizer import load_tokenizer
 from electra_core.vocabulary import train_sentencepiece
 
@@ -100,6 +101,71 @@ def test_the_shards_hold_the_text(data: Path, text: Path) -> None:
     assert 0.1 < heldout.num_documents / len(stored) < 0.3
 
 
+def test_starts_are_where_documents_begin(data: Path) -> None:
+    for split in SPLITS:
+        for shard in Corpus.open(data, split).shards:
+            assert np.array_equal(shard.starts, shard.sentences[shard.documents])
+
+
+def test_a_corpus_of_version_1_opens(data: Path, copied: Path) -> None:
+    content = json.loads((copied / "manifest.json").read_text())
+    new = Corpus.open(copied)
+    old = Manifest.read(copied / "manifest.json")
+    files = {name: entry for name, entry in old.files.items() if not name.endswith(".starts")}
+    for path in copied.glob("*.starts"):
+        path.unlink()
+    replace(old, format_version=1, files=files).write(copied / "manifest.json")
+    again = Corpus.open(copied)
+    assert json.loads((copied / "manifest.json").read_text())["fingerprint"] != content["fingerprint"]
+    for shard, before in zip(again.shards, new.shards):
+        assert np.array_equal(shard.starts, before.starts)
+
+
+def test_shards_do_not_depend_on_how_documents_were_grouped(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(1, 9, size=draw.integers(1, 5)) for _ in range(60)]
+    written = []
+    for group in (1, 7, 60):
+        folder = tmp_path / str(group)
+        folder.mkdir()
+        writer = ShardWriter(folder, "train", np.dtype("<u2"), 100)
+        for first in range(0, 60, group):
+            add(writer, documents[first : first + group])
+        writer.close()
+        written.append(contents(folder))
+        assert writer.counts.shards > 5 and writer.counts.documents == 60
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("written", [0, 3, 31, 60])
+def test_a_writer_goes_on_where_another_was_killed(tmp_path: Path, written: int) -> None:
+    draw = np.random.default_rng(1)
+    documents = [draw.integers(1, 9, size=draw.integers(1, 5)) for _ in range(60)]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = ShardWriter(tmp_path / "whole", "train", np.dtype("<u2"), 100)
+    add(whole, documents)
+    whole.close()
+    killed = ShardWriter(tmp_path / "killed", "train", np.dtype("<u2"), 100)
+    add(killed, documents[:written])
+    state = json.loads(json.dumps(killed.sync()))
+    add(killed, documents[written:][::-1])  # what comes after the last `sync` is lost
+    killed.sync()
+    again = ShardWriter(tmp_path / "killed", "train", np.dtype("<u2"), 100, state)
+    add(again, documents[written:])
+    again.close()
+    assert (again.files, again.counts) == (whole.files, whole.counts)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def add(writer: ShardWriter, documents: list[np.ndarray]) -> None:
+    """Documents, as lengths of sentences, of tokens that tell which document they are of."""
+    tokens = [np.full(int(lengths.sum()), lengths.sum(), "<u2") for lengths in documents]
+    sentences = np.concatenate([np.zeros(0, np.int64), *documents])
+    content = b"".join(map(bytes, tokens))
+    writer.add(Block(content, sentences, np.array([len(lengths) for lengths in documents], np.int64)))
+
+
 def test_counts_and_sentences_across_shards(data: Path) -> None:
     corpus = Corpus.open(data)
     documents = stored_documents(corpus)
@@ -155,7 +221,7 @@ def test_a_trained_tokenizer_and_standard_input(
     second = prepare(["-"], tmp_path / "stdin", vocab_size=300, progress=quiet)
     assert first.fingerprint == second.fingerprint and first.vocab_size == 300
     assert {path.name.split(".")[-1] for path in (tmp_path / "stdin").iterdir()} == {
-        "tokens", "sentences", "documents", "json", "tokenizer",
+        "tokens", "sentences", "documents", "starts", "json", "tokenizer",
     }  # fmt: skip
 
 
