@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 Implementation = Literal["auto", "triton", "reference"]
 # A plain global, because torch.compile can read one (and guard on it) but no context variable.
@@ -72,7 +73,8 @@ def use_triton(tensor: torch.Tensor) -> bool:
     """
     if _choice == "reference":
         return False
-    runnable = (tensor.is_cuda or interpreting()) and triton_problem() is None
+    # A fake tensor (torch's FakeTensorMode) has a shape and no values: tracing it launches nothing.
+    runnable = (tensor.is_cuda or interpreting() or is_fake(tensor)) and triton_problem() is None
     if _choice == "triton":
         if not runnable:
             reason = triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
@@ -81,10 +83,15 @@ def use_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and runnable
 
 
+def is_fake(tensor: torch.Tensor) -> bool:
+    """True for a tensor without values, as made under torch's FakeTensorMode."""
+    return isinstance(tensor, FakeTensor)
+
+
 def checks_values(tensor: torch.Tensor) -> bool:
     """Whether checks that need a tensor's values run: on the host yes, on a GPU (where they would wait for
     the device) only with ELECTRA_KERNELS_DEBUG=1, and never while torch.compile traces.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_fake(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get("ELECTRA_KERNELS_DEBUG", "0") == "1"
