@@ -1,35 +1,43 @@
 """Training state on disk: everything needed to go on bit for bit, whole or not there at all.
 
     RUN/checkpoints/step-00001000/state.safetensors    parameters and optimizer state, fp32
-    RUN/checkpoints/step-00001000/state.json           step, configuration, fingerprints, checksum
+    RUN/checkpoints/step-00001000/state.json           step, configuration, fingerprints, versions, checksums
 
 A checkpoint is written to a temporary folder, flushed, and renamed (`new_folder`): a crash at any moment
-leaves the older ones untouched. Model directories for use are something else (`model_dir.py`).
+leaves the older ones untouched. Training goes on meanwhile: `snapshot` copies the state to host memory, and
+`CheckpointWriter` writes the copy in a thread. Model directories for use are something else (`model_dir.py`).
+
+Everything about a checkpoint is decided by its step and its contents, nothing by a clock.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from electra_core import __version__
 from electra_core.errors import UserError
 from electra_core.new_folder import new_folder
 from electra_core.optim import load_state_tensors, state_tensors
+from electra_core.weight_files import write_weights
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An intact checkpoint, checked against its checksum."""
+    """An intact checkpoint, checked against its checksums."""
 
     path: Path
     step: int
@@ -44,51 +52,125 @@ class Checkpoint:
         tensors = load_file(self.path / "state.safetensors")
         model_state = _with_prefix(tensors, "model/")
         parameters = dict(model.named_parameters())
-        if missing := parameters.keys() ^ model_state.keys():
-            raise UserError(f"{self.path}: is of another model (differs in {sorted(missing)[0]})")
+        if different := sorted(parameters.keys() ^ model_state.keys()):
+            raise UserError(
+                f"{self.path}: is of another model ({len(different)} tensors differ: {different[0]}, ...)"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.shape != model_state[name].shape:
                     raise UserError(f"{self.path}: {name} has shape {tuple(model_state[name].shape)}, "
                                     f"expected {tuple(parameter.shape)}")  # fmt: skip
                 parameter.copy_(model_state[name])
-        load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
+        try:
+            load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
+        except ValueError as error:
+            raise UserError(f"{self.path}: is of another optimizer ({error})") from None
+
+    def other_versions(self) -> list[str]:
+        """What it was written with, where that differs from what is installed: bits may differ, too."""
+        written = self.meta["versions"]
+        return [f"{name} {written.get(name)}, now {value}" for name, value in versions().items()
+                if written.get(name) != value]  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose change may change the last bits of a run."""
+    return {
+        "electra-core": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies in host memory of all parameters ("model/...") and optimizer state ("optimizer/...")."""
+    tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
+    tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time; a context that ends when the last one is on the disk.
+
+    An error of a save is raised by the next call, or at the end: training has gone on meanwhile, and the older
+    checkpoints are untouched.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._running: Future[Path] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Begin to write `tensors` (a `snapshot`, not to be changed any more) as the state after `step`.
+
+        Whoever calls `wait` before taking the snapshot needs memory for only one at a time.
+
+        Raises:
+            UserError: the save before failed.
+        """
+        self.wait()
+        self._running = self._thread.submit(save_checkpoint, self.folder, step, tensors, meta, self.keep)
+
+    def wait(self) -> None:
+        """Until nothing is being written any more. Raises what that ran into."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:  # after another exception the save is ended, too, but that exception is the one to be told
+            self._thread.shutdown()
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: Mapping[str, Any], keep: int
+    folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write the state after `step` steps, then remove all but the newest `keep`.
+    """Write the state after `step` steps, then remove what is not among the newest `keep` and not the best.
+
+    Checkpoints of later steps are removed, too: this run went back behind them because they are damaged.
 
     Args:
         folder: RUN/checkpoints.
-        meta: what else belongs to the state; JSON values.
+        tensors: a `snapshot`.
+        meta: what else belongs to the state; JSON values. "score", where given, says how good it is: the lower,
+            the better.
 
     Raises:
         UserError: disk full, no permission, ...; older checkpoints are untouched.
     """
-    tensors: dict[str, Tensor] = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
-    tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     target = folder / f"step-{step:08d}"
-    with new_folder(target) as temporary:
-        state = temporary / "state.safetensors"
-        save_file(tensors, state)
-        _flush(state)
-        record = {"step": step, "sha256": _sha256(state), **meta}
-        (temporary / "state.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        _flush(temporary / "state.json")
-    for old in checkpoint_folders(folder)[:-keep]:
+    try:
+        with new_folder(target) as temporary:
+            write_weights(tensors, temporary / "state.safetensors")
+            record = {"step": step, **meta, "versions": versions()}
+            record["sha256"] = _sha256(temporary / "state.safetensors")
+            record["sha256_of_this"] = _sha256_of_record(record)
+            with open(temporary / "state.json", "w", encoding="utf-8") as file:
+                file.write(json.dumps(record, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+    except UserError as error:
+        raise UserError(f"{error}; older checkpoints are as they were") from None
+    for old in _superfluous(folder, step, keep):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose checksum fits, and a line about each newer one that is damaged."""
+    """The newest checkpoint whose checksums fit, and a line about each newer one that is damaged."""
     damaged: list[str] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
-            meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            meta = _read_record(path)
             if meta["sha256"] != _sha256(path / "state.safetensors"):
                 raise ValueError("the checksum does not fit")
             return Checkpoint(path, int(meta["step"]), meta), damaged
@@ -102,24 +184,48 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
+    """The checkpoint with the lowest score, and that score; None where no evaluation came with a checkpoint."""
+    scores = {}
+    for path in folders:
+        try:
+            score = _read_record(path).get("score")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(score, float) and math.isfinite(score):
+            scores[path] = score
+    best = min(scores, key=lambda path: scores[path], default=None)
+    return None if best is None else (best, scores[best])
+
+
+def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:
+    newest = folder / f"step-{step:08d}"
+    here = [path for path in checkpoint_folders(folder) if path <= newest]
+    kept = set(here[-keep:])
+    if best := best_checkpoint(here):
+        kept.add(best[0])
+    return [path for path in checkpoint_folders(folder) if path not in kept]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """state.json, checked against its own checksum."""
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if record.pop("sha256_of_this") != _sha256_of_record(record):
+        raise ValueError("the checksum of state.json does not fit")
+    return record
+
+
+def _sha256_of_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-        )
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

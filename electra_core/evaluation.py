@@ -59,6 +59,15 @@ def evaluate(
     return figures
 
 
+def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
+    """The sum that training minimises, on held-out text: what the best checkpoint is chosen by."""
+    return (
+        config.generator_weight * evaluation["eval_mlm_loss"]
+        + config.discriminator_weight * evaluation.get("eval_rtd_loss", 0.0)
+        + evaluation.get("eval_word_loss", 0.0)
+    )
+
+
 def health(evaluation: dict[str, float]) -> list[str]:
     """Warnings about a run that does not learn, in words; empty if all is well."""
     warnings = []

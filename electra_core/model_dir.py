@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -43,6 +42,7 @@ from electra_core.hub_layout import (
     read_labels,
     write_config,
 )
+from electra_core.new_folder import temporary_folder
 from electra_core.weight_files import SAFETENSORS, open_weights, read_json, write_weights
 
 log = logging.getLogger("electra_core")
@@ -80,10 +80,7 @@ def save_pretrained(
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     config = write_config(model, next(iter(tensors.values())).dtype)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
+    with temporary_folder(directory) as new:
         write_weights(tensors, new / SAFETENSORS)
         (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copymode(new / "config.json", new / SAFETENSORS)  # safetensors makes files only for their owner

@@ -1,12 +1,19 @@
-"""A folder that appears complete or not at all."""
+"""A folder that appears complete or not at all, whatever ends the process that writes it.
+
+It is filled as `.NAME.PID.tmp` beside its place, and renamed. The writer holds a lock on that folder, which the
+kernel drops with the process, so the next writer can tell what a killed one left (and removes it) from what is
+being written at this moment. File systems that know no locks keep such leftovers; nothing else is lost there.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from electra_core.errors import UserError
@@ -19,6 +26,7 @@ _USERS_ERRORS = {
     errno.EROFS: "the disk is read-only",
     errno.EFBIG: "the file system takes no file of this size",
     errno.ENOTDIR: "a part of this path is a file",
+    errno.EEXIST: "a part of this path is a file",
 }
 
 
@@ -27,24 +35,104 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `target`, which takes its place when the block ends without an exception.
 
     What was at `target` is replaced; whoever calls has made sure that it may be. After an exception (Ctrl-C
-    included) nothing is left, and `target` is as it was.
+    included) nothing is left, and `target` is as it was. After SIGKILL, the next writer of `target` tidies up.
 
     Raises:
         UserError: instead of an OSError that is the user's to mend, such as a full disk.
     """
     target = Path(os.path.abspath(target))
+    with temporary_folder(target) as temporary:
+        yield temporary
+        sync_folder(temporary)
+        _replace(target, temporary)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write into, gone at the end of the block if it was not renamed; as `new_folder`.
+
+    Raises:
+        UserError: as `new_folder`.
+    """
+    target = Path(os.path.abspath(target))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _sync(temporary)
-        _replace(target, temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, target.name)
+        lock = _claim(temporary)
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
     except OSError as error:
-        if reason := _USERS_ERRORS.get(error.errno or 0):
-            raise UserError(f"{target}: {reason}; nothing was kept") from None
-        raise
+        raise users_error(target, error) from None
+
+
+def users_error(path: Path, error: OSError) -> Exception:
+    """A UserError that says in words what the user can mend, such as a full disk; `error` itself otherwise."""
+    reason = _USERS_ERRORS.get(error.errno or 0)
+    return UserError(f"{path}: {reason}; nothing was kept") if reason else error
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of writing `folder`/`name` (None: of anything in `folder`).
+
+    A folder that was moved aside, and whose replacement never came, is put back.
+    """
+    pattern = re.compile(rf"\.({'.+' if name is None else re.escape(name)})\.\d+\.(tmp|old)")
+    found = [(path, match) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    for path, match in sorted(found, reverse=True):  # .tmp before .old
+        target = folder / match[1]
+        if match[2] == "tmp":
+            _remove_if_abandoned(path)
+        elif target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.with_suffix(".tmp").exists():  # else somebody is between the two renames of `_replace`
+            path.rename(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+def _claim(temporary: Path) -> int:
+    """Make a folder and lock it; returns the descriptor that holds the lock.
+
+    Raises:
+        UserError: it is there, locked by a process of the same number, on another machine for instance.
+    """
+    while True:
+        try:
+            temporary.mkdir()
+        except FileExistsError:
+            raise UserError(f"{temporary}: another process is writing this") from None
+        descriptor = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # no locks here; or a cleaner has it, and the folder is gone in a moment
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink and temporary.exists():
+            return descriptor
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(temporary: Path) -> None:
+    """Remove a folder whose writer is dead: nobody holds its lock."""
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(temporary, ignore_errors=True)
+    except OSError:  # its writer lives, or there are no locks to tell
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def _replace(target: Path, temporary: Path) -> None:
@@ -57,14 +145,5 @@ def _replace(target: Path, temporary: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from electra_core.batches import Batches
-from electra_core.checkpoint import save_checkpoint
+from electra_core.checkpoint import CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
-from electra_core.evaluation import evaluate, health
+from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
@@ -110,17 +110,20 @@ def pretrain(
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
         first_step = checkpoint.step
-    make_run(run, resumed=checkpoint is not None)
+    state = make_run(run, resumed=checkpoint is not None)
+    state.begin(step=first_step, steps=config.steps)
     write_config(run / "config.toml", encoder, config)
     autocast = autocast_context(place, resolve_precision(config.precision, place))
     log = MetricsLog(run, first_step)
     meter, warnings, last_evaluation = _Meter(), [], {}  # type: ignore[var-annotated]
     started, tokens = time.monotonic(), int(checkpoint.meta["tokens"]) if checkpoint else 0
-    stop, step = StopRequest(max_minutes), first_step
+    stop, step, evaluated = StopRequest(max_minutes), first_step, -1
+    writer = CheckpointWriter(run / "checkpoints", config.keep_checkpoints)
 
     def save() -> None:
-        meta = {"tokens": tokens, "identity": identity}
-        save_checkpoint(run / "checkpoints", step, electra, optimizer, meta, config.keep_checkpoints)
+        writer.wait()
+        score = {"score": heldout_loss(last_evaluation, config)} if evaluated == step else {}
+        writer.save(step, snapshot(electra, optimizer), {"tokens": tokens, "identity": identity, **score})
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         output = electra(batch, seed)
@@ -131,7 +134,7 @@ def pretrain(
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
         clip_norm=config.clip_norm, autocast=autocast,
     )  # fmt: skip
-    with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop:
+    with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, state, writer:
         bar.update(first_step)
         for result in steps:
             step = result.step
@@ -142,7 +145,7 @@ def pretrain(
             leaving = bool(stop)
             due = step % config.eval_every == 0 or step == config.steps
             if due or stop.reason == "time limit":
-                last_evaluation = evaluate(electra, heldout, config, place, autocast)
+                last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast), step
                 if due:  # the log is that of an uninterrupted run
                     log.write(step, tokens=tokens, **last_evaluation)
                 warnings = health(last_evaluation)
@@ -152,8 +155,11 @@ def pretrain(
                 save()
             if leaving:
                 break
-    log.close()
-    save_models(run, electra, corpus, card=model_card(run, encoder, config, corpus, step, tokens, last_evaluation))
+        log.close()
+        card = model_card(run, encoder, config, corpus, step, tokens, last_evaluation)
+        save_models(run, electra, corpus, card=card)
+        writer.wait()
+        state.end(step, stop.reason)
     seconds = time.monotonic() - started
     return PretrainResult(run, step, tokens, seconds, last_evaluation, stop.reason, warnings)
 

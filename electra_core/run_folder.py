@@ -1,10 +1,12 @@
 """RUN, the folder of a pre-training run: made, checked before it is resumed, and filled with models.
 
 RUN/config.toml       the resolved configuration
+RUN/state.json        whether it runs, and how it ended (`run_state.py`)
 RUN/metrics.jsonl     a row every log_every steps, and one per evaluation
 RUN/checkpoints/      training state, for --resume
 RUN/discriminator/    model directory: what is fine-tuned afterwards
 RUN/generator/        model directory: the masked language model
+RUN/postmortem.json   what was found where a run diverged (`postmortem.py`)
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
+from electra_core.new_folder import remove_leftovers
+from electra_core.run_state import RunState
 
 
 def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
@@ -41,27 +45,34 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
             print(line, file=sys.stderr)
         if damaged and checkpoint is None:
             raise UserError(f"{run}: no intact checkpoint is left to resume from")
+        if checkpoint is not None and (others := checkpoint.other_versions()):
+            print(f"{run}: goes on, but perhaps not bit for bit: {'; '.join(others)}", file=sys.stderr)
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
         raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
     return None
 
 
-def make_run(run: Path, resumed: bool) -> None:
-    """RUN, emptied of an earlier run's files unless that is resumed."""
-    if not resumed:
-        _remove_run(run)
+def make_run(run: Path, resumed: bool) -> RunState:
+    """RUN, locked, and emptied of an earlier run's files unless that is resumed, of a killed one's in any case."""
     try:
         run.mkdir(parents=True, exist_ok=True)
+        state = RunState(run)
+        if not resumed:
+            _remove_run(run)
+        for folder in (run, run / "checkpoints"):
+            if folder.is_dir():
+                remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{run}: cannot be made ({error.strerror})") from None
+    return state
 
 
 def _remove_run(run: Path) -> None:
     """Remove what a run wrote, and nothing else that may lie in the folder."""
     for name in ("checkpoints", "discriminator", "generator", "tensorboard"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in ("config.toml", "metrics.jsonl"):
+    for name in ("config.toml", "metrics.jsonl", "state.json", "postmortem.json"):
         (run / name).unlink(missing_ok=True)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,18 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes safetensors as `transformers` expects them, and waits until they are on the disk."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes safetensors as `transformers` expects them, and waits until they are on the disk.
+
+    Raises:
+        OSError: with the errno of a full disk, ... (safetensors' own error has it only in its text).
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
