@@ -18,12 +18,14 @@ BLOCK = 64
 
 
 class Borders(Protocol):
-    """What is needed of a shard (`corpus.Shard`): offsets of sentences in tokens, of documents in sentences."""
+    """What is needed of a shard (`corpus.Shard`): offsets of sentences in tokens, of documents in both."""
 
     @property
     def sentences(self) -> np.ndarray: ...
     @property
     def documents(self) -> np.ndarray: ...
+    @property
+    def starts(self) -> np.ndarray: ...
 
 
 class Slot(NamedTuple):
@@ -105,7 +107,7 @@ class Slots:
     def _counts(self, shard: Borders, first: int, end: int) -> np.ndarray:
         """Slots of documents [first, end), int64."""
         documents = shard.documents[first : end + 1].astype(np.int64)
-        tokens = np.diff(shard.sentences[documents].astype(np.int64))
+        tokens = np.diff(shard.starts[first : end + 1].astype(np.int64))
         reach = _reach(tokens, np.diff(documents), self.max_length)
         return np.maximum(1, -(-tokens // reach))
 
