@@ -13,6 +13,9 @@ the first updates are about sqrt(0.001)^-1 * 0.1 = 3.2 times as long as Adam's, 
 orthogonal matrix to their momentum; every other parameter stays on `ElectraAdam`.
 
 A group's `lr_scale` times the schedule's rate is its `lr` (`set_learning_rate`): 1 without layer-wise decay.
+
+Where the attribute `found_inf`, a scalar on the parameters' device, is 1, `step` changes nothing: torch's
+convention for fused optimizers, by which a step is dropped without waiting for the device.
 """
 
 from __future__ import annotations
@@ -44,14 +47,20 @@ def linear_schedule(step: int, peak: float, steps: int, warmup_steps: int) -> fl
     return peak * max(0.0, (steps - step) / max(1, steps - warmup_steps))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     """Gives every group its `lr_scale` times `rate`; a tensor (for CUDA graphs) is written in place."""
     for group in optimizer.param_groups:
-        scaled = rate * group.get("lr_scale", 1.0)
+        scale = group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(scaled)
+            group["lr"].fill_(rate).mul_(scale)
         else:
-            group["lr"] = scaled
+            group["lr"] = rate * scale
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Rates become fp32 tensors on `device`, so that a captured step reads what was last written to them."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
 
 
 @torch.no_grad()
@@ -64,7 +73,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         The norm before, a scalar on the gradients' device; nothing waits for it.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))
     return norm
 
@@ -141,6 +150,7 @@ class ElectraAdam(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_scale": 1.0}
         super().__init__(params, defaults)
         self.fused = fused
+        self._step_supports_amp_scaling = True  # torch's name for "reads found_inf"
         # The kernel divides by 1 - beta^step. An infinite step makes both corrections exactly 1.
         self._forever: dict[torch.device, Tensor] = {}
 
@@ -164,8 +174,11 @@ class ElectraAdam(torch.optim.Optimizer):
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         ms = [self.state[p]["exp_avg"] for p in params]
         vs = [self.state[p]["exp_avg_sq"] for p in params]
-        update = _fused_adam_ if self._use_kernel(params) else _plain_adam_
-        update(params, [p.grad for p in params], ms, vs, group, self._infinite_step(params[0].device))
+        grads, found_inf = [p.grad for p in params], getattr(self, "found_inf", None)
+        if self._use_kernel(params):
+            _fused_adam_(params, grads, ms, vs, group, self._infinite_step(params[0].device), found_inf)
+        elif not found_inf:
+            _plain_adam_(params, grads, ms, vs, group)
 
     def _use_kernel(self, params: list[Tensor]) -> bool:
         if self.fused is not None:
@@ -179,7 +192,7 @@ class ElectraAdam(torch.optim.Optimizer):
 
 
 def _plain_adam_(
-    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, _: Tensor
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict
 ) -> None:
     """The formulas, one tensor at a time: the specification of `_fused_adam_`."""
     beta1, beta2 = group["betas"]
@@ -190,13 +203,14 @@ def _plain_adam_(
 
 
 def _fused_adam_(
-    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, step: Tensor
-) -> None:
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, step: Tensor,
+    found_inf: Tensor | None,
+) -> None:  # fmt: skip
     """The same in one pass over memory, by the kernel behind torch.optim.AdamW(fused=True)."""
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
         params, grads, ms, vs, [], [step] * len(params), amsgrad=False, lr=group["lr"], beta1=beta1, beta2=beta2,
-        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=found_inf,
     )  # fmt: skip
 
 
@@ -234,16 +248,19 @@ class Muon(ElectraAdam):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-        grads = [p.grad for p in params]
         momenta = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, grads)
-        stacked = torch.stack(torch._foreach_add(grads, momenta, alpha=group["momentum"]))
-        rows, columns = stacked.shape[1] // parts, stacked.shape[2]
-        updates = orthogonalise(stacked.view(-1, rows, columns)).reshape(stacked.shape)
+        weights, before = torch.stack(params), torch.stack(momenta)
+        gradients = torch.stack([p.grad for p in params])
+        buffer = group["momentum"] * before + gradients
+        ahead = gradients + group["momentum"] * buffer
+        rows, columns = ahead.shape[1] // parts, ahead.shape[2]
+        updates = orthogonalise(ahead.view(-1, rows, columns)).reshape(ahead.shape)
         updates = updates * (group["lr"] * math.sqrt(max(1.0, rows / columns)))
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(params, list(updates.unbind()))
+        moved = weights * (1 - group["lr"] * group["weight_decay"]) - updates
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            buffer, moved = (torch.where(found_inf.bool(), *pair) for pair in ((before, buffer), (weights, moved)))
+        torch._foreach_copy_(momenta, list(buffer.unbind()))
+        torch._foreach_copy_(params, list(moved.unbind()))
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
