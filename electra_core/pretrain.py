@@ -115,15 +115,16 @@ def pretrain(
     write_config(run / "config.toml", encoder, config)
     autocast = autocast_context(place, resolve_precision(config.precision, place))
     log = MetricsLog(run, first_step)
-    meter, warnings, last_evaluation = _Meter(), [], {}  # type: ignore[var-annotated]
-    started, tokens = time.monotonic(), int(checkpoint.meta["tokens"]) if checkpoint else 0
+    meter = _Meter(tokens=int(checkpoint.meta["tokens"]) if checkpoint else 0)
+    warnings, last_evaluation = [], {}  # type: ignore[var-annotated]
+    started = time.monotonic()
     stop, step, evaluated = StopRequest(max_minutes), first_step, -1
     writer = CheckpointWriter(run / "checkpoints", config.keep_checkpoints)
 
     def save() -> None:
         writer.wait()
         score = {"score": heldout_loss(last_evaluation, config)} if evaluated == step else {}
-        writer.save(step, snapshot(electra, optimizer), {"tokens": tokens, "identity": identity, **score})
+        writer.save(step, snapshot(electra, optimizer), {"tokens": meter.tokens, "identity": identity, **score})
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         output = electra(batch, seed)
@@ -138,30 +139,30 @@ def pretrain(
         bar.update(first_step)
         for result in steps:
             step = result.step
-            tokens += meter.add(result)
+            meter.add(result)
             bar.update(1)
             if step % config.log_every == 0:
-                _log_training(log, meter, result, tokens, bar)
+                _log_training(log, meter, result, bar)
             leaving = bool(stop)
             due = step % config.eval_every == 0 or step == config.steps
             if due or stop.reason == "time limit":
                 last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast), step
                 if due:  # the log is that of an uninterrupted run
-                    log.write(step, tokens=tokens, **last_evaluation)
+                    log.write(step, tokens=meter.tokens, **last_evaluation)
                 warnings = health(last_evaluation)
                 if on_evaluation is not None:
-                    on_evaluation({"step": step, "tokens": tokens, **last_evaluation})
+                    on_evaluation({"step": step, "tokens": meter.tokens, **last_evaluation})
             if leaving or step == config.steps or step % config.checkpoint_every == 0:
                 save()
             if leaving:
                 break
         log.close()
-        card = model_card(run, encoder, config, corpus, step, tokens, last_evaluation)
+        card = model_card(run, encoder, config, corpus, step, meter.tokens, last_evaluation)
         save_models(run, electra, corpus, card=card)
         writer.wait()
         state.end(step, stop.reason)
     seconds = time.monotonic() - started
-    return PretrainResult(run, step, tokens, seconds, last_evaluation, stop.reason, warnings)
+    return PretrainResult(run, step, meter.tokens, seconds, last_evaluation, stop.reason, warnings)
 
 
 def resolve_config(
@@ -206,32 +207,52 @@ def _start(
 
 
 class _Meter:
-    """Sums of a run's figures since the last row of the log."""
+    """Sums of a run's figures since the last row of the log; they stay on the device until somebody reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._waiting: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps = self.skipped = 0
-        self.since = time.monotonic()
+        self._sums: dict[str, float] = {}
+        self.steps, self.since = 0, time.monotonic()
 
-    def add(self, result: StepResult) -> int:
-        """Note a step; returns its number of tokens."""
+    def add(self, result: StepResult) -> None:
+        """Note a step."""
         self.steps += 1
-        self.skipped += result.skipped
-        for name, value in result.figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        return int(result.figures["tokens"])
+        self._names = [*result.figures, "skipped"]
+        figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
+        self._waiting = figures if self._waiting is None else self._waiting + figures
+
+    @property
+    def tokens(self) -> int:
+        """That the run has seen, since its very beginning."""
+        self._settle()
+        return self._tokens
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """Of every figure since `reset`, and of "skipped" steps."""
+        self._settle()
+        return self._sums
+
+    def _settle(self) -> None:
+        """Waits for the device, and brings to the host what has added up there."""
+        if self._waiting is not None:
+            arrived = dict(zip(self._names, self._waiting.tolist()))
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in arrived.items()}
+            self._tokens += int(arrived["tokens"])
+            self._waiting = None
 
 
-def _log_training(log: MetricsLog, meter: _Meter, result: StepResult, tokens: int, bar: Progress) -> None:
-    seconds = time.monotonic() - meter.since
-    row = {name: value / meter.steps for name, value in meter.sums.items() if name != "tokens"}
-    rate = meter.sums["tokens"] / seconds
+def _log_training(log: MetricsLog, meter: _Meter, result: StepResult, bar: Progress) -> None:
+    sums, seconds = meter.sums, time.monotonic() - meter.since
+    tokens, skipped = sums.pop("tokens"), int(sums.pop("skipped"))
+    row = {name: value / meter.steps for name, value in sums.items()}
     row |= {"gradient_norm": float(result.gradient_norm), "learning_rate": result.learning_rate}
-    log.write(result.step, tokens=tokens, tokens_per_second=rate, skipped_steps=meter.skipped, **row)
-    bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{rate:,.0f}")
+    log.write(result.step, tokens=meter.tokens, tokens_per_second=tokens / seconds, skipped_steps=skipped, **row)
+    bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{tokens / seconds:,.0f}")
     meter.reset()
 
 
@@ -241,7 +262,7 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
         "mlm_loss": output.mlm_loss.detach(),
         "rtd_loss": output.rtd_loss.detach(),
         "replaced_fraction": output.is_replaced_T.float().mean() * batch.token_share,
-        "tokens": torch.tensor(float(batch.tokens.num_tokens)),
+        "tokens": torch.full_like(output.loss.detach(), batch.tokens.num_tokens),
     }
     return figures if output.word_loss is None else figures | {"word_loss": output.word_loss.detach()}
 

@@ -11,7 +11,6 @@ uninterrupted one.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import time
@@ -47,8 +46,8 @@ class StepResult:
     """Scalar: global norm before clipping."""
     learning_rate: float
     """Rate of this step's update."""
-    skipped: bool
-    """True if loss or gradient was not finite, so nothing was updated."""
+    skipped: Tensor
+    """Scalar, true if loss or gradient was not finite, so that nothing was updated."""
 
 
 class Diverged(FloatingPointError):
@@ -74,29 +73,60 @@ def training_steps(
         model: whose gradients are clipped; put in training mode here.
         loss_function: (batch, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
         batches: step -> the parts of its batch, a pure function of the step.
+        optimizer: one that reads `found_inf` (see optim.py): torch's fused ones and ours.
         schedule: step (from 0) -> learning rate.
         autocast: context of the forward pass, for mixed precision.
 
     Raises:
-        Diverged: after `MOST_SKIPPED_STEPS` steps in a row without a finite loss and gradient.
+        Diverged: after `MOST_SKIPPED_STEPS` steps in a row without a finite loss and gradient; on a GPU one step
+            later, because the host reads the count of the step before.
+        ValueError: an optimizer that cannot drop a step.
     """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            f"optimizer: expected one that reads found_inf (fused=True), got {type(optimizer).__name__}"
+        )
     autocast = autocast or nullcontext()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    skipped_in_a_row = 0
+    in_a_row, count = torch.zeros((), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
         loss, figures = _backward_all(loss_function, batches(step), fold(seed, step), autocast)
         gradient_norm = clip_gradients(parameters, clip_norm)
+        skipped = ~torch.isfinite(loss + gradient_norm)
         rate = schedule(step)
-        skipped = not math.isfinite(float(loss) + float(gradient_norm))
-        if not skipped:
-            set_learning_rate(optimizer, rate)
-            optimizer.step()
+        set_learning_rate(optimizer, rate)
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        if skipped_in_a_row == MOST_SKIPPED_STEPS:
+        in_a_row = torch.where(skipped, in_a_row + 1, 0)
+        if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
             raise Diverged(f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row")
         yield StepResult(step + 1, loss, figures, gradient_norm, rate, skipped)
+
+
+class LateNumber:
+    """Reads a number off the device without holding up the host: on a GPU, that of the call before.
+
+    Reading it at once would wait until the GPU has done all that was given to it, and leave it idle until the
+    next step's kernels arrive.
+    """
+
+    def __init__(self) -> None:
+        self._on_its_way: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def read(self, number: Tensor) -> float:
+        """The number; on a GPU the one of the call before, 0 at first."""
+        if not number.is_cuda:
+            return float(number)
+        before, copy, arrived = self._on_its_way, torch.empty((), pin_memory=True), torch.cuda.Event()
+        copy.copy_(number, non_blocking=True)
+        arrived.record()
+        self._on_its_way = copy, arrived
+        if before is None:
+            return 0.0
+        before[1].synchronize()
+        return float(before[0])
 
 
 def _backward_all(

@@ -1,0 +1,76 @@
+"""The loop that pre-training and fine-tuning share: steps that are not finite, and what the host waits for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from electra_core.config import PRESETS
+from electra_core.optim import build_optimizer, state_tensors
+from electra_core.training import LateNumber, StepResult, training_steps
+
+
+def small_network() -> nn.Module:
+    """Matrices that Muon takes (inside `layers`), and biases that it does not."""
+    torch.manual_seed(0)
+    network = nn.Module()
+    network.layers = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    return network
+
+
+def everything(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {name: value.clone() for name, value in state_tensors(optimizer).items()}
+    return state | {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "electra-adam", "adamw"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float) -> None:
+    config = PRESETS["tiny"].pretrain
+    network = nn.ModuleDict({"net": small_network()})
+    optimizer_ = build_optimizer(network, type(config)(**(vars(config) | {"optimizer": optimizer})))
+    bad = {1, 3}
+
+    def loss_function(step: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = network["net"].layers(torch.ones(3, 4)).square().mean()  # type: ignore[operator]
+        return (loss * poison if step in bad else loss), {}
+
+    before: dict[str, Tensor] = {}
+    results: list[StepResult] = []
+    for result in training_steps(
+        network, optimizer_, loss_function, lambda step: [step], schedule=lambda step: 0.01, first_step=0, steps=5,
+        seed=0, clip_norm=1.0,
+    ):  # fmt: skip
+        after = everything(network, optimizer_)
+        if result.step - 1 in bad:
+            assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in after)
+        elif before:
+            assert all(not torch.equal(after[n], before[n]) for n in after if "weight" in n and "/step" not in n)
+        before = after
+        results.append(result)
+    assert [bool(result.skipped) for result in results] == [False, True, False, True, False]
+
+
+def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
+    network = small_network()
+    steps: Any = training_steps(
+        network, torch.optim.SGD(network.parameters()), lambda batch, seed: (torch.ones(()), {}),
+        lambda step: [step], schedule=lambda step: 0.01, first_step=0, steps=1, seed=0, clip_norm=1.0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="optimizer: expected one that reads found_inf"):
+        next(steps)
+
+
+def test_a_number_on_the_host_is_read_at_once() -> None:
+    late = LateNumber()
+    assert [late.read(torch.tensor(float(i))) for i in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.gpu
+def test_a_number_on_a_gpu_is_read_one_call_later() -> None:
+    late = LateNumber()
+    assert [late.read(torch.tensor(float(i + 1), device="cuda")) for i in range(4)] == [0, 1, 2, 3]
