@@ -47,19 +47,33 @@ class PretrainBatch:
     """int64 [T]: the ids the generator sees, [MASK] at most of the masked positions."""
     masked_positions_M: Tensor
     """int64 [M]: which of the T tokens are masked, ascending, no two equal."""
-    first_token: int = 0
+    first_token: int | Tensor = 0
     """Which token of the whole step's batch this part starts with (see `rng`: rows)."""
-    first_masked: int = 0
+    first_masked: int | Tensor = 0
     """Which masked position of the whole step's batch this part starts with."""
-    token_share: float = 1.0
+    token_share: float | Tensor = 1.0
     """This part's tokens / tokens of the whole step: losses of the parts add up to the whole batch's means."""
-    masked_share: float = 1.0
+    masked_share: float | Tensor = 1.0
     """This part's masked positions / those of the whole step."""
+    token_weights_T: Tensor | None = None
+    """Float [T], sums to 1: 1/T each if None; 0 for tokens that fill a fixed shape up (`static_batch.py`)."""
+    masked_weights_M: Tensor | None = None
+    """Float [M], sums to 1: the same for the masked positions."""
 
     @property
     def target_ids_M(self) -> Tensor:
         """int64 [M]: the original words at the masked positions."""
         return self.tokens.input_ids_T[self.masked_positions_M]
+
+    def mean_over_tokens(self, values_T: Tensor) -> Tensor:
+        """Scalar: what this part adds to the mean over the step's tokens."""
+        weights_T = self.token_weights_T
+        return (values_T.mean() if weights_T is None else (values_T * weights_T).sum()) * self.token_share
+
+    def mean_over_masked(self, values_M: Tensor) -> Tensor:
+        """Scalar: what this part adds to the mean over the step's masked positions."""
+        weights_M = self.masked_weights_M
+        return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
 
     def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
         """`seed` for what is random per token (dropout), and per masked position (draws)."""
@@ -67,12 +81,8 @@ class PretrainBatch:
 
     def to(self, device: torch.device | str) -> PretrainBatch:
         """The batch on `device`."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            masked_ids_T=self.masked_ids_T.to(device),
-            masked_positions_M=self.masked_positions_M.to(device),
-        )
+        moved = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, tokens=self.tokens.to(device), **moved)
 
 
 @dataclass(frozen=True)
@@ -208,8 +218,8 @@ class Electra(nn.Module):
         corrupted_text = batch.tokens.with_ids(corrupted_ids_T)
         rtd_logits_T = self.discriminator(corrupted_text, token_seed)
         # 5. The joint loss.
-        mlm_loss = mlm.loss_M.mean() * batch.masked_share
-        disc_loss = rtd_loss(rtd_logits_T, is_replaced_T) * batch.token_share
+        mlm_loss = batch.mean_over_masked(mlm.loss_M)
+        disc_loss = rtd_loss(rtd_logits_T, is_replaced_T, batch.token_weights_T) * batch.token_share
         loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * disc_loss
         return PretrainOutput(loss, mlm_loss, disc_loss, corrupted_ids_T, is_replaced_T, rtd_logits_T.detach())
 
@@ -230,10 +240,11 @@ def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tens
     return input_ids_T.index_copy(0, positions_M, sampled)
 
 
-def _first_row(seed: Seed, first_row: int) -> Tensor:
+def _first_row(seed: Seed, first_row: int | Tensor) -> Tensor:
     """`seed` as a kernel reads it, rows counted from `first_row`."""
-    seed = seed_tensor(seed)
-    return torch.stack((seed[0], seed[0].new_tensor(first_row)))
+    key = seed_tensor(seed)[0]
+    # `new_full` passes a number with the launch: nothing is copied from the host, a CUDA graph can capture it.
+    return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 
 
 def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:

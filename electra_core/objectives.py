@@ -71,7 +71,7 @@ def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, 
     mlm = generator.fill(masked_text, positions_M, originals_M, config, token_seed, draw_seed)
     ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
     is_replaced_T = ids_T != batch.tokens.input_ids_T
-    mlm_loss = mlm.loss_M.mean() * batch.masked_share
+    mlm_loss = batch.mean_over_masked(mlm.loss_M)
     return Corrupted(batch.tokens.with_ids(ids_T), is_replaced_T, mlm_loss, token_seed)
 
 
@@ -83,7 +83,7 @@ class Electra15(Electra):
         text = corrupt(self.generator, batch, self.config, seed)
         logits_T = self.discriminator(text.tokens, text.seed)
         weights_T = torch.zeros(len(logits_T), device=logits_T.device)
-        weights_T[batch.masked_positions_M] = 1.0
+        weights_T[batch.masked_positions_M] = 1.0 if batch.masked_weights_M is None else batch.masked_weights_M
         rtd = rtd_loss(logits_T, text.is_replaced_T, weights_T) * batch.masked_share
         loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
         ids_T = text.tokens.input_ids_T
@@ -108,7 +108,7 @@ class MaskedLM(nn.Module):
         """One step's loss, `word_loss` and `mlm_loss` alike: the mean over the M masked positions."""
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         token_seed, _ = batch.seeds(seed)
-        loss = word_losses(self.discriminator, masked_text, batch, token_seed).mean() * batch.masked_share
+        loss = batch.mean_over_masked(word_losses(self.discriminator, masked_text, batch, token_seed))
         nothing_T = torch.zeros(batch.tokens.num_tokens, device=loss.device)
         no_rtd = loss.new_zeros(())
         return PretrainOutput(loss, loss, no_rtd, batch.masked_ids_T, nothing_T > 0, nothing_T, loss)
@@ -127,7 +127,7 @@ class ReplaceMLM(nn.Module):
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `word_loss` is the mean over the M masked positions."""
         text = corrupt(self.generator, batch, self.config, seed)
-        word_loss = word_losses(self.discriminator, text.tokens, batch, text.seed).mean() * batch.masked_share
+        word_loss = batch.mean_over_masked(word_losses(self.discriminator, text.tokens, batch, text.seed))
         return self._output(text, word_loss, torch.zeros_like(text.is_replaced_T, dtype=torch.float32))
 
     def _output(self, text: Corrupted, word_loss: Tensor, rtd_logits_T: Tensor) -> PretrainOutput:
@@ -162,7 +162,7 @@ class AllTokensMLM(ReplaceMLM):
         by_softmax_T = F.logsigmoid(-copy_T) - softmax.loss_M
         by_copy_T = torch.logaddexp(F.logsigmoid(copy_T), by_softmax_T)
         loss_T = -torch.where(text.is_replaced_T, by_softmax_T, by_copy_T)
-        return self._output(text, loss_T.mean() * batch.token_share, -copy_T.detach())
+        return self._output(text, batch.mean_over_tokens(loss_T), -copy_T.detach())
 
 
 def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: Tensor) -> Tensor:
