@@ -65,6 +65,15 @@ class PretrainBatch:
         """int64 [M]: the original words at the masked positions."""
         return self.tokens.input_ids_T[self.masked_positions_M]
 
+    def counted_tokens(self) -> Tensor:
+        """Float scalar on the device: the tokens that count."""
+        ids_T, weights_T = self.tokens.input_ids_T, self.token_weights_T
+        return (
+            ids_T.new_full((), len(ids_T), dtype=torch.float32)
+            if weights_T is None
+            else (weights_T > 0).sum().float()
+        )
+
     def mean_over_tokens(self, values_T: Tensor) -> Tensor:
         """Scalar: what this part adds to the mean over the step's tokens."""
         weights_T = self.token_weights_T

@@ -24,6 +24,7 @@ from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
+from electra_core.metrics_log import MetricsLog
 from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
@@ -38,7 +39,6 @@ from electra_core.run_folder import (
     write_config,
 )
 from electra_core.training import (
-    MetricsLog,
     StepResult,
     StopRequest,
     autocast_context,
@@ -116,10 +116,11 @@ def pretrain(
     autocast = autocast_context(place, resolve_precision(config.precision, place))
     log = MetricsLog(run, first_step)
     meter = _Meter(tokens=int(checkpoint.meta["tokens"]) if checkpoint else 0)
-    warnings, last_evaluation = [], {}  # type: ignore[var-annotated]
+    warnings: list[str] = []
+    last_evaluation = log.last_evaluation
     started = time.monotonic()
     stop, step, evaluated = StopRequest(max_minutes), first_step, -1
-    writer = CheckpointWriter(run / "checkpoints", config.keep_checkpoints)
+    writer = CheckpointWriter(run / "checkpoints", config.keep_checkpoints, first_step)
 
     def save() -> None:
         writer.wait()
@@ -261,8 +262,8 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
         "loss": output.loss.detach(),
         "mlm_loss": output.mlm_loss.detach(),
         "rtd_loss": output.rtd_loss.detach(),
-        "replaced_fraction": output.is_replaced_T.float().mean() * batch.token_share,
-        "tokens": torch.full_like(output.loss.detach(), batch.tokens.num_tokens),
+        "replaced_fraction": batch.mean_over_tokens(output.is_replaced_T.float()),
+        "tokens": batch.counted_tokens(),
     }
     return figures if output.word_loss is None else figures | {"word_loss": output.word_loss.detach()}
 

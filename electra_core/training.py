@@ -10,19 +10,17 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from electra_kernels.rng import fold
+from electra_kernels.rng import Seed, fold
 from torch import Tensor, nn
 
 from electra_core.optim import clip_gradients, set_learning_rate
@@ -91,18 +89,43 @@ def training_steps(
     in_a_row, count = torch.zeros((), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
-        loss, figures = _backward_all(loss_function, batches(step), fold(seed, step), autocast)
-        gradient_norm = clip_gradients(parameters, clip_norm)
-        skipped = ~torch.isfinite(loss + gradient_norm)
-        rate = schedule(step)
-        set_learning_rate(optimizer, rate)
-        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        in_a_row = torch.where(skipped, in_a_row + 1, 0)
+        parts, key, rate = batches(step), fold(seed, step), schedule(step)
+        done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast)
+        in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
         if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
             raise Diverged(f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row")
-        yield StepResult(step + 1, loss, figures, gradient_norm, rate, skipped)
+        yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped)
+
+
+class Done(NamedTuple):
+    """What `take_step` reports; all of it stays on the device. See `StepResult`."""
+
+    loss: Tensor
+    figures: dict[str, Tensor]
+    gradient_norm: Tensor
+    skipped: Tensor
+
+
+def take_step(
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss_function: Callable[[Batch, Any], tuple[Tensor, dict[str, Tensor]]],
+    parts: Sequence[Batch],
+    seed: Seed,
+    rate: float | Tensor,
+    clip_norm: float,
+    autocast: AbstractContextManager[Any],
+) -> Done:
+    """Forward, backward, clipping and update. Nothing in it waits for the device, and with `seed` and `rate` as
+    device tensors nothing comes from the host either: a CUDA graph can capture it whole (`engine.py`)."""
+    loss, figures = _backward_all(loss_function, parts, seed, autocast)
+    gradient_norm = clip_gradients(parameters, clip_norm)
+    skipped = ~torch.isfinite(loss + gradient_norm)
+    set_learning_rate(optimizer, rate)
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Done(loss, figures, gradient_norm, skipped)
 
 
 class LateNumber:
@@ -130,9 +153,9 @@ class LateNumber:
 
 
 def _backward_all(
-    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
+    loss_function: Callable[[Batch, Any], tuple[Tensor, dict[str, Tensor]]],
     parts: Sequence[Batch],
-    seed: int,
+    seed: Seed,
     autocast: AbstractContextManager[Any],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Forward and backward over the parts of a batch, gradients added up."""
@@ -220,51 +243,3 @@ class StopRequest(AbstractContextManager["StopRequest"]):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.reason = signal.Signals(number).name
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, each with a "step"; TensorBoard beside it where installed.
-
-    Args:
-        folder: of the run.
-        first_step: rows after this step are from a run that was resumed earlier, and are dropped.
-    """
-
-    def __init__(self, folder: Path, first_step: int = 0):
-        self.path = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["step"] <= first_step] if first_step else []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
-
-    def write(self, step: int, **figures: float) -> None:
-        """Append a row; flushed, so that it is there whatever happens next."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-        if self.tensorboard is not None:
-            for name, value in figures.items():
-                self.tensorboard.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush TensorBoard's file."""
-        if self.tensorboard is not None:
-            self.tensorboard.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.jsonl; a last line cut off by a crash is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
-
-
-def _tensorboard_writer(folder: Path, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step or None)
