@@ -98,8 +98,11 @@ class CheckpointWriter:
     checkpoints are untouched.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, resumed_from: int = 0):
         self.folder, self.keep = folder, keep
+        for path in _superfluous(folder, resumed_from, keep):  # of a process killed while it removed them
+            if path < folder / _name(resumed_from):
+                shutil.rmtree(path, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[Path] | None = None
 
@@ -147,7 +150,7 @@ def save_checkpoint(
     Raises:
         UserError: disk full, no permission, ...; older checkpoints are untouched.
     """
-    target = folder / f"step-{step:08d}"
+    target = folder / _name(step)
     try:
         with new_folder(target) as temporary:
             write_weights(tensors, temporary / "state.safetensors")
@@ -198,8 +201,12 @@ def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
     return None if best is None else (best, scores[best])
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:
-    newest = folder / f"step-{step:08d}"
+    newest = folder / _name(step)
     here = [path for path in checkpoint_folders(folder) if path <= newest]
     kept = set(here[-keep:])
     if best := best_checkpoint(here):

@@ -37,6 +37,7 @@ from electra_core.finetune_model import starting_model
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
+from electra_core.metrics_log import MetricsLog
 from electra_core.named_tasks import save_task
 from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
 from electra_core.predict import run_model
@@ -45,7 +46,6 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer
 from electra_core.training import (
     Diverged,
-    MetricsLog,
     StepResult,
     StopRequest,
     autocast_context,

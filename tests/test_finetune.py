@@ -23,11 +23,11 @@ from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import Columns, TextExample
+from electra_core.metrics_log import read_metrics
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 from electra_core.tokenizer import WordPieceTokenizer
-from electra_core.training import read_metrics
 
 if sys.version_info >= (3, 11):
     import tomllib

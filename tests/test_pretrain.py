@@ -30,10 +30,11 @@ from electra_core.commands import read_toml
 from electra_core.corpus import Corpus, prepare
 from electra_core.electra import Electra
 from electra_core.errors import UserError
+from electra_core.metrics_log import read_metrics
 from electra_core.optim import ElectraAdam, build_optimizer
 from electra_core.pretrain import pretrain, resolve_config
 from electra_core.progress import progress
-from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, read_metrics, training_steps
+from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
 
 WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
 SIZES: dict[str, Any] = {

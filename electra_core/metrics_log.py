@@ -1,0 +1,107 @@
+"""RUN/metrics.jsonl, the log of a run: one JSON object a line, each with its "step".
+
+Training writes a row every `log_every` steps, and one per evaluation ("eval_..." or "dev_..."). The same figures
+go to TensorBoard where it is installed, and to Weights & Biases where that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from electra_core.errors import UserError
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """The log of a run that is being trained.
+
+    Args:
+        folder: of the run.
+        first_step: rows after this step are of a part that is done again, and are dropped.
+        wandb: project of Weights & Biases to log to as well; None: none.
+
+    Raises:
+        UserError: `wandb` is asked for and not there.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0, wandb: str | None = None):
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step] if first_step else []
+        self.last_evaluation = last_evaluation(kept)
+        new = folder / ".metrics.jsonl.new"
+        new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(new, self.path)
+        self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
+        self.wandb = _wandb_run(folder, wandb) if wandb else None
+
+    def write(self, step: int, **figures: Any) -> None:
+        """Append a row; with the operating system when this returns, whatever happens to the process next."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        if self.tensorboard is not None:
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush what else is written to."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a metrics.jsonl; what a crash cut off, and anything else that is no row, is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
+def last_evaluation(rows: list[Row]) -> dict[str, float]:
+    """The figures of the newest row that is an evaluation; empty if there is none."""
+    for row in reversed(rows):
+        if figures := {name: value for name, value in row.items() if name.startswith(("eval_", "dev_"))}:
+            return figures
+    return {}
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory taken so far, in MB (10^6 bytes): a GPU's by torch, otherwise this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _tensorboard_writer(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step or None)
+
+
+def _wandb_run(folder: Path, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb: the package wandb is not installed (pip install wandb)") from None
+    return wandb.init(project=project, name=folder.resolve().name, dir=str(folder), resume="allow")
