@@ -21,7 +21,7 @@ from electra_core.checkpoint import CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
-from electra_core.electra import PretrainBatch, PretrainOutput
+from electra_core.electra import Generator, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.metrics_log import MetricsLog
@@ -202,7 +202,9 @@ def _start(
             bar.update(corpus.num_tokens)
         with torch.no_grad():
             electra.generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
-            electra.generator.output_bias.copy_(log_frequencies(corpus))
+            for part in (electra.generator, electra.discriminator):
+                if isinstance(part, Generator):  # also what replace-mlm and all-tokens-mlm predict words with
+                    part.output_bias.copy_(log_frequencies(corpus))
             if config.tying == "none":
                 electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
 
