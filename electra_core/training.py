@@ -49,7 +49,11 @@ class StepResult:
 
 
 class Diverged(FloatingPointError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite; `step` counts from 0."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def training_steps(
@@ -93,7 +97,8 @@ def training_steps(
         done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
         if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
-            raise Diverged(f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row")
+            message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
+            raise Diverged(message, step)
         yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped)
 
 
