@@ -23,6 +23,7 @@ import torch
 from electra_kernels.rng import Seed, fold
 from torch import Tensor, nn
 
+from electra_core.distributed import Ranks
 from electra_core.optim import clip_gradients, set_learning_rate
 
 Batch = TypeVar("Batch")
@@ -68,6 +69,7 @@ def training_steps(
     seed: int,
     clip_norm: float,
     autocast: AbstractContextManager[Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[StepResult]:
     """Train from `first_step` up to `steps`, handing out each step's figures.
 
@@ -78,6 +80,7 @@ def training_steps(
         optimizer: one that reads `found_inf` (see optim.py): torch's fused ones and ours.
         schedule: step (from 0) -> learning rate.
         autocast: context of the forward pass, for mixed precision.
+        ranks: the processes that train together, each with parts of its own; their gradients and figures add up.
 
     Raises:
         Diverged: after `MOST_SKIPPED_STEPS` steps in a row without a finite loss and gradient; on a GPU one step
@@ -88,13 +91,13 @@ def training_steps(
         raise ValueError(
             f"optimizer: expected one that reads found_inf (fused=True), got {type(optimizer).__name__}"
         )
-    autocast = autocast or nullcontext()
+    autocast, ranks = autocast or nullcontext(), ranks or Ranks()
     parameters = [p for p in model.parameters() if p.requires_grad]
     in_a_row, count = torch.zeros((), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
         parts, key, rate = batches(step), fold(seed, step), schedule(step)
-        done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast)
+        done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast, ranks)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
         if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
             message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
@@ -120,10 +123,11 @@ def take_step(
     rate: float | Tensor,
     clip_norm: float,
     autocast: AbstractContextManager[Any],
+    ranks: Ranks,
 ) -> Done:
     """Forward, backward, clipping and update. Nothing in it waits for the device, and with `seed` and `rate` as
     device tensors nothing comes from the host either: a CUDA graph can capture it whole (`engine.py`)."""
-    loss, figures = _backward_all(loss_function, parts, seed, autocast)
+    loss, figures = _backward_all(loss_function, parts, seed, autocast, ranks)
     gradient_norm = clip_gradients(parameters, clip_norm)
     skipped = ~torch.isfinite(loss + gradient_norm)
     set_learning_rate(optimizer, rate)
@@ -162,18 +166,19 @@ def _backward_all(
     parts: Sequence[Batch],
     seed: Seed,
     autocast: AbstractContextManager[Any],
+    ranks: Ranks,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Forward and backward over the parts of a batch, gradients added up."""
-    total: Tensor | None = None
+    """Forward and backward over the parts of a batch; gradients, losses and figures added up over all ranks."""
     sums: dict[str, Tensor] = {}
-    for part in parts:
-        with autocast:
-            loss, figures = loss_function(part, seed)
-        loss.backward()
-        total = loss.detach() if total is None else total + loss.detach()
+    for index, part in enumerate(parts, start=1):
+        with ranks.locally() if index < len(parts) else nullcontext():  # other ranks hear of the last part's sum
+            with autocast:
+                loss, figures = loss_function(part, seed)
+            loss.backward()
+        figures = {**figures, "": loss}
         sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
-    assert total is not None, "a batch has at least one part"
-    return total, sums
+    sums = ranks.summed(sums)
+    return sums.pop(""), sums
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -216,15 +221,25 @@ def resolve_device(device: str) -> torch.device:
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
-    The second signal ends the process at once, by Python's own handler; what was saved stays whole.
+    A second signal ends the process at once, by Python's own handler; what was saved stays whole. Under torchrun a
+    scheduler's signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the
+    first is the first.
+
+    Args:
+        ranks: the processes that train together; `agreed` is what they all stop for.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    REASONS = ("time limit", *(number.name for number in SIGNALS))
+    SAME_SIGNAL = 5.0
 
-    def __init__(self, max_minutes: float | None = None):
+    def __init__(self, max_minutes: float | None = None, ranks: Ranks | None = None):
         self.reason: str | None = None
+        self.ranks = ranks or Ranks()
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._previous: dict[signal.Signals, Any] = {}
+        self._signalled: float | None = None
+        self._told: Callable[[], Tensor] | None = None
 
     def __enter__(self) -> StopRequest:
         for number in self.SIGNALS:
@@ -240,11 +255,26 @@ class StopRequest(AbstractContextManager["StopRequest"]):
 
     def __bool__(self) -> bool:
         if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = "time limit"
+            self.reason = self.REASONS[0]
         return self.reason is not None
 
+    def agreed(self) -> str | None:
+        """Why to stop, the same on all ranks at the same call; None to go on.
+
+        With several ranks, each call tells the others what this one knows and hears what they all knew at the call
+        before, so that nobody waits. A single process hears itself at once.
+        """
+        if self.ranks.size == 1:
+            return self.reason if self else None
+        wanted = [float(bool(self) and self.reason == reason) for reason in self.REASONS]
+        before, self._told = self._told, self.ranks.later_sum(torch.tensor(wanted))
+        counts = before().tolist() if before else []
+        return next((reason for reason, count in zip(self.REASONS, counts) if count), None)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None:
+        now = time.monotonic()
+        if self._signalled is None:
+            self._signalled, self.reason = now, signal.Signals(number).name
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._signalled > self.SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.reason = signal.Signals(number).name

@@ -1,0 +1,226 @@
+"""One run on several processes ("ranks"), one per GPU, started by torchrun.
+
+    torchrun --standalone --nproc-per-node 8 -m electra_core pretrain --data DATA --out RUN
+
+Every rank holds the model, takes its share of each step's batch (`batches.Batches`) and ends the step with the
+same gradients, so that all make the same update. Losses of a batch's shares *add up* to the whole batch's means
+(each share knows its weight), so gradients are summed over ranks, not averaged as is usual: the batch, its masks
+and its loss are the same for any number of ranks, and unevenly long shares are no special case.
+
+- `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients off in buckets
+  while the backward pass still computes others. One reduction of everything at the end of the step would be
+  simpler, but the GPUs would wait for it: for `base` half a gigabyte per step. Parts that a rank computes one
+  after the other (`accumulate`) are added up locally; only the last one's backward talks to other ranks.
+- With `--sharding fsdp` every rank stores a part of each parameter and of the optimizer's state (FSDP2,
+  `fully_shard`); layers are put together just before they are used. Gradients are then reduced after every part:
+  keeping them whole would need the memory that sharding saves. Checkpoints hold whole tensors (`gathered`,
+  `placed_like`), so a run may change between the two, and between numbers of ranks, whenever it is resumed.
+- Figures that hosts must agree on (when to stop, where to go on from, who found an error) go over a second
+  channel between the processors, gloo, so that no GPU is waited for.
+
+Left out on purpose: tensor and pipeline parallelism (no ELECTRA is that large), and elastic world sizes within a
+run (torchrun restarts all ranks; `--resume` goes on).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from electra_core.errors import AnotherRankFailed, UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up. torchrun ends a broken run within seconds; this is for
+what only the network knows. Rank 0 alone counts words and writes models meanwhile, so it cannot be short."""
+
+
+class Ranks:
+    """This process among all that train one model; without arguments the only one."""
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+        self._replica: nn.parallel.DistributedDataParallel | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which logs, writes and saves."""
+        return self.rank == 0
+
+    def summed(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each scalar summed over all ranks, on its device, in one message; nothing waits for it."""
+        if self.size == 1:
+            return scalars
+        values = torch.stack([value.double() for value in scalars.values()])
+        dist.all_reduce(values)
+        return dict(zip(scalars, values.unbind()))
+
+    def later_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begins to sum `values`, on the host, over all ranks; what is returned waits for the result."""
+        work = dist.all_reduce(values, async_op=True)
+
+        def finished() -> Tensor:
+            work.wait()
+            return values
+
+        return finished
+
+    def joined(self, values: Tensor) -> Tensor:
+        """1-D tensors of any lengths, one from each rank, end to end in the order of the ranks; on the host."""
+        values = values.cpu()
+        if self.size == 1:
+            return values
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(values)]))
+        padded = values.new_zeros(int(max(lengths)))
+        padded[: len(values)] = values
+        rows = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(rows, padded)
+        return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)])
+
+    def share(self, model: nn.Module) -> None:
+        """Give all ranks rank 0's parameters, in place."""
+        if self.size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.data, src=0)
+
+    def data_parallel(self, model: nn.Module, sharded: bool) -> nn.Module:
+        """The module to call in training, so that backward leaves the gradients summed over all ranks.
+
+        Args:
+            model: the same on all ranks (`share`), on its device; what `shard` returned if `sharded`.
+        """
+        if self.size == 1 or sharded:
+            return model
+        # find_unused_parameters: a generator that draws uniformly has no gradients. It also keeps the buckets as
+        # they are. DDP otherwise lays them out anew after the first backward; sums would be formed in another
+        # order from there on, and a resumed run would differ in the last bits from an uninterrupted one.
+        self._replica = nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=False, init_sync=False, find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )  # fmt: skip
+        self._replica.register_comm_hook(None, _summed_bucket)
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        return self._replica
+
+    def locally(self) -> AbstractContextManager[Any]:
+        """Context of a backward pass whose gradients wait to be added to the next part's."""
+        return nullcontext() if self._replica is None else self._replica.no_sync()
+
+    def decided_by_first(self, decide: Callable[[], T]) -> T:
+        """What `decide` returns on rank 0 (a JSON value), on every rank; its UserError ends all of them."""
+        if self.size == 1:
+            return decide()
+        return json.loads(self._text_from(0, self.together(lambda: json.dumps(decide()) if self.first else "")))
+
+    def together(self, do: Callable[[], T]) -> T:
+        """`do()` on every rank. A UserError on any of them ends all, and only one says so.
+
+        Raises:
+            UserError: on the lowest rank that had one.
+            AnotherRankFailed: on all others.
+        """
+        result, error = None, None
+        try:
+            result = do()
+        except UserError as mistake:
+            error = mistake
+        lowest = torch.tensor(self.size if error is None else self.rank)
+        if self.size > 1:
+            dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        if int(lowest) == self.rank and error is not None:
+            raise error
+        if int(lowest) < self.size:
+            raise AnotherRankFailed(f"rank {int(lowest)} has an error") from None
+        return result  # type: ignore[return-value]
+
+    def _text_from(self, rank: int, text: str) -> str:
+        content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        length = torch.tensor(len(content))
+        dist.broadcast(length, src=rank)
+        received = content if self.rank == rank else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(received, src=rank)
+        return received.numpy().tobytes().decode()
+
+
+@contextmanager
+def launched(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that torchrun started, connected; the only one where it did not start us.
+
+    Processors talk over gloo, GPUs over NCCL. When an exception leaves the context, nobody is waited for: the
+    others are in the middle of something, and torchrun ends them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _summed_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's hook: the sum over ranks, where its own would be the mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda reduced: reduced.value()[0])
+
+
+# Sharding -----------------------------------------------------------------------------------------------------
+
+
+def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> nn.Module:
+    """Split the parameters of `model` over all ranks, in place; they move to `device`.
+
+    Each of `layers` is put together when it is used and given back afterwards; everything else, shared embeddings
+    included, is put together for the whole step.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for part in (*dict.fromkeys(layers), model):
+        fully_shard(part, mesh=mesh)
+        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+    return model
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank stores a part of `tensor` only (a DTensor)."""
+    return hasattr(tensor, "full_tensor")  # importing DTensor takes as long as all the rest of this file
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part that this rank stores; the same memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor; every rank has to ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def placed_like(value: Tensor, target: Tensor) -> Tensor:
+    """`value`, a whole tensor that every rank has, on the device of `target` and split as that is."""
+    value = value.to(target.device)
+    if not is_sharded(target) or value.shape != target.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def norm_over_shards(norm: Tensor) -> Tensor:
+    """The norm of the whole vector, of whose parts every rank gives its own's."""
+    square = norm.square()
+    dist.all_reduce(square)
+    return square.sqrt()
