@@ -20,12 +20,13 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
+from electra_core.progress import Progress
 from electra_core.training import Diverged
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 FEWEST_ROWS, SPIKE = 8, 6.0
-"""A loss is a spike if it is further above the median of the rows before than `SPIKE` times their usual distance."""
+"""A spike is further above the median of the rows before than `SPIKE` times their usual distance from it."""
 
 
 def spike(losses: Sequence[float], loss: float) -> str | None:
@@ -42,6 +43,14 @@ def spike(losses: Sequence[float], loss: float) -> str | None:
     return f"The loss has jumped to {loss:.4g}; the median of the {len(losses)} rows before is {middle:.4g}."
 
 
+def said(warnings: Sequence[str | None], bar: Progress) -> dict[str, list[str]]:
+    """Tell the user, once; returns what a row of the log says of it."""
+    found = [warning for warning in warnings if warning]
+    for warning in found:
+        bar.say(f"warning: {warning}")
+    return {"warnings": found} if found else {}
+
+
 def with_postmortem(
     steps: Iterator[Result],
     file: Path,
@@ -50,12 +59,12 @@ def with_postmortem(
     batches: Callable[[int], Sequence[Batch]],
     seed: int,
     autocast: AbstractContextManager[Any],
-    **facts: Any,
+    batch_size: int,
 ) -> Iterator[Result]:
     """`steps` (`training_steps`), and where they diverge, `file` with the post-mortem.
 
     Args:
-        facts: what else belongs into it; JSON values.
+        batch_size: sequences in a step: `file` names the examples of the batch by their indices in the run.
 
     Raises:
         Diverged: the same, naming file and module.
@@ -64,7 +73,9 @@ def with_postmortem(
         yield from steps
     except Diverged as error:
         parts, key = batches(error.step), fold(seed, error.step)
-        found = {"step": error.step + 1, "error": str(error), **facts}
+        first = error.step * batch_size
+        found: dict[str, Any] = {"step": error.step + 1, "error": str(error), "seed": seed}
+        found["examples"] = {"first": first, "last": first + batch_size - 1}
         found |= examine(model, loss_function, parts, key, autocast)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         raise Diverged(f"{error}; {found['verdict']} ({file})", error.step) from None

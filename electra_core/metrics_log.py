@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from electra_core.errors import UserError
 
 Row = dict[str, Any]
+ROWS_KEPT = 20  # of the newest losses, for `guards.spike`
 
 
 class MetricsLog:
@@ -36,6 +38,7 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step] if first_step else []
         self.last_evaluation = last_evaluation(kept)
+        self.recent_losses: deque[float] = deque((row["loss"] for row in kept if "loss" in row), maxlen=ROWS_KEPT)
         new = folder / ".metrics.jsonl.new"
         new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(new, self.path)
@@ -46,6 +49,8 @@ class MetricsLog:
         """Append a row; with the operating system when this returns, whatever happens to the process next."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
+        if "loss" in figures:
+            self.recent_losses.append(figures["loss"])
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         if self.tensorboard is not None:
             for name, value in numbers.items():

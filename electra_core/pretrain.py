@@ -24,11 +24,13 @@ from electra_core.corpus import Corpus
 from electra_core.electra import Generator, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
+from electra_core.guards import said, spike, with_postmortem
+from electra_core.meter import Meter, flops_per_token
 from electra_core.metrics_log import MetricsLog
 from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
-from electra_core.progress import Progress, progress
+from electra_core.progress import progress
 from electra_core.run_folder import (
     check_identity,
     find_checkpoint,
@@ -39,7 +41,6 @@ from electra_core.run_folder import (
     write_config,
 )
 from electra_core.training import (
-    StepResult,
     StopRequest,
     autocast_context,
     resolve_device,
@@ -76,6 +77,7 @@ def pretrain(
     device: str = "auto",
     max_minutes: float | None = None,
     quiet: bool = False,
+    wandb: str | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
 ) -> PretrainResult:
     """Pre-train a preset on a prepared corpus.
@@ -89,6 +91,7 @@ def pretrain(
         init_discriminator, init_generator: model directories to go on from, both or neither.
         device: auto | cpu | cuda.
         max_minutes: save and stop after this long.
+        wandb: project of Weights & Biases to log to as well.
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
@@ -114,8 +117,9 @@ def pretrain(
     state.begin(step=first_step, steps=config.steps)
     write_config(run / "config.toml", encoder, config)
     autocast = autocast_context(place, resolve_precision(config.precision, place))
-    log = MetricsLog(run, first_step)
-    meter = _Meter(tokens=int(checkpoint.meta["tokens"]) if checkpoint else 0)
+    log = MetricsLog(run, first_step, wandb)
+    seen = int(checkpoint.meta["tokens"]) if checkpoint else 0
+    meter = Meter(seen, flops_per_token(encoder, config), place)
     warnings: list[str] = []
     last_evaluation = log.last_evaluation
     started = time.monotonic()
@@ -132,10 +136,13 @@ def pretrain(
         return output.loss, _figures(output, batch)
 
     steps = training_steps(
-        electra, optimizer, loss_function, batches, first_step=first_step, steps=config.steps, seed=config.seed,
+        electra, optimizer, loss_function, meter.timing(batches), first_step=first_step, steps=config.steps, seed=config.seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
         clip_norm=config.clip_norm, autocast=autocast,
     )  # fmt: skip
+    steps = with_postmortem(
+        steps, run / "postmortem.json", electra, loss_function, batches, config.seed, autocast, config.batch_size
+    )
     with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, state, writer:
         bar.update(first_step)
         for result in steps:
@@ -143,14 +150,18 @@ def pretrain(
             meter.add(result)
             bar.update(1)
             if step % config.log_every == 0:
-                _log_training(log, meter, result, bar)
+                row = meter.row(result)
+                log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
+                bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
             leaving = bool(stop)
             due = step % config.eval_every == 0 or step == config.steps
             if due or stop.reason == "time limit":
+                begin = time.monotonic()
                 last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast), step
-                if due:  # the log is that of an uninterrupted run
-                    log.write(step, tokens=meter.tokens, **last_evaluation)
                 warnings = health(last_evaluation)
+                if due:  # the log is that of an uninterrupted run
+                    log.write(step, tokens=meter.tokens, **last_evaluation, **said(warnings, bar))
+                meter.leave_out(begin)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": meter.tokens, **last_evaluation})
             if leaving or step == config.steps or step % config.checkpoint_every == 0:
@@ -207,56 +218,6 @@ def _start(
                     part.output_bias.copy_(log_frequencies(corpus))
             if config.tying == "none":
                 electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
-
-
-class _Meter:
-    """Sums of a run's figures since the last row of the log; they stay on the device until somebody reads them."""
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
-        self._waiting: Tensor | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self.steps, self.since = 0, time.monotonic()
-
-    def add(self, result: StepResult) -> None:
-        """Note a step."""
-        self.steps += 1
-        self._names = [*result.figures, "skipped"]
-        figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
-        self._waiting = figures if self._waiting is None else self._waiting + figures
-
-    @property
-    def tokens(self) -> int:
-        """That the run has seen, since its very beginning."""
-        self._settle()
-        return self._tokens
-
-    @property
-    def sums(self) -> dict[str, float]:
-        """Of every figure since `reset`, and of "skipped" steps."""
-        self._settle()
-        return self._sums
-
-    def _settle(self) -> None:
-        """Waits for the device, and brings to the host what has added up there."""
-        if self._waiting is not None:
-            arrived = dict(zip(self._names, self._waiting.tolist()))
-            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in arrived.items()}
-            self._tokens += int(arrived["tokens"])
-            self._waiting = None
-
-
-def _log_training(log: MetricsLog, meter: _Meter, result: StepResult, bar: Progress) -> None:
-    sums, seconds = meter.sums, time.monotonic() - meter.since
-    tokens, skipped = sums.pop("tokens"), int(sums.pop("skipped"))
-    row = {name: value / meter.steps for name, value in sums.items()}
-    row |= {"gradient_norm": float(result.gradient_norm), "learning_rate": result.learning_rate}
-    log.write(result.step, tokens=meter.tokens, tokens_per_second=tokens / seconds, skipped_steps=skipped, **row)
-    bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{tokens / seconds:,.0f}")
-    meter.reset()
 
 
 def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:

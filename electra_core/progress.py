@@ -14,11 +14,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
-    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it."""
+    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it, `say` prints a line.
+
+    A line that was said before is not said again.
+    """
 
     def update(self, amount: int = 1) -> None: ...
 
     def note(self, **figures: object) -> None: ...
+
+    def say(self, line: str) -> None: ...
 
 
 class _Silent:
@@ -28,16 +33,25 @@ class _Silent:
     def note(self, **figures: object) -> None:
         pass
 
+    def say(self, line: str) -> None:
+        pass
+
 
 class _Bar:
     def __init__(self, bar: tqdm) -> None:
         self._bar = bar
+        self._said: set[str] = set()
 
     def update(self, amount: int = 1) -> None:
         self._bar.update(amount)
 
     def note(self, **figures: object) -> None:
         self._bar.set_postfix({key: str(value) for key, value in figures.items()}, refresh=False)
+
+    def say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._bar.write(line, file=self._bar.fp)
 
 
 class _Lines:
@@ -47,6 +61,7 @@ class _Lines:
         self._title, self._total, self._unit, self._stream = title, total, unit, stream
         self._done, self._start, self._last = 0, time.monotonic(), time.monotonic()
         self._figures: dict[str, object] = {}
+        self._said: set[str] = set()
 
     def update(self, amount: int = 1) -> None:
         self._done += amount
@@ -56,6 +71,11 @@ class _Lines:
 
     def note(self, **figures: object) -> None:
         self._figures = figures
+
+    def say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            print(line, file=self._stream, flush=True)
 
     def write(self) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)

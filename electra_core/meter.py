@@ -1,0 +1,118 @@
+"""What a row of the log says of the training since the row before: losses, speed, memory, waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.flops import modern_training_flops, run_of
+from electra_core.metrics_log import peak_memory_mb
+from electra_core.training import StepResult
+
+Parts = TypeVar("Parts")
+
+# Dense bf16 products with fp32 sums, operations a second, from NVIDIA's data sheets; the first name that fits.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
+    "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12,
+}  # fmt: skip
+
+
+class Meter:
+    """Sums of a run's figures since the last row of the log; they stay on the device until somebody reads them.
+
+    Args:
+        tokens: seen by the run before.
+        flops_per_token: of training, by modern counting (`flops_per_token`).
+        device: whose memory and peak count.
+        devices: that train together; the figures are those of all of them.
+    """
+
+    def __init__(self, tokens: int, flops_per_token: float, device: torch.device, devices: int = 1) -> None:
+        self._tokens, self._flops_per_token, self._device = tokens, flops_per_token, device
+        self._peak = _peak_flops(device, devices)
+        self._waiting: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin the next row."""
+        self._sums: dict[str, float] = {}
+        self._steps, self._since = 0, time.monotonic()
+        self._data_seconds = 0.0
+
+    def timing(self, batches: Callable[[int], Parts]) -> Callable[[int], Parts]:
+        """`batches`, whose seconds count as waiting for data."""
+
+        def timed(step: int) -> Parts:
+            begin = time.monotonic()
+            parts = batches(step)
+            self._data_seconds += time.monotonic() - begin
+            return parts
+
+        return timed
+
+    def leave_out(self, begin: float) -> None:
+        """The time since `begin` (of `time.monotonic`) was not spent on training."""
+        self._since += time.monotonic() - begin
+
+    def add(self, result: StepResult) -> None:
+        """Note a step."""
+        self._steps += 1
+        self._names = [*result.figures, "skipped"]
+        figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
+        self._waiting = figures if self._waiting is None else self._waiting + figures
+
+    @property
+    def tokens(self) -> int:
+        """That the run has seen, since its very beginning."""
+        self._settle()
+        return self._tokens
+
+    def row(self, result: StepResult) -> dict[str, Any]:
+        """The next row of the log, which ends with the step of `result`; then begins the one after.
+
+        Losses are means over the row's steps. `data_wait` is the share of its time that batches took,
+        `memory_mb` the most memory since the start, `mfu` the share of the chip's peak where that is known
+        (sequences taken as full).
+        """
+        self._settle()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        tokens, skipped = self._sums.pop("tokens"), int(self._sums.pop("skipped"))
+        row: dict[str, Any] = {
+            "tokens": self._tokens,
+            "tokens_per_second": tokens / seconds,
+            "data_wait": round(self._data_seconds / seconds, 4),
+            "memory_mb": round(peak_memory_mb(self._device)),
+            "skipped_steps": skipped,
+        }
+        if self._peak is not None:
+            row["mfu"] = round(self._flops_per_token * tokens / seconds / self._peak, 4)
+        row |= {name: value / self._steps for name, value in self._sums.items()}
+        row |= {"gradient_norm": float(result.gradient_norm), "learning_rate": result.learning_rate}
+        self.reset()
+        return row
+
+    def _settle(self) -> None:
+        """Waits for the device, and brings to the host what has added up there."""
+        if self._waiting is not None:
+            arrived = dict(zip(self._names, self._waiting.tolist()))
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in arrived.items()}
+            self._tokens += int(arrived["tokens"])
+            self._waiting = None
+
+
+def flops_per_token(encoder: EncoderConfig, config: PretrainConfig) -> float:
+    """Training FLOPs for each token of full sequences, by modern counting (`flops.py`)."""
+    return modern_training_flops(run_of(encoder, config)) / (config.steps * config.batch_size * config.max_length)
+
+
+def _peak_flops(device: torch.device, devices: int) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * devices for part, peak in PEAK_FLOPS.items() if part in name), None)
