@@ -42,13 +42,13 @@ def _calls(
     numbers = (longest, dropout_p, 0, head_dim**-0.5)
 
     def forward() -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = attention_triton.attention_forward(qkv, cu_seqlens, seed, *numbers)
+        result: tuple[Tensor, Tensor] = attention_triton.forward(qkv, cu_seqlens, seed, *numbers)
         return result
 
     out, lse = forward()
 
     def backward() -> Tensor:
-        gradient: Tensor = attention_triton.attention_backward(dout, qkv, cu_seqlens, seed, out, lse, *numbers)
+        gradient: Tensor = attention_triton.backward(dout, out, lse, qkv, cu_seqlens, seed, *numbers)
         return gradient
 
     return forward, backward

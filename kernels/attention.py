@@ -14,7 +14,6 @@ Left out on purpose: causal masks, additive biases, different lengths for querie
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 from electra_kernels import attention_reference, rng
@@ -22,7 +21,7 @@ from electra_kernels.dispatch import checks_values, use_triton
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-KERNEL_HEAD_DIMS = (16, 32, 64, 128)
+KERNEL_HEAD_DIMS = (16, 32, 64, 128)  # others take the twin on every device
 
 
 def attention(
@@ -60,17 +59,14 @@ def attention(
     if checks_values(qkv_T3HK):
         _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
     scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
-    options: dict[str, Any] = {
-        "dropout_p": dropout_p,
-        "seed": _no_seed(qkv_T3HK) if seed is None else rng.seed_tensor(seed, qkv_T3HK.device),
-        "stream": stream,
-        "softmax_scale": scale,
-    }
-    if _has_kernel(qkv_T3HK) and use_triton(qkv_T3HK):
+    key = _no_seed(qkv_T3HK) if seed is None else rng.seed_tensor(seed, qkv_T3HK.device)
+    numbers = (max_seqlen, dropout_p, stream, scale)
+    if qkv_T3HK.shape[-1] in KERNEL_HEAD_DIMS and use_triton(qkv_T3HK):
         from electra_kernels import attention_triton
 
-        return attention_triton.attention(qkv_T3HK, cu_seqlens, max_seqlen, **options)
-    return attention_reference.attention(qkv_T3HK, cu_seqlens, max_seqlen, **options)
+        out_THK, _ = attention_triton.forward(qkv_T3HK.contiguous(), cu_seqlens, key, *numbers)
+        return out_THK
+    return attention_reference.attention(qkv_T3HK, cu_seqlens, key, *numbers)
 
 
 def attention_dropout_mask(
@@ -98,12 +94,6 @@ def _no_seed(qkv_T3HK: Tensor) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=qkv_T3HK.device)
 
 
-def _has_kernel(qkv_T3HK: Tensor) -> bool:
-    """Other head dims, and float64 on a GPU, take the twin on every device."""
-    double_on_gpu = qkv_T3HK.is_cuda and qkv_T3HK.dtype == torch.float64
-    return qkv_T3HK.shape[-1] in KERNEL_HEAD_DIMS and not double_on_gpu
-
-
 def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None) -> None:
     if qkv_T3HK.dim() != 4 or qkv_T3HK.shape[1] != 3:
         raise ValueError(f"qkv_T3HK: expected shape [T, 3, H, K], got {tuple(qkv_T3HK.shape)}")
@@ -120,9 +110,8 @@ def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: flo
         raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
     if dropout_p > 0.0 and seed is None:
         raise ValueError("seed: expected an int or an int64 tensor because dropout_p > 0, got None")
-    for name, tensor in (("cu_seqlens", cu_seqlens), ("seed", seed)):
-        if isinstance(tensor, Tensor) and tensor.device != qkv_T3HK.device:
-            raise ValueError(f"{name}: expected on {qkv_T3HK.device} like qkv_T3HK, got on {tensor.device}")
+    if cu_seqlens.device != qkv_T3HK.device:
+        raise ValueError(f"cu_seqlens: expected on {qkv_T3HK.device} like qkv_T3HK, got on {cu_seqlens.device}")
 
 
 def _check_values(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:

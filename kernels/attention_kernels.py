@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from electra_kernels.blocks_triton import LOG2E, dot
 from electra_kernels.rng_triton import keep_tile
-
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -45,16 +44,17 @@ def _load_rows(p_head, rows, m_rows, ROW: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
+def _load_keys_values(p_q, rows, m_rows, H: tl.constexpr, K: tl.constexpr):
+    """K and V of these rows; `p_q` points to the head's first query."""
+    b_k = _load_rows(p_q + H * K, rows, m_rows, 3 * H * K, K)
+    return b_k, _load_rows(p_q + 2 * H * K, rows, m_rows, 3 * H * K, K)
+
+
+@triton.jit
 def _store_rows(p_head, rows, m_rows, values, ROW: tl.constexpr, K: tl.constexpr):
     o_k = tl.arange(0, K)
     p_rows = p_head + rows[:, None] * ROW + o_k[None, :]
     tl.store(p_rows, values.to(p_head.dtype.element_ty), mask=m_rows[:, None])
-
-
-@triton.jit
-def _dot(a, b):
-    """Matrix product with float32 (float64 for float64) sums; float32 stays float32, never tf32."""
-    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _keep_scale(THRESHOLD: tl.constexpr):
 @triton.jit
 def _softmax_tile(b_q, b_k, o_j, length, SCALE: tl.constexpr):
     """exp of the logits (less their maximum) over all keys at once, and the sum of each row."""
-    b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)), float("-inf"))
+    b_s = tl.where((o_j < length)[None, :], dot(b_q, tl.trans(b_k)), float("-inf"))
     b_e = tl.exp2(b_s * (SCALE * LOG2E) - (tl.max(b_s, 1) * (SCALE * LOG2E))[:, None])
     return b_e, tl.sum(b_e, 1)
 
@@ -87,12 +87,11 @@ def short_forward_kernel(
     rows, m_s = start + o_s, o_s < length
     p_q = p_qkv + head * K
     b_q = _load_rows(p_q, rows, m_s, 3 * H * K, K)
-    b_k = _load_rows(p_q + H * K, rows, m_s, 3 * H * K, K)
-    b_v = _load_rows(p_q + 2 * H * K, rows, m_s, 3 * H * K, K)
+    b_k, b_v = _load_keys_values(p_q, rows, m_s, H, K)
     b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
     if THRESHOLD > 0:
         b_e = tl.where(keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S), b_e, 0.0)
-    b_out = _dot(b_e.to(b_v.dtype), b_v) * (_keep_scale(THRESHOLD) / b_sum)[:, None]
+    b_out = dot(b_e.to(b_v.dtype), b_v) * (_keep_scale(THRESHOLD) / b_sum)[:, None]
     _store_rows(p_out + head * K, rows, m_s, b_out, H * K, K)
 
 
@@ -109,21 +108,20 @@ def short_backward_kernel(
     rows, m_s = start + o_s, o_s < length
     p_q, p_dq = p_qkv + head * K, p_dqkv + head * K
     b_q = _load_rows(p_q, rows, m_s, 3 * H * K, K)
-    b_k = _load_rows(p_q + H * K, rows, m_s, 3 * H * K, K)
-    b_v = _load_rows(p_q + 2 * H * K, rows, m_s, 3 * H * K, K)
+    b_k, b_v = _load_keys_values(p_q, rows, m_s, H, K)
     b_dout = _load_rows(p_dout + head * K, rows, m_s, H * K, K)
     b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
     b_p = b_e / b_sum[:, None]
-    b_kept, b_dp = b_p, _dot(b_dout, tl.trans(b_v))
+    b_kept, b_dp = b_p, dot(b_dout, tl.trans(b_v))
     if THRESHOLD > 0:
         b_keep = keep_tile(p_seed, rows, 0, stream, head, THRESHOLD, BLOCK_S)
         b_kept, b_dp = tl.where(b_keep, b_p, 0.0), tl.where(b_keep, b_dp, 0.0)
-    b_dv = _dot(tl.trans(b_kept.to(b_q.dtype)), b_dout) * _keep_scale(THRESHOLD)
+    b_dv = dot(tl.trans(b_kept.to(b_q.dtype)), b_dout) * _keep_scale(THRESHOLD)
     _store_rows(p_dq + 2 * H * K, rows, m_s, b_dv, 3 * H * K, K)
     b_ds = (b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])).to(b_q.dtype)
     factor = SCALE * _keep_scale(THRESHOLD)
-    _store_rows(p_dq, rows, m_s, _dot(b_ds, b_k) * factor, 3 * H * K, K)
-    _store_rows(p_dq + H * K, rows, m_s, _dot(tl.trans(b_ds), b_q) * factor, 3 * H * K, K)
+    _store_rows(p_dq, rows, m_s, dot(b_ds, b_k) * factor, 3 * H * K, K)
+    _store_rows(p_dq + H * K, rows, m_s, dot(tl.trans(b_ds), b_q) * factor, 3 * H * K, K)
 
 
 # ---------------------------------------------------------------- blocks of queries and keys, any length
@@ -155,16 +153,15 @@ def forward_kernel(
     b_out = tl.zeros((BLOCK_Q, K), p_lse.dtype.element_ty)
     for key in range(0, length, BLOCK_J):
         o_j = key + tl.arange(0, BLOCK_J)
-        b_k = _load_rows(p_q + H * K, start + o_j, o_j < length, 3 * H * K, K)
-        b_v = _load_rows(p_q + 2 * H * K, start + o_j, o_j < length, 3 * H * K, K)
-        b_s = tl.where((o_j < length)[None, :], _dot(b_q, tl.trans(b_k)), float("-inf"))
+        b_k, b_v = _load_keys_values(p_q, start + o_j, o_j < length, H, K)
+        b_s = tl.where((o_j < length)[None, :], dot(b_q, tl.trans(b_k)), float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1) * (SCALE * LOG2E))
         b_rescale = tl.exp2(b_max - b_new)
         b_e = tl.exp2(b_s * (SCALE * LOG2E) - b_new[:, None])
         b_sum = b_sum * b_rescale + tl.sum(b_e, 1)
         if THRESHOLD > 0:
             b_e = tl.where(keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), b_e, 0.0)
-        b_out = b_out * b_rescale[:, None] + _dot(b_e.to(b_v.dtype), b_v)
+        b_out = b_out * b_rescale[:, None] + dot(b_e.to(b_v.dtype), b_v)
         b_max = b_new
     b_out *= (_keep_scale(THRESHOLD) / b_sum)[:, None]
     _store_rows(p_out + head * K, rows, m_q, b_out, H * K, K)
@@ -193,14 +190,13 @@ def backward_queries_kernel(
     b_dq = tl.zeros((BLOCK_Q, K), b_lse.dtype)
     for key in range(0, length, BLOCK_J):
         o_j = key + tl.arange(0, BLOCK_J)
-        b_k = _load_rows(p_q + H * K, start + o_j, o_j < length, 3 * H * K, K)
-        b_v = _load_rows(p_q + 2 * H * K, start + o_j, o_j < length, 3 * H * K, K)
-        b_s = _dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E) - b_lse[:, None]
+        b_k, b_v = _load_keys_values(p_q, start + o_j, o_j < length, H, K)
+        b_s = dot(b_q, tl.trans(b_k)) * (SCALE * LOG2E) - b_lse[:, None]
         b_p = tl.exp2(tl.where((o_j < length)[None, :], b_s, float("-inf")))
-        b_dp = _dot(b_dout, tl.trans(b_v))
+        b_dp = dot(b_dout, tl.trans(b_v))
         if THRESHOLD > 0:
             b_dp = tl.where(keep_tile(p_seed, rows, key, stream, head, THRESHOLD, BLOCK_J), b_dp, 0.0)
-        b_dq += _dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[:, None])).to(b_k.dtype), b_k)
+        b_dq += dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[:, None])).to(b_k.dtype), b_k)
     _store_rows(p_dqkv + head * K, rows, m_q, b_dq * SCALE, 3 * H * K, K)
 
 
@@ -216,8 +212,7 @@ def backward_keys_kernel(
     o_j = block * BLOCK_J + tl.arange(0, BLOCK_J)
     m_j = o_j < length
     p_q = p_qkv + head * K
-    b_k = _load_rows(p_q + H * K, start + o_j, m_j, 3 * H * K, K)
-    b_v = _load_rows(p_q + 2 * H * K, start + o_j, m_j, 3 * H * K, K)
+    b_k, b_v = _load_keys_values(p_q, start + o_j, m_j, H, K)
     b_dk = tl.zeros((BLOCK_J, K), p_lse.dtype.element_ty)
     b_dv = tl.zeros((BLOCK_J, K), p_lse.dtype.element_ty)
     for query in range(0, length, BLOCK_Q):
@@ -229,14 +224,14 @@ def backward_keys_kernel(
         # Queries past the end have dO = 0 and δ = 0 and so add nothing.
         o_row = head.to(tl.int64) * tokens + rows
         b_lse = tl.load(p_lse + o_row, mask=m_q, other=0.0)
-        b_p = tl.exp2(_dot(b_k, tl.trans(b_q)) * (SCALE * LOG2E) - b_lse[None, :])
-        b_kept, b_dp = b_p, _dot(b_v, tl.trans(b_dout))
+        b_p = tl.exp2(dot(b_k, tl.trans(b_q)) * (SCALE * LOG2E) - b_lse[None, :])
+        b_kept, b_dp = b_p, dot(b_v, tl.trans(b_dout))
         if THRESHOLD > 0:
             b_keep = tl.trans(keep_tile(p_seed, rows, block * BLOCK_J, stream, head, THRESHOLD, BLOCK_J))
             b_kept, b_dp = tl.where(b_keep, b_p, 0.0), tl.where(b_keep, b_dp, 0.0)
-        b_dv += _dot(b_kept.to(b_dout.dtype), b_dout)
+        b_dv += dot(b_kept.to(b_dout.dtype), b_dout)
         b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
-        b_dk += _dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[None, :])).to(b_q.dtype), b_q)
+        b_dk += dot((b_p * (b_dp * _keep_scale(THRESHOLD) - b_delta[None, :])).to(b_q.dtype), b_q)
     p_dk = p_dqkv + (H + head) * K
     _store_rows(p_dk, start + o_j, m_j, b_dk * SCALE, 3 * H * K, K)
     _store_rows(p_dk + H * K, start + o_j, m_j, b_dv * _keep_scale(THRESHOLD), 3 * H * K, K)

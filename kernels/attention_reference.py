@@ -22,10 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 def attention(
     qkv_T3HK: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    dropout_p: float,
     seed: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
     stream: int,
     softmax_scale: float,
 ) -> Tensor:

@@ -1,13 +1,14 @@
 """Attention on Triton: tiles, launches and the torch operators (kernels: `attention_kernels.py`).
 
-Two operators, `electra_kernels::attention_forward` and `…_backward`, opaque to torch.compile; both draw the
-same dropout from the counter. The forward also returns the rows' log-sum-exp (base 2), [H, T], or an empty
+Two operators, `electra_kernels::attention` and `…_backward`; both draw the same dropout from the counter. The
+forward also returns the rows' log-sum-exp (base 2), [H, T], or an empty
 tensor from the short path, whose backward does not need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import triton
 from electra_kernels import attention_kernels as kernels
 from electra_kernels import rng
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import operator
 from torch import Tensor
 
 # ---------------------------------------------------------------- tiles
@@ -101,15 +103,59 @@ def _options(tile: Tile) -> dict[str, int]:
     }
 
 
-def _constants(qkv_T3HK: Tensor, dropout_p: float, softmax_scale: float) -> dict[str, Any]:
-    _, _, heads, head_dim = qkv_T3HK.shape
-    threshold = rng.dropout_threshold(dropout_p)
-    return {"H": heads, "K": head_dim, "SCALE": softmax_scale, "THRESHOLD": threshold}
-
-
 def _is_short(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
     architecture = _architecture(qkv_T3HK.device)
     return max_seqlen <= short_limit(architecture, qkv_T3HK.dtype, qkv_T3HK.shape[-1])
+
+
+# ---------------------------------------------------------------- launches
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What all kernels of one call are launched with."""
+
+    qkv_T3HK: Tensor
+    cu_seqlens: Tensor
+    seed: Tensor
+    max_seqlen: int
+    dropout_p: float
+    stream: int
+    softmax_scale: float
+
+    def launch_short(self, kernel: Any, *tensors: Tensor) -> None:
+        """One program for each (sequence, head)."""
+        options = _short_options(self.qkv_T3HK.dtype, self.max_seqlen)
+        self._launch(kernel, self._pairs(), tensors, (self.stream,), options)
+
+    def launch(self, name: str, kernel: Any, *tensors: Tensor) -> None:
+        """One program for each (sequence, head) and block of what the kernel called `name` in `TILES` owns."""
+        qkv_T3HK = self.qkv_T3HK
+        chosen = tile(name, _architecture(qkv_T3HK.device), qkv_T3HK.dtype, qkv_T3HK.shape[-1])
+        blocks = triton.cdiv(self.max_seqlen, chosen.keys if name == "keys" else chosen.queries)
+        numbers = (self.stream, len(qkv_T3HK), blocks)
+        self._launch(kernel, self._pairs() * blocks, tensors, numbers, _options(chosen))
+
+    def _pairs(self) -> int:
+        return (self.cu_seqlens.numel() - 1) * self.qkv_T3HK.shape[2]
+
+    def _launch(
+        self,
+        kernel: Any,
+        programs: int,
+        tensors: tuple[Tensor, ...],
+        numbers: tuple[int, ...],
+        options: dict[str, int],
+    ) -> None:
+        _, _, heads, head_dim = self.qkv_T3HK.shape
+        constants = {"H": heads, "K": head_dim, "SCALE": self.softmax_scale}
+        constants["THRESHOLD"] = rng.dropout_threshold(self.dropout_p)
+        if programs:
+            operands = (self.qkv_T3HK, self.cu_seqlens, self.seed, *tensors)
+            kernel[(programs,)](*operands, *numbers, **constants, **options)
+
+
+# ---------------------------------------------------------------- operators
 
 
 def _empty_outputs(qkv_T3HK: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
@@ -120,11 +166,8 @@ def _empty_outputs(qkv_T3HK: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
     return out_THK, qkv_T3HK.new_empty(lse_HT, dtype=sums)
 
 
-# ---------------------------------------------------------------- launchers and operators
-
-
-@torch.library.custom_op("electra_kernels::attention_forward", mutates_args=())
-def attention_forward(
+@operator("attention")
+def forward(
     qkv_T3HK: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
@@ -134,131 +177,65 @@ def attention_forward(
     softmax_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """(out_THK, log-sum-exp); `qkv_T3HK` is contiguous, `seed` holds [key, first_row]."""
+    batch = _Batch(qkv_T3HK, cu_seqlens, seed, max_seqlen, dropout_p, stream, softmax_scale)
     out_THK, lse_HT = _empty_outputs(qkv_T3HK, max_seqlen)
-    tokens, _, heads, head_dim = qkv_T3HK.shape
-    pairs = (cu_seqlens.numel() - 1) * heads
-    if tokens == 0 or pairs == 0:
-        return out_THK, lse_HT
-    constants = _constants(qkv_T3HK, dropout_p, softmax_scale)
-    with torch.cuda.device_of(qkv_T3HK):
-        if _is_short(qkv_T3HK, max_seqlen):
-            options = _short_options(qkv_T3HK.dtype, max_seqlen)
-            kernels.short_forward_kernel[(pairs,)](
-                qkv_T3HK, cu_seqlens, seed, out_THK, stream, **constants, **options
-            )
-            return out_THK, lse_HT
-        chosen = tile("forward", _architecture(qkv_T3HK.device), qkv_T3HK.dtype, head_dim)
-        blocks = triton.cdiv(max_seqlen, chosen.queries)
-        kernels.forward_kernel[(pairs * blocks,)](
-            qkv_T3HK, cu_seqlens, seed, out_THK, lse_HT, stream, tokens, blocks, **constants, **_options(chosen)
-        )
+    if _is_short(qkv_T3HK, max_seqlen):
+        batch.launch_short(kernels.short_forward_kernel, out_THK)
+    else:
+        batch.launch("forward", kernels.forward_kernel, out_THK, lse_HT)
     return out_THK, lse_HT
 
 
-@attention_forward.register_fake
-def _(
-    qkv_T3HK: Tensor,
-    cu_seqlens: Tensor,
-    seed: Tensor,
-    max_seqlen: int,
-    dropout_p: float,
-    stream: int,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
+@forward.register_fake
+def _(qkv_T3HK: Tensor, _offsets: Tensor, _seed: Tensor, max_seqlen: int, *_: float) -> tuple[Tensor, Tensor]:
     return _empty_outputs(qkv_T3HK, max_seqlen)
 
 
-@torch.library.custom_op("electra_kernels::attention_backward", mutates_args=())
-def attention_backward(
+@operator("attention_backward")
+def backward(
     dout_THK: Tensor,
+    out_THK: Tensor,
+    lse_HT: Tensor,
     qkv_T3HK: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
-    out_THK: Tensor,
-    lse_HT: Tensor,
     max_seqlen: int,
     dropout_p: float,
     stream: int,
     softmax_scale: float,
 ) -> Tensor:
     """Gradient of `qkv_T3HK`; all tensors contiguous."""
+    batch = _Batch(qkv_T3HK, cu_seqlens, seed, max_seqlen, dropout_p, stream, softmax_scale)
     dqkv_T3HK = torch.empty_like(qkv_T3HK)
-    tokens, _, heads, head_dim = qkv_T3HK.shape
-    pairs = (cu_seqlens.numel() - 1) * heads
-    if tokens == 0 or pairs == 0:
+    if _is_short(qkv_T3HK, max_seqlen):
+        batch.launch_short(kernels.short_backward_kernel, dout_THK, dqkv_T3HK)
         return dqkv_T3HK
-    constants = _constants(qkv_T3HK, dropout_p, softmax_scale)
-    with torch.cuda.device_of(qkv_T3HK):
-        if _is_short(qkv_T3HK, max_seqlen):
-            options = _short_options(qkv_T3HK.dtype, max_seqlen)
-            kernels.short_backward_kernel[(pairs,)](
-                qkv_T3HK, cu_seqlens, seed, dout_THK, dqkv_T3HK, stream, **constants, **options
-            )
-            return dqkv_T3HK
-        architecture = _architecture(qkv_T3HK.device)
-        delta_HT = torch.empty_like(lse_HT)
-        chosen = tile("queries", architecture, qkv_T3HK.dtype, head_dim)
-        blocks = triton.cdiv(max_seqlen, chosen.queries)
-        kernels.backward_queries_kernel[(pairs * blocks,)](
-            qkv_T3HK, cu_seqlens, seed, dout_THK, out_THK, lse_HT, delta_HT, dqkv_T3HK, stream, tokens, blocks,
-            **constants, **_options(chosen),
-        )  # fmt: skip
-        chosen = tile("keys", architecture, qkv_T3HK.dtype, head_dim)
-        blocks = triton.cdiv(max_seqlen, chosen.keys)
-        kernels.backward_keys_kernel[(pairs * blocks,)](
-            qkv_T3HK, cu_seqlens, seed, dout_THK, lse_HT, delta_HT, dqkv_T3HK, stream, tokens, blocks,
-            **constants, **_options(chosen),
-        )  # fmt: skip
+    delta_HT = torch.empty_like(lse_HT)
+    written = (delta_HT, dqkv_T3HK)
+    batch.launch("queries", kernels.backward_queries_kernel, dout_THK, out_THK, lse_HT, *written)
+    batch.launch("keys", kernels.backward_keys_kernel, dout_THK, lse_HT, *written)
     return dqkv_T3HK
 
 
-@attention_backward.register_fake
-def _(
-    dout_THK: Tensor,
-    qkv_T3HK: Tensor,
-    cu_seqlens: Tensor,
-    seed: Tensor,
-    out_THK: Tensor,
-    lse_HT: Tensor,
-    max_seqlen: int,
-    dropout_p: float,
-    stream: int,
-    softmax_scale: float,
-) -> Tensor:
+@backward.register_fake
+def _(_dout: Tensor, _out: Tensor, _lse: Tensor, qkv_T3HK: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(qkv_T3HK)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv_T3HK, cu_seqlens, seed, *ctx.numbers = inputs
-    ctx.save_for_backward(qkv_T3HK, cu_seqlens, seed, *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.max_seqlen, ctx.dropout_p, ctx.stream, ctx.softmax_scale = inputs
+    ctx.save_for_backward(*output, *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout_THK: Tensor | None, _dlse: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dout_THK: Tensor | None, _dlse: None) -> tuple[Tensor | None, ...]:
     if dout_THK is None:
         return (None,) * 7
-    dqkv_T3HK = attention_backward(dout_THK.contiguous(), *ctx.saved_tensors, *ctx.numbers)
-    return dqkv_T3HK, *(None,) * 6
+    numbers = (ctx.max_seqlen, ctx.dropout_p, ctx.stream, ctx.softmax_scale)
+    return backward(dout_THK.contiguous(), *ctx.saved_tensors, *numbers), *(None,) * 6
 
 
-attention_forward.register_autograd(_backward, setup_context=_setup_context)
-
-
-def attention(
-    qkv_T3HK: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    dropout_p: float,
-    seed: Tensor,
-    stream: int,
-    softmax_scale: float,
-) -> Tensor:
-    """Attention within each sequence, `out_THK`; arguments as in `electra_kernels.attention`, all given."""
-    out_THK, _ = attention_forward(
-        qkv_T3HK.contiguous(), cu_seqlens, seed, max_seqlen, dropout_p, stream, softmax_scale
-    )
-    return out_THK
+forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def dropout_mask(tokens: int, keys: int, heads: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
@@ -280,8 +257,9 @@ _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every kernel at every tile of the tables; without dropout (fewer registers) at one head dim only."""
-    types = [(torch.bfloat16, dim) for dim in (16, 32, 64, 128)] + [(torch.float16, 64)]
-    for dtype, head_dim in [*types, (torch.float32, 64), (torch.float32, 128)]:
+    types = [(torch.bfloat16, dim) for dim in (16, 32, 64, 128)]
+    types += [(dtype, dim) for dtype in (torch.float16, torch.float32) for dim in (64, 128)]
+    for dtype, head_dim in types:
         limit = short_limit(capability, dtype, head_dim)
         runs = [
             (kernel, _short_options(dtype, block))

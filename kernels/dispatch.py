@@ -1,6 +1,7 @@
 """Which implementation runs: chosen at call time, never at import.
 
-`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else.
+`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else. float64 on a
+GPU, a precision for checking results, takes the twin.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
@@ -71,7 +72,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
     Raises:
         RuntimeError: Triton was asked for with `use("triton")` and cannot run on this tensor.
     """
-    if _choice == "reference":
+    if _choice == "reference" or (tensor.is_cuda and tensor.dtype == torch.float64):
         return False
     # A fake tensor (torch's FakeTensorMode) has a shape and no values: tracing it launches nothing.
     runnable = (tensor.is_cuda or interpreting() or is_fake(tensor)) and triton_problem() is None

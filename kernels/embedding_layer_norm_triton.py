@@ -17,6 +17,7 @@ import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop, normalise, normalise_backward
+from electra_kernels.operators import operator
 from electra_kernels.rng import dropout_threshold
 from torch import Tensor
 
@@ -84,7 +85,7 @@ def _backward_kernel(
 # ---------------------------------------------------------------- custom operators and autograd
 
 
-@torch.library.custom_op("electra_kernels::embedding_layer_norm", mutates_args=())
+@operator("embedding_layer_norm")
 def forward(
     input_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor, words_VE: Tensor, positions_SE: Tensor,
     segments_CE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float, dropout_p: float, seed: Tensor | None,
@@ -110,7 +111,7 @@ def _(
     return words_VE.new_empty(input_ids_T.shape[0], words_VE.shape[1], dtype=dtype)
 
 
-@torch.library.custom_op("electra_kernels::embedding_layer_norm_backward", mutates_args=())
+@operator("embedding_layer_norm_backward")
 def backward(
     dout_TE: Tensor, input_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor, words_VE: Tensor,
     positions_SE: Tensor, segments_CE: Tensor, weight_E: Tensor, eps: float, dropout_p: float,

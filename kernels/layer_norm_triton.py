@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import operator
 from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
 from torch import Tensor
@@ -116,7 +117,7 @@ def blocks(size: int) -> dict[str, int]:
     return {"D": size, "BLOCK_D": block_d, "BLOCK_T": max(1, ELEMENTS // block_d)}
 
 
-@torch.library.custom_op("electra_kernels::dropout_add_layer_norm", mutates_args=())
+@operator("dropout_add_layer_norm")
 def dropout_add_layer_norm(
     x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
@@ -140,7 +141,7 @@ def _(
     return x_TD.new_empty(x_TD.shape)
 
 
-@torch.library.custom_op("electra_kernels::dropout_add_layer_norm_backward", mutates_args=())
+@operator("dropout_add_layer_norm_backward")
 def backward(
     dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,

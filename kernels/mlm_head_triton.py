@@ -28,6 +28,7 @@ from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
 from electra_kernels.blocks_triton import LOG2E, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import operator
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def _operands(*tensors: Tensor) -> list[Tensor]:
     return [t.to(tensors[0].dtype if i == 1 else t.dtype).contiguous() for i, t in enumerate(tensors)]
 
 
-@torch.library.custom_op("electra_kernels::mlm_head", mutates_args=())
+@operator("mlm_head")
 def forward(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, seed: Tensor, stream: int,
     temperature: float,
@@ -134,7 +135,7 @@ def _(
     return loss_M, torch.empty_like(loss_M, dtype=torch.int64), torch.empty_like(loss_M)
 
 
-@torch.library.custom_op("electra_kernels::mlm_head_backward", mutates_args=())
+@operator("mlm_head_backward")
 def backward(
     grad_M: Tensor, hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor,
     logsumexp_M: Tensor,

@@ -146,6 +146,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         shapes = {"V": 30522, "E": size, "BLOCK_E": block_e, "BLOCK_M": block_m}
         for kernel, name, extra in (
             (_wide_tile_sums_kernel, "tile_sums", {"TEMPERED": False}),
+            (_wide_tile_sums_kernel, "tile_sums_tempered", {"TEMPERED": True}),
             (_errors_kernel, "errors", {}),
         ):
             constexprs = {**shapes, **extra}

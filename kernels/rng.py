@@ -59,11 +59,15 @@ def _philox_int(counter: tuple[int, int, int, int], key: int) -> tuple[int, int,
     return c0, c1, c2, c3
 
 
-def seed_tensor(seed: Seed, device: torch.device | str = "cpu") -> Tensor:
+def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
     """`seed` as the int64 tensor `[key, first_row]` that kernels read.
 
+    Args:
+        seed: int, or int64 tensor of 1 or 2 elements.
+        device: where it is needed; None leaves a tensor where it is and puts an int on the CPU.
+
     Raises:
-        ValueError: a tensor seed that is not int64 or has other than 1 or 2 elements.
+        ValueError: a tensor seed that is not int64, has other than 1 or 2 elements or lies on another device.
     """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() not in (1, 2):
@@ -71,11 +75,18 @@ def seed_tensor(seed: Seed, device: torch.device | str = "cpu") -> Tensor:
                 f"seed: expected an int or an int64 tensor of 1 or 2 elements, "
                 f"got {seed.dtype} of shape {tuple(seed.shape)}"
             )
+        if device is not None and not _is_on(seed, torch.device(device)):
+            raise ValueError(f"seed: expected an int or a tensor on {device}, got one on {seed.device}")
         seed = seed.reshape(-1)
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
     signed = ((int(seed) & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
     # `full` passes the number with the launch: no copy from the host, so a CUDA graph can capture it.
     return torch.nn.functional.pad(torch.full((1,), signed, dtype=torch.int64, device=device), (0, 1))
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    """`cuda` without a number means any."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def philox(

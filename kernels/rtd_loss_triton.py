@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import operator
 from torch import Tensor
 
 BLOCK_T = 1024  # tokens per program and step of the plain loss
@@ -191,7 +192,7 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-@torch.library.custom_op("electra_kernels::rtd_loss", mutates_args=())
+@operator("rtd_loss")
 def rtd_loss(
     logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,7 +214,7 @@ def _(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None) -> tupl
     return new((), dtype=dtype), new(4, dtype=torch.int64), new(len(logits_T), dtype=dtype), new((), dtype=dtype)
 
 
-@torch.library.custom_op("electra_kernels::rtd_loss_backward", mutates_args=())
+@operator("rtd_loss_backward")
 def rtd_loss_backward(grad: Tensor, dlogits_T: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
     """dlogits_T of the loss, in the logits' dtype."""
     out_T = torch.empty_like(dlogits_T, dtype=dtype)
@@ -241,7 +242,7 @@ def _differentiate_loss(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | No
 rtd_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)
 
 
-@torch.library.custom_op("electra_kernels::rtd_head", mutates_args=())
+@operator("rtd_head")
 def rtd_head(
     hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -268,7 +269,7 @@ def _(
     return new((), dtype=dtype), logits_T, counts, torch.empty_like(logits_T), new((), dtype=dtype)
 
 
-@torch.library.custom_op("electra_kernels::rtd_head_backward", mutates_args=())
+@operator("rtd_head_backward")
 def rtd_head_backward(
     grad: Tensor, hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, dlogits_T: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -308,16 +309,18 @@ rtd_head.register_autograd(_differentiate_head, setup_context=_save_head)
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """The plain loss, and the head at the widths of Small, Base and Large."""
-    loss: dict[str, object] = {"BLOCK_T": BLOCK_T, "WEIGHTED": False}
-    yield _case("rtd_loss[bf16]", _loss_kernel, "bf16", loss)
+    """The plain loss, and the head at the widths of Small, Base and Large; with and without weights."""
     yield _case("rtd_finish[fp32]", _finish_kernel, "fp32", {"BLOCK": FINISH_BLOCK})
     yield _case("rtd_scale[bf16]", _scale_kernel, "bf16", {"BLOCK_T": BLOCK_T})
-    for dtype, size in (("bf16", 256), ("fp16", 1024)):
+    for weighted in (False, True):
+        label = " weighted" if weighted else ""
+        loss: dict[str, object] = {"BLOCK_T": BLOCK_T, "WEIGHTED": weighted}
+        yield _case(f"rtd_loss[bf16{label}]", _loss_kernel, "bf16", loss)
+    for dtype, size, weighted in (("bf16", 256, False), ("bf16", 768, True), ("fp16", 1024, False)):
         block_t, block_d = _head_blocks(size)
         shapes: dict[str, object] = {"D": size, "BLOCK_D": block_d, "BLOCK_T": block_t}
-        head = {**shapes, "WEIGHTED": False}
-        yield _case(f"rtd_head[{dtype} D={size}]", _head_kernel, dtype, head, streaming=True)
+        head, label = {**shapes, "WEIGHTED": weighted}, " weighted" if weighted else ""
+        yield _case(f"rtd_head[{dtype} D={size}{label}]", _head_kernel, dtype, head, streaming=True)
         name = f"rtd_head_backward[{dtype} D={size}]"
         yield _case(name, _head_backward_kernel, dtype, shapes, streaming=True)
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from electra_kernels import sample_replace_reference as reference
 from electra_kernels.blocks_triton import finite_or_zero
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import operator
 from electra_kernels.rng_triton import philox
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def _tiles_per_step(vocabulary: int) -> int:
     return min(TILES_PER_STEP, triton.next_power_of_2(triton.cdiv(vocabulary, reference.TILE_V)))
 
 
-@torch.library.custom_op("electra_kernels::sample_and_replace", mutates_args=())
+@operator("sample_and_replace")
 def sample_and_replace(
     logits_MV: Tensor, input_ids_T: Tensor, positions_M: Tensor, seed: Tensor, stream: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 # Triton reads this when it is imported, so it has to be set before any test module is.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
 

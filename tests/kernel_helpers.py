@@ -6,6 +6,9 @@ precision, plus a small absolute term (times the largest exact value) for result
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,3 +36,17 @@ def assert_within_budget(name: str, got: Tensor, same_precision: Tensor, exact: 
     error = (got - exact).abs().max().item()
     allowed = 2 * (same_precision - exact).abs().max().item() + small
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fills every `torch.empty` with NaN (integers: with the largest), so that what no kernel wrote is seen.
+
+    A side effect of deterministic mode; operations of PyTorch that cannot be deterministic on a GPU only warn.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(1, device=DEVICE).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -165,3 +165,8 @@ def test_bytes_are_uniform_and_streams_unrelated() -> None:
 def test_bad_seed_tensors_are_refused(seed: Tensor) -> None:
     with pytest.raises(ValueError, match=r"seed: expected an int or an int64 tensor of 1 or 2 elements"):
         rng.seed_tensor(seed)
+
+
+def test_a_seed_elsewhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed: expected an int or a tensor on cpu, got one on meta"):
+        rng.seed_tensor(torch.zeros(2, dtype=torch.int64, device="meta"), "cpu")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from electra_kernels import rtd_head, rtd_loss, rtd_loss_and_counts, rtd_loss_triton, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id
+from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
 from torch import Tensor
 
 # NaN and infinity go in on purpose, and NumPy, under the interpreter, says so.
@@ -139,7 +139,7 @@ def test_head(path: str, tokens: int, size: int, weights: str, dtype: torch.dtyp
 
 
 def test_gradcheck(path: str) -> None:
-    data = inputs(70, 8, "some-zero")
+    data = {name: t.to(DEVICE) for name, t in inputs(70, 8, "some-zero").items()}
     labels_T, weights_T = data["labels"], data["weights"]
     assert torch.autograd.gradcheck(
         lambda x: rtd_loss(x, labels_T, weights_T), (data["logits"].requires_grad_(),), fast_mode=True
@@ -204,15 +204,12 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     data = {name: t.to(DEVICE) for name, t in inputs(130, 24, "some-zero").items()}
     leaves = [data[name].float().requires_grad_() for name in ("hidden", "weight", "bias")]
     before = [leaf.detach().clone() for leaf in leaves]
-    torch.use_deterministic_algorithms(True)  # also fills every torch.empty with NaN or the largest integer
-    try:
+    with poisoned_memory():
         runs = []
         for _ in range(2):
             out = rtd_head(*leaves, data["labels"], data["weights"])
             gradients = torch.autograd.grad(out.loss, leaves, retain_graph=True)
             runs.append((*out, *gradients, *torch.autograd.grad(out.loss, leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs))
     assert all(torch.equal(a, b) for a, b in zip(runs[0][3:6], runs[0][6:])), "a second backward differs"
     assert not runs[0][1].requires_grad and all(torch.equal(a, b) for a, b in zip(leaves, before))
@@ -233,8 +230,15 @@ def test_inputs_need_not_be_contiguous(path: str) -> None:
 def test_opcheck() -> None:
     data = {name: t.to(DEVICE) for name, t in inputs(9, 8, "some-zero").items()}
     leaves = [data[name].float().requires_grad_() for name in ("logits", "hidden", "weight", "bias")]
-    torch.library.opcheck(rtd_loss_triton.rtd_loss, (leaves[0], data["labels"], None))
-    torch.library.opcheck(rtd_loss_triton.rtd_head, (*leaves[1:], data["labels"], data["weights"].float()))
+    plain, head = (leaves[0], data["labels"], None), (*leaves[1:], data["labels"], data["weights"].float())
+    torch.library.opcheck(rtd_loss_triton.rtd_loss, plain)
+    torch.library.opcheck(rtd_loss_triton.rtd_head, head)
+    with torch.no_grad():
+        grad, saved = torch.ones((), device=DEVICE), rtd_loss_triton.rtd_loss(*plain)[2:]
+        saved_head = rtd_loss_triton.rtd_head(*head)[3:]
+    leaves = [leaf.detach() for leaf in leaves]
+    torch.library.opcheck(rtd_loss_triton.rtd_loss_backward, (grad, *saved, torch.float32))
+    torch.library.opcheck(rtd_loss_triton.rtd_head_backward, (grad, *leaves[1:], *saved_head))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])

@@ -1,0 +1,29 @@
+"""How this package registers an operation with PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Registers a function as `electra_kernels::name`: opaque to torch.compile, and it writes to no input.
+
+    It runs on the device of its first argument, a tensor. Triton launches on the *current* device, which on a
+    machine with several GPUs need not be the tensors'.
+    """
+
+    def register(function: Callable[..., Any]) -> CustomOpDef:
+        @functools.wraps(function)
+        def on_the_device_of_its_tensors(first: Tensor, *rest: Any) -> Any:
+            with torch.cuda.device_of(first):
+                return function(first, *rest)
+
+        return torch.library.custom_op(f"electra_kernels::{name}", on_the_device_of_its_tensors, mutates_args=())
+
+    return register
