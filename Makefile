@@ -8,9 +8,10 @@ READY := $(VENV)/.ready
 DEMO_OUT ?= demo
 TEST_JOBS ?= auto
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention mlm_head sample_replace rtd_loss layer_norm \
-	embedding_layer_norm compile_report))
+	embedding_layer_norm every_kernel compile_report))
+GPU_TESTS := tests/test_attention_gpu.py
 
-.PHONY: setup demo test check test-gpu test-triton-oldest compile-report bench-kernels tune clean
+.PHONY: setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-kernels tune clean
 
 setup: $(READY)
 
@@ -35,9 +36,19 @@ check: $(READY)
 	@mkdir -p $(VENV)/types && ln -sfn $(CURDIR)/kernels $(VENV)/types/electra_kernels  # its import name, for mypy
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy -p electra_core -p electra_kernels
 
+# On a GPU the kernel tests run for real, in three precisions; of the other files, what is marked `gpu`.
 test-gpu: $(READY)
 	@$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'make test-gpu needs a CUDA device'"
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest $(KERNEL_TESTS) $(GPU_TESTS)
+	@$(BIN)/python -m pytest -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS))
+	@$(MAKE) --no-print-directory sanitize
+
+# Without PyTorch's caching allocator every tensor is an allocation, whose ends memcheck then knows.
+sanitize: $(READY)
+	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer (CUDA toolkit) is not on the path: skipped"; exit 0; } && \
+	for tool in memcheck racecheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/kernel_calls.py || exit 1; \
+	done
 
 # The oldest Triton that is supported, with a NumPy that its interpreter knows: these two lie in a folder that
 # comes first on the path, everything else is the environment that `make test` uses.

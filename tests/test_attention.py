@@ -237,6 +237,33 @@ def test_large_logits_neither_overflow_nor_vanish(lengths: list[int]) -> None:
     torch.testing.assert_close(out.cpu().double(), exact[0], atol=1e-2, rtol=0)
 
 
+def test_offsets_beyond_31_bits() -> None:
+    """The last sequence of a batch of more than 2^31 elements equals the same sequence alone.
+
+    The operators read and write the rows of the given sequences only, so the rest of these tensors is never
+    touched and costs no memory: `cu_seqlens` starts late, which the public function refuses.
+    """
+    heads, head_dim, length = 2, 16, 40
+    first = 2**31 // (3 * heads * head_dim) + 1
+    alone = inputs([length], heads, head_dim)[0].half()
+    qkv = torch.empty(first + length, 3, heads, head_dim, dtype=torch.float16, device=DEVICE)
+    qkv[first:] = alone
+    numbers = (length, 0.0, 0, 0.25)
+    results = []
+    for rows, start in ((qkv, first), (qkv[first:].clone(), 0)):
+        batch = rows, torch.tensor([start, start + length], device=DEVICE), SEED.to(DEVICE)
+        out, lse = attention_triton.forward(*batch, *numbers)
+        results.append((out[start:], attention_triton.backward(out, out, lse, *batch, *numbers)[start:]))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_sequences_of_8192(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward of the general path; keys of the last tile alone must matter."""
+    tile = attention_triton.Tile(1024, 1024, 8, 1)
+    monkeypatch.setattr(attention_triton, "tile", lambda *_: tile) if DEVICE == "cpu" else None
+    check([8192], torch.float32, 0.0, heads=1)
+
+
 # ---------------------------------------------------------------- dropout
 
 

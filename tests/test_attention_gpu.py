@@ -1,6 +1,6 @@
 """Attention on a GPU: what the interpreter cannot show. Skipped, visibly, where there is none.
 
-The tests of `test_attention.py` run on the GPU too, in all three precisions.
+The tests of `test_attention.py` and `test_every_kernel.py` run on the GPU too, the former in three precisions.
 """
 
 from __future__ import annotations
@@ -26,13 +26,6 @@ def batch(
     return qkv, torch.arange(count + 1, device="cuda", dtype=torch.int32) * length
 
 
-def forward_backward(qkv: Tensor, cu_seqlens: Tensor, length: int, **options: object) -> tuple[Tensor, Tensor]:
-    with use("triton"):
-        out = attention(qkv, cu_seqlens, length, **options)  # type: ignore[arg-type]
-    (grad,) = torch.autograd.grad(out, qkv, out.detach())
-    return out.detach(), grad
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1], ids=["", "dropout"])
 @pytest.mark.parametrize("lengths", [[128, 77, 1, 0, 128], [512, 300, 129], [8192, 5]], ids=["128", "512", "8192"])
@@ -51,51 +44,10 @@ def test_real_sizes_are_within_the_error_budget(lengths: list[int], dropout_p: f
         assert_within_budget(name, got, same, exact)
 
 
-@PATHS
-def test_a_hundred_runs_give_the_same_bits(length: int) -> None:
-    qkv, cu_seqlens = batch(64, length)
-    first = forward_backward(qkv, cu_seqlens, length, dropout_p=0.1, seed=1)
-    for _ in range(100):
-        again = forward_backward(qkv, cu_seqlens, length, dropout_p=0.1, seed=1)
-        assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-
-
 def test_kept_fraction_of_the_kernels() -> None:
     mask = attention_dropout_mask(4096, 512, 4, dropout_p=0.1, seed=3, device="cuda")
     expected = 1 / rng.keep_scale(0.1)
     assert abs(mask.double().mean().item() - expected) < 5 * (0.09 / mask.numel()) ** 0.5
-
-
-@PATHS
-def test_a_replayed_graph_draws_fresh_numbers(length: int) -> None:
-    qkv, cu_seqlens = batch(8, length)
-    seed = torch.tensor([1, 0], device="cuda")
-    options = {"dropout_p": 0.1, "seed": seed}
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward_backward(qkv, cu_seqlens, length, **options)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out, grad = forward_backward(qkv, cu_seqlens, length, **options)
-    for key in (1, 2):
-        seed[0] = key
-        graph.replay()
-        expected = forward_backward(qkv, cu_seqlens, length, dropout_p=0.1, seed=key)
-        assert torch.equal(out, expected[0]) and torch.equal(grad, expected[1])
-
-
-@PATHS
-def test_no_device_synchronisation(length: int) -> None:
-    qkv, cu_seqlens = batch(8, length)
-    seed = torch.tensor([1, 0], device="cuda")
-    forward_backward(qkv, cu_seqlens, length, dropout_p=0.1, seed=seed)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        forward_backward(qkv, cu_seqlens, length, dropout_p=0.1, seed=seed)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @PATHS

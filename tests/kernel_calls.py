@@ -1,0 +1,132 @@
+"""One call of every operation, forward and backward, for what is asked of all of them alike.
+
+That is: the same bits every time, replay in a CUDA graph, no waiting for the device, and a clean run under
+compute-sanitizer (`python tests/kernel_calls.py`). Under the interpreter the shapes are tiny.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from electra_kernels import (
+    attention,
+    dropout_add_layer_norm,
+    embedding_layer_norm,
+    mlm_head,
+    rtd_head,
+    rtd_loss,
+    sample_and_replace,
+    use,
+)
+from kernel_helpers import DEVICE
+from torch import Tensor
+
+ON_GPU = DEVICE == "cuda"
+Call = Callable[[Tensor], tuple[Tensor, ...]]
+"""Seed tensor `[key, first_row]` -> results and gradients, by the Triton kernels."""
+
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+DRAWING = ("attention-short", "attention-general", "mlm-narrow", "mlm-wide", "sample", "layer-norm", "embedding")
+"""The calls whose results depend on the seed."""
+
+
+def _normal(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(DEVICE, DTYPE).requires_grad_()
+
+
+def _ids(count: int, upper: int) -> Tensor:
+    return torch.randint(upper, (count,), generator=torch.Generator().manual_seed(upper)).to(DEVICE)
+
+
+def _differentiated(function: Callable[[Tensor], tuple[Tensor, ...]], leaves: list[Tensor]) -> Call:
+    """`function`, and the gradients that its first result sends to `leaves`."""
+
+    def run(seed: Tensor) -> tuple[Tensor, ...]:
+        with use("triton"):
+            results = function(seed)
+            gradients = torch.autograd.grad(results[0].float().square().sum(), leaves)
+        return *(result.detach() for result in results), *gradients
+
+    return run
+
+
+def _attention(lengths: list[int]) -> Call:
+    qkv = _normal(sum(lengths), 3, 2, 64 if ON_GPU else 16)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+    longest = max(lengths)
+    return _differentiated(lambda seed: (attention(qkv, cu_seqlens, longest, dropout_p=0.1, seed=seed),), [qkv])
+
+
+def _mlm(rows: int, vocabulary: int, size: int) -> Call:
+    leaves = [_normal(rows, size), _normal(vocabulary, size), _normal(vocabulary)]
+    targets = _ids(rows, vocabulary)
+    return _differentiated(lambda seed: tuple(mlm_head(*leaves, targets, seed=seed)), leaves)
+
+
+def _sample(rows: int, vocabulary: int, tokens: int) -> Call:
+    logits, ids = _normal(rows, vocabulary).detach(), _ids(tokens, vocabulary)
+    positions = torch.arange(0, 2 * rows, 2, device=DEVICE)
+
+    def run(seed: Tensor) -> tuple[Tensor, ...]:
+        with use("triton"):
+            return tuple(sample_and_replace(logits, ids, positions, seed=seed))
+
+    return run
+
+
+def _rtd(tokens: int, size: int) -> Call:
+    leaves = [_normal(tokens, size), _normal(size), _normal(1)]
+    labels = _ids(tokens, 2).bool()
+
+    def both(_: Tensor) -> tuple[Tensor, ...]:
+        head = rtd_head(*leaves, labels)
+        return head.loss + rtd_loss(leaves[0][:, 0], labels), head.logits_T, head.counts
+
+    return _differentiated(both, leaves)
+
+
+def _layer_norm(tokens: int, size: int) -> Call:
+    leaves = [_normal(tokens, size), _normal(tokens, size), _normal(size), _normal(size)]
+    return _differentiated(
+        lambda seed: (dropout_add_layer_norm(*leaves, eps=1e-6, dropout_p=0.1, seed=seed),), leaves
+    )
+
+
+def _embedding(tokens: int, size: int) -> Call:
+    leaves = [_normal(50, size), _normal(64, size), _normal(2, size), _normal(size), _normal(size)]
+    ids = [_ids(tokens, upper) for upper in (50, 64, 2)]
+    return _differentiated(
+        lambda seed: (embedding_layer_norm(*ids, *leaves, eps=1e-6, dropout_p=0.1, seed=seed),), leaves
+    )
+
+
+CALLS: dict[str, Callable[[], Call]] = {
+    "attention-short": lambda: _attention([128, 0, 77, 1] if ON_GPU else [16, 0, 9]),
+    "attention-general": lambda: _attention([512, 300] if ON_GPU else [40, 3]),
+    "mlm-narrow": lambda: _mlm(*((300, 1000, 128) if ON_GPU else (5, 140, 16))),
+    "mlm-wide": lambda: _mlm(*((300, 1000, 768) if ON_GPU else (5, 140, 136))),
+    "sample": lambda: _sample(*((64, 5000, 300) if ON_GPU else (4, 140, 9))),
+    "rtd": lambda: _rtd(*((2000, 256) if ON_GPU else (50, 24))),
+    "layer-norm": lambda: _layer_norm(*((300, 256) if ON_GPU else (9, 24))),
+    "embedding": lambda: _embedding(*((300, 128) if ON_GPU else (9, 24))),
+}
+
+
+def seed_of(key: int) -> Tensor:
+    """The tensor that a call takes."""
+    return torch.tensor([key, 0], device=DEVICE)
+
+
+def main() -> None:
+    """Every call once: what `make sanitize` runs under compute-sanitizer."""
+    for name, make in CALLS.items():
+        make()(seed_of(1))
+        if ON_GPU:
+            torch.cuda.synchronize()
+        print(f"{name} ran on {DEVICE}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What holds for every operation alike: the same bits every time, other seeds other draws, graphs, no waiting.
+
+On a GPU at real shapes and a hundred times; here twice under the interpreter, which also tests `kernel_calls.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_calls import CALLS, DRAWING, ON_GPU, Call, seed_of
+from torch import Tensor
+
+EVERY = pytest.mark.parametrize(("name", "make"), CALLS.items(), ids=CALLS)
+Make = Callable[[], Call]
+
+
+def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@EVERY
+def test_the_same_bits_every_time(name: str, make: Make) -> None:
+    call = make()
+    first = call(seed_of(1))
+    assert all(result.isfinite().all() for result in first if result.is_floating_point())
+    for _ in range(100 if ON_GPU else 1):
+        assert equal(call(seed_of(1)), first)
+    assert equal(call(seed_of(2)), first) == (name not in DRAWING)
+
+
+@pytest.mark.gpu
+@EVERY
+def test_a_replayed_graph_draws_fresh_numbers(name: str, make: Make) -> None:
+    call, seed, side = make(), seed_of(1), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call(seed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(seed)
+    for key in (1, 2):
+        seed[0] = key
+        graph.replay()
+        assert equal(captured, call(seed_of(key)))
+
+
+@pytest.mark.gpu
+@EVERY
+def test_nothing_waits_for_the_device(name: str, make: Make) -> None:
+    call, seed = make(), seed_of(1)
+    call(seed)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(seed)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@EVERY
+def test_runs_on_the_device_of_its_tensors(name: str, make: Make) -> None:
+    """Triton launches on the current device; the operators make that the tensors'."""
+    call = make()
+    expected = call(seed_of(1))
+    with torch.cuda.device(1):
+        assert equal(call(seed_of(1).to("cuda:0")), expected)
