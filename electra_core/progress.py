@@ -14,9 +14,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
-    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it, `say` prints a line.
+    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it.
 
-    A line that was said before is not said again.
+    `say` prints a line, but none that it has printed before.
     """
 
     def update(self, amount: int = 1) -> None: ...
