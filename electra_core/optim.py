@@ -61,6 +61,8 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     """Rates become fp32 tensors on `device`, so that a captured step reads what was last written to them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        if "capturable" in group:  # torch's own ask for it
+            group["capturable"] = True
 
 
 @torch.no_grad()

@@ -1,0 +1,221 @@
+"""Engines: how a pre-training step is carried out. The same mathematics, the same random numbers.
+
+| engine | what it is | where |
+|---|---|---|
+| `eager` | kernel by kernel, as the code reads | everywhere |
+| `compile` | the model through `torch.compile`, in fixed shapes | where a compiler works |
+| `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU |
+
+**The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
+depend on a value that the host would have to read, and nothing may come from the host but through buffers that
+stay where they are: `StaticInputs` holds batch, seed and rate, and `training.take_step` drops a step that is not
+finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
+engine's; only the capture itself needs a GPU.
+
+**Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
+over a stream of its own. The first step of every shape is carried out eagerly (Triton compiles what it has to,
+the optimizer makes its state, and the step counts), the second is captured, and from then on it is replayed. The
+graphs of all shapes share one pool of memory, because never two of them run at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from electra_kernels.rng import fold
+from torch import Tensor, nn
+
+from electra_core.distributed import Ranks
+from electra_core.electra import PretrainBatch
+from electra_core.errors import UserError
+from electra_core.optim import make_capturable
+from electra_core.static_batch import Shape, Shapes, StaticInputs
+from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber, StepResult, take_step
+
+ENGINES = ("auto", "eager", "compile", "graph")
+LossFunction = Callable[[PretrainBatch, Any], tuple[Tensor, dict[str, Tensor]]]
+StepFunction = Callable[[StaticInputs], Done]
+
+log = logging.getLogger("electra_core")
+
+
+def choose_engine(engine: str, device: torch.device, processes: int = 1) -> str:
+    """ "eager", "compile" or "graph": what was asked for where it works, else "eager" with the reason logged.
+
+    "auto" is "graph" on one GPU and "eager" elsewhere: on a CPU compiling was measured not to pay
+    (docs/performance.md).
+
+    Raises:
+        UserError: a name that is not in `ENGINES`.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
+    problems = {"graph": graph_problem(device, processes), "compile": compile_problem(device), "eager": None}
+    if engine == "auto":
+        return "eager" if problems["graph"] else "graph"
+    if problems[engine]:
+        log.warning("--engine %s: %s; going on with the eager engine", engine, problems[engine])
+        return "eager"
+    return engine
+
+
+def graph_problem(device: torch.device, processes: int) -> str | None:
+    """Why a step cannot be captured here, or None."""
+    if device.type != "cuda":
+        return f"CUDA graphs need a GPU, the device is {device}"
+    if processes > 1:
+        return f"gradients are exchanged between {processes} processes, which is not captured"
+    return None
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Why `torch.compile` cannot generate code here, or None."""
+    if device.type == "cuda":
+        return None
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "torch.compile needs a C++ compiler (g++ or clang++), and there is none"
+    return None
+
+
+def static_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_function: LossFunction,
+    batches: Callable[[int], Sequence[PretrainBatch]],
+    *,
+    shapes: Shapes,
+    device: torch.device,
+    schedule: Callable[[int], float],
+    first_step: int,
+    steps: int,
+    seed: int,
+    clip_norm: float,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Iterator[StepResult]:
+    """`training.training_steps` in fixed shapes, captured and replayed where `device` is a GPU.
+
+    Args:
+        batches: step -> the parts of its batch, on the host.
+        shapes: what those batches are filled up to.
+
+    Raises:
+        Diverged: as in `training_steps`.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    make_capturable(optimizer, device)
+    in_a_row, count = torch.zeros((), device=device), LateNumber()
+
+    def step_function(inputs: StaticInputs) -> Done:
+        done = take_step(
+            parameters, optimizer, loss_function, inputs.parts, inputs.seed, inputs.rate, clip_norm,
+            autocast or nullcontext(), Ranks(),
+        )  # fmt: skip
+        in_a_row.copy_(torch.where(done.skipped, in_a_row + 1, 0))
+        return done
+
+    def prepare(step: int) -> StaticInputs:
+        parts = batches(step)
+        inputs = StaticInputs(shapes.fit(parts), len(parts), pinned=device.type == "cuda")
+        inputs.fill(parts, fold(seed, step), schedule(step))
+        return inputs
+
+    runner = _GraphRunner(step_function, device) if device.type == "cuda" else _HostRunner(step_function)
+    runner.send(prepare(first_step) if first_step < steps else None)
+    for step in range(first_step, steps):
+        model.train()
+        done = runner.run()
+        runner.send(prepare(step + 1) if step + 1 < steps else None)  # while the device is busy
+        if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
+            message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
+            raise Diverged(message, step)
+        yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, schedule(step), done.skipped)
+
+
+class _HostRunner:
+    """The static step without a GPU: what is sent is read where it lies."""
+
+    def __init__(self, step_function: StepFunction):
+        self.step_function = step_function
+
+    def send(self, inputs: StaticInputs | None) -> None:
+        """The next step's input."""
+        self.inputs = inputs
+
+    def run(self) -> Done:
+        """Take the step whose input was sent last."""
+        assert self.inputs is not None, "nothing was sent"
+        return self.step_function(self.inputs)
+
+
+class _GraphRunner:
+    """Replays one CUDA graph for each shape."""
+
+    def __init__(self, step_function: StepFunction, device: torch.device):
+        self.step_function, self.device = step_function, device
+        self.compute, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.captured: dict[Shape, _CapturedStep] = {}
+
+    def send(self, inputs: StaticInputs | None) -> None:
+        """The next step's input, in pinned memory; it travels while this step is computed."""
+        if inputs is None:
+            return
+        with torch.cuda.stream(self.copies):
+            self.sent = StaticInputs(inputs.shape, len(inputs.parts), self.device)
+            self.sent.copy_(inputs)
+
+    def run(self) -> Done:
+        """Take the step whose input was sent last; the caller's stream continues behind it."""
+        callers = torch.cuda.current_stream(self.device)
+        self.compute.wait_stream(callers)
+        self.compute.wait_stream(self.copies)
+        with torch.cuda.stream(self.compute):
+            done = self._step()(self.sent)
+            # A graph writes to the same addresses again: hand out copies, in one launch.
+            values = torch.stack([done.loss, done.gradient_norm, done.skipped.float(), *done.figures.values()])
+        for tensor in (self.sent.integers, self.sent.floats):
+            tensor.record_stream(self.compute)
+        values.record_stream(callers)
+        callers.wait_stream(self.compute)
+        loss, norm, skipped, *figures = values.unbind()
+        return Done(loss, dict(zip(done.figures, figures)), norm, skipped.bool())
+
+    def _step(self) -> _CapturedStep:
+        key = self.sent.shape
+        if key not in self.captured:
+            inputs = StaticInputs(key, len(self.sent.parts), self.device)
+            self.captured[key] = _CapturedStep(self.step_function, inputs, self.compute, self.pool)
+        return self.captured[key]
+
+
+class _CapturedStep:
+    """One shape's step: eagerly the first time, captured the second time, replayed from then on."""
+
+    def __init__(self, step_function: StepFunction, inputs: StaticInputs, stream: torch.cuda.Stream, pool: Any):
+        self.step_function, self.inputs, self.stream, self.pool = step_function, inputs, stream, pool
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = False
+
+    def __call__(self, sent: StaticInputs) -> Done:
+        """Take the step with what was sent; on the current stream."""
+        self.inputs.copy_(sent)
+        if not self.warm:
+            self.warm = True
+            return self.step_function(self.inputs)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            # Other threads (a checkpoint's writer) may use the device meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
+                self.done = self.step_function(self.inputs)
+        self.graph.replay()
+        return self.done

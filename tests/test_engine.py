@@ -1,0 +1,200 @@
+"""Engines: the static step trains as the eager one, in a bounded number of shapes, and waits for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from electra_core.config import EncoderConfig, PretrainConfig, updated
+from electra_core.electra import PretrainBatch
+from electra_core.engine import choose_engine, static_steps
+from electra_core.errors import UserError
+from electra_core.masking import mask_tokens
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer
+from electra_core.packing import from_lengths
+from electra_core.static_batch import BUCKETS, Shapes, StaticInputs
+from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
+
+CPU = torch.device("cpu")
+ENCODER = EncoderConfig(
+    vocab_size=97, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=32,
+)  # fmt: skip
+CONFIG = PretrainConfig(
+    steps=6, batch_size=8, max_length=24, warmup_steps=2, learning_rate=3e-3, generator_hidden_size=16,
+    generator_attention_heads=1, generator_intermediate_size=32, generator_layers=1,
+)  # fmt: skip
+
+
+def batch_of(step: int, config: PretrainConfig = CONFIG) -> list[PretrainBatch]:
+    """Parts of a batch of sequences of uneven length, shares and first rows as `Batches` gives them."""
+    draw = torch.Generator().manual_seed(step)
+    parts = config.accumulate
+    each = config.batch_size // parts
+    made = []
+    for part in range(parts):
+        lengths = torch.randint(6, config.max_length + 1, (each,), generator=draw).tolist()
+        ids_T = torch.randint(5, ENCODER.vocab_size, (sum(lengths),), generator=draw)
+        tokens = from_lengths(ids_T, torch.zeros_like(ids_T), lengths)
+        indices = range(step * config.batch_size + part * each, step * config.batch_size + (part + 1) * each)
+        made.append(
+            mask_tokens(tokens, indices, seed=0, mask_id=4, special_ids=[1, 2, 4], fraction=config.mask_fraction,
+                        max_predictions=config.max_predictions)
+        )  # fmt: skip
+    tokens_of = [part.tokens.num_tokens for part in made]
+    masked_of = [len(part.masked_positions_M) for part in made]
+    return [
+        dataclasses.replace(
+            part, first_token=sum(tokens_of[:i]), first_masked=sum(masked_of[:i]),
+            token_share=tokens_of[i] / sum(tokens_of), masked_share=masked_of[i] / sum(masked_of),
+        )
+        for i, part in enumerate(made)
+    ]  # fmt: skip
+
+
+def run(engine: str, config: PretrainConfig = CONFIG, device: torch.device = CPU) -> tuple[list[StepResult], Any]:
+    """Six steps with an engine: their results and the trained model."""
+    model = build_objective(ENCODER, config).to(device)
+
+    def loss_function(batch: PretrainBatch, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model(batch, seed)
+        replaced = batch.mean_over_tokens(output.is_replaced_T.float())
+        return output.loss, {"mlm": output.mlm_loss, "rtd": output.rtd_loss, "replaced": replaced,
+                             "tokens": batch.counted_tokens()}  # fmt: skip
+
+    options: dict[str, Any] = {
+        "first_step": 0, "steps": config.steps, "seed": config.seed, "clip_norm": config.clip_norm,
+        "schedule": lambda step: config.learning_rate * (1 - step / config.steps),
+    }  # fmt: skip
+    optimizer = build_optimizer(model, config)
+    if engine == "eager":
+        batches = lambda step: [part.to(device) for part in batch_of(step, config)]  # noqa: E731
+        return list(training_steps(model, optimizer, loss_function, batches, **options)), model
+    shapes = Shapes.of_run(config)
+    steps = static_steps(
+        model,
+        optimizer,
+        loss_function,
+        lambda step: batch_of(step, config),
+        shapes=shapes,
+        device=device,
+        **options,
+    )
+    return list(steps), model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+CASES = {
+    "electra": {},
+    "two-parts": {"accumulate": 2},
+    "adamw": {"optimizer": "adamw"},
+    "muon": {"optimizer": "muon"},
+    "mlm": {"objective": "mlm"},
+    "replace-mlm": {"objective": "replace-mlm"},
+    "all-tokens-mlm": {"objective": "all-tokens-mlm"},
+    "electra-15": {"objective": "electra-15"},
+    "uniform": {"uniform_generator": True},
+    "disallow-correct": {"disallow_correct": True},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_static_step_trains_as_the_eager_one(name: str) -> None:
+    config = updated(CONFIG, CASES[name], "test")
+    (eager, model), (static, other) = run("eager", config), run("graph", config)
+    for a, b in zip(eager, static, strict=True):
+        assert a.step == b.step and a.learning_rate == b.learning_rate and not b.skipped
+        torch.testing.assert_close(b.loss, a.loss, rtol=2e-4, atol=1e-5)
+        torch.testing.assert_close(b.gradient_norm, a.gradient_norm, rtol=2e-3, atol=1e-5)
+        for figure, value in a.figures.items():
+            torch.testing.assert_close(b.figures[figure], value, rtol=2e-3, atol=1e-5, msg=figure)
+    for (path, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-2, atol=2e-4, msg=path)
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    model = build_objective(ENCODER, CONFIG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def loss_function(batch: PretrainBatch, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(batch, seed).loss * math.nan, {}
+
+    results = []
+    with pytest.raises(Diverged):
+        for result in static_steps(
+            model, build_optimizer(model, CONFIG), loss_function, batch_of, shapes=Shapes.of_run(CONFIG),
+            device=CPU, schedule=lambda step: 1e-3, first_step=0, steps=30, seed=0, clip_norm=1.0,
+        ):  # fmt: skip
+            results.append(result)
+    assert len(results) == MOST_SKIPPED_STEPS - 1 and all(result.skipped for result in results)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_shapes_are_few_and_hold_every_batch() -> None:
+    shapes, seen = Shapes.of_run(CONFIG), set()
+    for tokens in range(CONFIG.batch_size, CONFIG.batch_size * CONFIG.max_length + 1):
+        lengths = [
+            tokens // CONFIG.batch_size + (i < tokens % CONFIG.batch_size) for i in range(CONFIG.batch_size)
+        ]
+        text = from_lengths(torch.ones(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64), lengths)
+        part = PretrainBatch(text, text.input_ids_T, torch.tensor([0, 1]))
+        shape = shapes.fit([part])
+        inputs = StaticInputs(shape, 1)
+        inputs.fill([part], seed=7, rate=0.5)
+        batch = inputs.parts[0].tokens
+        assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == batch.num_tokens == shape.tokens
+        assert 0 <= int(batch.lengths.min()) and int(batch.lengths.max()) <= CONFIG.max_length
+        assert shape.tokens - tokens <= shapes.bucket
+        assert inputs.parts[0].counted_tokens() == tokens
+        seen.add(shape)
+    assert len(seen) <= BUCKETS + 1
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    shapes = Shapes.of_run(CONFIG)
+    small = shapes.fit([from_text(CONFIG.batch_size)])
+    with pytest.raises(ValueError, match="do not fit"):
+        StaticInputs(small, 1).fill([from_text(CONFIG.batch_size * 20)], 0, 0.0)
+
+
+def from_text(tokens: int) -> PretrainBatch:
+    """A batch of `CONFIG.batch_size` equally long sequences."""
+    each = tokens // CONFIG.batch_size
+    ids_T = torch.ones(tokens, dtype=torch.int64)
+    return PretrainBatch(from_lengths(ids_T, ids_T * 0, [each] * CONFIG.batch_size), ids_T, torch.tensor([0]))
+
+
+def test_an_engine_that_does_not_work_falls_back_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "electra_core")
+    assert choose_engine("auto", CPU) == "eager" and not caplog.records
+    assert choose_engine("graph", CPU) == "eager" and "need a GPU" in caplog.text
+    assert choose_engine("graph", torch.device("cuda"), processes=2) == "eager" and "2 processes" in caplog.text
+    assert choose_engine("auto", torch.device("cuda")) == "graph"
+    with pytest.raises(UserError, match="expected one of"):
+        choose_engine("fast", CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["electra", "two-parts", "adamw", "muon"])
+def test_replayed_graphs_train_as_the_eager_engine(name: str) -> None:
+    config, device = updated(CONFIG, {"steps": 24} | CASES[name], "test"), torch.device("cuda")
+    (eager, _), (static, _) = run("eager", config, device), run("graph", config, device)
+    for a, b in zip(eager, static, strict=True):
+        torch.testing.assert_close(b.loss, a.loss, rtol=2e-3, atol=1e-4)
+        assert float(b.figures["tokens"]) == float(a.figures["tokens"])
