@@ -1,0 +1,68 @@
+"""One sentence on its way through a pre-training step of the shipped `tiny`, from the data of `electra trace`."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from style import MONO, save_svg, target
+
+import electra_core
+from electra_core.trace import TokenTrace, load_electra, percent, trace
+
+TEXT, SEED = "he was born in london and studied at the university of oxford", 27  # chosen: both outcomes of a draw
+CHARACTER, ROW, LEFT, TOP, GAP = 8.1, 50.0, 118.0, 34.0, 8.0
+
+electra, tokenizer = load_electra(Path(electra_core.__file__).parent / "tiny" / "discriminator")
+result = trace(electra, tokenizer, TEXT, seed=SEED)
+
+
+def shown(token: str) -> str:
+    return token.replace("▁", "")
+
+
+def cell(x: float, row: int, width: float, word: str, colour: str, strong: bool, shade: float = 0.0) -> str:
+    y = TOP + row * ROW
+    frame = f"stroke: var(--{colour if strong else 'line'}); stroke-width: {1.8 if strong else 1}"
+    parts = [
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="28" rx="6" style="fill: var(--card); {frame}"/>'
+    ]
+    if shade:
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="28" rx="6" '
+                     f'style="fill: var(--tone1); fill-opacity: {0.75 * shade:.3f}"/>')  # fmt: skip
+    style = f"fill: var(--{colour if strong else 'ink'}); font: 13px {MONO}"
+    parts.append(
+        f'<text x="{x + width / 2:.1f}" y="{y + 18.5:.1f}" text-anchor="middle" style="{style}">{escape(word)}</text>'
+    )
+    return "".join(parts)
+
+
+def column(token: TokenTrace, x: float) -> tuple[str, float]:
+    word, seen, drawn = shown(token.token), shown(token.seen), shown(token.corrupted)
+    answer = percent(token.probability)
+    width = CHARACTER * max(map(len, (word, seen, drawn, answer))) + 14
+    tone = "tone1" if token.replaced else "tone2"
+    return "".join(
+        (
+            cell(x, 0, width, word, "tone0", token.chosen),
+            cell(x, 1, width, seen, "tone0", token.chosen),
+            cell(x, 2, width, drawn, tone, token.chosen),
+            cell(x, 3, width, answer, tone, token.chosen, token.probability),
+        )
+    ), x + width + 4
+
+
+parts, x = [], LEFT
+for token in result.tokens:
+    drawing, x = column(token, x)
+    parts.append(drawing)
+labels = ("the text", "generator reads", "generator wrote", "“replaced?”")
+for row, label in enumerate(labels):
+    parts.append(
+        f'<text x="0" y="{TOP + row * ROW + 18.5:.1f}" style="fill: var(--soft); font-size: 13px">{label}</text>'
+    )
+legend = "blue: chosen · orange: another word was drawn · green: the original itself was drawn · shade: the discriminator's answer"
+parts.append(
+    f'<text x="{LEFT}" y="{TOP + 4 * ROW + 6:.1f}" style="fill: var(--soft); font-size: 12px">{legend}</text>'
+)
+save_svg(target(__file__), "\n".join(parts), x + GAP, TOP + 4 * ROW + 18, "A sentence in one pre-training step")

@@ -1,0 +1,133 @@
+"""What the site adds to the Markdown: code by function name, pages of the sources, equations as MathML.
+
+**Code by name.** A link that stands alone on its line and points at a function,
+
+    [`mask_tokens` in electra_core/masking.py](../electra_core/masking.py#mask_tokens)
+
+is a link wherever the Markdown is read as it is. The site puts the function's present lines there, without
+its docstring. A name that no longer exists ends the build, so that page and code cannot drift apart.
+
+**Sources.** Links to Python files of the project lead to pages that show them.
+
+**Equations** between dollar signs become MathML when the site is built: no script and no network. Browsers
+set it well with a font that knows mathematics; STIX Two Math comes out of the package `ziamath`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("electra_core", "kernels", "benchmarks", "docs/exercises", "docs/figures", "tests")
+INCLUDE = re.compile(r"^\[([^\]\n]+)\]\(((?:\.\./)?[\w/]+\.py)#([\w.]+)\)$", re.MULTILINE)
+LINK = re.compile(r"\]\(((?:\.\./)?[\w/]+\.py)(?:#[\w.]+)?\)")
+MATHS = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+class Source(NamedTuple):
+    """Lines of a file."""
+
+    text: str
+    first_line: int
+
+
+@functools.cache
+def source_of(path: Path, name: str) -> Source:
+    """The lines of a function, method or class ("mask_tokens", "Electra.forward"), without docstring.
+
+    Raises:
+        LookupError: the file has nothing of that name.
+    """
+    text = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        node = _member(node, part, path, name)
+    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    lines = text.split("\n")[first - 1 : node.end_lineno]
+    if ast.get_docstring(node) is not None and len(node.body) > 1:
+        begin, end = node.body[0].lineno - first, node.body[0].end_lineno
+        assert end is not None
+        del lines[begin : end - first + 1]
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return Source("\n".join(line[indent:] for line in lines).rstrip(), first)
+
+
+def _member(node: ast.AST, part: str, path: Path, name: str) -> ast.AST:
+    for child in getattr(node, "body", []):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and child.name == part:
+            return child
+    raise LookupError(f"{path.relative_to(ROOT)} has no {name}")
+
+
+def resolve(link: str) -> Path:
+    """The file that a link of a page in docs/ means."""
+    return (ROOT / "docs" / link).resolve()
+
+
+def source_page(path: Path) -> str:
+    """Where the site keeps the page that shows a file of the project."""
+    return "source/" + path.relative_to(ROOT).with_suffix(".md").as_posix()
+
+
+# What mkdocs calls ------------------------------------------------------------------------------------------
+
+
+def on_files(files: Any, *, config: Any, **_: Any) -> Any:
+    """Adds a page for every source file; they stay out of the search, which is for the text."""
+    from mkdocs.structure.files import File
+
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            fence = "`" * 4
+            text = f'---\nsearch: {{exclude: true}}\nhide: [toc]\n---\n# `{name}`\n\n{fence} {{.python linenums="1"}}\n'
+            text += path.read_text(encoding="utf-8") + f"\n{fence}\n"
+            files.append(File.generated(config, source_page(path), content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Includes functions and turns links to sources into links to their pages."""
+    if page.file.src_uri.startswith("source/"):
+        return markdown
+    markdown = INCLUDE.sub(_included, markdown)
+    return LINK.sub(lambda match: f"]({source_page(resolve(match[1]))})", markdown)
+
+
+def _included(match: re.Match[str]) -> str:
+    label, link, name = match.groups()
+    source = source_of(resolve(link), name)
+    where = f"{source_page(resolve(link))}#l-{source.first_line}"
+    return f"[{label}]({where}){{ .where }}\n\n``` python\n{source.text}\n```"
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Equations as MathML."""
+    return MATHS.sub(_equation, html)
+
+
+def _equation(match: re.Match[str]) -> str:
+    mathml = to_mathml(unescape(match[3]), block=match[2] == "[")
+    return f'<div class="equation">{mathml}</div>' if match[2] == "[" else mathml
+
+
+def on_post_build(*, config: Any, **_: Any) -> None:
+    """Puts the font of the equations beside the style sheet."""
+    import ziamath
+
+    font = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    shutil.copy(font, Path(config.site_dir) / "site" / font.name)
+
+
+def to_mathml(latex: str, *, block: bool) -> str:
+    """An equation in LaTeX's notation -> MathML."""
+    from latex2mathml.converter import convert
+
+    return str(convert(latex.strip(), display="block" if block else "inline"))
