@@ -21,20 +21,23 @@ def shown(token: str) -> str:
     return token.replace("▁", "")
 
 
+def box(x: float, y: float, width: float, style: str) -> str:
+    """A cell's frame or shade."""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="28" rx="6" style="{style}"/>'
+
+
+def text(x: float, y: float, words: str, style: str) -> str:
+    """Words at a place."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" style="{style}">{escape(words)}</text>'
+
+
 def cell(x: float, row: int, width: float, word: str, colour: str, strong: bool, shade: float = 0.0) -> str:
+    """A word in its frame; `strong`: at a chosen position."""
     y = TOP + row * ROW
     frame = f"stroke: var(--{colour if strong else 'line'}); stroke-width: {1.8 if strong else 1}"
-    parts = [
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="28" rx="6" style="fill: var(--card); {frame}"/>'
-    ]
-    if shade:
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="28" rx="6" '
-                     f'style="fill: var(--tone1); fill-opacity: {0.75 * shade:.3f}"/>')  # fmt: skip
-    style = f"fill: var(--{colour if strong else 'ink'}); font: 13px {MONO}"
-    parts.append(
-        f'<text x="{x + width / 2:.1f}" y="{y + 18.5:.1f}" text-anchor="middle" style="{style}">{escape(word)}</text>'
-    )
-    return "".join(parts)
+    ink = f"fill: var(--{colour if strong else 'ink'}); font: 13px {MONO}; text-anchor: middle"
+    shaded = box(x, y, width, f"fill: var(--tone1); fill-opacity: {0.75 * shade:.3f}") if shade else ""
+    return box(x, y, width, f"fill: var(--card); {frame}") + shaded + text(x + width / 2, y + 18.5, word, ink)
 
 
 def column(token: TokenTrace, x: float) -> tuple[str, float]:
@@ -56,13 +59,11 @@ parts, x = [], LEFT
 for token in result.tokens:
     drawing, x = column(token, x)
     parts.append(drawing)
-labels = ("the text", "generator reads", "generator wrote", "“replaced?”")
-for row, label in enumerate(labels):
-    parts.append(
-        f'<text x="0" y="{TOP + row * ROW + 18.5:.1f}" style="fill: var(--soft); font-size: 13px">{label}</text>'
-    )
-legend = "blue: chosen · orange: another word was drawn · green: the original itself was drawn · shade: the discriminator's answer"
-parts.append(
-    f'<text x="{LEFT}" y="{TOP + 4 * ROW + 6:.1f}" style="fill: var(--soft); font-size: 12px">{legend}</text>'
+for row, label in enumerate(("the text", "generator reads", "generator wrote", "“replaced?”")):
+    parts.append(text(0, TOP + row * ROW + 18.5, label, "fill: var(--soft); font-size: 13px"))
+legend = (
+    "blue: chosen · orange: another word was drawn · green: the original itself was drawn · "
+    "shade: the discriminator's answer"
 )
+parts.append(text(LEFT, TOP + 4 * ROW + 6, legend, "fill: var(--soft); font-size: 12px"))
 save_svg(target(__file__), "\n".join(parts), x + GAP, TOP + 4 * ROW + 18, "A sentence in one pre-training step")

@@ -66,7 +66,8 @@ def save(figure: Any, path: Path, title: str) -> None:
     for name, stand_in in STAND_IN.items():
         text = text.replace(stand_in, f"var(--{name})")
     text = re.sub(r"font: ([\d.]+px) [^;\"]+", rf"font: \1 {FONT}", text.replace("&quot;", ""))
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" ', r"<svg \1", text).replace(
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" ', r"<svg \1", text)
+    text = text.replace("</defs>", f"</defs>\n<style>{CSS}</style>", 1)
         "</defs>", f"</defs>\n<style>{CSS}</style>", 1
     )
     text = re.sub(r' height="[\d.]+pt"', "", text, count=1)

@@ -1,4 +1,4 @@
-"""The two-level draw converges to the softmax: a row of the shipped generator, drawn from by the project's `draw`."""
+"""The two-level draw converges to the softmax: a row of the shipped generator, drawn by the project's `draw`."""
 
 from __future__ import annotations
 

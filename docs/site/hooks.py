@@ -87,7 +87,8 @@ def on_files(files: Any, *, config: Any, **_: Any) -> Any:
         for path in sorted((ROOT / folder).glob("*.py")):
             name = path.relative_to(ROOT).as_posix()
             fence = "`" * 4
-            text = f'---\nsearch: {{exclude: true}}\nhide: [toc]\n---\n# `{name}`\n\n{fence} {{.python linenums="1"}}\n'
+            text = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n"
+            text += f'# `{name}`\n\n{fence} {{.python linenums="1"}}\n'
             text += path.read_text(encoding="utf-8") + f"\n{fence}\n"
             files.append(File.generated(config, source_page(path), content=text))
     return files
