@@ -29,7 +29,8 @@ from electra_core.corpus import Corpus, prepare
 from electra_core.docstrings import documents, write_corpus
 from electra_core.progress import progress
 from electra_core.sentences import split_document
-from electra_core.text_files import find_sources, read_documents
+from electra_core.sources import find_sources
+from electra_core.text_files import read_documents
 from electra_core.tokenizer import load_tokenizer
 
 BATCH = 10_000  # sentences given to the library at a time

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from electra_core import __version__
-from electra_core.errors import UserError
+from electra_core.errors import AnotherRankFailed, UserError
 
 MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
 
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return getattr(commands, options.command)(options) or 0
+    except AnotherRankFailed:  # which says why
+        return 2
     except UserError as error:
         print(f"electra {options.command}: {error}", file=sys.stderr)
         return 2
@@ -105,8 +107,14 @@ def _prepare(commands: Any) -> None:
         "electra prepare --text books/ wiki.txt.xz --out DATA",
     )  # fmt: skip
     files = ".txt, .jsonl, .parquet (also .gz .xz .zst), folders, or - for standard input"
-    command.add_argument("--text", nargs="+", required=True, metavar="PATH", help=files)
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", metavar="PATH", help=files)
+    source.add_argument("--merge", nargs="+", metavar="DIR", help="make one corpus of all parts made with --shard")
     command.add_argument("--out", required=True, help="folder of the corpus")
+    command.add_argument("--shard", metavar="I/N", help="prepare the I-th of N parts of the files, on a machine "
+                         "each; needs --tokenizer PATH")  # fmt: skip
+    command.add_argument("--tokenizer-only", action="store_true",
+                         help="train the tokenizer and write that alone to --out")  # fmt: skip
     command.add_argument("--tokenizer", default="sentencepiece",
                          help="sentencepiece or wordpiece trains one; a path takes an existing one")  # fmt: skip
     command.add_argument("--vocab-size", type=int, default=8192, help="words of a trained vocabulary")

@@ -28,26 +28,51 @@ def demo(options: Namespace) -> None:
 
 
 def prepare(options: Namespace) -> None:
-    """Text -> corpus."""
+    """Text -> corpus, a part of one, or a tokenizer; parts -> corpus."""
     from functools import partial
 
-    from electra_core.prepare import prepare
+    from electra_core.merge import merge
+    from electra_core.prepare import prepare, train_tokenizer
     from electra_core.progress import progress
 
     if not 0 < options.heldout_fraction < 1:
         raise UserError(f"--heldout-fraction: expected a number between 0 and 1, got {options.heldout_fraction:g}")
-    manifest = prepare(
-        options.text, options.out, tokenizer=options.tokenizer, vocab_size=options.vocab_size,
-        model_type=options.model_type, lowercase=not options.cased, lines=options.lines,
-        text_field=options.text_field, workers=options.workers, heldout_fraction=options.heldout_fraction,
-        seed=options.seed, drop_duplicates=options.drop_duplicates, sample_characters=options.sample_characters,
-        overwrite=options.overwrite, progress=partial(progress, quiet=options.quiet),
-    )  # fmt: skip
+    shared = {"overwrite": options.overwrite, "progress": partial(progress, quiet=options.quiet)}
+    of_text = {
+        "tokenizer": options.tokenizer, "vocab_size": options.vocab_size, "model_type": options.model_type,
+        "lowercase": not options.cased, "text_field": options.text_field, "seed": options.seed,
+        "sample_characters": options.sample_characters,
+    }  # fmt: skip
+    if options.merge:
+        manifest = merge(options.merge, options.out, **shared)
+    elif options.tokenizer_only:
+        tokenizer = train_tokenizer(options.text, options.out, **of_text, **shared)
+        print(f"{tokenizer.vocab_size:,} words; --tokenizer {options.out} uses it")
+        return
+    else:
+        manifest = prepare(
+            options.text, options.out, **of_text, **shared, lines=options.lines, workers=options.workers,
+            heldout_fraction=options.heldout_fraction, drop_duplicates=options.drop_duplicates,
+            shard=_shard(options.shard),
+        )  # fmt: skip
     for note in manifest.notes:
         print(note)
     for split, counts in manifest.splits.items():
         print(f"{split}: {counts.tokens:,} tokens, {counts.sentences:,} sentences, {counts.documents:,} documents")
-    print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+    if options.shard:
+        print("electra prepare --merge PART... --out DATA   makes one corpus of all parts")
+    else:
+        print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """--shard I/N."""
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise UserError(f"--shard: expected I/N, as in 3/8, got {text!r}")
+    return int(part), int(parts)
 
 
 def pretrain(options: Namespace) -> int:

@@ -48,6 +48,45 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """As `new_folder`, for hours of work: a writer that is killed leaves its folder to the next one of `target`.
+
+    The folder, `.NAME.partial`, is new or what was left, in whatever state: who fills it keeps a journal. After an
+    exception nothing is left, as with `new_folder`.
+
+    Raises:
+        UserError: as `new_folder`, or another process is writing `target`.
+    """
+    target = Path(os.path.abspath(target))
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, target.name)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            _lock_partial(lock, target)
+            try:
+                yield partial
+                sync_folder(partial)
+                _replace(target, partial)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise users_error(target, error) from None
+
+
+def _lock_partial(descriptor: int, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{target}: another process is writing this") from None
+    except OSError:  # a file system that knows no locks
+        pass
+
+
+@contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` to write into, gone at the end of the block if it was not renamed; as `new_folder`.
 
@@ -136,7 +175,7 @@ def _remove_if_abandoned(temporary: Path) -> None:
 
 
 def _replace(target: Path, temporary: Path) -> None:
-    old = temporary.with_suffix(".old")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         target.rename(old)
     try:

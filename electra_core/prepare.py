@@ -1,34 +1,47 @@
 """Text files to a prepared corpus: `electra prepare`.
 
 The text is read as a stream: once to draw the sample a vocabulary is learnt from (not with a given tokenizer),
-once to be encoded. Everything is written to a folder beside the target, which takes its place at the very end.
+once to be encoded. Everything is written to a folder beside the target, which takes its place at the very end; a
+killed run is gone on with (`journal.py`).
+
+On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `merge.merge`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from electra_core import progress as progress_module
 from electra_core.encoding import MAX_SENTENCE_TOKENS, Batch, Document, encode_all
 from electra_core.errors import UserError
-from electra_core.new_folder import new_folder
+from electra_core.journal import Journal
+from electra_core.new_folder import new_folder, partial_folder
 from electra_core.progress import Progress
 from electra_core.sentences import LINE_MODES
 from electra_core.shards import SPLITS, Block, Manifest, ShardWriter, SplitCounts, token_dtype
-from electra_core.text_files import ReadReport, Source, document_hash, find_sources, read_documents, spool
+from electra_core.sources import Source, describe, digest, find_sources, share
+from electra_core.text_files import ReadReport, document_hash, read_documents, spool
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 
 TRAINED = ("sentencepiece", "wordpiece")
 BATCH_CHARACTERS = 1 << 20  # of text in one unit of work
+JOURNAL_BATCHES = 64  # units of work between two entries of the journal
 SAMPLE_CHARACTERS = 30_000_000  # of text that a vocabulary is trained on
 SHARD_TOKENS = 1 << 28
 MUCH_UNKNOWN = 0.01  # the share of [UNK] from which on the user is told
 
+log = logging.getLogger(__name__)
 ProgressMaker = Callable[[str, int | None, str], AbstractContextManager[Progress]]
 
 
@@ -48,10 +61,14 @@ def prepare(
     drop_duplicates: bool = False,
     sample_characters: int = SAMPLE_CHARACTERS,
     shard_tokens: int = SHARD_TOKENS,
+    shard: tuple[int, int] | None = None,
     overwrite: bool = False,
     progress: ProgressMaker = progress_module.progress,
 ) -> Manifest:
     """Turns text files into a corpus under `out_dir`.
+
+    What was made by the same call before is left as it is; what a killed one left is gone on with (not from
+    standard input). Files are known again by name, size and their first and last 64 KiB.
 
     Args:
         text_paths: files, folders, or "-" for standard input; see `text_files.py`.
@@ -63,9 +80,10 @@ def prepare(
             needs the usual `if __name__ == "__main__":`.
         heldout_fraction: of the documents, drawn by their contents, kept out of training.
         seed: of that draw, and of the sample.
-        drop_duplicates: documents equal to an earlier one are left out (16 bytes of memory or so for each).
+        drop_duplicates: documents equal to an earlier one are left out (about 70 bytes of memory for each).
         sample_characters: of text that a vocabulary is trained on.
         shard_tokens: a shard is closed once it has so many.
+        shard: (i, n) takes the i-th of n parts of the files, i from 1; `merge` makes one corpus of all of them.
         overwrite: replace an earlier corpus at `out_dir`.
         progress: makes the progress bars, `progress.progress` or a likeness.
 
@@ -73,33 +91,94 @@ def prepare(
         UserError: bad input, or a target that cannot be written; nothing is left behind.
     """
     _check_arguments(lines, workers, heldout_fraction, seed)
-    sources = find_sources(text_paths)
-    _check_target(Path(out_dir), sources, overwrite)
-    with new_folder(Path(out_dir)) as folder:
+    every_source = find_sources(text_paths)
+    sources = every_source if shard is None else share(every_source, *shard)
+    given = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
+    trained = [str(tokenizer), vocab_size, model_type, lowercase, sample_characters]
+    settings: dict[str, Any] = {
+        "tokenizer": given.fingerprint() if given else trained,
+        "lines": lines,
+        "text_field": text_field,
+        "max_sentence_tokens": MAX_SENTENCE_TOKENS,
+        "heldout_fraction": heldout_fraction,
+        "drop_duplicates": drop_duplicates,
+        "seed": seed,
+        "shard_tokens": shard_tokens,
+        "sources": [describe(source) for source in sources],
+    }
+    if shard is not None:
+        if given is None:
+            raise UserError("a part of a corpus needs a tokenizer that is there already, the same for all parts")
+        settings["shard"] = [*shard, digest([describe(source) for source in every_source])]
+    if not overwrite and (finished := _finished(Path(out_dir), settings)):
+        log.info("%s: made of the same files in the same way before; nothing to do", out_dir)
+        return finished
+    check_target(Path(out_dir), [source.path for source in sources if source.path], overwrite)
+    with partial_folder(Path(out_dir)) as folder:
+        journal = Journal(folder, settings)
         text = _Text(sources, text_field, progress)
-        if tokenizer in TRAINED:
+        if not text.can_be_read_again:
+            journal.clear()
+        if given is None and journal.state is None:
             text.spool_into(folder)
             sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
-            chosen = _train(str(tokenizer), sample, vocab_size, model_type, lowercase)
-        else:
-            chosen = load_tokenizer(tokenizer)
+            _train(str(tokenizer), sample, vocab_size, model_type, lowercase).save(folder / "tokenizer")
+        chosen = given or load_tokenizer(folder / "tokenizer")
         chosen.save(folder / "tokenizer")
-        documents = assign(text.documents("writing tokens"), seed, heldout_fraction, drop_duplicates)
-        shards = _Shards(folder, chosen, shard_tokens)
-        with closing(encode_all(in_batches(documents), chosen, lines, workers)) as blocks:
-            shards.write(blocks)
+        run = _Run(folder, chosen, shard_tokens, journal)
+        run.encode(text, lines, workers, seed, heldout_fraction, drop_duplicates)
         text.remove_spooled()
-        settings = {
-            "lines": lines,
-            "max_sentence_tokens": MAX_SENTENCE_TOKENS,
-            "heldout_fraction": heldout_fraction,
-            "drop_duplicates": drop_duplicates,
-            "seed": seed,
-            "sources": [{"name": Path(source.name).name, "bytes": source.size} for source in sources],
-        }
-        manifest = shards.manifest(settings, text.report.notes())
+        manifest = run.manifest(settings, text.report)
         manifest.write(folder / "manifest.json")
+        journal.remove()
     return manifest
+
+
+def train_tokenizer(
+    text_paths: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    tokenizer: str = "sentencepiece",
+    vocab_size: int = 8192,
+    model_type: str = "unigram",
+    lowercase: bool = True,
+    text_field: str = "text",
+    seed: int = 0,
+    sample_characters: int = SAMPLE_CHARACTERS,
+    overwrite: bool = False,
+    progress: ProgressMaker = progress_module.progress,
+) -> Tokenizer:
+    """The tokenizer that `prepare` would train on the same text, alone, under `out_dir`.
+
+    Args: as for `prepare`.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    if tokenizer not in TRAINED:
+        raise UserError(f"only {' or '.join(TRAINED)} can be trained, got {str(tokenizer)!r}")
+    sources, out = find_sources(text_paths), Path(out_dir)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "tokenizer.json").is_file():
+            raise UserError(f"{out}: exists and is not a tokenizer, so nothing is written there")
+        if not overwrite:
+            raise UserError(f"{out}: holds a tokenizer already (--overwrite replaces it)")
+    with new_folder(out) as folder:
+        documents = _Text(sources, text_field, progress).documents("reading a sample")
+        sample = draw_sample(documents, seed, sample_characters)
+        chosen = _train(tokenizer, sample, vocab_size, model_type, lowercase)
+        chosen.save(folder)
+    return chosen
+
+
+def _finished(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
+    """The corpus at `out`, if the same call made it."""
+    if not (out / "manifest.json").is_file() or any(
+        source["ends_sha256"] is None for source in settings["sources"]
+    ):
+        return None
+    manifest = Manifest.read(out / "manifest.json")
+    return manifest if manifest.settings == json.loads(json.dumps(settings)) else None
 
 
 def _check_arguments(lines: str, workers: int, heldout_fraction: float, seed: int) -> None:
@@ -113,17 +192,17 @@ def _check_arguments(lines: str, workers: int, heldout_fraction: float, seed: in
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
 
 
-def _check_target(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
-    """Replaces nothing but an earlier corpus, and not one that holds the text."""
+def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Raises UserError unless `out` is new, empty, or an earlier corpus that may go and has no input in it."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "manifest.json").is_file():
         raise UserError(f"{out}: exists and is not a prepared corpus, so nothing is written there")
     if not overwrite:
         raise UserError(f"{out}: holds a prepared corpus already (--overwrite replaces it)")
-    for source in sources:
-        if source.path and source.path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"{source.name}: lies in {out}, which is to be overwritten")
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{path}: lies in {out}, which is to be overwritten")
 
 
 class _Text:
@@ -134,6 +213,11 @@ class _Text:
         self._spooled: Path | None = None
         self.report = ReadReport()
         """Of the latest reading."""
+
+    @property
+    def can_be_read_again(self) -> bool:
+        """Whether another process finds the same text."""
+        return all(source.is_regular for source in self._sources)
 
     def spool_into(self, folder: Path) -> None:
         """Copies standard input to a file, so that it can be read twice."""
@@ -146,8 +230,9 @@ class _Text:
         if self._spooled:
             self._spooled.unlink()
 
-    def documents(self, title: str) -> Iterator[list[str]]:
-        self.report = report = ReadReport()
+    def documents(self, title: str, after: ReadReport | None = None) -> Iterator[list[str]]:
+        """All documents, or those behind where an earlier reading was."""
+        self.report = report = after or ReadReport()
         sizes = [source.size for source in self._sources]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         shown = 0
@@ -194,39 +279,81 @@ def in_batches(documents: Iterable[Document]) -> Iterator[Batch]:
         yield batch
 
 
-class _Shards:
-    """The shards of both splits on their way to the disk."""
+class _Run:
+    """The shards of both splits on their way to the disk, from where the journal says on."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        self._tokenizer, self._dtype = tokenizer, token_dtype(tokenizer.vocab_size)
-        self._writers = {split: ShardWriter(folder, split, self._dtype, shard_tokens) for split in SPLITS}
-        self._unknown = 0
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, journal: Journal) -> None:
+        self._tokenizer, self._dtype, self._journal = tokenizer, token_dtype(tokenizer.vocab_size), journal
+        self._before = journal.state
+        state = self._before or {"writers": dict.fromkeys(SPLITS), "unknown": 0}
+        self._writers = {
+            split: ShardWriter(folder, split, self._dtype, shard_tokens, state["writers"][split])
+            for split in SPLITS
+        }
+        self._unknown = int(state["unknown"])
 
-    def write(self, encoded: Iterable[list[Block]]) -> None:
-        for blocks in encoded:
-            for writer, block in zip(self._writers.values(), blocks):
-                writer.add(block)
-                ids = np.frombuffer(block.tokens, self._dtype)
-                self._unknown += int(np.count_nonzero(ids == self._tokenizer.unk_id))
+    def encode(
+        self, text: _Text, lines: str, workers: int, seed: int, heldout_fraction: float, drop_duplicates: bool
+    ) -> None:
+        """Writes all documents that are not there yet."""
+        after, done = None, 0
+        if self._before:
+            after, done = ReadReport(**self._before["report"]), int(self._before["documents"])
+            log.info("going on with an interrupted run, behind %s documents", f"{done:,}")
+        # Whether a document was there before is known only after all others were looked at again.
+        documents = text.documents("writing tokens", None if drop_duplicates else after)
+        assigned = assign(documents, seed, heldout_fraction, drop_duplicates)
+        remaining = islice(assigned, done, None) if drop_duplicates else assigned
+        places: deque[dict[str, Any]] = deque()  # behind each batch that is being encoded
+
+        def batches() -> Iterator[Batch]:
+            count = done
+            for batch in in_batches(remaining):
+                count += len(batch)
+                places.append({"report": asdict(text.report), "documents": count})
+                yield batch
+
+        with closing(encode_all(batches(), self._tokenizer, lines, workers)) as encoded:
+            for number, blocks in enumerate(encoded, start=1):
+                self._add(blocks)
+                place = places.popleft()
+                if number % JOURNAL_BATCHES == 0 and text.can_be_read_again:
+                    writers = {split: writer.sync() for split, writer in self._writers.items()}
+                    self._journal.write({**place, "writers": writers, "unknown": self._unknown})
         for writer in self._writers.values():
             writer.close()
-        if not self._writers["train"].counts.tokens:
-            raise UserError("no document is left to train on: the text is too small for a held-out part")
 
-    def manifest(self, settings: dict[str, object], notes: Sequence[str]) -> Manifest:
+    def _add(self, blocks: list[Block]) -> None:
+        for writer, block in zip(self._writers.values(), blocks):
+            writer.add(block)
+            ids = np.frombuffer(block.tokens, self._dtype)
+            self._unknown += int(np.count_nonzero(ids == self._tokenizer.unk_id))
+
+    def manifest(self, settings: Mapping[str, Any], report: ReadReport) -> Manifest:
+        """Raises UserError if there is nothing to train on, unless this is only a part."""
         splits = {split: writer.counts for split, writer in self._writers.items()}
+        if not splits["train"].tokens and "shard" not in settings:
+            raise UserError("no document is left to train on: the text is too small for a held-out part")
+        counts = {name: getattr(report, name) for name in ("empty_files", "cut_lines", "cut_documents")}
+        counts["unknown_tokens"] = self._unknown
         return Manifest(
             tokenizer_fingerprint=self._tokenizer.fingerprint(),
             vocab_size=self._tokenizer.vocab_size,
             splits=splits,
             files={name: entry for writer in self._writers.values() for name, entry in writer.files.items()},
             settings=settings,
-            notes=(*notes, *self._notes(splits)),
+            counts=counts,
+            notes=tuple(notes(splits, counts)),
         )
 
-    def _notes(self, splits: Mapping[str, SplitCounts]) -> Iterator[str]:
-        unknown = self._unknown / sum(counts.tokens for counts in splits.values())
-        if unknown > MUCH_UNKNOWN:
-            yield f"{unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
-        if not splits["heldout"].documents:
-            yield "no document is held out; a larger held-out fraction or more documents give some"
+
+def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int]) -> Iterator[str]:
+    """Sentences for the user about what is out of the ordinary."""
+    of_reading = {name: count for name, count in counts.items() if name != "unknown_tokens"}
+    yield from ReadReport(**of_reading).notes()
+    tokens = sum(split.tokens for split in splits.values())
+    if counts["unknown_tokens"] > MUCH_UNKNOWN * tokens:
+        share_of_unknown = counts["unknown_tokens"] / tokens
+        yield f"{share_of_unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
+    if not splits["heldout"].documents:
+        yield "no document is held out; a larger held-out fraction or more documents give some"

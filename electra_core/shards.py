@@ -15,12 +15,11 @@ have to read every page of `.sentences` for it, 8 GB for 100 GB of text instead 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -71,9 +70,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
     """By file name; the tokenizer's are not among them, they have their fingerprint."""
     settings: Mapping[str, Any]
-    """How the corpus was made, for the reader; nothing depends on it."""
+    """How the corpus was made: `prepare` knows by it whether it is done, and `merge` what belongs together."""
     notes: tuple[str, ...] = ()
     """What was out of the ordinary while it was made."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What the notes were made from."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -131,7 +132,7 @@ class ShardWriter:
         state: of an earlier writer of the same files, from `sync`; what was written behind that is cut off.
 
     Raises:
-        OSError: the files that `state` tells of are not there.
+        UserError: the files that `state` tells of are shorter than it says.
     """
 
     def __init__(
@@ -231,13 +232,14 @@ class _HashedFile:
     """A file written front to back, whose checksum is known at the end; the first `keep` bytes may be there."""
 
     def __init__(self, path: Path, keep: int) -> None:
-        self._file: BinaryIO = open(path, "r+b" if keep else "wb")
+        self._file: BinaryIO = open(path, "a+b" if keep else "wb")
+        self._file.seek(0)
         self._digest = hashlib.sha256()
         self._size = 0
         while self._size < keep:
             block = self._file.read(min(keep - self._size, 1 << 20))
             if not block:
-                raise FileNotFoundError(errno.ENOENT, "is shorter than it was", str(path))
+                raise UserError(f"{path}: what an interrupted run left is damaged; it was removed, so start again")
             self._digest.update(block)
             self._size += len(block)
         self._file.seek(keep)

@@ -11,19 +11,18 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
+from electra_core.byte_files import ByteFile
 from electra_core.errors import UserError
+from electra_core.sources import Source, text_kind
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_ROW_BYTES = 1 << 27  # a JSON line has to be in memory as a whole
@@ -31,24 +30,13 @@ MAX_DOCUMENT_CHARACTERS = 1 << 22
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Source(NamedTuple):
-    """A file to read and what messages call it; `path` None is standard input."""
-
-    name: str
-    path: Path | None
-    may_be_empty: bool = False
-
-    @property
-    def size(self) -> int | None:
-        """Bytes on disk."""
-        return None if self.path is None else self.path.stat().st_size
-
-
 @dataclass
 class ReadReport:
     """How far the reader is, and what it had to do to the text."""
 
     position: int = 0  # bytes read of the files as they are on disk
+    source: int = 0  # place in the list of the file that is being read
+    documents: int = 0  # of that file
     empty_files: int = 0
     cut_lines: int = 0  # cuts in lines longer than MAX_LINE, at white space where there is some
     cut_documents: int = 0  # cuts in documents longer than MAX_DOCUMENT_CHARACTERS, between lines
@@ -66,72 +54,36 @@ class ReadReport:
         return [sentence.format(f"{count:,}") for count, sentence in counted if count]
 
 
-def find_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """The files that `paths` mean: "-" is standard input, folders are searched recursively in sorted order.
-
-    Hidden files and folders inside a folder are left out.
-
-    Raises:
-        UserError: a path does not exist, a folder cannot be searched or has no text in it, "-" comes twice.
-    """
-    sources: list[Source] = []
-    for path in map(str, paths):
-        if path == "-":
-            sources.append(Source("standard input", None))
-        elif os.path.isdir(path):
-            sources += _inside(path)
-        elif os.path.exists(path):
-            sources.append(Source(path, Path(path)))
-        else:
-            raise UserError(f"{path}: there is no such file or folder")
-    if sum(source.path is None for source in sources) > 1:
-        raise UserError("standard input (-) can be read only once")
-    if not sources:
-        raise UserError("no text file was given")
-    return sources
-
-
-def _inside(folder: str) -> list[Source]:
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    found: list[str] = []
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in files if not name.startswith(".") and text_kind(name)]
-    if not found:
-        raise UserError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    return [Source(path, Path(path), may_be_empty=True) for path in sorted(found)]
-
-
-def text_kind(name: str) -> str | None:
-    """Which of TEXT_SUFFIXES a file name has, below a suffix of compression; None if none of them."""
-    stem = name.lower()
-    for suffix in COMPRESSED_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return next((suffix for suffix in TEXT_SUFFIXES if stem.endswith(suffix)), None)
-
-
 def read_documents(
     sources: Sequence[Source], *, text_field: str = "text", report: ReadReport | None = None
 ) -> Iterator[list[str]]:
     """All documents of all files, one after the other. A file of unknown suffix is taken for `.txt`.
+
+    Args:
+        report: is kept up to date. The copy of one, made while its document was the latest, goes on behind that
+            document; files that were read to their end are not opened again.
 
     Raises:
         UserError: naming file and place: not readable, damaged, binary, not UTF-8, not JSON, no such field,
             no text at all.
     """
     report = report if report is not None else ReadReport()
-    before = 0
-    for source in sources:
-        count = 0
-        for document in _documents_of(source, text_field, report, before):
-            count += 1
+    before = sum(source.size or 0 for source in sources[: report.source])
+    for source in sources[report.source :]:
+        skip, counted = report.documents, (report.cut_lines, report.cut_documents)
+        for number, document in enumerate(_documents_of(source, text_field, report, before), start=1):
+            if number < skip:
+                continue
+            if number == skip:  # skipping has counted the cuts a second time
+                report.cut_lines, report.cut_documents = counted
+                continue
+            report.documents = number
             yield document
-        if not count:
+        if not report.documents:
             if not source.may_be_empty:
                 raise UserError(f"{source.name}: there is no text in it")
             report.empty_files += 1
+        report.source, report.documents = report.source + 1, 0
         before += source.size or 0
 
 

@@ -324,7 +324,7 @@ def test_what_may_be_overwritten(data: Path, tokenizer: Path, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     prepare([tmp_path / "a.txt"], tmp_path / "empty", **options)
     with pytest.raises(UserError, match="holds a prepared corpus already"):
-        prepare([tmp_path / "a.txt"], tmp_path / "empty", **options)
+        prepare([tmp_path / "a.txt"], tmp_path / "empty", **options, seed=1)
     assert (
         prepare([tmp_path / "a.txt"], tmp_path / "empty", overwrite=True, **options).splits["train"].documents == 1
     )
@@ -381,7 +381,7 @@ def test_ctrl_c_leaves_nothing(tokenizer: Path, tmp_path: Path) -> None:
     process.stdin.write(b"one more document\n\n" * 120_000)
     process.stdin.flush()
     try:
-        wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob(".out.*.tmp/train-00000.tokens")))
+        wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob(".out.partial/train-00000.tokens")))
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does: everybody gets it
         errors = process.communicate(timeout=60)[1].decode()
     finally:

@@ -17,7 +17,8 @@ import zstandard
 from electra_core import text_files
 from electra_core.byte_files import ByteFile
 from electra_core.errors import UserError
-from electra_core.text_files import ReadReport, document_hash, find_sources, read_documents, spool
+from electra_core.sources import find_sources
+from electra_core.text_files import ReadReport, document_hash, read_documents, spool
 
 TEXT = "Title\nFirst line.\n\n \nSecond\u0085document\u2028here\x0c.\r\nIts end, naïve\n"
 DOCUMENTS = [["Title", "First line."], ["Second\u0085document\u2028here\x0c.", "Its end, naïve"]]

@@ -11,7 +11,8 @@ import sentencepiece
 from transformers import AutoTokenizer
 
 from electra_core.errors import UserError
-from electra_core.text_files import find_sources, read_documents
+from electra_core.sources import find_sources
+from electra_core.text_files import read_documents
 from electra_core.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer, load_tokenizer
 from electra_core.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece

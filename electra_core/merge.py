@@ -1,0 +1,135 @@
+"""Parts of a corpus that were prepared on many machines, made one: `electra prepare --merge PART... --out DATA`.
+
+The documents are written anew, part after part, so the result is the one that a single machine would have made of
+all files, byte for byte (but documents that come in two parts are not recognised as duplicates). It costs one
+reading to check the parts, one to copy them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core import progress as progress_module
+from electra_core.corpus import Corpus, Shard
+from electra_core.errors import UserError
+from electra_core.new_folder import new_folder
+from electra_core.prepare import ProgressMaker, check_target, notes
+from electra_core.shards import SPLITS, Block, Manifest, ShardWriter, token_dtype
+
+BLOCK_TOKENS = 1 << 22
+"""Copied at a time, and a document more."""
+
+
+def merge(
+    parts: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: ProgressMaker = progress_module.progress,
+) -> Manifest:
+    """Makes one corpus under `out_dir` of all parts that `prepare(..., shard=(i, n))` made.
+
+    Args:
+        parts: their folders, in any order.
+        overwrite: replace an earlier corpus at `out_dir`.
+        progress: makes the progress bars.
+
+    Raises:
+        UserError: no part, parts that are missing, there twice, damaged or made in different ways.
+    """
+    out = Path(out_dir)
+    opened = _in_order([Corpus.open(part) for part in parts])
+    check_target(out, [corpus.directory for corpus in opened], overwrite)
+    first = opened[0].manifest
+    settings = {key: value for key, value in first.settings.items() if key != "shard"}
+    settings["sources"] = [source for corpus in opened for source in corpus.manifest.settings["sources"]]
+    counts: Counter[str] = Counter()
+    for corpus in opened:
+        corpus.verify()
+        counts.update(corpus.manifest.counts)
+    with new_folder(out) as folder:
+        shutil.copytree(opened[0].directory / "tokenizer", folder / "tokenizer")
+        writers = {split: _copy(opened, split, folder, settings["shard_tokens"], progress) for split in SPLITS}
+        splits = {split: writer.counts for split, writer in writers.items()}
+        if not splits["train"].tokens:
+            raise UserError("no part has a document to train on")
+        manifest = Manifest(
+            tokenizer_fingerprint=first.tokenizer_fingerprint,
+            vocab_size=first.vocab_size,
+            splits=splits,
+            files={name: entry for writer in writers.values() for name, entry in writer.files.items()},
+            settings=settings,
+            counts=dict(counts),
+            notes=tuple(notes(splits, counts)),
+        )
+        manifest.write(folder / "manifest.json")
+    return manifest
+
+
+def _in_order(parts: Sequence[Corpus]) -> list[Corpus]:
+    """The parts by number, each there once and of the same corpus."""
+    found: dict[int, Corpus] = {}
+    for corpus in parts:
+        number, of, _ = _shard(corpus)
+        if number in found:
+            raise UserError(f"{corpus.directory} and {found[number].directory} are both part {number} of {of}")
+        found[number] = corpus
+    first = parts[0]
+    for corpus in parts:
+        if differing := [key for key, ours in _common(first).items() if _common(corpus).get(key) != ours]:
+            raise UserError(f"{corpus.directory} and {first.directory} differ in {', '.join(differing)}")
+    if missing := set(range(1, _shard(first)[1] + 1)) - found.keys():
+        raise UserError(f"missing: part {', '.join(map(str, sorted(missing)))} of {_shard(first)[1]}")
+    return [found[number] for number in sorted(found)]
+
+
+def _shard(corpus: Corpus) -> tuple[int, int, str]:
+    """(number, of how many, digest of all files)."""
+    shard = corpus.manifest.settings.get("shard")
+    if shard is None:
+        raise UserError(
+            f"{corpus.directory}: a whole corpus, not a part of one (whole ones are mixed by `electra pretrain`)"
+        )
+    number, of, digest = shard
+    return int(number), int(of), str(digest)
+
+
+def _common(corpus: Corpus) -> dict[str, Any]:
+    """What all parts must have in common."""
+    common = {key: value for key, value in corpus.manifest.settings.items() if key not in ("shard", "sources")}
+    _, of, files = _shard(corpus)
+    tokenizer = corpus.manifest.tokenizer_fingerprint
+    return {**common, "tokenizer": tokenizer, "number of parts": of, "the files that were cut into parts": files}
+
+
+def _copy(
+    parts: Sequence[Corpus], split: str, folder: Path, shard_tokens: int, progress: ProgressMaker
+) -> ShardWriter:
+    writer = ShardWriter(folder, split, token_dtype(parts[0].manifest.vocab_size), shard_tokens)
+    total = sum(corpus.manifest.splits[split].tokens for corpus in parts)
+    with progress(f"copying {split}", total, "token") as bar:
+        for corpus in parts:
+            for shard in Corpus(corpus.directory, split, corpus.manifest).shards:
+                for block in _blocks(shard):
+                    writer.add(block)
+                    bar.update(int(block.sentence_tokens.sum()))
+    writer.close()
+    return writer
+
+
+def _blocks(shard: Shard) -> Iterator[Block]:
+    """A shard's documents, about BLOCK_TOKENS at a time."""
+    first, last = 0, len(shard.documents) - 1
+    while first < last:
+        end = np.searchsorted(shard.starts, shard.starts[first] + np.uint64(BLOCK_TOKENS))
+        stop = min(max(int(end), first + 1), last)
+        documents = shard.documents[first : stop + 1].astype(np.int64)
+        sentences = shard.sentences[documents[0] : documents[-1] + 1].astype(np.int64)
+        yield Block(shard.tokens[sentences[0] : sentences[-1]].tobytes(), np.diff(sentences), np.diff(documents))
+        first = stop

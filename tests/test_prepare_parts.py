@@ -1,0 +1,270 @@
+"""Preparing again, after a kill, and in parts on many machines: always the bytes of one run without any of it."""
+
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_corpus import contents, documents_of, quiet, small_batches, text, tokenizer  # noqa: F401
+
+from electra_core import prepare as prepare_module
+from electra_core.cli import main
+from electra_core.corpus import Corpus, Manifest, prepare
+from electra_core.errors import UserError
+from electra_core.journal import Journal
+from electra_core.merge import merge
+from electra_core.new_folder import partial_folder
+from electra_core.prepare import train_tokenizer
+from electra_core.sources import Source, find_sources, share
+from electra_core.text_files import ReadReport, read_documents
+
+OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "progress": quiet}
+
+
+@pytest.fixture(scope="module")
+def files(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The text in five files of different sizes and kinds, one of them empty."""
+    folder = tmp_path_factory.mktemp("files")
+    documents = documents_of(text)
+    for number, (first, end) in enumerate([(0, 10), (10, 12), (12, 40), (40, 40), (40, 80)]):
+        if number == 2:
+            rows = [json.dumps({"text": "\n".join(document)}) for document in documents[first:end]]
+            (folder / "2.jsonl").write_text("\n".join(rows), "utf-8")
+        else:
+            content = "\n\n".join("\n".join(document) for document in documents[first:end])
+            (folder / f"{number}.txt").write_text(content, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    out = tmp_path_factory.mktemp("whole") / "corpus"
+    prepare([files], out, tokenizer=tokenizer, **OPTIONS)
+    return out
+
+
+# Again --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_call_again_does_nothing(
+    files: Path, tokenizer: Path, whole: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.setattr(prepare_module, "read_documents", None)
+    assert prepare([files], whole, tokenizer=tokenizer, **OPTIONS) == Manifest.read(whole / "manifest.json")
+    with pytest.raises(UserError, match="holds a prepared corpus already"):
+        prepare([files], whole, tokenizer=tokenizer, **{**OPTIONS, "heldout_fraction": 0.3})
+
+
+def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "a.txt").write_text("some text")
+    prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, progress=quiet)
+    (tmp_path / "a.txt").write_text("same size")
+    with pytest.raises(UserError, match="holds a prepared corpus already"):
+        prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, progress=quiet)
+
+
+# After a kill -------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from test_corpus import quiet
+from electra_core import prepare as module
+
+def add(self, blocks, real=module._Run._add, left=[int(sys.argv[4])]):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, blocks)
+
+if __name__ == "__main__":
+    module._Run._add = add
+    module.BATCH_CHARACTERS, module.JOURNAL_BATCHES = 20_000, 3
+    module.prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], heldout_fraction=0.2, shard_tokens=40_000,
+                   progress=quiet)
+"""
+
+
+def test_killed_runs_are_gone_on_with(
+    files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    """Two real kills: within the third file, and behind it."""
+    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 3)
+    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    done = []
+    for batches in (5, 7):
+        command = [sys.executable, "-c", KILLED, files, out, tokenizer, str(batches)]
+        ended = subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, timeout=120)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        done.append(json.loads((partial / "journal.json").read_text())["state"]["documents"])
+    assert 0 < done[0] < done[1]
+    looked_at: list[str] = []
+    real = read_documents
+
+    def watched(sources, *, text_field, report):  # type: ignore[no-untyped-def]
+        looked_at.append(sources[report.source].path.name)
+        return real(sources, text_field=text_field, report=report)
+
+    monkeypatch.setattr(prepare_module, "read_documents", watched)
+    prepare([files], out, tokenizer=tokenizer, **OPTIONS)
+    assert looked_at == ["4.txt"], "files that were done are not opened again"
+    assert contents(out) == contents(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("limits", [{}, {"BLOCK_BYTES": 16, "MAX_LINE": 40, "MAX_DOCUMENT_CHARACTERS": 100}])
+def test_reading_goes_on_behind_any_document(
+    name: str, limits: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, value in limits.items():
+        monkeypatch.setattr(f"electra_core.text_files.{limit}", value)
+    for folder in ("1", "2", "3"):
+        (tmp_path / folder).mkdir()
+        texts = [" ".join(f"{folder}w{i}" for i in range(40 * (j % 3) + 1)) for j in range(5)]
+        content = "\n\n".join(texts) if name == "a.txt" else "\n".join(json.dumps({"text": t}) for t in texts)
+        (tmp_path / folder / name).write_text(content if folder != "2" else "")
+    sources = find_sources([tmp_path])
+    report = ReadReport()
+    seen: list[tuple[ReadReport, list[str]]] = []
+    for document in read_documents(sources, report=report):
+        seen.append((ReadReport(**vars(report)), document))
+    assert (report.cut_lines > 0) == bool(limits)
+    for place, (before, _) in enumerate(seen):
+        again = ReadReport(**vars(before))
+        assert list(read_documents(sources, report=again)) == [document for _, document in seen[place + 1 :]]
+        assert again == report
+
+
+def test_what_a_killed_run_left_is_of_no_use_to_another(tmp_path: Path) -> None:
+    (tmp_path / "train-00000.tokens").write_bytes(b"1234")
+    journal = Journal(tmp_path, {"seed": 0})
+    assert journal.state is None and not list(tmp_path.iterdir())
+    journal.write({"documents": 3})
+    (tmp_path / "train-00000.tokens").write_bytes(b"1234")
+    assert Journal(tmp_path, {"seed": 0}).state == {"documents": 3}
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Journal(tmp_path, {"seed": 1}).state is None and not list(tmp_path.iterdir())
+    for damaged in ("", "{", "[]", '{"settings": {"seed": 0}}'):
+        (tmp_path / "journal.json").write_text(damaged)
+        assert Journal(tmp_path, {"seed": 0}).state is None
+
+
+def test_two_writers_of_one_folder(tmp_path: Path) -> None:
+    with partial_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+        with pytest.raises(UserError, match="another process is writing"), partial_folder(tmp_path / "out"):
+            pass
+        assert (folder / "file").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+# In parts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:  # noqa: F811
+    folder = tmp_path_factory.mktemp("parts")
+    for part in (1, 2, 3):
+        prepare([files], folder / str(part), tokenizer=tokenizer, shard=(part, 3), **OPTIONS)
+    return [folder / str(part) for part in (1, 2, 3)]
+
+
+def test_merged_parts_are_the_whole_byte_for_byte(whole: Path, parts: list[Path], tmp_path: Path) -> None:
+    manifest = merge([parts[2], parts[0], parts[1]], tmp_path / "merged", progress=quiet)
+    assert contents(tmp_path / "merged") == contents(whole)
+    assert manifest.splits["train"].shards > 1 and manifest.notes == ("1 of the files are empty",)
+    assert Corpus.open(tmp_path / "merged", "heldout").num_tokens > 0
+
+
+def test_parts_that_do_not_make_a_whole(
+    whole: Path, parts: list[Path], files: Path, tokenizer: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    def fails(which: list[Path], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            merge(which, tmp_path / "merged", progress=quiet)
+        assert not (tmp_path / "merged").exists()
+
+    fails(parts[:1], "missing: part 2, 3 of 3")
+    fails([*parts, parts[0]], "are both part 1 of 3")
+    fails([whole], "a whole corpus, not a part")
+    prepare([files], tmp_path / "seed", tokenizer=tokenizer, shard=(2, 3), seed=1, **OPTIONS)
+    fails([parts[0], tmp_path / "seed", parts[2]], "differ in seed")
+    prepare([files / "0.txt", files / "1.txt", files / "2.jsonl"], tmp_path / "other", tokenizer=tokenizer,
+            shard=(2, 3), **OPTIONS)  # fmt: skip
+    fails([parts[0], tmp_path / "other", parts[2]], "differ in the files that were cut into parts")
+    tokens = shutil.copytree(parts[0], tmp_path / "damaged") / "train-00000.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-1] + b"\xff")
+    fails([tmp_path / "damaged", *parts[1:]], r"train-00000\.tokens: damaged")
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [9, 1, 1, 1], [1, 1, 1, 9], [0, 0, 5], [3, 1, 4, 1, 5, 9, 2, 6]])
+def test_every_file_goes_to_one_part(sizes: list[int], tmp_path: Path) -> None:
+    sources = []
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.txt").write_bytes(b"x" * size)
+        sources.append(Source(str(number), tmp_path / f"{number}.txt"))
+    for parts in range(1, len(sizes) + 1):
+        shared = [share(sources, part, parts) for part in range(1, parts + 1)]
+        assert all(shared) and [source for part in shared for source in part] == sources
+    with pytest.raises(UserError, match="not cut"):
+        share(sources, 1, len(sizes) + 1)
+    with pytest.raises(UserError, match="part 3 of 2: expected 1 to 2"):
+        share(sources, 3, 2)
+    with pytest.raises(UserError, match="pipes cannot be cut"):
+        share([Source("standard input", None)], 1, 1)
+
+
+def test_shares_are_of_about_equal_size(tmp_path: Path) -> None:
+    sources = []
+    for number in range(100):
+        (tmp_path / f"{number}.txt").write_bytes(b"x" * (1 + number % 7))
+        sources.append(Source(str(number), tmp_path / f"{number}.txt"))
+    sizes = [sum(source.size or 0 for source in share(sources, part, 4)) for part in (1, 2, 3, 4)]
+    assert max(sizes) - min(sizes) <= 14
+
+
+def test_on_the_command_line(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer, two parts, one corpus: the same examples as `prepare` makes by itself."""
+    common = ["--seed", "3", "--quiet"]
+    small = ["--vocab-size", "400", "--sample-characters", "100000"]
+    prepare_text = ["prepare", "--text", str(files), *common]
+    words = ["--tokenizer", str(tmp_path / "words"), "--heldout-fraction", "0.1"]
+    assert main([*prepare_text, *small, "--tokenizer-only", "--out", str(tmp_path / "words")]) == 0
+    for part in ("1", "2"):
+        assert main([*prepare_text, *words, "--shard", f"{part}/2", "--out", str(tmp_path / part)]) == 0
+    parts = [str(tmp_path / part) for part in ("1", "2")]
+    assert main(["prepare", "--merge", *parts, "--out", str(tmp_path / "merged"), "--quiet"]) == 0
+    assert "makes one corpus of all parts" in capsys.readouterr().out
+    assert main([*prepare_text, *small, "--heldout-fraction", "0.1", "--out", str(tmp_path / "whole")]) == 0
+    assert Corpus.open(tmp_path / "merged").fingerprint == Corpus.open(tmp_path / "whole").fingerprint
+    for bad, message in (
+        ([*prepare_text, "--shard", "1/2"], "needs a tokenizer that is there already"),
+        ([*prepare_text, "--shard", "1-2"], "--shard: expected I/N"),
+        ([*prepare_text, *words, "--shard", "9/9"], "files are not cut|a file is not cut"),
+        ([*prepare_text, *words, "--tokenizer-only"], "only sentencepiece or wordpiece can be trained"),
+    ):
+        assert main([*bad, "--out", str(tmp_path / "bad")]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"words")))
+    assert main(["prepare", "--text", "-", *words, "--shard", "1/1", "--out", str(tmp_path / "bad")]) == 2
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_tokenizer_is_not_written_over_something_else(files: Path, tmp_path: Path) -> None:
+    options = {"vocab_size": 300, "sample_characters": 50_000, "progress": quiet}
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        train_tokenizer([files], tmp_path / "words", overwrite=True, **options)
+    (tmp_path / "words" / "letter.txt").unlink()
+    train_tokenizer([files], tmp_path / "words", **options)
+    with pytest.raises(UserError, match="holds a tokenizer already"):
+        train_tokenizer([files], tmp_path / "words", **options)
