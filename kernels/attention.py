@@ -16,8 +16,8 @@ from __future__ import annotations
 import itertools
 
 import torch
-from electra_kernels import attention_reference, rng
-from electra_kernels.dispatch import checks_values, use_triton
+from electra_kernels import attention_native, attention_reference, rng
+from electra_kernels.dispatch import checks_values, use_native, use_triton
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,6 +66,8 @@ def attention(
 
         out_THK, _ = attention_triton.forward(qkv_T3HK.contiguous(), cu_seqlens, key, *numbers)
         return out_THK
+    if use_native(qkv_T3HK, dropout_p=dropout_p, supported=attention_native.takes(qkv_T3HK, max_seqlen)):
+        return attention_native.forward(qkv_T3HK, cu_seqlens, key, *numbers)
     return attention_reference.attention(qkv_T3HK, cu_seqlens, key, *numbers)
 
 

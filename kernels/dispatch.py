@@ -1,7 +1,8 @@
 """Which implementation runs: chosen at call time, never at import.
 
-`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else. float64 on a
-GPU, a precision for checking results, takes the twin.
+`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else; on a CPU, what
+has dropout in it (so: training) runs the twin's loops in C where they could be built (`native`), because PyTorch
+has no fast counter-based random numbers. float64 on a GPU, a precision for checking results, takes the twin.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
@@ -11,12 +12,13 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from electra_kernels import native
 from torch._subclasses.fake_tensor import FakeTensor
 
-Implementation = Literal["auto", "triton", "reference"]
+Implementation = Literal["auto", "triton", "native", "reference"]
 # A plain global, because torch.compile can read one (and guard on it) but no context variable.
 _choice: Implementation = "auto"
 
@@ -26,11 +28,11 @@ def use(implementation: Implementation) -> Iterator[None]:
     """`with use("reference"): ...` overrides the choice inside the block, in all threads.
 
     Raises:
-        ValueError: an implementation other than "auto", "triton", "reference".
+        ValueError: an implementation other than "auto", "triton", "native", "reference".
     """
     global _choice
-    if implementation not in ("auto", "triton", "reference"):
-        raise ValueError(f'implementation: expected "auto", "triton" or "reference", got {implementation!r}')
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation: expected one of {get_args(Implementation)}, got {implementation!r}")
     before, _choice = _choice, implementation
     try:
         yield
@@ -63,7 +65,7 @@ def available() -> dict[str, str]:
     problem = triton_problem()
     if problem is None and not torch.cuda.is_available() and not interpreting():
         problem = "no CUDA device is visible; TRITON_INTERPRET=1 runs the kernels on a CPU, for tests"
-    return {"reference": "yes", "triton": problem or "yes"}
+    return {"reference": "yes", "native": native_problem() or "yes", "triton": problem or "yes"}
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
@@ -82,6 +84,30 @@ def use_triton(tensor: torch.Tensor) -> bool:
             raise RuntimeError(f"triton was asked for but cannot run: {reason}")
         return True
     return tensor.is_cuda and runnable
+
+
+@torch.compiler.assume_constant_result
+def native_problem() -> str | None:
+    """Why the loops in C cannot run here, or None; the first call builds them, which takes seconds."""
+    return native.problem()
+
+
+def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool) -> bool:
+    """Whether a call on `tensor` goes to the loops in C, once `use_triton` has said no.
+
+    Args:
+        supported: whether the loops can work on these dtypes and sizes.
+
+    Raises:
+        RuntimeError: they were asked for with `use("native")` and cannot run on this tensor.
+    """
+    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0):
+        return False
+    runnable = supported and tensor.device.type == "cpu" and native_problem() is None
+    if _choice == "native" and not runnable:
+        reason = native_problem() or f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        raise RuntimeError(f"native was asked for but cannot run: {reason}")
+    return runnable
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

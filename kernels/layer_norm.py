@@ -9,9 +9,10 @@ them. Statistics are fp32; the result has x's dtype.
 
 from __future__ import annotations
 
+from electra_kernels import layer_norm_native as native
 from electra_kernels import layer_norm_reference as reference
 from electra_kernels.checks import FLOATS, check_tensor
-from electra_kernels.dispatch import use_triton
+from electra_kernels.dispatch import use_native, use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
@@ -53,6 +54,8 @@ def dropout_add_layer_norm(
         from electra_kernels import layer_norm_triton
 
         return layer_norm_triton.dropout_add_layer_norm(*arguments)
+    if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
+        return native.forward(*arguments)
     return reference.dropout_add_layer_norm(*arguments)
 
 

@@ -1,0 +1,140 @@
+"""Builds and loads `native.c`, the twins' hot loops in C: what makes training on a CPU fast.
+
+The machine's own C compiler (`cc`, or what CC names) builds it in two seconds when a model first trains on a CPU;
+the library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache) under a name that is a digest of the
+source, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins
+run: the same dropout decisions, the same values up to rounding. `problem` says why.
+
+No Python headers, no PyTorch headers: pointers and sizes go through `ctypes`. The loops share PyTorch's own
+OpenMP threads, because GOMP's symbols are left for the process to resolve.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from electra_kernels import rng
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+# Some compilers have no such option, some processes no such threads; the first set that works is taken.
+ATTEMPTS = ((*OPTIONS, "-fopenmp"), (*OPTIONS, "-fopenmp-simd"), ("-O3", "-fPIC", "-fopenmp-simd"))
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class NativeError(Exception):
+    """Why the library is not there."""
+
+
+def problem() -> str | None:
+    """Why the C loops cannot run here, or None; builds them if nobody has yet."""
+    return _load()[1]
+
+
+def call(function: str, *arguments: Tensor | int | float | None) -> None:
+    """Calls a C function: tensors as pointers, ints as int64_t or int, floats as float (see `c_int`).
+
+    Raises:
+        MemoryError: the function found no memory to work in.
+    """
+    library = _load()[0]
+    assert library is not None, "callers ask `problem` first"
+    if getattr(library, function)(*(_as_c(value) for value in arguments)):
+        raise MemoryError(f"{function}: no memory for its scratch space")
+
+
+def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:
+    """(stream, threshold, scale) as every C function with dropout takes them."""
+    return stream, c_int(rng.dropout_threshold(dropout_p)), rng.keep_scale(dropout_p)
+
+
+def c_int(value: int) -> Any:
+    """A C `int`; a plain Python int becomes an int64_t."""
+    return ctypes.c_int(value)
+
+
+def _as_c(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """(library, None), or (None, why not)."""
+    if os.environ.get("ELECTRA_NATIVE", "1") == "0":
+        return None, "ELECTRA_NATIVE=0 is set"
+    reasons = []
+    for options in ATTEMPTS:
+        try:
+            return _build_and_load(options), None
+        except (NativeError, OSError, subprocess.SubprocessError) as error:
+            reasons.append(str(error))
+    return None, reasons[0]
+
+
+def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise NativeError("no C compiler (cc) was found")
+    command = [compiler, *options]
+    version = _run([compiler, "--version"])
+    facts = "\n".join([*command, version, _processor(), SOURCE.read_text(encoding="utf-8")])
+    library = _cache_folder() / f"native-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
+    if not library.exists():
+        _build(command, library)
+    loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    for name in ("dropout", "layer_norm_forward", "layer_norm_backward"):
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _build(command: list[str], library: Path) -> None:
+    """Compiles beside the final name and moves it there, so that nobody loads half a library."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        source, built = Path(folder, "native.o"), Path(folder, "native.so")
+        _run([*command, "-c", str(SOURCE), "-o", str(source)])
+        # Linked without OpenMP's library: PyTorch's, which is in the process already, has the symbols.
+        _run([command[0], "-shared", str(source), "-lm", "-o", str(built)])
+        built.replace(library)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise NativeError(f"{' '.join(command[:1])} failed: {done.stderr.strip().partition(chr(10))[0]}")
+    return done.stdout
+
+
+def _processor() -> str:
+    """What decides which instructions `-march=native` means."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        lines = []
+    kept = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return "\n".join([platform.machine(), platform.system(), platform.node() if not kept else "", *kept])
+
+
+def _cache_folder() -> Path:
+    """The user's own folder, which nobody else may write to: libraries are loaded from it."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "electra-core"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise NativeError(f"{folder} may be written to by others, so nothing is loaded from it")
+    return folder

@@ -1,0 +1,207 @@
+"""The loops in C against the twins: the same dropout decisions, values within the error budget, no surprises.
+
+They are what trains on a CPU, and optional: without a C compiler the twins run, and these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from electra_kernels import attention, available, dropout_add_layer_norm, native, rng, use
+from electra_kernels.dispatch import Implementation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_helpers import assert_within_budget, dtype_id
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(native.problem() is not None, reason=f"no loops in C: {native.problem()}")
+
+SEED = torch.tensor([0x123456789ABCDEF, 2**32 - 7])  # rows wrap around 32 bits
+STREAM = 11
+DTYPES = (torch.float32, torch.bfloat16)
+LENGTHS = {
+    "one-token": [1],
+    "equal": [24, 24],
+    "unequal-and-empty": [5, 0, 33, 17],
+    "more-than-a-block-of-queries": [150, 3],
+}
+
+
+def leaves(*shapes: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def run_attention(
+    path: Implementation, qkv: Tensor, dout: Tensor, lengths: Sequence[int], dropout_p: float
+) -> tuple[Tensor, Tensor]:
+    """(out, gradient of qkv)"""
+    qkv = qkv.clone().requires_grad_()
+    with use(path):
+        longest = max(lengths)
+        out = attention(qkv, offsets(lengths), longest, dropout_p=dropout_p, seed=SEED, stream=STREAM)
+        return out.detach(), *torch.autograd.grad(out, qkv, dout.to(out.dtype))
+
+
+def run_layer_norm(path: Implementation, tensors: Sequence[Tensor], dropout_p: float) -> list[Tensor]:
+    """The result and the gradients of x, residual, weight and bias."""
+    *inputs, dout = (tensor.clone() for tensor in tensors)
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    with use(path):
+        out = dropout_add_layer_norm(*inputs, eps=1e-6, dropout_p=dropout_p, seed=SEED, stream=STREAM)
+        return [out.detach(), *torch.autograd.grad(out, inputs, dout.to(out.dtype))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_attention_is_within_the_error_budget(lengths: list[int], dropout_p: float, dtype: torch.dtype) -> None:
+    qkv, dout = leaves((sum(lengths), 3, 2, 48), (sum(lengths), 2, 48), dtype=dtype)
+    exact = run_attention("reference", qkv.double(), dout.double(), lengths, dropout_p)
+    same = run_attention("reference", qkv, dout, lengths, dropout_p)
+    got = run_attention("native", qkv, dout, lengths, dropout_p)
+    for name, *values in zip(("out", "dqkv"), got, same, exact):
+        assert_within_budget(name, *values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 300), (130, 64)], ids=str)
+def test_layer_norm_is_within_the_error_budget(
+    shape: tuple[int, int], dropout_p: float, dtype: torch.dtype
+) -> None:
+    tensors = leaves(shape, shape, shape[1:], shape[1:], shape, dtype=dtype)
+    exact = run_layer_norm("reference", [tensor.double() for tensor in tensors], dropout_p)
+    same = run_layer_norm("reference", tensors, dropout_p)
+    got = run_layer_norm("native", tensors, dropout_p)
+    for name, *values in zip(("out", "dx", "dresidual", "dweight", "dbias"), got, same, exact):
+        assert_within_budget(name, *values)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(any),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from([16, 32, 64, 80]),
+    dropout_p=st.sampled_from([0.0, 0.1, 0.9]),
+)
+def test_attention_of_any_shape(lengths: list[int], heads: int, dim: int, dropout_p: float) -> None:
+    qkv, dout = leaves((sum(lengths), 3, heads, dim), (sum(lengths), heads, dim), seed=heads)
+    got = run_attention("native", qkv, dout, lengths, dropout_p)
+    for value, twin in zip(got, run_attention("reference", qkv, dout, lengths, dropout_p)):
+        torch.testing.assert_close(value, twin, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dropout_p", [1e-5, 0.1, 0.5, 0.99])
+def test_dropout_decides_as_specified(dropout_p: float) -> None:
+    """Exactly the kept values of x reach its gradient; columns beyond one vector's 128 included."""
+    x, residual, weight, bias, dout = leaves((9, 300), (9, 300), (300,), (300,), (9, 300))
+    _, dx, dresidual, *_ = run_layer_norm("native", (x, residual, weight, bias, dout), dropout_p)
+    keep = rng.keep_mask(SEED, torch.arange(9), 300, dropout_p, STREAM)
+    assert torch.equal(dx, dresidual * (keep * torch.tensor(rng.keep_scale(dropout_p))))
+
+
+def test_attention_drops_what_the_specification_drops() -> None:
+    """Queries of zero make every probability 1 / length, values of one-hot rows show which were kept."""
+    length, heads = 64, 3
+    qkv = torch.zeros(2 * length, 3, heads, 64)
+    qkv[:, 2] = torch.eye(64).repeat(2, 1)[:, None]
+    with use("native"):
+        out = attention(qkv, offsets([length] * 2), length, dropout_p=0.3, seed=SEED, stream=STREAM)
+    for head in range(heads):
+        keep = rng.keep_mask(SEED, torch.arange(2 * length), length, 0.3, STREAM, plane=head)
+        torch.testing.assert_close(out[:, head], keep * rng.keep_scale(0.3) / length)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    lengths = [40, 7, 25, 60]
+    qkv, dout = leaves((132, 3, 2, 32), (132, 2, 32))
+    tensors = leaves((300, 96), (300, 96), (96,), (96,), (300, 96))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(
+                [*run_attention("native", qkv, dout, lengths, 0.1), *run_layer_norm("native", tensors, 0.1)]
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_nan_stays_in_its_sequence_and_large_logits_are_no_problem() -> None:
+    qkv, dout = leaves((30, 3, 1, 16), (30, 1, 16))
+    qkv[:10] *= 1e4
+    clean = run_attention("native", qkv, dout, [10, 10, 10], 0.1)
+    qkv[12, 0] = torch.nan
+    spoilt = run_attention("native", qkv, dout, [10, 10, 10], 0.1)
+    for before, after in zip(clean, spoilt):
+        others = torch.cat([torch.arange(10), torch.arange(20, 30)])
+        assert before.isfinite().all() and torch.equal(before[others], after[others])
+    assert spoilt[0][12].isnan().all() and spoilt[1][10:20, 1].isnan().all()
+
+
+def test_opcheck() -> None:
+    qkv = torch.randn(12, 3, 2, 16, requires_grad=True)
+    arguments = (qkv, offsets([5, 7]), SEED, 7, 0.2, STREAM, 0.25)
+    torch.library.opcheck(torch.ops.electra_kernels.native_attention.default, arguments)
+    tensors = [tensor.requires_grad_() for tensor in leaves((6, 24), (6, 24), (24,), (24,))]
+    torch.library.opcheck(
+        torch.ops.electra_kernels.native_dropout_add_layer_norm.default, (*tensors, 1e-6, 0.2, SEED, STREAM)
+    )
+
+
+def test_what_the_loops_cannot_do_takes_the_twin_or_is_said() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64)
+    arguments = (x, x, x[0], x[0])
+    assert dropout_add_layer_norm(*arguments, eps=1e-6, dropout_p=0.1, seed=1).dtype == torch.float64
+    with use("native"), pytest.raises(RuntimeError, match=r"native was asked for but cannot run: torch.float64"):
+        dropout_add_layer_norm(*arguments, eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [({"ELECTRA_NATIVE": "0"}, "ELECTRA_NATIVE=0 is set"), ({"CC": "no-such-compiler"}, "no C compiler")],
+    ids=["switched-off", "no-compiler"],
+)
+def test_without_them_the_twins_run_silently(
+    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    native._load.cache_clear()
+    try:
+        assert reason in available()["native"]
+        x, residual, weight, bias, dout = leaves((5, 16), (5, 16), (16,), (16,), (5, 16))
+        got = run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
+        twin = run_layer_norm("reference", (x, residual, weight, bias, dout), 0.1)
+        assert all(torch.equal(a, b) for a, b in zip(got, twin))
+    finally:
+        monkeypatch.undo()
+        native._load.cache_clear()
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "electra-core").mkdir()
+    (tmp_path / "electra-core").chmod(0o777)
+    with pytest.raises(native.NativeError, match="may be written to by others"):
+        native._cache_folder()
+
+
+def test_two_processes_building_at_once_both_load(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    program = "from electra_kernels import native; raise SystemExit(native.problem())"
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert len(list((tmp_path / "electra-core").iterdir())) == 1
