@@ -11,7 +11,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention mlm_head s
 	embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
 
-.PHONY: setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-kernels tune clean
+.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-kernels tune clean
 
 setup: $(READY)
 
@@ -67,12 +67,21 @@ test-triton-oldest: $(OLDEST)/.ready
 compile-report: $(READY)
 	@$(BIN)/python -m benchmarks.compile_report
 
+# Results of these two: benchmarks/results/gpu/*.json, beside the tables they print.
 tune: $(READY)
-	@$(BIN)/python -m benchmarks.tune
+	@$(BIN)/python -m benchmarks.tune --out benchmarks/results/gpu/tune.json
 
 # Each kernel against its twin and the strongest peers; needs a CUDA device.
 bench-kernels: $(READY)
-	@for name in attention mlm_head sample_replace rtd_loss layer_norm; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	@for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
+		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || exit 1; \
+	done
+
+# The documentation as a site without network: site/index.html.
+docs: $(READY)
+	@$(BIN)/python -c "import latex2mathml, material, mkdocstrings, ziamath" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q -f docs/site/mkdocs.yml
+	@echo "open site/index.html"
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

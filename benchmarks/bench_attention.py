@@ -1,6 +1,6 @@
 """Attention beside its peers: forward, and forward with backward.
 
-    python -m benchmarks.bench_attention [--device cuda] [--repeats 50] [--only TEXT] [--json FILE]
+    python -m benchmarks.bench_attention [--device cuda] [--only TEXT] [--out FILE]
 
 Peers: the twin in plain PyTorch (eager and under torch.compile), scaled_dot_product_attention with each of its
 backends where all sequences are equally long, the same with a boolean mask on padded tensors where they are not
@@ -8,17 +8,14 @@ backends where all sequences are equally long, the same with a boolean mask on p
 `aten::_flash_attention_forward` (FlashAttention 2). A peer's kept fraction is measured before its time is
 believed. GB/s count each input read once and each output written once; TFLOP/s count 4 and 10 · Σ length² · H · K.
 
-These programs have not been run on a GPU yet: no figure of this file is published. On a CPU (`--device cpu`)
-the shapes are tiny; that run checks the program and says nothing about the kernels.
+Not run on a GPU so far; on a CPU it takes tiny shapes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.timing import Timing, copy_bandwidth, machine, measure
+from benchmarks.kernel_timing import Result, Work, parser, report, run, settle, with_gradients
 
 
 @dataclass(frozen=True)
@@ -185,92 +182,42 @@ def kept_fraction(setup: Setup, dropout_p: float, dtype: torch.dtype, device: to
     return (run(x) != 0).double().mean().item()
 
 
-@dataclass(frozen=True)
-class Result:
-    """One contestant at one workload."""
-
-    workload: str
-    contestant: str
-    forward: Timing | None
-    both: Timing | None
-    kept: float | None
-    gigabytes_per_second: float | None
-    """Of forward and backward together."""
-    tflops_per_second: float | None
-    failed: str | None = None
-
-
-def bench(work: Workload, dtype: torch.dtype, device: torch.device, repeats: int) -> Iterator[Result]:
-    """Results of all contestants; one that cannot run says why."""
+def bench(work: Workload, dtype: torch.dtype, options: argparse.Namespace) -> Iterator[Result]:
+    """Results of all contestants, forward and with backward; one that cannot run says why."""
+    device = torch.device(options.device)
     batch = Batch.of(work, dtype, device)
     for name, setup in contestants(work, device).items():
+        x, function, dout = setup(batch)
+        inputs = (x.detach().requires_grad_(), dout)
         try:
-            yield _bench_one(name, setup, batch, repeats)
-        except (RuntimeError, NotImplementedError) as error:  # a peer's backend may refuse shape or dropout
-            reason = str(error).partition("\n")[0]
-            yield Result(work.name, name, None, None, None, None, None, reason)
+            note = _kept(setup, work, dtype, device)
+        except (RuntimeError, NotImplementedError):  # a backend that refuses: `run` will say why
+            note = ""
+
+        def forward(x: Tensor, _: Tensor, function: Callable[[Tensor], Tensor] = function) -> Tensor:
+            return function(x)
+
+        for what, step in (("forward", torch.no_grad()(forward)), ("both", with_gradients(forward, 1))):
+            backward = what == "both"
+            amount = Work(work.bytes_moved(backward, dtype.itemsize), work.flops(backward))
+            yield run(f"{work.name} {what}", name, step, inputs, options, amount, note)
 
 
-def _bench_one(name: str, setup: Setup, batch: Batch, repeats: int) -> Result:
-    work, dtype, device = batch.work, batch.qkv_T3HK.dtype, batch.qkv_T3HK.device
-    x, run, dout = setup(batch)
-    kept = kept_fraction(setup, work.dropout_p, dtype, device) if work.dropout_p > 0 else None
-    x = x.detach().requires_grad_()
-
-    def forward_and_backward() -> None:
-        x.grad = None
-        run(x).backward(dout)
-
-    with torch.no_grad():
-        forward = measure(lambda: run(x), device, repeats)
-    both = measure(forward_and_backward, device, repeats)
-    seconds = both.median_ms * 1e-3
-    return Result(
-        workload=work.name,
-        contestant=name,
-        forward=forward,
-        both=both,
-        kept=kept,
-        gigabytes_per_second=work.bytes_moved(True, dtype.itemsize) / seconds / 1e9,
-        tflops_per_second=work.flops(True) / seconds / 1e12,
-    )
+def _kept(setup: Setup, work: Workload, dtype: torch.dtype, device: torch.device) -> str:
+    return f"keeps {kept_fraction(setup, work.dropout_p, dtype, device):.4f}" if work.dropout_p > 0 else ""
 
 
-def _line(result: Result) -> str:
-    head = f"{result.workload:<26} {result.contestant:<30}"
-    if result.forward is None or result.both is None:
-        return f"{head} cannot run: {result.failed}"
-    kept = "" if result.kept is None else f"  keeps {result.kept:.4f}"
-    return (
-        f"{head} forward {result.forward.median_ms:9.4f} ms  with backward {result.both.median_ms:9.4f} ms  "
-        f"{result.gigabytes_per_second:8.1f} GB/s {result.tflops_per_second:7.2f} TFLOP/s{kept}"
-    )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--only", default="", help="only workloads whose name holds this text")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    options = parser.parse_args(arguments)
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    about: dict[str, Any] = {**machine(device), "dtype": options.dtype}
-    if device.type == "cuda":
-        about["copy_bytes_per_second"] = copy_bandwidth(device)
-    else:
-        print("No GPU: tiny shapes on the CPU, to check this program; the figures say nothing about the kernels.")
-    results = []
-    for work in workloads(device):
-        if options.only in work.name:
-            for result in bench(work, dtype, device, options.repeats):
-                results.append(result)
-                print(_line(result), flush=True)
-    if options.json:
-        rows = [asdict(result) for result in results]
-        options.json.write_text(json.dumps({"machine": about, "results": rows}, indent=1) + "\n")
+def main(arguments: Sequence[str] | None = None) -> list[Result]:
+    """Measures and prints."""
+    arguments_ = parser(__doc__ or "")
+    arguments_.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    arguments_.add_argument("--only", default="", help="only workloads whose name holds this text")
+    options = settle(arguments_.parse_args(arguments))
+    dtype, everything = getattr(torch, options.dtype), workloads(torch.device(options.device))
+    chosen = [work for work in everything if options.only in work.name]
+    results = [result for work in chosen for result in bench(work, dtype, options)]
+    report(results, options)
+    return results
 
 
 if __name__ == "__main__":

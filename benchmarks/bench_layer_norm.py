@@ -1,6 +1,6 @@
 """dropout_add_layer_norm and embedding_layer_norm against PyTorch, eager and under torch.compile.
 
-    python -m benchmarks.bench_layer_norm [--json] [--no-compile]
+    python -m benchmarks.bench_layer_norm [--out FILE] [--no-compile]
 
 Without dropout, values and gradients are compared before timing (with it, PyTorch draws other masks). Not run
 on a GPU so far; on a CPU it takes tiny shapes.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from electra_kernels import dropout_add_layer_norm, embedding_layer_norm
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, compare, parser, report, same, settle
+from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -69,16 +69,6 @@ def embedding_steps(dropout_p: float) -> dict[str, Step]:
     return {"ours": ours, "eager": eager}
 
 
-def with_backward(function: Step, leaves: int) -> Callable[..., tuple[Tensor, ...]]:
-    """Value and gradients; the gradient of the result is the input after the leaves."""
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        value = function(*inputs)
-        return value.detach(), *torch.autograd.grad(value, inputs[:leaves], inputs[leaves])
-
-    return run
-
-
 def run(
     name: str,
     steps: Callable[[float], dict[str, Step]],
@@ -92,12 +82,12 @@ def run(
         functions = steps(dropout_p)
         if options.compile:
             functions["torch.compile"] = torch.compile(functions["eager"])
-        both = {contender: with_backward(function, leaves) for contender, function in functions.items()}
+        both = {contender: with_gradients(function, leaves) for contender, function in functions.items()}
         if dropout_p == 0.0:
             wanted = both["eager"](*inputs)
             for contender, function in both.items():
                 same(contender, function(*inputs), wanted, 1e-4 if options.device == "cpu" else 3e-2)
-        results += compare(f"{name} p={dropout_p} both", both, inputs, options.repetitions, moved)
+        results += compare(f"{name} p={dropout_p} both", both, inputs, options, Work(moved))
     return results
 
 

@@ -1,6 +1,6 @@
 """mlm_head against the same with stored logits: eager, torch.compile, chunks, and liger-kernel where installed.
 
-    python -m benchmarks.bench_mlm_head [--json] [--no-compile]
+    python -m benchmarks.bench_mlm_head [--out FILE] [--no-compile]
 
 Every contender computes loss, gradients and one exact draw per masked word, except liger-kernel's fused loss,
 which draws nothing (and says so). Before timing, losses and gradients of all are compared. Not run on a GPU
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from electra_kernels import mlm_head
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, compare, parser, report, same, settle, with_gradients
+from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
 
 # (M, V, E): ELECTRA-Small's generator at 128 and 1024 sequences of 128 tokens, Base's at 256 of 512.
 GPU_SHAPES = ((2458, 30522, 128), (19661, 30522, 128), (19661, 30522, 768))
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         case, product = f"mlm_head M={rows} V={vocabulary} E={size}", 2.0 * rows * vocabulary * size
         moved = sum(t.numel() * t.element_size() for t in tensors[:3])
         forward = {name: torch.no_grad()(function) for name, function in contenders.items()}
-        results += compare(f"{case} forward", forward, tensors, options.repetitions, moved, product)
+        results += compare(f"{case} forward", forward, tensors, options, Work(moved, product))
         both = {name: with_gradients(function, 3) for name, function in contenders.items()}
-        results += compare(f"{case} both", both, tensors, options.repetitions, 3 * moved, 3 * product)
+        results += compare(f"{case} both", both, tensors, options, Work(3 * moved, 3 * product))
     report(results, options)
     return results
 

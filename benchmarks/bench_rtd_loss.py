@@ -1,12 +1,13 @@
 """rtd_loss and rtd_head against PyTorch's binary cross-entropy, eager and under torch.compile.
 
-    python -m benchmarks.bench_rtd_loss [--json] [--no-compile]
+    python -m benchmarks.bench_rtd_loss [--out FILE] [--no-compile]
 
 Losses and gradients are compared before timing. Not run on a GPU so far; on a CPU it takes tiny shapes.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from electra_kernels import rtd_head, rtd_loss
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, compare, parser, report, same, settle, with_gradients
+from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -53,18 +54,22 @@ def inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
 
 
 def run(
-    case: str, pair: dict[str, Callable[..., Tensor]], tensors: tuple[Tensor, ...], moved: float, options: object
+    case: str,
+    pair: dict[str, Callable[..., Tensor]],
+    tensors: tuple[Tensor, ...],
+    moved: float,
+    options: argparse.Namespace,
 ) -> list[Result]:
     """Compares and measures forward + backward of one pair of functions."""
     reference = next(reversed(pair.values()))
-    if options.compile:  # type: ignore[attr-defined]
+    if options.compile:
         pair = {**pair, "torch.compile": torch.compile(reference)}
     both = {name: with_gradients(function, len(tensors) - 1) for name, function in pair.items()}
-    tolerance = 1e-4 if options.device == "cpu" else 3e-2  # type: ignore[attr-defined]
+    tolerance = 1e-4 if options.device == "cpu" else 3e-2
     wanted = with_gradients(reference, len(tensors) - 1)(*tensors)
     for name, function in both.items():
         same(name, function(*tensors), wanted, tolerance)
-    return compare(case, both, tensors, options.repetitions, moved)  # type: ignore[attr-defined]
+    return compare(case, both, tensors, options, Work(moved))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:

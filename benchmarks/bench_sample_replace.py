@@ -1,6 +1,6 @@
 """sample_and_replace against what torch offers: softmax + multinomial, the Gumbel trick, and torch.compile.
 
-    python -m benchmarks.bench_sample_replace [--json] [--no-compile]
+    python -m benchmarks.bench_sample_replace [--out FILE] [--no-compile]
 
 Different samplers draw different words, so what is compared before timing is the distribution (chi-square on
 many rows of equal logits) and, for ours, the ids with the twin's. Not run on a GPU so far; on a CPU it takes
@@ -16,7 +16,7 @@ from electra_kernels import sample_and_replace, use
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, compare, parser, report, settle
+from benchmarks.kernel_timing import Result, Work, compare, parser, report, settle
 
 # (M, V, T): ELECTRA-Small at 128 and 1024 sequences of 128 tokens; a vocabulary padded to a multiple of 64.
 GPU_SHAPES = ((2458, 30522, 16384), (2458, 30528, 16384), (19661, 30528, 131072))
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
             raise SystemExit(f"ours and the twin agree on {agree:.2%} of the tokens only")
         moved = tensors[0].numel() * tensors[0].element_size() + 17 * tokens
         case = f"sample_and_replace M={rows} V={vocabulary}"
-        results += compare(case, dict(contenders), tensors, options.repetitions, moved)
+        results += compare(case, dict(contenders), tensors, options, Work(moved))
     report(results, options)
     return results
 

@@ -1,133 +1,227 @@
-"""The tile sweep behind the tables in `attention_triton.py`.
+"""The tile sweeps behind the tables of the kernels.
 
-    python -m benchmarks.tune [--head-dim 64] [--length 512] [--dropout 0.1] [--repeats 30] [--json FILE]
+    python -m benchmarks.tune [--only TEXT…] [--head-dim 64] [--length 512] [--dropout 0.1] [--out FILE]
 
-Times every tile of a small grid for each kernel, best first; candidates that do not fit on the chip are
-left out. Paste the winners into the tables (after `benchmarks.compile_report --check`: a spilling tile may win
-by chance of one shape). This has not been run on a GPU yet: the present tables come from the compile report.
-Without a GPU it needs TRITON_INTERPRET=1 and takes one tiny shape, which checks this program and nothing else.
+Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tile while all
+others keep theirs; best first. Candidates that do not fit on the chip are left out. Write the winners into the
+tables they are named after (and run `benchmarks.compile_report --check`: a tile that spills may win by chance of
+one shape).
+
+Not run on a GPU so far: the present tables come from the compile report. Without a GPU it needs
+TRITON_INTERPRET=1 and takes tiny shapes and grids, which checks this program and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from electra_kernels import attention_triton
-from electra_kernels.attention_triton import Tile
+from electra_kernels import (
+    attention,
+    dropout_add_layer_norm,
+    layer_norm_triton,
+    mlm_head,
+    mlm_head_narrow_triton,
+    mlm_head_wide_triton,
+    rtd_head,
+    rtd_loss_triton,
+    sample_and_replace,
+    use,
+)
+from electra_kernels import attention_triton as attention_tiles
+from electra_kernels import sample_replace_triton as sampling
 from torch import Tensor
 
-from benchmarks.timing import machine, measure
+from benchmarks.harness import environment
+from benchmarks.kernel_timing import measure, with_gradients
 
-GRID = [Tile(*sizes) for sizes in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))]
-TINY_GRID = [Tile(16, 16, 1, 1), Tile(16, 32, 1, 1)]
-SHORT_WARPS = (1, 2, 4, 8, 16)
-
-
-def _calls(
-    lengths: list[int], head_dim: int, dropout_p: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(forward, backward) of one batch through the operators themselves."""
-    tokens, heads, longest = sum(lengths), 12 if device.type == "cuda" else 1, max(lengths)
-    qkv = torch.randn(tokens, 3, heads, head_dim, device=device).to(dtype)
-    dout = torch.randn(tokens, heads, head_dim, device=device).to(dtype)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
-    seed = torch.tensor([1, 0], device=device)
-    numbers = (longest, dropout_p, 0, head_dim**-0.5)
-
-    def forward() -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = attention_triton.forward(qkv, cu_seqlens, seed, *numbers)
-        return result
-
-    out, lse = forward()
-
-    def backward() -> Tensor:
-        gradient: Tensor = attention_triton.backward(dout, out, lse, qkv, cu_seqlens, seed, *numbers)
-        return gradient
-
-    return forward, backward
+Operation = Callable[..., Any]
 
 
-def _time(run: Callable[[], Any], device: torch.device, repeats: int) -> float | None:
+@dataclass(frozen=True)
+class Sweep:
+    """One table entry: how a candidate takes its place, the candidates, and what is timed."""
+
+    name: str
+    install: Callable[[Any], AbstractContextManager[Any]]
+    candidates: Sequence[Any]
+    operation: Operation
+    inputs: tuple[Any, ...]
+
+
+def _normal(options: argparse.Namespace, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=options.device).to(options.dtype).requires_grad_()
+
+
+def _constant(module: Any, name: str) -> Callable[[Any], AbstractContextManager[Any]]:
+    return lambda candidate: mock.patch.object(module, name, candidate)
+
+
+def _function(module: Any, name: str) -> Callable[[Any], AbstractContextManager[Any]]:
+    return lambda candidate: mock.patch.object(module, name, lambda *_: candidate)
+
+
+# ---------------------------------------------------------------- what is swept
+
+
+def attention_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
+    """Warps of the short kernels; tiles of the three general ones."""
+    short, general = (128, options.length) if options.on_gpu else (16, 20)
+    warps = (1, 2, 4, 8, 16) if options.on_gpu else (1,)
+    name = "SHORT_WARPS" if options.dtype.itemsize == 2 else "SHORT_WARPS_FLOAT32"
+    table = getattr(attention_tiles, name)
+
+    def with_warps(count: int) -> AbstractContextManager[Any]:
+        return mock.patch.object(
+            attention_tiles, name, {**table, short: count} if isinstance(table, dict) else count
+        )
+
+    for what, operation, inputs in _attention(options, short):
+        yield Sweep(f"attention short {what}", with_warps, warps, operation, inputs)
+
+    grid = [(64, 128), (32, 64, 128), (4, 8), (2, 3, 4)] if options.on_gpu else [(16,), (16, 32), (1,), (1,)]
+    tiles = [attention_tiles.Tile(*sizes) for sizes in product(*grid)]
+    chosen = attention_tiles.tile
+
+    def in_place_of(kernel: str) -> Callable[[Any], AbstractContextManager[Any]]:
+        def tile(candidate: Any) -> Any:
+            return lambda name, *rest: candidate if name == kernel else chosen(name, *rest)
+
+        return lambda candidate: mock.patch.multiple(
+            attention_tiles, tile=tile(candidate), _is_short=lambda *_: False
+        )
+
+    (_, forward, inputs), (_, both, _) = _attention(options, general)
+    for kernel, operation in (("forward", forward), ("queries", both), ("keys", both)):
+        yield Sweep(f"attention {kernel}", in_place_of(kernel), tiles, operation, inputs)
+
+
+def _attention(options: argparse.Namespace, length: int) -> Iterator[tuple[str, Operation, tuple[Any, ...]]]:
+    count, heads = (max(1, 2**17 // length), 12) if options.on_gpu else (1, 1)
+    qkv = _normal(options, count * length, 3, heads, options.head_dim)
+    dout = torch.randn(count * length, heads, options.head_dim, device=options.device).to(options.dtype)
+    cu_seqlens = torch.arange(count + 1, device=options.device, dtype=torch.int32) * length
+    seed = torch.tensor([1, 0], device=options.device)
+
+    def forward(qkv: Tensor, _: Tensor) -> Tensor:
+        return attention(qkv, cu_seqlens, length, dropout_p=options.dropout, seed=seed)
+
+    yield "forward", torch.no_grad()(forward), (qkv, dout)
+    yield "both", with_gradients(forward, 1), (qkv, dout)
+
+
+def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
+    """The narrow kernels' three tiles and the wide ones' shared one."""
+    rows, vocabulary, narrow_size, wide_size = (19661, 30522, 128, 768) if options.on_gpu else (5, 140, 16, 136)
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return mlm_head(*inputs[:4], seed=inputs[4]).loss_M.mean()
+
+    def inputs(size: int) -> tuple[Tensor, ...]:
+        leaves = _normal(options, rows, size), _normal(options, vocabulary, size), _normal(options, vocabulary)
+        targets = torch.randint(vocabulary, (rows,), device=options.device)
+        return *leaves, targets, torch.tensor([1, 0], device=options.device)
+
+    narrow, tile = mlm_head_narrow_triton, mlm_head_narrow_triton.Tile
+    grid = [(64, 128), (32, 64, 128), (4, 8), (2, 3)] if options.on_gpu else [(64,), (16,), (4,), (1,)]
+    tiles = [tile(*sizes) for sizes in product(*grid)]
+    for name in ("forward", "dhidden", "dembedding"):
+
+        def install(candidate: Any, name: str = name) -> AbstractContextManager[Any]:
+            changed = {key: value._replace(**{name: candidate}) for key, value in narrow.TILES.items()}
+            return mock.patch.object(narrow, "TILES", changed)
+
+        operation = torch.no_grad()(loss) if name == "forward" else with_gradients(loss, 3)
+        yield Sweep(f"mlm_head narrow {name}", install, tiles, operation, inputs(narrow_size))
+    grid = [(64, 128), (32, 64), (4, 8), (2, 3, 4)] if options.on_gpu else [(16,), (32,), (4,), (1,)]
+    install_wide = _function(mlm_head_wide_triton, "_tile")
+    yield Sweep("mlm_head wide", install_wide, list(product(*grid)), with_gradients(loss, 3), inputs(wide_size))
+
+
+def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
+    """How many elements (tiles of words) a program of the streaming kernels holds at a time."""
+    tokens, size, vocabulary = (131072, 256, 30528) if options.on_gpu else (20, 16, 140)
+    elements = (1024, 2048, 4096, 8192, 16384) if options.on_gpu else (256, 512)
+    seed = torch.tensor([1, 0], device=options.device)
+    matrix, vector = _normal(options, tokens, size), _normal(options, size)
+
+    def norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor) -> Tensor:
+        return dropout_add_layer_norm(x, residual, weight, bias, eps=1e-12, dropout_p=options.dropout, seed=seed)
+
+    inputs = (matrix, _normal(options, tokens, size), vector, _normal(options, size), matrix.detach())
+    yield Sweep("layer_norm", _constant(layer_norm_triton, "ELEMENTS"), elements, with_gradients(norm, 4), inputs)
+
+    def head(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        return rtd_head(hidden, weight, bias, labels).loss
+
+    inputs = (matrix, vector, _normal(options, 1), torch.rand(tokens, device=options.device) < 0.1)
+    yield Sweep("rtd_head", _constant(rtd_loss_triton, "HEAD_ELEMENTS"), elements, with_gradients(head, 3), inputs)
+
+    rows = 2458 if options.on_gpu else 4
+    ids, positions = torch.zeros(2 * rows, dtype=torch.int64, device=options.device), torch.arange(rows)
+    inputs = (_normal(options, rows, vocabulary).detach(), ids, positions.to(options.device))
+
+    def sample(*inputs: Tensor) -> Any:
+        return sample_and_replace(*inputs, seed=seed)
+
+    yield Sweep("sample_and_replace", _constant(sampling, "TILES_PER_STEP"), (8, 16, 32, 64), sample, inputs)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> float | None:
     """Median milliseconds, or None if the tile does not fit on the chip."""
     from triton.runtime.errors import OutOfResources
 
     try:
-        return measure(run, device, repeats, warmup=min(5, repeats)).median_ms
+        with sweep.install(candidate), use("triton"):
+            return measure(sweep.operation, sweep.inputs, repetitions).milliseconds
     except OutOfResources:
         return None
 
 
-def sweep_general(
-    lengths: list[int],
-    head_dim: int,
-    dropout_p: float,
-    dtype: torch.dtype,
-    device: torch.device,
-    repeats: int,
-    grid: list[Tile],
-) -> Iterator[dict[str, Any]]:
-    """Each of the three general kernels over the grid, the other two at their table's tile."""
-    table = attention_triton.tile
-    with mock.patch.object(attention_triton, "_is_short", lambda *_: False):
-        forward, backward = _calls(lengths, head_dim, dropout_p, dtype, device)
-        for kernel in ("forward", "queries", "keys"):
-            for candidate in grid:
-
-                def chosen(name: str, *rest: Any, kernel: str = kernel, candidate: Tile = candidate) -> Tile:
-                    return candidate if name == kernel else table(name, *rest)
-
-                with mock.patch.object(attention_triton, "tile", chosen):
-                    ms = _time(forward if kernel == "forward" else backward, device, repeats)
-                yield {"kernel": kernel, "tile": list(candidate), "ms": ms}
-
-
-def sweep_short(
-    lengths: list[int], head_dim: int, dropout_p: float, dtype: torch.dtype, device: torch.device, repeats: int
-) -> Iterator[dict[str, Any]]:
-    """Warps of the short kernels."""
-    options = attention_triton._short_options
-    with mock.patch.object(attention_triton, "_is_short", lambda *_: True):
-        for warps in SHORT_WARPS if device.type == "cuda" else SHORT_WARPS[:1]:
-
-            def chosen(*arguments: Any, warps: int = warps) -> dict[str, int]:
-                return {**options(*arguments), "num_warps": warps}
-
-            with mock.patch.object(attention_triton, "_short_options", chosen):
-                forward, backward = _calls(lengths, head_dim, dropout_p, dtype, device)
-                for kernel, run in (("short forward", forward), ("short backward", backward)):
-                    yield {"kernel": kernel, "tile": [warps], "ms": _time(run, device, repeats)}
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", default=[""], help="only sweeps whose name holds one of these texts")
     parser.add_argument("--head-dim", type=int, default=64, choices=[16, 32, 64, 128])
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--length", type=int, default=512, help="of the sequences of attention's general path")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="write the results here as JSON")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
-    dtype, grid = (torch.bfloat16, GRID) if on_gpu else (torch.float32, TINY_GRID)
-    long = [options.length] * max(1, 2**17 // options.length) if on_gpu else [options.length]
-    short = [128] * 1024 if on_gpu else [16]
-    shape = (options.head_dim, options.dropout, dtype, device, options.repeats)
-    rows = [*sweep_short(short, *shape), *sweep_general(long, *shape, grid)]
-    rows.sort(key=lambda row: (row["kernel"], row["ms"] is None, row["ms"]))
-    for row in rows:
-        time = "does not fit" if row["ms"] is None else f"{row['ms']:9.4f} ms"
-        print(f"{row['kernel']:<16} {row['tile']!s:<20} {time}")
-    if options.json:
-        about = {**machine(device), "head_dim": options.head_dim, "dropout": options.dropout}
-        options.json.write_text(json.dumps({"machine": about, "results": rows}, indent=1) + "\n")
+    options.on_gpu = torch.cuda.is_available()
+    options.device = "cuda" if options.on_gpu else "cpu"
+    options.dtype = torch.bfloat16 if options.on_gpu else torch.float32
+    if not options.on_gpu:
+        print("No GPU: tiny shapes, to check this program; the figures say nothing about the tiles.")
+    rows: list[dict[str, Any]] = []
+    for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
+        for sweep in sweeps(options):
+            if not any(text in sweep.name for text in options.only):
+                continue
+            timed = [
+                (candidate, time_one(sweep, candidate, options.repetitions)) for candidate in sweep.candidates
+            ]
+            for candidate, ms in sorted(timed, key=lambda pair: (pair[1] is None, pair[1])):
+                rows.append({"sweep": sweep.name, "tile": candidate, "ms": ms})
+                time = "does not fit" if ms is None else f"{ms:9.4f} ms"
+                print(f"{sweep.name:<28} {candidate!s:<60} {time}", flush=True)
+    if options.out:
+        about = environment(torch.device(options.device))
+        shape = {"head_dim": options.head_dim, "length": options.length, "dropout": options.dropout}
+        written = {"environment": about, **shape, "results": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import triton
 from electra_kernels import attention_kernels as kernels
 from electra_kernels import rng
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import operator
+from electra_kernels.operators import architecture, operator
 from torch import Tensor
 
 # ---------------------------------------------------------------- tiles
@@ -63,27 +63,19 @@ SHORT_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 SHORT_WARPS_FLOAT32 = 4
 
 
-def _architecture(device: torch.device) -> int:
-    """Which of the tables' architectures `device` takes; the interpreter counts as sm_90."""
-    if device.type != "cuda":
-        return 90
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: 90, 10: 100}.get(major, 80)
-
-
 def _entry(table: dict[int, Any], head_dim: int) -> Any:
     return next(value for limit, value in table.items() if head_dim <= limit)
 
 
-def short_limit(architecture: int, dtype: torch.dtype, head_dim: int) -> int:
+def short_limit(capability: int, dtype: torch.dtype, head_dim: int) -> int:
     """The longest sequence that fits on chip as a whole."""
-    table = SHORT_LIMIT[architecture] if dtype.itemsize == 2 else SHORT_LIMIT_FLOAT32
+    table = SHORT_LIMIT[capability] if dtype.itemsize == 2 else SHORT_LIMIT_FLOAT32
     return int(_entry(table, head_dim))
 
 
-def tile(kernel: str, architecture: int, dtype: torch.dtype, head_dim: int) -> Tile:
+def tile(kernel: str, capability: int, dtype: torch.dtype, head_dim: int) -> Tile:
     """The tile of "forward", "queries" or "keys"."""
-    table = (TILES[architecture] if dtype.itemsize == 2 else TILES_FLOAT32)[kernel]
+    table = (TILES[capability] if dtype.itemsize == 2 else TILES_FLOAT32)[kernel]
     found: Tile = _entry(table, head_dim)
     return found
 
@@ -104,8 +96,7 @@ def _options(tile: Tile) -> dict[str, int]:
 
 
 def _is_short(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
-    architecture = _architecture(qkv_T3HK.device)
-    return max_seqlen <= short_limit(architecture, qkv_T3HK.dtype, qkv_T3HK.shape[-1])
+    return max_seqlen <= short_limit(architecture(qkv_T3HK.device), qkv_T3HK.dtype, qkv_T3HK.shape[-1])
 
 
 # ---------------------------------------------------------------- launches
@@ -131,7 +122,7 @@ class _Batch:
     def launch(self, name: str, kernel: Any, *tensors: Tensor) -> None:
         """One program for each (sequence, head) and block of what the kernel called `name` in `TILES` owns."""
         qkv_T3HK = self.qkv_T3HK
-        chosen = tile(name, _architecture(qkv_T3HK.device), qkv_T3HK.dtype, qkv_T3HK.shape[-1])
+        chosen = tile(name, architecture(qkv_T3HK.device), qkv_T3HK.dtype, qkv_T3HK.shape[-1])
         blocks = triton.cdiv(self.max_seqlen, chosen.keys if name == "keys" else chosen.queries)
         numbers = (self.stream, len(qkv_T3HK), blocks)
         self._launch(kernel, self._pairs() * blocks, tensors, numbers, _options(chosen))

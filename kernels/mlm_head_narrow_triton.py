@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import LOG2E, dot, finite_or_zero, load_bias2, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
+from electra_kernels.operators import architecture
 from electra_kernels.sample_replace_triton import TILE_V
 from torch import Tensor
 
@@ -32,15 +33,22 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Two forward programs fit on a multiprocessor (96 KB of shared memory each at E = 128), so that one's
-# exponentials hide behind the other's products. Not swept on a GPU yet: `make tune`.
-FORWARD = Tile(128, 128, 8, 2)
-DEMBEDDING = Tile(128, 64, 8, 2)
+class Tiles(NamedTuple):
+    """The tiles of one architecture."""
+
+    forward: Tile
+    dhidden: Tile
+    dembedding: Tile
 
 
-def dhidden_tile(capability: int) -> Tile:
-    """Eight warps of sm_100 (whose sums live in tensor memory) get 128 registers each and spill."""
-    return Tile(128, 128, 4 if capability >= 100 else 8, 2)
+# Chosen from the compile report, for E = 128: two forward programs fit on a multiprocessor (96 KB of shared memory
+# each), so that one's exponentials hide behind the other's products; larger backward tiles spill on sm_80, as
+# eight warps do on sm_100. Not swept on a GPU yet: `python -m benchmarks.tune --only mlm_head`.
+TILES = {
+    80: Tiles(Tile(128, 128, 8, 2), Tile(64, 128, 8, 2), Tile(128, 32, 8, 2)),
+    90: Tiles(Tile(128, 128, 8, 2), Tile(128, 128, 8, 2), Tile(128, 64, 8, 2)),
+    100: Tiles(Tile(128, 128, 8, 2), Tile(128, 128, 4, 2), Tile(128, 64, 8, 2)),
+}
 
 
 # ---------------------------------------------------------------- forward
@@ -159,9 +167,8 @@ def _shapes(hidden_ME: Tensor, embedding_VE: Tensor) -> dict[str, int]:
     return {"V": len(embedding_VE), "E": size, "BLOCK_E": max(16, triton.next_power_of_2(size))}
 
 
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    return 10 * major + minor
+def _tiles(device: torch.device) -> Tiles:
+    return TILES[architecture(device)]
 
 
 def vocabulary_splits(rows: int, block: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
@@ -177,12 +184,12 @@ def tile_sums(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, sums: tuple[Tensor, Tensor, Tensor], inverse: float
 ) -> None:
     """Fills `sums`: maximum, sum, and sum at the draw's temperature (the same tensor if that is 1)."""
-    rows = len(hidden_ME)
-    splits, per_split = vocabulary_splits(rows, FORWARD.block, len(embedding_VE), hidden_ME.device)
-    _tile_sums_kernel[(triton.cdiv(rows, FORWARD.block), splits)](
+    rows, tile = len(hidden_ME), _tiles(hidden_ME.device).forward
+    splits, per_split = vocabulary_splits(rows, tile.block, len(embedding_VE), hidden_ME.device)
+    _tile_sums_kernel[(triton.cdiv(rows, tile.block), splits)](
         hidden_ME, embedding_VE, bias_V, *sums, rows, per_split, inverse,
-        **_shapes(hidden_ME, embedding_VE), BLOCK_M=FORWARD.block, TEMPERED=sums[1] is not sums[2],
-        num_warps=FORWARD.warps, num_stages=FORWARD.stages,
+        **_shapes(hidden_ME, embedding_VE), BLOCK_M=tile.block, TEMPERED=sums[1] is not sums[2],
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -193,7 +200,7 @@ def backward(
     """(dhidden_ME, dembedding_VE, dbias_V) in the dtypes of hidden, the embedding parameter and bias."""
     rows, size = hidden_ME.shape
     shapes = _shapes(hidden_ME, embedding_VE)
-    tile = dhidden_tile(_capability(hidden_ME.device))
+    _, tile, words_tile = _tiles(hidden_ME.device)
     splits, per_split = vocabulary_splits(rows, tile.block, len(embedding_VE), hidden_ME.device)
     partial = logsumexp_M.new_empty(splits, rows, size)
     _dhidden_kernel[(triton.cdiv(rows, tile.block), splits)](
@@ -206,10 +213,10 @@ def backward(
     )
     dembedding_VE = torch.empty_like(embedding_VE, dtype=embedding_dtype)
     dbias_V = torch.empty_like(bias_V)
-    _dembedding_kernel[(triton.cdiv(len(embedding_VE), DEMBEDDING.block),)](
+    _dembedding_kernel[(triton.cdiv(len(embedding_VE), words_tile.block),)](
         hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M, grad_M, grad_max, dembedding_VE, dbias_V, rows,
-        **shapes, BLOCK_V=DEMBEDDING.block, BLOCK_M=DEMBEDDING.step,
-        num_warps=DEMBEDDING.warps, num_stages=DEMBEDDING.stages,
+        **shapes, BLOCK_V=words_tile.block, BLOCK_M=words_tile.step,
+        num_warps=words_tile.warps, num_stages=words_tile.stages,
     )  # fmt: skip
     return dhidden_ME, dembedding_VE, dbias_V
 
@@ -220,10 +227,10 @@ def backward(
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Every kernel for ELECTRA-Small's E = 128 and for E = 64; wider or fp32 goes the other way."""
     for dtype, size in (("bf16", 128), ("fp16", 64)):
-        yield from _compile_cases(dtype, size, dhidden_tile(capability))
+        yield from _compile_cases(dtype, size, TILES[capability])
 
 
-def _compile_cases(dtype: str, size: int, dhidden: Tile) -> Iterator[CompileCase]:
+def _compile_cases(dtype: str, size: int, tiles: Tiles) -> Iterator[CompileCase]:
     shapes = {"V": 30522, "E": size, "BLOCK_E": size}
     types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "p_dhidden": f"*{dtype}", "p_target": "*i64"}
     numbers = {"M": "i32", "tiles_per_program": "i32", "splits": "i32", "inverse_temperature": "fp32"}
@@ -241,7 +248,8 @@ def _compile_cases(dtype: str, size: int, dhidden: Tile) -> Iterator[CompileCase
 
     for tempered in (False, True):
         name = "tile_sums_tempered" if tempered else "tile_sums"
-        yield case(_tile_sums_kernel, name, FORWARD, BLOCK_M=FORWARD.block, TEMPERED=tempered)
-    yield case(_dhidden_kernel, "dhidden", dhidden, BLOCK_M=dhidden.block)
+        yield case(_tile_sums_kernel, name, tiles.forward, BLOCK_M=tiles.forward.block, TEMPERED=tempered)
+    yield case(_dhidden_kernel, "dhidden", tiles.dhidden, BLOCK_M=tiles.dhidden.block)
     yield case(_finish_dhidden_kernel, "finish_dhidden", Tile(16, 1, 4, 3), BLOCK_M=16)
-    yield case(_dembedding_kernel, "dembedding", DEMBEDDING, BLOCK_V=DEMBEDDING.block, BLOCK_M=DEMBEDDING.step)
+    block_v, block_m = tiles.dembedding.block, tiles.dembedding.step
+    yield case(_dembedding_kernel, "dembedding", tiles.dembedding, BLOCK_V=block_v, BLOCK_M=block_m)

@@ -1,4 +1,4 @@
-"""How this package registers an operation with PyTorch."""
+"""How this package registers an operation with PyTorch, and which table of tiles a device takes."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
         return torch.library.custom_op(f"electra_kernels::{name}", on_the_device_of_its_tensors, mutates_args=())
 
     return register
+
+
+def architecture(device: torch.device) -> int:
+    """Which architecture's tiles `device` takes: 80, 90 or 100; Triton's interpreter counts as 90."""
+    if device.type != "cuda":
+        return 90
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: 90, 10: 100}.get(major, 80)

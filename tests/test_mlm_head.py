@@ -49,9 +49,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(wide, "CHUNK_ELEMENTS", 2000)
     if request.param != "reference" and DEVICE == "cpu":
         small = mlm_head_narrow_triton.Tile(16, 16, 4, 1)
-        monkeypatch.setattr(mlm_head_narrow_triton, "FORWARD", small)
-        monkeypatch.setattr(mlm_head_narrow_triton, "DEMBEDDING", small._replace(block=64))
-        monkeypatch.setattr(mlm_head_narrow_triton, "dhidden_tile", lambda capability: small)
+        tiles = mlm_head_narrow_triton.Tiles(small, small, small._replace(block=64))
+        monkeypatch.setattr(mlm_head_narrow_triton, "TILES", {90: tiles})
         monkeypatch.setattr(wide, "_tile", lambda itemsize: (16, 32, 4, 1))
         kernels = {"narrow": mlm_head_narrow_triton, "wide": wide}[request.param]
         monkeypatch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: kernels)
