@@ -12,8 +12,9 @@ from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
-from electra_core.examples import Example, Examples
+from electra_core.examples import Example
 from electra_core.masking import mask_tokens, masked_counts
+from electra_core.mixing import examples_of
 from electra_core.packing import TokenBatch
 
 
@@ -27,7 +28,7 @@ class Batches:
     def __init__(
         self, corpus: Corpus, config: PretrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
     ):
-        self.examples = Examples(corpus, config.max_length, config.seed)
+        self.examples = examples_of(corpus, config.max_length, config.seed)
         self.config, self.device = config, device
         self.rank, self.world_size = rank, world_size
         if config.batch_size % (config.accumulate * world_size):

@@ -139,7 +139,10 @@ def _pretrain(commands: Any) -> None:
         commands, "pretrain", "pre-train generator and discriminator on a prepared corpus",
         "electra pretrain --data DATA --out RUN --model small --steps 100000",
     )  # fmt: skip
-    command.add_argument("--data", required=True, help="folder written by `electra prepare`")
+    command.add_argument("--data", required=True, nargs="+", action="extend", metavar="DATA",
+                         help="folder written by `electra prepare`, or several with one tokenizer")  # fmt: skip
+    command.add_argument("--mix", nargs="+", type=float, metavar="WEIGHT",
+                         help="how often each of several is visited (default: by their tokens)")  # fmt: skip
     command.add_argument("--out", required=True, help="folder of the run")
     command.add_argument("--model", choices=tuple(PRESETS), help="size; brings its defaults (default: small)")
     command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")

@@ -83,7 +83,7 @@ def pretrain(options: Namespace) -> int:
     model = options.model or changes.get("model", "small")
     changes.pop("model", None)
     result = pretrain(
-        options.data, options.out, model=model, changes=changes | given(options, PretrainConfig),
+        options.data, options.out, mix=options.mix, model=model, changes=changes | given(options, PretrainConfig),
         encoder_changes=encoder_changes | given(options, EncoderConfig),
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume,

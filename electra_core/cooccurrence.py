@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from electra_core.corpus import Corpus
+from electra_core.errors import UserError
 
 WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
 """What a neighbour at distance 1, 2, 3, 4 counts."""
@@ -30,6 +31,15 @@ MOST_TOKENS = 20_000_000
 CONTEXT_SMOOTHING = 0.75
 LARGEST_VOCABULARY = 16_384
 """The table of counts is dense: 1 GB at this size."""
+
+
+def check_vocabulary(vocab_size: int, width: int) -> None:
+    """Raises UserError on a vocabulary too large for a dense table, or not larger than the vectors are wide."""
+    if not width < vocab_size <= LARGEST_VOCABULARY:
+        raise UserError(
+            f"embedding_init: 'cooccurrence' expects a vocabulary of {width + 1:,} to {LARGEST_VOCABULARY:,} "
+            f"words, the corpus has {vocab_size:,}; --embedding-init normal takes any"
+        )
 
 
 def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
@@ -45,14 +55,10 @@ def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -
         fp32 [V, E]
 
     Raises:
-        ValueError: a vocabulary too large for a dense table, or smaller than `width`.
+        UserError: as `check_vocabulary`.
     """
     vocab_size = corpus.tokenizer.vocab_size
-    if not width < vocab_size <= LARGEST_VOCABULARY:
-        raise ValueError(
-            f"embedding_init: 'cooccurrence' expects a vocabulary of {width} to {LARGEST_VOCABULARY} words, "
-            f"got {vocab_size}"
-        )
+    check_vocabulary(vocab_size, width)
     generator = torch.Generator().manual_seed(seed % 2**63)
     counts_VV = count_neighbours(corpus, vocab_size)
     ppmi_VV = _positive_mutual_information(counts_VV)

@@ -12,7 +12,7 @@ from electra_core.batches import mask
 from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
-from electra_core.examples import Examples
+from electra_core.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # held-out examples and masks are the same for every run and every evaluation
 
@@ -25,7 +25,7 @@ def evaluate(
     from sklearn.metrics import roc_auc_score
 
     electra.eval()
-    examples = Examples(heldout, config.max_length, HELDOUT_SEED)
+    examples = examples_of(heldout, config.max_length, HELDOUT_SEED)
     logits, labels, hits, mlm_losses, rtd_losses, word_losses = [], [], [], [], [], []
     for first in range(0, config.eval_examples, 64):
         indices = range(first, min(first + 64, config.eval_examples))

@@ -8,7 +8,7 @@ lies in RUN, `batches.py` where batches come from, `evaluation.py` how the run i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from electra_core.batches import Batches
 from electra_core.checkpoint import CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
-from electra_core.cooccurrence import cooccurrence_embeddings, log_frequencies
+from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
 from electra_core.electra import Generator, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
@@ -27,6 +27,7 @@ from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.guards import said, spike, with_postmortem
 from electra_core.meter import Meter, flops_per_token
 from electra_core.metrics_log import MetricsLog
+from electra_core.mixing import open_data
 from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
@@ -64,9 +65,10 @@ class PretrainResult:
 
 
 def pretrain(
-    data: Path | str,
+    data: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
+    mix: Sequence[float] | None = None,
     model: str = "small",
     changes: dict[str, Any] | None = None,
     encoder_changes: dict[str, Any] | None = None,
@@ -83,7 +85,8 @@ def pretrain(
     """Pre-train a preset on a prepared corpus.
 
     Args:
-        data: folder written by `electra prepare`.
+        data: folder written by `electra prepare`, or several with one tokenizer.
+        mix: how often each of several is visited, as weights; by their tokens if None.
         out: RUN; must be empty or new unless `resume` or `overwrite`.
         model: name of a preset.
         changes: fields of `PretrainConfig` that differ from the preset's.
@@ -97,7 +100,7 @@ def pretrain(
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
     """
     run, place = Path(out), resolve_device(device)
-    corpus, heldout = Corpus.open(data), _heldout(data)
+    corpus, heldout = open_data(data, mix), _heldout(data, mix)
     encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
     checkpoint = find_checkpoint(run, resume, overwrite)
     identity = run_identity(encoder, config, corpus)
@@ -191,6 +194,8 @@ def resolve_config(
         raise UserError(
             f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
         )
+    if config.embedding_init == "cooccurrence":
+        check_vocabulary(encoder.vocab_size, encoder.embedding_size)
     return encoder, config
 
 
@@ -231,8 +236,8 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
     return figures if output.word_loss is None else figures | {"word_loss": output.word_loss.detach()}
 
 
-def _heldout(data: Path | str) -> Corpus:
-    heldout = Corpus.open(data, "heldout")
+def _heldout(data: Path | str | Sequence[Path | str], mix: Sequence[float] | None) -> Corpus:
+    heldout = open_data(data, mix, "heldout")
     if heldout.num_tokens == 0:
-        raise UserError(f"{data}: no held-out text; prepare it with a larger --heldout-fraction")
+        raise UserError(f"{heldout.directory}: no held-out text; prepare it with a larger --heldout-fraction")
     return heldout

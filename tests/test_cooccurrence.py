@@ -18,6 +18,7 @@ from electra_core.cooccurrence import (
     count_neighbours,
     log_frequencies,
 )
+from electra_core.errors import UserError
 
 VOCAB = 60
 
@@ -116,5 +117,5 @@ def test_log_frequencies() -> None:
 
 @pytest.mark.parametrize(("width", "vocab_size"), [(60, 60), (64, 60), (16, 20_000)])
 def test_sizes_that_do_not_fit_are_refused(width: int, vocab_size: int) -> None:
-    with pytest.raises(ValueError, match=f"embedding_init.* {vocab_size}"):
+    with pytest.raises(UserError, match=f"embedding_init.* {vocab_size:,};"):
         cooccurrence_embeddings(corpus_of(language(300), vocab_size=vocab_size), width, 1.0, seed=0)

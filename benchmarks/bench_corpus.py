@@ -1,0 +1,199 @@
+"""How time and memory grow with the size of a corpus: opening one, and preparing one.
+
+    python -m benchmarks.bench_corpus open    [--gigabytes 0.1 1 10 100] [--folder DIR] [--json FILE]
+    python -m benchmarks.bench_corpus prepare --text FILE [--megabytes 10 50 200] [--workers 1 2] [--json FILE]
+
+`open` makes a synthetic corpus as large as that much text would give (250 M tokens, 280,000 documents and 10 M
+sentences per GB). The borders of sentences and documents are real numbers on the disk; the tokens are a file
+without contents (sparse), as nobody reads them to open a corpus. Then a fresh process opens it, makes its
+first batch, and goes on with more. The files are dropped from the cache of the system first. 100 GB of text need
+9 GB of disk in --folder.
+
+`prepare` runs the whole of `electra prepare`, vocabulary included, on the first so many MB of a text, and on one
+single line as long as the largest. Memory is the peak of the main process plus, for every worker, the peak of the
+largest one: more than was ever in use at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core.byte_files import ByteFile
+from electra_core.corpus import Corpus
+from electra_core.examples import Examples
+from electra_core.prepare import prepare
+from electra_core.progress import progress
+from electra_core.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
+from electra_core.tokenizer import WordPieceTokenizer
+
+SHARD_TOKENS = 1 << 28
+TOKENS_PER_GB, SENTENCE_TOKENS, DOCUMENT_SENTENCES = 250_000_000, 25, 36
+BATCH, BATCHES, LENGTH = 128, 50, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("open", "prepare", "one-open", "one-prepare"))
+    parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.1, 1, 10, 100])
+    parser.add_argument("--folder", type=Path, help="for the synthetic corpora")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 50, 200])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.what == "one-open":
+        print(json.dumps(run_open(options.folder)))
+        return
+    if options.what == "one-prepare":
+        print(json.dumps(run_prepare(options.text, options.workers[0])))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = open_rows(options, Path(folder)) if options.what == "open" else prepare_rows(options, Path(folder))
+    result = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows}
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def open_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """A row per size."""
+    rows = []
+    for gigabytes in options.gigabytes:
+        corpus = folder / f"{gigabytes:g}"
+        make_corpus(corpus, int(gigabytes * TOKENS_PER_GB))
+        drop_from_cache(corpus)
+        rows.append({"gigabytes": gigabytes, **_in_new_process("one-open", "--folder", corpus)})
+        print(json.dumps(rows[-1]), file=sys.stderr)
+        for path in corpus.glob("train-*"):
+            path.unlink()
+    return rows
+
+
+def make_corpus(folder: Path, tokens: int) -> None:
+    """A corpus of about so many tokens, whose token files take no room on the disk."""
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(30_000))]
+    tokenizer = WordPieceTokenizer.from_tokens(words)
+    tokenizer.save(folder / "tokenizer")
+    draw = np.random.default_rng(0)
+    shards, files = [], {}
+    while tokens > 0:
+        here = min(tokens, SHARD_TOKENS)
+        sentences = np.cumsum(draw.integers(1, 2 * SENTENCE_TOKENS, here // SENTENCE_TOKENS))
+        ends = np.cumsum(draw.geometric(1 / DOCUMENT_SENTENCES, len(sentences)))
+        documents = np.append(ends[ends < len(sentences)], len(sentences))
+        parts = {"sentences": sentences, "documents": documents, "starts": sentences[documents - 1]}
+        for part in PARTS:
+            path = folder / shard_name("train", len(shards), part)
+            if part == "tokens":
+                with open(path, "wb") as file:
+                    file.truncate(2 * int(sentences[-1]))
+            else:
+                np.concatenate(([0], parts[part])).astype("<u8").tofile(path)
+            files[path.name] = FileEntry(path.stat().st_size, "")
+        shards.append(SplitCounts(int(sentences[-1]), len(sentences), len(documents)))
+        tokens -= here
+    train = SplitCounts(sum(s.tokens for s in shards), sum(s.sentences for s in shards),
+                        sum(s.documents for s in shards), len(shards))  # fmt: skip
+    splits = {"train": train, "heldout": SplitCounts()}
+    Manifest(tokenizer.fingerprint(), tokenizer.vocab_size, splits, files, {}).write(folder / "manifest.json")
+
+
+def drop_from_cache(folder: Path) -> None:
+    """So that the next reader reads from the disk."""
+    for path in folder.glob("train-*"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run_open(folder: Path) -> dict[str, Any]:
+    """Opens, takes a batch, takes more."""
+    import torch  # noqa: F401  so that its import is in no figure
+
+    before, start = _memory(), time.perf_counter()
+    corpus = Corpus.open(folder)
+    opened = time.perf_counter()
+    examples = Examples(corpus, LENGTH, 0)
+    counted = time.perf_counter()
+    _ = corpus.tokenizer
+    loaded = time.perf_counter()
+    examples.batch(examples.plan(range(BATCH)))
+    first = time.perf_counter()
+    tokens = 0
+    for batch in range(1, BATCHES):
+        tokens += examples.batch(examples.plan(range(batch * BATCH, (batch + 1) * BATCH))).num_tokens
+    end = time.perf_counter()
+    after = _memory()
+    return {
+        "tokens": corpus.num_tokens, "documents": corpus.num_documents, "sentences": corpus.num_sentences,
+        "open_seconds": round(opened - start, 3), "slots_seconds": round(counted - opened, 3),
+        "tokenizer_seconds": round(loaded - counted, 3), "first_batch_seconds": round(first - loaded, 3),
+        "later_tokens_per_second": round(tokens / (end - first)),
+        "own_memory_mb": round(after["RssAnon"] - before["RssAnon"], 1),
+        "mapped_file_memory_mb": round(after["RssFile"] - before["RssFile"], 1),
+    }  # fmt: skip
+
+
+def _memory() -> dict[str, float]:
+    """RssAnon and RssFile of this process in MB; pages of mapped files go when others need the memory."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("Rss"))
+    return {name.rstrip(":"): int(kilobytes) / 1024 for name, kilobytes, _ in lines}
+
+
+def prepare_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """A row per size and number of workers, and one for a single line as long as the largest."""
+    rows = []
+    for megabytes in [*options.megabytes, None]:
+        path = folder / ("line.txt" if megabytes is None else f"{megabytes}.txt")
+        with ByteFile(str(options.text), options.text) as source:
+            content = source.read((megabytes or max(options.megabytes)) * 1_000_000).decode("utf-8", "ignore")
+        path.write_text(
+            content.replace("\n", " ") if megabytes is None else content, encoding="utf-8", newline="\n"
+        )
+        del content
+        for workers in options.workers:
+            row = {"text": "one line" if megabytes is None else "documents", "workers": workers}
+            rows.append({**row, **_in_new_process("one-prepare", "--text", path, "--workers", workers)})
+            print(json.dumps(rows[-1]), file=sys.stderr)
+        path.unlink()
+    return rows
+
+
+def run_prepare(text: Path, workers: int) -> dict[str, Any]:
+    """`electra prepare` with its own vocabulary."""
+    with tempfile.TemporaryDirectory(dir=text.parent) as folder:
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
+        out = Path(folder) / "out"
+        manifest = prepare([text], out, vocab_size=8192, workers=workers, progress=partial(progress, quiet=True))
+        seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - cpu
+    own, child = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {
+        "megabytes": round(text.stat().st_size / 1e6), "tokens": sum(s.tokens for s in manifest.splits.values()),
+        "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "main_peak_mb": round(own),
+        "largest_worker_peak_mb": round(child) if workers > 1 else 0,
+        "peak_mb_at_most": round(own + (child * workers if workers > 1 else 0)),
+    }  # fmt: skip
+
+
+def _in_new_process(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.bench_corpus", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Several corpora as one, visited by weight: `electra pretrain --data A B --mix 3 1`.
+
+Of every BLOCK examples in a row each corpus gives a fixed number, as its weight says; a permutation per block says
+which. So example `index` is a pure function of (seed, index) here, too, every corpus is read through its own
+examples one by one, none left out and none twice in an epoch of its own, and a batch holds about the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from electra_kernels.rng import fold
+
+from electra_core.corpus import Corpus
+from electra_core.errors import UserError
+from electra_core.examples import Example, Examples, permute
+from electra_core.tokenizer import Tokenizer
+
+BLOCK = 1024
+"""Examples in which the weights hold exactly; a weight is rounded to a multiple of 1/1024."""
+_ORDER, _CORPUS = 0x6D69, 0x78  # streams of random numbers that nobody else uses
+
+
+class Mixture(Corpus):
+    """The shards of several corpora, one after the other, and how often each is to be visited.
+
+    Args:
+        corpora: opened splits, with the same tokenizer.
+        weights: one for each, any positive numbers; None: each as often as its tokens are many.
+
+    Raises:
+        UserError: other tokenizers, an empty corpus, or weights of the wrong number or size.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], weights: Sequence[float] | None = None) -> None:
+        first = corpora[0]
+        for corpus in corpora:
+            if corpus.manifest.tokenizer_fingerprint != first.manifest.tokenizer_fingerprint:
+                raise UserError(
+                    f"{corpus.directory} and {first.directory} have different tokenizers; "
+                    "`electra prepare --tokenizer DIR` makes them with one"
+                )
+            if not corpus.num_tokens:
+                raise UserError(f"{corpus.directory}: its {corpus.split} part is empty, so it cannot be mixed in")
+        self.corpora = tuple(corpora)
+        self.counts = apportion([corpus.num_tokens for corpus in corpora] if weights is None else weights, corpora)
+        self.directory, self.split, self.manifest = first.directory, first.split, first.manifest
+        self.num_tokens = sum(corpus.num_tokens for corpus in corpora)
+        self.num_sentences = sum(corpus.num_sentences for corpus in corpora)
+        self.num_documents = sum(corpus.num_documents for corpus in corpora)
+        self.shards = tuple(shard for corpus in corpora for shard in corpus.shards)
+        self._shard_ends = np.cumsum([len(shard.sentences) - 1 for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Of all corpora, their order and their weights."""
+        content = [[corpus.fingerprint for corpus in self.corpora], self.counts]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        """The one of all corpora."""
+        return self.corpora[0].tokenizer
+
+    def verify(self) -> None:
+        """As `Corpus.verify`, for all."""
+        for corpus in self.corpora:
+            corpus.verify()
+
+
+def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
+    """Examples of each corpus in a block, in proportion to its weight (largest remainders), none without any.
+
+    Raises:
+        UserError: not a positive number for each corpus, or one below 1/BLOCK of all.
+    """
+    if len(weights) != len(corpora):
+        raise UserError(f"--mix: expected a weight for each of {len(corpora)} corpora, got {len(weights)}")
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise UserError(f"--mix: expected positive numbers, got {' '.join(f'{weight:g}' for weight in weights)}")
+    shares = [BLOCK * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda place: counts[place] - shares[place])
+    for place in by_remainder[: BLOCK - sum(counts)]:
+        counts[place] += 1
+    for count, corpus in zip(counts, corpora):
+        if not count:
+            raise UserError(f"{corpus.directory}: has less than 1/{BLOCK} of the weight; --mix gives it more")
+    return counts
+
+
+class MixedExamples(Examples):
+    """`Examples` of a mixture."""
+
+    def __init__(self, mixture: Mixture, max_length: int, seed: int) -> None:
+        self.corpus, self.max_length, self.seed, self.shards = mixture, max_length, seed, mixture.shards
+        self._examples = [
+            Examples(corpus, max_length, fold(seed, number, _CORPUS))
+            for number, corpus in enumerate(mixture.corpora)
+        ]
+        self._ends = np.cumsum(mixture.counts)
+        self._first_shards = np.cumsum([0, *(len(corpus.shards) for corpus in mixture.corpora)]).tolist()
+
+    def plan(self, indices: Sequence[int]) -> list[Example]:
+        """As `Examples.plan`."""
+        places = [self.place(index) for index in indices]
+        planned: dict[tuple[int, int], Example] = {}
+        for number, examples in enumerate(self._examples):
+            mine = [index for corpus, index in places if corpus == number]
+            for index, example in zip(mine, examples.plan(mine) if mine else []):
+                planned[number, index] = self._moved(example, self._first_shards[number])
+        return [planned[place] for place in places]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(number of the corpus, index among its examples) of example `index`."""
+        block, inside = divmod(index, BLOCK)
+        inside = permute(inside, BLOCK, fold(self.seed, block, _ORDER))
+        corpus = int(np.searchsorted(self._ends, inside, side="right"))
+        count = int(self._ends[corpus] - self._ends[corpus - 1]) if corpus else int(self._ends[0])
+        return corpus, block * count + inside - (int(self._ends[corpus]) - count)
+
+    @staticmethod
+    def _moved(example: Example, shards: int) -> Example:
+        """The example with its shards counted among those of all corpora."""
+        first, second = ([span._replace(shard=span.shard + shards) for span in part] for part in example)
+        return Example(first, second)
+
+
+def examples_of(corpus: Corpus, max_length: int, seed: int) -> Examples:
+    """The examples of a corpus or of a mixture."""
+    return (MixedExamples if isinstance(corpus, Mixture) else Examples)(corpus, max_length, seed)  # type: ignore[arg-type]
+
+
+def open_data(
+    data: str | Path | Sequence[str | Path], mix: Sequence[float] | None = None, split: str = "train"
+) -> Corpus:
+    """A split of one prepared corpus, or of several, mixed by weight.
+
+    Raises:
+        UserError: as `Corpus.open` and `Mixture`; weights for one corpus; a corpus named twice.
+    """
+    folders = [data] if isinstance(data, str | Path) else list(data)
+    if twice := [str(folder) for place, folder in enumerate(folders) if folder in folders[:place]]:
+        raise UserError(f"--data: {twice[0]} is named twice; --mix says how often each is visited")
+    corpora = [Corpus.open(folder, split) for folder in folders]
+    if len(corpora) > 1:
+        return Mixture(corpora, mix)
+    if mix is not None:
+        raise UserError("--mix: there is one corpus, so nothing to weigh")
+    return corpora[0]
