@@ -1,0 +1,248 @@
+"""Learning for equal compute: ELECTRA, BERT's masked LM and the paper's ablations, pre-trained on the same text.
+
+    python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl [--budget minutes]
+
+Every objective is pre-trained with the FLOPs that ELECTRA takes for some numbers of steps (`learning_plan.py`
+counts them), several seeds each, and again with the time that ELECTRA takes; everything else is the same for
+all: text, preset, start, optimizer, rates, schedule over the run's own length. Every run is fine-tuned on
+several tasks. On a CPU time is the processor's, which other programs disturb far less than the clock's.
+
+The study goes piece by piece (a pre-training run, or one fine-tuning), the most valuable first. Each writes its
+row to FILE.jsonl as it ends, and the same command goes on where it was stopped: pieces that have a row are
+done, a run that was cut off continues from its last checkpoint. `--piece-minutes` and `--minutes` bound a
+piece's and the whole command's time. `python -m benchmarks render` draws the figures.
+
+WORK holds runs and data and is not needed afterwards. Tasks whose data are not under $ELECTRA_DATA are left out,
+and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from benchmarks.harness import environment
+from benchmarks.learning_plan import (
+    BUDGETS,
+    START,
+    Finetuning,
+    Pretraining,
+    pieces,
+    step_flops,
+    steps_for_equal_flops,
+)
+from benchmarks.learning_tasks import available, judge
+from electra_core import pretrain as pretraining
+from electra_core.config import PRESETS
+from electra_core.corpus import Corpus
+from electra_core.metrics_log import read_metrics
+from electra_core.training import resolve_device
+
+Row = dict[str, Any]
+EVALUATIONS = 4  # on held-out text, per run
+
+
+class Study:
+    """A budget's pieces, and the rows of those that are done."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.budget = options, BUDGETS[options.budget]
+        self.device = resolve_device(options.device)
+        self.clock: Callable[[], float] = time.process_time if self.device.type == "cpu" else time.monotonic
+        self.corpus = Corpus.open(options.data)
+        self.rows = read_rows(options.out)
+
+    def run(self) -> None:
+        """Do what is left, until the minutes are over."""
+        done = {row["piece"] for row in self.rows}
+        todo = [piece for piece in pieces(self.budget) if piece.name not in done]
+        missing = {
+            piece.task for piece in todo if not isinstance(piece, Pretraining) and not available(piece.task)
+        }
+        for task in sorted(missing):
+            print(f"{task}: its data are not here, it is left out (set ELECTRA_DATA)", file=sys.stderr)
+        self._write({"piece": "environment", "budget": asdict(self.budget), **self._environment()})
+        deadline = time.monotonic() + 60 * self.options.minutes
+        for piece in todo:
+            if time.monotonic() > deadline:
+                print("the minutes are over; the same command goes on")
+                return
+            if isinstance(piece, Finetuning) and piece.task in missing:
+                continue
+            row = self._pretrain(piece) if isinstance(piece, Pretraining) else self._finetune(piece)
+            if row is None:
+                print(f"{piece.name}: the piece's minutes are over; the same command goes on")
+                return
+            self._write({"piece": piece.name, **row})
+            print(f"{piece.name}: {summary(row)}", flush=True)
+
+    def _pretrain(self, run: Pretraining) -> Row | None:
+        """One pre-training run; None if its minutes were over before it was."""
+        steps, out = self._steps(run), self.options.work / "runs" / run.name
+        preset = PRESETS[self.budget.model].pretrain
+        changes = {
+            "objective": "electra" if run.objective == START else run.objective,
+            "steps": steps,
+            "seed": run.seed,
+            "warmup_steps": max(1, min(preset.warmup_steps, steps // 5)),
+            "eval_every": max(1, steps // EVALUATIONS),
+            "eval_examples": 128 if self.device.type == "cpu" else 512,
+            "log_every": max(1, steps // 50),
+            "checkpoint_every": max(1, steps // 4) if self.device.type == "cuda" else steps,
+            "keep_checkpoints": 1,
+        }
+        with stopwatch(self.clock) as elsewhere:
+            begin, wall = self.clock(), time.monotonic()
+            result = pretraining.pretrain(
+                self.options.data, out, model=self.budget.model, changes=changes, device=str(self.device),
+                resume=(out / "checkpoints").is_dir(), overwrite=not (out / "checkpoints").is_dir(),
+                max_minutes=self.options.piece_minutes, quiet=True,
+            )  # fmt: skip
+        times = {
+            "seconds": round(self.clock() - begin - elsewhere[0], 2),
+            "wall_seconds": round(time.monotonic() - wall, 2),
+        }
+        times = add_times(out / "times.json", times)  # of all parts of a run that was cut off
+        if result.stopped_by == "time limit":
+            return None
+        if result.stopped_by:
+            raise SystemExit(f"stopped by {result.stopped_by}")
+        curve = [row for row in read_metrics(out / "metrics.jsonl") if "eval_mlm_loss" in row]
+        return {
+            "kind": "pretraining", **asdict(run), "steps": steps, "tokens": result.tokens,
+            "flops": self._flops(run) * steps, **times, "evaluation": result.evaluation, "curve": curve,
+        }  # fmt: skip
+
+    def _finetune(self, piece: Finetuning) -> Row:
+        model = self.options.work / "runs" / piece.run.name / "discriminator"
+        found = judge(model, piece.task, piece.seed, self.budget.finetuning, self.options.work, self.clock)
+        return {
+            "kind": "finetuning", "run": piece.run.name, **asdict(piece.run), "task": piece.task,
+            "finetune_seed": piece.seed, **found,
+        }  # fmt: skip
+
+    def _steps(self, run: Pretraining) -> int:
+        if run.equal == "flops":
+            return steps_for_equal_flops(self.budget, run, self.corpus.tokenizer.vocab_size)
+        return steps_for_equal_seconds(self.rows, run)
+
+    def _flops(self, run: Pretraining) -> float:
+        preset = PRESETS[self.budget.model]
+        encoder = replace(preset.discriminator, vocab_size=self.corpus.tokenizer.vocab_size)
+        objective = "electra" if run.objective == START else run.objective
+        return (
+            0.0 if run.objective == START else step_flops(encoder, replace(preset.pretrain, objective=objective))
+        )
+
+    def _environment(self) -> Row:
+        corpus = {"fingerprint": self.corpus.fingerprint, "tokens": self.corpus.num_tokens}
+        return {"kind": "environment", "corpus": corpus, "environment": environment(self.device)}
+
+    def _write(self, row: Row) -> None:
+        self.rows.append(row)
+        self.options.out.parent.mkdir(parents=True, exist_ok=True)
+        with self.options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def steps_for_equal_seconds(rows: list[Row], run: Pretraining) -> int:
+    """Steps that take as long as ELECTRA's run at this point and seed, by the seconds a step of the runs of
+    equal FLOPs has taken."""
+
+    def measured(objective: str) -> Row:
+        wanted = asdict(replace(run, objective=objective, equal="flops"))
+        found = (row for row in rows if row.get("kind") == "pretraining" and wanted.items() <= row.items())
+        return next(found)
+
+    electra, own = measured("electra"), measured(run.objective)
+    return max(1, round(electra["seconds"] / (own["seconds"] / own["steps"])))
+
+
+@contextmanager
+def stopwatch(clock: Callable[[], float]) -> Iterator[list[float]]:
+    """Collects the seconds that pre-training spends on anything but its steps: counting words before the first
+    one (done once per seed, because it is the same for every run), evaluating, saving."""
+    elsewhere = [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            begin = clock()
+            try:
+                return function(*arguments, **named)
+            finally:
+                elsewhere[0] += clock() - begin
+
+        return run
+
+    count = timed(counted_once)
+    with mock.patch.object(pretraining, "cooccurrence_embeddings", count):
+        with mock.patch.object(pretraining, "evaluate", timed(pretraining.evaluate)):
+            with mock.patch.object(pretraining, "save_models", timed(pretraining.save_models)):
+                yield elsewhere
+
+
+count_words = pretraining.cooccurrence_embeddings
+_counted: dict[tuple[object, ...], Tensor] = {}
+
+
+def counted_once(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
+    """`cooccurrence_embeddings`, remembered."""
+    key = corpus.fingerprint, width, rms, seed
+    if key not in _counted:
+        _counted[key] = count_words(corpus, width, rms, seed)
+    return _counted[key]
+
+
+def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
+    """Adds up the times of a run's parts in `path`."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    times = {name: round(value + before.get(name, 0.0), 2) for name, value in times.items()}
+    path.write_text(json.dumps(times), encoding="utf-8")
+    return times
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of an earlier start; a last line that was cut off is dropped."""
+    return [dict(row) for row in read_metrics(path)]
+
+
+def summary(row: Row) -> str:
+    """A row for the terminal."""
+    if row["kind"] == "finetuning":
+        return f"{row['metric']} {row['value']:.3f} ({row['seconds']:.0f} s)"
+    shown = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in row["evaluation"].items())
+    return f"{row['steps']} steps, {row['flops']:.3g} FLOPs, {row['seconds']:.0f} s; {shown}"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a prepared corpus (electra prepare)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for runs and data")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one row per piece")
+    parser.add_argument("--budget", default="minutes", choices=tuple(BUDGETS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after this long")
+    parser.add_argument(
+        "--piece-minutes", type=float, default=None, help="cut a pre-training run off, to go on later"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Go on with the study."""
+    Study(arguments().parse_args(argv)).run()
+
+
+if __name__ == "__main__":
+    main()

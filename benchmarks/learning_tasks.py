@@ -1,0 +1,131 @@
+"""The tasks by which the learning study judges a pre-trained encoder.
+
+Training sets are cut to a size that fits the budget (the same examples for every model, drawn by a fixed seed).
+The figure of a fine-tuning is that of the last evaluation: no epoch is picked by its dev score.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from electra_core.classify import Classify
+from electra_core.docstrings import Example, documents, labelled_task
+from electra_core.errors import UserError
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.metrics_log import read_metrics
+from electra_core.named_tasks import choose_task, find_task
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """Where a task's data are, how much of them is used, and how it is trained."""
+
+    folder: str
+    """Below $ELECTRA_DATA; empty: made from the docstrings on this machine."""
+    metric: str
+    train_examples: int
+    dev_examples: int
+    epochs: float
+    header: bool = True
+    """The files' first line names columns."""
+    unit: str = "line"
+    """line | sentence: lines up to an empty one."""
+
+
+TASKS = {
+    "conll-2003": StudyTask("conll2003", "f1", 2000, 600, 3, header=False, unit="sentence"),
+    "sst-2": StudyTask("glue/SST-2", "accuracy", 4000, 872, 3),
+    "cola": StudyTask("glue/CoLA", "mcc", 4000, 1043, 3, header=False),
+    "mrpc": StudyTask("glue/MRPC", "accuracy", 2000, 408, 3),
+    "docstrings": StudyTask("", "accuracy", 768, 1200, 10),
+}
+
+
+def data_folder() -> Path:
+    """$ELECTRA_DATA, or the folder beside the project."""
+    return Path(os.environ.get("ELECTRA_DATA", ROOT.parent / "shared" / "data"))
+
+
+def available(task: str) -> bool:
+    """Whether the task's files are here."""
+    return not TASKS[task].folder or (data_folder() / TASKS[task].folder).is_dir()
+
+
+def task_files(task: str, work: Path) -> tuple[Path, Path]:
+    """Training and dev file, cut to size, made in `work` on first use.
+
+    Raises:
+        UserError: the data are not here.
+    """
+    study = TASKS[task]
+    folder = work / "tasks" / task
+    if not folder.exists():
+        scratch = folder.with_name(f"{task}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        _write_docstrings(scratch) if not study.folder else _write_subsets(task, study, scratch)
+        scratch.rename(folder)
+    train, dev = (next(folder.glob(f"{split}.*")) for split in ("train", "dev"))
+    return train, dev
+
+
+def _write_subsets(task: str, study: StudyTask, folder: Path) -> None:
+    named, source = find_task(task), data_folder() / study.folder
+    if named is None or not source.is_dir():
+        raise UserError(f"{source}: the data of {task} are not here; set ELECTRA_DATA")
+    for split, count in (("train", study.train_examples), ("dev", study.dev_examples)):
+        text = Path(named.find(source, split)).read_text(encoding="utf-8").rstrip("\n")
+        separator = "\n" if study.unit == "line" else "\n\n"
+        rows = text.split(separator)
+        head, rows = (rows[:1], rows[1:]) if study.header else ([], rows)
+        kept = sorted(random.Random(0).sample(range(len(rows)), min(count, len(rows))))
+        lines = separator.join(head + [rows[index] for index in kept]) + "\n"
+        (folder / f"{split}{Path(named.find(source, split)).suffix}").write_text(lines, encoding="utf-8")
+
+
+def _write_docstrings(folder: Path) -> None:
+    task = labelled_task(list(documents()), longest=280)
+    splits: dict[str, Sequence[Example]] = {"train": task.train, "dev": task.dev}
+    for split, examples in splits.items():
+        rows = (json.dumps({"text": example.text, "label": example.label}) for example in examples)
+        (folder / f"{split}.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def judge(
+    model: Path, task: str, seed: int, changes: dict[str, Any], work: Path, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Fine-tune `model` once.
+
+    Args:
+        changes: settings that differ from the recipe's.
+        work: folder for the task's data and a scratch model.
+        clock: seconds; the processor's on a CPU.
+
+    Returns:
+        Metric and its last dev value, and the seconds it took.
+    """
+    study, (train, dev) = TASKS[task], task_files(task, work)
+    kind = Classify() if not study.folder else choose_task(task)[0]
+    settings = FinetuneSettings(**{"epochs": study.epochs, "seed": seed, **changes})
+    out = work / "finetuned"
+    shutil.rmtree(out, ignore_errors=True)
+    begin, wall = clock(), time.monotonic()
+    finetune(model, kind, train, dev, out, settings, quiet=True, say=lambda line: None)
+    rows = [row for row in read_metrics(out / "metrics.jsonl") if f"dev_{study.metric}" in row]
+    return {
+        "metric": study.metric,
+        "value": rows[-1][f"dev_{study.metric}"],
+        "seconds": round(clock() - begin, 1),
+        "wall_seconds": round(time.monotonic() - wall, 1),
+    }
