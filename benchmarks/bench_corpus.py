@@ -10,8 +10,8 @@ first batch, and goes on with more. The files are dropped from the cache of the 
 9 GB of disk in --folder.
 
 `prepare` runs the whole of `electra prepare`, vocabulary included, on the first so many MB of a text, and on one
-single line as long as the largest. Memory is the peak of the main process plus, for every worker, the peak of the
-largest one: more than was ever in use at once.
+single line as long as the largest. Memory is the resident memory of all its processes together, looked at every
+50 ms; pages that they share count for each.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -174,20 +174,45 @@ def prepare_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, An
 
 def run_prepare(text: Path, workers: int) -> dict[str, Any]:
     """`electra prepare` with its own vocabulary."""
-    with tempfile.TemporaryDirectory(dir=text.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=text.parent) as folder, PeakMemory() as peak:
         start, cpu = time.perf_counter(), sum(os.times()[:4])
         out = Path(folder) / "out"
         manifest = prepare([text], out, vocab_size=8192, workers=workers, progress=partial(progress, quiet=True))
         seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - cpu
-    own, child = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     return {
         "megabytes": round(text.stat().st_size / 1e6), "tokens": sum(s.tokens for s in manifest.splits.values()),
-        "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "main_peak_mb": round(own),
-        "largest_worker_peak_mb": round(child) if workers > 1 else 0,
-        "peak_mb_at_most": round(own + (child * workers if workers > 1 else 0)),
+        "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mb": round(peak.of_all),
+        "peak_mb_of_one_process": round(peak.of_one),
     }  # fmt: skip
+
+
+class PeakMemory:
+    """Looks every 50 ms at the resident memory of this process and its children, in MB, together and singly."""
+
+    def __enter__(self) -> PeakMemory:
+        self.of_all = self.of_one = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        tasks = Path(f"/proc/{os.getpid()}/task")
+        while not self._end.wait(0.05):
+            children = " ".join((task / "children").read_text() for task in tasks.iterdir()).split()
+            sizes = [self._resident(process) for process in (str(os.getpid()), *children)]
+            self.of_all, self.of_one = max(self.of_all, sum(sizes)), max(self.of_one, *sizes)
+
+    @staticmethod
+    def _resident(process: str) -> float:
+        try:
+            return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+        except OSError:  # has ended meanwhile
+            return 0.0
 
 
 def _in_new_process(*arguments: object) -> dict[str, Any]:

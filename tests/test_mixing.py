@@ -161,7 +161,8 @@ def test_on_the_command_line(
     sizes = [part for name, value in {**RUN, **SIZES, "steps": 2}.items()
              for part in ("--" + name.replace("_", "-"), str(value))]  # fmt: skip
     data = ["--data", str(folders[0]), "--data", str(folders[1])]
-    command = ["pretrain", *data, "--model", "tiny", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run"), *sizes]  # fmt: skip
+    command = ["pretrain", *data, "--model", "tiny", "--device", "cpu", "--quiet", *sizes]
+    command += ["--out", str(tmp_path / "run")]
     assert main([*command, "--mix", "1"]) == 2
     assert "a weight for each of 2 corpora" in capsys.readouterr().err
     assert main([*command, "--mix", "3", "1"]) == 0
