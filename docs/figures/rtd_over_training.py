@@ -8,8 +8,6 @@ from style import HERE, STAND_IN, axes, save, target
 
 LOG = HERE.parents[1] / "electra_core" / "tiny" / "curve.jsonl"
 rows = [json.loads(line) for line in LOG.read_text(encoding="utf-8").split("\n") if line]
-    json.loads(line) for line in open(HERE.parents[1] / "electra_core" / "tiny" / "curve.jsonl", encoding="utf-8")
-]
 steps = [row["step"] for row in rows]
 
 figure, (mlm, rtd, auc) = axes(3, (9.6, 2.9))

@@ -68,7 +68,5 @@ def save(figure: Any, path: Path, title: str) -> None:
     text = re.sub(r"font: ([\d.]+px) [^;\"]+", rf"font: \1 {FONT}", text.replace("&quot;", ""))
     text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" ', r"<svg \1", text)
     text = text.replace("</defs>", f"</defs>\n<style>{CSS}</style>", 1)
-        "</defs>", f"</defs>\n<style>{CSS}</style>", 1
-    )
     text = re.sub(r' height="[\d.]+pt"', "", text, count=1)
     path.write_text("\n".join(line.rstrip() for line in text.split("\n")), encoding="utf-8")

@@ -7,7 +7,8 @@
 is a link wherever the Markdown is read as it is. The site puts the function's present lines there, without
 its docstring. A name that no longer exists ends the build, so that page and code cannot drift apart.
 
-**Sources.** Links to Python files of the project lead to pages that show them.
+**Sources.** Links to Python files of the project lead to pages that show them; other links out of docs/ become
+plain words, since the site stands alone.
 
 **Equations** between dollar signs become MathML when the site is built: no script and no network. Browsers
 set it well with a font that knows mathematics; STIX Two Math comes out of the package `ziamath`.
@@ -24,9 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("electra_core", "kernels", "benchmarks", "docs/exercises", "docs/figures", "tests")
+FOLDERS = ("electra_core", "kernels", "docs/exercises")
 INCLUDE = re.compile(r"^\[([^\]\n]+)\]\(((?:\.\./)?[\w/]+\.py)#([\w.]+)\)$", re.MULTILINE)
 LINK = re.compile(r"\]\(((?:\.\./)?[\w/]+\.py)(?:#[\w.]+)?\)")
+OUTSIDE = re.compile(r"(?<!!)\[([^\]\n]+)\]\(\.\./(?!source/)[^)\s]*\)")
 MATHS = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -83,15 +85,21 @@ def on_files(files: Any, *, config: Any, **_: Any) -> Any:
     """Adds a page for every source file; they stay out of the search, which is for the text."""
     from mkdocs.structure.files import File
 
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
-            name = path.relative_to(ROOT).as_posix()
-            fence = "`" * 4
-            text = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n"
-            text += f'# `{name}`\n\n{fence} {{.python linenums="1"}}\n'
-            text += path.read_text(encoding="utf-8") + f"\n{fence}\n"
-            files.append(File.generated(config, source_page(path), content=text))
+    for path in _shown_sources():
+        name, fence = path.relative_to(ROOT).as_posix(), "`" * 4
+        text = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n"
+        text += f'# `{name}`\n\n{fence} {{.python linenums="1"}}\n'
+        text += path.read_text(encoding="utf-8") + f"\n{fence}\n"
+        files.append(File.generated(config, source_page(path), content=text))
     return files
+
+
+def _shown_sources() -> list[Path]:
+    """Both packages and the exercises, and whatever else a page links to."""
+    paths = {path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
+    for page in (ROOT / "docs").glob("*.md"):
+        paths |= {resolve(link) for link in LINK.findall(page.read_text(encoding="utf-8"))}
+    return sorted(path for path in paths if path.is_file())
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -99,7 +107,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri.startswith("source/"):
         return markdown
     markdown = INCLUDE.sub(_included, markdown)
-    return LINK.sub(lambda match: f"]({source_page(resolve(match[1]))})", markdown)
+    markdown = LINK.sub(lambda match: f"]({source_page(resolve(match[1]))})", markdown)
+    return OUTSIDE.sub(lambda match: match[1], markdown)
 
 
 def _included(match: re.Match[str]) -> str:

@@ -1,0 +1,278 @@
+"""README and docs/ say what is so: every block and command runs, every link and included function exists.
+
+`electra` commands run in this process, in a small workspace with the names that the pages use (books/, DATA, RUN,
+SST-2/, ...), with SMALL's settings added. Of `make` and `python` commands it is checked that target, module or
+file exist. A block marked `<!-- not run here: why -->` is only checked like that, and its flags are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import lzma
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from electra_core import cli, commands
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+hooks = runpy.run_path(str(DOCS / "site" / "hooks.py"))
+
+SMALL = {
+    "prepare": "--vocab-size 400 --heldout-fraction 0.1 --overwrite --quiet",
+    "pretrain": "--steps 2 --batch-size 2 --max-length 32 --num-hidden-layers 1 --generator-layers 1 "
+    "--eval-examples 2 --quiet",
+    "finetune": "--epochs 1 --max-length 16 --overwrite --quiet",
+    "evaluate": "--quiet",
+    "predict": "--quiet",
+    "trace": "",
+    "detect": "",
+    "flops": "",
+    "info": "",
+}
+"""Commands that run here, and what makes them small. Others are checked by their flags."""
+MEASURED = (
+    "results",
+    "decisions",
+    "benchmarks",
+    "performance",
+    "reliability",
+    "scaling",
+    "kernels",
+    "worked_example",
+)
+"""Pages whose commands made their figures, with hours of work and other people's data: checked by their flags."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    line: int
+    language: str
+    text: str
+    reason: str
+    """Why it does not run here; empty if it does."""
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").split("\n")
+    at = 0
+    while at < len(lines):
+        fence = re.match(r"^(`{3,})\s*(\w*)", lines[at])
+        if fence:
+            end = next(i for i in range(at + 1, len(lines)) if lines[i].startswith(fence[1]))
+            before = next((line for line in reversed(lines[:at]) if line.strip()), "")
+            reason = re.match(r"<!-- not run here: (.+) -->", before)
+            yield Block(at + 1, fence[2], "\n".join(lines[at + 1 : end]), reason[1] if reason else "")
+            at = end
+        at += 1
+
+
+def shell_commands(block: Block) -> list[str]:
+    """The commands of a block; none if it shows something else."""
+    if block.language not in ("", "sh", "bash", "console", "shell"):
+        return []
+    text = re.sub(r"\\\n\s*", "", block.text)
+    starts = ("electra ", "python ", "make ", "echo ", "torchrun ", "pip ", "$ ")
+    return [line.removeprefix("$ ").strip() for line in text.split("\n") if line.startswith(starts)]
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks and its inline code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(line for line in text.split("\n") if not line.startswith("    "))
+
+
+# Links and included functions ---------------------------------------------------------------------------------
+
+
+def slug(heading: str) -> str:
+    heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def headings(page: Path) -> set[str]:
+    return {slug(line.lstrip("# ")) for line in prose(page).split("\n") if line.startswith("#")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: no such file"
+        if anchor and target.suffix == ".md":
+            assert anchor in headings(target), f"{link}: no such heading; there are {sorted(headings(target))}"
+        elif anchor and target.suffix == ".py":
+            hooks["source_of"](target, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_included_functions_exist(page: Path) -> None:
+    for _, link, name in hooks["INCLUDE"].findall(page.read_text(encoding="utf-8")):
+        source = hooks["source_of"](hooks["resolve"](link), name)
+        compile(source.text, link, "exec")
+        assert name.split(".")[-1] in source.text and source.first_line > 0
+
+
+def test_a_function_that_is_gone_is_noticed() -> None:
+    with pytest.raises(LookupError, match=r"masking\.py has no mask_everything"):
+        hooks["source_of"](ROOT / "electra_core" / "masking.py", "mask_everything")
+
+
+def test_docstrings_are_left_out_and_methods_found() -> None:
+    text = hooks["source_of"](ROOT / "electra_core" / "electra.py", "Electra.forward").text
+    assert text.startswith("def forward(") and '"""' not in text and "rtd_loss(" in text
+
+
+def test_names_on_the_reference_page_exist() -> None:
+    for name in re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, member = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), member), name
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [page.name for page in PAGES[1:] if f": {page.name}\n" not in navigation + "\n"]
+    assert not missing, f"docs/site/mkdocs.yml: {missing} in no menu"
+
+
+# Blocks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages speak of: text, a corpus, a run, labelled data."""
+    folder = tmp_path_factory.mktemp("pages")
+    text = "\n\n".join(prose(page) for page in sorted(DOCS.glob("*.md"))).encode("ascii", "ignore").decode()
+    (folder / "books").mkdir()
+    (folder / "books" / "one.txt").write_text(text)
+    (folder / "wiki.txt.xz").write_bytes(lzma.compress(text[:20000].encode()))
+    (folder / "SST-2").mkdir()
+    rows = [("a warm and funny film", 1), ("dull and slow", 0), ("engaging", 1), ("a waste of time", 0)] * 4
+    for name in ("train", "dev"):
+        lines = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
+        (folder / "SST-2" / f"{name}.tsv").write_text(f"sentence\tlabel\n{lines}")
+    pairs = "".join(
+        f"a man walks\ta {who} walks\t{label}\n" for who, label in [("person", "yes"), ("cat", "no")] * 8
+    )
+    (folder / "pairs.tsv").write_text(f"premise\thypothesis\tlabel\n{pairs}")
+    (folder / "texts.txt").write_text("a warm film\ndull\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(shlex.split(f"prepare --text books --out DATA {SMALL['prepare']}")) == 0
+        small = f"{SMALL['pretrain']} --hidden-size 64 --intermediate-size 64"
+        assert cli.main(shlex.split(f"pretrain --data DATA --out RUN --model small {small}")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, one after the other, in a folder of their own."""
+    found = [block for block in blocks(page) if block.language == "python" or shell_commands(block)]
+    if not found:
+        return
+    work = tmp_path / "work"
+    shutil.copytree(base, work)
+    if any(re.search(r"--out (DATA|RUN)\b", block.text) for block in found):
+        for made in re.findall(r"--out (DATA|RUN)\b", "\n".join(block.text for block in found)):
+            shutil.rmtree(work / made, ignore_errors=True) if made == "RUN" else None
+    monkeypatch.chdir(work)
+    namespace: dict[str, object] = {"__name__": "__page__"}
+    only_flags = page.stem in MEASURED
+    for block in found:
+        if block.language == "python":
+            if not block.reason:
+                exec(compile(block.text, f"{page.name}:{block.line}", "exec"), namespace)
+            continue
+        for command in shell_commands(block):
+            try:
+                run(command, monkeypatch, only_flags or bool(block.reason))
+            except (Exception, SystemExit) as error:
+                raise AssertionError(f"{page.name}, line {block.line}: {command}: {error!r}") from error
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None:
+    """Runs one command, or checks what can be checked of it."""
+    if command.startswith("echo "):
+        text, _, command = command.partition(" | ")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(shlex.split(text)[1].encode() + b"\n")))
+    words = [word for word in shlex.split(command, comments=True) if word not in ("&", "nohup")]
+    words = words[: words.index(">")] if ">" in words else words
+    if not words or any("..." in word or "…" in word for word in words):
+        return
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in words[1:]:
+            assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
+    elif words[0] == "python":
+        check_python(words[1:])
+    elif words[0] == "electra":
+        run_electra(words[1:], only_flags)
+
+
+def check_python(words: list[str]) -> None:
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1]) is not None, f"no module {words[1]}"
+    elif words[0] != "-c":
+        assert (ROOT / words[0]).is_file(), f"no file {words[0]}"
+
+
+def run_electra(words: list[str], only_flags: bool) -> None:
+    if only_flags or words[0] not in SMALL:
+        with pytest.MonkeyPatch.context() as patch:  # everything but the command itself
+            for name in words[:1]:
+                if hasattr(commands, name):
+                    patch.setattr(commands, name, lambda options: 0)
+            assert cli.main(words) == 0
+        return
+    assert cli.main([*words, *shlex.split(SMALL[words[0]])]) == 0
+
+
+def test_wrong_blocks_are_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks themselves can fail."""
+    monkeypatch.chdir(base)
+    for wrong in ("electra pretrain --data DATA --out X --batchsize 2", "electra trance x", "make nothing",
+                  "python -m benchmarks.nothing", "python docs/nothing.py"):  # fmt: skip
+        for only_flags in (True, False):
+            with pytest.raises((AssertionError, SystemExit, ModuleNotFoundError)):
+                run(wrong, monkeypatch, only_flags)
+
+
+# Figures --------------------------------------------------------------------------------------------------------
+
+FIGURES = sorted(path for path in (DOCS / "figures").glob("*.py") if path.stem != "style")
+
+
+@pytest.mark.parametrize("script", FIGURES, ids=lambda path: path.stem)
+def test_figures_are_drawn(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each script runs, and its words and colours are those of the committed figure."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
+    monkeypatch.syspath_prepend(str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
+    drawn = (tmp_path / f"{script.stem}.svg").read_text(encoding="utf-8")
+    committed = script.with_suffix(".svg").read_text(encoding="utf-8")
+    words = [re.findall(r"<text[^>]*>([^<]+)", text) for text in (drawn, committed)]
+    assert words[0] == words[1], "draw it again and commit the result"
+    for text in (drawn, committed):
+        assert "prefers-color-scheme: dark" in text and "var(--ink)" in text
+        assert "url(http" not in text and 'href="http' not in text and "#0a0b" not in text
+
+
+def test_curve_of_the_figure_is_the_shipped_one() -> None:
+    rows = (ROOT / "electra_core" / "tiny" / "curve.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    assert json.loads(rows[-1])["step"] >= 1000 and {"eval_rtd_auc", "eval_mlm_loss"} <= set(json.loads(rows[0]))
