@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         _flops,
         _export,
         _convert,
+        _status,
     ):
         add(commands)
     return parser
@@ -269,6 +270,20 @@ def _convert(commands: Any) -> None:
     command.add_argument("--out", required=True, help="gets discriminator/ and generator/")
     command.add_argument("--num-heads", type=int, help="attention heads, if not one per 64 of the width")
     command.add_argument("--cased", action="store_true", help="the vocabulary is a cased one")
+
+
+def _status(commands: Any) -> None:
+    command = _command(
+        commands, "status", "how runs stand: state, speed, curves, warnings; beside each other and a healthy run",
+        "electra status RUN",
+    )  # fmt: skip
+    command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a pre-training or fine-tuning run")
+    command.add_argument("--reference", metavar="FILE",
+                         help="curve of a run that went well: a metrics.jsonl, a run, or JSON with rows; "
+                              "none for none (default: the one that is shipped for the run's preset)")  # fmt: skip
+    command.add_argument("--html", metavar="FILE", help="write a page with all curves")
+    command.add_argument("--png", metavar="FILE", help="write a picture of the curves (needs matplotlib)")
+    command.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def _columns(command: argparse.ArgumentParser) -> None:

@@ -284,6 +284,29 @@ def convert(options: Namespace) -> None:
         print(f"wrote {path}")
 
 
+def status(options: Namespace) -> None:
+    """How runs stand."""
+    import shutil
+
+    from electra_core import status_views
+    from electra_core.status import find_runs, judged, reference_curve
+
+    runs = find_runs(options.runs)
+    if len(runs) > len(status_views.MARKS):
+        raise UserError(f"{len(runs)} runs: at most {len(status_views.MARKS)} can be told apart in one picture")
+    reference = reference_curve(options.reference, runs[0])
+    verdicts = [f"{run.name}: {text}" for run in runs if reference for text in judged(run, reference[1])]
+    if options.html:
+        Path(options.html).write_text(status_views.to_html(runs, reference, verdicts), encoding="utf-8")
+    if options.png:
+        status_views.write_png(runs, reference, Path(options.png))
+    if options.json:
+        print(json.dumps({"runs": [run.to_json() for run in runs], "reference": verdicts}))
+    else:
+        width = min(100, shutil.get_terminal_size().columns)
+        print(status_views.to_terminal(runs, reference, verdicts, width))
+
+
 def shipped(command: str) -> Path:
     """The pre-trained tiny model in the package.
 
