@@ -1,10 +1,12 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
 
     python -m benchmarks.compile_report [--json] [--check] [--only TEXT…] [--capability 80 90 100] [--jobs N]
+        [--out FILE.json FILE.md]
 
 Kernels are found through `compile_cases(capability)` of each module in `MODULES`; see
 `electra_kernels.compile_case` for what a case holds. To add a kernel, add its module there. `--check` exits
-with 1 if a kernel breaks a rule of `problems`.
+with 1 if a kernel breaks a rule of `problems`. `--out` writes every row (.json) or a summary by kernel and
+architecture (.md), with the versions and the command.
 
 Columns: registers per thread and bytes of stack (anything above 0 is a spill) · shared memory per program ·
 programs that fit on a multiprocessor, and what limits them · tensor-core instructions · narrowest and widest
@@ -25,11 +27,16 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from electra_kernels.compile_case import CAPABILITIES, CompileCase
+
+from benchmarks.harness import environment
 
 MODULES = (
     "electra_kernels.attention_triton",
@@ -39,6 +46,9 @@ MODULES = (
     "electra_kernels.layer_norm_triton",
     "electra_kernels.embedding_layer_norm_triton",
 )
+
+
+FACTS = ("versions", "commit", "command", "date")  # of the environment; the machine changes nothing here
 
 
 @dataclass(frozen=True)
@@ -297,6 +307,51 @@ def _line(row: Row) -> str:
     )
 
 
+def summary(rows: list[Row], facts: dict[str, Any]) -> str:
+    """A Markdown table: per kernel and architecture the range over its tiles, and every problem."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines = [
+        f"`{facts['command']}` with {versions}; commit {facts['commit']}. Compiled, not run: no GPU.",
+        "",
+        "| kernel | sm | tiles | registers | shared memory, KB | programs per multiprocessor | tensor-core "
+        "instructions | widest load / store, bits | spills |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.name.partition("[")[0], row.capability), []).append(row)
+    for (name, capability), group in sorted(groups.items()):
+        cells = [
+            f"`{name}`", str(capability), str(len(group)), _range(row.registers for row in group),
+            _range(row.shared_bytes // 1024 for row in group),
+            _range(row.programs_per_multiprocessor for row in group),
+            _range(row.tensor_instructions for row in group),
+            f"{_range(max(row.load_bits, default=0) for row in group)} / "
+            f"{_range(max(row.store_bits, default=0) for row in group)}",
+            _range(row.spill_instructions for row in group),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    broken = [f"- {row.name} sm_{row.capability}: {problem}" for row in rows for problem in problems(row)]
+    return "\n".join([*lines, "", f"{len(rows)} kernels compiled, {len(broken)} problems.", *broken]) + "\n"
+
+
+def _range(values: Iterable[int]) -> str:
+    low, *_, high = sorted([*values] * 2)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """All rows as JSON, one line each, or the summary, by the suffix of `path`."""
+    facts = {key: value for key, value in environment(torch.device("cpu")).items() if key in FACTS}
+    if path.suffix == ".md":
+        text = summary(rows, facts)
+    else:
+        each = ",\n".join(json.dumps(dataclasses.asdict(row) | {"problems": problems(row)}) for row in rows)
+        text = f'{{"environment": {json.dumps(facts)},\n"rows": [\n{each}\n]}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -304,6 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 if a kernel breaks a rule")
     parser.add_argument("--only", nargs="+", default=[""], help="only cases whose name holds one of these texts")
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, choices=CAPABILITIES)
+    parser.add_argument(
+        "--out", type=Path, nargs="+", default=[], metavar="FILE", help="write .json and .md files"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
@@ -311,6 +369,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = report(options.only, tuple(options.capability), options.jobs)
     if not rows:
         parser.error(f"no case holds {options.only!r}")
+    for path in options.out:
+        write(rows, path)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) | {"problems": problems(row)} for row in rows], indent=1))
     else:

@@ -204,7 +204,11 @@ def _predict(commands: Any) -> None:
     command.add_argument("--model", required=True, help=MODEL_HELP)
     command.add_argument("--input", required=True, help="JSONL, CSV, TSV or plain lines; - for standard input")
     command.add_argument("--format", default="jsonl", choices=("jsonl", "csv"), help="of the output")
-    command.add_argument("--output", help="file to write (default: standard output)")
+    command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
+    command.add_argument(
+        "--submission", metavar="TASK",
+        help="write the file that gluebenchmark.com takes for this GLUE task instead (--input: its test file)",
+    )  # fmt: skip
     command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     _machine(command)
 

@@ -177,6 +177,8 @@ def predict(options: Namespace) -> None:
     from electra_core.predict import predict_file
 
     predictor = _predictor(options)
+    if options.submission:
+        return _submission(predictor, options)
     sink = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
     try:
         bad = predict_file(
@@ -189,6 +191,21 @@ def predict(options: Namespace) -> None:
             sink.close()
     if bad.count:
         print(bad.summary(), file=sys.stderr)
+
+
+def _submission(predictor: Any, options: Namespace) -> None:
+    """A row that was left out would move the answers of all rows behind it, so none may be."""
+    from electra_core.labelled import BadRows
+    from electra_core.named_tasks import find_task, write_submission
+
+    source, named = Path(options.input), find_task(options.submission)
+    if named is not None and source.is_dir():
+        source = named.find(source, "test")
+    if options.skip_bad_rows:
+        raise UserError("--submission: every row needs an answer, so --skip-bad-rows cannot be used with it")
+    examples = predictor.task.read(source, BadRows(source), labelled=False)
+    predictions = (prediction for _, prediction in predictor.stream(examples))
+    print(f"wrote {write_submission(options.submission, predictions, options.output or '.')}")
 
 
 def _predictor(options: Namespace) -> Any:

@@ -76,15 +76,6 @@ def read_data(
     return task, examples, dev_examples, skipped
 
 
-def _split(examples: Sequence[Any], seed: int, path: str | Path) -> tuple[list[Any], list[Any]]:
-    """Training examples, and the part of them that is held out, drawn by the seed."""
-    if len(examples) < 2:
-        raise UserError(f"{path}: a single example cannot be split; give dev data")
-    order = np.random.Generator(np.random.Philox(key=fold(seed, SPLIT_STREAM))).permutation(len(examples))
-    count = max(1, round(len(examples) * HELD_OUT))
-    return [examples[i] for i in sorted(order[count:])], [examples[i] for i in sorted(order[:count])]
-
-
 def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
     """The directory's tokenizer.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,11 +234,11 @@ def save_task(task: Task, directory: Path) -> None:
     (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def write_submission(name: str, predictions: Sequence[dict[str, Any]], folder: Path | str) -> Path:
+def write_submission(name: str, predictions: Iterable[dict[str, Any]], folder: Path | str) -> Path:
     """Writes predictions of a GLUE test file, in its order, as gluebenchmark.com takes them.
 
     Returns:
-        The file, `index<tab>prediction` per line, labels as in the training file.
+        The file, `index<tab>prediction` per line, labels as in the training file. It is there when it is whole.
 
     Raises:
         UserError: a task that has no GLUE submission.
@@ -250,7 +250,8 @@ def write_submission(name: str, predictions: Sequence[dict[str, Any]], folder: P
     written = {shown: raw for raw, shown in getattr(named.task, "label_names", ())}
     path = Path(folder) / named.submission
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "w", encoding="utf-8") as file:
         file.write("index\tprediction\n")
         for index, prediction in enumerate(predictions):
             if "value" in prediction:
@@ -258,4 +259,4 @@ def write_submission(name: str, predictions: Sequence[dict[str, Any]], folder: P
             else:
                 answer = written.get(prediction["label"], prediction["label"])
             file.write(f"{index}\t{answer}\n")
-    return path
+    return unfinished.replace(path)

@@ -110,6 +110,17 @@ def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest
     assert len(lines) == 2 and all(line["label"] in ("neg", "pos") for line in lines)
 
 
+def test_predict_writes_a_glue_submission(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta great film\n1\tdull\n", encoding="utf-8")
+    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--submission", "sst-2"]
+    assert main([*predict, "--input", str(tmp_path), "--output", str(tmp_path / "glue")]) == 0
+    file = tmp_path / "glue" / "SST-2.tsv"
+    assert str(file) in capsys.readouterr().out and [path.name for path in file.parent.iterdir()] == [file.name]
+    header, *rows = [line.split("\t") for line in file.read_text(encoding="utf-8").strip().split("\n")]
+    assert header == ["index", "prediction"] and [index for index, _ in rows] == ["0", "1"]
+    assert all(label in ("neg", "pos") for _, label in rows), "labels as the model was trained with"
+
+
 def test_detect(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     arguments = ["detect", "the cat sat on the mat", "--model", str(spine.folder / "run")]
@@ -262,6 +273,14 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     ),
     "predict: missing input": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(f / "x.txt")], r"x\.txt",
+    ),
+    "predict: a submission for no GLUE task": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
+                      "--submission", "squad"], "no GLUE submission",
+    ),
+    "predict: a submission with rows left out": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
+                      "--submission", "rte", "--skip-bad-rows"], "every row needs an answer",
     ),
     "detect: empty text": (lambda f, s: ["detect", "  ", "--model", str(s.folder / "run")], "text is empty"),
     "detect: another tokenizer": (other_tokenizer, "vocab|shape"),

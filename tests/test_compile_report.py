@@ -81,6 +81,19 @@ ROW = Row(
 )
 
 
+def test_files_hold_every_row_and_a_summary(tmp_path: Path) -> None:
+    rows = [ROW, dataclasses.replace(ROW, registers=80), dataclasses.replace(ROW, name="other[x]", stack_bytes=8)]
+    rows[:2] = [dataclasses.replace(row, name=f"kernel[{i}]") for i, row in enumerate(rows[:2])]
+    compile_report.write(rows, tmp_path / "new" / "report.json")
+    written = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert [row["name"] for row in written["rows"]] == ["kernel[0]", "kernel[1]", "other[x]"]
+    assert "triton" in written["environment"]["versions"] and "spills" in written["rows"][2]["problems"][0]
+    compile_report.write(rows, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "| `kernel` | 90 | 2 | 64–80 | 1 | 8 | 4 | 128 / 128 | 0 |" in text
+    assert "3 kernels compiled, 1 problems.\n- other[x] sm_90: spills" in text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
