@@ -89,10 +89,8 @@ def read_run(path: Path) -> Status:
     trained = [row for row in rows if "tokens_per_second" in row]
     evaluated = [row["step"] for row in rows if last_evaluation([row])]
     step = max([int(row["step"]) for row in rows] + [_whole(state.get("step")) or 0])
-    saved = [
-        int(folder.name[5:]) for folder in checkpoint_folders(path / "checkpoints") if folder.name[5:].isdigit()
-    ]
-    best = best_checkpoint(checkpoint_folders(path / "checkpoints"))
+    checkpoints = checkpoint_folders(path / "checkpoints")
+    best = best_checkpoint(checkpoints)
     running, steps = state.get("state") == RUNNING, _whole(state.get("steps"))
     return Status(
         name=path.resolve().name,
