@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
 from electra_core.initialisation import initialise
+from electra_core.linear import Linear
 from electra_core.packing import TokenBatch
 
 # Streams of random numbers: the generator's encoder from 0, the discriminator's, the draws.
@@ -119,7 +120,7 @@ class GeneratorPredictions(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.embedding_size)
+        self.dense = Linear(config.hidden_size, config.embedding_size)
         self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_MD: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class DiscriminatorPredictions(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.dense_prediction = nn.Linear(config.hidden_size, 1)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from electra_kernels import attention, dropout_add_layer_norm
 from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from electra_core.config import EncoderConfig
+from electra_core.linear import Linear
 from electra_core.packing import TokenBatch
 
 STREAMS_PER_LAYER = 4
@@ -72,8 +74,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_size = config.num_attention_heads, config.head_size
         self.dropout_p, self.stream = config.attention_probs_dropout_prob, stream
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
         qkv_T3HK = self.qkv(hidden_TD).view(-1, 3, self.num_heads, self.head_size)
@@ -93,8 +95,8 @@ class Layer(nn.Module):
         self.dropout_p, self.eps = config.hidden_dropout_prob, config.layer_norm_eps
         self.attention = SelfAttention(config, first_stream + ATTENTION_STREAM)
         self.attention_norm = nn.LayerNorm(width, eps=self.eps)
-        self.intermediate = nn.Linear(width, config.intermediate_size)
-        self.output = nn.Linear(config.intermediate_size, width)
+        self.intermediate = Linear(width, config.intermediate_size)
+        self.output = Linear(config.intermediate_size, width)
         self.output_norm = nn.LayerNorm(width, eps=self.eps)
         self.streams = (first_stream + ATTENTION_OUTPUT_STREAM, first_stream + OUTPUT_STREAM)
 
@@ -132,9 +134,10 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, embeddings: Embeddings | None = None, first_stream: int = 0):
         super().__init__()
         self.config, self.first_stream = config, first_stream
+        self.recompute = False
         self.embeddings = embeddings if embeddings is not None else Embeddings(config)
         same = config.embedding_size == config.hidden_size
-        self.embeddings_project = None if same else nn.Linear(config.embedding_size, config.hidden_size)
+        self.embeddings_project = None if same else Linear(config.embedding_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Layer(config, first_stream + (index + 1) * STREAMS_PER_LAYER)
             for index in range(config.num_hidden_layers)
@@ -164,8 +167,24 @@ class Encoder(nn.Module):
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
         for layer in self.layers:
-            hidden_TD = layer(hidden_TD, batch, seed)
+            if self.recompute and torch.is_grad_enabled():
+                hidden_TD = checkpoint(
+                    layer, hidden_TD, batch, seed, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                hidden_TD = layer(hidden_TD, batch, seed)
         return hidden_TD
+
+
+def set_recompute(model: nn.Module, recompute: bool) -> None:
+    """Whether the backward pass computes each layer's inner values again instead of keeping them.
+
+    A third more work, and of a layer only its input is stored. Dropout is a function of its counter, so the same
+    values come out.
+    """
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.recompute = recompute
 
 
 def dropout(values_TD: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:

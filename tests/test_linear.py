@@ -1,0 +1,61 @@
+"""Linear layers under autocast on a CPU that multiplies bf16 slowly: same meaning, bf16 kept, fp32 multiplied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_helpers import assert_within_budget
+from torch import Tensor, nn
+
+from electra_core import linear
+from electra_core.linear import Linear
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever processor the test runs on."""
+    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: False)
+
+
+def value_and_gradients(layer: nn.Linear, x: Tensor, dy: Tensor, autocast: bool) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    y.backward(dy.to(y.dtype))
+    assert x.grad is not None and layer.weight.grad is not None and layer.bias.grad is not None
+    return [y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (0, 24)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_as_exact_as_bf16_products(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs, exact = Linear(24, 40), nn.Linear(24, 40), nn.Linear(24, 40).double()
+    theirs.load_state_dict(ours.state_dict())
+    exact.load_state_dict(ours.state_dict())
+    x, dy = torch.randn(shape).to(torch.bfloat16).to(dtype), torch.randn(*shape[:-1], 40).to(torch.bfloat16)
+    wanted = value_and_gradients(exact, x.double(), dy.double(), autocast=False)
+    same = value_and_gradients(theirs, x, dy, autocast=True)
+    for name, *values in zip(
+        ("y", "dx", "dweight", "dbias"), value_and_gradients(ours, x, dy, True), same, wanted
+    ):
+        assert_within_budget(name, *values)
+
+
+def test_activations_are_kept_in_bf16_and_multiplied_in_fp32() -> None:
+    layer, x = Linear(16, 16), torch.randn(4, 16)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert {(t.dtype, t.shape) for t in saved} == {(torch.bfloat16, x.shape), (torch.float32, layer.weight.shape)}
+    exact = torch.nn.functional.linear(x.to(torch.bfloat16).float(), layer.weight, layer.bias)
+    assert torch.equal(y, exact.to(torch.bfloat16))
+
+
+def test_without_autocast_it_is_torchs_linear() -> None:
+    layer, x = Linear(16, 8), torch.randn(4, 16)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+    assert not linear.multiplies_in_fp32(x)
