@@ -180,16 +180,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_run(page: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(
+    page: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All blocks of a page, one after the other, in a folder of their own."""
     found = [block for block in blocks(page) if block.language == "python" or shell_commands(block)]
     if not found:
         return
     work = tmp_path / "work"
     shutil.copytree(base, work)
-    if any(re.search(r"--out (DATA|RUN)\b", block.text) for block in found):
-        for made in re.findall(r"--out (DATA|RUN)\b", "\n".join(block.text for block in found)):
-            shutil.rmtree(work / made, ignore_errors=True) if made == "RUN" else None
     monkeypatch.chdir(work)
     namespace: dict[str, object] = {"__name__": "__page__"}
     only_flags = page.stem in MEASURED
@@ -202,7 +201,8 @@ def test_blocks_run(page: Path, base: Path, tmp_path: Path, monkeypatch: pytest.
             try:
                 run(command, monkeypatch, only_flags or bool(block.reason))
             except (Exception, SystemExit) as error:
-                raise AssertionError(f"{page.name}, line {block.line}: {command}: {error!r}") from error
+                told = capsys.readouterr().err[-500:]
+                raise AssertionError(f"{page.name}, line {block.line}: {command}: {error!r}\n{told}") from error
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None:
@@ -239,7 +239,9 @@ def run_electra(words: list[str], only_flags: bool) -> None:
                     patch.setattr(commands, name, lambda options: 0)
             assert cli.main(words) == 0
         return
-    assert cli.main([*words, *shlex.split(SMALL[words[0]])]) == 0
+    fresh = ["--overwrite"] if words[0] == "pretrain" and "--resume" not in words else []
+    status = cli.main([*words, *shlex.split(SMALL[words[0]]), *fresh])
+    assert status == 0, f"exit status {status}"
 
 
 def test_wrong_blocks_are_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,9 @@ def test_every_exercise_is_on_the_page_with_its_solution_and_mistakes() -> None:
 
 def test_the_command_tells_right_from_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text("def rate(step, peak, steps, warmup):\n    return peak\n\ndef masked_count(n, fraction, most):\n"
-                    "    return max(1, min(most, round(fraction * n)))\n")  # fmt: skip
+    wrong = "def rate(step, peak, steps, warmup):\n    return peak\n"
+    right = "def masked_count(n, fraction, most):\n    return max(1, min(most, round(fraction * n)))\n"
+    mine.write_text(wrong + right)
     assert check.main(str(mine)) == 1
     told = capsys.readouterr().out
     assert "masked_count: right" in told and "rate: not yet. AssertionError: step 0 of 100" in told

@@ -40,7 +40,7 @@ def check_masked_count(masked_count: Callable[[int, float, int], int]) -> None:
 
 
 def check_draw_word(draw_word: Callable[[list[float], float, float, int], int]) -> None:
-    """2. A draw in two levels: over all pairs of uniforms on a grid, words come out in proportion to their weights."""
+    """2. A draw in two levels: over a grid of uniforms, words come out as often as their weights say."""
     weights, tile = [1.0, 2.0, 3.0, 4.0, 0.0, 6.0], 2  # tiles weigh 3, 7 and 6 of 16
     counts = [0] * len(weights)
     for i, j in product(range(16), range(42)):
