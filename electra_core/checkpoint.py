@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from electra_core import __version__
+from electra_core.distributed import gathered, placed_like
 from electra_core.errors import UserError
 from electra_core.new_folder import new_folder
 from electra_core.optim import load_state_tensors, state_tensors
@@ -61,7 +62,7 @@ class Checkpoint:
                 if parameter.shape != model_state[name].shape:
                     raise UserError(f"{self.path}: {name} has shape {tuple(model_state[name].shape)}, "
                                     f"expected {tuple(parameter.shape)}")  # fmt: skip
-                parameter.copy_(model_state[name])
+                parameter.copy_(placed_like(model_state[name], parameter))
         try:
             load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
         except ValueError as error:
@@ -84,11 +85,20 @@ def versions() -> dict[str, str]:
     }
 
 
-def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies in host memory of all parameters ("model/...") and optimizer state ("optimizer/...")."""
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> dict[str, Tensor]:
+    """Copies in host memory of all parameters ("model/...") and optimizer state ("optimizer/...").
+
+    Args:
+        keep: False on ranks that do not save; they help to gather what is sharded, and get nothing.
+    """
     tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
     tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+    copies = {}
+    for name, value in tensors.items():
+        whole = gathered(value.detach())
+        if keep:
+            copies[name] = whole.to("cpu", copy=True)
+    return copies
 
 
 class CheckpointWriter:

@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -76,16 +75,16 @@ class Ranks:
 
     def joined(self, values: Tensor) -> Tensor:
         """1-D tensors of any lengths, one from each rank, end to end in the order of the ranks; on the host."""
-        values = values.cpu()
         if self.size == 1:
-            return values
+            return values.cpu()
+        numbers = values.cpu().to(torch.uint8) if values.dtype == torch.bool else values.cpu()  # gloo has no bool
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(values)]))
-        padded = values.new_zeros(int(max(lengths)))
-        padded[: len(values)] = values
+        dist.all_gather(lengths, torch.tensor([len(numbers)]))
+        padded = numbers.new_zeros(int(max(lengths)))
+        padded[: len(numbers)] = numbers
         rows = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(rows, padded)
-        return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)])
+        return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)]).to(values.dtype)
 
     def share(self, model: nn.Module) -> None:
         """Give all ranks rank 0's parameters, in place."""
@@ -93,23 +92,21 @@ class Ranks:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, src=0)
 
-    def data_parallel(self, model: nn.Module, sharded: bool) -> nn.Module:
+    def data_parallel(self, model: nn.Module) -> nn.Module:
         """The module to call in training, so that backward leaves the gradients summed over all ranks.
 
         Args:
-            model: the same on all ranks (`share`), on its device; what `shard` returned if `sharded`.
+            model: the same on all ranks (`share`), on its device; or sharded (`shard`).
         """
-        if self.size == 1 or sharded:
+        if self.size == 1 or any(is_sharded(parameter) for parameter in model.parameters()):
             return model
         # find_unused_parameters: a generator that draws uniformly has no gradients. It also keeps the buckets as
         # they are. DDP otherwise lays them out anew after the first backward; sums would be formed in another
         # order from there on, and a resumed run would differ in the last bits from an uninterrupted one.
         self._replica = nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, init_sync=False, find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )  # fmt: skip
+            model, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
         self._replica.register_comm_hook(None, _summed_bucket)
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         return self._replica
 
     def locally(self) -> AbstractContextManager[Any]:
@@ -121,6 +118,10 @@ class Ranks:
         if self.size == 1:
             return decide()
         return json.loads(self._text_from(0, self.together(lambda: json.dumps(decide()) if self.first else "")))
+
+    def only_first(self, make: Callable[[], Any]) -> Any:
+        """`make()` on rank 0, which all wait for; a `Silent` stand-in on the others."""
+        return self.together(lambda: make() if self.first else Silent())
 
     def together(self, do: Callable[[], T]) -> T:
         """`do()` on every rank. A UserError on any of them ends all, and only one says so.
@@ -143,6 +144,13 @@ class Ranks:
             raise AnotherRankFailed(f"rank {int(lowest)} has an error") from None
         return result  # type: ignore[return-value]
 
+    def leave(self) -> None:
+        """Wait for the others, and part. Not to be called after an error: they are in the middle of something
+        else then, and torchrun ends them."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def _text_from(self, rank: int, text: str) -> str:
         content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         length = torch.tensor(len(content))
@@ -152,23 +160,33 @@ class Ranks:
         return received.numpy().tobytes().decode()
 
 
-@contextmanager
-def launched(device: torch.device) -> Iterator[Ranks]:
+def join_ranks(device: torch.device) -> Ranks:
     """The ranks that torchrun started, connected; the only one where it did not start us.
 
-    Processors talk over gloo, GPUs over NCCL. When an exception leaves the context, nobody is waited for: the
-    others are in the middle of something, and torchrun ends them.
+    Processors talk over gloo, GPUs over NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
-        return
+        return Ranks()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
-    yield Ranks(dist.get_rank(), dist.get_world_size())
-    dist.barrier()
-    dist.destroy_process_group()
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def _summed_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+class Silent:
+    """Stands, on the other ranks, for what only rank 0 has: every method may be called, and does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def _summed_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotations that are strings
     """DDP's hook: the sum over ranks, where its own would be the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda reduced: reduced.value()[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from electra_core.batches import mask
 from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
+from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
 from electra_core.mixing import examples_of
 
@@ -19,36 +20,52 @@ HELDOUT_SEED = 20_200_323  # held-out examples and masks are the same for every 
 
 @torch.no_grad()
 def evaluate(
-    electra: nn.Module, heldout: Corpus, config: PretrainConfig, device: torch.device, autocast: Any
+    electra: nn.Module,
+    heldout: Corpus,
+    config: PretrainConfig,
+    device: torch.device,
+    autocast: Any,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Losses and metrics of both networks on held-out text; the same examples and masks every time."""
+    """Losses and metrics of both networks on held-out text; the same examples and masks every time.
+
+    Each of `ranks` takes a stretch of the batches, and all get the same figures, which are those of one process.
+    """
     from sklearn.metrics import roc_auc_score
 
     electra.eval()
-    examples = examples_of(heldout, config.max_length, HELDOUT_SEED)
-    logits, labels, hits, mlm_losses, rtd_losses, word_losses = [], [], [], [], [], []
-    for first in range(0, config.eval_examples, 64):
+    ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
+    starts = range(0, config.eval_examples, 64)
+    each = -(-len(starts) // ranks.size)
+    rows: list[list[float]] = []
+    logits, labels, hits = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.bool)]
+    for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
+        # A sharded model needs all ranks in every forward pass: who has no batch left repeats the last one.
+        first = starts[min(turn, len(starts) - 1)]
         indices = range(first, min(first + 64, config.eval_examples))
         tokens = examples.batch(examples.plan(indices))
         batch = mask(tokens, indices, heldout, config, HELDOUT_SEED).to(device)
         with autocast:
             output = electra(batch, HELDOUT_SEED + first)
-            mlm_losses.append((float(output.mlm_loss), len(batch.masked_positions_M)))
-            rtd_losses.append((float(output.rtd_loss), batch.tokens.num_tokens))
-            if output.word_loss is not None:
-                word_losses.append((float(output.word_loss), batch.tokens.num_tokens))
-            hits.append(_mlm_hits(electra, batch))
-        logits.append(output.rtd_logits_T.float().cpu())
-        labels.append(output.is_replaced_T.cpu())
-    figures = {"eval_mlm_loss": _weighted(mlm_losses), "eval_mlm_accuracy": float(torch.cat(hits).float().mean())}
-    if word_losses:
-        figures["eval_word_loss"] = _weighted(word_losses)
-    replaced, score = torch.cat(labels), torch.cat(logits)
+            hit_M = _mlm_hits(electra, batch)
+        if turn < len(starts):
+            word_loss = math.nan if output.word_loss is None else float(output.word_loss)
+            counts = len(batch.masked_positions_M), batch.tokens.num_tokens
+            rows.append([*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss])
+            hits.append(hit_M.cpu())
+            logits.append(output.rtd_logits_T.float().cpu())
+            labels.append(output.is_replaced_T.cpu())
+    table = ranks.joined(torch.tensor(rows, dtype=torch.float64).flatten()).view(-1, 5)
+    masked, words, mlm_losses, rtd_losses, word_losses = table.T.tolist()
+    replaced, score, hit = (ranks.joined(torch.cat(values)) for values in (labels, logits, hits))
+    figures = {"eval_mlm_loss": _weighted(mlm_losses, masked), "eval_mlm_accuracy": float(hit.float().mean())}
+    if not math.isnan(word_losses[0]):
+        figures["eval_word_loss"] = _weighted(word_losses, words)
     fraction = float(replaced.float().mean())
     if 0 < fraction < 1 and config.objective in ("electra", "electra-15"):
         said = score > 0
         figures |= {
-            "eval_rtd_loss": _weighted(rtd_losses),
+            "eval_rtd_loss": _weighted(rtd_losses, words),
             "eval_rtd_accuracy": float((said == replaced).float().mean()),
             "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
             "eval_rtd_recall": float(said[replaced].float().mean()),
@@ -88,5 +105,5 @@ def _mlm_hits(electra: Any, batch: PretrainBatch) -> Tensor:
     return electra.generator(masked, batch.masked_positions_M).argmax(-1) == batch.target_ids_M
 
 
-def _weighted(pairs: list[tuple[float, int]]) -> float:
-    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+def _weighted(values: list[float], weights: list[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)

@@ -51,6 +51,11 @@ def said(warnings: Sequence[str | None], bar: Progress) -> dict[str, list[str]]:
     return {"warnings": found} if found else {}
 
 
+def postmortem_name(rank: int) -> str:
+    """Of the file in RUN: what one process of several finds is in its own part of the batch."""
+    return f"postmortem-rank{rank}.json" if rank else "postmortem.json"
+
+
 def with_postmortem(
     steps: Iterator[Result],
     file: Path,

@@ -7,6 +7,8 @@ lies in RUN, `batches.py` where batches come from, `evaluation.py` how the run i
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +19,15 @@ import torch
 from torch import Tensor
 
 from electra_core.batches import Batches
-from electra_core.checkpoint import CheckpointWriter, snapshot
+from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
+from electra_core.distributed import Ranks, join_ranks
 from electra_core.electra import Generator, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
-from electra_core.guards import said, spike, with_postmortem
+from electra_core.guards import postmortem_name, said, spike, with_postmortem
 from electra_core.meter import Meter, flops_per_token
 from electra_core.metrics_log import MetricsLog
 from electra_core.mixing import open_data
@@ -100,51 +103,68 @@ def pretrain(
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
     """
     run, place = Path(out), resolve_device(device)
-    corpus, heldout = open_data(data, mix), _heldout(data, mix)
-    encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
-    checkpoint = find_checkpoint(run, resume, overwrite)
-    identity = run_identity(encoder, config, corpus)
-    if checkpoint is not None:
-        check_identity(checkpoint, identity)
+    ranks = join_ranks(place)
+    quiet = quiet or not ranks.first
 
-    batches = Batches(corpus, config, place)
+    def opened() -> tuple[Corpus, Corpus, EncoderConfig, PretrainConfig, Batches]:
+        corpus, heldout = open_data(data, mix), _heldout(data, mix)
+        encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
+        return corpus, heldout, encoder, config, Batches(corpus, config, place, ranks.rank, ranks.size)
+
+    corpus, heldout, encoder, config, batches = ranks.together(opened)
+    identity = run_identity(encoder, config, corpus)
+    checkpoint = _agreed_checkpoint(ranks, run, resume, overwrite, identity)
+
     electra = build_objective(encoder, config).to(place)
     if checkpoint is None:
-        _start(electra, corpus, encoder, config, init_discriminator, init_generator, quiet)
+        given = (init_discriminator, init_generator)
+        ranks.together(lambda: _start(electra, corpus, encoder, config, *given, quiet) if ranks.first else None)
+        ranks.share(electra)
     optimizer = build_optimizer(electra, config)
     first_step = 0
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
         first_step = checkpoint.step
-    state = make_run(run, resumed=checkpoint is not None)
+    replica = ranks.data_parallel(electra)
+    state = ranks.only_first(lambda: make_run(run, resumed=checkpoint is not None))
     state.begin(step=first_step, steps=config.steps)
-    write_config(run / "config.toml", encoder, config)
+    ranks.only_first(lambda: write_config(run / "config.toml", encoder, config))
     autocast = autocast_context(place, resolve_precision(config.precision, place))
-    log = MetricsLog(run, first_step, wandb)
+    log = ranks.only_first(lambda: MetricsLog(run, first_step, wandb))
     seen = int(checkpoint.meta["tokens"]) if checkpoint else 0
-    meter = Meter(seen, flops_per_token(encoder, config), place)
+    meter = Meter(seen, flops_per_token(encoder, config), place, ranks.size)
     warnings: list[str] = []
-    last_evaluation = log.last_evaluation
+    last_evaluation = log.last_evaluation if ranks.first else {}
+    reason: str | None = None
     started = time.monotonic()
-    stop, step, evaluated = StopRequest(max_minutes), first_step, -1
-    writer = CheckpointWriter(run / "checkpoints", config.keep_checkpoints, first_step)
+    stop, step, evaluated = StopRequest(max_minutes, ranks), first_step, -1
+    writer = ranks.only_first(lambda: CheckpointWriter(run / "checkpoints", config.keep_checkpoints, first_step))
 
     def save() -> None:
         writer.wait()
         score = {"score": heldout_loss(last_evaluation, config)} if evaluated == step else {}
-        writer.save(step, snapshot(electra, optimizer), {"tokens": meter.tokens, "identity": identity, **score})
+        tensors = snapshot(electra, optimizer, keep=ranks.first)
+        writer.save(step, tensors, {"tokens": meter.tokens, "identity": identity, **score})
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        output = electra(batch, seed)
+        output = replica(batch, seed)
         return output.loss, _figures(output, batch)
 
     steps = training_steps(
-        electra, optimizer, loss_function, meter.timing(batches), first_step=first_step, steps=config.steps, seed=config.seed,
+        electra, optimizer, loss_function, meter.timing(batches), first_step=first_step, steps=config.steps,
+        seed=config.seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast,
+        clip_norm=config.clip_norm, autocast=autocast, ranks=ranks,
     )  # fmt: skip
     steps = with_postmortem(
-        steps, run / "postmortem.json", electra, loss_function, batches, config.seed, autocast, config.batch_size
+        steps,
+        run / postmortem_name(ranks.rank),
+        electra,
+        loss_function,
+        batches,
+        config.seed,
+        autocast,
+        config.batch_size,
     )
     with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, state, writer:
         bar.update(first_step)
@@ -152,32 +172,63 @@ def pretrain(
             step = result.step
             meter.add(result)
             bar.update(1)
-            if step % config.log_every == 0:
+            if ranks.first and step % config.log_every == 0:
                 row = meter.row(result)
                 log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
                 bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
-            leaving = bool(stop)
+            reason = stop.agreed()
             due = step % config.eval_every == 0 or step == config.steps
-            if due or stop.reason == "time limit":
+            if due or reason == "time limit":
                 begin = time.monotonic()
-                last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast), step
+                last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast, ranks), step
                 warnings = health(last_evaluation)
                 if due:  # the log is that of an uninterrupted run
                     log.write(step, tokens=meter.tokens, **last_evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": meter.tokens, **last_evaluation})
-            if leaving or step == config.steps or step % config.checkpoint_every == 0:
+            if reason or step == config.steps or step % config.checkpoint_every == 0:
                 save()
-            if leaving:
+            if reason:
                 break
         log.close()
         card = model_card(run, encoder, config, corpus, step, meter.tokens, last_evaluation)
-        save_models(run, electra, corpus, card=card)
+        ranks.only_first(lambda: save_models(run, electra, corpus, card=card))
         writer.wait()
-        state.end(step, stop.reason)
+        state.end(step, reason)
+    ranks.leave()
     seconds = time.monotonic() - started
-    return PretrainResult(run, step, meter.tokens, seconds, last_evaluation, stop.reason, warnings)
+    return PretrainResult(run, step, meter.tokens, seconds, last_evaluation, reason, warnings)
+
+
+def _agreed_checkpoint(
+    ranks: Ranks, run: Path, resume: bool, overwrite: bool, identity: dict[str, Any]
+) -> Checkpoint | None:
+    """The checkpoint that all ranks go on from, if any; rank 0 looks for it.
+
+    Raises:
+        UserError: as `find_checkpoint` and `check_identity`; another machine has another corpus, or another disk.
+    """
+
+    def found() -> list[Any]:
+        checkpoint = find_checkpoint(run, resume, overwrite)
+        if checkpoint is None:
+            return [identity, None]
+        check_identity(checkpoint, identity)
+        return [identity, [str(checkpoint.path), checkpoint.step, checkpoint.meta]]
+
+    their_identity, place = ranks.decided_by_first(found)
+
+    def check() -> None:
+        if json.loads(json.dumps(identity)) != json.loads(json.dumps(their_identity)):
+            raise UserError(f"{socket.gethostname()}: corpus or configuration are not those of rank 0")
+        if place is not None and not Path(place[0]).is_dir():
+            raise UserError(
+                f"{place[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
+            )
+
+    ranks.together(check)
+    return None if place is None else Checkpoint(Path(place[0]), place[1], place[2])
 
 
 def resolve_config(

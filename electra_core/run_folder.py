@@ -72,8 +72,9 @@ def _remove_run(run: Path) -> None:
     """Remove what a run wrote, and nothing else that may lie in the folder."""
     for name in ("checkpoints", "discriminator", "generator", "tensorboard"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in ("config.toml", "metrics.jsonl", "state.json", "postmortem.json"):
-        (run / name).unlink(missing_ok=True)
+    for pattern in ("config.toml", "metrics.jsonl", "state.json", "postmortem*.json"):
+        for file in run.glob(pattern):
+            file.unlink()
 
 
 # What may differ between a run and its resumption: how long it goes on, and how it is watched and saved.

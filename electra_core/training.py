@@ -201,17 +201,23 @@ def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContex
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists.
+    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists; several processes get a GPU each.
 
     Raises:
-        electra_core.errors.UserError: CUDA asked for where there is none.
+        electra_core.errors.UserError: CUDA asked for where there is none, or too little of it.
     """
     from electra_core.errors import UserError
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA device")
+    if device == "cuda" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
+        if int(local_rank) >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one per process"
+            )
+        device = f"cuda:{local_rank}"
     try:
         return torch.device(device)
     except RuntimeError:
