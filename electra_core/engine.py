@@ -31,12 +31,10 @@ from torch import Tensor, nn
 
 from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
-from electra_core.errors import UserError
 from electra_core.optim import make_capturable
 from electra_core.static_batch import Shape, Shapes, StaticInputs
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber, StepResult, take_step
 
-ENGINES = ("auto", "eager", "compile", "graph")
 LossFunction = Callable[[PretrainBatch, Any], tuple[Tensor, dict[str, Tensor]]]
 StepFunction = Callable[[StaticInputs], Done]
 
@@ -44,16 +42,11 @@ log = logging.getLogger("electra_core")
 
 
 def choose_engine(engine: str, device: torch.device, processes: int = 1) -> str:
-    """ "eager", "compile" or "graph": what was asked for where it works, else "eager" with the reason logged.
+    """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
     "auto" is "graph" on one GPU and "eager" elsewhere: on a CPU compiling was measured not to pay
     (docs/performance.md).
-
-    Raises:
-        UserError: a name that is not in `ENGINES`.
     """
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine}: expected one of {', '.join(ENGINES)}")
     problems = {"graph": graph_problem(device, processes), "compile": compile_problem(device), "eager": None}
     if engine == "auto":
         return "eager" if problems["graph"] else "graph"
@@ -94,6 +87,7 @@ def static_steps(
     *,
     shapes: Shapes,
     device: torch.device,
+    capture: bool,
     schedule: Callable[[int], float],
     first_step: int,
     steps: int,
@@ -101,9 +95,10 @@ def static_steps(
     clip_norm: float,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Iterator[StepResult]:
-    """`training.training_steps` in fixed shapes, captured and replayed where `device` is a GPU.
+    """`training.training_steps` in fixed shapes.
 
     Args:
+        capture: into CUDA graphs, which are replayed.
         batches: step -> the parts of its batch, on the host.
         shapes: what those batches are filled up to.
 
@@ -128,7 +123,7 @@ def static_steps(
         inputs.fill(parts, fold(seed, step), schedule(step))
         return inputs
 
-    runner = _GraphRunner(step_function, device) if device.type == "cuda" else _HostRunner(step_function)
+    runner = (_GraphRunner if capture else _PlainRunner)(step_function, device)
     runner.send(prepare(first_step) if first_step < steps else None)
     for step in range(first_step, steps):
         model.train()
@@ -140,20 +135,23 @@ def static_steps(
         yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, schedule(step), done.skipped)
 
 
-class _HostRunner:
-    """The static step without a GPU: what is sent is read where it lies."""
+class _PlainRunner:
+    """The static step kernel by kernel; on any device."""
 
-    def __init__(self, step_function: StepFunction):
-        self.step_function = step_function
+    def __init__(self, step_function: StepFunction, device: torch.device):
+        self.step_function, self.device = step_function, device
 
     def send(self, inputs: StaticInputs | None) -> None:
         """The next step's input."""
-        self.inputs = inputs
+        if inputs is not None:
+            self.sent = inputs
+            if self.device.type != "cpu":
+                self.sent = StaticInputs(inputs.shape, len(inputs.parts), self.device)
+                self.sent.copy_(inputs)
 
     def run(self) -> Done:
         """Take the step whose input was sent last."""
-        assert self.inputs is not None, "nothing was sent"
-        return self.step_function(self.inputs)
+        return self.step_function(self.sent)
 
 
 class _GraphRunner:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 import torch
+from electra_kernels.dispatch import is_fake
 from torch import Tensor, nn
 
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder, SelfAttention
@@ -42,6 +43,8 @@ def initialise(model: nn.Module, initializer_range: float, seed: int, position_i
     | position embeddings, if position_init is "sinusoidal" | sines and cosines (Vaswani et al. 2017) |
     | the same and two layers' queries and keys, if "local" | see the header |
     """
+    if is_fake(next(model.parameters())):
+        return  # a fake tensor has no values (fake_step.py)
     generator = torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):

@@ -1,0 +1,276 @@
+"""A training step on tensors without values: what it launches, what it keeps and what it holds at most.
+
+PyTorch's fake tensors have shapes and types but no memory, so that the step of any model at any batch is traced
+within seconds on any machine, GPU or not. What is traced is the step itself, `training.take_step`, with the
+kernels of a GPU (`kernels="triton"`) or those of a CPU (`"auto"`); nothing here repeats the model in formulas
+that could fall behind it.
+
+**Bytes.** Every tensor's memory is counted from the operation that makes it to the last reference, under the
+stage of the model that was running. What is alive when the backward pass begins is what the forward pass keeps.
+Memory that a kernel takes and returns inside is not seen.
+
+**Launches.** An operation that only changes how memory is looked at costs none; PyTorch's others count 1, lists
+of tensors as many as their multi-tensor kernels take, our own operators what `KERNELS` says (a test counts them).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from electra_kernels import use
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.distributed import Ranks
+from electra_core.encoder import set_recompute
+from electra_core.engine import LossFunction
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer, make_capturable
+from electra_core.static_batch import Shape, StaticInputs
+from electra_core.training import autocast_context, take_step
+
+STAGES = {
+    "embeddings": "embeddings",
+    "generator.encoder": "generator layers",
+    "generator.generator_predictions": "word head",
+    "generator": "word head",
+    "discriminator.encoder": "discriminator layers",
+    "discriminator.discriminator_predictions": "detection head",
+    "discriminator.generator_predictions": "word head",
+}
+"""Module (or the end of its name) -> stage; what runs in none of them is "losses"."""
+OTHER = "losses"
+BACKWARD, OPTIMIZER = "backward", "optimizer"
+
+KERNELS = {
+    "attention": 1, "attention_backward": 1,  # one more where a sequence does not fit a tile: LONG_ATTENTION
+    "dropout_add_layer_norm": 1, "dropout_add_layer_norm_backward": 3,
+    "embedding_layer_norm": 1, "embedding_layer_norm_backward": 3,
+    "mlm_head": 3, "mlm_head_backward": 6,
+    "rtd_loss": 2, "rtd_loss_backward": 1, "rtd_head": 2, "rtd_head_backward": 3,
+    "sample_and_replace": 4,
+}  # fmt: skip
+"""Launches of our operators in half precision with narrow embeddings, small sums and casts included."""
+LONG_ATTENTION = 128
+SILENT = {
+    "aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::detach",
+    "aten::_unsafe_view", "aten::lift_fresh", "aten::_reshape_alias", "aten::empty_permuted", "prim::device",
+    "aten::_has_compatible_shallow_copy_type", "aten::new_empty_strided", "aten::sym_size",
+}  # fmt: skip
+SEVERAL = {"aten::constant_pad_nd": 2, "aten::native_layer_norm_backward": 2, "aten::stack": 1}
+# torch's MultiTensorApply.cuh: tensors and blocks that one launch takes, elements of a block.
+TENSORS_PER_LAUNCH, BLOCKS_PER_LAUNCH, BLOCK = (110, 64, 48, 36, 30), 320, 65536
+
+
+@dataclass
+class StepTrace:
+    """What a step costs; bytes and numbers of launches."""
+
+    tokens: int = 0
+    """T of the batch."""
+    weights: int = 0
+    optimizer: int = 0
+    gradients: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
+    """Stage -> bytes that the forward pass leaves for the backward pass."""
+    peak: int = 0
+    """Most bytes alive at one time, weights and all."""
+    launches: dict[str, Counter[str]] = field(default_factory=dict)
+    """Stage -> operation -> launches; "backward" and "optimizer" are stages, too."""
+
+    @property
+    def activations(self) -> int:
+        """Bytes kept for the backward pass, of all stages, without copies of the weights."""
+        return sum(self.kept.values())
+
+    @property
+    def total_launches(self) -> int:
+        """Of the whole step."""
+        return sum(sum(counter.values()) for counter in self.launches.values())
+
+
+class Recorder(TorchDispatchMode):
+    """Counts what the operations under it launch and hold; works on fake tensors and on real ones."""
+
+    def __init__(self, known: Iterator[Tensor] | None = None):
+        super().__init__()
+        self.stage = OTHER
+        self.live: dict[int, tuple[int, str]] = {}
+        self.bytes = self.peak = 0
+        self.launches: dict[str, Counter[str]] = {}
+        self.waits: list[str] = []
+        """Operations that would hold up the host, or take something from it."""
+        for tensor in known or ():
+            self._note(tensor, "weights")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.name().split(".")[0]
+        count = launches(func, args)
+        if count:
+            self.launches.setdefault(self.stage, Counter())[name] += count
+        if name in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::item"):
+            self.waits.append(name)
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, self.stage)
+        return output
+
+    def _note(self, tensor: Tensor, stage: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.live or not storage.nbytes():
+            return
+        self.live[key] = storage.nbytes(), stage
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        size, _ = self.live.pop(key, (0, ""))
+        self.bytes -= size
+
+    def by_stage(self) -> dict[str, int]:
+        """Bytes that are alive now, by the stage that made them."""
+        sums: Counter[str] = Counter()
+        for size, stage in self.live.values():
+            sums[stage] += size
+        return dict(sums)
+
+
+def launches(func: Any, args: tuple) -> int:
+    """How many kernels one operation launches on a GPU (see the header)."""
+    namespace, name = func.name().split(".")[0].split("::")
+    if namespace == "electra_kernels":
+        numbers = {a.name: value for a, value in zip(func._schema.arguments, args)}
+        return KERNELS.get(name, 1) + (name == "attention_backward" and numbers["max_seqlen"] > LONG_ATTENTION)
+    full = f"{namespace}::{name}"
+    if func.is_view or full in SILENT or namespace in ("prim", "profiler"):
+        return 0
+    if name.startswith(("_foreach_", "_fused_")):
+        lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
+        fused = {"_fused_adamw_": 4}.get(name, len(lists))
+        return multi_tensor_launches([tensor.numel() for tensor in lists[0]], fused)
+    return SEVERAL.get(full, 1)
+
+
+def multi_tensor_launches(sizes: list[int], depth: int) -> int:
+    """Launches of a multi-tensor kernel over `depth` lists of tensors of these sizes."""
+    count, tensors, blocks = 0, 0, 0
+    for size in sizes:
+        tensors += 1
+        blocks += max(1, -(-size // BLOCK))
+        count, blocks = count + blocks // BLOCKS_PER_LAUNCH, blocks % BLOCKS_PER_LAUNCH
+        if tensors == TENSORS_PER_LAUNCH[min(depth, 5) - 1]:
+            count, tensors, blocks = count + 1, 0, 0
+    return count + (tensors > 0)
+
+
+def trace_step(
+    encoder: EncoderConfig,
+    config: PretrainConfig,
+    sequences: int,
+    length: int,
+    *,
+    kernels: str = "triton",
+    precision: torch.dtype = torch.bfloat16,
+) -> StepTrace:
+    """The trace of one step of `config`'s objective, in one part, optimizer state already there.
+
+    Args:
+        sequences, length: of the batch; all sequences are full.
+        kernels: "triton", as on a GPU; "auto", as on a CPU; "reference", the twins.
+        precision: of the products.
+    """
+    config = replace(config, max_length=length, position_init="normal", embedding_init="normal")
+    with FakeTensorMode(), use(kernels):  # type: ignore[arg-type]
+        model, optimizer = built(encoder, config)
+        inputs = StaticInputs(full_shape(sequences, length, config.max_predictions), 1)
+        return record_step(model, optimizer, inputs, config.clip_norm, precision)
+
+
+def record_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: StaticInputs, clip_norm: float,
+    precision: torch.dtype,
+) -> StepTrace:  # fmt: skip
+    """Take two steps and record the second one; fake or real tensors alike."""
+    trace = StepTrace(tokens=inputs.shape.tokens)
+    parameters = list(model.parameters())
+    trace.weights = trace.gradients = sum(p.numel() * p.element_size() for p in parameters)
+    autocast = autocast_context(torch.device("cpu"), precision)
+
+    def run(loss_function: LossFunction) -> None:
+        take_step(
+            parameters, optimizer, loss_function, inputs.parts, inputs.seed, inputs.rate, clip_norm, autocast,
+            Ranks(),
+        )  # fmt: skip
+
+    run(lambda batch, seed: (model(batch, seed).loss, {}))
+    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+    trace.optimizer = sum(value.numel() * value.element_size() for value in state)
+    recorder = Recorder(iter([*parameters, *state]))
+
+    def recorded(batch: Any, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with stages(model, recorder):
+            loss = model(batch, seed).loss
+        kept = recorder.by_stage()
+        trace.kept = {stage: size for stage, size in kept.items() if stage != "weights"}
+        recorder.stage = BACKWARD
+        return loss, {}
+
+    handle = optimizer.register_step_pre_hook(lambda *_: setattr(recorder, "stage", OPTIMIZER))
+    with recorder:
+        run(recorded)
+    handle.remove()
+    trace.peak, trace.launches = recorder.peak, recorder.launches
+    return trace
+
+
+@contextmanager
+def stages(model: nn.Module, recorder: Any) -> Iterator[None]:
+    """Inside, the attribute `recorder.stage` names the part of the model that is running."""
+    handles, stack = [], [recorder.stage]
+
+    def enter(stage: str) -> Any:
+        def hook(*_: Any) -> None:
+            stack.append(stage)
+            recorder.stage = stage
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+        recorder.stage = stack[-1]
+
+    for name, module in model.named_modules():
+        stage = STAGES.get(name) or STAGES.get(name.rsplit(".", 1)[-1])
+        if stage is not None:
+            handles += [module.register_forward_pre_hook(enter(stage)), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def built(encoder: EncoderConfig, config: PretrainConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as a run has them; fake where fake tensors are made."""
+    model = build_objective(encoder, config)
+    set_recompute(model, config.recompute)
+    optimizer = build_optimizer(model, config)
+    make_capturable(optimizer, torch.device("cpu"))
+    return model.train(), optimizer
+
+
+def full_shape(sequences: int, length: int, max_predictions: int) -> Shape:
+    """The shape of a batch of full sequences, without anything to fill it up."""
+    return Shape(sequences * length, sequences, sequences * max_predictions, length)
