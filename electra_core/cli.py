@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from electra_core import commands  # torch takes seconds to import, --help should not
 
     try:
+        if options.command != "pretrain" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("runs in one process; torchrun is for pretrain")
         return getattr(commands, options.command)(options) or 0
     except AnotherRankFailed:  # which says why
         return 2

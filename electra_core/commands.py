@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -89,6 +90,8 @@ def pretrain(options: Namespace) -> int:
         resume=options.resume,
         overwrite=options.overwrite, device=options.device, max_minutes=options.max_minutes, quiet=options.quiet,
     )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes: rank 0 tells how it went
+        return 0
     for name, value in result.evaluation.items():
         print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
     for warning in result.warnings:
@@ -97,7 +100,8 @@ def pretrain(options: Namespace) -> int:
         print(
             f"stopped by {result.stopped_by} after {result.steps:,} steps; the same command with --resume goes on"
         )
-        return STOPPED
+        # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
+        return 0 if "LOCAL_RANK" in os.environ else STOPPED
     print(
         f"{result.steps:,} steps, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator"
     )
