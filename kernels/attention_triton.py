@@ -54,7 +54,7 @@ TILES = {
 TILES_FLOAT32 = {
     "forward": {64: Tile(32, 32, 8, 1), 128: Tile(32, 16, 8, 1)},
     "queries": {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
-    "keys": {128: Tile(16, 32, 8, 1)},
+    "keys": {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1)},
 }
 # {architecture: {head dim up to: longest sequence that the short path takes}}, and its warps by block.
 SHORT_LIMIT = {80: {32: 128, 64: 64, 128: 32}, 90: {64: 128, 128: 64}, 100: {128: 128}}
