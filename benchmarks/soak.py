@@ -1,0 +1,121 @@
+"""A run that goes on and on: memory, open files and the time of a step must not grow.
+
+    python -m benchmarks.soak [--minutes 30] [--out FILE.json]
+
+The smallest model is pre-trained by the ordinary command until its `--max-minutes` are over, logging every 50
+steps, with a checkpoint every 100 and an evaluation every 200, far more often than any real run. Meanwhile this
+process samples it from outside: resident memory, open files and threads (/proc), steps (the log), and the
+processor time it took, which other programs on the machine disturb less than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import linear_regression, median
+from typing import Any
+
+import torch
+
+import electra_core.pretrain  # noqa: F401  (imported before forking)
+from benchmarks import tiny_run
+from benchmarks.harness import environment
+from electra_core.metrics_log import read_metrics
+
+STEPS = 10_000_000  # more than there is time for
+OFTEN = ("--checkpoint-every", "100", "--eval-every", "200", "--log-every", "50")
+WARM_UP = 0.1  # of the time, left out of the figures: caches fill, the best checkpoint is found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run, sample, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--samples", type=int, default=120)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        samples, code = soak(Path(temporary), options.minutes, options.samples)
+    record = {
+        **summary(samples),
+        "minutes": options.minutes,
+        "exit_status": code,
+        "samples": samples,
+        "environment": environment(torch.device("cpu")),
+    }
+    if options.out:
+        options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    print(json.dumps({name: value for name, value in record.items() if name not in ("samples", "environment")}))
+
+
+def soak(work: Path, minutes: float, count: int) -> tuple[list[dict[str, float]], int]:
+    """The samples, and the exit status of the run (75: stopped by its time limit)."""
+    data, run, log = work / "data", work / "run", work / "log"
+    text = tiny_run.write_text(work / "text.txt")
+    if tiny_run.wait(tiny_run.start(tiny_run.prepare_command(text, data), log)):
+        raise SystemExit(log.read_text(encoding="utf-8"))
+    command = tiny_run.pretrain_command(data, run, STEPS, *OFTEN, "--max-minutes", str(minutes))
+    pid, began, samples = tiny_run.start(command, log), time.monotonic(), []
+    for index in range(1, count + 1):
+        time.sleep(max(0.0, began + 60 * minutes * index / (count + 1) - time.monotonic()))
+        if sampled := sample(pid, run):
+            samples.append({"seconds": round(time.monotonic() - began, 1), **sampled})
+    return samples, tiny_run.wait(pid)
+
+
+def sample(pid: int, run: Path) -> dict[str, float]:
+    """What /proc and the log say of the process at this moment; empty if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").split("\n")
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        files = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return {}
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "VmRSS" not in facts:
+        return {}
+    rows = read_metrics(run / "metrics.jsonl")
+    return {
+        "memory_mb": round(int(facts["VmRSS"].split()[0]) * 1024 / 1e6, 2),
+        "open_files": files,
+        "threads": int(facts["Threads"]),
+        "processor_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        "step": rows[-1]["step"] if rows else 0,
+    }
+
+
+def summary(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """Growth over the time after the warm-up, and the first third of it beside the last."""
+    kept = [row for row in samples if row["seconds"] >= WARM_UP * samples[-1]["seconds"]]
+    third = len(kept) // 3
+    hours = [row["seconds"] / 3600 for row in kept]
+
+    def milliseconds_a_step(rows: list[dict[str, float]]) -> float:
+        seconds = rows[-1]["processor_seconds"] - rows[0]["processor_seconds"]
+        return round(1000 * seconds / max(1, rows[-1]["step"] - rows[0]["step"]), 3)
+
+    return {
+        "steps": samples[-1]["step"],
+        "memory_mb": {
+            "first_third": median(row["memory_mb"] for row in kept[:third]),
+            "last_third": median(row["memory_mb"] for row in kept[-third:]),
+            "growth_per_hour": round(linear_regression(hours, [row["memory_mb"] for row in kept]).slope, 2),
+        },
+        "open_files": {
+            "least": min(row["open_files"] for row in kept),
+            "most": max(row["open_files"] for row in kept),
+        },
+        "threads": {"least": min(row["threads"] for row in kept), "most": max(row["threads"] for row in kept)},
+        "processor_milliseconds_a_step": {
+            "first_third": milliseconds_a_step(kept[:third]),
+            "last_third": milliseconds_a_step(kept[-third:]),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
