@@ -1,6 +1,6 @@
 """Pre-training throughput beside `transformers`: tokens per second of whole optimizer steps.
 
-    python -m benchmarks.bench_pretrain [--model small] [--batch 16] [--length 128] [--precision bf16|fp32]
+    python -m benchmarks.bench_pretrain [--model small] [--batch 16] [--length 128] [--precision auto|bf16|fp32]
         [--their-precision bf16|fp32] [--rounds 5] [--out FILE.json]
 
 `electra`  ours: `Electra` in the training loop of `electra pretrain`, with its optimizer.
@@ -287,7 +287,7 @@ def measure(
     """Tokens per second of one objective, ours beside each of theirs.
 
     Args:
-        precisions: "bf16" or "fp32", ours and theirs.
+        precisions: "auto", "bf16" or "fp32", ours and theirs.
         steps: optimizer steps of each program a round.
     """
     our_autocast, their_autocast = (
@@ -317,7 +317,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--objectives", nargs="+", default=["electra", "mlm"], choices=["electra", "mlm"])
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--length", type=int, default=128, help="tokens of each sequence")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--precision", default="bf16", choices=["auto", "bf16", "fp32"], help="of ours")
     parser.add_argument("--their-precision", choices=["bf16", "fp32"], help="where it is not to be the same")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
