@@ -19,12 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ import numpy as np
 from electra_core.byte_files import ByteFile
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples
-from electra_core.prepare import prepare
-from electra_core.progress import progress
 from electra_core.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
 from electra_core.tokenizer import WordPieceTokenizer
 
@@ -45,7 +42,7 @@ BATCH, BATCHES, LENGTH = 128, 50, 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("open", "prepare", "one-open", "one-prepare"))
+    parser.add_argument("what", choices=("open", "prepare", "one-open"))
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.1, 1, 10, 100])
     parser.add_argument("--folder", type=Path, help="for the synthetic corpora")
     parser.add_argument("--text", type=Path)
@@ -55,9 +52,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "one-open":
         print(json.dumps(run_open(options.folder)))
-        return
-    if options.what == "one-prepare":
-        print(json.dumps(run_prepare(options.text, options.workers[0])))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = open_rows(options, Path(folder)) if options.what == "open" else prepare_rows(options, Path(folder))
@@ -166,53 +160,49 @@ def prepare_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, An
         del content
         for workers in options.workers:
             row = {"text": "one line" if megabytes is None else "documents", "workers": workers}
-            rows.append({**row, **_in_new_process("one-prepare", "--text", path, "--workers", workers)})
+            rows.append({**row, **run_prepare(path, workers)})
             print(json.dumps(rows[-1]), file=sys.stderr)
         path.unlink()
     return rows
 
 
 def run_prepare(text: Path, workers: int) -> dict[str, Any]:
-    """`electra prepare` with its own vocabulary."""
-    with tempfile.TemporaryDirectory(dir=text.parent) as folder, PeakMemory() as peak:
-        start, cpu = time.perf_counter(), sum(os.times()[:4])
-        out = Path(folder) / "out"
-        manifest = prepare([text], out, vocab_size=8192, workers=workers, progress=partial(progress, quiet=True))
-        seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - cpu
+    """`electra prepare` with its own vocabulary, watched from outside."""
+    out = text.with_suffix(".corpus")
+    command = [sys.executable, "-m", "electra_core", "prepare", "--quiet", "--text", text, "--out", out]
+    start, cpu = time.perf_counter(), sum(os.times()[2:4])
+    process = subprocess.Popen([*map(str, command), "--workers", str(workers)], stdout=subprocess.DEVNULL)
+    together = singly = 0.0
+    while process.poll() is None:
+        sizes = [_resident(number) for number in _with_children(str(process.pid))]
+        together, singly = max(together, sum(sizes)), max(singly, *sizes)
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"electra prepare ended with {process.returncode}")
+    seconds, cpu = time.perf_counter() - start, sum(os.times()[2:4]) - cpu
+    tokens = Corpus.open(out).num_tokens
+    shutil.rmtree(out)
     return {
-        "megabytes": round(text.stat().st_size / 1e6), "tokens": sum(s.tokens for s in manifest.splits.values()),
-        "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mb": round(peak.of_all),
-        "peak_mb_of_one_process": round(peak.of_one),
+        "megabytes": round(text.stat().st_size / 1e6), "training_tokens": tokens, "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1), "peak_mb": round(together), "peak_mb_of_one_process": round(singly),
     }  # fmt: skip
 
 
-class PeakMemory:
-    """Looks every 50 ms at the resident memory of this process and its children, in MB, together and singly."""
+def _with_children(process: str) -> list[str]:
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = " ".join((task / "children").read_text() for task in tasks).split()
+    except OSError:  # has ended meanwhile
+        return [process]
+    return [process, *(found for child in children for found in _with_children(child))]
 
-    def __enter__(self) -> PeakMemory:
-        self.of_all = self.of_one = 0.0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        tasks = Path(f"/proc/{os.getpid()}/task")
-        while not self._end.wait(0.05):
-            children = " ".join((task / "children").read_text() for task in tasks.iterdir()).split()
-            sizes = [self._resident(process) for process in (str(os.getpid()), *children)]
-            self.of_all, self.of_one = max(self.of_all, sum(sizes)), max(self.of_one, *sizes)
-
-    @staticmethod
-    def _resident(process: str) -> float:
-        try:
-            return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-        except OSError:  # has ended meanwhile
-            return 0.0
+def _resident(process: str) -> float:
+    """MB in memory."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    except OSError:
+        return 0.0
 
 
 def _in_new_process(*arguments: object) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _parse_json(number: int, line: str) -> Row:
         return Row(number, {}, problem)
     try:
         return _json_row(number, json.loads(line))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Row(number, {}, f"not JSON ({error})")
 
 
@@ -200,7 +200,7 @@ def _read_json_array(path: Path) -> Iterator[Row]:
     text = "\n".join(line for _, line in read_lines(path))
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     for number, record in enumerate(records, 1):
         yield _json_row(number, record)
@@ -225,8 +225,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(number, cells)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # text, dates that are none
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
 
 
 def _read_hub(source: str) -> Iterator[Row]:

@@ -71,7 +71,7 @@ def _squad_records(path: Path) -> Iterator[Record]:
                     place = f"data[{a}].paragraphs[{p}].qas[{q}]"
                     answers = [] if qa.get("is_impossible") else qa.get("answers")
                     yield place, {**qa, "context": paragraph["context"], "answers": answers}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: not SQuAD's JSON format ({reason})") from None
 
@@ -82,9 +82,10 @@ def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
             bad.add(row.line, row.problem)
             continue
         answers = row.cells.get("answers")
-        if isinstance(answers, dict):
-            starts = answers.get("answer_start") or [-1] * len(answers.get("text", []))
-            answers = [{"text": t, "answer_start": s} for t, s in zip(answers.get("text", []), starts)]
+        if isinstance(answers, dict) and isinstance(texts := answers.get("text", []), list):
+            starts = answers.get("answer_start") or [-1] * len(texts)
+            if isinstance(starts, list):
+                answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts)]
         yield str(row.line), {"id": row.line, **row.cells, "answers": answers}
 
 
@@ -114,9 +115,15 @@ def _example(place: str, fields: dict[str, Any], labelled: bool) -> tuple[Questi
         if labelled:
             return None, "the answers are missing"
         return QuestionExample(str(fields.get("id", place)), place, question, context), ""
-    answers = []
-    for answer in fields["answers"]:
-        start = _locate(context, answer["text"], int(answer.get("answer_start", -1)))
+    answers: list[tuple[str, int]] = []
+    given = fields["answers"]
+    if not isinstance(given, list):
+        return None, f"the answers are {type(given).__name__}, expected a list"
+    for answer in given:
+        try:
+            start = _locate(context, answer["text"], int(answer.get("answer_start", -1)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return None, f"expected an answer with text and answer_start, found {str(answer)[:80]}"
         if start < 0:
             return None, f"the answer does not occur in the context ({answer['text']!r})"
         answers.append((answer["text"], start))

@@ -224,10 +224,11 @@ def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]
             rows = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
                 rows += batch.num_rows
-                file.position = path.stat().st_size * rows // table.metadata.num_rows
+                file.position = path.stat().st_size * rows // max(rows, table.metadata.num_rows)
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{file.name}: not a readable Parquet file ({error})") from None
+        except (pyarrow.ArrowException, OSError) as error:  # the library raises either for damaged contents
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file.name}: not a readable Parquet file ({reason})") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file.name}: invalid UTF-8 in column {text_field!r} ({error})") from None
 
