@@ -180,6 +180,10 @@ def _finetune(commands: Any) -> None:
                               "for a named task also the data set's folder")  # fmt: skip
     command.add_argument("--dev", help="as --train; default: a tenth of the training data is held out")
     command.add_argument("--out", required=True, help="folder of the fine-tuned model")
+    command.add_argument(
+        "--cache", metavar="DIR",
+        help="folder that keeps tokenised data for later runs (default: ~/.cache/electra-core/tokens; none: off)",
+    )  # fmt: skip
     _columns(command)
     _common(command)
     _fields(command.add_argument_group("settings"), FinetuneSettings)

@@ -133,6 +133,7 @@ def finetune(options: Namespace) -> int:
     from electra_core.finetune import finetune
     from electra_core.finetune_settings import FinetuneSettings
     from electra_core.named_tasks import choose_task, find_task
+    from electra_core.token_cache import default_folder
 
     task, recommended = choose_task(options.task, _columns(options))
     named, train, dev = find_task(options.task), Path(options.train), options.dev
@@ -144,6 +145,7 @@ def finetune(options: Namespace) -> int:
     report = finetune(
         options.model, task, train, dev, options.out, settings, device=options.device,
         overwrite=options.overwrite, quiet=options.quiet,
+        cache=None if options.cache == "none" else options.cache or default_folder(),
     )  # fmt: skip
     print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
     return STOPPED if report.get("stopped_by") else 0

@@ -105,6 +105,43 @@ class Features:
         self.owners += [owner + first_owner for owner in other.owners]
         self.truncated += other.truncated
 
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """All of it as arrays and plain values for `from_arrays`; None if `places` holds anything."""
+        if any(place is not None for place in self.places):
+            return None
+        join = np.concatenate if self.per_token and self._targets else np.asarray
+        arrays = {
+            "ids": np.asarray(self._ids, dtype=np.int32),
+            "starts": np.asarray(self._starts, dtype=np.int64),
+            "first": np.asarray(self._first, dtype=np.int32),
+            "unit_starts": np.asarray(self._unit_starts, dtype=np.int64),
+            "owners": np.asarray(self.owners, dtype=np.int64),
+            "targets": join(self._targets),
+        }
+        facts = {name: getattr(self, name) for name in ("cls_id", "sep_id", "per_token", "truncated")}
+        return arrays, {**facts, "has_targets": self.has_targets}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Features:
+        """The inverse of `to_arrays`.
+
+        Raises:
+            KeyError, ValueError: something is missing or of another size.
+        """
+        features = cls(facts["cls_id"], facts["sep_id"], per_token=facts["per_token"])
+        features.truncated = facts["truncated"]
+        for kind, name in (("i", "ids"), ("q", "starts"), ("i", "first"), ("q", "unit_starts")):
+            setattr(features, f"_{name}", array(kind, arrays[name].tobytes()))
+        features.owners = arrays["owners"].tolist()
+        features.places = [None] * len(features.owners)
+        if facts["has_targets"]:
+            targets = arrays["targets"]
+            cuts = np.cumsum(features.lengths)[:-1]
+            features._targets = np.split(targets, cuts) if features.per_token else list(targets)
+        if len(features) != len(features.owners) or features._starts[-1] != len(features._ids):
+            raise ValueError("arrays: expected sizes that fit each other")
+        return features
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [U]: tokens of each unit."""

@@ -87,6 +87,7 @@ def finetune(
     overwrite: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = log.info,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
@@ -98,6 +99,7 @@ def finetune(
         train, dev: files as the task reads them. Without `dev`, a tenth of the training data is held out.
         out: must not exist, be empty, or be there to be written into with `overwrite`.
         say: takes lines for the user.
+        cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
 
     Returns:
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
@@ -115,7 +117,7 @@ def finetune(
     for bad in skipped:
         if bad.count:
             say(bad.summary())
-    data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say)
+    data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
     _make_folder(out, settings, overwrite)
     counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
     runs: list[Run] = []

@@ -17,6 +17,7 @@ from electra_core.errors import UserError
 from electra_core.features import Features
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
+from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 HELD_OUT = 0.1  # of the training data, where no dev file is given
@@ -97,10 +98,17 @@ def encode_data(
     tokenizer: Tokenizer,
     quiet: bool,
     say: Callable[[str], None],
+    cache: str | Path | None = None,
 ) -> Data:
-    """Both sets tokenised; `say` is told how many examples were cut."""
-    train_features = encode_all(task, train, tokenizer, training=True, quiet=quiet)
-    dev_features = encode_all(task, dev, tokenizer, quiet=quiet)
+    """Both sets tokenised, or taken from the cache folder; `say` is told how many examples were cut."""
+
+    def encoded(examples: Sequence[Any], training: bool) -> Features:
+        def encode() -> Features:
+            return encode_all(task, examples, tokenizer, training=training, quiet=quiet)
+
+        return cached(cache, task, examples, tokenizer, training, encode, say)
+
+    train_features, dev_features = encoded(train, True), encoded(dev, False)
     if cut := train_features.truncated + dev_features.truncated:
         say(f"{cut} of {len(train) + len(dev)} examples are longer than {task.max_length} tokens and were cut")
     return Data(train_features, dev_features, dev, tokenizer)
