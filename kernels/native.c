@@ -92,19 +92,6 @@ static void keep_row(float *keep, int64_t columns, dropout_t dropout, uint32_t r
     }
 }
 
-void dropout(const void *x, const int64_t *seed, void *out, int64_t rows, int64_t columns, int64_t stream,
-             int32_t threshold, float scale, int bf16, int threads) {
-    dropout_t drop = read_dropout(seed, stream, threshold, scale);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t t = 0; t < rows; t++) {
-        float keep[round_up(columns, NUMBERS)], values[columns];
-        keep_row(keep, columns, drop, (uint32_t)t, 0);
-        load(values, x, t * columns, columns, bf16);
-        for (int64_t c = 0; c < columns; c++) values[c] *= keep[c];
-        store(out, t * columns, values, columns, bf16);
-    }
-}
-
 /* ---------------------------------------------------------------- dropout + residual + LayerNorm */
 
 #define ROW_BLOCK 64 /* rows whose gradients of weight and bias are added up in one go */

@@ -97,7 +97,7 @@ def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
     if not library.exists():
         _build(command, library)
     loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-    for name in ("dropout", "layer_norm_forward", "layer_norm_backward"):
+    for name in ("layer_norm_forward", "layer_norm_backward"):
         getattr(loaded, name).restype = None
     return loaded
 
