@@ -81,7 +81,7 @@ bench-kernels: $(READY)
 docs: $(READY)
 	@$(BIN)/python -c "import latex2mathml, material, mkdocstrings, ziamath" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q -f docs/site/mkdocs.yml
-	@echo "open site/index.html"
+	@echo "open site/index.html (its search needs a server: python -m http.server -d site)"
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -178,6 +178,10 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     Raises:
         UserError: a column that is not there, or no way to tell which one holds the text or the label.
     """
+    if not labelled and wanted.pair is None and list(present) == ["text"]:
+        return Found(
+            "text", None, None, None
+        )  # plain lines to predict, whatever the training data's column was called
     asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
     names = {}
     for role, name in asked.items():

@@ -24,13 +24,9 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed (extra `do
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built strictly: a warning is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-f", str(ROOT / "docs/site/mkdocs.yml")]
-    done = subprocess.run(
-        [*command, "-d", str(folder)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-    )
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-d", str(folder)]
+    command += ["-f", str(ROOT / "docs" / "site" / "mkdocs.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

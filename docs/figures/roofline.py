@@ -25,15 +25,15 @@ OPERATIONS = [  # name, operations per byte, colour, place of the name
     ("attention, S = 128, P stored", attention(128, stored=True), "tone1", (6, -3)),
     ("logits stored and read three times", 128 / 4, "tone1", (6, -3)),
     ("attention, S = 128", attention(128), "tone0", (6, -3)),
-    ("logits stored once, E = 128", 128, "tone1", (-6, 6)),
-    ("Small's feed-forward", product(TOKENS, 256, 1024), "tone0", (4, -14)),
-    ("attention, S = 512", attention(512), "tone0", (4, 8)),
-    ("Base's feed-forward", product(TOKENS, 768, 3072), "tone0", (0, -14)),
-    ("MLM head on chip", 2432 * 30522 / (2432 + 30522), "tone2", (-4, 8)),
+    ("logits stored once, E = 128", 128, "tone1", (-8, 2)),
+    ("Small's feed-forward", product(TOKENS, 256, 1024), "tone0", (-2, 11)),
+    ("attention, S = 512", attention(512), "tone0", (0, -13)),
+    ("Base's feed-forward", product(TOKENS, 768, 3072), "tone0", (0, 11)),
+    ("MLM head on chip", 2432 * 30522 / (2432 + 30522), "tone2", (0, -13)),
 ]
 
 figure, (plot,) = axes(1, (7.6, 4.0))
-intensity = np.geomspace(0.8, 5000, 200)
+intensity = np.geomspace(0.8, 20000, 200)
 plot.plot(intensity, np.minimum(PEAK, intensity * BANDWIDTH) / 1e12, color=STAND_IN["ink"], lw=1.6)
 for name, at, colour, (right, up) in OPERATIONS:
     bound = min(PEAK, at * BANDWIDTH) / 1e12
@@ -43,6 +43,6 @@ for name, at, colour, (right, up) in OPERATIONS:
 plot.axvline(PEAK / BANDWIDTH, color=STAND_IN["soft"], lw=0.9, ls=":")
 plot.annotate(f"ridge: {PEAK / BANDWIDTH:.0f}", (PEAK / BANDWIDTH, 4), xytext=(4, 0), textcoords="offset points",
               color=STAND_IN["soft"])  # fmt: skip
-plot.set(xscale="log", yscale="log", xlim=(0.8, 5000), ylim=(3, 2000), xlabel="operations per byte",
+plot.set(xscale="log", yscale="log", xlim=(0.8, 20000), ylim=(3, 2000), xlabel="operations per byte",
          ylabel="bound, TFLOP/s")  # fmt: skip
 save(figure, target(__file__), "Roofline of an H200 with operations of ELECTRA")

@@ -78,7 +78,19 @@ def source_page(path: Path) -> str:
     return "source/" + path.relative_to(ROOT).with_suffix(".md").as_posix()
 
 
+ELSEWHERE = re.compile(r'<script src="?https://unpkg\.com/[^>]*></script>')
+
+
 # What mkdocs calls ------------------------------------------------------------------------------------------
+
+
+def on_config(config: Any, **_: Any) -> Any:
+    """Leaves out of the menu what is not there: some pages are written by benchmarks."""
+    for section in config.nav:
+        for name, pages in section.items():
+            if isinstance(pages, list):
+                section[name] = [page for page in pages if (ROOT / "docs" / next(iter(page.values()))).exists()]
+    return config
 
 
 def on_files(files: Any, *, config: Any, **_: Any) -> Any:
@@ -114,7 +126,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 def _included(match: re.Match[str]) -> str:
     label, link, name = match.groups()
     source = source_of(resolve(link), name)
-    where = f"{source_page(resolve(link))}#l-{source.first_line}"
+    where = f"{source_page(resolve(link))}#__codelineno-0-{source.first_line}"
     return f"[{label}]({where}){{ .where }}\n\n``` python\n{source.text}\n```"
 
 
@@ -126,6 +138,13 @@ def on_page_content(html: str, **_: Any) -> str:
 def _equation(match: re.Match[str]) -> str:
     mathml = to_mathml(unescape(match[3]), block=match[2] == "[")
     return f'<div class="equation">{mathml}</div>' if match[2] == "[" else mathml
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Light or dark before anything is painted; and nothing is fetched from elsewhere."""
+    script = (ROOT / "docs" / "site" / "scheme.js").read_text(encoding="utf-8")
+    output = re.sub(r"<body[^>]*>", lambda body: f"{body[0]}<script>{script}</script>", output, count=1)
+    return ELSEWHERE.sub("", output)
 
 
 def on_post_build(*, config: Any, **_: Any) -> None:
