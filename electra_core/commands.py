@@ -116,7 +116,7 @@ def read_toml(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         import tomli as tomllib
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     encoder = tables.pop("discriminator", {})
     changes = tables.pop("pretrain", {})

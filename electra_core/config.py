@@ -59,7 +59,7 @@ class EncoderConfig:
     """Id of [PAD]; kept for the Hub's config.json, never used inside the model."""
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
             )
@@ -264,4 +264,7 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
             expected, got = kinds[name].__name__, type(value).__name__
             raise UserError(f"{where}: {key} expects a value of type {expected}, got {value!r} ({got})")
         checked[name] = value
-    return replace(config, **checked)  # type: ignore[type-var]
+    try:
+        return replace(config, **checked)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(str(error)) from None

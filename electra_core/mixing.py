@@ -150,6 +150,8 @@ def open_data(
     corpora = [Corpus.open(folder, split) for folder in folders]
     if len(corpora) > 1:
         return Mixture(corpora, mix)
+    if split == "train" and not corpora[0].num_tokens:
+        raise UserError(f"{folders[0]}: nothing to train on in it (parts are made one by prepare --merge)")
     if mix is not None:
         raise UserError("--mix: there is one corpus, so nothing to weigh")
     return corpora[0]

@@ -83,6 +83,15 @@ class Manifest:
         content = [self.format_version, self.tokenizer_fingerprint, sorted(self.files.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def _check_types(self) -> None:
+        """Raises ValueError where a value that somebody reads is not of its type."""
+        numbers = [self.vocab_size, *(entry.bytes for entry in self.files.values())]
+        numbers += [number for counts in self.splits.values() for number in asdict(counts).values()]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a size or a count is not a whole number")
+        if set(self.splits) != set(SPLITS) or not isinstance(self.settings, dict):
+            raise ValueError("expected the splits train and heldout, and a table of settings")
+
     def write(self, path: Path) -> None:
         files = {name: entry._asdict() for name, entry in self.files.items()}
         content = {"format_version": self.format_version, "fingerprint": self.fingerprint, **asdict(self)}
@@ -100,6 +109,7 @@ class Manifest:
             content["splits"] = {split: SplitCounts(**counts) for split, counts in content["splits"].items()}
             content["files"] = {name: FileEntry(**entry) for name, entry in content["files"].items()}
             manifest = cls(**{**content, "notes": tuple(content["notes"])})
+            manifest._check_types()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,6 +24,7 @@ from electra_core.commands import read_toml
 from electra_core.config import PRESETS, updated
 from electra_core.corpus import Corpus, prepare
 from electra_core.electra import Discriminator
+from electra_core.errors import UserError
 from electra_core.examples import Examples
 from electra_core.journal import Journal
 from electra_core.labelled import Columns, read_texts
@@ -196,7 +197,7 @@ def choices(folder: Path) -> Reader:
 
 def tokenizers(folder: Path) -> Reader:
     words = tiny_model.make_model(folder / "words")
-    train_sentencepiece(TEXT.split("\n") * 20, 80).save(folder / "pieces")
+    train_sentencepiece(TEXT.split("\n") * 20, 30).save(folder / "pieces")
     files = {
         "vocab.txt": (words / "vocab.txt").read_bytes(),
         "a.json": (words / "tokenizer.json").read_bytes(),
@@ -270,8 +271,9 @@ def corpus(folder: Path) -> Reader:
         for split in ("train", "heldout"):
             opened = Corpus.open(path, split)
             opened.verify()
-            examples = Examples(opened, 16, 0)
-            examples.batch(examples.plan(range(8)))
+            if opened.num_tokens:
+                examples = Examples(opened, 16, 0)
+                examples.batch(examples.plan(range(8)))
 
     return of_folder(folder, folder / "valid", names, read)
 
@@ -298,7 +300,9 @@ def runs(folder: Path) -> Reader:
     ]
 
     def read(path: Path) -> None:
-        newest_intact(path / "checkpoints")
+        checkpoint, damaged_ones = newest_intact(path / "checkpoints")
+        if checkpoint is None:  # which is what the commands say then
+            raise UserError("; ".join(damaged_ones))
         if (path / "metrics.jsonl").exists():
             read_metrics(path / "metrics.jsonl")
         alone = path / "alone"
