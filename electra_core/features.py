@@ -109,14 +109,14 @@ class Features:
         """All of it as arrays and plain values for `from_arrays`; None if `places` holds anything."""
         if any(place is not None for place in self.places):
             return None
-        join = np.concatenate if self.per_token and self._targets else np.asarray
-        arrays = {
+        flat = self.per_token and self._targets
+        arrays: dict[str, np.ndarray] = {
             "ids": np.asarray(self._ids, dtype=np.int32),
             "starts": np.asarray(self._starts, dtype=np.int64),
             "first": np.asarray(self._first, dtype=np.int32),
             "unit_starts": np.asarray(self._unit_starts, dtype=np.int64),
             "owners": np.asarray(self.owners, dtype=np.int64),
-            "targets": join(self._targets),
+            "targets": np.concatenate(self._targets) if flat else np.asarray(self._targets),
         }
         facts = {name: getattr(self, name) for name in ("cls_id", "sep_id", "per_token", "truncated")}
         return arrays, {**facts, "has_targets": self.has_targets}

@@ -277,6 +277,21 @@ def test_bad_questions_are_named(tmp_path, qa, message):
         list(read_questions(write(tmp_path / "a.json", squad(**qa))))
 
 
+def test_questions_with_the_same_id_are_named(tmp_path):
+    data = json.loads(squad(answers=[{"text": "Bob", "answer_start": 13}]))
+    data["data"][0]["paragraphs"] *= 2
+    with pytest.raises(UserError, match=r"a.json:data\[0\].paragraphs\[1\].qas\[0\]: duplicated id \(1\)"):
+        list(read_questions(write(tmp_path / "a.json", json.dumps(data))))
+
+
+def test_a_row_in_another_encoding_may_be_skipped(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_bytes(b"text\tlabel\nfine\t1\ncaf\xe9\t1\n")
+    bad = BadRows(file, skip=True)
+    assert [example.text for example in read_texts(file, bad=bad)] == ["fine"]
+    assert bad.count == 1 and "a.tsv:3: not valid UTF-8" in bad.summary()
+
+
 @pytest.mark.parametrize("content", ["[1]", '{"data": [{}]}', '{"data": '], ids=["a list", "no keys", "half"])
 def test_json_that_is_not_squad(tmp_path, content):
     with pytest.raises(UserError, match="not SQuAD's JSON format"):
