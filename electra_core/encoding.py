@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,15 @@ def _start_worker(tokenizer_json: str, lines: str) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is one worker
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     _worker = (WordEncoder(tokenizer_json), lines)
+
+
+def _end_with_main_process() -> None:
+    """Without this, workers whose main process was killed would wait for work for ever."""
+    if (main := parent_process()) is not None:
+        main.join()
+        os._exit(1)
 
 
 def _work(batch: Batch) -> list[Block]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_corpus import contents, documents_of, quiet, small_batches, text, tokenizer  # noqa: F401
+from test_corpus import contents, documents_of, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
 
 from electra_core import prepare as prepare_module
 from electra_core.cli import main
@@ -115,6 +115,28 @@ def test_killed_runs_are_gone_on_with(
     assert looked_at == ["4.txt"], "files that were done are not opened again"
     assert contents(out) == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+WORKERS_OF_A_KILLED_PROCESS = """
+import multiprocessing, os, signal, sys
+from electra_core.encoding import Document, encode_all
+from electra_core.tokenizer import load_tokenizer
+
+if __name__ == "__main__":
+    batches = ([Document(0, ["words and more"])] for _ in range(10**9))
+    blocks = encode_all(batches, load_tokenizer(sys.argv[1]), "auto", 2)
+    next(blocks)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_main_process(tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "run.py").write_text(WORKERS_OF_A_KILLED_PROCESS)
+    done = subprocess.run([sys.executable, tmp_path / "run.py", tokenizer], stdout=subprocess.PIPE, timeout=120)
+    workers = [Path(f"/proc/{number}") for number in done.stdout.decode().split()]
+    assert done.returncode == -signal.SIGKILL and workers
+    wait_until(lambda: not any(worker.exists() for worker in workers))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
