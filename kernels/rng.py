@@ -105,7 +105,8 @@ def philox(
     key, first_row = seed[0], seed[1]
     c0, c1 = column.to(torch.int64), (row.to(torch.int64) + first_row) & MASK32
     c2: Tensor = torch.full((), stream & MASK32, dtype=torch.int64, device=c0.device)
-    c3 = torch.as_tensor(plane, dtype=torch.int64, device=c0.device)
+    # `full` passes the number with the launch; `as_tensor` would copy it from the host.
+    c3 = plane.long() if isinstance(plane, Tensor) else torch.full((), plane, dtype=torch.int64, device=c0.device)
     k0, k1 = key & MASK32, (key >> 32) & MASK32
     # The counter is broadcast by the rounds themselves: the first two work on rows and columns apart.
     for _ in range(ROUNDS):
