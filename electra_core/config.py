@@ -85,7 +85,7 @@ class PretrainConfig:
     max_length: int = 128
     """Tokens per example at most, [CLS] and [SEP] included."""
     accumulate: int = 1
-    """Parts that a rank's share of the batch is computed in, to save memory."""
+    """Parts that a rank's share of the batch is computed in, to save memory; 0: as few as fit into it."""
     mask_fraction: float = 0.15
     """Fraction of an example's tokens that are masked."""
     learning_rate: float = 5e-4
@@ -147,19 +147,29 @@ class PretrainConfig:
     engine: str = "auto"
     """auto (the fastest that works here) | eager | compile | graph (a step is one CUDA graph); engine.py."""
     recompute: bool = False
-    """Compute layers again in the backward pass instead of keeping their values: less memory, a third more work."""
+    """Compute layers again in the backward pass instead of keeping their values: a third more work."""
+
+    sharding: str = "none"
+    """On several processes: none (each holds the whole model) | fsdp (each stores a part of it; FSDP2)."""
 
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("sharding", self.sharding, ("none", "fsdp"))
+        if self.sharding == "fsdp" and self.optimizer == "muon":
+            raise UserError(
+                "sharding: fsdp splits matrices, and muon needs them whole; take electra-adam or adamw"
+            )
         _one_of("tying", self.tying, TYINGS)
         _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
         _one_of("position_init", self.position_init, ("normal", "sinusoidal", "local"))
         _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
         _one_of("engine", self.engine, ("auto", "eager", "compile", "graph"))
         _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
-        for name in ("batch_size", "max_length", "accumulate", "checkpoint_every", "eval_every", "log_every"):
+        for name in ("batch_size", "max_length", "checkpoint_every", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.accumulate < 0:
+            raise UserError(f"accumulate: expected at least 0, got {self.accumulate}")
         if not 0 < self.mask_fraction < 1:
             raise UserError(f"mask_fraction: expected a number between 0 and 1, got {self.mask_fraction}")
 

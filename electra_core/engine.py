@@ -47,10 +47,10 @@ def choose_engine(engine: str, device: torch.device, processes: int = 1) -> str:
     "auto" is "graph" on one GPU and "eager" elsewhere: on a CPU compiling was measured not to pay
     (docs/performance.md).
     """
-    problems = {"graph": graph_problem(device, processes), "compile": compile_problem(device), "eager": None}
+    problems = {"graph": graph_problem(device, processes), "compile": compile_problem(device, processes)}
     if engine == "auto":
         return "eager" if problems["graph"] else "graph"
-    if problems[engine]:
+    if problems.get(engine):
         log.warning("--engine %s: %s; going on with the eager engine", engine, problems[engine])
         return "eager"
     return engine
@@ -65,8 +65,10 @@ def graph_problem(device: torch.device, processes: int) -> str | None:
     return None
 
 
-def compile_problem(device: torch.device) -> str | None:
+def compile_problem(device: torch.device, processes: int) -> str | None:
     """Why `torch.compile` cannot generate code here, or None."""
+    if processes > 1:
+        return f"the model is shared by {processes} processes, which is not compiled"
     if device.type == "cuda":
         return None
     from torch._inductor.cpp_builder import get_cpp_compiler

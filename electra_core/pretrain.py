@@ -12,22 +12,26 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from electra_core.batches import Batches
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
-from electra_core.distributed import Ranks, join_ranks
+from electra_core.distributed import Ranks, gathered, join_ranks, shard
 from electra_core.electra import Generator, PretrainBatch, PretrainOutput
+from electra_core.encoder import Layer, set_recompute
+from electra_core.engine import choose_engine, static_steps
 from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.guards import postmortem_name, said, spike, with_postmortem
+from electra_core.memory import fitting_parts
 from electra_core.meter import Meter, flops_per_token
 from electra_core.metrics_log import MetricsLog
 from electra_core.mixing import open_data
@@ -44,6 +48,7 @@ from electra_core.run_folder import (
     save_models,
     write_config,
 )
+from electra_core.static_batch import Shapes
 from electra_core.training import (
     StopRequest,
     autocast_context,
@@ -109,17 +114,24 @@ def pretrain(
     def opened() -> tuple[Corpus, Corpus, EncoderConfig, PretrainConfig, Batches]:
         corpus, heldout = open_data(data, mix), _heldout(data, mix)
         encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
+        if config.accumulate == 0:
+            config = replace(config, accumulate=fitting_parts(encoder, config, place, ranks.size))
         return corpus, heldout, encoder, config, Batches(corpus, config, place, ranks.rank, ranks.size)
 
     corpus, heldout, encoder, config, batches = ranks.together(opened)
     identity = run_identity(encoder, config, corpus)
     checkpoint = _agreed_checkpoint(ranks, run, resume, overwrite, identity)
 
-    electra = build_objective(encoder, config).to(place)
+    electra = build_objective(encoder, config)
+    if not (sharded := config.sharding == "fsdp" and ranks.size > 1):
+        electra.to(place)
     if checkpoint is None:
         given = (init_discriminator, init_generator)
         ranks.together(lambda: _start(electra, corpus, encoder, config, *given, quiet) if ranks.first else None)
         ranks.share(electra)
+    if sharded:
+        shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], place)
+    set_recompute(electra, config.recompute)
     optimizer = build_optimizer(electra, config)
     first_step = 0
     if checkpoint is not None:
@@ -147,14 +159,23 @@ def pretrain(
         writer.save(step, tensors, {"tokens": meter.tokens, "identity": identity, **score})
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        output = replica(batch, seed)
+        output = compiled(batch, seed)
         return output.loss, _figures(output, batch)
 
-    steps = training_steps(
-        electra, optimizer, loss_function, meter.timing(batches), first_step=first_step, steps=config.steps,
+    engine = choose_engine(config.engine, place, ranks.size)
+    compiled = torch.compile(replica) if engine == "compile" else replica
+    take_steps: Any = partial(training_steps, ranks=ranks)
+    source = batches
+    if engine != "eager":  # in fixed shapes, from batches on the host
+        source = Batches(corpus, config, torch.device("cpu"))
+        take_steps = partial(
+            static_steps, shapes=Shapes.of_run(config), device=place, capture=engine == "graph"
+        )  # fmt: skip
+    steps = take_steps(
+        electra, optimizer, loss_function, meter.timing(source), first_step=first_step, steps=config.steps,
         seed=config.seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast, ranks=ranks,
+        clip_norm=config.clip_norm, autocast=autocast,
     )  # fmt: skip
     steps = with_postmortem(
         steps,
@@ -193,12 +214,22 @@ def pretrain(
                 break
         log.close()
         card = model_card(run, encoder, config, corpus, step, meter.tokens, last_evaluation)
-        ranks.only_first(lambda: save_models(run, electra, corpus, card=card))
+        whole = _whole(electra, encoder, config) if sharded else electra
+        ranks.only_first(lambda: save_models(run, whole, corpus, card=card))
         writer.wait()
         state.end(step, reason)
     ranks.leave()
     seconds = time.monotonic() - started
     return PretrainResult(run, step, meter.tokens, seconds, last_evaluation, reason, warnings)
+
+
+def _whole(sharded: nn.Module, encoder: EncoderConfig, config: PretrainConfig) -> nn.Module:
+    """The model with all of its parameters, in host memory; all ranks have to ask for it."""
+    model = build_objective(encoder, config)
+    with torch.no_grad():
+        for parameter, part in zip(model.parameters(), sharded.parameters(), strict=True):
+            parameter.copy_(gathered(part))
+    return model
 
 
 def _agreed_checkpoint(

@@ -78,7 +78,17 @@ def _remove_run(run: Path) -> None:
 
 
 # What may differ between a run and its resumption: how long it goes on, and how it is watched and saved.
-_FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_examples", "log_every", "accumulate"}
+_FREE = {
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "eval_examples",
+    "log_every",
+    "accumulate",
+    "engine",
+    "recompute",
+    "sharding",
+}
 
 
 def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:

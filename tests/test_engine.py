@@ -6,10 +6,12 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_pretrain import make_data, train
 from torch import Tensor
 
 from electra_core.config import EncoderConfig, PretrainConfig, updated
@@ -199,3 +201,18 @@ def test_replayed_graphs_train_as_the_eager_engine(name: str) -> None:
     for a, b in zip(eager, static, strict=True):
         torch.testing.assert_close(b.loss, a.loss, rtol=2e-3, atol=1e-4)
         assert float(b.figures["tokens"]) == float(a.figures["tokens"])
+
+
+def test_pretrain_names_its_engine_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--accumulate 0` is resolved before the run is written down; the static step runs a whole run on a CPU."""
+    import electra_core.pretrain as module
+
+    data = make_data(tmp_path)
+    eager = train(data, tmp_path / "eager", {"accumulate": 0})
+    monkeypatch.setattr(module, "choose_engine", lambda *_: "compile")
+    monkeypatch.setattr(module.torch, "compile", lambda model: model)
+    static = train(data, tmp_path / "static", {"recompute": True})
+    assert eager.tokens == static.tokens
+    for name, value in eager.evaluation.items():
+        assert static.evaluation[name] == pytest.approx(value, rel=1e-2), name
+    assert "accumulate = 1" in (tmp_path / "eager" / "config.toml").read_text(encoding="utf-8")

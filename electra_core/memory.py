@@ -1,0 +1,127 @@
+"""Memory of a pre-training step: predicted, measured, and made to fit.
+
+The prediction is a trace on tensors without values (`fake_step.py`), so it needs neither the memory nor the
+device that it is about. What it leaves out: memory that kernels take and give back inside, and what the CUDA
+context, the allocator's gaps and libraries' workspaces need besides; `MARGIN` is kept for those.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.distributed import Ranks
+from electra_core.errors import UserError
+from electra_core.fake_step import StepTrace, built, full_shape, trace_step
+from electra_core.static_batch import StaticInputs
+from electra_core.training import autocast_context, take_step
+
+MARGIN = 0.15
+"""Part of the free memory that the choice of parts leaves alone."""
+
+
+def predict(
+    encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int, device: torch.device
+) -> StepTrace:
+    """What a step on `device` needs: a GPU's kernels in bf16 (unless `precision` is fp32), or a CPU's."""
+    on_gpu = device.type == "cuda"
+    half = config.precision == "bf16" or (on_gpu and config.precision == "auto")
+    return trace_step(
+        encoder, config, sequences, length, kernels="triton" if on_gpu else "auto",
+        precision=torch.bfloat16 if half else torch.float32,
+    )  # fmt: skip
+
+
+def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int) -> int:
+    """Most bytes that PyTorch's CPU allocator had handed out at one time during a step; weights and all.
+
+    The second of two steps is measured, by the events that the allocator reports to PyTorch's profiler.
+    """
+    config = replace(config, max_length=length)
+    model, optimizer = built(encoder, config)
+    inputs = StaticInputs(full_shape(sequences, length, config.max_predictions), 1)
+    _fill_with_words(inputs, encoder.vocab_size)
+    autocast = autocast_context(
+        torch.device("cpu"), torch.bfloat16 if config.precision == "bf16" else torch.float32
+    )
+    parameters = list(model.parameters())
+
+    def run() -> None:
+        take_step(
+            parameters, optimizer, lambda batch, seed: (model(batch, seed).loss, {}), inputs.parts, inputs.seed,
+            inputs.rate, config.clip_norm, autocast, Ranks(),
+        )  # fmt: skip
+
+    run()
+    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*parameters, *state))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    kineto = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = sorted((event.start_ns(), event.nbytes()) for event in kineto if event.name() == "[memory]")
+    now = most = 0
+    for _, size in events:
+        now += size
+        most = max(most, now)
+    return held + most
+
+
+def _fill_with_words(inputs: StaticInputs, vocabulary: int) -> None:
+    """Full sequences of random words; every sequence's first positions are masked."""
+    shape, part = inputs.shape, inputs.parts[0]
+    inputs.floats.fill_(1.0)
+    inputs.integers.zero_()
+    positions_T = torch.arange(shape.tokens) % shape.max_seqlen
+    part.tokens.input_ids_T.copy_(torch.arange(shape.tokens) % vocabulary)
+    part.masked_ids_T.copy_(part.tokens.input_ids_T)
+    part.tokens.position_ids_T.copy_(positions_T)
+    part.tokens.cu_seqlens.copy_(torch.arange(shape.sequences + 1) * shape.max_seqlen)
+    masked = shape.masked // shape.sequences
+    part.masked_positions_M.copy_((positions_T < masked).nonzero().squeeze(-1))
+    assert part.token_weights_T is not None and part.masked_weights_M is not None
+    part.token_weights_T.fill_(1.0 / shape.tokens)
+    part.masked_weights_M.fill_(1.0 / shape.masked)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def fitting_parts(
+    encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, free: int | None = None
+) -> int:
+    """The fewest parts in which a process's share of a batch fits into `free` bytes of the device's memory.
+
+    Raises:
+        UserError: not even one sequence fits.
+    """
+    free = free_bytes(device) if free is None else free
+    share = config.batch_size // processes
+    for parts in (parts for parts in range(1, share + 1) if share % parts == 0):
+        needed = predict(encoder, config, share // parts, config.max_length, device).peak
+        if needed <= free * (1 - MARGIN):
+            return parts
+    raise UserError(
+        f"accumulate: a step of one sequence of {config.max_length} tokens needs {needed / 2**30:.2f} GiB; "
+        f"{free / 2**30:.2f} GiB are free on {device}, of which {MARGIN:.0%} stay unused; try --recompute"
+    )
+
+
+def summary(trace: StepTrace) -> dict[str, Any]:
+    """A trace's memory, in bytes, as `electra info --memory --json` prints it."""
+    return {
+        "tokens": trace.tokens,
+        "weights": trace.weights,
+        "gradients": trace.gradients,
+        "optimizer": trace.optimizer,
+        "kept_for_backward": trace.kept,
+        "kept_bytes_per_token": round(trace.activations / trace.tokens),
+        "predicted_peak": trace.peak,
+    }

@@ -1,0 +1,70 @@
+"""Memory: predictions are what is measured, recomputation saves and changes nothing, parts are made to fit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from test_engine import CONFIG, ENCODER, batch_of
+
+from electra_core.config import PRESETS
+from electra_core.encoder import set_recompute
+from electra_core.errors import UserError
+from electra_core.fake_step import StepTrace, trace_step
+from electra_core.memory import fitting_parts, measure_on_cpu, predict
+from electra_core.objectives import build_objective
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+WIDE = replace(
+    ENCODER, hidden_size=64, embedding_size=32, intermediate_size=256, vocab_size=500, num_hidden_layers=3
+)
+WIDE_CONFIG = replace(CONFIG, generator_hidden_size=32, generator_intermediate_size=128)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predicted_peak_is_the_measured_one(recompute: bool, precision: str) -> None:
+    config = replace(WIDE_CONFIG, recompute=recompute, precision=precision)
+    predicted, measured = predict(WIDE, config, 64, 32, CPU).peak, measure_on_cpu(WIDE, config, 64, 32)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_recomputation_keeps_less_and_gives_the_same_gradients() -> None:
+    model = build_objective(ENCODER, CONFIG).train()
+    other = copy.deepcopy(model)
+    set_recompute(other, True)
+    for m in (model, other):
+        m(batch_of(0)[0], 3).loss.backward()
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+    kept, less = (trace_step(WIDE, replace(WIDE_CONFIG, recompute=r), 64, 32).activations for r in (False, True))
+    assert less < kept / 2
+
+
+def test_memory_is_what_the_sizes_say() -> None:
+    preset = PRESETS["small"]
+    trace = trace_step(preset.discriminator, preset.pretrain, 8, 128)
+    parameters = 14_195_515  # of the pair, embeddings once
+    assert trace.weights == trace.gradients == pytest.approx(4 * parameters, rel=0.01)
+    assert trace.optimizer == 2 * trace.weights
+    assert trace.peak > trace.weights + trace.optimizer + trace.gradients
+
+
+def test_parts_are_as_few_as_fit() -> None:
+    config = replace(WIDE_CONFIG, batch_size=32)
+    everything = predict(WIDE, config, 32, config.max_length, GPU).peak
+    assert fitting_parts(WIDE, config, GPU, 1, free=2 * everything) == 1
+    parts = fitting_parts(WIDE, config, GPU, 1, free=int(0.8 * everything))
+    assert parts > 1 and 32 % parts == 0
+    needed = predict(WIDE, config, 32 // parts, config.max_length, GPU).peak
+    assert needed <= 0.8 * everything
+    with pytest.raises(UserError, match="one sequence"):
+        fitting_parts(WIDE, config, GPU, 1, free=1000)
+
+
+def test_a_trace_is_the_same_for_a_number_of_layers_and_grows_with_tokens() -> None:
+    small, large = (trace_step(WIDE, WIDE_CONFIG, n, 32) for n in (8, 16))
+    assert isinstance(small, StepTrace) and small.total_launches == large.total_launches
+    assert large.activations / large.tokens == pytest.approx(small.activations / small.tokens, rel=0.05)
