@@ -13,9 +13,13 @@ from fuzz_readers import READERS, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from electra_core.commands import read_toml
+from electra_core.config import PRESETS, updated
 from electra_core.errors import UserError
 from electra_core.labelled import Columns, read_texts
+from electra_core.mixing import open_data
 from electra_core.row_files import read_rows
+from electra_core.shards import SPLITS, Manifest, SplitCounts
 from electra_core.sources import find_sources
 from electra_core.squad import read_questions
 from electra_core.tagging import read_tagged
@@ -122,3 +126,35 @@ def test_json_nested_too_deeply(name: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match="not JSON"):
             list(read_rows(tmp_path / name))
+
+
+def test_sizes_that_no_model_has() -> None:
+    for changes in ({"hidden_size": 1}, {"num_attention_heads": 0}):
+        with pytest.raises(UserError, match=r"num_attention_heads: .* does not divide"):
+            updated(PRESETS["tiny"].discriminator, changes, "discriminator")
+
+
+def test_toml_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("a = " + "[" * 100_000)
+    with pytest.raises(UserError, match=r"a\.toml"):
+        read_toml(str(tmp_path / "a.toml"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": []}, {"splits": {}}, {"settings": 3}, {"splits": {"train": {"shards": "1"}, "heldout": {}}}],
+)
+def test_manifests_with_values_of_another_type(change: dict, tmp_path: Path) -> None:
+    splits = {split: SplitCounts() for split in SPLITS}
+    Manifest("", 5, splits, {}, {}).write(tmp_path / "manifest.json")
+    assert Manifest.read(tmp_path / "manifest.json").vocab_size == 5
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match="not the manifest of a corpus"):
+        Manifest.read(tmp_path / "manifest.json")
+
+
+def test_a_part_without_text_to_train_on(tmp_path: Path) -> None:
+    Manifest("", 5, {split: SplitCounts() for split in SPLITS}, {}, {}).write(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match="nothing to train on"):
+        open_data(tmp_path)
