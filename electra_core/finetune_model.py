@@ -18,8 +18,8 @@ from electra_core.initialisation import initialise
 from electra_core.tasks import TaskModel, initialise_head
 
 RANDOM_START_RANGE = 0.02
-"""Standard deviation of a random start: the original's, whatever the model was pre-trained from. A start as wide as
-`tiny`'s hardly learns a small data set (docs/decisions.md), and a weak baseline flatters what it is compared with."""
+"""Standard deviation of a random start: the original's, whatever the model was pre-trained from. One as wide as
+`tiny`'s hardly learns a small data set (docs/decisions.md): a weak baseline, which flatters its rival."""
 
 
 def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed: int) -> TaskModel:

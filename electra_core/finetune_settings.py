@@ -51,7 +51,7 @@ class FinetuneSettings:
     seed: int = 0
     """Decides the head's start, the order of the data and the dropout."""
     random_start: bool = False
-    """Forget the pre-trained weights and start as the original does (normal, 0.02): what pre-training is judged by."""
+    """Forget the pre-trained weights and start as the original does: the baseline of pre-training."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, instead of stopping at them."""
     precision: str = "auto"
