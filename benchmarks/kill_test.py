@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides the moments, as far as a clock lets it")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    if options.kills < 1:
+        parser.error("--kills: expected at least 1")
     draw, tally = random.Random(options.seed), Tally()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -75,7 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
             check_same(story, work / "whole")
             shutil.rmtree(story)
             tally.stories += 1
+            record = report(options, tally, seconds)
             print(f"{tally.kills.total()} kills, {tally.stories} stories, all equal", file=sys.stderr)
+    print(json.dumps(dict(list(record.items())[:4]), indent=1))
+
+
+def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[str, Any]:
+    """What happened so far; written after every story."""
     record = {
         "kills": tally.kills.total(),
         "kills_by_what_was_unfinished": dict(tally.kills.most_common()),
@@ -88,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: record[key] for key in list(record)[:4]}, indent=1))
+    return record
 
 
 def tell(

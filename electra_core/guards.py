@@ -121,7 +121,7 @@ def examine(
                 loss, figures = loss_function(part, seed)
             loss.backward()
             for name, value in {"loss": loss, **figures}.items():
-                losses[name if len(parts) == 1 else f"{name} of part {index}"] = _number(float(value))
+                losses[name if len(parts) == 1 else f"{name} of part {index}"] = _number(float(value.detach()))
     finally:
         for handle in handles:
             handle.remove()

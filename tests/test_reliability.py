@@ -1,0 +1,365 @@
+"""What is promised of runs that are killed, damaged or diverge: nothing is lost, and one clear line says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import electra_core
+from electra_core import checkpoint as module
+from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
+from electra_core.cli import main
+from electra_core.errors import UserError
+from electra_core.guards import examine, spike, with_postmortem
+from electra_core.metrics_log import MetricsLog, read_metrics
+from electra_core.new_folder import new_folder, remove_leftovers
+from electra_core.optim import ElectraAdam
+from electra_core.run_state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
+from electra_core.training import Diverged
+
+ROOT = Path(__file__).parent.parent
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def killed_child(work: Any) -> None:
+    """Run `work` in a forked process that SIGKILL ends at its end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+# Folders that appear whole ------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    def killed() -> None:
+        with new_folder(tmp_path / "data") as folder:
+            (folder / "half").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_child(killed)
+    assert len(names(tmp_path)) == 1 and names(tmp_path)[0].endswith(".tmp")
+    with new_folder(tmp_path / "data") as folder:
+        (folder / "whole").write_text("x")
+        remove_leftovers(tmp_path)
+        assert folder.is_dir(), "a writer that lives is left alone"
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["whole"]
+
+
+def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".data.123.old").mkdir()
+    (tmp_path / ".data.123.old" / "kept").write_text("x")
+    remove_leftovers(tmp_path, "data")
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["kept"]
+    (tmp_path / ".data.124.old").mkdir()
+    remove_leftovers(tmp_path, "data")
+    assert names(tmp_path) == ["data"], "the replacement came after all"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the disk is read-only")]
+)
+def test_a_disk_that_takes_nothing_is_said_in_one_line(tmp_path: Path, code: int, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error, new_folder(tmp_path / "data"):
+        raise OSError(code, os.strerror(code))
+    assert "\n" not in str(error.value) and names(tmp_path) == []
+
+
+# Checkpoints --------------------------------------------------------------------------------------------------
+
+
+def trained() -> tuple[nn.Linear, ElectraAdam]:
+    model = nn.Linear(40, 40)
+    optimizer = ElectraAdam(model.parameters())
+    model(torch.ones(2, 40)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2, **meta: Any) -> Path:
+    return save_checkpoint(folder, step, snapshot(*trained()), meta, keep)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step, score in enumerate([3.0, 1.0, 2.0, math.nan, 2.5], start=1):
+        save(tmp_path, step, score=score)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    save(tmp_path, 6)
+    assert names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"], "no score, not the best"
+
+
+def test_a_damaged_newer_checkpoint_pushes_no_intact_one_out(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    spoiled = save(tmp_path, 8) / "state.safetensors"
+    spoiled.write_bytes(spoiled.read_bytes()[:-1])
+    CheckpointWriter(tmp_path, 1, resumed_from=4)
+    assert names(tmp_path) == ["step-00000004", "step-00000008"], "nothing is removed before something is saved"
+    save(tmp_path, 5, keep=1)
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def test_every_bit_of_the_record_counts(tmp_path: Path) -> None:
+    file = save(tmp_path, 4, tokens=1234) / "state.json"
+    content = json.loads(file.read_text())
+    assert content["versions"]["torch"] == torch.__version__
+    file.write_text(json.dumps(content | {"tokens": 1235}))
+    checkpoint, damaged = newest_intact(tmp_path)
+    assert checkpoint is None and "state.json does not fit" in damaged[0]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A quota: writing beyond `size` bytes of a file fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    with CheckpointWriter(tmp_path, 2) as writer:
+        writer.save(1, snapshot(model, optimizer), {})
+        writer.wait()
+        with largest_file(2000):
+            writer.save(2, snapshot(model, optimizer), {})  # comes back at once
+            with pytest.raises(UserError, match=r"step-00000002.*older checkpoints are as they were") as error:
+                writer.wait()
+        assert "\n" not in str(error.value)
+        writer.save(3, snapshot(model, optimizer), {})
+    assert names(tmp_path) == ["step-00000001", "step-00000003"], "the last save is waited for"
+    checkpoint, damaged = newest_intact(tmp_path)
+    assert checkpoint is not None and checkpoint.step == 3 and not damaged
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is the state when `save` was called, whatever happens to the model meanwhile."""
+    from threading import Event
+
+    changed, whole = Event(), module.write_weights
+
+    def late(*arguments: Any) -> None:
+        assert changed.wait(60)
+        whole(*arguments)
+
+    monkeypatch.setattr(module, "write_weights", late)
+    model, optimizer = trained()
+    before = model.weight.detach().clone()
+    with CheckpointWriter(tmp_path, 2) as writer:
+        writer.save(1, snapshot(model, optimizer), {})
+        with torch.no_grad():
+            model.weight.zero_()
+        changed.set()
+    checkpoint, _ = newest_intact(tmp_path)
+    assert checkpoint is not None
+    checkpoint.restore(model, optimizer)
+    assert torch.equal(model.weight, before)
+
+
+def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint, _ = newest_intact(tmp_path)
+    assert checkpoint is not None
+    for other in (nn.Linear(40, 41), nn.Sequential(nn.Linear(40, 40))):
+        with pytest.raises(UserError) as error:
+            checkpoint.restore(other, ElectraAdam(other.parameters()))
+        assert "\n" not in str(error.value)
+
+
+def test_no_decision_hangs_on_a_clock_that_may_jump() -> None:
+    for file in Path(electra_core.__file__).parent.glob("*.py"):
+        assert not re.search(r"\btime\.time\(|datetime\.now\(\)", file.read_text(encoding="utf-8")), file.name
+
+
+# How a run stands ---------------------------------------------------------------------------------------------
+
+
+def test_state_is_a_fact_of_lock_and_file(tmp_path: Path) -> None:
+    assert read_state(tmp_path) == {}
+    with RunState(tmp_path) as state:
+        state.begin(steps=8)
+        assert read_state(tmp_path)["state"] == RUNNING
+        with pytest.raises(UserError, match=f"being trained by process {os.getpid()}"):
+            RunState(tmp_path)
+        state.end(3, "SIGTERM")
+    assert read_state(tmp_path) | {"written": ""} == {
+        "state": STOPPED, "reason": "SIGTERM", "written": "", "step": 3, "steps": 8, "pid": os.getpid(),
+        "host": read_state(tmp_path)["host"],
+    }  # fmt: skip
+    with RunState(tmp_path) as state:
+        state.end(8)
+    assert read_state(tmp_path)["state"] == FINISHED
+    with pytest.raises(ZeroDivisionError), RunState(tmp_path):
+        _ = 1 / 0
+    assert (read_state(tmp_path)["state"], read_state(tmp_path)["reason"][:17]) == (FAILED, "ZeroDivisionError")
+    killed_child(lambda: RunState(tmp_path).begin(steps=8))
+    assert read_state(tmp_path)["state"] == KILLED
+    assert names(tmp_path) == ["state.json"]
+
+
+def test_the_log_survives_what_a_crash_left_in_it(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write(1, loss=3.0)
+    log.write(2, loss=2.5, eval_mlm_loss=2.0)
+    log.write(3, loss=2.0)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'[1]\n"x"\n{"loss": 1}\n\xff\xfe\n{"step": 4, "lo')
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    resumed = MetricsLog(tmp_path, first_step=2)
+    assert list(resumed.recent_losses) == [3.0, 2.5] and resumed.last_evaluation == {"eval_mlm_loss": 2.0}
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    resumed.close()
+
+
+def test_wandb_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        MetricsLog(tmp_path, wandb="project")
+
+
+# Guards -------------------------------------------------------------------------------------------------------
+
+
+def test_a_spike_is_far_above_the_rows_before() -> None:
+    steady = [3.0, 3.1, 2.9, 3.0, 3.05, 2.95, 3.0, 3.1]
+    assert spike(steady, 3.3) is None and spike(steady[:7], 9.0) is None
+    assert "jumped to 4.2" in str(spike(steady, 4.2))
+    assert spike([9.0, 8, 7, 6, 5, 4, 3, 2], 9.5) is None, "a falling loss varies much"
+
+
+class Poisoned(nn.Module):
+    """Divides by zero: finite in, infinite out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 0
+
+
+def test_the_post_mortem_names_the_first_module_that_went_wrong(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), Poisoned(), nn.Linear(3, 1))
+
+    def loss(batch: torch.Tensor, seed: int) -> tuple[torch.Tensor, dict]:
+        return model(batch).sum(), {}
+
+    def steps() -> Iterator[int]:
+        yield 1
+        raise Diverged("step 3: no finite loss", 2)
+
+    file = tmp_path / "postmortem.json"
+    with pytest.raises(Diverged, match=r"that of 2 \(Poisoned\), from finite inputs"):
+        list(with_postmortem(steps(), file, model, loss, lambda step: [torch.ones(2, 3)], 7, nullcontext(), 4))
+    found = json.loads(file.read_text())
+    assert found["step"] == 3 and found["examples"] == {"first": 8, "last": 11}
+    assert found["first_not_finite"]["module"] == "2" and not found["weights_not_finite"]
+    assert [row["module"] for row in found["layers"]] == ["0", "3"]
+    assert isinstance(found["layers"][0]["weight_norm"], float)
+    model[2] = nn.Tanh()
+    assert "suspect the hardware" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
+    with torch.no_grad():
+        model[3].weight[0, 0] = math.nan
+    assert "3.weight for one" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
+
+
+# electra status -----------------------------------------------------------------------------------------------
+
+
+def make_run(folder: Path, loss: float, warnings: list[str] | None = None) -> Path:
+    folder.mkdir()
+    with RunState(folder) as state:
+        log = MetricsLog(folder)
+        for step in range(1, 9):
+            log.write(step, tokens=100 * step, tokens_per_second=50.0, loss=loss + 8 / step)
+        log.write(
+            8, tokens=800, eval_mlm_loss=loss, eval_rtd_auc=0.7, **({"warnings": warnings} if warnings else {})
+        )
+        log.close()
+        state.begin(steps=16)
+        state.end(8, "SIGTERM")
+    return folder
+
+
+def test_status_shows_runs_beside_each_other_and_a_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = make_run(tmp_path / "good", 5.0), make_run(tmp_path / "bad", 7.0, ["It learns nothing."])
+    page = tmp_path / "page.html"
+    assert main(["status", str(good), str(bad), "--reference", str(good), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "stopped (SIGTERM)" in said and "8 of 16" in said and "warning: bad: It learns nothing." in said
+    assert "good: mlm loss 5.000 after 800 tokens: with the reference (5.000)" in said
+    assert "bad: mlm loss 7.000 after 800 tokens: behind the reference (5.000)" in said
+    assert "training loss" in said and "* good  o bad" in said and max(map(len, said.split("\n"))) <= 100
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<polyline") >= 4 and "It learns nothing." in html and "http" not in html.split("<body>")[1]
+    assert main(["status", str(bad), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["state"], run["step"], run["steps"], run["tokens"], run["seconds_left"]) == (
+        "stopped",
+        8,
+        16,
+        800,
+        None,
+    )
+
+
+def test_time_left_is_told_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run", 5.0)
+    with RunState(folder) as state:
+        state.begin(steps=16)
+        assert main(["status", str(folder), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["state"] == RUNNING and run["seconds_left"] == pytest.approx(8 * 100 / 50)
+
+
+def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    run = make_run(tmp_path / "run", 5.0)
+    (tmp_path / "x.json").write_text("{}")
+    assert main(["status", str(run), "--reference", str(tmp_path / "x.json")]) == 2
+    assert "is no reference curve" in capsys.readouterr().err
+
+
+def test_status_as_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = make_run(tmp_path / "run", 5.0)
+    assert main(["status", str(run), "--png", str(tmp_path / "run.png")]) == 0
+    assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# SIGKILL ------------------------------------------------------------------------------------------------------
+
+
+def test_three_kills_change_nothing(tmp_path: Path) -> None:
+    """benchmarks/kill_test.py, the short version; it exits with a difference."""
+    command = [sys.executable, "-m", "benchmarks.kill_test", "--kills", "3", "--steps", "8"]
+    out = tmp_path / "kill.json"
+    subprocess.run(
+        [*command, "--out", str(out)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=600
+    )
+    record = json.loads(out.read_text())
+    assert record["kills"] == 3 and record["stories_equal_to_the_uninterrupted_one"] >= 1
