@@ -55,6 +55,8 @@ def evaluate(
             hits.append(hit_M.cpu())
             logits.append(output.rtd_logits_T.float().cpu())
             labels.append(output.is_replaced_T.cpu())
+    if hasattr(electra, "reshard"):
+        electra.reshard()  # type: ignore[operator]  # FSDP has kept embeddings and heads whole for a backward pass
     table = ranks.joined(torch.tensor(rows, dtype=torch.float64).flatten()).view(-1, 5)
     masked, words, mlm_losses, rtd_losses, word_losses = table.T.tolist()
     replaced, score, hit = (ranks.joined(torch.cat(values)) for values in (labels, logits, hits))

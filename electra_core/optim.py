@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_core.config import PretrainConfig
+from electra_core.distributed import is_sharded, local, norm_over_shards, placed_like
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup_steps: int) -> float:
@@ -74,8 +75,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     Returns:
         The norm before, a scalar on the gradients' device; nothing waits for it.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    with_gradient = [p for p in parameters if p.grad is not None]
+    gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if any(is_sharded(p) for p in with_gradient):
+        norm = norm_over_shards(norm)
     torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))
     return norm
 
@@ -174,9 +178,10 @@ class ElectraAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        ms = [self.state[p]["exp_avg"] for p in params]
-        vs = [self.state[p]["exp_avg_sq"] for p in params]
-        grads, found_inf = [p.grad for p in params], getattr(self, "found_inf", None)
+        ms = [local(self.state[p]["exp_avg"]) for p in params]  # where sharded: number by number, a part is enough
+        vs = [local(self.state[p]["exp_avg_sq"]) for p in params]
+        grads, found_inf = [local(p.grad) for p in params], getattr(self, "found_inf", None)
+        params = [local(p) for p in params]
         if self._use_kernel(params):
             _fused_adam_(params, grads, ms, vs, group, self._infinite_step(params[0].device), found_inf)
         elif not found_inf:
@@ -341,7 +346,7 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         if value.ndim and value.shape != parameter.shape:
             expected, got = list(parameter.shape), list(value.shape)
             raise ValueError(f"tensors: {full_name} expected {expected}, got {got}")
-        state[parameter][key] = value.to(parameter.device, copy=True)
+        state[parameter][key] = placed_like(value.clone(), parameter)
     optimizer.state.clear()
     optimizer.state.update(state)
 
