@@ -157,7 +157,7 @@ def _pretrain(commands: Any) -> None:
     )
     command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
     command.add_argument("--max-minutes", type=float, help="save and stop after this long")
-    command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (needs the package wandb)")
+    command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (package wandb)")
     _common(command)
     group = command.add_argument_group("configuration (default: the preset's)")
     _fields(group, PretrainConfig, skip=("model",))

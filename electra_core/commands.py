@@ -88,7 +88,8 @@ def pretrain(options: Namespace) -> int:
         encoder_changes=encoder_changes | given(options, EncoderConfig),
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume,
-        overwrite=options.overwrite, device=options.device, max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
+        overwrite=options.overwrite, device=options.device, max_minutes=options.max_minutes, wandb=options.wandb,
+        quiet=options.quiet,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes: rank 0 tells how it went
         return 0
