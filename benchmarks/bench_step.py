@@ -1,0 +1,180 @@
+"""Where a pre-training step spends its time, what it launches and keeps, stage by stage.
+
+    python -m benchmarks.bench_step [--model small] [--batch 16] [--length 128] [--precision fp32|bf16]
+        [--steps 5] [--device auto] [--json FILE] [--trace FILE] [--no-timing]
+
+**Counts** do not depend on the machine: launches and bytes come from a trace on fake tensors with a GPU's kernels
+(`electra_core/fake_step.py`), at the same batch in bf16. They are computed anywhere.
+**Times** are of the steps as they run here, medians over steps; stages of the forward pass by hooks on modules,
+on a GPU with a synchronisation at every border, which a run does not have. "draw" is the preparation of masks
+(`masking.py`) for a batch that is already read.
+**Floors** are for one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, both measured ceilings) at the matrix products of
+the stage (`flops.py`); they say nothing about the machine of the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bench_pretrain import batches_like_text
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.distributed import Ranks
+from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
+from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer
+from electra_core.training import autocast_context, resolve_device, resolve_precision, take_step
+
+PEAK, BANDWIDTH = 790e12, 4.3e12
+DRAW = "draw"
+
+
+class StageClock:
+    """Charges the time that passes to the stage that is named at that time."""
+
+    def __init__(self, device: torch.device):
+        self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.seconds: dict[str, float] = {}
+        self._stage, self._since = OTHER, time.perf_counter()
+
+    @property
+    def stage(self) -> str:
+        """What runs now."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
+
+
+def stage_seconds(
+    encoder: EncoderConfig, config: PretrainConfig, batch: int, length: int, device: torch.device,
+    precision: str, steps: int,
+) -> dict[str, float]:  # fmt: skip
+    """Stage -> median seconds of a step, the first step left out."""
+    model = build_objective(encoder, config).to(device).train()
+    optimizer = build_optimizer(model, config)
+    autocast = autocast_context(device, resolve_precision(precision, device))
+    parameters, rows = list(model.parameters()), []
+    for step in range(steps + 1):
+        clock = StageClock(device)
+        clock.stage = DRAW
+        part = batches_like_text(encoder.vocab_size, batch, length, config, 1)[0].to(device)
+        clock.stage = OTHER
+
+        def loss_function(part: Any, seed: Any, clock: StageClock = clock) -> Any:
+            with stages(model, clock):
+                loss = model(part, seed).loss
+            clock.stage = BACKWARD
+            return loss, {}
+
+        def enter_optimizer(*_: Any, clock: StageClock = clock) -> None:
+            clock.stage = OPTIMIZER
+
+        handle = optimizer.register_step_pre_hook(enter_optimizer)
+        take_step(parameters, optimizer, loss_function, [part], step, 1e-4, config.clip_norm, autocast, Ranks())
+        clock.stage = "end"
+        handle.remove()
+        rows.append(clock.seconds)
+    return {stage: statistics.median(row[stage] for row in rows[1:]) for stage in rows[1]}
+
+
+def floors(encoder: EncoderConfig, config: PretrainConfig, trace: StepTrace, length: int) -> dict[str, float]:
+    """Stage -> least seconds on an H200: the matrix products; for the optimizer the bytes, 7 numbers a weight."""
+    tokens = trace.tokens
+    masked = tokens // length * config.max_predictions
+    generator = generator_config(encoder, config)
+    forward = {
+        "generator layers": forward_flops(generator, tokens, tokens * length),
+        "word head": mlm_head_flops(generator, masked),
+        "discriminator layers": forward_flops(encoder, tokens, tokens * length),
+        "detection head": rtd_head_flops(encoder, tokens),
+    }
+    seconds = {stage: flops / PEAK for stage, flops in forward.items()}
+    return seconds | {BACKWARD: 2 * sum(seconds.values()), OPTIMIZER: 7 * trace.weights / BANDWIDTH}
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything as JSON values."""
+    preset, device = PRESETS[options.model], resolve_device(options.device)
+    encoder, config = preset.discriminator, preset.pretrain
+    trace = trace_step(encoder, config, options.batch, options.length)
+    least = floors(encoder, config, trace, options.length)
+    seconds: dict[str, float] = {}
+    if not options.no_timing:
+        profiler = torch.profiler.profile() if options.trace else nullcontext()
+        with profiler:
+            seconds = stage_seconds(
+                encoder, config, options.batch, options.length, device, options.precision, options.steps
+            )
+        if options.trace:
+            profiler.export_chrome_trace(options.trace)  # type: ignore[union-attr]
+    names = list(dict.fromkeys([*seconds, *trace.launches, *trace.kept]))
+    rows = {
+        name: {
+            "milliseconds": round(1e3 * seconds[name], 2) if name in seconds else None,
+            "launches": sum(trace.launches.get(name, {}).values()),
+            "kept_bytes_per_token": round(trace.kept.get(name, 0) / trace.tokens),
+            "floor_milliseconds_h200": round(1e3 * least[name], 4) if name in least else None,
+        }
+        for name in names
+    }
+    return {
+        "command": f"python -m benchmarks.bench_step --model {options.model} --batch {options.batch} "
+        f"--length {options.length} --precision {options.precision} --steps {options.steps}",
+        "machine": f"{device}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "stages": rows,
+        "launches": trace.total_launches,
+        "kept_bytes_per_token": round(trace.activations / trace.tokens),
+        "predicted_peak_bytes": trace.peak,
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """The report as a table."""
+    lines = [
+        result["machine"],
+        f"{'stage':24} {'ms':>9} {'launches':>9} {'kept B/token':>13} {'floor ms, H200':>15}",
+    ]
+    for name, row in result["stages"].items():
+        values = ["-" if value is None else f"{value:,}" for value in row.values()]
+        lines.append(f"{name:24} {values[0]:>9} {values[1]:>9} {values[2]:>13} {values[3]:>15}")
+    total = sum(row["milliseconds"] or 0 for row in result["stages"].values())
+    lines.append(f"{'all':24} {total:>9,.0f} {result['launches']:>9,} {result['kept_bytes_per_token']:>13,}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--batch", type=int, default=16, help="sequences")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each")
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", metavar="FILE", help="write the report")
+    parser.add_argument("--trace", metavar="FILE", help="write a profiler's trace for chrome://tracing")
+    parser.add_argument("--no-timing", action="store_true", help="counts alone")
+    options = parser.parse_args()
+    result = report(options)
+    print(show(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
