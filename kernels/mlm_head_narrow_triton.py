@@ -43,7 +43,8 @@ class Tiles(NamedTuple):
 
 # Chosen from the compile report, for E = 128: two forward programs fit on a multiprocessor (96 KB of shared memory
 # each), so that one's exponentials hide behind the other's products; larger backward tiles spill on sm_80 and,
-# with Triton 3.6, on sm_100, as eight warps do there in dhidden. Not swept on a GPU yet: `python -m benchmarks.tune --only mlm_head`.
+# with Triton 3.6, on sm_100, as eight warps do there in dhidden. Not swept on a GPU yet:
+# `python -m benchmarks.tune --only mlm_head`.
 TILES = {
     80: Tiles(Tile(128, 128, 8, 2), Tile(64, 128, 8, 2), Tile(128, 32, 8, 2)),
     90: Tiles(Tile(128, 128, 8, 2), Tile(128, 128, 8, 2), Tile(128, 64, 8, 2)),

@@ -110,7 +110,9 @@ def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest
     assert len(lines) == 2 and all(line["label"] in ("neg", "pos") for line in lines)
 
 
-def test_predict_writes_a_glue_submission(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_writes_a_glue_submission(
+    spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta great film\n1\tdull\n", encoding="utf-8")
     predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--submission", "sst-2"]
     assert main([*predict, "--input", str(tmp_path), "--output", str(tmp_path / "glue")]) == 0
