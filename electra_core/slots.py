@@ -29,12 +29,12 @@ class Borders(Protocol):
 
 
 class Slot(NamedTuple):
-    """A slot's place: the `place`-th of the `count` slots of a document."""
+    """A slot's place: the `place`-th of the `total` slots of a document."""
 
     shard: int
     document: int
     place: int
-    count: int
+    total: int
 
 
 class Slots:
@@ -77,19 +77,19 @@ class Slots:
         """
         shard = self.shards[slot.shard]
         first, end = (int(border) for border in shard.documents[slot.document : slot.document + 2])
-        if slot.count == 1:
+        if slot.total == 1:
             return first, end
         borders = shard.sentences[first : end + 1]
         tokens = int(borders[-1] - borders[0])
         reach = _reach(tokens, end - first, self.max_length)
-        rest = tokens - (slot.count - 1) * reach
+        rest = tokens - (slot.total - 1) * reach
 
-        draw, short = divmod(draw, slot.count)
-        draw, moved = divmod(draw, slot.count)
-        draw, run = divmod(draw, slot.count)
+        draw, short = divmod(draw, slot.total)
+        draw, moved = divmod(draw, slot.total)
+        draw, run = divmod(draw, slot.total)
         moves = divmod(draw % reach**2, reach)
         begin = slot.place * reach if slot.place <= short else (slot.place - 1) * reach + rest
-        if 0 < slot.place < slot.count - 1:
+        if 0 < slot.place < slot.total - 1:
             begin += moves[moved < slot.place <= moved + run] - reach // 2
         sentence = _sentence_at(borders, begin)
         stop = _sentence_at(borders, begin + rest) if slot.place == short else end - first

@@ -84,10 +84,9 @@ class StaticInputs:
 
     def __init__(self, shape: Shape, parts: int, device: torch.device | str = "cpu", pinned: bool = False):
         integers, floats = _sizes(shape)
-        where = {"device": device, "pin_memory": pinned}
         self.shape = shape
-        self.integers = torch.empty(parts * integers + 1, dtype=torch.int64, **where)
-        self.floats = torch.empty(parts * floats + 1, dtype=torch.float32, **where)
+        self.integers = torch.empty(parts * integers + 1, dtype=torch.int64, device=device, pin_memory=pinned)
+        self.floats = torch.empty(parts * floats + 1, dtype=torch.float32, device=device, pin_memory=pinned)
         self.seed, self.rate = self.integers[-1:], self.floats[-1]
         self.parts = [
             _views(i, f, shape)
