@@ -246,7 +246,12 @@ def _trace(commands: Any) -> None:
 
 def _info(commands: Any) -> None:
     command = _command(commands, "info", "what a model is", "electra info --model RUN")
-    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--model", required=True, help=f"{MODEL_HELP}; with --memory a preset")
+    command.add_argument("--memory", action="store_true", help="what a pre-training step of a preset needs")
+    command.add_argument("--batch", type=int, default=128, help="sequences of that step")
+    command.add_argument("--length", type=int, default=128, help="tokens of each")
+    command.add_argument("--recompute", action="store_true", help="with layers computed again (see pretrain)")
+    command.add_argument("--measure", action="store_true", help="also take the step on this CPU and measure it")
     command.add_argument("--json", action="store_true", help="print as JSON")
 
 

@@ -261,7 +261,9 @@ def trace(options: Namespace) -> None:
 
 
 def info(options: Namespace) -> None:
-    """What a model directory holds."""
+    """What a model directory holds, or what a step of a preset needs."""
+    if options.memory:
+        return _memory(options)
     from electra_core.flops import discriminator_parameters
     from electra_core.model_dir import find_model, load_config
 
@@ -273,6 +275,36 @@ def info(options: Namespace) -> None:
         print(json.dumps(facts))
     else:
         print("\n".join(f"{name:>30}  {_readable(value)}" for name, value in facts.items()))
+
+
+def _memory(options: Namespace) -> None:
+    """Bytes of a pre-training step: on a GPU in bf16, on a CPU in fp32."""
+    import torch
+
+    from electra_core.memory import measure_on_cpu, predict, summary
+
+    if options.model not in PRESETS:
+        raise UserError(f"--memory: --model expects one of {', '.join(PRESETS)}, got {options.model}")
+    preset = PRESETS[options.model]
+    encoder, most = preset.discriminator, preset.discriminator.max_position_embeddings
+    if options.batch < 1 or not 1 < options.length <= most:
+        raise UserError(f"--batch, --length: expected at least one sequence of 2 to {most} tokens")
+    config = dataclasses.replace(preset.pretrain, recompute=options.recompute, max_length=options.length)
+    sizes = (options.batch, options.length)
+    facts: dict[str, dict[str, Any]] = {
+        device: summary(predict(encoder, config, *sizes, torch.device(device))) for device in ("cuda", "cpu")
+    }
+    if options.measure:
+        facts["cpu"]["measured_peak"] = measure_on_cpu(encoder, config, *sizes)
+    if options.json:
+        print(json.dumps(facts))
+        return
+    for device, figures in facts.items():
+        print({"cuda": "GPU, bf16 products, predicted", "cpu": "CPU, fp32, predicted"}[device])
+        stages = {f"kept: {stage}": size for stage, size in figures.pop("kept_for_backward").items()}
+        for name, value in {**figures, **stages}.items():
+            counted = name in ("tokens", "kept_bytes_per_token")
+            print(f"{name.replace('_', ' '):>32}  {_readable(value) if counted else f'{value / 2**20:,.1f} MiB'}")
 
 
 def flops(options: Namespace) -> None:

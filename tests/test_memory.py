@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from test_engine import CONFIG, ENCODER, batch_of
 
+from electra_core.cli import main
 from electra_core.config import PRESETS
 from electra_core.encoder import set_recompute
 from electra_core.errors import UserError
@@ -68,3 +70,14 @@ def test_a_trace_is_the_same_for_a_number_of_layers_and_grows_with_tokens() -> N
     small, large = (trace_step(WIDE, WIDE_CONFIG, n, 32) for n in (8, 16))
     assert isinstance(small, StepTrace) and small.total_launches == large.total_launches
     assert large.activations / large.tokens == pytest.approx(small.activations / small.tokens, rel=0.05)
+
+
+def test_info_tells_what_a_preset_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--batch", "2", "--length", "16"]
+    assert main(["info", "--model", "tiny", "--memory", "--json", "--measure", *sizes]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cpu"]["predicted_peak"] == pytest.approx(facts["cpu"]["measured_peak"], rel=0.1)
+    assert facts["cuda"]["weights"] == facts["cpu"]["weights"] and facts["cuda"]["kept_for_backward"]
+    assert main(["info", "--model", "tiny", "--memory", *sizes]) == 0
+    assert "predicted peak" in capsys.readouterr().out
+    assert main(["info", "--model", "nothing", "--memory"]) == 2

@@ -1,0 +1,81 @@
+"""What a step launches and keeps, compared with committed counts; none of it depends on the machine's speed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from electra_kernels import use
+from test_engine import CONFIG, ENCODER
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from electra_core.config import PRESETS
+from electra_core.distributed import Ranks
+from electra_core.fake_step import Recorder, built, full_shape, multi_tensor_launches, trace_step
+from electra_core.static_batch import StaticInputs
+from electra_core.training import autocast_context, take_step
+
+COUNTS = Path(__file__).parents[1] / "benchmarks" / "results" / "step_counts_small.json"
+
+
+def test_a_step_launches_and_keeps_no_more_than_was_committed() -> None:
+    """After an improvement: python -m benchmarks.bench_step --batch 128 --no-timing --json <the file>."""
+    committed = json.loads(COUNTS.read_text(encoding="utf-8"))
+    preset = PRESETS["small"]
+    trace = trace_step(preset.discriminator, preset.pretrain, 128, 128)
+    assert trace.total_launches <= committed["launches"]
+    assert trace.activations / trace.tokens <= 1.01 * committed["kept_bytes_per_token"]
+    assert trace.peak <= 1.01 * committed["predicted_peak_bytes"]
+
+
+@pytest.mark.parametrize("optimizer", ["electra-adam", "adamw", "muon"])
+def test_nothing_in_a_static_step_waits_for_the_device_or_the_host(optimizer: str) -> None:
+    """No value is read, and no number from the host becomes a tensor: what CUDA graphs ask for."""
+    config = replace(CONFIG, optimizer=optimizer)
+    with FakeTensorMode(), use("triton"):
+        model, steps = built(ENCODER, config)
+        inputs = StaticInputs(full_shape(8, 24, 3), 1)
+        autocast = autocast_context(torch.device("cpu"), torch.bfloat16)
+
+        def run() -> None:
+            take_step(
+                list(model.parameters()), steps, lambda batch, seed: (model(batch, seed).loss, {}), inputs.parts,
+                inputs.seed, inputs.rate, 1.0, autocast, Ranks(),
+            )  # fmt: skip
+
+        run()  # makes the optimizer's state
+        with Recorder() as recorder:
+            run()
+    assert recorder.waits == []
+
+
+def test_a_recorder_sees_what_waits() -> None:
+    with Recorder() as recorder:
+        torch.tensor(3.0)
+        torch.ones(2).sum().item()
+    assert "aten::lift_fresh" in recorder.waits and "aten::_local_scalar_dense" in recorder.waits
+
+
+def test_the_model_is_one_graph_for_torch_compile() -> None:
+    """fullgraph=True raises at the first break; the kernels are operators that the compiler passes on."""
+    torch._dynamo.reset()
+    counters.clear()
+    model, _ = built(ENCODER, CONFIG)
+    inputs = StaticInputs(full_shape(4, 8, 1), 1)
+    inputs.integers.zero_()
+    inputs.floats.fill_(0.1)
+    part = inputs.parts[0]
+    part.tokens.cu_seqlens.copy_(torch.arange(5) * 8)
+    part.masked_positions_M.copy_(torch.arange(4) * 8)
+    torch.compile(model, backend="eager", fullgraph=True)(part, inputs.seed).loss.backward()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_multi_tensor_kernels_take_so_many_tensors_and_blocks() -> None:
+    assert multi_tensor_launches([10] * 36, depth=4) == 1
+    assert multi_tensor_launches([10] * 37, depth=4) == 2
+    assert multi_tensor_launches([320 * 65536 + 1], depth=1) == 2
