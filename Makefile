@@ -11,7 +11,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention mlm_head s
 	embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
 
-.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-kernels tune clean
+.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-gpu bench-kernels tune clean
 
 setup: $(READY)
 
@@ -76,6 +76,11 @@ bench-kernels: $(READY)
 	@for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
 		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || exit 1; \
 	done
+
+# Everything that needs a GPU, in pieces below nine minutes, the most valuable first; again goes on where it stopped.
+# CORPUS=DATA: a prepared corpus for the learning study (default: the docstrings on the machine).
+bench-gpu: $(READY)
+	@$(BIN)/python -m benchmarks gpu --device cuda $(if $(CORPUS),--corpus $(CORPUS))
 
 # The documentation as a site without network: site/index.html.
 docs: $(READY)

@@ -213,7 +213,13 @@ def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of an earlier start; a last line that was cut off is dropped."""
-    return [dict(row) for row in read_metrics(path)]
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
 def summary(row: Row) -> str:

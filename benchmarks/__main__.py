@@ -1,0 +1,104 @@
+"""All benchmarks behind one command.
+
+    python -m benchmarks list                   what there is, and what has been measured
+    python -m benchmarks NAME... | all | gpu    measure (gpu: everything that has something to do on one)
+    python -m benchmarks render                 docs/benchmarks.md and its figures, from the results
+
+Each benchmark is a process of its own, checks that both sides compute the same before it times anything, and
+writes its result as it ends, so that a machine that is taken away costs one piece at most. A result that is
+there is not measured again (`--again` does). On a GPU a piece takes less than nine minutes; nothing is
+downloaded. `--quick` runs tiny shapes, to see that the commands work; its figures say nothing and go to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import render
+from benchmarks.catalogue import BY_NAME, CATALOGUE, PIECE_SECONDS, RESULTS, Benchmark, result_file
+
+
+def main(argv: list[str] | None = None) -> int:
+    """List, measure or render; 1 if a benchmark failed."""
+    options = arguments().parse_args(argv)
+    if options.names == ["render"]:
+        return render.main()
+    device = options.device or _device()
+    folder = options.out or RESULTS / ("gpu" if device == "cuda" else "cpu")
+    if options.quick and options.out is None:
+        folder = Path(tempfile.mkdtemp(prefix="benchmarks-quick-"))
+    if options.names == ["list"]:
+        for benchmark in CATALOGUE:
+            state = "measured" if result_file(benchmark, folder).exists() else "not yet measured"
+            print(f"{benchmark.name:<22} {state:<18} {benchmark.about}")
+        return 0
+    chosen = list(CATALOGUE) if options.names in (["all"], ["gpu"]) else [BY_NAME[name] for name in options.names]
+    succeeded = [measure(benchmark, device, folder, options) for benchmark in chosen]  # one failure ends no other
+    return int(not all(succeeded))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ("list", "render", "all", "gpu", *BY_NAME)
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/gpu or cpu)")
+    parser.add_argument("--again", action="store_true", help="measure what has been measured")
+    parser.add_argument("--corpus", type=Path, help="a prepared corpus; without it a small one is made")
+    return parser
+
+
+def measure(benchmark: Benchmark, device: str, folder: Path, options: argparse.Namespace) -> bool:
+    """Start one benchmark if there is something to do; False if it failed."""
+    extra, out = benchmark.arguments(device, options.quick), result_file(benchmark, folder)
+    if extra is None:
+        print(f"{benchmark.name}: nothing to measure on {device}")
+        return True
+    if out.exists() and not options.again and not benchmark.needs_corpus:  # a study goes on by itself
+        print(f"{benchmark.name}: measured already ({out})")
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", benchmark.module, *extra, benchmark.out, str(out)]
+    if benchmark.needs_corpus:
+        work = folder / f"{benchmark.name}.work"
+        command += ["--data", str(options.corpus or small_corpus(work)), "--work", str(work)]
+    print(f"{benchmark.name}: {' '.join(command[1:])}", flush=True)
+    try:
+        code = subprocess.run(command, timeout=PIECE_SECONDS if device == "cuda" else None).returncode
+    except subprocess.TimeoutExpired:
+        print(f"{benchmark.name}: stopped after {PIECE_SECONDS} s", file=sys.stderr)
+        return False
+    if code:
+        print(f"{benchmark.name}: failed with exit status {code}", file=sys.stderr)
+    return code == 0
+
+
+def small_corpus(work: Path) -> Path:
+    """The docstrings of this machine's libraries, prepared: enough to see that everything works."""
+    from electra_core.docstrings import documents, write_corpus
+    from electra_core.prepare import prepare
+
+    data = work / "data"
+    if not data.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_corpus(work / "docstrings.txt", documents())
+        prepare([work / "docstrings.txt"], data, vocab_size=8192, heldout_fraction=0.02)
+    return data
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

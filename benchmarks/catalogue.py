@@ -1,0 +1,81 @@
+"""Every benchmark: what it measures, how it is started, and where its result lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PIECE_SECONDS = 540
+"""Longest that one piece may take on a GPU, which is lent by the ten minutes."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One program, and its arguments for a GPU, a CPU and a quick look on a CPU."""
+
+    name: str
+    about: str
+    module: str
+    gpu: tuple[str, ...] | None = ()
+    """None: has nothing to do on a GPU."""
+    cpu: tuple[str, ...] | None = None
+    """None: says nothing on a CPU, where `quick` only shows that the command works."""
+    quick: tuple[str, ...] = ()
+    out: str = "--out"
+    """Its option for the result file."""
+    suffix: str = ".json"
+    needs_corpus: bool = False
+
+    def arguments(self, device: str, quick: bool) -> tuple[str, ...] | None:
+        """What it is started with; None if it has nothing to measure there."""
+        return (*self.quick, "--device", device) if quick else self.gpu if device == "cuda" else self.cpu
+
+
+def _kernel(name: str, about: str) -> Benchmark:
+    return Benchmark(name, about, f"benchmarks.bench_{name}", quick=("--repetitions", "1"))
+
+
+_STEP = ("--precision", "bf16", "--threads", "1")
+_TINY_STEP = ("--model", "tiny", "--batch", "2", "--length", "16", "--rounds", "1", "--threads", "1")
+
+# The most valuable first: a GPU may be taken away at any time.
+CATALOGUE = (
+    Benchmark(
+        "pretrain_small_bf16", "Pre-training, ELECTRA-Small and BERT's MLM of its size, in bf16",
+        "benchmarks.bench_pretrain", ("--precision", "bf16", "--batch", "128", "--steps", "10"),
+        (*_STEP, "--rounds", "3"), (*_TINY_STEP, "--precision", "fp32"),
+    ),
+    _kernel("attention", "Attention without padding, forward and backward"),
+    _kernel("mlm_head", "Projection on the vocabulary, loss and draw, without stored logits"),
+    Benchmark(
+        "finetune_small", "Fine-tuning and inference without padding", "benchmarks.bench_finetune",
+        ("--rounds", "3"), ("--threads", "1", "--rounds", "3"),
+        ("--model", "tiny", "--workloads", "sst2", "--rounds", "1", "--examples", "8", "--threads", "1"),
+        out="--json",
+    ),
+    _kernel("layer_norm", "Dropout, residual sum and LayerNorm; embeddings and LayerNorm"),
+    _kernel("sample_replace", "Draw and replace"),
+    _kernel("rtd_loss", "The RTD head and its loss"),
+    Benchmark(
+        "pretrain_base_bf16", "Pre-training, ELECTRA-Base at 512", "benchmarks.bench_pretrain",
+        ("--model", "base", "--precision", "bf16", "--batch", "32", "--length", "512", "--steps", "3"),
+        quick=(*_TINY_STEP, "--precision", "fp32"),
+    ),
+    Benchmark(
+        "pretrain_small_fp32", "Pre-training in fp32", "benchmarks.bench_pretrain",
+        ("--precision", "fp32", "--batch", "128", "--steps", "5"),
+        ("--precision", "fp32", "--threads", "1", "--rounds", "3"), (*_TINY_STEP, "--precision", "fp32"),
+    ),
+    Benchmark(
+        "learning", "Learning for equal FLOPs and equal time", "benchmarks.learning_study",
+        ("--budget", "ten-minutes", "--piece-minutes", "7", "--minutes", "1"),
+        ("--budget", "minutes"), ("--budget", "quick"), suffix=".jsonl", needs_corpus=True,
+    ),
+)  # fmt: skip
+BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}
+
+
+def result_file(benchmark: Benchmark, folder: Path) -> Path:
+    """Where its result lies below `folder`."""
+    return folder / f"{benchmark.name}{benchmark.suffix}"
