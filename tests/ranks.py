@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120
+SECONDS = 300
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -59,3 +59,77 @@ def pretrain_rank(data: Path, out: Path, changes: dict[str, Any], sizes: dict[st
     result = pretrain(data, out, model="tiny", changes=changes, encoder_changes=sizes, quiet=True, device="cpu",
                       **options)  # fmt: skip
     return result.steps, result.tokens, result.evaluation, result.stopped_by
+
+
+def local_share(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> float:
+    """Of the numbers in a sharded model, the part that this rank stores."""
+    import torch
+
+    from electra_core.corpus import Corpus
+    from electra_core.distributed import join_ranks, local, shard
+    from electra_core.encoder import Layer
+    from electra_core.objectives import build_objective
+    from electra_core.pretrain import resolve_config
+
+    device = torch.device("cpu")
+    ranks = join_ranks(device)
+    model = build_objective(*resolve_config("tiny", changes, sizes, Corpus.open(data)))
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    shard(model, [module for module in model.modules() if isinstance(module, Layer)], device)
+    stored = sum(local(parameter).numel() for parameter in model.parameters())
+    ranks.leave()
+    return stored / numbers
+
+
+def evaluation_of(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> dict[str, float]:
+    """Of a model that has learned nothing, split over the ranks."""
+    from contextlib import nullcontext
+
+    import torch
+
+    from electra_core.corpus import Corpus
+    from electra_core.distributed import join_ranks
+    from electra_core.evaluation import evaluate
+    from electra_core.objectives import build_objective
+    from electra_core.pretrain import resolve_config
+
+    device = torch.device("cpu")
+    ranks = join_ranks(device)
+    encoder, config = resolve_config("tiny", changes, sizes, Corpus.open(data))
+    model = build_objective(encoder, config)
+    figures = evaluate(model, Corpus.open(data, "heldout"), config, device, nullcontext(), ranks)
+    ranks.leave()
+    return figures
+
+
+def stop_one(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """(steps, reason) of a run in which only rank 1 has a time limit."""
+    limit = {"max_minutes": 0.0} if os.environ["RANK"] == "1" else {}
+    steps, _, _, reason = pretrain_rank(data, out, changes, sizes, limit)
+    return steps, reason
+
+
+def with_nan_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> float:
+    """A run whose loss is NaN on rank 1 in the third step; returns the sum of all weights."""
+    import dataclasses
+    import math
+
+    from electra_core import pretrain
+    from electra_core.electra import Electra
+
+    whole, built, models = Electra.forward, pretrain.build_optimizer, []
+    calls = iter(range(1000))
+
+    def spoiled(self: Any, batch: Any, seed: Any) -> Any:
+        output = whole(self, batch, seed)
+        if self.training and next(calls) == 2 and os.environ["RANK"] == "1":
+            return dataclasses.replace(output, loss=output.loss * math.nan)
+        return output
+
+    def seen(model: Any, config: Any) -> Any:
+        models.append(model)
+        return built(model, config)
+
+    Electra.forward, pretrain.build_optimizer = spoiled, seen  # type: ignore[method-assign]
+    pretrain_rank(data, out, changes, sizes, {})
+    return sum(float(parameter.detach().double().sum()) for parameter in models[0].parameters())

@@ -1,0 +1,218 @@
+"""Several processes train as one does: equal batches, equal losses, one checkpoint for all, and one fate.
+
+The processes talk over gloo, as they do on machines without GPUs; NCCL has not been run here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import evaluation_of, local_share, pretrain_rank, run_ranks, stop_one, with_nan_on_rank_1
+from test_pretrain import ORIGINAL, RUN, SIZES, make_data, rows, state, train
+
+from electra_core.batches import Batches
+from electra_core.corpus import Corpus
+from electra_core.pretrain import resolve_config
+
+CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9}
+FSDP = {"sharding": "fsdp"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("corpus"))
+
+
+def on_ranks(size: int, data: Path, out: Path, changes: dict[str, Any] | None = None, **options: Any) -> Path:
+    """A run by `size` processes, each of which reports the same."""
+    reports = run_ranks(size, pretrain_rank, data, out, CHANGES | (changes or {}), SIZES, options)
+    assert all(report == reports[0] for report in reports), reports
+    assert reports[0][0] == RUN["steps"], reports[0]
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train(data, out, CHANGES)
+    return out
+
+
+@pytest.fixture(scope="module")
+def four(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by four."""
+    return on_ranks(4, data, tmp_path_factory.mktemp("four") / "run")
+
+
+def assert_like(ours: Path, theirs: Path) -> None:
+    """Losses, evaluations, weights and optimizer state within the rounding of a sum in another order."""
+    for row, other in zip(rows(ours), rows(theirs), strict=True):
+        for name in other.keys() - {"data_wait", "memory_mb", "warnings"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (name, row["step"])
+    one, two = state(ours), state(theirs)
+    assert one.keys() == two.keys()
+    for name in one:
+        # A gradient near 0 may round to either side of it; Adam then takes a step of its full length there.
+        assert (one[name] - two[name]).abs().mean() < 1e-5, name
+    for part in ("discriminator", "generator"):
+        sizes = [(run / part / "model.safetensors").stat().st_size for run in (ours, theirs)]
+        assert sizes[0] == sizes[1]
+
+
+def until(folder: Path, run: Path, step: int) -> Path:
+    """A copy of a run as it was after `step` steps."""
+    shutil.copytree(run, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    return folder
+
+
+# The same run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (4, 1), (2, 2)])
+def test_all_shares_together_are_the_batch(data: Path, size: int, accumulate: int) -> None:
+    """Word ids, masks and weights; and where each share's random numbers begin."""
+    corpus, device = Corpus.open(data), torch.device("cpu")
+    _, config = resolve_config("tiny", CHANGES | {"accumulate": accumulate}, SIZES, corpus)
+    _, undivided = resolve_config("tiny", CHANGES, SIZES, corpus)
+    for step in (0, 3):
+        (whole,) = Batches(corpus, undivided, device)(step)
+        shares = [part for rank in range(size) for part in Batches(corpus, config, device, rank, size)(step)]
+        assert len(shares) == size * accumulate
+        assert torch.equal(torch.cat([s.tokens.input_ids_T for s in shares]), whole.tokens.input_ids_T)
+        assert torch.equal(torch.cat([s.masked_ids_T for s in shares]), whole.masked_ids_T)
+        positions = torch.cat([s.masked_positions_M + int(s.first_token) for s in shares])
+        assert torch.equal(positions, whole.masked_positions_M)
+        assert sum(float(s.token_share) for s in shares) == pytest.approx(1)
+        assert sum(float(s.masked_share) for s in shares) == pytest.approx(1)
+
+
+def test_two_and_four_processes_train_as_one_does(data: Path, alone: Path, four: Path, tmp_path: Path) -> None:
+    assert_like(on_ranks(2, data, tmp_path / "two", {"accumulate": 2}), alone)
+    assert_like(four, alone)
+
+
+def test_a_generator_without_gradients(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "one", CHANGES | {"uniform_generator": True})
+    assert_like(on_ranks(2, data, tmp_path / "two", {"uniform_generator": True}), tmp_path / "one")
+
+
+def test_four_that_resume_are_four_uninterrupted_bit_for_bit(data: Path, four: Path, tmp_path: Path) -> None:
+    """More than two summands: their order has to be that of the uninterrupted run, too."""
+    run = on_ranks(4, data, until(tmp_path / "run", four, 4), resume=True)
+    ours, theirs = state(run), state(four)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_two_one(data: Path, alone: Path, tmp_path: Path) -> None:
+    run = on_ranks(2, data, until(tmp_path / "two", alone, 2), resume=True)
+    run = until(tmp_path / "one", run, 4)
+    train(data, run, CHANGES, resume=True)
+    assert_like(run, alone)
+
+
+# Sharded ------------------------------------------------------------------------------------------------------
+
+
+def test_each_process_stores_a_part_of_a_sharded_model(data: Path) -> None:
+    shares = run_ranks(2, local_share, data, CHANGES | FSDP, SIZES)
+    assert all(0.4 < share < 0.6 for share in shares) and sum(shares) == pytest.approx(1), shares
+
+
+@pytest.mark.parametrize("changes", [{}, {"tying": "disentangled", "optimizer": "adamw", "accumulate": 2}])
+def test_sharded_trains_as_unsharded(data: Path, alone: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    if changes:
+        train(data, tmp_path / "one", CHANGES | changes)
+    sharded = on_ranks(2, data, tmp_path / "sharded", FSDP | changes)
+    assert_like(sharded, tmp_path / "one" if changes else alone)
+
+
+def test_checkpoints_are_the_same_sharded_or_not(data: Path, alone: Path, tmp_path: Path) -> None:
+    """One process, then two with half of the model each, then one."""
+    run = on_ranks(2, data, until(tmp_path / "sharded", alone, 2), FSDP, resume=True)
+    run = until(tmp_path / "whole", run, 4)
+    train(data, run, CHANGES, resume=True)
+    assert_like(run, alone)
+
+
+# One fate -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_the_same_however_it_is_split(data: Path) -> None:
+    """Three batches over two processes, bit for bit."""
+    arguments = (data, CHANGES | {"eval_examples": 150}, SIZES)
+    (alone,), two = run_ranks(1, evaluation_of, *arguments), run_ranks(2, evaluation_of, *arguments)
+    assert "eval_rtd_auc" in alone and two == [alone, alone]
+
+
+def test_one_stops_all_stop_at_the_same_step(data: Path, tmp_path: Path) -> None:
+    reports = run_ranks(2, stop_one, data, tmp_path / "run", CHANGES | {"eval_every": 100}, SIZES)
+    assert reports == [(2, "time limit")] * 2, "one step later than it was known"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(data: Path, tmp_path: Path) -> None:
+    sums = run_ranks(2, with_nan_on_rank_1, data, tmp_path / "run", CHANGES, SIZES)
+    assert sums[0] == sums[1], "the same weights"
+    assert [row["skipped_steps"] for row in rows(tmp_path / "run") if "loss" in row] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_batch_that_cannot_be_split_is_told_before_anything_starts(data: Path, tmp_path: Path) -> None:
+    reports = run_ranks(3, pretrain_rank, data, tmp_path / "run", CHANGES, SIZES, {})
+    assert reports[0].startswith("UserError: batch_size: 8 sequences cannot be split evenly over 3")
+    assert reports[1:] == ["AnotherRankFailed: rank 0 has an error"] * 2
+    assert not (tmp_path / "run").exists()
+
+
+BREAKS_ONCE = """
+import os, sys
+from pathlib import Path
+from electra_core import batches
+from electra_core.cli import main
+whole, flag = batches.Batches.__call__, Path(sys.argv[1])
+def broken(self, step):
+    if step == 5 and self.rank == 1 and not flag.exists():
+        flag.touch()
+        raise RuntimeError("broken on purpose")
+    return whole(self, step)
+batches.Batches.__call__ = broken
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def torchrun(script: Path, restarts: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), str(script), *arguments]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=240)  # fmt: skip
+
+
+def test_a_failing_process_ends_the_others_and_torchrun_starts_them_again(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
+    """--resume on an empty RUN starts it, so one command serves for the start and for every restart."""
+    script, out, flag = tmp_path / "breaks.py", tmp_path / "run", tmp_path / "flag"
+    script.write_text(BREAKS_ONCE, encoding="utf-8")
+    arguments = ["pretrain", "--data", str(data), "--out", str(out), "--config", str(alone / "config.toml")]
+    arguments += ["--resume", "--quiet", "--device", "cpu"]
+    began = time.monotonic()
+    ended = torchrun(script, 0, str(flag), *arguments)
+    assert ended.returncode == 1 and time.monotonic() - began < 120, "not after the timeout of half an hour"
+    assert "RuntimeError: broken on purpose" in ended.stderr
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000004"
+    flag.unlink()
+    again = torchrun(script, 1, str(flag), *arguments)
+    assert again.returncode == 0 and "broken on purpose" in again.stderr, again.stderr
+    assert again.stdout.count("8 steps, ") == 1, "rank 0 alone tells"
+    assert_like(out, alone)
