@@ -56,5 +56,5 @@ class Journal:
         try:
             content = json.loads(self._path.read_bytes())
             return content["state"] if content["settings"] == self._settings else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None

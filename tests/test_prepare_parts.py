@@ -172,7 +172,7 @@ def test_what_a_killed_run_left_is_of_no_use_to_another(tmp_path: Path) -> None:
     assert Journal(tmp_path, {"seed": 0}).state == {"documents": 3}
     assert len(list(tmp_path.iterdir())) == 2
     assert Journal(tmp_path, {"seed": 1}).state is None and not list(tmp_path.iterdir())
-    for damaged in ("", "{", "[]", '{"settings": {"seed": 0}}'):
+    for damaged in ("", "{", "[]", "[" * 100_000, '{"settings": {"seed": 0}}'):
         (tmp_path / "journal.json").write_text(damaged)
         assert Journal(tmp_path, {"seed": 0}).state is None
 
