@@ -146,7 +146,11 @@ class Study:
 
     def _environment(self) -> Row:
         corpus = {"fingerprint": self.corpus.fingerprint, "tokens": self.corpus.num_tokens}
-        return {"kind": "environment", "corpus": corpus, "environment": environment(self.device)}
+        command = (
+            "python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl"  # no paths of a machine
+        )
+        measured_with = {**environment(self.device), "command": f"{command} --budget {self.options.budget}"}
+        return {"kind": "environment", "corpus": corpus, "environment": measured_with}
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
