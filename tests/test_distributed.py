@@ -208,7 +208,7 @@ def test_a_failing_process_ends_the_others_and_torchrun_starts_them_again(
     arguments += ["--resume", "--quiet", "--device", "cpu"]
     began = time.monotonic()
     ended = torchrun(script, 0, str(flag), *arguments)
-    assert ended.returncode == 1 and time.monotonic() - began < 120, "not after the timeout of half an hour"
+    assert ended.returncode == 1 and time.monotonic() - began < 230, "not after the timeout of half an hour"
     assert "RuntimeError: broken on purpose" in ended.stderr
     assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000004"
     flag.unlink()
