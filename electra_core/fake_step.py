@@ -10,7 +10,8 @@ stage of the model that was running. What is alive when the backward pass begins
 Memory that a kernel takes and returns inside is not seen.
 
 **Launches.** An operation that only changes how memory is looked at costs none; PyTorch's others count 1, lists
-of tensors as many as their multi-tensor kernels take, our own operators what `KERNELS` says (read from the kernels).
+of tensors as many as their multi-tensor kernels take, our own operators what `KERNELS` says, a table that was
+made by reading the kernels.
 """
 
 from __future__ import annotations
