@@ -140,7 +140,7 @@ def compressed(folder: Path) -> Reader:
     import zstandard
 
     content = TEXT.encode() * 20
-    files = {"a.gz": gzip.compress(content), "a.xz": lzma.compress(content), "a.zst": zstandard.compress(content)}
+    files = {"a.gz": gzip.compress(content, mtime=0), "a.xz": lzma.compress(content), "a.zst": zstandard.compress(content)}
 
     def read(path: Path) -> None:
         with ByteFile(path.name, path) as file:
@@ -159,7 +159,7 @@ def rows(folder: Path) -> Reader:
         "a.txt": TEXT.encode(),
         "a.json": json.dumps(wanted).encode(),
         "a.parquet": parquet(wanted),
-        "a.csv.gz": gzip.compress(csv_of(wanted, ",")),
+        "a.csv.gz": gzip.compress(csv_of(wanted, ","), mtime=0),
     }
     return of_files(folder, files, lambda path: [str(row.cells) for row in read_rows(path)])
 
