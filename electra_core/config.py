@@ -224,13 +224,13 @@ PRESETS: dict[str, Preset] = {
     # Ours, for a CPU; docs/decisions.md tells how it was found. Without dropout: it sees no text often.
     "tiny": Preset(
         _encoder(
-            4, 128, vocab_size=8192, num_attention_heads=4, initializer_range=0.08,
+            4, 128, vocab_size=8192, num_attention_heads=4, initializer_range=0.04,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         PretrainConfig(
             model="tiny", steps=8_500, batch_size=16, learning_rate=1e-3, warmup_steps=50, adam_beta2=0.98,
             optimizer="muon", muon_learning_rate=0.01, embedding_init="cooccurrence", position_init="local",
-            generator_hidden_size=64, generator_attention_heads=2, generator_intermediate_size=256,
+            generator_hidden_size=32, generator_attention_heads=2, generator_intermediate_size=128,
             generator_layers=1, checkpoint_every=500, eval_every=250,
         ),
     ),
