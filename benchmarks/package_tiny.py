@@ -68,13 +68,13 @@ tags: [electra, replaced-token-detection]
 # ELECTRA tiny
 
 A small ELECTRA for looking at, for tests and for the demo: a discriminator of 4 layers, 128 wide; a generator of
-1 layer, 64 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
+1 layer, 32 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
 enough to be pre-trained on one CPU core in under an hour.
 
 ## Where it comes from
 
     electra prepare --text TEXT --out DATA --vocab-size 8192 --sample-characters 20000000
-    electra pretrain --data DATA --out RUN --model tiny
+    electra pretrain --data DATA --out RUN --model tiny --steps {rows[-1]["step"]}
     python -m benchmarks.package_tiny RUN --data DATA …
 
 - text: {options.text}

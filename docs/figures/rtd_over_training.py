@@ -26,4 +26,4 @@ auc.set_title("Discriminator: RTD AUC")
 for plot in (mlm, rtd, auc):
     plot.set_xlabel("step")
     plot.set_xlim(0, steps[-1])
-save(figure, target(__file__), "tiny: held-out losses and AUC over 8,500 steps")
+save(figure, target(__file__), f"tiny: held-out losses and AUC over {steps[-1]:,} steps")
