@@ -140,7 +140,11 @@ def compressed(folder: Path) -> Reader:
     import zstandard
 
     content = TEXT.encode() * 20
-    files = {"a.gz": gzip.compress(content, mtime=0), "a.xz": lzma.compress(content), "a.zst": zstandard.compress(content)}
+    files = {
+        "a.gz": gzip.compress(content, mtime=0),
+        "a.xz": lzma.compress(content),
+        "a.zst": zstandard.compress(content),
+    }
 
     def read(path: Path) -> None:
         with ByteFile(path.name, path) as file:
