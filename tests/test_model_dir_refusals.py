@@ -1,0 +1,243 @@
+"""What may lie in a model directory: everything damaged, strange or hostile is refused in one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_model_dir import PROJECTED, make
+
+import electra_core
+from electra_core.errors import UserError
+
+# What may lie in a directory -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    make("ElectraForPreTraining").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(directory: Path, match: str) -> str:
+    with pytest.raises(UserError, match=match) as caught:
+        electra_core.Discriminator.from_pretrained(directory)
+    return str(caught.value)
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    raw = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(raw | changes))
+
+
+def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
+    tensors: dict[str, Any] = load_file(directory / "model.safetensors")
+    for name, value in changes.items():
+        tensors[name] = value
+    save_file({k: v for k, v in tensors.items() if v is not None}, directory / "model.safetensors")
+
+
+LAYER = "electra.encoder.layer.1."
+
+
+def test_amiss_tensors_are_listed_all_at_once(directory: Path) -> None:
+    edit_weights(
+        directory,
+        **{
+            LAYER + "attention.self.key.weight": None,
+            LAYER + "output.dense.bias": torch.zeros(25),
+            "electra.encoder.layer.3.output.dense.bias": torch.zeros(24),
+            "discriminator_predictions.dense_prediction.bias": None,
+        },
+    )
+    message = refused(directory, "not those of a Discriminator as config.json describes it")
+    for line in (
+        f"missing: {LAYER}attention.self.key.weight [24, 24]",
+        f"wrong shape: {LAYER}output.dense.bias [25], expected [24]",
+        "unexpected: electra.encoder.layer.3.output.dense.bias [24]",
+        "missing: discriminator_predictions.dense_prediction.bias [1]",
+    ):
+        assert line in message
+
+
+def test_a_generator_does_not_pass_for_a_discriminator(tmp_path: Path) -> None:
+    make("ElectraForMaskedLM").save_pretrained(tmp_path)
+    refused(tmp_path, r"missing: discriminator_predictions\.dense\.weight")
+
+
+def test_a_directory_that_claims_a_head_must_have_it(tmp_path: Path) -> None:
+    make("ElectraForSequenceClassification").save_pretrained(tmp_path)
+    edit_weights(tmp_path, **{"classifier.out_proj.bias": None})
+    with pytest.raises(UserError, match=r"missing: classifier\.out_proj\.bias \[3\]"):
+        electra_core.SequenceClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 2000, -1], ids=lambda n: f"{n} bytes")
+def test_truncated_weights(directory: Path, keep: int) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(directory, "damaged or not a safetensors file")
+
+
+def test_a_header_that_promises_more_than_there_is(directory: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(directory, "damaged or not a safetensors file")
+
+
+def test_wrong_dtypes(directory: Path) -> None:
+    edit_weights(directory, **{LAYER + "output.dense.bias": torch.zeros(24, dtype=torch.int64)})
+    refused(directory, "output.dense.bias has dtype I64; expected one of F64, F32, F16, BF16")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"vocab_size": 10**15}, "vocab_size expects an integer from 1 to"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers expects an integer from 1 to 1024"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers expects"),
+        ({"hidden_size": 16777215}, "wrong shape"),
+        ({"hidden_size": 24.5}, "hidden_size expects"),
+        ({"hidden_size": "24"}, "hidden_size expects a value of type int, got '24'"),
+        ({"num_attention_heads": 5}, "does not divide hidden_size 24"),
+        ({"hidden_dropout_prob": 1.5}, r"hidden_dropout_prob expects a number in \[0, 1\)"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps expects a finite number"),
+        ({"model_type": "bert"}, "model_type is 'bert'; this implementation has only 'electra'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"embedding_size": 24}, "wrong shape"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_absurd_configs(directory: Path, change: dict[str, Any], match: str) -> None:
+    edit_config(directory, **change)
+    refused(directory, match)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"model_type": "\ud800'])
+def test_a_config_that_is_no_json_object(directory: Path, text: str) -> None:
+    (directory / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(directory, r"config\.json: (not valid JSON|expected a JSON object)")
+
+
+@pytest.mark.parametrize("labels", [{"0": "a", "2": "b"}, {}, {"0": 7}, ["a"], "ab"], ids=str)
+def test_labels_that_cannot_be(tmp_path: Path, labels: Any) -> None:
+    make("ElectraForTokenClassification").save_pretrained(tmp_path)
+    edit_config(tmp_path, id2label=labels)
+    with pytest.raises(UserError, match="id2label expects names"):
+        electra_core.TokenClassifier.from_pretrained(tmp_path)
+
+
+class Bomb:
+    """Unpickled by a trusting reader, this writes a file."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_nothing_in_a_pickle_is_executed(directory: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    (directory / "model.safetensors").unlink()
+    if how == "pickle":
+        (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    else:
+        torch.save({"electra.embeddings.LayerNorm.weight": Bomb()}, directory / "pytorch_model.bin")
+    refused(directory, "not a file of plain tensors, nothing was executed")
+    assert not (directory / "executed").exists()
+
+
+def test_a_pickle_named_safetensors(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(pickle.dumps(Bomb()) * 10)
+    refused(directory, "damaged or not a safetensors file")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [torch.zeros(2)], {"x": torch.zeros(2, dtype=torch.int32)}], ids=str)
+def test_a_bin_of_something_else(directory: Path, value: Any) -> None:
+    (directory / "model.safetensors").unlink()
+    torch.save(value, directory / "pytorch_model.bin")
+    refused(directory, "expected a dictionary of tensors|not a dense tensor of floats")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_links_out_of_the_directory(directory: Path, file: str) -> None:
+    (directory / file).rename(directory.parent / "elsewhere")
+    (directory / file).symlink_to(directory.parent / "elsewhere")
+    refused(directory, "is a link out of its directory")
+
+
+def test_the_hubs_cache_may_link_to_its_blobs(directory: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--some--model"
+    snapshot = cache / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for file in ("model.safetensors", "config.json"):
+        (directory / file).rename(cache / "blobs" / file)
+        (snapshot / file).symlink_to(f"../../blobs/{file}")
+    assert electra_core.Discriminator.from_pretrained(snapshot).config == PROJECTED
+
+
+@pytest.mark.parametrize("shard", ["../elsewhere", "/etc/passwd", "sub/file", "", ".."])
+def test_an_index_names_only_files_beside_it(directory: Path, shard: str) -> None:
+    (directory / "model.safetensors").rename(directory.parent / "elsewhere")
+    index = {"weight_map": {"electra.embeddings.LayerNorm.weight": shard}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(directory, "is not the name of a file in this directory")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"a": 1}}], ids=str)
+def test_a_broken_index(directory: Path, index: Any) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(directory, "expected a weight_map from tensors to files")
+
+
+def test_a_missing_shard(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(directory, "model-00001-of-00002.safetensors: no such file")
+
+
+def test_empty_and_absent_directories(tmp_path: Path) -> None:
+    refused(tmp_path, "is not a model directory: it has no config.json")
+    refused(tmp_path / "nothing", "no such model directory")
+    (tmp_path / "config.json").write_text('{"model_type": "electra"}')
+    refused(tmp_path, "holds no weights: expected model.safetensors")
+    (tmp_path / "model.safetensors").mkdir()
+    refused(tmp_path, "model.safetensors: no such file")
+
+
+# The Hub itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_name_goes_through_its_library(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        calls.append((name, revision, allow_patterns[0]))
+        return str(directory)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    model = electra_core.Discriminator.from_pretrained("some/model", revision="v1")
+    assert model.config == PROJECTED and calls == [("some/model", "v1", "*.safetensors")]
+
+
+def test_a_hub_name_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(UserError, match=r"some/model: not a directory, and not fetched .*no route to host"):
+        electra_core.Discriminator.from_pretrained("some/model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"install the extra: pip install 'electra-core\[hub\]'"):
+        electra_core.Discriminator.from_pretrained("some/model")
