@@ -52,6 +52,8 @@ class Tally:
     resumes: int = 0
     at_step: list[int] = field(default_factory=list)
     """The newest row of the log at each kill of a pre-training run."""
+    after_seconds: list[float] = field(default_factory=list)
+    """How long each killed process had lived."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             tally.stories += 1
             record = report(options, tally, seconds)
             print(f"{tally.kills.total()} kills, {tally.stories} stories, all equal", file=sys.stderr)
-    print(json.dumps(dict(list(record.items())[:4]), indent=1))
+    print(json.dumps({name: record[name] for name in list(record)[:4]}, indent=1))
 
 
 def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[st
         "stories_equal_to_the_uninterrupted_one": tally.stories,
         "steps_of_a_story": options.steps,
         "log_at_step_when_killed": tally.at_step,
+        "killed_after_seconds": tally.after_seconds,
         "seconds_of_the_uninterrupted_story": round(seconds, 1),
         "environment": environment(torch.device("cpu")),
     }
@@ -111,7 +114,7 @@ def tell(
         (tiny_run.pretrain_command(data, run, steps, *often), [run, run / "checkpoints"]),
     ):
         while not (command[0] == "prepare" and data.exists()):
-            pid = tiny_run.start(command, log)
+            pid, began = tiny_run.start(command, log), time.monotonic()
             if tally.kills.total() >= kills:
                 code = tiny_run.wait(pid)
             else:
@@ -121,6 +124,7 @@ def tell(
             if code != -signal.SIGKILL:
                 sys.exit(f"a resumed process ended with {code}:\n{log.read_text(encoding='utf-8')}")
             tally.resumes += 1
+            tally.after_seconds.append(round(time.monotonic() - began, 3))
             tally.kills[unfinished(folders) or "nothing"] += 1
             if rows := read_metrics(run / "metrics.jsonl"):
                 tally.at_step.append(int(rows[-1]["step"]))
