@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks.harness import environment
 from electra_core.byte_files import ByteFile
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples
@@ -55,7 +57,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = open_rows(options, Path(folder)) if options.what == "open" else prepare_rows(options, Path(folder))
-    result = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows}
+    result = {"rows": rows, "environment": environment(torch.device("cpu"))}
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -115,8 +117,6 @@ def drop_from_cache(folder: Path) -> None:
 
 def run_open(folder: Path) -> dict[str, Any]:
     """Opens, takes a batch, takes more."""
-    import torch  # noqa: F401  so that its import is in no figure
-
     before, start = _memory(), time.perf_counter()
     corpus = Corpus.open(folder)
     opened = time.perf_counter()

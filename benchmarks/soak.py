@@ -28,6 +28,7 @@ from electra_core.metrics_log import read_metrics
 
 STEPS = 10_000_000  # more than there is time for
 OFTEN = ("--checkpoint-every", "100", "--eval-every", "200", "--log-every", "50")
+MEMORY = {"memory_mb": "VmRSS", "own_memory_mb": "RssAnon", "mapped_files_mb": "RssFile"}
 WARM_UP = 0.1  # of the time, left out of the figures: caches fill, the best checkpoint is found
 
 
@@ -80,7 +81,7 @@ def sample(pid: int, run: Path) -> dict[str, float]:
         return {}
     rows = read_metrics(run / "metrics.jsonl")
     return {
-        "memory_mb": round(int(facts["VmRSS"].split()[0]) * 1024 / 1e6, 2),
+        **{name: round(int(facts[key].split()[0]) * 1024 / 1e6, 2) for name, key in MEMORY.items()},
         "open_files": files,
         "threads": int(facts["Threads"]),
         "processor_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
