@@ -181,13 +181,17 @@ def _finetune(commands: Any) -> None:
                               "for a named task also the data set's folder")  # fmt: skip
     command.add_argument("--dev", help="as --train; default: a tenth of the training data is held out")
     command.add_argument("--out", required=True, help="folder of the fine-tuned model")
+    command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
     command.add_argument(
         "--cache", metavar="DIR",
         help="folder that keeps tokenised data for later runs (default: ~/.cache/electra-core/tokens; none: off)",
     )  # fmt: skip
     _columns(command)
     _common(command)
-    _fields(command.add_argument_group("settings"), FinetuneSettings)
+    group = command.add_argument_group("settings")
+    _fields(group, FinetuneSettings)
+    group.add_argument("--fp32", action="store_const", const="fp32", dest="precision", default=argparse.SUPPRESS,
+                       help="short for --precision fp32")  # fmt: skip
 
 
 def _evaluate(commands: Any) -> None:
@@ -322,6 +326,7 @@ def _output(command: argparse.ArgumentParser) -> None:
 
 def _machine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

@@ -145,7 +145,7 @@ def finetune(options: Namespace) -> int:
     settings = FinetuneSettings(**{**recommended, **given(options, FinetuneSettings)})
     report = finetune(
         options.model, task, train, dev, options.out, settings, device=options.device,
-        overwrite=options.overwrite, quiet=options.quiet,
+        resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,
         cache=None if options.cache == "none" else options.cache or default_folder(),
     )  # fmt: skip
     print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
@@ -218,7 +218,7 @@ def _submission(predictor: Any, options: Namespace) -> None:
 def _predictor(options: Namespace) -> Any:
     from electra_core.predict import load
 
-    return load(options.model, device=options.device)
+    return load(options.model, device=options.device, precision=options.precision)
 
 
 def detect(options: Namespace) -> None:

@@ -6,6 +6,7 @@
             the learning rate decayed by layer, warmed up, then linearly down to zero
     keep    whenever the dev data are judged better than ever before, OUT/ becomes that model: a model
             directory of the Hub's layout with task.json beside it
+    resume  at every evaluation a checkpoint, from which `--resume` goes on bit for bit (`finetune_folder.py`)
     report  metrics.json in OUT/; metrics.jsonl (and TensorBoard) while it runs
 
 Small data sets vary a lot with the seed (Dodge et al. 2020), so `seeds` trains several times and reports
@@ -15,11 +16,10 @@ is the one to quote.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,29 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, batch_order
 from electra_core.finetune_data import Data, adapted, encode_data, matching_tokenizer, read_data
+from electra_core.finetune_folder import (
+    Keeper,
+    Run,
+    check_identity,
+    finished_report,
+    identity,
+    log_folder,
+    make_folder,
+    runs_of,
+    shown,
+    write_json,
+)
 from electra_core.finetune_model import starting_model
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
-from electra_core.named_tasks import save_task
 from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
 from electra_core.predict import run_model
 from electra_core.progress import progress
+from electra_core.run_folder import find_checkpoint
 from electra_core.tasks import TaskModel
-from electra_core.tokenizer import Tokenizer
+from electra_core.token_cache import fingerprint
 from electra_core.training import (
     Diverged,
     StepResult,
@@ -58,23 +70,6 @@ log = logging.getLogger("electra_core")
 TRAINING_STREAM, ORDER_STREAM = range(2)  # of random numbers; finetune_data has the third
 
 
-@dataclass
-class Run:
-    """One seed's training, and its best evaluation so far."""
-
-    seed: int
-    best: float = -np.inf
-    best_step: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    evaluations: int = 0
-    best_evaluation: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    """Of training, without the evaluations."""
-    tokens: int = 0
-    """Trained on, counted once for every epoch."""
-
-
 def finetune(
     model: str | Path,
     task: Task,
@@ -84,6 +79,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     device: str = "auto",
+    resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = log.info,
@@ -91,13 +87,13 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
-    SIGINT and SIGTERM end it after the step it is at, with an evaluation, so that `out` holds what there is.
+    SIGINT and SIGTERM end it after the step it is at; `out` holds the best model so far, and `resume` goes on.
 
     Args:
         model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.
         task: what to learn; its labels may be empty.
         train, dev: files as the task reads them. Without `dev`, a tenth of the training data is held out.
-        out: must not exist, be empty, or be there to be written into with `overwrite`.
+        out: must not exist, be empty, or be there to be gone on with (`resume`) or written into (`overwrite`).
         say: takes lines for the user.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
 
@@ -105,70 +101,58 @@ def finetune(
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
 
     Raises:
-        UserError: data or model that cannot be used (nothing is written then), or a loss that diverges.
+        UserError: data or model that cannot be used (nothing is written then), a checkpoint of another
+            fine-tuning, or a loss that diverges.
     """
     settings, out = settings or FinetuneSettings(), Path(out)
     on_device = resolve_device(device)
     directory = model_dir.find_model(model)
+    if out.resolve() in (directory.resolve(), *directory.resolve().parents):
+        raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
     config, _ = model_dir.load_config(directory)
     settings = settings.resolved(config)
+    if resume and (done := finished_report(out, settings)) is not None:
+        say(f"{out}: all is done already")
+        return done
+    checkpoint = find_checkpoint(out, resume, overwrite)
     tokenizer = matching_tokenizer(directory, config)
     task, train_examples, dev_examples, skipped = read_data(adapted(task, settings, config), train, dev, settings)
     for bad in skipped:
         if bad.count:
             say(bad.summary())
+    prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
+    same = identity(settings, task, directory, prints)
+    if checkpoint is not None:
+        check_identity(checkpoint, same)
+        say(f"goes on at step {checkpoint.step}")
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
-    _make_folder(out, settings, overwrite)
-    counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
-    runs: list[Run] = []
-    keeper = _Keeper(out)
+    runs = runs_of(checkpoint)
+    state = make_folder(out, settings, resumed=checkpoint is not None)
+    state.begin()
+    keeper = Keeper(out, runs, checkpoint, same)
     try:
-        with StopRequest() as stop:
+        with state, keeper.writer, StopRequest() as stop:
             for seed in range(settings.seed, settings.seed + settings.seeds):
-                network = starting_model(task, directory, settings, seed).to(on_device)
-                runs.append(_train(network, task, data, settings, Run(seed), keeper, stop, quiet))
-                say(f"seed {seed}: {_shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
+                if seed not in [run.seed for run in runs]:
+                    runs.append(Run(seed))
+                if not runs[-1].over and runs[-1].seed == seed:
+                    network = starting_model(task, directory, settings, seed).to(on_device)
+                    _train(network, task, data, settings, keeper, stop, quiet)
+                    say(f"seed {seed}: {shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
                 if stop:
-                    say(f"stopped by {stop.reason}; {out} holds the best checkpoint so far")
                     break
-        report = _report(task, settings, runs, counts, skipped, stop.reason)
-        _write_json(out / "metrics.json", report)
+            stopped = stop.reason if not all(run.over for run in runs) or len(runs) < settings.seeds else None
+            counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
+            report = _report(task, settings, runs, counts, skipped, stopped)
+            write_json(out / "metrics.json", report)
+            state.end(sum(run.steps for run in runs), stopped)
+        if stopped:
+            say(f"stopped by {stopped}; {out} holds the best model so far, --resume goes on")
+        else:
+            keeper.remove_checkpoints()
     except OSError as error:  # a full disk, most likely; what was saved before is whole
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     return report
-
-
-def _make_folder(out: Path, settings: FinetuneSettings, overwrite: bool) -> None:
-    """OUT/ with the settings in it.
-
-    Raises:
-        UserError: it holds something and may not be overwritten, or cannot be made.
-    """
-    try:
-        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
-            raise UserError(f"{out}: is not an empty folder (--overwrite writes into it)")
-        out.mkdir(parents=True, exist_ok=True)
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in asdict(settings).items()]
-        (out / "config.toml").write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-
-
-class _Keeper:
-    """Writes the model directory whenever a checkpoint is better than all before it, whatever their seed."""
-
-    def __init__(self, out: Path):
-        self.out = out
-        self.best: float | None = None
-
-    def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
-        """Saves the model if its figure is the best so far."""
-        figure = metrics[task.metric]
-        if self.best is None or figure > self.best:
-            self.best = figure
-            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {_shown(metrics)}.\n"
-            model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
-            save_task(task, self.out)
 
 
 @dataclass(frozen=True)
@@ -186,16 +170,18 @@ def _train(
     task: Task,
     data: Data,
     settings: FinetuneSettings,
-    run: Run,
-    keeper: _Keeper,
+    keeper: Keeper,
     stop: StopRequest,
     quiet: bool,
-) -> Run:
-    """Trains with one seed; the best checkpoint goes to `keeper`."""
-    device = next(model.parameters()).device
+) -> None:
+    """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
+    device, run = next(model.parameters()).device, keeper.runs[-1]
     dtype = resolve_precision(settings.precision, device)
     plan = _plan(data.train, settings, run.seed)
     evaluate_after = _evaluation_steps(len(plan), settings)
+    optimizer = _optimizer(model, settings)
+    if run.steps:
+        keeper.restore(model, optimizer)
 
     def parts(step: int) -> list[Part]:
         units = sum(len(chosen) for chosen in plan[step])
@@ -209,33 +195,42 @@ def _train(
 
     warmup = round(settings.warmup * len(plan))
     steps = training_steps(
-        model, _optimizer(model, settings), loss, parts,
+        model, optimizer, loss, parts,
         schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
-        first_step=0, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
+        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
         autocast=autocast_context(device, dtype),
     )  # fmt: skip
-    metrics_log = MetricsLog(keeper.out if settings.seeds == 1 else _seed_folder(keeper.out, run.seed))
+    metrics_log = MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps)
     started = time.perf_counter()
     try:
         with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", quiet=quiet) as bar:
+            bar.update(run.steps)
             for result in steps:
                 run.steps, run.seconds = result.step, run.seconds + time.perf_counter() - started
                 if result.step % settings.log_every == 0 or result.step == len(plan):
                     metrics_log.write(result.step, **_step_figures(result, run))
                     bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
                 bar.update()
-                if result.step in evaluate_after or stop:
+                if due := result.step in evaluate_after:
                     metrics = _evaluate(model, task, data, dtype, run, keeper)
                     metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
-                started = time.perf_counter()  # evaluations are not counted as training
                 stale = run.evaluations - run.best_evaluation
-                if stop or (settings.patience and stale >= settings.patience):
+                run.over = result.step == len(plan) or 0 < settings.patience <= stale
+                last = run.over and run.seed == settings.seed + settings.seeds - 1
+                due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
+                if (due or stop) and not last:
+                    keeper.save(model, optimizer)
+                if (
+                    stop and keeper.best is None
+                ):  # neither in checkpoint nor log: a run that goes on never was here
+                    _evaluate(model, task, data, dtype, run, keeper)
+                if stop or run.over:
                     break
+                started = time.perf_counter()  # evaluations and saving are not counted as training
     except Diverged as error:
         raise UserError(f"{error}; try a lower learning rate") from None
     finally:
         metrics_log.close()
-    return run
 
 
 def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
@@ -245,12 +240,6 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
         "learning_rate": result.learning_rate,
         "tokens_per_second": round(run.tokens / run.seconds),
     }
-
-
-def _seed_folder(out: Path, seed: int) -> Path:
-    folder = out / f"seed-{seed}"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _plan(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
@@ -291,7 +280,7 @@ def _optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Opti
 
 
 def _evaluate(
-    model: TaskModel, task: Task, data: Data, dtype: torch.dtype, run: Run, keeper: _Keeper
+    model: TaskModel, task: Task, data: Data, dtype: torch.dtype, run: Run, keeper: Keeper
 ) -> dict[str, float]:
     """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it."""
     outputs = run_model(model, data.dev, precision=dtype)
@@ -317,6 +306,7 @@ def _report(
     stopped: str | None,
 ) -> dict[str, Any]:
     """What metrics.json holds."""
+    runs = [run for run in runs if run.metrics]  # the last one may have been stopped before its first evaluation
     best = max(runs, key=lambda run: run.best)
     return {
         "task": task.kind,
@@ -339,11 +329,3 @@ def _report(
         "stopped_by": stopped,
         "settings": asdict(settings),
     }
-
-
-def _shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -58,6 +58,8 @@ class FinetuneSettings:
     """auto (bf16 where the machine computes in it) | bf16 | fp32."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints for --resume, beside those at evaluations; 0: only those."""
 
     def __post_init__(self) -> None:
         from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
@@ -72,6 +74,7 @@ class FinetuneSettings:
             "warmup": 0 <= self.warmup < 1,
             "dropout": self.dropout < 1,
             "log_every": self.log_every >= 1,
+            "checkpoint_every": self.checkpoint_every >= 0,
             "truncate": self.truncate in ("", *TRUNCATIONS),
             "optimizer": self.optimizer in ("electra-adam", "adamw"),
             "precision": self.precision in ("auto", "bf16", "fp32"),

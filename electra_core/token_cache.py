@@ -52,7 +52,7 @@ def cached(
     """
     if folder is None or len(examples) < SMALLEST:
         return encode()
-    path = Path(folder) / f"{_key(task, examples, tokenizer, training)}.safetensors"
+    path = Path(folder) / f"{fingerprint(task, examples, tokenizer, training)}.safetensors"
     if (found := _load(path)) is not None:
         say(f"{len(examples):,} tokenised examples from {path}")
         return found
@@ -64,7 +64,8 @@ def cached(
     return features
 
 
-def _key(task: Task, examples: Sequence[Any], tokenizer: Tokenizer, training: bool) -> str:
+def fingerprint(task: Task, examples: Sequence[Any], tokenizer: Tokenizer, training: bool = False) -> str:
+    """A hash of all that decides what the examples are encoded to."""
     digest = hashlib.blake2b(digest_size=16)
     facts = [VERSION, type(tokenizer).__name__, tokenizer.to_json(), task_to_json(task), training]
     digest.update(json.dumps(facts, sort_keys=True).encode())

@@ -1,0 +1,205 @@
+"""OUT, the folder of a fine-tuning: the best model, and until all is done what `--resume` needs.
+
+OUT/model.safetensors, config.json, ...   the best model so far: a model directory, task.json beside it
+OUT/config.toml         the resolved settings
+OUT/metrics.jsonl       the log; with several seeds OUT/seed-N/metrics.jsonl
+OUT/metrics.json        figures of all seeds, when training has ended
+OUT/state.json          whether it runs, and how it ended (`run_state.py`)
+OUT/checkpoints/        training state (`checkpoint.py`); removed when all seeds are done
+
+A resumed run takes the same steps as one that was never stopped: what a step does is a function of seed and step,
+and a checkpoint holds everything else, the evaluations so far included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from electra_core import model_dir
+from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.named_tasks import save_task, task_to_json
+from electra_core.new_folder import remove_leftovers
+from electra_core.run_state import RunState
+from electra_core.tasks import TaskModel
+from electra_core.tokenizer import Tokenizer
+
+KEPT_CHECKPOINTS = 1
+FREE = {"log_every", "checkpoint_every", "skip_bad_rows"}
+"""Settings that may change between a run and its resumption."""
+
+
+@dataclass
+class Run:
+    """One seed's training, and its best evaluation so far."""
+
+    seed: int
+    best: float = -np.inf
+    best_step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the best evaluation; empty before the first one."""
+    evaluations: int = 0
+    best_evaluation: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    """Of training, without the evaluations."""
+    tokens: int = 0
+    """Trained on, counted once for every epoch."""
+    over: bool = False
+    """Whether it has taken all its steps, or was stopped early by its evaluations."""
+
+
+class Keeper:
+    """Keeps in OUT the best model of all seeds, and in OUT/checkpoints what is needed to go on.
+
+    Args:
+        runs: every seed's so far, the last one being trained; whoever trains appends to it.
+        checkpoint: to go on from; None for a new fine-tuning.
+        identity: what must be the same for a checkpoint to go on (`identity`).
+    """
+
+    def __init__(self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any]):
+        self.out, self.runs, self.checkpoint, self.identity = out, runs, checkpoint, identity
+        self.best = max((run.best for run in runs if run.metrics), default=None)
+        self.writer = CheckpointWriter(
+            out / "checkpoints", KEPT_CHECKPOINTS, checkpoint.step if checkpoint is not None else 0
+        )
+
+    def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
+        """Saves the model if its figure is the best so far."""
+        figure = metrics[task.metric]
+        if self.best is None or figure > self.best:
+            self.best = figure
+            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {shown(metrics)}.\n"
+            model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
+            save_task(task, self.out)
+
+    def save(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
+        """Begins to write a checkpoint. Its number counts the steps of all seeds."""
+        self.writer.wait()
+        meta = {"identity": self.identity, "runs": [asdict(run) for run in self.runs]}
+        self.writer.save(sum(run.steps for run in self.runs), snapshot(model, optimizer), meta)
+
+    def restore(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
+        """Puts back the state of the checkpoint, bit for bit."""
+        assert self.checkpoint is not None
+        self.checkpoint.restore(model, optimizer)
+
+    def remove_checkpoints(self) -> None:
+        """When all is done."""
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+
+
+def runs_of(checkpoint: Checkpoint | None) -> list[Run]:
+    """Every seed's training up to the checkpoint; the last one is the one whose state it holds."""
+    return [Run(**fields) for fields in checkpoint.meta["runs"]] if checkpoint is not None else []
+
+
+def identity(
+    settings: FinetuneSettings, task: Task, directory: Path, data: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What must be the same for a checkpoint to go on; JSON values.
+
+    Args:
+        task: fitted to the training data.
+        directory: of the model that training starts from.
+        data: fingerprints of the training and the development examples, tokenizer included.
+    """
+    values = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    start = {"weights": _digest(directory), "training data": data[0], "development data": data[1]}
+    return {"settings": values, "task": json.loads(json.dumps(task_to_json(task))), "start": start}
+
+
+def _digest(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError with the differences if a checkpoint is of another fine-tuning than `now`."""
+    was = checkpoint.meta.get("identity", {})
+    if "runs" not in checkpoint.meta:
+        raise UserError(f"cannot resume {checkpoint.path}: it is no checkpoint of a fine-tuning")
+    differences = [
+        f"{name} is another one" if table == "start" else
+        f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"
+        for table, values in now.items()
+        for name, value in values.items()
+        if was.get(table, {}).get(name) != value
+    ]  # fmt: skip
+    if differences:
+        raise UserError(f"cannot resume {checkpoint.path}: {'; '.join(differences)}")
+
+
+def finished_report(out: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
+    """metrics.json of a fine-tuning that was trained to its end; None if there is none.
+
+    Raises:
+        UserError: it was trained with other settings.
+    """
+    try:
+        report = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        stopped, was = report["stopped_by"], report["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if stopped:
+        return None
+    if was != asdict(settings):
+        raise UserError(f"{out}: holds a finished model of other settings; --overwrite starts anew")
+    return report  # type: ignore[no-any-return]
+
+
+def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunState:
+    """OUT/, locked, with the settings in it; an earlier run's log and state are removed unless it is resumed.
+
+    Raises:
+        UserError: it cannot be made, or another process trains in it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        state = RunState(out)
+        if not resumed:
+            for folder in ("checkpoints", "tensorboard", "seed-*"):
+                for found in out.glob(folder):
+                    shutil.rmtree(found, ignore_errors=True)
+            (out / "metrics.jsonl").unlink(missing_ok=True)
+        (out / "metrics.json").unlink(missing_ok=True)  # it says that all is done
+        for folder_with_leftovers in (out, out / "checkpoints"):
+            if folder_with_leftovers.is_dir():
+                remove_leftovers(folder_with_leftovers)
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in dataclasses.asdict(settings).items()]
+        (out / "config.toml").write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    return state
+
+
+def log_folder(out: Path, settings: FinetuneSettings, seed: int) -> Path:
+    """Where a seed's log lies: OUT, or with several seeds OUT/seed-N."""
+    folder = out if settings.seeds == 1 else out / f"seed-{seed}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """Figures in one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

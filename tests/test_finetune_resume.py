@@ -1,0 +1,264 @@
+"""A fine-tuning that was killed or stopped goes on, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+from safetensors.torch import load_file
+
+from electra_core import finetune as module
+from electra_core.classify import Classify
+from electra_core.errors import UserError
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.metrics_log import read_metrics
+from electra_core.predict import evaluate, load
+from electra_core.squad import Answer
+
+SETTINGS = FinetuneSettings(
+    epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
+)  # 20 steps a seed, evaluations after 5, 10, 15 and 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    return tiny_model.reviews(folder / "train.tsv", 160), tiny_model.reviews(folder / "dev.tsv", 40, seed=1)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing that the loop does afterwards may be needed."""
+
+
+def train(model, data, out, settings=SETTINGS, task=None, say=lambda line: None, **more):
+    return finetune(model, task or Classify(), *data, out, settings, quiet=True, say=say, **more)
+
+
+def at_step(monkeypatch, step: int, do, seed: int = 0) -> None:
+    """Calls `do` when the log's row of a step would be written."""
+    original = module._step_figures
+
+    def figures(result, run):
+        if result.step == step and run.seed == seed:
+            do()
+        return original(result, run)
+
+    monkeypatch.setattr(module, "_step_figures", figures)
+
+
+def killed() -> None:
+    raise Killed
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def without_times(value):
+    """A report or the rows of a log, without what a clock gave."""
+    if isinstance(value, dict):
+        clock = ("seconds", "tokens_per_second")
+        return {key: without_times(item) for key, item in value.items() if key not in clock}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def assert_same_end(out: Path, whole: Path) -> None:
+    got, expected = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    reports = [json.loads((folder / "metrics.json").read_text()) for folder in (out, whole)]
+    assert without_times(reports[0]) == without_times(reports[1])
+    logs = [sorted(path.relative_to(folder) for path in folder.rglob("metrics.jsonl")) for folder in (out, whole)]
+    assert logs[0] == logs[1] != []
+    for log in logs[0]:
+        assert without_times(read_metrics(out / log)) == without_times(read_metrics(whole / log))
+    assert (out / "task.json").read_text() == (whole / "task.json").read_text()
+
+
+@pytest.mark.parametrize("optimizer", ["electra-adam", "adamw"])
+@pytest.mark.parametrize("seed, step", [(0, 3), (0, 13), (1, 7)])
+def test_a_killed_run_ends_as_the_one_that_was_not(model, data, tmp_path, monkeypatch, seed, step, optimizer):
+    settings = replace(SETTINGS, seeds=2, optimizer=optimizer)
+    train(model, data, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, step, killed, seed)
+        train(model, data, tmp_path / "out", settings)
+    assert not (tmp_path / "out/metrics.json").exists()
+    lines: list[str] = []
+    train(model, data, tmp_path / "out", settings, resume=True, say=lines.append)
+    assert [line for line in lines if "goes on" in line] == (
+        [f"goes on at step {20 * seed + step // 5 * 5}"] if step > 5 else []
+    )
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_a_stopped_run_holds_the_best_so_far_and_ends_the_same(model, data, tmp_path, monkeypatch):
+    train(model, data, tmp_path / "whole")
+    for step in (13, 3):  # after an evaluation, and before the first one
+        out = tmp_path / f"out{step}"
+        with monkeypatch.context() as patch:
+            at_step(patch, step, interrupt)
+            report = train(model, data, out)
+        assert report["stopped_by"] == "SIGINT" and report["seeds"][0]["steps"] == step
+        assert evaluate(load(out), data[1]).metrics["accuracy"] == pytest.approx(report["best"]["accuracy"])
+        train(model, data, out, resume=True)
+        assert_same_end(out, tmp_path / "whole")
+
+
+def test_a_seed_that_is_stopped_before_its_first_evaluation_is_no_result(model, data, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, seeds=2)
+    train(model, data, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, interrupt, seed=1)
+        report = train(model, data, tmp_path / "out", settings)
+    assert [run["seed"] for run in report["seeds"]] == [0] and report["stopped_by"] == "SIGINT"
+    train(model, data, tmp_path / "out", settings, resume=True)
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_early_stopping_counts_on(model, data, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, epochs=5, learning_rate=1e-12, patience=3, evaluations=1)  # never gets better
+    train(model, data, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 25, killed)
+        train(model, data, tmp_path / "out", settings)
+    report = train(model, data, tmp_path / "out", settings, resume=True)
+    assert report["seeds"][0]["steps"] == 40
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_questions_with_a_tuned_threshold_go_on_between_evaluations(model, tmp_path, monkeypatch):
+    files = [
+        tiny_model.questions(tmp_path / f"{name}.json", count, seed, unanswerable=True)
+        for name, count, seed in (("train", 64, 0), ("dev", 24, 1))
+    ]
+    settings = replace(SETTINGS, evaluations=1, checkpoint_every=3)
+    task = Answer(max_length=64)
+    train(model, files, tmp_path / "whole", settings, task)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 7, killed)
+        train(model, files, tmp_path / "out", settings, task)
+    lines: list[str] = []
+    train(model, files, tmp_path / "out", settings, task, resume=True, say=lines.append)
+    assert "goes on at step 6" in lines
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_sigkill_of_the_command(model, data, tmp_path):
+    command = [
+        sys.executable, "-m", "electra_core", "finetune", "--model", model, "--task", "classify",
+        "--train", data[0], "--dev", data[1], "--batch-size", "4", "--epochs", "8", "--dropout", "0.1",
+        "--cache", "none", "--quiet",
+    ]  # fmt: skip
+    command = [str(part) for part in command]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert list((tmp_path / "out").glob("checkpoints/step-*"))
+    done = subprocess.run([*command, "--out", str(tmp_path / "out"), "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0 and "goes on at step" in done.stderr
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+# ---- what does not go together ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(model, data, tmp_path, monkeypatch) -> Path:
+    with monkeypatch.context() as patch:
+        at_step(patch, 13, interrupt)
+        train(model, data, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_another_run_does_not_go_on(model, data, stopped, tmp_path):
+    other = tiny_model.make_model(tmp_path / "other", dropout=0.1)
+    weights = load_file(other / "model.safetensors")
+    weights["electra.embeddings.LayerNorm.bias"] += 1
+    from safetensors.torch import save_file
+
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    fewer = tiny_model.reviews(tmp_path / "fewer.tsv", 158)
+    cases = {
+        "epochs was 2, is now 3": (model, data, replace(SETTINGS, epochs=3)),
+        "training data is another one": (model, (fewer, data[1]), SETTINGS),
+        "development data is another one": (model, (data[0], fewer), SETTINGS),
+        "weights is another one": (other, data, SETTINGS),
+    }
+    before = sorted(path.name for path in stopped.rglob("*"))
+    for message, (start, files, settings) in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            train(start, files, stopped, settings, resume=True)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in stopped.rglob("*")) == before
+    train(model, data, stopped, replace(SETTINGS, log_every=7), resume=True)  # how it is watched may change
+
+
+def test_what_was_finished_is_not_trained_again(model, data, tmp_path):
+    report = train(model, data, tmp_path / "out")
+    written = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
+    lines: list[str] = []
+    assert train(model, data, tmp_path / "out", resume=True, say=lines.append) == report
+    assert lines == [f"{tmp_path / 'out'}: all is done already"]
+    assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="finished model of other settings; --overwrite starts anew"):
+        train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
+
+
+def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
+    train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_full_folder_is_neither_resumed_nor_overwritten_unasked(model, data, stopped):
+    with pytest.raises(UserError, match="--resume goes on with the run in it, --overwrite starts anew"):
+        train(model, data, stopped)
+    report = train(model, data, stopped, replace(SETTINGS, epochs=1), overwrite=True)
+    assert report["seeds"][0]["steps"] == 10
+    assert [row["step"] for row in read_metrics(stopped / "metrics.jsonl") if "loss" in row] == [*range(1, 11)]
+
+
+def test_a_damaged_checkpoint_is_named(model, data, stopped, capsys):
+    (file,) = stopped.glob("checkpoints/step-*/state.safetensors")
+    file.write_bytes(file.read_bytes()[:-8] + b"damaged!")
+    with pytest.raises(UserError, match="no intact checkpoint is left"):
+        train(model, data, stopped, resume=True)
+    assert "the checksum does not fit" in capsys.readouterr().err
+
+
+def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):
+    shutil.copytree(model, tmp_path / "run/discriminator")
+    for out in (tmp_path / "run", tmp_path / "run/discriminator"):
+        with pytest.raises(UserError, match="holds the model to fine-tune"):
+            train(tmp_path / "run/discriminator", data, out, overwrite=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(model, data, tmp_path):
+    from electra_core.run_state import RunState
+
+    (tmp_path / "out").mkdir()
+    with RunState(tmp_path / "out") as other:
+        other.begin()
+        with pytest.raises(UserError, match="is being trained by process"):
+            train(model, data, tmp_path / "out", overwrite=True)
