@@ -87,7 +87,8 @@ class PretrainBatch:
 
     def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
         """`seed` for what is random per token (dropout), and per masked position (draws)."""
-        return _first_row(seed, self.first_token), _first_row(seed, self.first_masked)
+        device = self.tokens.input_ids_T.device
+        return _first_row(seed, self.first_token, device), _first_row(seed, self.first_masked, device)
 
     def to(self, device: torch.device | str) -> PretrainBatch:
         """The batch on `device`."""
@@ -124,8 +125,9 @@ class GeneratorPredictions(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_MD: Tensor) -> Tensor:
-        """[M, D] -> [M, E]"""
-        return self.LayerNorm(F.gelu(self.dense(hidden_MD)))
+        """[M, D] -> [M, E], in the compute dtype: on a GPU, autocast would leave LayerNorm's result in fp32."""
+        activation_ME = F.gelu(self.dense(hidden_MD))
+        return self.LayerNorm(activation_ME).to(activation_ME.dtype)
 
 
 class Generator(nn.Module):
@@ -250,9 +252,9 @@ def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tens
     return input_ids_T.index_copy(0, positions_M, sampled)
 
 
-def _first_row(seed: Seed, first_row: int | Tensor) -> Tensor:
-    """`seed` as a kernel reads it, rows counted from `first_row`."""
-    key = seed_tensor(seed)[0]
+def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
+    """`seed` as a kernel on `device` reads it, rows counted from `first_row`."""
+    key = seed_tensor(seed, device)[0]
     # `new_full` passes a number with the launch: nothing is copied from the host, a CUDA graph can capture it.
     return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 

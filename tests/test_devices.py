@@ -1,0 +1,51 @@
+"""What would go wrong on a GPU only, shown without one.
+
+**Placement.** The `meta` device stands for the GPU: its tensors have no values and do not mix with a CPU's, so a
+number or a tensor that is left on the host ends the step with an error, as it would on a GPU.
+**Autocast.** On a GPU it computes LayerNorm in fp32, on a CPU it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from electra_kernels import use
+from test_engine import CASES, CONFIG, ENCODER, batch_of
+from torch import Tensor, nn
+
+from electra_core.config import updated
+from electra_core.electra import Generator
+from electra_core.objectives import build_objective
+
+META = torch.device("meta")
+WIDE_HEADS = replace(ENCODER, hidden_size=32)  # heads of 16, which the kernels take
+NAMES = [name for name in CASES if name != "disallow-correct"]  # autocast does not know `meta`
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_nothing_of_a_step_is_left_on_the_host(name: str, training: bool) -> None:
+    config = updated(CONFIG, CASES[name], "test")
+    model = build_objective(WIDE_HEADS, config).to(META).train(training)
+    for part in batch_of(0, config):
+        with use("triton"):
+            output = model(part.to(META), 5)  # a seed that is a number, as the eager engine and evaluation give it
+        assert output.loss.device == META
+        output.loss.backward()
+    assert all(p.grad is None or p.grad.device == META for p in model.parameters())
+
+
+def test_the_word_head_multiplies_in_the_compute_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 the largest product of the generator would run without tensor cores."""
+    plain = nn.LayerNorm.forward
+
+    def as_on_a_gpu(self: nn.LayerNorm, x: Tensor) -> Tensor:
+        return plain(self, x.float())
+
+    monkeypatch.setattr(nn.LayerNorm, "forward", as_on_a_gpu)
+    part = batch_of(0)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features_ME = Generator(ENCODER).features(part.tokens, part.masked_positions_M)
+    assert features_ME.dtype == torch.bfloat16
