@@ -3,13 +3,13 @@
     python -m benchmarks.kill_test [--kills 50] [--seed 0] [--out FILE.json]
 
 A story is `electra prepare`, then `electra pretrain --resume`, each begun again after every kill until it is
-done. A kill comes after a random time, or a random moment after a save (of a checkpoint, of a model directory,
-of the corpus) was seen to begin. At the end of every story everything in its folders is compared with a story
-that nobody killed: the same names (so no temporary files), and the same bytes in the corpus, the checkpoints,
-the model directories and, but for what the clock decides, the log.
+done. A kill comes after a random time, after a random step, or a random moment after a save (of a checkpoint
+behind a random step, of a model directory, of the corpus) was seen to begin. At the end of every story everything
+in its folders is compared with a story that nobody killed: the same names (so no temporary files), and the same
+bytes in the corpus, the checkpoints, the model directories and, but for what the clock decides, the log.
 
-The processes are forked from this one, so that the seconds in which Python imports torch, and nothing can be
-lost, are not what is hit.
+The processes are forked from this one, so that the seconds in which Python imports torch and scikit-learn, and
+nothing can be lost, are not what is hit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import sklearn.metrics  # noqa: F401  (imported before forking, as the next but one)
 import torch
 from safetensors.torch import load_file
 
@@ -38,7 +39,7 @@ from benchmarks.harness import environment
 from electra_core.metrics_log import read_metrics
 
 CLOCK = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}  # of a row of the log: what depends on the time
-SAVES = ("data", "step", "discriminator", "generator")
+SAVES = {"prepare": ("data",), "pretrain": ("step", "step", "discriminator", "generator")}
 MOST_SECONDS = 120  # for one process that nobody kills
 
 
@@ -51,7 +52,7 @@ class Tally:
     stories: int = 0
     resumes: int = 0
     at_step: list[int] = field(default_factory=list)
-    """The newest row of the log at each kill of a pre-training run."""
+    """The newest row of the log at each kill of a pre-training run; 0: before the first."""
     after_seconds: list[float] = field(default_factory=list)
     """How long each killed process had lived."""
 
@@ -113,12 +114,13 @@ def tell(
         (tiny_run.prepare_command(text, data), [folder]),
         (tiny_run.pretrain_command(data, run, steps, *often), [run, run / "checkpoints"]),
     ):
-        while not (command[0] == "prepare" and data.exists()):
+        what = command[0]
+        while not (what == "prepare" and data.exists()):
             pid, began = tiny_run.start(command, log), time.monotonic()
             if tally.kills.total() >= kills:
                 code = tiny_run.wait(pid)
             else:
-                code = kill(pid, folders, draw, seconds)
+                code = kill(pid, what, folders, steps, draw, seconds)
             if code == 0:
                 break
             if code != -signal.SIGKILL:
@@ -126,20 +128,33 @@ def tell(
             tally.resumes += 1
             tally.after_seconds.append(round(time.monotonic() - began, 3))
             tally.kills[unfinished(folders) or "nothing"] += 1
-            if rows := read_metrics(run / "metrics.jsonl"):
-                tally.at_step.append(int(rows[-1]["step"]))
+            if what == "pretrain":
+                tally.at_step.append(newest_row(run))
 
 
-def kill(pid: int, folders: list[Path], draw: random.Random, seconds: float) -> int:
+def kill(pid: int, what: str, folders: list[Path], steps: int, draw: random.Random, seconds: float) -> int:
     """Send SIGKILL at a random moment; returns how the process ended, perhaps before that."""
-    if draw.random() < 0.4:
+    way, run = draw.choice(("time", "step", "save", "save")), folders[0]
+    step = draw.randint(1, steps)
+    if way == "time" or (way == "step" and what == "prepare"):
         _wait_until(pid, lambda: False, draw.uniform(0, seconds))
+    elif way == "step":
+        _wait_until(pid, lambda: newest_row(run) >= step, MOST_SECONDS, pause=0.005)
+        time.sleep(draw.uniform(0, 0.05))
     else:
-        kind = draw.choice(SAVES)
+        kind = draw.choice(SAVES[what])
+        if kind == "step":
+            _wait_until(pid, lambda: newest_row(run) >= step - 1, MOST_SECONDS, pause=0.005)
         _wait_until(pid, lambda: unfinished(folders) == kind, MOST_SECONDS)
         time.sleep(draw.choice((0, draw.uniform(0, 0.002), draw.uniform(0, 0.02))))
     os.kill(pid, signal.SIGKILL)
     return tiny_run.wait(pid)
+
+
+def newest_row(run: Path) -> int:
+    """The newest step in the log; 0 if there is none."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return int(rows[-1]["step"]) if rows else 0
 
 
 def unfinished(folders: list[Path]) -> str | None:
@@ -155,13 +170,13 @@ def unfinished(folders: list[Path]) -> str | None:
     return None
 
 
-def _wait_until(pid: int, ready: Any, seconds: float) -> None:
+def _wait_until(pid: int, ready: Any, seconds: float, pause: float = 0.0005) -> None:
     """Until `ready()`, the process has ended, or the seconds are over."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not ready():
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
-        time.sleep(0.0005)
+        time.sleep(pause)
 
 
 def check_same(story: Path, whole: Path) -> None:

@@ -28,6 +28,8 @@ _USERS_ERRORS = {
     errno.ENOTDIR: "a part of this path is a file",
     errno.EEXIST: "a part of this path is a file",
 }
+_LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
+"""NAME is matched afterwards: a pattern for each name would stay in the memory of `re`."""
 
 
 @contextmanager
@@ -119,8 +121,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     A folder that was moved aside, and whose replacement never came, is put back.
     """
-    pattern = re.compile(rf"\.({'.+' if name is None else re.escape(name)})\.\d+\.(tmp|old)")
-    found = [(path, match) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    found = [(path, match) for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
+    found = [(path, match) for path, match in found if name in (None, match[1])]
     for path, match in sorted(found, reverse=True):  # .tmp before .old
         target = folder / match[1]
         if match[2] == "tmp":
