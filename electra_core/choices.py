@@ -14,8 +14,18 @@ from torch import Tensor
 from electra_core.classify import softmax
 from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
-from electra_core.labelled import TEXT_NAMES, BadRows, Columns, alternatives, checked, label_text, table, text_cell
-from electra_core.row_files import Row
+from electra_core.labelled import (
+    TEXT_NAMES,
+    BadRows,
+    Columns,
+    Ids,
+    alternatives,
+    checked,
+    label_text,
+    table,
+    text_cell,
+)
+from electra_core.row_files import Row, text_problem
 from electra_core.tasks import MultipleChoice, choice_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -51,9 +61,12 @@ def read_choices(
 
 
 def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[ChoiceExample]:
+    ids = Ids(labelled)
     for row in table(path, columns):
         example, problem = (None, row.problem) if row.problem else _choice(row, columns, labelled)
-        if example is None:
+        if example is not None and "id" in row.cells:
+            problem = ids.problem(example.id)
+        if problem or example is None:
             bad.add(row.line, problem)
         else:
             yield example
@@ -68,6 +81,9 @@ def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample |
     choices = _endings(row.cells)
     if len(choices) < 2:
         return None, "fewer than two choices (expected a list 'choices', or columns ending0, ending1, ...)"
+    for number, choice in enumerate(choices):
+        if problem := text_problem(choice) or ("" if choice.strip() else "a choice is empty"):
+            return None, f"{problem} (choice {number})"
     names = alternatives(columns.label) or ANSWER_NAMES
     label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
     if label is None and labelled:
@@ -90,10 +106,10 @@ def _endings(cells: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(choices, dict):
         choices = choices.get("text")
     if isinstance(choices, list):
-        return tuple(str(choice) for choice in choices)
+        return tuple("" if choice is None else str(choice) for choice in choices)
     numbered = {name: match for name in cells if (match := ENDING.fullmatch(name))}
     names = sorted(numbered, key=lambda name: int(numbered[name].group(1)))
-    return tuple(str(cells[name]) for name in names)
+    return tuple("" if cells[name] is None else str(cells[name]) for name in names)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,26 @@ class BadRows:
         return f"{self.path}: skipped {self.count} bad rows: {why}; first {'; '.join(self.first)}"
 
 
+class Ids:
+    """The ids of a file, so that a row with the id of an earlier one can be named.
+
+    Args:
+        labelled: prediction keeps no ids: it may run over more rows than memory holds.
+    """
+
+    def __init__(self, labelled: bool):
+        self.labelled = labelled
+        self._seen: set[str] = set()
+
+    def problem(self, name: str) -> str:
+        """Why the id cannot be used; "" if it is new."""
+        if self.labelled and name in self._seen:
+            return f"duplicated id ({name})"
+        if self.labelled:
+            self._seen.add(name)
+        return ""
+
+
 def read_texts(
     path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
 ) -> Iterator[TextExample]:
@@ -141,20 +161,17 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
     found: Found | None = None
-    seen: set[str] = set()
+    ids = Ids(labelled)
     for row in table(path, columns):
         if row.problem:
             bad.add(row.line, row.problem)
             continue
         found = found or find_columns(path, list(row.cells), columns, labelled)
         example, problem = _text_example(row, found, labelled)
-        if example is None:
+        problem = problem or (ids.problem(example.id) if example is not None and found.id else "")
+        if problem or example is None:
             bad.add(row.line, problem)
-        elif labelled and found.id and example.id in seen:
-            bad.add(row.line, f"duplicated id ({example.id})")
         else:
-            if labelled and found.id:  # prediction may run over more ids than memory holds
-                seen.add(example.id)
             yield example
 
 

@@ -23,7 +23,7 @@ from electra_core.classify import softmax
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, Window, windows
-from electra_core.labelled import BadRows, checked
+from electra_core.labelled import BadRows, Ids, checked
 from electra_core.row_files import format_of, read_lines, read_rows, text_problem
 from electra_core.squad_metrics import best_threshold, f1_score, squad_metrics
 from electra_core.tasks import QuestionAnswerer, span_loss
@@ -90,16 +90,13 @@ def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
 
 
 def _examples(records: Iterable[Record], bad: BadRows, labelled: bool) -> Iterator[QuestionExample]:
-    seen: set[str] = set()
+    ids = Ids(labelled)
     for place, fields in records:
         example, problem = _example(place, fields, labelled)
-        if example is not None and example.id in seen:
-            problem = f"duplicated id ({example.id})"
+        problem = problem or (ids.problem(example.id) if example is not None else "")
         if problem or example is None:
             bad.add(place, problem)
         else:
-            if labelled:  # prediction may run over more ids than memory holds
-                seen.add(example.id)
             yield example
 
 

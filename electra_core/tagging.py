@@ -26,7 +26,7 @@ from electra_core.classify import softmax
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows, Columns, alternatives, checked
+from electra_core.labelled import BadRows, Columns, Ids, alternatives, checked
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.row_files import HUB, format_of, read_lines, read_rows, text_problem
 from electra_core.tasks import TokenClassifier, tagging_loss
@@ -121,7 +121,7 @@ def _conll_problem(lines: Sequence[tuple[int, str]], needed: int) -> str:
 
 
 def _read_lists(path: Path, bad: BadRows, tag_column: str | None, labelled: bool) -> Iterator[TaggedExample]:
-    names = (tag_column,) if tag_column else TAG_LISTS
+    names, ids = (tag_column,) if tag_column else TAG_LISTS, Ids(labelled)
     for row in read_rows(path):
         words = next((row.cells[name] for name in WORD_LISTS if name in row.cells), None)
         tags = next((row.cells[name] for name in names if name in row.cells), None)
@@ -130,6 +130,8 @@ def _read_lists(path: Path, bad: BadRows, tag_column: str | None, labelled: bool
             yield from_text(text, str(row.cells.get("id", row.line)), row.line)
             continue
         problem = row.problem or _list_problem(words, tags, names, labelled)
+        if not problem and "id" in row.cells:
+            problem = ids.problem(str(row.cells["id"]))
         if problem or not isinstance(words, list):
             bad.add(row.line, problem)
             continue
@@ -140,6 +142,11 @@ def _read_lists(path: Path, bad: BadRows, tag_column: str | None, labelled: bool
 def _list_problem(words: Any, tags: Any, names: Sequence[str], labelled: bool) -> str:
     if not (isinstance(words, list) and words):
         return f"no list of words (expected in {' or '.join(WORD_LISTS)})"
+    for number, word in enumerate(words, 1):
+        if word is None or word == "" or isinstance(word, (list, dict)):
+            return f"a word is empty or no text (word {number}: {word!r:.40})"
+        if problem := text_problem(str(word)):
+            return f"{problem} (word {number})"
     if labelled and not isinstance(tags, list):
         return f"no list of tags (expected in {' or '.join(names)})"
     if isinstance(tags, list) and len(tags) != len(words):

@@ -223,12 +223,43 @@ def test_conll_columns(tmp_path):
             r"a.jsonl:1: tag count .* \(1 tags, 2 words\)",
         ),
         ("a.jsonl", '{"words": ["a"]}\n', "a.jsonl:1: no list of tags"),
+        ("a.jsonl", '{"words": [], "tags": []}\n', "a.jsonl:1: no list of words"),
+        ("a.jsonl", '{"words": ["a", ""], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
+        ("a.jsonl", '{"words": ["a", null], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
+        ("a.jsonl", '{"words": ["\\ud800"], "tags": ["O"]}\n', "a.jsonl:1: not valid UTF-8"),
+        ("a.jsonl", '{"id": 7, "words": ["a"], "tags": ["O"]}\n' * 2, r"a.jsonl:2: duplicated id \(7\)"),
     ],
-    ids=["no tag", "columns differ", "counts differ", "no tags"],
+    ids=[
+        "no tag",
+        "columns differ",
+        "counts differ",
+        "no tags",
+        "no words",
+        "empty word",
+        "null",
+        "surrogate",
+        "id",
+    ],
 )
 def test_bad_tagged_rows(tmp_path, name, content, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         list(read_tagged(write(tmp_path / name, content)))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_tagged_rows_may_be_skipped(tmp_path):
+    rows = [
+        '{"id": 1, "words": ["a"], "tags": ["O"]}',
+        '{"id": 1, "words": ["b"], "tags": ["O"]}',
+        '{"words": ["c"]}',
+    ]
+    file = write(tmp_path / "a.jsonl", "\n".join(rows) + "\n")
+    bad = BadRows(file, skip=True)
+    assert [example.words for example in read_tagged(file, bad)] == [("a",)]
+    assert (
+        bad.count == 2 and "duplicated id (1)" in bad.summary() and "a.jsonl:3: no list of tags" in bad.summary()
+    )
+    assert len(list(read_tagged(file, BadRows(file, skip=True), labelled=False))) == 3  # prediction keeps no ids
 
 
 @pytest.mark.parametrize(
@@ -310,6 +341,33 @@ def test_choices(tmp_path):
     wrong = write(tmp_path / "c.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,2\n")
     with pytest.raises(UserError, match=r"c.csv:2: the label names no choice"):
         list(read_choices(wrong))
+
+
+BAD_CHOICES = {
+    "no text": ({"choices": ["x", "y"], "label": 0}, "column 'question' is missing"),
+    "empty text": ({"question": " ", "choices": ["x", "y"], "label": 0}, "the text is empty"),
+    "one choice": ({"question": "q", "choices": ["x"], "label": 0}, "fewer than two choices"),
+    "empty choice": ({"question": "q", "choices": ["x", ""], "label": 0}, r"a choice is empty \(choice 1\)"),
+    "no choice": ({"question": "q", "choices": [None, "y"], "label": 0}, r"a choice is empty \(choice 0\)"),
+    "surrogate": ({"question": "q", "choices": ["x", "\ud800"], "label": 0}, "not valid UTF-8"),
+    "no label": ({"question": "q", "choices": ["x", "y"]}, "the label is missing"),
+    "NaN label": ({"question": "q", "choices": ["x", "y"], "label": float("nan")}, "the label is missing"),
+    "other label": (
+        {"question": "q", "choices": ["x", "y"], "label": "C"},
+        r"the label names no choice \('C' of 2\)",
+    ),
+    "duplicated id": ({"id": "1", "question": "q", "choices": ["x", "y"], "label": 0}, r"duplicated id \(1\)"),
+}
+
+
+@pytest.mark.parametrize("row, message", BAD_CHOICES.values(), ids=BAD_CHOICES)
+def test_bad_choices_are_named_or_skipped(tmp_path, row, message):
+    good = {"id": "1", "question": "fine", "choices": ["x", "y"], "label": 1}
+    file = write(tmp_path / "a.jsonl", json.dumps(good) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=f"a.jsonl:2: .*{message}"):
+        list(read_choices(file))
+    bad = BadRows(file, skip=True)
+    assert [example.text for example in read_choices(file, bad=bad)] == ["fine"] and bad.count == 1
 
 
 def test_data_sets_of_the_hub(monkeypatch):
