@@ -145,7 +145,7 @@ class PretrainConfig:
     precision: str = "auto"
     """auto (bf16 where the machine computes in it) | bf16 | fp32."""
     engine: str = "auto"
-    """auto (the fastest that works here) | eager | compile | graph (a step is one CUDA graph); engine.py."""
+    """auto (the fastest that works here) | eager | static | compile | graph (a step is one CUDA graph); engine.py."""
     recompute: bool = False
     """Compute layers again in the backward pass instead of keeping their values: a third more work."""
 
@@ -163,7 +163,7 @@ class PretrainConfig:
         _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
         _one_of("position_init", self.position_init, ("normal", "sinusoidal", "local"))
         _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
-        _one_of("engine", self.engine, ("auto", "eager", "compile", "graph"))
+        _one_of("engine", self.engine, ("auto", "eager", "static", "compile", "graph"))
         _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
         for name in ("batch_size", "max_length", "checkpoint_every", "eval_every", "log_every"):
             if getattr(self, name) < 1:

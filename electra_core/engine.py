@@ -3,6 +3,7 @@
 | engine | what it is | where |
 |---|---|---|
 | `eager` | kernel by kernel, as the code reads | everywhere |
+| `static` | the same, in fixed shapes | everywhere; for CPUs with bf16 tiles |
 | `compile` | the model through `torch.compile`, in fixed shapes | where a compiler works |
 | `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU |
 
@@ -11,6 +12,9 @@ depend on a value that the host would have to read, and nothing may come from th
 stay where they are: `StaticInputs` holds batch, seed and rate, and `training.take_step` drops a step that is not
 finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
 engine's; only the capture itself needs a GPU.
+
+**On a CPU with bf16 tiles (AMX)** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. With a T of
+its own in every step that takes longer than the products; in a few fixed shapes it happens once.
 
 **Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
 over a stream of its own. The first step of every shape is carried out eagerly (Triton compiles what it has to,
@@ -31,6 +35,7 @@ from torch import Tensor, nn
 
 from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
+from electra_core.linear import has_bf16_tiles
 from electra_core.optim import make_capturable
 from electra_core.static_batch import Shape, Shapes, StaticInputs
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber, StepResult, take_step
@@ -41,15 +46,25 @@ StepFunction = Callable[[StaticInputs], Done]
 log = logging.getLogger("electra_core")
 
 
-def choose_engine(engine: str, device: torch.device, processes: int = 1) -> str:
+def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: torch.dtype | None = None) -> str:
     """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
-    "auto" is "graph" on one GPU and "eager" elsewhere: on a CPU compiling was measured not to pay
-    (docs/performance.md).
+    "auto" is "graph" on one GPU, "static" in bf16 on a CPU with tiles for it, and "eager" elsewhere: on a CPU
+    compiling was measured not to pay (docs/performance.md).
+
+    Args:
+        dtype: what the run computes in.
     """
-    problems = {"graph": graph_problem(device, processes), "compile": compile_problem(device, processes)}
+    problems = {
+        "graph": graph_problem(device, processes),
+        "compile": compile_problem(device, processes),
+        "static": f"batches are shared by {processes} processes" if processes > 1 else None,
+    }
     if engine == "auto":
-        return "eager" if problems["graph"] else "graph"
+        if not problems["graph"]:
+            return "graph"
+        tiles = device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles()
+        return "static" if tiles and not problems["static"] else "eager"
     if problems.get(engine):
         log.warning("--engine %s: %s; going on with the eager engine", engine, problems[engine])
         return "eager"

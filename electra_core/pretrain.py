@@ -141,7 +141,8 @@ def pretrain(
     state = ranks.only_first(lambda: make_run(run, resumed=checkpoint is not None))
     state.begin(step=first_step, steps=config.steps)
     ranks.only_first(lambda: write_config(run / "config.toml", encoder, config))
-    autocast = autocast_context(place, resolve_precision(config.precision, place))
+    dtype = resolve_precision(config.precision, place)
+    autocast = autocast_context(place, dtype)
     log = ranks.only_first(lambda: MetricsLog(run, first_step, wandb))
     seen = int(checkpoint.meta["tokens"]) if checkpoint else 0
     meter = Meter(seen, flops_per_token(encoder, config), place, ranks.size)
@@ -162,7 +163,7 @@ def pretrain(
         output = compiled(batch, seed)
         return output.loss, _figures(output, batch)
 
-    engine = choose_engine(config.engine, place, ranks.size)
+    engine = choose_engine(config.engine, place, ranks.size, dtype)
     compiled = torch.compile(replica) if engine == "compile" else replica
     take_steps: Any = partial(training_steps, ranks=ranks)
     source = batches

@@ -101,7 +101,8 @@ def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool) -> bo
     Raises:
         RuntimeError: they were asked for with `use("native")` and cannot run on this tensor.
     """
-    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0):
+    trains_in_bf16 = tensor.dtype == torch.bfloat16 and tensor.requires_grad and torch.is_grad_enabled()
+    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0 and not trains_in_bf16):
         return False
     runnable = supported and tensor.device.type == "cpu" and native_problem() is None
     if _choice == "native" and not runnable:
