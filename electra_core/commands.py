@@ -14,6 +14,7 @@ from electra_core.cli import given
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.errors import UserError
 
+SHIPPED_NAME = "tiny, from the package"
 STOPPED = 75
 """Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
 
@@ -237,27 +238,27 @@ def detect(options: Namespace) -> None:
         )
     scores = detection.detect(discriminator, tokenizer, text)
     if options.html:
-        Path(options.html).write_text(detection.to_html(text, scores, str(source)), encoding="utf-8")
+        _write_page(options.html, detection.to_html(text, scores, options.model or SHIPPED_NAME))
     if options.json:
         print(json.dumps(detection.to_json(text, scores), ensure_ascii=False))
     else:
         print(detection.to_terminal(text, scores, colour=sys.stdout.isatty()))
-        likely = sorted(scores, key=lambda score: -score.probability)[:3]
-        print("most likely replaced: " + ", ".join(f"{s.token.strip('▁')} {s.probability:.0%}" for s in likely))
+        print(f"most likely replaced: {detection.most_suspicious(scores)}")
 
 
 def trace(options: Namespace) -> None:
     """One pre-training step in slow motion."""
     from electra_core import trace_page, trace_terminal
-    from electra_core.demo import model_to_study
+    from electra_core.demo import model_to_study, shipped_model
     from electra_core.trace import load_electra, trace
 
     source = options.model or model_to_study("demo")
     electra, tokenizer = load_electra(source)
-    result = trace(electra, tokenizer, _text(options.text), options.seed, str(source))
-    if options.html:
-        Path(options.html).write_text(trace_page.to_html(result), encoding="utf-8")
+    name = SHIPPED_NAME if source == shipped_model() else str(source)
+    result = trace(electra, tokenizer, _text(options.text), options.seed, name)
     print(trace_terminal.to_terminal(result, colour=sys.stdout.isatty()))
+    if options.html:
+        _write_page(options.html, trace_page.to_html(result))
 
 
 def info(options: Namespace) -> None:
@@ -373,6 +374,15 @@ def shipped(command: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"no model comes with this installation; name one: electra {command} --model RUN …")
     return folder
+
+
+def _write_page(file: str, html: str) -> None:
+    """Writes a page, and says where on stderr."""
+    try:
+        Path(file).write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {file}: cannot be written ({error.strerror})") from None
+    print(f"open {file} in a browser", file=sys.stderr)
 
 
 def _text(text: str) -> str:

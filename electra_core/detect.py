@@ -137,13 +137,25 @@ SCALE_HTML = '<div class="scale"><span>original</span><span class="ramp"></span>
 def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
     """One self-contained page; `model` is what the reader should call the model."""
     suspicious = sum(score.probability >= SUSPICIOUS for score in scores)
+    most = f" Most suspicious: {escape(most_suspicious(scores))}." if scores else ""
     body = (
         "<h1>Which words were replaced?</h1>\n"
         f'<p class="lead">The discriminator <code>{escape(model)}</code> read {len(scores)} tokens and finds '
-        f"{suspicious} of them more likely replaced than original. Point at a token for its probability.</p>\n"
+        f"{suspicious} of them more likely replaced than original.{most} Point at a token for its "
+        "probability.</p>\n"
         f'{SCALE_HTML}\n<div class="card">{tokens_html(text, scores)}</div>'
     )
     return page("Replaced tokens", body)
+
+
+def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
+    """The tokens with the highest probabilities, in words.
+
+    >>> most_suspicious([TokenScore("▁a", 0, 1, 0.02), TokenScore("▁cat", 2, 5, 0.75)])
+    'cat 75%, a 2%'
+    """
+    likely = sorted(scores, key=lambda score: -score.probability)[:count]
+    return ", ".join(f"{score.token.strip('▁')} {score.probability:.0%}" for score in likely)
 
 
 def _surfaces(text: str, scores: Sequence[TokenScore]) -> list[tuple[str, str, TokenScore]]:

@@ -326,6 +326,15 @@ def why_chosen(result: Trace) -> str:
     )
 
 
+def pieces_note(result: Trace) -> str:
+    """What a sign of the vocabulary in this sentence means; empty if there is none."""
+    if any(token.token.startswith("▁") for token in result.tokens):
+        return "▁ stands where a word begins; a piece without it goes on with the word before."
+    if any(token.token.startswith("##") for token in result.tokens):
+        return "## marks a piece that goes on with the word before."
+    return ""
+
+
 def percent(probability: float) -> str:
     """ "93%", "4.2%", "0.08%", "<0.01%" """
     value = 100 * probability

@@ -9,7 +9,7 @@ from html import escape
 from electra_core.detect import SCALE_HTML
 from electra_core.masking import KEEP_PROBABILITY
 from electra_core.pages import page
-from electra_core.trace import Candidate, Draw, TokenTrace, Trace, percent, why_chosen
+from electra_core.trace import Candidate, Draw, TokenTrace, Trace, percent, pieces_note, why_chosen
 from electra_core.trace_probes import PartGradient
 
 
@@ -82,10 +82,15 @@ def _cells(tokens: Sequence[TokenTrace], cell: Callable[[TokenTrace], Cell]) -> 
         classes = " ".join(filter(None, ["cell", "special" if token.special else "", shown.classes]))
         style = "" if shown.shade is None else f' style="--p:{shown.shade:.4f}"'
         items.append(
-            f'<li class="{classes}"{style}><small>{token.position}</small><b>{escape(shown.word)}</b>'
+            f'<li class="{classes}"{style}><small>{token.position}</small><b>{_word(shown.word)}</b>'
             f"{shown.below}</li>"
         )
     return f'<ol class="cells">{"".join(items)}</ol>'
+
+
+def _word(piece: str) -> str:
+    """A piece of the vocabulary; SentencePiece's sign for "a word begins here" is kept, but faint."""
+    return '<i class="begins">▁</i>' * piece.startswith("▁") + escape(piece.removeprefix("▁"))
 
 
 def _info(text: str) -> str:
@@ -93,7 +98,7 @@ def _info(text: str) -> str:
 
 
 def _before(word: str) -> str:
-    return f'<span class="before">{escape(word)}</span>'
+    return f'<span class="before">{_word(word)}</span>'
 
 
 def _keys(*keys: tuple[str, str]) -> str:
@@ -104,7 +109,9 @@ def _keys(*keys: tuple[str, str]) -> str:
 
 
 def _tokens(trace: Trace) -> str:
-    return _cells(trace.tokens, lambda t: Cell(t.token, below=_info(f"id {t.token_id}")))
+    sign = pieces_note(trace)
+    note = f'<p class="small">{escape(sign)}</p>' if sign else ""
+    return _cells(trace.tokens, lambda t: Cell(t.token, below=_info(f"id {t.token_id}"))) + note
 
 
 def _positions(trace: Trace) -> str:
@@ -140,7 +147,7 @@ def _draw_card(draw: Draw, token: TokenTrace) -> str:
     top = max(candidate.probability for candidate in draw.candidates)
     rows = [_candidate_row(c, top, far=c.rank > place) for place, c in enumerate(draw.candidates, 1)]
     return (
-        f'<div class="card draw"><h3>{escape(token.token)}<span>position {draw.position} · entropy '
+        f'<div class="card draw"><h3>{_word(token.token)}<span>position {draw.position} · entropy '
         f"{draw.entropy:.2f} · loss {draw.mlm_loss:.2f}</span></h3>{''.join(rows)}</div>"
     )
 
@@ -152,7 +159,7 @@ def _candidate_row(candidate: Candidate, top: float, far: bool) -> str:
     label = f"<em>{note}</em>" if note else ""
     width = 100 * candidate.probability / top if top else 0
     return (
-        f'<div class="{classes}"><b>{escape(candidate.token)}{label}</b>'
+        f'<div class="{classes}"><b>{_word(candidate.token)}{label}</b>'
         f'<div class="track"><i style="width:{width:.2f}%"></i></div>'
         f"<span>{percent(candidate.probability)}</span></div>"
     )
@@ -225,7 +232,7 @@ MOST_LOSSES = 8
 def _bars(title: str, rows: Sequence[tuple[str, str, float]], tone: int) -> str:
     top = max((value for _, _, value in rows), default=0.0) or 1.0
     lines = "".join(
-        f"<tr><td>{escape(word)}<br><small>{escape(note)}</small></td>"
+        f"<tr><td>{_word(word)}<br><small>{escape(note)}</small></td>"
         f'<td class="wide"><div class="track tone{tone}"><i style="width:{100 * value / top:.2f}%"></i></div></td>'
         f'<td class="n">{value:.3f}</td></tr>'
         for word, note, value in rows
@@ -237,7 +244,7 @@ def _gradients(trace: Trace) -> str:
     top = max((max(g.mlm, g.rtd) for g in trace.gradients), default=0.0) or 1.0
     head = (
         "<tr><th>Part</th><th class='n'>parameters</th><th class='n'>from MLM</th>"
-        f"<th class='n'>from {trace.discriminator_weight:g} × RTD</th><th>beside each other</th>"
+        f"<th class='n'>from {trace.discriminator_weight:g} × RTD</th><th class='bars'>beside each other</th>"
         "<th class='n'>together</th></tr>"
     ).replace("'", '"')
     rows = "".join(_gradient_row(g, top) for g in trace.gradients)
@@ -251,7 +258,7 @@ def _gradient_row(g: PartGradient, top: float) -> str:
     )
     return (
         f'<tr><td>{escape(g.part)}</td><td class="n">{g.parameters:,}</td><td class="n">{g.mlm:.4g}</td>'
-        f'<td class="n">{g.rtd:.4g}</td><td>{bars}</td><td class="n">{g.both:.4g}</td></tr>'
+        f'<td class="n">{g.rtd:.4g}</td><td class="bars">{bars}</td><td class="n">{g.both:.4g}</td></tr>'
     )
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 from electra_core.detect import shade
-from electra_core.trace import Draw, TokenTrace, Trace, percent, why_chosen
+from electra_core.trace import Draw, TokenTrace, Trace, percent, pieces_note, why_chosen
 
 WIDTH = 88
 BLUE, ORANGE, GREEN, BOLD, FAINT = "34", "33", "32", "1", "2"
@@ -64,7 +64,8 @@ def _wrap(text: str) -> list[str]:
 def _tokens(trace: Trace, paint: Paint) -> list[str]:
     words = [(t.token, paint(t.token, FAINT) if t.special else t.token) for t in trace.tokens]
     cut = [f"({trace.truncated} tokens did not fit and were left out)"] if trace.truncated else []
-    return _flow(words) + cut
+    note = pieces_note(trace)
+    return [*_flow(words), *cut, *([paint(note, FAINT)] if note else [])]
 
 
 def _positions(trace: Trace, paint: Paint) -> list[str]:
