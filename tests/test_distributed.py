@@ -48,6 +48,12 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by two."""
+    return on_ranks(2, data, tmp_path_factory.mktemp("two") / "run")
+
+
+@pytest.fixture(scope="module")
 def four(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by four."""
     return on_ranks(4, data, tmp_path_factory.mktemp("four") / "run")
@@ -176,36 +182,59 @@ def test_a_batch_that_cannot_be_split_is_told_before_anything_starts(data: Path,
 
 
 BREAKS_ONCE = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from electra_core import batches
 from electra_core.cli import main
-whole, flag = batches.Batches.__call__, Path(sys.argv[1])
+whole, flag, how = batches.Batches.__call__, Path(sys.argv[1]), sys.argv[2]
 def broken(self, step):
     if step == 5 and self.rank == 1 and not flag.exists():
         flag.touch()
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "exits":
+            os._exit(75)
         raise RuntimeError("broken on purpose")
     return whole(self, step)
 batches.Batches.__call__ = broken
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
-def torchrun(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(restarts: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(script), *arguments]
+    command += ["--max-restarts", str(restarts), str(script), *arguments]
     return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
                           timeout=240)  # fmt: skip
 
 
+def breaking(folder: Path, how: str, data: Path, alone: Path) -> list[str]:
+    """A script in which rank 1 ends in the sixth step, once, and its arguments; RUN is `folder`/run.
+
+    --resume on an empty RUN starts it, so one command serves for the start and for every restart.
+    """
+    (folder / "breaks.py").write_text(BREAKS_ONCE, encoding="utf-8")
+    arguments = [str(folder / "flag"), how, "pretrain", "--data", str(data), "--out", str(folder / "run")]
+    return [*arguments, "--config", str(alone / "config.toml"), "--resume", "--quiet", "--device", "cpu"]
+
+
 def test_a_failing_process_ends_the_others(data: Path, alone: Path, tmp_path: Path) -> None:
-    """And --resume on an empty RUN starts it, so one command serves for the start and for every restart."""
-    script, out, flag = tmp_path / "breaks.py", tmp_path / "run", tmp_path / "flag"
-    script.write_text(BREAKS_ONCE, encoding="utf-8")
-    arguments = ["pretrain", "--data", str(data), "--out", str(out), "--config", str(alone / "config.toml")]
-    arguments += ["--resume", "--quiet", "--device", "cpu"]
-    began = time.monotonic()
-    ended = torchrun(script, str(flag), *arguments)
+    arguments, began = breaking(tmp_path, "raises", data, alone), time.monotonic()
+    ended = torchrun(0, tmp_path / "breaks.py", *arguments)
     assert ended.returncode == 1 and time.monotonic() - began < 230, "not after the timeout of half an hour"
     assert "RuntimeError: broken on purpose" in ended.stderr
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000004"
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1] == "step-00000004"
+
+
+@pytest.mark.parametrize("how", ["killed", "exits"])
+def test_torchrun_starts_all_again_and_they_go_on(
+    data: Path, alone: Path, two: Path, tmp_path: Path, how: str
+) -> None:
+    """--max-restarts: one is killed, or ends with 75; the run ends as that of two undisturbed ones, bit for bit."""
+    ended = torchrun(1, tmp_path / "breaks.py", *breaking(tmp_path, how, data, alone))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "flag").exists()
+    ours, theirs = state(tmp_path / "run"), state(two)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [row["step"] for row in rows(two)]
+    assert not list((tmp_path / "run").rglob(".*")), "nothing half-written is left"
