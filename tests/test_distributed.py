@@ -230,7 +230,7 @@ def test_a_failing_process_ends_the_others(data: Path, alone: Path, tmp_path: Pa
 def test_torchrun_starts_all_again_and_they_go_on(
     data: Path, alone: Path, two: Path, tmp_path: Path, how: str
 ) -> None:
-    """--max-restarts: one is killed, or ends with 75; the run ends as that of two undisturbed ones, bit for bit."""
+    """--max-restarts: one is killed, or ends with 75; the run ends as that of two undisturbed, bit for bit."""
     ended = torchrun(1, tmp_path / "breaks.py", *breaking(tmp_path, how, data, alone))
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "flag").exists()
