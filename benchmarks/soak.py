@@ -112,7 +112,8 @@ def summary(samples: list[dict[str, float]]) -> dict[str, Any]:
             "last_third": median(row["memory_mb"] for row in kept[-third:]),
             "growth_per_hour": round(linear_regression(hours, [row["memory_mb"] for row in kept]).slope, 2),
             "growth_per_1000_steps_of_the_last_half": round(
-                1000 * linear_regression([row["step"] for row in late], [row["memory_mb"] for row in late]).slope, 3
+                1000 * linear_regression([row["step"] for row in late], [row["memory_mb"] for row in late]).slope,
+                3,
             ),
         },
         "open_files": {
