@@ -193,6 +193,18 @@ def test_an_engine_that_does_not_work_falls_back_with_its_reason(caplog: pytest.
         updated(CONFIG, {"engine": "fast"}, "test")
 
 
+def test_processors_with_bf16_tiles_train_in_fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import electra_core.engine as module
+
+    monkeypatch.setattr(module, "has_bf16_tiles", lambda: True)
+    assert choose_engine("auto", CPU, dtype=torch.bfloat16) == "static"
+    assert choose_engine("auto", CPU, dtype=torch.float32) == "eager"
+    assert choose_engine("auto", CPU, processes=2, dtype=torch.bfloat16) == "eager"
+    assert choose_engine("static", CPU, dtype=torch.float32) == "static"
+    monkeypatch.setattr(module, "has_bf16_tiles", lambda: False)
+    assert choose_engine("auto", CPU, dtype=torch.bfloat16) == "eager"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["electra", "two-parts", "adamw", "muon"])
 def test_replayed_graphs_train_as_the_eager_engine(name: str) -> None:
@@ -209,8 +221,7 @@ def test_pretrain_names_its_engine_and_parts(tmp_path: Path, monkeypatch: pytest
 
     data = make_data(tmp_path)
     eager = train(data, tmp_path / "eager", {"accumulate": 0})
-    monkeypatch.setattr(module, "choose_engine", lambda *_: "compile")
-    monkeypatch.setattr(module.torch, "compile", lambda model: model)
+    monkeypatch.setattr(module, "choose_engine", lambda *_: "static")
     static = train(data, tmp_path / "static", {"recompute": True})
     assert eager.tokens == static.tokens
     for name, value in eager.evaluation.items():
