@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import MLMHead, mlm_head, rtd_loss, sample_and_replace
+from electra_kernels import MLMHead, RTDHead, mlm_head, rtd_head, sample_and_replace
 from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
 
@@ -190,6 +190,11 @@ class DiscriminatorPredictions(nn.Module):
         """[T, D] -> [T]"""
         return self.dense_prediction(F.gelu(self.dense(hidden_TD))).squeeze(-1)
 
+    def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
+        """`forward` and its loss in one: all that follows `dense` is a single operation."""
+        last = self.dense_prediction
+        return rtd_head(self.dense(hidden_TD), last.weight.squeeze(0), last.bias, is_replaced_T, weights_T)
+
 
 class Discriminator(nn.Module):
     """Tells for every token whether it was replaced; the encoder that is fine-tuned afterwards."""
@@ -203,6 +208,12 @@ class Discriminator(nn.Module):
     def forward(self, tokens: TokenBatch, seed: Seed | None = None) -> Tensor:
         """[T]: logit that the token was replaced."""
         return self.discriminator_predictions(self.encoder(tokens, seed))
+
+    def judge(
+        self, tokens: TokenBatch, is_replaced_T: Tensor, weights_T: Tensor | None = None, seed: Seed | None = None
+    ) -> RTDHead:
+        """`forward`'s logits and their binary cross-entropy: its mean, or weighted mean, over all tokens."""
+        return self.discriminator_predictions.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
 
 
 class Electra(nn.Module):
@@ -228,12 +239,12 @@ class Electra(nn.Module):
         is_replaced_T = corrupted_ids_T != batch.tokens.input_ids_T
         # 4. The discriminator reads the corrupted text and judges every token.
         corrupted_text = batch.tokens.with_ids(corrupted_ids_T)
-        rtd_logits_T = self.discriminator(corrupted_text, token_seed)
+        rtd = self.discriminator.judge(corrupted_text, is_replaced_T, batch.token_weights_T, token_seed)
         # 5. The joint loss.
         mlm_loss = batch.mean_over_masked(mlm.loss_M)
-        disc_loss = rtd_loss(rtd_logits_T, is_replaced_T, batch.token_weights_T) * batch.token_share
+        disc_loss = rtd.loss * batch.token_share
         loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * disc_loss
-        return PretrainOutput(loss, mlm_loss, disc_loss, corrupted_ids_T, is_replaced_T, rtd_logits_T.detach())
+        return PretrainOutput(loss, mlm_loss, disc_loss, corrupted_ids_T, is_replaced_T, rtd.logits_T)
 
 
 def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_correct: bool) -> MLMHead:

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import attention, dropout_add_layer_norm
+from electra_kernels import attention, dropout_add_layer_norm, embedding_layer_norm
 from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from electra_core.config import EncoderConfig
-from electra_core.linear import Linear
+from electra_core.linear import Linear, autocast_dtype, cast_together
 from electra_core.packing import TokenBatch
 
 STREAMS_PER_LAYER = 4
@@ -45,11 +45,26 @@ class Embeddings(nn.Module):
         """[V, E]: the matrix that words are looked up in."""
         return self.word_embeddings.weight
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """[T, E]"""
-        words = F.embedding(batch.input_ids_T, self.word_weight())
-        positions = self.position_embeddings(batch.position_ids_T)
-        return self.LayerNorm(words + positions + self.token_type_embeddings(batch.segment_ids_T))
+    def forward(
+        self, batch: TokenBatch, dropout_p: float = 0.0, seed: Seed | None = None, stream: int = 0
+    ) -> Tensor:
+        """[T, E], in the compute dtype: dropout(LayerNorm(word + position + segment))."""
+        words_VE, norm = self.word_weight(), self.LayerNorm
+        return embedding_layer_norm(
+            batch.input_ids_T,
+            batch.position_ids_T,
+            batch.segment_ids_T,
+            words_VE,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            norm.weight,
+            norm.bias,
+            eps=norm.eps,
+            dropout_p=dropout_p,
+            seed=seed,
+            stream=stream,
+            dtype=autocast_dtype(words_VE),
+        )
 
 
 class DisentangledEmbeddings(Embeddings):
@@ -162,8 +177,12 @@ class Encoder(nn.Module):
                 f"got one of {batch.max_seqlen}"
             )
         seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
-        stream = self.first_stream + EMBEDDING_STREAM
-        hidden_TD = dropout(self.embeddings(batch), self.config.hidden_dropout_prob, seed, stream)
+        with cast_together(self):
+            return self._hidden_states(batch, seed)
+
+    def _hidden_states(self, batch: TokenBatch, seed: Tensor | None) -> Tensor:
+        dropout_p = self.config.hidden_dropout_prob if seed is not None else 0.0
+        hidden_TD = self.embeddings(batch, dropout_p, seed, self.first_stream + EMBEDDING_STREAM)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
         for layer in self.layers:

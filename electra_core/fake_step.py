@@ -45,7 +45,7 @@ STAGES = {
     "generator.generator_predictions": "word head",
     "generator": "word head",
     "discriminator.encoder": "discriminator layers",
-    "discriminator.discriminator_predictions": "detection head",
+    "discriminator.discriminator_predictions.dense": "detection head",
     "discriminator.generator_predictions": "word head",
 }
 """Module (or the end of its name) -> stage; what runs in none of them is "losses"."""
@@ -54,8 +54,8 @@ BACKWARD, OPTIMIZER = "backward", "optimizer"
 
 KERNELS = {
     "attention": 1, "attention_backward": 1,  # one more where a sequence does not fit a tile: LONG_ATTENTION
-    "dropout_add_layer_norm": 1, "dropout_add_layer_norm_backward": 3,
-    "embedding_layer_norm": 1, "embedding_layer_norm_backward": 3,
+    "dropout_add_layer_norm": 1, "dropout_add_layer_norm_backward": 2,
+    "embedding_layer_norm": 1, "embedding_layer_norm_backward": 2,
     "mlm_head": 3, "mlm_head_backward": 6,
     "rtd_loss": 2, "rtd_loss_backward": 1, "rtd_head": 2, "rtd_head_backward": 3,
     "sample_and_replace": 4,
@@ -90,7 +90,7 @@ class StepTrace:
 
     @property
     def activations(self) -> int:
-        """Bytes kept for the backward pass, of all stages, without copies of the weights."""
+        """Bytes kept for the backward pass, of all stages, the weights' copies in half precision among them."""
         return sum(self.kept.values())
 
     @property

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import mlm_head, rtd_loss
+from electra_kernels import mlm_head
 from electra_kernels.rng import Seed
 from torch import Tensor, nn
 
@@ -81,13 +81,13 @@ class Electra15(Electra):
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `rtd_loss` is the mean over the M masked positions."""
         text = corrupt(self.generator, batch, self.config, seed)
-        logits_T = self.discriminator(text.tokens, text.seed)
-        weights_T = torch.zeros(len(logits_T), device=logits_T.device)
+        weights_T = torch.zeros(batch.tokens.num_tokens, device=text.is_replaced_T.device)
         weights_T[batch.masked_positions_M] = 1.0 if batch.masked_weights_M is None else batch.masked_weights_M
-        rtd = rtd_loss(logits_T, text.is_replaced_T, weights_T) * batch.masked_share
+        head = self.discriminator.judge(text.tokens, text.is_replaced_T, weights_T, text.seed)
+        rtd = head.loss * batch.masked_share
         loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
         ids_T = text.tokens.input_ids_T
-        return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, logits_T.detach())
+        return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, head.logits_T)
 
 
 class MaskedLM(nn.Module):

@@ -94,7 +94,7 @@ _LEGENDS = {
     "output_norm": "T D",
     "encoder": "T D",
     "generator_predictions": "M E",
-    "discriminator_predictions": "T",
+    "discriminator_predictions.dense": "T D",
 }
 
 

@@ -16,7 +16,7 @@ import triton
 from electra_kernels import attention_kernels as kernels
 from electra_kernels import rng
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import architecture, operator
+from electra_kernels.operators import architecture, operator, statistics_dtype
 from torch import Tensor
 
 # ---------------------------------------------------------------- tiles
@@ -153,8 +153,7 @@ def _empty_outputs(qkv_T3HK: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor]:
     tokens, _, heads, head_dim = qkv_T3HK.shape
     out_THK = qkv_T3HK.new_empty(tokens, heads, head_dim)
     lse_HT = (0,) if _is_short(qkv_T3HK, max_seqlen) else (heads, tokens)
-    sums = torch.float64 if qkv_T3HK.dtype == torch.float64 else torch.float32
-    return out_THK, qkv_T3HK.new_empty(lse_HT, dtype=sums)
+    return out_THK, qkv_T3HK.new_empty(lse_HT, dtype=statistics_dtype(qkv_T3HK))
 
 
 @operator("attention")

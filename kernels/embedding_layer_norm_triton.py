@@ -17,7 +17,7 @@ import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop, normalise, normalise_backward
-from electra_kernels.operators import operator
+from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from torch import Tensor
 
@@ -116,19 +116,18 @@ def backward(
     dout_TE: Tensor, input_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor, words_VE: Tensor,
     positions_SE: Tensor, segments_CE: Tensor, weight_E: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(ds_TE, dweight_E, dbias_E) in fp32 (fp64)."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(ds_TE, [dweight_E, dbias_E]) in fp32 (fp64)."""
     tokens, shapes = len(input_ids_T), constexprs(words_VE, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, shapes["BLOCK_T"])))
-    dtype = torch.float64 if words_VE.dtype == torch.float64 else torch.float32
-    ds_TE = words_VE.new_empty(tokens, words_VE.shape[1], dtype=dtype)
-    dweight, dbias = (ds_TE.new_empty(programs, words_VE.shape[1]) for _ in range(2))
+    ds_TE = words_VE.new_empty(tokens, words_VE.shape[1], dtype=statistics_dtype(words_VE))
+    partial = ds_TE.new_empty(2, programs, words_VE.shape[1])
     inputs = (input_ids_T, position_ids_T, segment_ids_T, words_VE, positions_SE, segments_CE, weight_E)
     _backward_kernel[(programs,)](
-        *(tensor.contiguous() for tensor in inputs), seed, dout_TE.contiguous(), ds_TE, dweight, dbias,
+        *(tensor.contiguous() for tensor in inputs), seed, dout_TE.contiguous(), ds_TE, partial[0], partial[1],
         tokens, eps, stream, **shapes, num_warps=4,
     )  # fmt: skip
-    return ds_TE, dweight.sum(0), dbias.sum(0)
+    return ds_TE, partial.sum(1)
 
 
 @backward.register_fake
@@ -136,10 +135,9 @@ def _(
     dout_TE: Tensor, input_ids_T: Tensor, position_ids_T: Tensor, segment_ids_T: Tensor, words_VE: Tensor,
     positions_SE: Tensor, segments_CE: Tensor, weight_E: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = torch.float64 if words_VE.dtype == torch.float64 else torch.float32
-    row, token = words_VE.shape[1], dout_TE.shape[0]
-    return tuple(dout_TE.new_empty(shape, dtype=dtype) for shape in ((token, row), (row,), (row,)))  # type: ignore[return-value]
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ds_TE = dout_TE.new_empty(dout_TE.shape[0], words_VE.shape[1], dtype=statistics_dtype(words_VE))
+    return ds_TE, ds_TE.new_empty(2, words_VE.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -150,7 +148,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, dout_TE: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
-    ds_TE, dweight_E, dbias_E = backward(dout_TE, *tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
+    ds_TE, (dweight_E, dbias_E) = backward(dout_TE, *tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
     tables = [
         torch.ops.aten.embedding_dense_backward(ds_TE, ids, table.shape[0], -1, False).to(table.dtype)
         for ids, table in zip(tensors[:3], tensors[3:6])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from electra_kernels.layer_norm_autograd import register_autograd
 from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
@@ -46,31 +47,31 @@ def _(x_TD: Tensor, *_: Any) -> Tensor:
 def backward(
     dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, dweight_D, dbias_D); without dropout dx is dresidual, and stays empty here."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dresidual_TD, dx_TD, [dweight_D, dbias_D]); without dropout dx is dresidual, and stays empty here."""
     x_TD, residual_TD, dout_TD = x_TD.contiguous(), residual_TD.contiguous(), dout_TD.contiguous()
     rows, size = x_TD.shape
-    dresidual_TD, dx_TD, _, _ = _backward_outputs(x_TD, residual_TD, dropout_p)
-    dweight, dbias = x_TD.new_empty(2, -(-rows // ROW_BLOCK), size, dtype=torch.float32)
+    dresidual_TD, dx_TD, _ = _backward_outputs(x_TD, residual_TD, dropout_p)
+    partial = x_TD.new_empty(2, -(-rows // ROW_BLOCK), size, dtype=torch.float32)
     call(
         "layer_norm_backward", dout_TD, x_TD, residual_TD, weight_D.float().contiguous(), seed, dx_TD,
-        dresidual_TD, dweight, dbias, rows, size, eps, *dropout_arguments(dropout_p, stream),
+        dresidual_TD, partial[0], partial[1], rows, size, eps, *dropout_arguments(dropout_p, stream),
         *_flags(x_TD, residual_TD),
     )  # fmt: skip
-    return dresidual_TD, dx_TD, dweight.sum(0), dbias.sum(0)
+    return dresidual_TD, dx_TD, partial.sum(1)
 
 
 @backward.register_fake
 def _(
     dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return _backward_outputs(x_TD, residual_TD, dropout_p)
 
 
-def _backward_outputs(x_TD: Tensor, residual_TD: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_outputs(x_TD: Tensor, residual_TD: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
     dx_TD = x_TD.new_empty(x_TD.shape if p > 0 else (0, x_TD.shape[1]))
-    dweight_D, dbias_D = (x_TD.new_empty(x_TD.shape[1], dtype=torch.float32) for _ in range(2))
-    return residual_TD.new_empty(residual_TD.shape), dx_TD, dweight_D, dbias_D
+    dparameters = x_TD.new_empty(2, x_TD.shape[1], dtype=torch.float32)
+    return residual_TD.new_empty(residual_TD.shape), dx_TD, dparameters
 
 
 def _flags(x_TD: Tensor, residual_TD: Tensor) -> tuple[Any, Any, Any]:
@@ -79,20 +80,4 @@ def _flags(x_TD: Tensor, residual_TD: Tensor) -> tuple[Any, Any, Any]:
     return *(c_int(half) for half in halves), c_int(torch.get_num_threads())  # type: ignore[return-value]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_TD, residual_TD, weight_D, bias_D, ctx.eps, ctx.dropout_p, seed, ctx.stream = inputs
-    ctx.bias_dtype = bias_D.dtype
-    ctx.save_for_backward(x_TD, residual_TD, weight_D, seed)
-
-
-def _differentiate(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-    x_TD, residual_TD, weight_D, seed = ctx.saved_tensors
-    dresidual_TD, dx_TD, dweight_D, dbias_D = backward(
-        dout_TD, x_TD, residual_TD, weight_D, ctx.eps, ctx.dropout_p, seed, ctx.stream
-    )
-    dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
-    parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype)
-    return dx_TD, dresidual_TD, *parameters, None, None, None, None
-
-
-forward.register_autograd(_differentiate, setup_context=_save)
+register_autograd(forward, backward)

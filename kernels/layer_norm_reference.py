@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from electra_kernels.operators import statistics_dtype
 from electra_kernels.rng import keep_mask, keep_scale
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def dropout_add_layer_norm(
     stream: int,
 ) -> Tensor:
     """See the contract in `layer_norm`; `seed` is None where nothing is dropped."""
-    statistics = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+    statistics = statistics_dtype(x_TD)
     with torch.autocast(x_TD.device.type, enabled=False):
         sum_TD = x_TD.to(statistics)
         if seed is not None:

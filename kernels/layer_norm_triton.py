@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import operator
+from electra_kernels.layer_norm_autograd import register_autograd
+from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
 from torch import Tensor
@@ -107,7 +108,7 @@ def _backward_kernel(
 
 def constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
     """The kernels' compile-time arguments for rows like these."""
-    accumulator = tl.float64 if x_TD.dtype == torch.float64 else tl.float32
+    accumulator = tl.float64 if statistics_dtype(x_TD) == torch.float64 else tl.float32
     return {"ACC": accumulator, **blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
 
 
@@ -145,49 +146,31 @@ def _(
 def backward(
     dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, dweight_D, dbias_D); without dropout dx is dresidual, and stays empty here."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dresidual_TD, dx_TD, [dweight_D, dbias_D]); without dropout dx is dresidual, and stays empty here."""
     shapes = constexprs(x_TD, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
     dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
-    dweight, dbias = (x_TD.new_empty(programs, x_TD.shape[1], dtype=dtype) for _ in range(2))
+    partial = x_TD.new_empty(2, programs, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
         dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
-        dresidual_TD, dx_TD, dweight, dbias, len(x_TD), eps, stream, **shapes, num_warps=4,
+        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream, **shapes, num_warps=4,
     )  # fmt: skip
-    return dresidual_TD, dx_TD, dweight.sum(0), dbias.sum(0)
+    return dresidual_TD, dx_TD, partial.sum(1)
 
 
 @backward.register_fake
 def _(
     dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
     seed: Tensor | None, stream: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
-    dweight_D, dbias_D = (weight_D.new_empty(weight_D.shape, dtype=dtype) for _ in range(2))
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    return residual_TD.new_empty(residual_TD.shape), dx_TD, dweight_D, dbias_D
+    dparameters = x_TD.new_empty(2, x_TD.shape[1], dtype=statistics_dtype(x_TD))
+    return residual_TD.new_empty(residual_TD.shape), dx_TD, dparameters
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_TD, residual_TD, weight_D, bias_D, ctx.eps, ctx.dropout_p, seed, ctx.stream = inputs
-    ctx.bias_dtype = bias_D.dtype
-    ctx.save_for_backward(x_TD, residual_TD, weight_D, seed)
-
-
-def _differentiate(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-    x_TD, residual_TD, weight_D, seed = ctx.saved_tensors
-    dresidual_TD, dx_TD, dweight_D, dbias_D = backward(
-        dout_TD, x_TD, residual_TD, weight_D, ctx.eps, ctx.dropout_p, seed, ctx.stream
-    )
-    dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
-    parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype)
-    return dx_TD, dresidual_TD, *parameters, None, None, None, None
-
-
-dropout_add_layer_norm.register_autograd(_differentiate, setup_context=_save)
+register_autograd(dropout_add_layer_norm, backward)
 
 
 # ---------------------------------------------------------------- what is compiled ahead of time

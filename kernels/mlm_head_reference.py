@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from electra_kernels.operators import statistics_dtype
 from electra_kernels.sample_replace_reference import draw, tempered_weights, tile_sums
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -61,7 +62,7 @@ class _ChunkedHead(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtypes = hidden_ME.dtype, embedding_VE.dtype, bias_V.dtype
-        dtype = torch.float64 if hidden_ME.dtype == torch.float64 else torch.float32
+        dtype = statistics_dtype(hidden_ME)
         embedding_VE = embedding_VE.to(hidden_ME.dtype).to(dtype)
         hidden_ME, bias_V = hidden_ME.to(dtype), bias_V.to(dtype)
         logsumexp_M = hidden_ME.new_empty(len(hidden_ME))

@@ -28,7 +28,7 @@ from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
 from electra_kernels.blocks_triton import LOG2E, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import operator
+from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
 from torch import Tensor
 
@@ -104,7 +104,7 @@ def forward(
     """(loss_M, sampled_ids_M, logsumexp_M in units of log 2)."""
     hidden_ME, embedding_VE, bias_V, target_M = _operands(hidden_ME, embedding_VE, bias_V, target_M)
     (rows, size), vocabulary = hidden_ME.shape, len(embedding_VE)
-    dtype = torch.float64 if hidden_ME.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(hidden_ME)
     loss_M, logsumexp_M = (hidden_ME.new_empty(rows, dtype=dtype) for _ in range(2))
     sampled_M = torch.empty(rows, dtype=torch.int64, device=hidden_ME.device)
     if rows == 0:
@@ -130,8 +130,7 @@ def _(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, seed: Tensor, stream: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = torch.float64 if hidden_ME.dtype == torch.float64 else torch.float32
-    loss_M = hidden_ME.new_empty(hidden_ME.shape[0], dtype=dtype)
+    loss_M = hidden_ME.new_empty(hidden_ME.shape[0], dtype=statistics_dtype(hidden_ME))
     return loss_M, torch.empty_like(loss_M, dtype=torch.int64), torch.empty_like(loss_M)
 
 
@@ -160,9 +159,12 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:4], output[2])
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)  # no zeros for results that have no gradient
 
 
-def _differentiate(ctx: Any, grad_loss_M: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_loss_M: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad_loss_M is None:
+        return (None,) * 7
     hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M = ctx.saved_tensors
     gradients = backward(grad_loss_M, hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M)
     return *gradients, None, None, None, None

@@ -29,6 +29,11 @@ def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     return register
 
 
+def statistics_dtype(values: Tensor) -> torch.dtype:
+    """What sums and statistics of such values are kept in: fp32, or fp64 for fp64."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
 def architecture(device: torch.device) -> int:
     """Which architecture's tiles `device` takes: 80, 90 or 100; Triton's interpreter counts as 90."""
     if device.type != "cuda":

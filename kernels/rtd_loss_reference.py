@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from electra_kernels.operators import statistics_dtype
 from torch import Tensor
 
 
@@ -35,7 +36,7 @@ def rtd_head(
     hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, logits_T, counts); see the contract in `rtd_loss`."""
-    dtype = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(hidden_TD)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         logits_T = (F.gelu(hidden_TD.to(dtype)) @ weight_D.to(dtype)) + bias.to(dtype).reshape(())
     loss, counts = rtd_loss(logits_T, is_replaced_T, weights_T)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import operator
+from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
 
 BLOCK_T = 1024  # tokens per program and step of the plain loss
@@ -168,10 +168,6 @@ def _head_backward_kernel(
 # ---------------------------------------------------------------- launchers
 
 
-def _statistics(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
-
-
 def _head_blocks(size: int) -> tuple[int, int]:
     block_d = triton.next_power_of_2(size)
     return max(1, HEAD_ELEMENTS // block_d), block_d
@@ -197,7 +193,7 @@ def rtd_loss(
     logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
-    dlogits_T = torch.empty_like(logits_T, dtype=_statistics(logits_T), memory_format=torch.contiguous_format)
+    dlogits_T = torch.empty_like(logits_T, dtype=statistics_dtype(logits_T), memory_format=torch.contiguous_format)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(logits_T), BLOCK_T)))
     partial, counts = _partials(logits_T, programs, dlogits_T.dtype)
     _loss_kernel[(programs,)](
@@ -210,7 +206,7 @@ def rtd_loss(
 
 @rtd_loss.register_fake
 def _(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    new, dtype = logits_T.new_empty, _statistics(logits_T)
+    new, dtype = logits_T.new_empty, statistics_dtype(logits_T)
     return new((), dtype=dtype), new(4, dtype=torch.int64), new(len(logits_T), dtype=dtype), new((), dtype=dtype)
 
 
@@ -233,9 +229,12 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[2], output[3])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for results that have no gradient
 
 
-def _differentiate_loss(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+def _differentiate_loss(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
     return rtd_loss_backward(grad, *ctx.saved_tensors, ctx.dtype), None, None
 
 
@@ -247,7 +246,7 @@ def rtd_head(
     hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, logits_T, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
-    (tokens, size), dtype = hidden_TD.shape, _statistics(hidden_TD)
+    (tokens, size), dtype = hidden_TD.shape, statistics_dtype(hidden_TD)
     logits_T, dlogits_T = (hidden_TD.new_empty(tokens, dtype=dtype) for _ in range(2))
     block_t, block_d = _head_blocks(size)
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, block_t)))
@@ -264,7 +263,7 @@ def rtd_head(
 def _(
     hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    new, dtype, tokens = hidden_TD.new_empty, _statistics(hidden_TD), hidden_TD.shape[0]
+    new, dtype, tokens = hidden_TD.new_empty, statistics_dtype(hidden_TD), hidden_TD.shape[0]
     logits_T, counts = new(tokens, dtype=dtype), new(4, dtype=torch.int64)
     return new((), dtype=dtype), logits_T, counts, torch.empty_like(logits_T), new((), dtype=dtype)
 
@@ -296,9 +295,12 @@ def _(
 def _save_head(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], output[3], output[4])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate_head(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+def _differentiate_head(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     return *rtd_head_backward(grad, *ctx.saved_tensors), None, None
 
 

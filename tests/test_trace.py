@@ -19,7 +19,7 @@ from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
 from electra_core.pretrain import write_config
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
-from electra_core.trace import Trace, load_electra, percent, trace, why_chosen
+from electra_core.trace import Trace, load_electra, percent, pieces_note, trace, why_chosen
 from electra_core.trace_page import STAGES, to_html
 from electra_core.trace_terminal import to_terminal
 
@@ -162,7 +162,7 @@ def test_shapes_are_read_off_the_model(result: Trace) -> None:
     assert shapes["discriminator", "encoder.embeddings_project"] == (tokens, 32)
     assert shapes["discriminator", "encoder.layers.0.attention.qkv"] == (tokens, 96)
     assert shapes["discriminator", "encoder.layers.0.intermediate"] == (tokens, 48)
-    assert shapes["discriminator", "discriminator_predictions"] == (tokens,)
+    assert shapes["discriminator", "discriminator_predictions.dense"] == (tokens, 32)
 
 
 def test_the_model_is_left_as_it_was(tokenizer: Tokenizer) -> None:
@@ -249,12 +249,26 @@ def test_page_shows_every_stage_and_escapes(result: Trace) -> None:
     assert not re.search(r"https?:|src=|@import|url\(", html)
     cells = re.search(r'id="stage-5".*?</ol>', html, flags=re.S)
     assert cells is not None
-    words = [unescape(word) for word in re.findall(r"<b>([^<]*)</b>", cells[0])]
+    words = [unescape(re.sub(r"<.*?>", "", word)) for word in re.findall(r"<b>(.*?)</b>", cells[0])]
     assert words == [token.corrupted for token in result.tokens]
     answers = re.search(r'id="stage-7".*?</ol>', html, flags=re.S)
     assert answers is not None
     shades = [float(p) for p in re.findall(r"--p:([\d.]+)", answers[0])]
     assert shades == [round(token.probability, 4) for token in result.tokens]
+
+
+def test_signs_of_the_vocabulary_are_explained(result: Trace) -> None:
+    """SentencePiece marks where words begin, WordPiece where they go on; the page keeps the sign, faint."""
+
+    def beginning_with(token: str) -> Trace:
+        return replace(result, tokens=[replace(result.tokens[0], token=token), *result.tokens[1:]])
+
+    assert pieces_note(result) == ""
+    for token, note in (("▁fox", "▁ stands where a word begins"), ("##ox", "## marks a piece that goes on")):
+        changed = beginning_with(token)
+        assert pieces_note(changed).startswith(note)
+        assert note in to_terminal(changed, colour=False) and note in to_html(changed)
+    assert '<i class="begins">▁</i>fox' in to_html(beginning_with("▁fox"))
 
 
 def test_percentages() -> None:
