@@ -101,6 +101,8 @@ def _demo(commands: Any) -> None:
     )
     command.add_argument("--out", default="demo", help="folder for everything that comes out")
     command.add_argument("--minutes", type=float, help="how long it may take (default: 8 on a CPU, 2 on a GPU)")
+    command.add_argument("--texts-only", action="store_true",
+                         help="write corpus.txt and task/*.jsonl to --out, and stop")  # fmt: skip
     _common(command, seed=True)
 
 

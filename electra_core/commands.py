@@ -21,8 +21,14 @@ STOPPED = 75
 
 def demo(options: Namespace) -> None:
     """The whole story on the embedded corpus."""
-    from electra_core.demo import run_demo
+    from electra_core.demo import run_demo, texts_only
 
+    if options.texts_only:
+        documents, task = texts_only(options.out, quiet=options.quiet, overwrite=options.overwrite)
+        print(f"{options.out}/corpus.txt: {documents:,} docstrings, for electra prepare")
+        print(f"{options.out}/task/train.jsonl, dev.jsonl: {len(task.train):,} + {len(task.dev):,} examples of "
+              f"{len(task.labels)} areas, for electra finetune")  # fmt: skip
+        return
     run_demo(
         options.out, minutes=options.minutes, quiet=options.quiet, device=options.device,
         overwrite=options.overwrite, seed=options.seed,

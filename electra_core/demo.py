@@ -34,7 +34,7 @@ import torch
 
 from electra_core.classify import Classify
 from electra_core.demo_report import Findings, build_report, to_json
-from electra_core.docstrings import Document, Example, LabelledTask, documents, labelled_task, write_corpus
+from electra_core.docstrings import Document, LabelledTask, documents
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -43,6 +43,7 @@ from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
 from electra_core.progress import Progress, progress
 from electra_core.report import Report, duration, to_terminal, write_report
+from electra_core.sample import write_sample
 from electra_core.shards import Manifest
 from electra_core.training import resolve_device
 
@@ -53,7 +54,6 @@ OVERDRAFT = 0.25  # of the minutes may be overdrawn for a second seed, without w
 VOCABULARY = 8192
 HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = 24
-EXAMPLE_CHARACTERS = 280
 EPOCHS = 10
 
 
@@ -168,6 +168,14 @@ def run_demo(
     return report
 
 
+def texts_only(out_dir: str | Path, *, quiet: bool = False, overwrite: bool = False) -> tuple[int, LabelledTask]:
+    """The demo's first step alone: the number of documents in OUT/corpus.txt, and the task in OUT/task."""
+    out = Path(out_dir)
+    _make_folder(out, overwrite)
+    corpus, task = _read_docstrings(out, quiet)
+    return len(corpus), task
+
+
 def shipped_model() -> Path | None:
     """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
     folder = Path(str(files("electra_core"))) / "tiny"
@@ -238,24 +246,15 @@ def _make_folder(out: Path, overwrite: bool) -> None:
 
 
 def _read_docstrings(out: Path, quiet: bool) -> tuple[list[Document], LabelledTask]:
-    """Corpus and task on disk. Examples to be judged on are not in the corpus, not even without their labels."""
-    corpus = []
+    """Corpus and task on disk."""
     with progress("reading", None, "documents", quiet=quiet) as bar:
-        for document in documents():
-            corpus.append(document)
-            bar.update()
-    task = labelled_task(corpus, longest=EXAMPLE_CHARACTERS)
-    _write_examples(task.train, out / "task" / "train.jsonl")
-    _write_examples(task.dev, out / "task" / "dev.jsonl")
-    unseen = {example.document.text for example in task.dev}
-    corpus = [document for document in corpus if document.text not in unseen]
-    write_corpus(out / "corpus.txt", corpus)
-    return corpus, task
 
+        def counted() -> Iterator[Document]:
+            for document in documents():
+                bar.update()
+                yield document
 
-def _write_examples(examples: Sequence[Example], file: Path) -> None:
-    rows = (json.dumps({"text": e.text, "label": e.label, "module": e.document.module}) for e in examples)
-    file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        return write_sample(out, counted())
 
 
 def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:

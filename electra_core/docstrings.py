@@ -9,6 +9,8 @@ Two things come of it:
   documents are all in the training set or all in the development set, and names that give the answer away
   (dotted paths, import lines) are taken out, so that what is left to go by is how an area writes.
 
+`electra demo --texts-only` writes both (`sample.py`).
+
 Which documents there are depends on the versions of Python, torch and numpy that are installed; for given
 versions the result is the same everywhere, order included.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from electra_core.docstrings import (
     write_corpus,
 )
 from electra_core.errors import UserError
+from electra_core.sample import EXAMPLE_CHARACTERS, write_sample
 
 LONG = "Words enough to pass for a document of the corpus, number %d."
 
@@ -188,3 +190,16 @@ def test_example_text_takes_the_answer_out() -> None:
     assert example_text(text, 400) == "See :class:`Linear`, e.g. norm. End."
     assert example_text("one two three", 9) == "one two"
     assert example_text("one two", 7) == "one two"
+
+
+def test_sample_as_files(tmp_path: Path, corpus: list[Document]) -> None:
+    """What is judged on is not in the text, not even without its label."""
+    kept, task = write_sample(tmp_path / "new" / "folder", corpus)
+    assert task == labelled_task(corpus, longest=EXAMPLE_CHARACTERS)
+    for name, examples in (("train", task.train), ("dev", task.dev)):
+        lines = (tmp_path / "new" / "folder" / "task" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [(r["text"], r["label"]) for r in map(json.loads, lines)] == [(e.text, e.label) for e in examples]
+    text = (tmp_path / "new" / "folder" / "corpus.txt").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    assert text == [document.text for document in kept]
+    assert not set(text) & {example.document.text for example in task.dev}
+    assert set(text) & {example.document.text for example in task.train}

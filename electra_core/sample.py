@@ -1,0 +1,40 @@
+"""The embedded corpus as files: what `electra demo` works on, and `electra demo --texts-only` stops after.
+
+    OUT/corpus.txt                      docstrings of this machine's libraries, for `electra prepare`
+    OUT/task/train.jsonl, dev.jsonl     "which area is this docstring of?", for `electra finetune`
+
+Where the texts come from: `docstrings.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from electra_core.docstrings import Document, Example, LabelledTask, labelled_task, write_corpus
+
+EXAMPLE_CHARACTERS = 280
+
+
+def write_sample(folder: Path, corpus: Iterable[Document]) -> tuple[list[Document], LabelledTask]:
+    """Writes text and task into `folder`, which is made if need be.
+
+    Returns:
+        The documents of the text, and the task. What is to be judged on is not in the text, not even without
+        its label.
+    """
+    corpus = list(corpus)
+    task = labelled_task(corpus, longest=EXAMPLE_CHARACTERS)
+    (folder / "task").mkdir(parents=True, exist_ok=True)
+    _write_examples(task.train, folder / "task" / "train.jsonl")
+    _write_examples(task.dev, folder / "task" / "dev.jsonl")
+    unseen = {example.document.text for example in task.dev}
+    corpus = [document for document in corpus if document.text not in unseen]
+    write_corpus(folder / "corpus.txt", corpus)
+    return corpus, task
+
+
+def _write_examples(examples: Sequence[Example], file: Path) -> None:
+    rows = (json.dumps({"text": e.text, "label": e.label, "module": e.document.module}) for e in examples)
+    file.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
