@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""What runs under an operator's name; called directly, PyTorch's own operations in it are seen from outside."""
+
 
 def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Registers a function as `electra_kernels::name`: opaque to torch.compile, and it writes to no input.
@@ -24,6 +27,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
             with torch.cuda.device_of(first):
                 return function(first, *rest)
 
+        IMPLEMENTATIONS[name] = function
         return torch.library.custom_op(f"electra_kernels::{name}", on_the_device_of_its_tensors, mutates_args=())
 
     return register
