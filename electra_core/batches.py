@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +14,15 @@ from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
-from electra_core.examples import Example
+from electra_core.examples import Plan
 from electra_core.masking import mask_tokens, masked_counts
 from electra_core.mixing import examples_of
 from electra_core.packing import TokenBatch
+
+PLANNED_AHEAD = 1024
+"""Examples planned in one go."""
+PREPARED_AHEAD = 2
+"""Steps whose batches are made while the model works."""
 
 
 class Batches:
@@ -31,6 +38,7 @@ class Batches:
         self.examples = examples_of(corpus, config.max_length, config.seed)
         self.config, self.device = config, device
         self.rank, self.world_size = rank, world_size
+        self._ahead: tuple[int, Any] = (-1, None)
         if config.batch_size % (config.accumulate * world_size):
             raise UserError(
                 f"batch_size: {config.batch_size} sequences cannot be split evenly over {world_size} process(es) "
@@ -40,15 +48,25 @@ class Batches:
     def __call__(self, step: int) -> list[PretrainBatch]:
         size, parts = self.config.batch_size, self.config.accumulate * self.world_size
         first = step * size
-        planned = self.examples.plan(range(first, first + size))
-        lengths = np.array([example.num_tokens for example in planned])
+        planned = self._planned(step)
+        lengths = planned.lengths
         masked = _counts(lengths, self.config)
         each = size // parts
         mine = range(self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate)
         return [self._part(planned, lengths, masked, first, part * each, (part + 1) * each) for part in mine]
 
+    def _planned(self, step: int) -> Plan:
+        """The step's examples, planned together with those of the steps after it, which is cheaper."""
+        size = self.config.batch_size
+        steps = max(1, PLANNED_AHEAD // size)
+        block, place = divmod(step, steps)
+        if (ahead := self._ahead)[0] != block:
+            first = block * steps * size
+            ahead = self._ahead = block, self.examples.plan(np.arange(first, first + steps * size))
+        return ahead[1][place * size : (place + 1) * size]
+
     def _part(
-        self, planned: list[Example], lengths: np.ndarray, masked: np.ndarray, first: int, begin: int, end: int
+        self, planned: Plan, lengths: np.ndarray, masked: np.ndarray, first: int, begin: int, end: int
     ) -> PretrainBatch:
         tokens = self.examples.batch(planned[begin:end])
         batch = mask(
@@ -62,6 +80,30 @@ class Batches:
             masked_share=float(masked[begin:end].sum() / masked.sum()),
         )
         return batch.to(self.device)
+
+
+Parts = TypeVar("Parts")
+
+
+class Ahead(Generic[Parts]):
+    """`batches`, which a thread makes for the next steps while the model is busy with this one.
+
+    Batches are a pure function of the step, so nothing else changes; after a jump it starts from there.
+    """
+
+    def __init__(self, batches: Callable[[int], Parts]):
+        self._batches = batches
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._made: dict[int, Future[Parts]] = {}
+
+    def __call__(self, step: int) -> Parts:
+        wanted = range(step, step + 1 + PREPARED_AHEAD)
+        for late in [other for other in self._made if other not in wanted]:
+            self._made.pop(late).cancel()
+        for other in wanted:
+            if other not in self._made:
+                self._made[other] = self._worker.submit(self._batches, other)
+        return self._made.pop(step).result()
 
 
 def mask(

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from electra_kernels.rng import fold, philox, seed_tensor
+from electra_kernels.rng import fold
 from torch import Tensor
 
 from electra_core.electra import PretrainBatch
+from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch, to_padded
 
 KEEP_PROBABILITY = 0.15
-NEVER = 1 << 40  # sorts behind every 32-bit random number
+NEVER = 1 << 60  # sorts behind every 32-bit random number, with 24 bits of position behind it
 
 
 def mask_tokens(
@@ -42,16 +44,15 @@ def mask_tokens(
         special_ids: ids that are never chosen ([CLS], [SEP], [MASK]).
         fraction, max_predictions: see the header.
     """
-    lengths = tokens.lengths.long()
-    index_T = torch.as_tensor(indices, dtype=torch.int64).repeat_interleave(lengths)
-    key = seed_tensor(fold(seed, 3))
-    order_T, keep_T, _, _ = philox(key, tokens.position_ids_T, index_T & 0xFFFFFFFF, 0, index_T >> 32)
+    words = philox_words(fold(seed, 3), tokens.max_seqlen, np.asarray(indices, dtype=np.int64))
+    order_NS, keep_NS, _, _ = torch.from_numpy(words.view(np.int64))
 
-    order_T = order_T.masked_fill(torch.isin(tokens.input_ids_T, torch.tensor(special_ids)), NEVER)
-    chosen_T = _smallest(order_T, tokens, masked_counts(lengths, fraction, max_predictions))
-    becomes_mask_T = chosen_T & (keep_T >= int(KEEP_PROBABILITY * 2**32))
-    masked_ids_T = tokens.input_ids_T.masked_fill(becomes_mask_T, mask_id)
-    return PretrainBatch(tokens, masked_ids_T, chosen_T.nonzero().squeeze(-1))
+    counts_N = masked_counts(tokens.lengths.long(), fraction, max_predictions)
+    row_M, place_M = _smallest(order_NS, _candidates(tokens, special_ids), counts_N).nonzero(as_tuple=True)
+    masked_positions_M = tokens.cu_seqlens.long()[row_M] + place_M
+    becomes_mask_M = keep_NS[row_M, place_M] >= int(KEEP_PROBABILITY * 2**32)
+    masked_ids_T = tokens.input_ids_T.index_fill(0, masked_positions_M[becomes_mask_M], mask_id)
+    return PretrainBatch(tokens, masked_ids_T, masked_positions_M)
 
 
 def masked_counts(lengths_N: Tensor, fraction: float, max_predictions: int) -> Tensor:
@@ -59,10 +60,20 @@ def masked_counts(lengths_N: Tensor, fraction: float, max_predictions: int) -> T
     return (lengths_N * fraction).round().long().clamp(max=max_predictions).clamp(min=1)
 
 
-def _smallest(order_T: Tensor, tokens: TokenBatch, counts_N: Tensor) -> Tensor:
-    """bool [T]: the counts_N[n] smallest of each sequence n, NEVER excluded."""
-    order_NS = to_padded(order_T, tokens, fill=NEVER)
-    rank_NS = order_NS.argsort(dim=1).argsort(dim=1)
-    chosen_NS = (rank_NS < counts_N[:, None]) & (order_NS < NEVER)
-    sequence_T = torch.repeat_interleave(tokens.lengths.long())
-    return chosen_NS[sequence_T, tokens.position_ids_T]
+def _candidates(tokens: TokenBatch, special_ids: Sequence[int]) -> Tensor:
+    """bool [N, S]: where a word stands that may be masked."""
+    ids_NS = to_padded(tokens.input_ids_T, tokens, fill=special_ids[0])
+    is_candidate_NS = ids_NS != special_ids[0]
+    for special in special_ids[1:]:
+        is_candidate_NS &= ids_NS != special
+    return is_candidate_NS
+
+
+def _smallest(order_NS: Tensor, is_candidate_NS: Tensor, counts_N: Tensor) -> Tensor:
+    """bool [N, S]: the counts_N[n] smallest among the candidates of each row n, or all if there are fewer."""
+    longest = order_NS.shape[1]
+    # With the position behind it no number occurs twice in a row, so ties never depend on how one sorts.
+    order_NS = torch.where(is_candidate_NS, order_NS << 24 | torch.arange(longest), NEVER)
+    sorted_NS = torch.from_numpy(np.sort(order_NS.numpy(), axis=1))  # several times as fast as torch's
+    last_N1 = sorted_NS.gather(1, counts_N.clamp(max=longest)[:, None] - 1)
+    return (order_NS <= last_N1) & is_candidate_NS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from electra_kernels.rng import fold
 
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
-from electra_core.examples import Example, Examples, permute
+from electra_core.examples import Example, Examples, Plan
+from electra_core.permutation import permute_all
 from electra_core.tokenizer import Tokenizer
 
 BLOCK = 1024
@@ -104,31 +106,41 @@ class MixedExamples(Examples):
             for number, corpus in enumerate(mixture.corpora)
         ]
         self._ends = np.cumsum(mixture.counts)
-        self._first_shards = np.cumsum([0, *(len(corpus.shards) for corpus in mixture.corpora)]).tolist()
+        self._first_shards = np.cumsum([0, *(len(corpus.shards) for corpus in mixture.corpora)])
 
-    def plan(self, indices: Sequence[int]) -> list[Example]:
+    def one(self, index: int) -> Example:
+        """As `Examples.one`."""
+        corpus, inside = self.place(index)
+        shards = int(self._first_shards[corpus])
+        example = self._examples[corpus].one(inside)
+        first, second = ([span._replace(shard=span.shard + shards) for span in part] for part in example)
+        return Example(first, second)
+
+    def plan(self, indices: Sequence[int] | np.ndarray) -> Plan:
         """As `Examples.plan`."""
-        places = [self.place(index) for index in indices]
-        planned: dict[tuple[int, int], Example] = {}
-        for number, examples in enumerate(self._examples):
-            mine = [index for corpus, index in places if corpus == number]
-            for index, example in zip(mine, examples.plan(mine) if mine else []):
-                planned[number, index] = self._moved(example, self._first_shards[number])
-        return [planned[place] for place in places]
+        corpora, insides = self.places(np.asarray(indices, dtype=np.int64))
+        plans, order = [], []
+        for number in np.unique(corpora).tolist():
+            order.append(np.flatnonzero(corpora == number))
+            plan = self._examples[number].plan(insides[order[-1]])
+            # Its shards are counted among those of all corpora.
+            plans.append(replace(plan, shards_N=plan.shards_N + self._first_shards[number]))
+        return Plan.joined(plans).take(np.argsort(np.concatenate(order)))
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the corpus, index among its examples) of example `index`."""
-        block, inside = divmod(index, BLOCK)
-        inside = permute(inside, BLOCK, fold(self.seed, block, _ORDER))
-        corpus = int(np.searchsorted(self._ends, inside, side="right"))
-        count = int(self._ends[corpus] - self._ends[corpus - 1]) if corpus else int(self._ends[0])
-        return corpus, block * count + inside - (int(self._ends[corpus]) - count)
+        corpora, insides = self.places(np.array([index]))
+        return int(corpora[0]), int(insides[0])
 
-    @staticmethod
-    def _moved(example: Example, shards: int) -> Example:
-        """The example with its shards counted among those of all corpora."""
-        first, second = ([span._replace(shard=span.shard + shards) for span in part] for part in example)
-        return Example(first, second)
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`place` of many."""
+        blocks, insides = np.divmod(indices, BLOCK)
+        different, which = np.unique(blocks, return_inverse=True)
+        seeds = np.array([fold(self.seed, block, _ORDER) for block in different.tolist()], dtype=np.uint64)
+        insides = permute_all(insides.astype(np.uint64), BLOCK, seeds[which]).astype(np.int64)
+        corpora = np.searchsorted(self._ends, insides, side="right")
+        counts = np.diff(self._ends, prepend=0)[corpora]
+        return corpora, blocks * counts + insides - (self._ends[corpora] - counts)
 
 
 def examples_of(corpus: Corpus, max_length: int, seed: int) -> Examples:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,9 +83,9 @@ def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] |
     return from_lengths(flat, flat_segments, lengths)
 
 
-def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int]) -> TokenBatch:
+def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:
     """Flat ids and the sequences' lengths -> TokenBatch."""
-    lengths_N = torch.tensor(list(lengths), dtype=torch.int64)
+    lengths_N = torch.as_tensor(lengths, dtype=torch.int64)
     cu_seqlens = torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0))
     positions = torch.arange(len(input_ids_T)) - cu_seqlens[:-1].repeat_interleave(lengths_N)
     longest = int(lengths_N.max()) if len(lengths_N) else 0
@@ -104,6 +105,6 @@ def to_padded(values_T: Tensor, batch: TokenBatch, fill: float = 0) -> Tensor:
     """Per-token values [T, ...] -> padded [N, S, ...], `fill` where there is no token."""
     shape = (batch.num_sequences, batch.max_seqlen, *values_T.shape[1:])
     padded = values_T.new_full(shape, fill)
-    rows = torch.repeat_interleave(batch.lengths.long())
-    padded[rows, batch.position_ids_T] = values_T
+    rows_T = torch.repeat_interleave(batch.lengths.long())
+    padded.flatten(0, 1)[rows_T * batch.max_seqlen + batch.position_ids_T] = values_T
     return padded

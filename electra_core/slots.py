@@ -37,6 +37,24 @@ class Slot(NamedTuple):
     total: int
 
 
+class Places(NamedTuple):
+    """Many slots and the documents around them, int64 arrays [N]."""
+
+    shard: np.ndarray
+    place: np.ndarray
+    """Which of the document's slots it is ..."""
+    total: np.ndarray
+    """... and how many there are."""
+    first: np.ndarray
+    """The document's first sentence in its shard ..."""
+    end: np.ndarray
+    """... and the end of its last one."""
+    begin: np.ndarray
+    """The document's first token in its shard ..."""
+    tokens: np.ndarray
+    """... and how many it has."""
+
+
 class Slots:
     """All slots of a corpus.
 
@@ -95,6 +113,53 @@ class Slots:
         stop = _sentence_at(borders, begin + rest) if slot.place == short else end - first
         return first + max(0, min(sentence, stop - 1)), first + max(1, stop)
 
+    def find(self, numbers: np.ndarray) -> Places:
+        """`self[number]` for many numbers at once."""
+        block = np.searchsorted(self._ends, numbers, side="right")
+        shard = np.searchsorted(self._first_blocks, block, side="right") - 1
+        first = (block - self._first_blocks[shard]) * BLOCK
+        place = numbers - np.where(block > 0, self._ends[block - 1], 0)
+        documents, starts = (
+            gather(self.shards, part, shard, first, BLOCK + 1) for part in ("documents", "starts")
+        )
+        tokens, sentences = np.diff(starts), np.diff(documents)
+        counts = np.maximum(1, -(-tokens // _reach(tokens, sentences, self.max_length)))
+        ends = np.cumsum(counts, axis=1)
+        rows, inside = np.arange(len(numbers)), (ends <= place[:, None]).sum(axis=1)
+        total = counts[rows, inside]
+        place = place - (ends[rows, inside] - total)
+        begin, end = documents[rows, inside], documents[rows, inside + 1]
+        return Places(shard, place, total, begin, end, starts[rows, inside], tokens[rows, inside])
+
+    def ranges(self, slots: Places, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`self.sentences(slot, draw)` for many slots at once; `draws` is uint64 [N]."""
+        place, total = slots.place, slots.total
+        reach = _reach(slots.tokens, slots.end - slots.first, self.max_length)
+        rest = slots.tokens - (total - 1) * reach
+
+        draws, (short, moved, run) = _dealt(draws, total, 3)
+        by = draws % (reach * reach).astype(np.uint64)
+        outside, inside = (part.astype(np.int64) for part in np.divmod(by, reach.astype(np.uint64)))
+        in_run = (moved < place) & (place <= moved + run)
+        begin = np.where(place <= short, place * reach, (place - 1) * reach + rest)
+        between = (0 < place) & (place < total - 1)
+        begin = begin + between * (np.where(in_run, inside, outside) - reach // 2)
+
+        sentence, stop = slots.first.copy(), slots.end.copy()
+        several, shortest = total > 1, (total > 1) & (place == short)
+        sentence[several] = self._sentences_at(slots, begin, several)
+        stop[shortest] = self._sentences_at(slots, begin + rest, shortest)
+        first = np.maximum(slots.first, np.minimum(sentence, stop - 1))
+        return first, np.maximum(slots.first + 1, stop)
+
+    def _sentences_at(self, slots: Places, tokens: np.ndarray, chosen: np.ndarray) -> list[int]:
+        """`_sentence_at` for the chosen slots, counted within the shard."""
+        columns = (slots.shard, slots.first, slots.end, tokens)
+        return [
+            first + _sentence_at(self.shards[shard].sentences[first : end + 1], token)
+            for shard, first, end, token in zip(*(column[chosen].tolist() for column in columns))
+        ]
+
     def _block_counts(self, shard: Borders) -> np.ndarray:
         """Slots per block of documents, int64 [blocks]."""
         documents, step = len(shard.documents) - 1, BLOCK << 10
@@ -110,6 +175,25 @@ class Slots:
         tokens = np.diff(shard.starts[first : end + 1].astype(np.int64))
         reach = _reach(tokens, np.diff(documents), self.max_length)
         return np.maximum(1, -(-tokens // reach))
+
+
+def gather(shards: Sequence[Borders], part: str, shard: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
+    """int64 [N, width]: a part ("sentences", ...) of each shard from `begin` on; behind its end, the last one."""
+    values = np.empty((len(shard), width), dtype=np.int64)
+    for number in np.unique(shard).tolist():
+        rows = np.flatnonzero(shard == number)
+        whole = getattr(shards[number], part)
+        values[rows] = whole[np.minimum(begin[rows, None] + np.arange(width), len(whole) - 1)]
+    return values
+
+
+def _dealt(draws: np.ndarray, total: np.ndarray, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """`count` numbers below `total` out of each draw, and what is left of it."""
+    numbers = []
+    for _ in range(count):
+        draws, number = np.divmod(draws, total.astype(np.uint64))
+        numbers.append(number.astype(np.int64))
+    return draws, numbers
 
 
 def _sentence_at(borders: np.ndarray, token: int) -> int:
