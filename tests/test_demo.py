@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from electra_core import config, demo
+from electra_core import cli, config, demo
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.demo import Clock, Start, model_to_study, run_demo, shipped_model
@@ -302,3 +302,14 @@ def test_the_shipped_model_is_whole_where_it_is_there() -> None:
     sizes, _ = load_config(folder / "discriminator")
     assert load_tokenizer(folder / "discriminator").vocab_size <= sizes.vocab_size
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10e6
+
+
+def test_texts_only(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text and labelled examples for other commands, and nothing else."""
+    out = tmp_path / "sample"
+    assert cli.main(["demo", "--texts-only", "--out", str(out), "--quiet"]) == 0
+    told = capsys.readouterr().out
+    train, dev = (len((out / "task" / f"{name}.jsonl").read_text().splitlines()) for name in ("train", "dev"))
+    assert f"{train:,} + {dev:,} examples of 2 areas" in told
+    assert sorted(path.name for path in out.rglob("*.*")) == ["corpus.txt", "dev.jsonl", "train.jsonl"]
+    assert cli.main(["demo", "--texts-only", "--out", str(out), "--quiet"]) == 2, "the folder is occupied"

@@ -171,6 +171,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "pairs.tsv").write_text(f"premise\thypothesis\tlabel\n{pairs}")
     (folder / "texts.txt").write_text("a warm film\ndull\n")
+    (folder / "sample" / "task").mkdir(parents=True)  # as `electra demo --texts-only` makes it, but small
+    (folder / "sample" / "corpus.txt").write_text(text)
+    examples = [("the mean of an array", "arrays"), ("connect to a server", "internet")] * 8
+    for name in ("train", "dev"):
+        lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in examples)
+        (folder / "sample" / "task" / f"{name}.jsonl").write_text(lines)
+    shutil.copytree(ROOT / "electra_core" / "tiny", folder / "electra_core" / "tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(shlex.split(f"prepare --text books --out DATA {SMALL['prepare']}")) == 0
