@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from electra_core import __version__
-from electra_core.errors import AnotherRankFailed, UserError
+from electra_core.errors import AnotherRankFailed, UserError, disk_trouble, threads_quiet_about_disks
 
 MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
 
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command != "pretrain" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("runs in one process; torchrun is for pretrain")
-        return getattr(commands, options.command)(options) or 0
+        with threads_quiet_about_disks():
+            return getattr(commands, options.command)(options) or 0
     except AnotherRankFailed:  # which says why
         return 2
     except UserError as error:
@@ -45,13 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except FloatingPointError as error:  # training.Diverged
         print(f"electra {options.command}: {error}", file=sys.stderr)
-        return 1
+        return commands.DIVERGED
     except KeyboardInterrupt:
         print(f"electra {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `electra predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        print(
+            f"electra {options.command}: {f'{error.filename}: ' * bool(error.filename)}{trouble}", file=sys.stderr
+        )
+        return 2
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,8 @@ from electra_core.errors import UserError
 SHIPPED_NAME = "tiny, from the package"
 STOPPED = 75
 """Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
+DIVERGED = 3
+"""Exit status of a run that diverged: to start it again as it is would give the same."""
 
 
 def demo(options: Namespace) -> None:

@@ -16,15 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, disk_trouble
 
 _USERS_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "no permission to write here",
     errno.EPERM: "no permission to write here",
-    errno.EROFS: "the disk is read-only",
-    errno.EFBIG: "the file system takes no file of this size",
     errno.ENOTDIR: "a part of this path is a file",
     errno.EEXIST: "a part of this path is a file",
 }
@@ -112,7 +108,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 def users_error(path: Path, error: OSError) -> Exception:
     """A UserError that says in words what the user can mend, such as a full disk; `error` itself otherwise."""
-    reason = _USERS_ERRORS.get(error.errno or 0)
+    reason = disk_trouble(error) or _USERS_ERRORS.get(error.errno or 0)
     return UserError(f"{path}: {reason}; nothing was kept") if reason else error
 
 

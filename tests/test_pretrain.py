@@ -34,6 +34,7 @@ from electra_core.metrics_log import read_metrics
 from electra_core.optim import ElectraAdam, build_optimizer
 from electra_core.pretrain import pretrain, resolve_config
 from electra_core.progress import progress
+from electra_core.run_state import FAILED, read_state
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
 
 WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
@@ -479,6 +480,7 @@ def test_a_run_that_diverges_leaves_good_checkpoints(
     monkeypatch.setattr(Electra, "forward", spoiled)
     with pytest.raises(Diverged):
         train(data, tmp_path / "run", {"steps": 50})
+    assert read_state(tmp_path / "run")["state"] == FAILED
     newest = state(tmp_path / "run", 20)
     assert all(tensor.isfinite().all() for tensor in newest.values()), "what is saved is from before"
     skipped = [row["skipped_steps"] for row in rows(tmp_path / "run") if "skipped_steps" in row]

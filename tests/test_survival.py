@@ -1,0 +1,253 @@
+"""Runs that meet what machines do to them: signals, a full or read-only disk, clocks that jump, NaN without end.
+
+`test_reliability.py` looks at the parts; here whole runs are interrupted, told in one line, and resumed to
+the bits of the undisturbed one. A full and a read-only disk are real ones (tmpfs) where this process may mount.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_pretrain import SLOW_RUN, assert_same_run, make_data, one_thread, train
+
+from electra_core import meter
+from electra_core.cli import main
+from electra_core.commands import DIVERGED
+from electra_core.electra import Electra
+from electra_core.evaluation import health
+from electra_core.metrics_log import MetricsLog, read_metrics
+from electra_core.run_state import FAILED, read_state
+from electra_core.training import StepResult, StopRequest
+
+__all__ = ["one_thread"]  # a fixture of every test here
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps that nothing disturbs."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    train(data, out)
+    return out
+
+
+def command(data: Path, base: Path, out: Path, *more: str) -> list[str]:
+    """`electra pretrain` with the settings of `base`."""
+    given = ["pretrain", "--data", str(data), "--out", str(out), "--config", str(base / "config.toml")]
+    return [*given, "--device", "cpu", "--quiet", *more]
+
+
+# Signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS, ids=lambda number: number.name)
+def test_each_signal_is_a_request_and_the_second_is_not(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop and stop.agreed() is None
+        os.kill(os.getpid(), number)
+        assert stop.agreed() == number.name and signal.getsignal(number) is not signal.SIG_DFL
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_at_once_and_harms_nothing(data: Path, base: Path, tmp_path: Path) -> None:
+    out, flag = tmp_path / "run", tmp_path / "flag"
+    slow = SLOW_RUN.replace("time.sleep(0.3)", "time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, str(flag), *command(data, base, out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        end = time.monotonic() + 240
+        while not flag.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        for _ in range(2):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.3)  # two that come at the same moment are one
+        assert process.wait(timeout=30) == -signal.SIGUSR1, "not after the step of a minute"
+    finally:
+        process.kill()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    assert main(command(data, base, out, "--resume")) == 0
+    assert_same_run(out, base)
+
+
+# Disks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no byte free."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+@pytest.mark.parametrize("step", [4, 8], ids=["while it logs", "while it saves"])
+def test_a_disk_that_fills_up(
+    data: Path,
+    base: Path,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+) -> None:
+    """Filled when step 5 begins, or between the last row of the log and the last checkpoint."""
+    import electra_core.pretrain as module
+
+    whole, evaluated = module.MetricsLog.write, itertools.count(1)
+
+    def write(self: MetricsLog, at: int, **figures: Any) -> None:
+        whole(self, at, **figures)
+        if "eval_mlm_loss" in figures and 4 * next(evaluated) == step:
+            fill(disk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.MetricsLog, "write", write)
+        assert main(command(data, base, disk / "run")) == 2
+    (said,) = capsys.readouterr().err.strip().split("\n")
+    assert "the disk is full" in said
+    kept = {path.name for path in (disk / "run" / "checkpoints").iterdir()}
+    assert kept == ({"step-00000004"} if step == 8 else set())
+    (disk / "filler").unlink()
+    assert main(command(data, base, disk / "run", "--resume")) == 0
+    assert_same_run(disk / "run", base)
+
+
+def test_a_disk_that_is_read_only(data: Path, base: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(data, base, disk / "run", "--steps", "4")) == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    before = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for more in (("--resume",), ("--overwrite",)):
+        assert main(command(data, base, disk / "run", "--steps", "4", *more)) == 2
+        (said,) = capsys.readouterr().err.strip().split("\n")
+        assert "read-only" in said.lower()
+    assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == before
+
+
+# Clocks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of day goes back and forth by years, for this program and the libraries below it."""
+    jumps, now = itertools.cycle((0.0, 1e8, -1e8, -3e8)), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    train(data, tmp_path / "run", max_minutes=1000)
+    assert_same_run(tmp_path / "run", base)
+    assert all(
+        row["tokens_per_second"] > 0 for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row
+    )
+
+
+# It diverges, or learns nothing -------------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_exits_with_a_status_of_its_own(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Electra.forward
+
+    def spoiled(self: Electra, batch: Any, seed: Any) -> Any:
+        output = whole(self, batch, seed)
+        return dataclasses.replace(output, loss=output.loss * math.nan) if self.training else output
+
+    monkeypatch.setattr(Electra, "forward", spoiled)
+    assert main(command(data, base, tmp_path / "run", "--steps", "30")) == DIVERGED == 3
+    (said,) = capsys.readouterr().err.strip().split("\n")
+    assert "20 steps in a row" in said and "postmortem.json" in said
+    assert json.loads((tmp_path / "run" / "postmortem.json").read_text())["step"] == 20
+    assert read_state(tmp_path / "run")["state"] == FAILED
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"rtd_loss": 0.20, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, None),
+        ({"rtd_loss": 0.369, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "at the base rate"),
+        ({"rtd_loss": 0.05, "base_rate_loss": 0.09, "replaced_fraction": 0.017}, "is too good"),
+        ({"mlm_loss": 3.0}, None),
+    ],
+    ids=["learns", "base rate", "generator", "no discriminator"],
+)  # fmt: skip
+def test_collapse_is_told_in_words(figures: dict[str, float], said: str | None) -> None:
+    warnings = health({f"eval_{name}": value for name, value in figures.items()})
+    assert len(warnings) == (said is not None) and all(str(said) in warning for warning in warnings)
+
+
+# It is watched ------------------------------------------------------------------------------------------------
+
+
+def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 s of which batches took 1; 4,000 tokens of 10 FLOPs at a peak of 32,000 a second."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(meter, "_peak_flops", lambda device, devices: 32_000.0)
+    watched = meter.Meter(500, 10.0, torch.device("cpu"))
+
+    def slow(step: int) -> int:
+        clock[0] += 0.5
+        return step
+
+    one, zero = torch.tensor(1.0), torch.tensor(0.0)
+    for step in (1, 2):
+        assert watched.timing(slow)(step) == step
+        clock[0] += 2.0
+        figures = {"loss": step * one, "tokens": torch.tensor(2000.0)}
+        result = StepResult(step, one, figures, gradient_norm=one, learning_rate=0.1, skipped=zero.bool())
+        watched.add(result)
+    clock[0] += 7.0
+    watched.leave_out(clock[0] - 7.0)  # an evaluation
+    row = watched.row(result)
+    assert (row["data_wait"], row["mfu"], row["tokens_per_second"]) == (0.2, 0.25, 800.0)
+    assert (row["tokens"], row["loss"], row["skipped_steps"]) == (4500, 1.5, 0)
+
+
+def test_weights_and_biases_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in of its three calls; the package itself is not needed."""
+    calls: list[Any] = []
+    wandb: Any = types.ModuleType("wandb")
+    wandb.init = lambda **options: calls.append(options) or wandb
+    wandb.log = lambda numbers, step: calls.append((step, numbers))
+    wandb.finish = lambda: calls.append("finished")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    log = MetricsLog(tmp_path, wandb="project")
+    log.write(3, loss=2.0, warnings=["said"])
+    log.close()
+    assert calls == [
+        {"project": "project", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"},
+        (3, {"loss": 2.0}), "finished",
+    ]  # fmt: skip
