@@ -1,13 +1,16 @@
 """How time and memory grow with the size of a corpus: opening one, and preparing one.
 
     python -m benchmarks.bench_corpus open    [--gigabytes 0.1 1 10 100] [--folder DIR] [--json FILE]
+                                              [--advice normal random] [--written-tokens]
     python -m benchmarks.bench_corpus prepare --text FILE [--megabytes 10 50 200] [--workers 1 2] [--json FILE]
 
 `open` makes a synthetic corpus as large as that much text would give (250 M tokens, 280,000 documents and 10 M
 sentences per GB). The borders of sentences and documents are real numbers on the disk; the tokens are a file
 without contents (sparse), as nobody reads them to open a corpus. Then a fresh process opens it, makes its
 first batch, and goes on with more. The files are dropped from the cache of the system first. 100 GB of text need
-9 GB of disk in --folder.
+9 GB of disk in --folder. Two options ask what reading costs: `--written-tokens` puts tokens into the token files,
+so that they are read from the disk, too; `--advice random` tells the system not to read around the pages that are
+asked for (MADV_RANDOM).
 
 `prepare` runs the whole of `electra prepare`, vocabulary included, on the first so many MB of a text, and on one
 single line as long as the largest. Memory is the resident memory of all its processes together, looked at every
@@ -18,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -47,13 +52,15 @@ def main() -> None:
     parser.add_argument("what", choices=("open", "prepare", "one-open"))
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.1, 1, 10, 100])
     parser.add_argument("--folder", type=Path, help="for the synthetic corpora")
+    parser.add_argument("--advice", nargs="+", choices=("normal", "random"), default=["normal"])
+    parser.add_argument("--written-tokens", action="store_true")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 50, 200])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.what == "one-open":
-        print(json.dumps(run_open(options.folder)))
+        print(json.dumps(run_open(options.folder, options.advice[0])))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = open_rows(options, Path(folder)) if options.what == "open" else prepare_rows(options, Path(folder))
@@ -68,17 +75,21 @@ def open_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     rows = []
     for gigabytes in options.gigabytes:
         corpus = folder / f"{gigabytes:g}"
-        make_corpus(corpus, int(gigabytes * TOKENS_PER_GB))
-        drop_from_cache(corpus)
-        rows.append({"gigabytes": gigabytes, **_in_new_process("one-open", "--folder", corpus)})
-        print(json.dumps(rows[-1]), file=sys.stderr)
+        make_corpus(corpus, int(gigabytes * TOKENS_PER_GB), options.written_tokens)
+        for advice in options.advice:
+            drop_from_cache(corpus)
+            row = _in_new_process("one-open", "--folder", corpus, "--advice", advice)
+            rows.append(
+                {"gigabytes": gigabytes, "advice": advice, "tokens_on_disk": options.written_tokens, **row}
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr)
         for path in corpus.glob("train-*"):
             path.unlink()
     return rows
 
 
-def make_corpus(folder: Path, tokens: int) -> None:
-    """A corpus of about so many tokens, whose token files take no room on the disk."""
+def make_corpus(folder: Path, tokens: int, written: bool = False) -> None:
+    """A corpus of about so many tokens, whose token files take no room on the disk unless they are `written`."""
     folder.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(30_000))]
     tokenizer = WordPieceTokenizer.from_tokens(words)
@@ -95,6 +106,8 @@ def make_corpus(folder: Path, tokens: int) -> None:
             path = folder / shard_name("train", len(shards), part)
             if part == "tokens":
                 with open(path, "wb") as file:
+                    if written:
+                        draw.integers(5, 30_000, int(sentences[-1]), dtype="<u2").tofile(file)
                     file.truncate(2 * int(sentences[-1]))
             else:
                 np.concatenate(([0], parts[part])).astype("<u8").tofile(path)
@@ -115,18 +128,21 @@ def drop_from_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run_open(folder: Path) -> dict[str, Any]:
+def run_open(folder: Path, advice: str) -> dict[str, Any]:
     """Opens, takes a batch, takes more."""
     before, start = _memory(), time.perf_counter()
     corpus = Corpus.open(folder)
+    if advice == "random":
+        for shard in corpus.shards:
+            for part in PARTS:
+                _mapping(getattr(shard, part)).madvise(mmap.MADV_RANDOM)
     opened = time.perf_counter()
     examples = Examples(corpus, LENGTH, 0)
     counted = time.perf_counter()
     _ = corpus.tokenizer
     loaded = time.perf_counter()
     examples.batch(examples.plan(range(BATCH)))
-    first = time.perf_counter()
-    tokens = 0
+    first, tokens, faults, read = time.perf_counter(), 0, _major_faults(), _bytes_read()
     for batch in range(1, BATCHES):
         tokens += examples.batch(examples.plan(range(batch * BATCH, (batch + 1) * BATCH))).num_tokens
     end = time.perf_counter()
@@ -136,6 +152,7 @@ def run_open(folder: Path) -> dict[str, Any]:
         "open_seconds": round(opened - start, 3), "slots_seconds": round(counted - opened, 3),
         "tokenizer_seconds": round(loaded - counted, 3), "first_batch_seconds": round(first - loaded, 3),
         "later_tokens_per_second": round(tokens / (end - first)),
+        "later_major_faults": _major_faults() - faults, "later_read_mb": round((_bytes_read() - read) / 1e6, 1),
         "own_memory_mb": round(after["RssAnon"] - before["RssAnon"], 1),
         "mapped_file_memory_mb": round(after["RssFile"] - before["RssFile"], 1),
     }  # fmt: skip
@@ -145,6 +162,24 @@ def _memory() -> dict[str, float]:
     """RssAnon and RssFile of this process in MB; pages of mapped files go when others need the memory."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("Rss"))
     return {name.rstrip(":"): int(kilobytes) / 1024 for name, kilobytes, _ in lines}
+
+
+def _mapping(array: Any) -> mmap.mmap:
+    """The mapping that an array looks at."""
+    while not isinstance(array, mmap.mmap):
+        array = array.base
+    return array
+
+
+def _major_faults() -> int:
+    """Pages of this process that had to wait for the disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def _bytes_read() -> int:
+    """That the disk delivered for this process."""
+    lines = (line.split() for line in Path("/proc/self/io").read_text().split("\n") if line)
+    return int(dict(lines)["read_bytes:"])
 
 
 def prepare_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
