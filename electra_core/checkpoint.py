@@ -7,6 +7,11 @@ A checkpoint is written to a temporary folder, flushed, and renamed (`new_folder
 leaves the older ones untouched. Training goes on meanwhile: `snapshot` copies the state to host memory, and
 `CheckpointWriter` writes the copy in a thread. Model directories for use are something else (`model_dir.py`).
 
+**Why this is enough.** No state of a random generator, no iterator over the data and no schedule is in it: which
+examples step t reads, what is masked, drawn and dropped, and at which rate it learns are functions of the seed
+and t (`examples.py`, `masking.py`, `electra_kernels.rng`, `optim.learning_rate`), and sums are done in a fixed
+order. So the same parameters, optimizer state and t give the same next step, and with it all later ones.
+
 Everything about a checkpoint is decided by its step and its contents, nothing by a clock.
 """
 

@@ -9,11 +9,14 @@ everything from Q, K, V and dO again:
     dP = keep ∘ (dO Vᵀ) · keep_scale  δ = rowsum(P ∘ dP)
     dV = P̃ᵀ dO                        dS = scale · P ∘ (dP - δ)        dQ = dS K,  dK = dSᵀ Q
 
-(`scale` and `keep_scale` are factors of whole results, so they are applied there and not to S x S tiles.)
+(`scale` and `keep_scale` are factors of whole results, so they are applied there and not to S x S tiles.
+dS is the derivative of softmax, ∂P_ij / ∂logit_ik = P_ij ([j = k] - P_ik), applied to dP; its second term is the
+same for a whole row, which makes δ.)
 
 **Any length.** Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys; the row's
-log-sum-exp (base 2) is kept. Backward: one kernel owns blocks of queries (dQ, and δ = rowsum(dO ∘ O), which
-it stores), then one owns blocks of keys (dK, dV).
+log-sum-exp (base 2) is kept, so the backward has P = 2^(logits - lse) at once. One kernel then owns blocks of
+queries (dQ, and δ, which it stores), another one blocks of keys (dK, dV). No program sees a whole row of P, so
+δ comes from another sum of the same value: Σ_j P_ij dP_ij = Σ_j P̃_ij <dO_i, V_j> = <dO_i, O_i>.
 
 Every gradient element is written once by one program: no atomics, so results are the same bits every time.
 Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), head dims that are
@@ -79,6 +82,7 @@ def short_forward_kernel(
     p_qkv, p_cu_seqlens, p_seed, p_out, stream,
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    """O of one (sequence, head), all of it at once."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     start, length = _span(p_cu_seqlens, sequence)
     if length == 0:
@@ -100,6 +104,7 @@ def short_backward_kernel(
     p_qkv, p_cu_seqlens, p_seed, p_dout, p_dqkv, stream,
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    """dQ, dK and dV of one (sequence, head); P is computed again, nothing but Q, K, V, dO is read."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     start, length = _span(p_cu_seqlens, sequence)
     if length == 0:
@@ -141,6 +146,7 @@ def forward_kernel(
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
+    """O and lse of one block of queries. Keys pass by in blocks; all sums are rescaled to each new maximum."""
     start, length, head, block = _locate(p_cu_seqlens, blocks, H)
     if block * BLOCK_Q >= length:
         return
@@ -174,6 +180,7 @@ def backward_queries_kernel(
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
+    """dQ and δ of one block of queries, over all keys."""
     start, length, head, block = _locate(p_cu_seqlens, blocks, H)
     if block * BLOCK_Q >= length:
         return
@@ -206,6 +213,7 @@ def backward_keys_kernel(
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
+    """dK and dV of one block of keys, over all queries."""
     start, length, head, block = _locate(p_cu_seqlens, blocks, H)
     if block * BLOCK_J >= length:
         return

@@ -74,6 +74,7 @@ def _tile_sums_kernel(
     p_hidden, p_embedding, p_bias, p_max, p_sum, p_drawn_sum, M, tiles_per_program, inverse_temperature,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, TEMPERED: tl.constexpr,
 ):  # fmt: skip
+    """Logits of BLOCK_M rows tile by tile; only their maxima and sums leave the chip."""
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
@@ -135,6 +136,7 @@ def _dembedding_kernel(
     p_hidden, p_embedding, p_bias, p_target, p_logsumexp, p_grad, p_grad_max, p_dembedding, p_dbias, M,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
+    """dembedding = Σ over all rows of (P - onehot)ᵀ · g · hidden, and dbias, of this program's words."""
     o_v, o_e = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_E)
     m_v = o_v < V
     b_words = load_rows(p_embedding, o_v, m_v, o_e, E)

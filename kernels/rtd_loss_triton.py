@@ -6,7 +6,9 @@ under a megabyte: the gain over PyTorch is fewer launches.
 
 `rtd_head` reads the T x D pre-activation once forward (logit, loss, dlogit) and once backward, where one pass
 gives dhidden and the partial sums of dweight and dbias. Storing dhidden in the forward pass instead would
-write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding.
+write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding. Of
+gelu(h) = h Φ(h) with Φ(h) = (1 + erf(h / √2)) / 2 the slope is Φ(h) + h φ(h), φ(h) = exp(-h² / 2) / √(2π);
+0.7071… below is 1 / √2, 0.3989… is 1 / √(2π).
 """
 
 from __future__ import annotations
