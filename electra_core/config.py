@@ -145,7 +145,7 @@ class PretrainConfig:
     precision: str = "auto"
     """auto (bf16 where the machine computes in it) | bf16 | fp32."""
     engine: str = "auto"
-    """auto (the fastest that works here) | eager | static | compile | graph (a step is one CUDA graph); engine.py."""
+    """auto (the fastest that works here) | eager | static | compile | graph (one CUDA graph a step); engine.py."""
     recompute: bool = False
     """Compute layers again in the backward pass instead of keeping their values: a third more work."""
 

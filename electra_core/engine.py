@@ -13,8 +13,8 @@ stay where they are: `StaticInputs` holds batch, seed and rate, and `training.ta
 finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
 engine's; only the capture itself needs a GPU.
 
-**On a CPU with bf16 tiles (AMX)** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. With a T of
-its own in every step that takes longer than the products; in a few fixed shapes it happens once.
+**On a CPU with bf16 tiles (AMX)** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each.
+With a T of its own in every step that takes longer than the products; in a few fixed shapes it happens once.
 
 **Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
 over a stream of its own. The first step of every shape is carried out eagerly (Triton compiles what it has to,
@@ -31,11 +31,11 @@ from typing import Any
 
 import torch
 from electra_kernels.rng import fold
+from electra_kernels.tiles import has_bf16_tiles
 from torch import Tensor, nn
 
 from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
-from electra_core.linear import has_bf16_tiles
 from electra_core.optim import make_capturable
 from electra_core.static_batch import Shape, Shapes, StaticInputs
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber, StepResult, take_step

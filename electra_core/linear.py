@@ -11,12 +11,12 @@ in fp32:
     y = bf16(x W^T + b),  dx = bf16(dy W),  dW = dy^T x,  db = sum over rows of dy        x, y, dx, dy in bf16
 
 Each operand is the number that a bf16 product would take, save for W, which is not rounded; so the result is no
-farther from the exact one.
+farther from the exact one. Processors with AMX tiles multiply in bf16, the sum over tokens dW = dy^T x by
+`product_over_rows`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from electra_kernels.dispatch import use_triton
+from electra_kernels.tiles import has_bf16_tiles, product_over_rows
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -37,8 +38,9 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        if multiplies_in_fp32(input):
-            return _Fp32Products.apply(input, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
+        if multiplies_by_itself(input):
+            products = _TileProducts if has_bf16_tiles() else _Fp32Products
+            return products.apply(input, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
         return F.linear(input, *(self.copies or (self.weight, self.bias)))
 
 
@@ -106,22 +108,15 @@ class _CastTogether(torch.autograd.Function):
         return None, *(None if g is None else next(converted) for g in gradients)
 
 
-def multiplies_in_fp32(tensor: Tensor) -> bool:
-    """Whether bf16 is asked for on a CPU that is slow at it; not while torch.compile traces, nor where a step is
-    looked at as a GPU would take it (`fake_step.trace_step`)."""
+def multiplies_by_itself(tensor: Tensor) -> bool:
+    """Whether bf16 is asked for on a CPU; not while torch.compile traces, nor where a step is looked at as a GPU
+    would take it (`fake_step.trace_step`)."""
     return (
         tensor.device.type == "cpu"
         and autocast_dtype(tensor) == torch.bfloat16
         and not torch.compiler.is_compiling()
-        and not has_bf16_tiles()
         and not use_triton(tensor)
     )
-
-
-@functools.cache
-def has_bf16_tiles() -> bool:
-    """Whether the processor has a matrix unit for bf16 (AMX)."""
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 class _Fp32Products(torch.autograd.Function):
@@ -140,3 +135,20 @@ class _Fp32Products(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             dx = (dy_TO @ weight).to(torch.bfloat16).view(x.shape)
             return dx, dy_TO.T @ x_TI, dy_TO.sum(0)
+
+
+class _TileProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(x, weight, bias.to(torch.bfloat16))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dy_TO, x_TI = dy.flatten(0, -2).contiguous(), x.flatten(0, -2).contiguous()
+        dx = (dy_TO @ weight).view(x.shape)
+        return dx, product_over_rows(dy_TO, x_TI).float(), dy_TO.sum(0, dtype=torch.float32)

@@ -62,7 +62,7 @@ def test_activations_are_kept_in_bf16_and_multiplied_in_fp32() -> None:
 def test_without_autocast_it_is_torchs_linear() -> None:
     layer, x = Linear(16, 8), torch.randn(4, 16)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
-    assert not linear.multiplies_in_fp32(x)
+    assert not linear.multiplies_by_itself(x)
 
 
 def gradients(layers: nn.Sequential, x: Tensor, together: bool) -> list[Tensor | None]:

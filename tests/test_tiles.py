@@ -1,0 +1,82 @@
+"""Products on processors with bf16 tiles: exact where they must be, whichever processor the test runs on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from electra_kernels import mlm_head, mlm_head_reference, native
+from electra_kernels.tiles import product_over_rows, products_in_bf16, turned
+from kernel_helpers import assert_within_budget
+
+from electra_core import linear
+from electra_core.linear import Linear
+
+needs_native = pytest.mark.skipif(native.problem() is not None, reason=f"no C loops: {native.problem()}")
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (33, 47), (64, 32), (5, 100), (100, 5)], ids=str)
+def test_turned_is_the_transpose(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape).to(torch.bfloat16)
+    assert torch.equal(turned(matrix), matrix.T)
+
+
+@pytest.mark.parametrize(("rows", "out", "width"), [(40, 24, 24), (7, 16, 48), (50, 33, 20), (0, 4, 8)])
+def test_products_over_rows(rows: int, out: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.randn(rows, out).to(torch.bfloat16), torch.randn(rows, width).to(torch.bfloat16)
+    same, exact = a.T @ b, a.double().T @ b.double()
+    for problem in (native.problem(), "none wanted"):
+        monkeypatch.setattr(native, "problem", lambda problem=problem: problem)
+        product = product_over_rows(a, b)
+        assert product.shape == (out, width) and product.is_contiguous()
+        assert_within_budget("product", product, same, exact)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (0, 24)], ids=str)
+def test_linear_with_tiles_is_as_exact_as_torch(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+    ours, theirs, exact = Linear(24, 40), torch.nn.Linear(24, 40), torch.nn.Linear(24, 40).double()
+    theirs.load_state_dict(ours.state_dict())
+    exact.load_state_dict(ours.state_dict())
+    x, dy = torch.randn(shape).to(torch.bfloat16), torch.randn(*shape[:-1], 40).to(torch.bfloat16)
+    results = []
+    for layer, kind in ((ours, torch.bfloat16), (theirs, torch.bfloat16), (exact, torch.float64)):
+        given = x.detach().clone().to(kind).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == torch.bfloat16):
+            y = layer(given)
+        y.backward(dy.to(y.dtype))
+        results.append([y.detach(), given.grad, layer.weight.grad, layer.bias.grad])
+    for name, *values in zip(("y", "dx", "dweight", "dbias"), *results):
+        assert_within_budget(name, *values)
+
+
+def test_the_word_head_loses_nothing_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same losses and draws as fp32 products of the same bf16 numbers; gradients within bf16's rounding."""
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 32).to(torch.bfloat16)
+    weight, bias, target = torch.randn(300, 32) * 0.3, torch.randn(300) * 0.1, torch.randint(300, (20,))
+    runs = []
+    for tiles in (False, True):
+        monkeypatch.setattr(mlm_head_reference, "has_bf16_tiles", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(mlm_head_reference, "TILES_CHUNK_ELEMENTS", 1000)
+        inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+        out = mlm_head(*inputs, target, seed=3)
+        out.loss_M.mean().backward()
+        runs.append((out, [t.grad for t in inputs]))
+    (plain, plain_grads), (tiled, tiled_grads) = runs
+    torch.testing.assert_close(tiled.loss_M, plain.loss_M, rtol=1e-5, atol=1e-5)
+    assert torch.equal(tiled.sampled_ids_M, plain.sampled_ids_M)
+    for got, want in zip(tiled_grads, plain_grads):
+        assert got is not None and want is not None
+        assert float((got - want).norm() / want.norm()) < 2**-7
+
+
+def test_the_switch_is_put_back() -> None:
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    with pytest.raises(RuntimeError, match="inside"), products_in_bf16(True):
+        assert setting.fp32_precision == "bf16"
+        raise RuntimeError("inside")
+    assert setting.fp32_precision == before
+    with products_in_bf16(False):
+        assert setting.fp32_precision == before
