@@ -5,7 +5,9 @@
 Peers: the twin in plain PyTorch (eager and under torch.compile), scaled_dot_product_attention with each of its
 backends where all sequences are equally long, the same with a boolean mask on padded tensors where they are not
 (padding and unpadding are not charged to it), and the only one that has variable lengths *and* dropout,
-`aten::_flash_attention_forward` (FlashAttention 2). A peer's kept fraction is measured before its time is
+`aten::_flash_attention_forward` (FlashAttention 2). Peers get queries, keys and values as tensors of their own, so
+that no packing of gradients is charged to them; ours are packed. Without dropout everybody's output and gradients
+are compared with the twin's in fp32 first; with dropout a peer's kept fraction is measured before its time is
 believed. GB/s count each input read once and each output written once; TFLOP/s count 4 and 10 · Σ length² · H · K.
 
 Not run on a GPU so far; on a CPU it takes tiny shapes.
@@ -14,8 +16,9 @@ Not run on a GPU so far; on a CPU it takes tiny shapes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +27,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.kernel_timing import Result, Work, parser, report, run, settle, with_gradients
+from benchmarks.kernel_report import Result, failed, keep, report
+from benchmarks.kernel_timing import Work, compiled, parser, run, same, settle, with_gradients
+
+COMPILED = "twin, torch.compile"
 
 
 @dataclass(frozen=True)
@@ -73,22 +79,47 @@ class Batch:
         return Batch(work, qkv, dout, cu_seqlens)
 
     def padded(self, packed: Tensor) -> Tensor:
-        """[T, ...] -> [N, S, ...], zeros where there is no token."""
+        """[T, H, K] -> [N, H, S, K], zeros where there is no token."""
         parts = packed.split(list(self.work.lengths))
-        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True).transpose(1, 2).contiguous()
 
-    def mask_N11S(self) -> Tensor:
+    def packed(self, padded: Tensor) -> Tensor:
+        """[N, H, S, K] -> [T, H, K]"""
+        return padded.transpose(1, 2)[self.mask_NS()]
+
+    def mask_NS(self) -> Tensor:
+        """Where there is a token."""
         lengths = torch.tensor(self.work.lengths, device=self.qkv_T3HK.device)
-        return (torch.arange(self.work.longest, device=lengths.device) < lengths[:, None])[:, None, None]
+        return torch.arange(self.work.longest, device=lengths.device) < lengths[:, None]
 
 
-# A peer makes its inputs from a batch: (tensor that takes the gradient, function of it, gradient of its result).
-Setup = Callable[[Batch], tuple[Tensor, Callable[[Tensor], Tensor], Tensor]]
+@dataclass(frozen=True)
+class Contestant:
+    """A peer's own inputs, what it makes of them, and its way back to packed tensors."""
+
+    leaves: tuple[Tensor, ...]
+    """What takes gradients: packed qkv, or queries, keys and values."""
+    function: Callable[..., Tensor]
+    dout: Tensor
+    packed: Callable[[Tensor], Tensor]
+    """[T, H, K] of a result or of one leaf's gradient (ours: of qkv's)."""
+
+    def both(self) -> tuple[Tensor, ...]:
+        """Packed output, dq, dk, dv."""
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in self.leaves)
+        out = self.function(*leaves)
+        gradients = torch.autograd.grad(out, leaves, self.dout)
+        if len(gradients) == 1:
+            return out.detach(), *gradients[0].unbind(1)
+        return tuple(self.packed(result) for result in (out.detach(), *gradients))
 
 
-def _packed(implementation: Any, compiled: bool = False) -> Setup:
-    def setup(batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-        function = torch.compile(attention) if compiled else attention
+Setup = Callable[[Batch], Contestant]
+
+
+def _ours(implementation: Any, compiles: bool = False) -> Setup:
+    def setup(batch: Batch) -> Contestant:
+        function = compiled(attention) if compiles else attention
         seed = torch.tensor([1, 0], device=batch.qkv_T3HK.device)
 
         def run(qkv: Tensor) -> Tensor:
@@ -97,32 +128,27 @@ def _packed(implementation: Any, compiled: bool = False) -> Setup:
                     qkv, batch.cu_seqlens, batch.work.longest, dropout_p=batch.work.dropout_p, seed=seed
                 )
 
-        return batch.qkv_T3HK, run, batch.dout_THK
+        return Contestant((batch.qkv_T3HK,), run, batch.dout_THK, lambda result: result)
 
     return setup
 
 
 def _sdpa(backend: SDPBackend | None, masked: bool = False) -> Setup:
-    def setup(batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-        qkv = batch.padded(batch.qkv_T3HK).permute(2, 0, 3, 1, 4).contiguous()
-        dout = batch.padded(batch.dout_THK).transpose(1, 2).contiguous()
-        mask = batch.mask_N11S() if masked else None
+    def setup(batch: Batch) -> Contestant:
+        leaves = tuple(batch.padded(part) for part in batch.qkv_T3HK.unbind(1))
+        mask = batch.mask_NS()[:, None, None] if masked else None
 
-        def run(qkv: Tensor) -> Tensor:
-            q, k, v = qkv.unbind(0)
-            if backend is None:
-                return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=batch.work.dropout_p)
-            with sdpa_kernel(backend):
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with nullcontext() if backend is None else sdpa_kernel(backend):
                 return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=batch.work.dropout_p)
 
-        return qkv, run, dout
+        return Contestant(leaves, run, batch.padded(batch.dout_THK), batch.packed)
 
     return setup
 
 
-def _aten_flash(batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
-    def run(qkv: Tensor) -> Tensor:
-        q, k, v = qkv.unbind(1)
+def _aten_flash(batch: Batch) -> Contestant:
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cu, longest = batch.cu_seqlens, batch.work.longest
         out = torch.ops.aten._flash_attention_forward(
             q, k, v, cu, cu, longest, longest, batch.work.dropout_p, False, False
@@ -130,18 +156,20 @@ def _aten_flash(batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor], Tenso
         result: Tensor = out[0]
         return result
 
-    return batch.qkv_T3HK, run, batch.dout_THK
+    leaves = tuple(part.contiguous() for part in batch.qkv_T3HK.unbind(1))
+    return Contestant(leaves, run, batch.dout_THK, lambda result: result)
 
 
-def contestants(work: Workload, device: torch.device) -> dict[str, Setup]:
-    """Everything that can run `work` on `device`; ours first."""
-    if device.type == "cpu":
-        found: dict[str, Setup] = {"ours (twin)": _packed("reference")}
+def contestants(work: Workload, options: argparse.Namespace) -> dict[str, Setup]:
+    """Everything that can run `work`; ours first."""
+    if options.device == "cpu":
+        found: dict[str, Setup] = {"ours (twin)": _ours("reference")}
         found["SDPA, boolean mask"] = _sdpa(None, masked=True)
         return found | ({"SDPA": _sdpa(None)} if work.is_equal else {})
-    found = {"ours": _packed("triton"), "twin, eager": _packed("reference")}
+    found = {"ours": _ours("triton"), "twin, eager": _ours("reference")}
     if work.is_equal:
-        found["twin, torch.compile"] = _packed("reference", compiled=True)
+        if options.compile and work.longest <= 512:
+            found[COMPILED] = _ours("reference", compiles=True)
         found["SDPA, FlashAttention"] = _sdpa(SDPBackend.FLASH_ATTENTION)
         found["SDPA, cuDNN"] = _sdpa(SDPBackend.CUDNN_ATTENTION)
     found["SDPA, boolean mask"] = _sdpa(None, masked=True)
@@ -149,26 +177,42 @@ def contestants(work: Workload, device: torch.device) -> dict[str, Setup]:
     return found
 
 
-def workloads(device: torch.device) -> list[Workload]:
-    """Attention of ELECTRA-Small at 128 and of -Base at 512; equal lengths and a fine-tuning batch's."""
-    if device.type == "cpu":
+def workloads(on_gpu: bool) -> list[Workload]:
+    """Attention of ELECTRA-Small at 128 and of -Base at 512, equal lengths and a fine-tuning batch's; what says
+    most comes first."""
+    if not on_gpu:
         return [
             Workload("equal 16", (16,) * 4, 2, 16, 0.0),
             Workload("mixed", (16, 5, 9), 2, 16, 0.1),
         ]
     generator = torch.Generator().manual_seed(0)
     mixed = tuple(torch.randint(8, 129, (1024,), generator=generator).tolist())
-    found = []
-    for dropout_p in (0.0, 0.1):
-        found += [
-            Workload(f"Small, 128, p={dropout_p}", (128,) * 1024, 4, 64, dropout_p),
-            Workload(f"Base, 128, p={dropout_p}", (128,) * 512, 12, 64, dropout_p),
-            Workload(f"Base, 512, p={dropout_p}", (512,) * 256, 12, 64, dropout_p),
-            Workload(f"Small, 8 to 128, p={dropout_p}", mixed, 4, 64, dropout_p),
-            Workload(f"Base, 32 to 512, p={dropout_p}", tuple(4 * n for n in mixed[:256]), 12, 64, dropout_p),
-            Workload(f"Base, 8192, p={dropout_p}", (8192,) * 8, 12, 64, dropout_p),
-        ]
-    return found
+    longer = tuple(4 * n for n in mixed[:256])
+    shapes = {
+        "Small, 128": ((128,) * 1024, 4),
+        "Base, 512": ((512,) * 256, 12),
+        "Small, 8 to 128": (mixed, 4),
+        "Base, 32 to 512": (longer, 12),
+        "Base, 128": ((128,) * 512, 12),
+        "Base, 8192": ((8192,) * 8, 12),
+    }
+    return [
+        Workload(f"{name}, p={dropout_p}", lengths, heads, 64, dropout_p)
+        for name, (lengths, heads) in shapes.items()
+        for dropout_p in (0.1, 0.0)
+    ]
+
+
+def check(name: str, setup: Setup, work: Workload, dtype: torch.dtype, device: torch.device) -> None:
+    """Output and gradients of a few of the workload's sequences, without dropout, are the twin's in fp32.
+
+    Raises:
+        Mismatch: they are not.
+    """
+    batch = Batch.of(replace(work, lengths=work.lengths[:4], dropout_p=0.0), dtype, device)
+    exact = replace(batch, qkv_T3HK=batch.qkv_T3HK.float(), dout_THK=batch.dout_THK.float())
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    same(name, setup(batch).both(), _ours("reference")(exact).both(), tolerance)
 
 
 def kept_fraction(setup: Setup, dropout_p: float, dtype: torch.dtype, device: torch.device) -> float:
@@ -178,46 +222,51 @@ def kept_fraction(setup: Setup, dropout_p: float, dtype: torch.dtype, device: to
     batch.qkv_T3HK.zero_()
     tokens = torch.arange(sum(work.lengths), device=device)
     batch.qkv_T3HK[tokens, 2, :, tokens % 64] = 1.0
-    x, run, _ = setup(batch)
-    return (run(x) != 0).double().mean().item()
+    contestant = setup(batch)
+    return (contestant.function(*contestant.leaves) != 0).double().mean().item()
 
 
-def bench(work: Workload, dtype: torch.dtype, options: argparse.Namespace) -> Iterator[Result]:
+def bench(work: Workload, dtype: torch.dtype, options: argparse.Namespace) -> None:
     """Results of all contestants, forward and with backward; one that cannot run says why."""
     device = torch.device(options.device)
     batch = Batch.of(work, dtype, device)
-    for name, setup in contestants(work, device).items():
-        x, function, dout = setup(batch)
-        inputs = (x.detach().requires_grad_(), dout)
+    for name, setup in contestants(work, options).items():
         try:
-            note = _kept(setup, work, dtype, device)
-        except (RuntimeError, NotImplementedError):  # a backend that refuses: `run` will say why
-            note = ""
+            contestant, note = setup(batch), ""
+            if name == COMPILED:  # drops what the twin drops; for other shapes it would be compiled again
+                same(name, contestant.both(), _ours("reference")(batch).both(), 2e-2)
+            else:
+                check(name, setup, work, dtype, device)
+                if work.dropout_p > 0:
+                    note = f"keeps {kept_fraction(setup, work.dropout_p, dtype, device):.4f}"
+        except Exception as error:  # a backend that refuses, or computes something else
+            keep(failed(work.name, name, error), options)
+            continue
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in contestant.leaves)
+        inputs = (*leaves, contestant.dout)
 
-        def forward(x: Tensor, _: Tensor, function: Callable[[Tensor], Tensor] = function) -> Tensor:
-            return function(x)
+        def forward(*inputs: Tensor, function: Callable[..., Tensor] = contestant.function) -> Tensor:
+            return function(*inputs[:-1])
 
-        for what, step in (("forward", torch.no_grad()(forward)), ("both", with_gradients(forward, 1))):
+        for what, step in (("forward", torch.no_grad()(forward)), ("both", with_gradients(forward, len(leaves)))):
             backward = what == "both"
             amount = Work(work.bytes_moved(backward, dtype.itemsize), work.flops(backward))
-            yield run(f"{work.name} {what}", name, step, inputs, options, amount, note)
-
-
-def _kept(setup: Setup, work: Workload, dtype: torch.dtype, device: torch.device) -> str:
-    return f"keeps {kept_fraction(setup, work.dropout_p, dtype, device):.4f}" if work.dropout_p > 0 else ""
+            run(f"{work.name} {what}", name, step, inputs, options, amount, note)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
-    """Measures and prints."""
+    """Checks, measures and prints."""
     arguments_ = parser(__doc__ or "")
-    arguments_.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    arguments_.add_argument("--dtype", default=None, choices=["bfloat16", "float16", "float32"],
+                            help="default: bfloat16, on a CPU float32")  # fmt: skip
     arguments_.add_argument("--only", default="", help="only workloads whose name holds this text")
     options = settle(arguments_.parse_args(arguments))
-    dtype, everything = getattr(torch, options.dtype), workloads(torch.device(options.device))
-    chosen = [work for work in everything if options.only in work.name]
-    results = [result for work in chosen for result in bench(work, dtype, options)]
-    report(results, options)
-    return results
+    on_gpu = options.device != "cpu"
+    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    for work in workloads(on_gpu):
+        if options.only in work.name:
+            bench(work, dtype, options)
+    return report(options)
 
 
 if __name__ == "__main__":

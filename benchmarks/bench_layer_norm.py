@@ -1,9 +1,9 @@
-"""dropout_add_layer_norm and embedding_layer_norm against PyTorch, eager and under torch.compile.
+"""dropout_add_layer_norm and embedding_layer_norm against their twins and PyTorch, eager and under torch.compile.
 
     python -m benchmarks.bench_layer_norm [--out FILE] [--no-compile]
 
-Without dropout, values and gradients are compared before timing (with it, PyTorch draws other masks). Not run
-on a GPU so far; on a CPU it takes tiny shapes.
+Without dropout, values and gradients are compared with PyTorch's in fp32 before timing; with it, PyTorch draws
+other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU it takes tiny shapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from electra_kernels import dropout_add_layer_norm, embedding_layer_norm
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
+from benchmarks.kernel_report import Result, report
+from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -75,37 +76,37 @@ def run(
     inputs: tuple[Tensor, ...],
     moved: float,
     options: argparse.Namespace,
-) -> list[Result]:
-    """Compares without dropout, then measures forward + backward with and without."""
-    leaves, results = sum(tensor.requires_grad for tensor in inputs), []
-    for dropout_p in (0.0, 0.1):
-        functions = steps(dropout_p)
+) -> None:
+    """Compares, then measures forward + backward, with dropout and without."""
+    leaves = sum(tensor.requires_grad for tensor in inputs)
+    exact = [t.detach().float().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
+    for dropout_p in (0.1, 0.0):
+        ours, eager = steps(dropout_p).values()
+        contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
         if options.compile:
-            functions["torch.compile"] = torch.compile(functions["eager"])
-        both = {contender: with_gradients(function, leaves) for contender, function in functions.items()}
-        if dropout_p == 0.0:
-            wanted = both["eager"](*inputs)
-            for contender, function in both.items():
-                same(contender, function(*inputs), wanted, 1e-4 if options.device == "cpu" else 3e-2)
-        results += compare(f"{name} p={dropout_p} both", both, inputs, options, Work(moved))
-    return results
+            contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(eager)}
+        both = {contender: with_gradients(function, leaves) for contender, function in contenders.items()}
+        wanted = with_gradients(twin(ours) if dropout_p else eager, leaves)(*exact)
+        same_masks = {c: f for c, f in both.items() if not dropout_p or not c.startswith("PyTorch")}
+        case, tolerance = f"{name} p={dropout_p} both", 1e-4 if options.device == "cpu" else 3e-2
+        agreed = agreeing(case, same_masks, wanted, inputs, options, tolerance)
+        timed = {c: f for c, f in both.items() if c in agreed or c not in same_masks}
+        compare(case, timed, inputs, options, Work(moved))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     options = settle(parser(__doc__ or "").parse_args(arguments))
     torch.manual_seed(0)
-    results = []
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
         inputs = residual_inputs(tokens, size, options.device)
         elements = tokens * size
         moved = 8.0 * elements * inputs[0].element_size()  # read x, residual twice and dout; write three
-        results += run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
+        run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
         inputs = embedding_inputs(tokens, size, options.device)
         moved = 4.0 * (9 * elements + 30522 * size)  # three tables read twice, out, dout, ds; dwords
-        results += run(f"embedding_layer_norm T={tokens} E={size}", embedding_steps, inputs, moved, options)
-    report(results, options)
-    return results
+        run(f"embedding_layer_norm T={tokens} E={size}", embedding_steps, inputs, moved, options)
+    return report(options)
 
 
 if __name__ == "__main__":

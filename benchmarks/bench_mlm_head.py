@@ -1,22 +1,26 @@
-"""mlm_head against the same with stored logits: eager, torch.compile, chunks, and liger-kernel where installed.
+"""mlm_head against its twin, stored logits (eager, torch.compile), chunks, and liger-kernel where installed.
 
     python -m benchmarks.bench_mlm_head [--out FILE] [--no-compile]
 
-Every contender computes loss, gradients and one exact draw per masked word, except liger-kernel's fused loss,
-which draws nothing (and says so). Before timing, losses and gradients of all are compared. Not run on a GPU
-so far; on a CPU it takes tiny shapes.
+Every contender computes loss, gradients and one exact draw per masked word, and returns the draw, so that no
+compiler leaves it out; those that draw nothing say so in their names: with them, what the draw costs can be read
+off ("tile sums alone" are the kernel that reads the vocabulary, without the small one that merges and draws).
+Before timing, losses and gradients of all are compared. Not run on a GPU so far; on a CPU it takes tiny shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from electra_kernels import mlm_head
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
+from benchmarks.kernel_report import Result, report
+from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
 
 # (M, V, E): ELECTRA-Small's generator at 128 and 1024 sequences of 128 tokens, Base's at 256 of 512.
 GPU_SHAPES = ((2458, 30522, 128), (19661, 30522, 128), (19661, 30522, 768))
@@ -24,29 +28,50 @@ CPU_SHAPES = ((24, 500, 32),)
 CHUNK_ROWS = 512
 
 
-def ours(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Tensor:
-    """The loss; the draw comes with it."""
-    return mlm_head(hidden_ME, embedding_VE, bias_V, targets_M, seed=seed).loss_M.mean()
+Draws = tuple[Tensor, Tensor]  # the mean loss, and what was drawn
 
 
-def stored(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Tensor:
+def ours(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
+    """Mean loss, and the draws."""
+    loss_M, drawn_M = mlm_head(hidden_ME, embedding_VE, bias_V, targets_M, seed=seed)
+    return loss_M.mean(), drawn_M
+
+
+def tile_sums(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Tensor:
+    """Our forward pass up to the tiles' sums: neither loss nor draw."""
+    from electra_kernels import mlm_head_triton
+
+    tiles = -(-len(embedding_VE) // 128)
+    sums = torch.empty(2, len(hidden_ME), tiles, device=hidden_ME.device)
+    mlm_head_triton._kernels(hidden_ME).tile_sums(hidden_ME, embedding_VE, bias_V, (sums[0], *(sums[1],) * 2), 1.0)
+    return sums
+
+
+def stored(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
     """Logits stored; the draw by the Gumbel trick, the cheapest exact one that torch offers."""
     logits_MV = F.linear(hidden_ME, embedding_VE, bias_V).float()
     with torch.no_grad():
         noise_MV = torch.empty_like(logits_MV).exponential_()
-        (logits_MV - noise_MV.log()).argmax(-1)
-    return F.cross_entropy(logits_MV, targets_M)
+        drawn_M = (logits_MV - noise_MV.log()).argmax(-1)
+    return F.cross_entropy(logits_MV, targets_M), drawn_M
 
 
-def chunked(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Tensor:
+def without_draw(
+    hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor
+) -> Tensor:
+    """`stored` without its draw."""
+    return F.cross_entropy(F.linear(hidden_ME, embedding_VE, bias_V).float(), targets_M)
+
+
+def chunked(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
     """`stored` over chunks of rows whose logits are computed again in the backward pass."""
-    total = hidden_ME.new_zeros((), dtype=torch.float32)
+    total, draws = hidden_ME.new_zeros((), dtype=torch.float32), []
     for rows_RE, targets_R in zip(hidden_ME.split(CHUNK_ROWS), targets_M.split(CHUNK_ROWS)):
-        loss = torch.utils.checkpoint.checkpoint(
+        loss, drawn_R = torch.utils.checkpoint.checkpoint(
             stored, rows_RE, embedding_VE, bias_V, targets_R, seed, use_reentrant=False, preserve_rng_state=False
         )
-        total = total + loss * len(rows_RE)
-    return total / len(hidden_ME)
+        total, draws = total + loss * len(rows_RE), [*draws, drawn_R]
+    return total / len(hidden_ME), torch.cat(draws)
 
 
 def liger() -> Callable[..., Tensor] | None:
@@ -74,26 +99,42 @@ def inputs(rows: int, vocabulary: int, size: int, device: str) -> tuple[Tensor, 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     options = settle(parser(__doc__ or "").parse_args(arguments))
-    contenders: dict[str, Callable[..., Tensor]] = {"ours": ours, "stored logits, eager": stored}
-    if options.compile:
-        contenders["stored logits, torch.compile"] = torch.compile(stored)
-    contenders[f"chunks of {CHUNK_ROWS} rows, eager"] = chunked
-    if options.device != "cpu" and (fused := liger()) is not None:
-        contenders["liger-kernel, NO DRAW"] = fused
-    results = []
-    for rows, vocabulary, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
-        tensors = inputs(rows, vocabulary, size, options.device)
-        wanted = with_gradients(stored, 3)(*tensors)
-        for name, function in contenders.items():
-            same(name, with_gradients(function, 3)(*tensors), wanted, 1e-3 if options.device == "cpu" else 3e-2)
+    on_gpu = options.device != "cpu"
+    for rows, vocabulary, size in GPU_SHAPES if on_gpu else CPU_SHAPES:
+        tensors, contenders = inputs(rows, vocabulary, size, options.device), contestants(on_gpu, options.compile)
         case, product = f"mlm_head M={rows} V={vocabulary} E={size}", 2.0 * rows * vocabulary * size
         moved = sum(t.numel() * t.element_size() for t in tensors[:3])
-        forward = {name: torch.no_grad()(function) for name, function in contenders.items()}
-        results += compare(f"{case} forward", forward, tensors, options, Work(moved, product))
         both = {name: with_gradients(function, 3) for name, function in contenders.items()}
-        results += compare(f"{case} both", both, tensors, options, Work(3 * moved, 3 * product))
-    report(results, options)
-    return results
+        exact = [t.detach().float().requires_grad_() if t.is_floating_point() else t for t in tensors]
+        wanted = with_gradients(without_draw, 3)(*exact)
+        wanted = with_gradients(without_draw, 3)(*exact)
+        both = agreeing(case, both, wanted, tensors, options, 3e-2 if on_gpu else 1e-3)
+        forward: dict[str, Callable[..., Any]] = {name: torch.no_grad()(contenders[name]) for name in both}
+        if on_gpu:
+            forward["ours, tile sums alone, NO LOSS OR DRAW"] = torch.no_grad()(tile_sums)
+        compare(f"{case} forward", forward, tensors, options, Work(moved, product))
+        compare(f"{case} both", both, tensors, options, Work(3 * moved, 3 * product))
+    return report(options)
+
+
+def contestants(on_gpu: bool, compiles: bool) -> dict[str, Callable[..., Any]]:
+    """Ours first."""
+    found: dict[str, Callable[..., Any]] = {
+        "ours": ours,
+        "twin, eager": twin(ours),
+        "stored logits, eager": stored,
+    }
+    if compiles:
+        found |= {
+            "twin, torch.compile": twin(compiled(ours), chunked=False),
+            "stored logits, torch.compile": compiled(stored),
+        }
+        found["stored logits, torch.compile, NO DRAW"] = compiled(without_draw)
+    found["stored logits, eager, NO DRAW"] = without_draw
+    found[f"chunks of {CHUNK_ROWS} rows, eager"] = chunked
+    if on_gpu and (fused := liger()) is not None:
+        found["liger-kernel, NO DRAW"] = fused
+    return found
 
 
 if __name__ == "__main__":

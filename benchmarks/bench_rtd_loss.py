@@ -1,4 +1,4 @@
-"""rtd_loss and rtd_head against PyTorch's binary cross-entropy, eager and under torch.compile.
+"""rtd_loss and rtd_head against their twins and PyTorch's binary cross-entropy, eager and under torch.compile.
 
     python -m benchmarks.bench_rtd_loss [--out FILE] [--no-compile]
 
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from electra_kernels import rtd_head, rtd_loss
 from torch import Tensor
 
-from benchmarks.kernel_timing import Result, Work, compare, parser, report, same, settle, with_gradients
+from benchmarks.kernel_report import Result, report
+from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -55,39 +56,36 @@ def inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
 
 def run(
     case: str,
-    pair: dict[str, Callable[..., Tensor]],
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
     tensors: tuple[Tensor, ...],
     moved: float,
     options: argparse.Namespace,
-) -> list[Result]:
-    """Compares and measures forward + backward of one pair of functions."""
-    reference = next(reversed(pair.values()))
+) -> None:
+    """Compares with PyTorch's form in fp32, and measures forward + backward."""
+    contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": theirs}
     if options.compile:
-        pair = {**pair, "torch.compile": torch.compile(reference)}
-    both = {name: with_gradients(function, len(tensors) - 1) for name, function in pair.items()}
-    tolerance = 1e-4 if options.device == "cpu" else 3e-2
-    wanted = with_gradients(reference, len(tensors) - 1)(*tensors)
-    for name, function in both.items():
-        same(name, function(*tensors), wanted, tolerance)
-    return compare(case, both, tensors, options, Work(moved))
+        contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(theirs)}
+    leaves = len(tensors) - 1
+    both = {name: with_gradients(function, leaves) for name, function in contenders.items()}
+    exact = [tensor.detach().float().requires_grad_() for tensor in tensors[:leaves]]
+    wanted = with_gradients(theirs, leaves)(*exact, tensors[-1])
+    both = agreeing(case, both, wanted, tensors, options, 1e-4 if options.device == "cpu" else 3e-2)
+    compare(case, both, tensors, options, Work(moved))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     options = settle(parser(__doc__ or "").parse_args(arguments))
-    results = []
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
         hidden_TD, weight_D, bias, labels_T = inputs(tokens, size, options.device)
         logits_T = hidden_TD.detach()[:, 0].contiguous().requires_grad_()
-        pair: dict[str, Callable[..., Tensor]] = {"ours": our_loss, "eager": torch_loss}
         moved = 2.0 * tokens * logits_T.element_size() + tokens
-        results += run(f"rtd_loss T={tokens} both", pair, (logits_T, labels_T), moved, options)
-        pair = {"ours": our_head, "eager": torch_head}
+        run(f"rtd_loss T={tokens} both", our_loss, torch_loss, (logits_T, labels_T), moved, options)
         moved += 3.0 * tokens * size * hidden_TD.element_size()  # read twice, gradient written once
         tensors = (hidden_TD, weight_D, bias, labels_T)
-        results += run(f"rtd_head T={tokens} D={size} both", pair, tensors, moved, options)
-    report(results, options)
-    return results
+        run(f"rtd_head T={tokens} D={size} both", our_head, torch_head, tensors, moved, options)
+    return report(options)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """Timing shared by the kernel benchmarks: cold caches, medians, memory, ceilings, and what it ran on.
 
-Per contender: warm-up, then for every repetition the next of several copies of the inputs, together larger than
-twice the L2 cache, timed by device events; the median and the 10th and 90th percentiles are reported, with peak
-memory above the inputs. `of ceiling` is the time that the operation's unavoidable bytes and its matrix products
-would take at the rates measured on the same GPU in the same run (a large copy; a large bf16 product of random
-numbers), whichever is longer, over the measured time.
+**First the same, then fast.** Contenders are compared with a reference on the very inputs that are timed; one that
+computes something else is not timed, and the command ends with exit status 1.
+**Device time.** Before every repetition the L2 cache is filled with other data (read, so that nothing has to be
+written back while the clock runs), and a kernel that only waits keeps the GPU busy until the host has submitted
+the repetition; device events around it then measure the GPU and not the interpreter. What the host takes to submit
+a call is given beside it. Median, 10th and 90th percentile; peak memory above the inputs. Slow contenders are
+repeated less often, so that a benchmark takes minutes.
+`of ceiling` is the time that the operation's unavoidable bytes and its matrix products would take at the rates
+measured on the same GPU in the same run (a large copy; a large bf16 product of random numbers), whichever is
+longer, over the measured time.
 
 Not run on a GPU so far. On a CPU (tiny shapes, wall clock) the commands prove that they work; their figures say
 nothing about the kernels.
@@ -13,36 +18,34 @@ nothing about the kernels.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest import mock
 
 import torch
+from electra_kernels import mlm_head_reference, sample_replace_reference, use
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks.kernel_report import (
+    Ceilings,
+    Mismatch,
+    Result,
+    Timing,
+    clocks_under_load,
+    environment,
+    failed,
+    keep,
+)
 
-ROTATION_BYTES = 256 << 20  # at least twice the L2 of any GPU this is run on (H200: 60 MB, B200: 126 MB)
+COLD_BYTES = 256 << 20  # at least twice the L2 of any GPU this is run on (H200: 60 MB, B200: 126 MB)
+SECONDS = 0.5  # that the repetitions of one contender may take together
+CLOCK_HZ = 2e9  # no GPU's is much higher: a wait of so many cycles is not too short
 Inputs = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call, and the most memory it held above its inputs."""
-
-    milliseconds: float
-    """Median."""
-    low: float
-    """10th percentile."""
-    high: float
-    """90th percentile."""
-    peak_megabytes: float | None
-    """None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -53,75 +56,52 @@ class Work:
     operations: float = 0.0
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What this GPU reaches at its best."""
-
-    bytes_per_second: float
-    """Of a large copy, counting what is read and what is written."""
-    operations_per_second: float
-    """Of a large bf16 matrix product, random numbers."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One contender at one shape; `timing` is None if it could not run, and `note` says why."""
-
-    case: str
-    contender: str
-    timing: Timing | None
-    gigabytes_per_second: float | None = None
-    teraflops: float | None = None
-    of_ceiling: float | None = None
-    note: str = ""
-
-
 # ---------------------------------------------------------------- measuring
 
 
 def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> Timing:
-    """Times `function(*inputs)`; on a GPU with inputs that are in no cache."""
+    """Times `function(*inputs)`; on a GPU at least 3 times, with inputs that are in no cache."""
     if not any(isinstance(value, Tensor) and value.is_cuda for value in inputs):
         function(*inputs)
-        return _timing([_wall(function, inputs) for _ in range(repetitions)], None)
-    copies = min(16, max(2, 1 + ROTATION_BYTES // max(1, _bytes(inputs))))
-    rotation = [inputs, *(_copy(inputs) for _ in range(copies - 1))]
-    for index in range(10):
-        function(*rotation[index % copies])
+        return _timing([_wall(function, inputs) for _ in range(repetitions)], None, None)
+    function(*inputs)  # compiles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function(*rotation[0])
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
-    for index, (start, end) in enumerate(events):
-        start.record()
-        function(*rotation[index % copies])
-        end.record()
+    before, start = torch.cuda.memory_allocated(), time.perf_counter()
+    function(*inputs)
     torch.cuda.synchronize()
-    return _timing([start.elapsed_time(end) for start, end in events], peak)
+    whole, peak = time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20
+    repetitions = max(3, min(repetitions, int(SECONDS / whole)))
+    submit = min(_submission(function, inputs) for _ in range(min(5, repetitions)))
+    cold = torch.ones(COLD_BYTES // 4, device="cuda")
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
+    for first, last in events:
+        cold.amax()
+        torch.cuda._sleep(int(1.5 * min(submit, 0.1) * CLOCK_HZ))
+        first.record()
+        function(*inputs)
+        last.record()
+    torch.cuda.synchronize()
+    return _timing([first.elapsed_time(last) for first, last in events], peak, 1e3 * submit)
 
 
-def _timing(times: list[float], peak: float | None) -> Timing:
+def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
+    """Seconds until the host may go on."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function(*inputs)
+    return time.perf_counter() - start
+
+
+def _timing(times: list[float], peak: float | None, submit: float | None) -> Timing:
     low, *_, high = quantiles(times, n=10) if len(times) > 1 else (times[0], times[0])
-    return Timing(median(times), low, high, peak)
+    return Timing(median(times), low, high, peak, submit)
 
 
 def _wall(function: Callable[..., Any], inputs: Inputs) -> float:
     start = time.perf_counter()
     function(*inputs)
     return (time.perf_counter() - start) * 1e3
-
-
-def _bytes(inputs: Inputs) -> int:
-    return sum(value.numel() * value.element_size() for value in inputs if isinstance(value, Tensor))
-
-
-def _copy(inputs: Inputs) -> Inputs:
-    def one(value: Any) -> Any:
-        return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
-
-    return tuple(one(value) for value in inputs)
 
 
 def ceilings(device: str) -> Ceilings | None:
@@ -144,15 +124,17 @@ def run(
     work: Work,
     note: str = "",
 ) -> Result:
-    """Measures one contender. One that runs out of memory or refuses the shape gets a result that says so."""
+    """Measures one contender, and writes down what there is so far. One that runs out of memory or refuses the
+    shape gets a result that says so."""
     try:
         timing = measure(function, inputs, options.repetitions)
-    except (RuntimeError, NotImplementedError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        return Result(case, name, None, note=f"cannot run: {str(error).partition(chr(10))[0]}")
+    except Exception as error:  # a peer may raise anything, and must not end the benchmark
+        torch.cuda.empty_cache()
+        return keep(failed(case, name, error), options)
     seconds, best = timing.milliseconds * 1e-3, options.ceilings
     floor = best and max(work.bytes / best.bytes_per_second, work.operations / best.operations_per_second)
-    share = None if floor is None else floor / seconds
-    return Result(case, name, timing, work.bytes / seconds / 1e9, work.operations / seconds / 1e12, share, note)
+    share, rates = None if floor is None else floor / seconds, (work.bytes / 1e9, work.operations / 1e12)
+    return keep(Result(case, name, timing, *(rate / seconds for rate in rates), share, note), options)
 
 
 def compare(
@@ -166,27 +148,79 @@ def compare(
     return [run(case, name, function, inputs, options, work) for name, function in contenders.items()]
 
 
-def with_gradients(function: Callable[..., Tensor], leaves: int) -> Callable[..., tuple[Tensor, ...]]:
-    """`function` followed by the gradients of its first `leaves` arguments.
+def agreeing(
+    case: str,
+    contenders: dict[str, Callable[..., Any]],
+    wanted: Sequence[Tensor],
+    inputs: Inputs,
+    options: argparse.Namespace,
+    tolerance: float,
+) -> dict[str, Callable[..., Any]]:
+    """The contenders that compute `wanted`; of the others a result is kept that says how far off
+    they are, or why they cannot run."""
+    found = {}
+    for name, function in contenders.items():
+        try:
+            same(name, function(*inputs), wanted, tolerance)
+            found[name] = function
+        except Exception as error:
+            keep(failed(case, name, error), options)
+    return found
 
-    Where its value is no scalar, the gradient that comes in is the argument after the leaves.
+
+def with_gradients(function: Callable[..., Any], leaves: int) -> Callable[..., tuple[Tensor, ...]]:
+    """`function`'s value followed by the gradients of its first `leaves` arguments.
+
+    Where the value is no scalar, the gradient that comes in is the argument after the leaves. What a function
+    returns beside its value (a draw) is computed and left out.
     """
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
-        value = function(*inputs)
+        results = function(*inputs)
+        value: Tensor = results if isinstance(results, Tensor) else results[0]
         incoming = inputs[leaves] if value.dim() else None
         return value.detach(), *torch.autograd.grad(value, inputs[:leaves], incoming)
 
     return run
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` under torch.compile, each shape for itself: code for any shape would be slower."""
+    torch._dynamo.reset()  # else all shapes together reach a limit beyond which nothing is compiled any more
+    return torch.compile(function, dynamic=False)
+
+
+def twin(function: Callable[..., Any], chunked: bool = True) -> Callable[..., Any]:
+    """`function` with the twins in plain PyTorch.
+
+    Args:
+        chunked: False takes all rows of logits at once. torch.compile would unroll the loops over chunks, and
+            then be busy with them for longer than a GPU is lent.
+    """
+
+    def run(*inputs: Any) -> Any:
+        with use("reference"), nullcontext() if chunked else _one_chunk():
+            return function(*inputs)
+
+    return run
+
+
+@contextmanager
+def _one_chunk() -> Iterator[None]:
+    with (
+        mock.patch.object(mlm_head_reference, "CHUNK_ELEMENTS", 1 << 40),
+        mock.patch.object(sample_replace_reference, "CHUNK_ELEMENTS", 1 << 40),
+    ):
+        yield
+
+
 def same(name: str, got: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -> None:
-    """Fails unless two contenders computed the same, relative to each result's largest value."""
+    """Raises Mismatch unless two contenders computed the same, relative to each result's largest value."""
     for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
         limit = tolerance * max(b.abs().max().item(), 1e-6)
         error = (a.double() - b.double()).abs().max().item()
         if not error <= limit:
-            raise SystemExit(f"{name}: result {index} differs by {error:.3g} (allowed {limit:.3g})")
+            raise Mismatch(f"{name}: result {index} differs by {error:.3g} (allowed {limit:.3g})")
 
 
 # ---------------------------------------------------------------- command line
@@ -208,41 +242,6 @@ def settle(options: argparse.Namespace) -> argparse.Namespace:
     on_gpu = options.device != "cpu"
     options.repetitions = options.repetitions or (100 if on_gpu else 3)
     options.compile = on_gpu if getattr(options, "compile", None) is None else options.compile
-    options.ceilings = ceilings(options.device)
+    options.results, options.ceilings = [], ceilings(options.device)
+    options.environment = environment(options.device, clocks_under_load(options.device) if on_gpu else {})
     return options
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
-    facts = harness.environment(torch.device(device))
-    if device == "cpu":
-        return {**facts, "note": "CPU, tiny shapes: shows that the command works, says nothing about the kernels"}
-    query = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,driver_version"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        facts[query] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError as error:
-        facts[query] = str(error)
-    return facts
-
-
-def report(results: list[Result], options: argparse.Namespace) -> None:
-    """Prints a table; `ratio` is a contender's time over ours (the first of its case). Writes `--out`."""
-    facts = environment(options.device)
-    print(f"{facts['device']}  {facts.get('note', '')}")
-    print(f"{'case':44} {'contender':30} {'ms':>9} {'ratio':>6} {'MB':>8} {'GB/s':>7} {'TFLOP/s':>8}  of ceiling")
-    ours: dict[str, float] = {}
-    for row in results:
-        if row.timing is None:
-            print(f"{row.case:44} {row.contender:30} {row.note}")
-            continue
-        ratio = row.timing.milliseconds / ours.setdefault(row.case, row.timing.milliseconds)
-        peak, share = row.timing.peak_megabytes, row.of_ceiling
-        print(f"{row.case:44} {row.contender:30} {row.timing.milliseconds:9.3f} {ratio:6.2f} "
-              f"{'-' if peak is None else f'{peak:.0f}':>8} {row.gigabytes_per_second:7.0f} {row.teraflops:8.1f} "
-              f"{'-' if share is None else f'{share:.1%}':>10} {row.note}")  # fmt: skip
-    if options.out:
-        best = options.ceilings and asdict(options.ceilings)
-        written = {"environment": facts, "ceilings": best, "results": [asdict(result) for result in results]}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks import bench_attention, tune
 from benchmarks.bench_attention import Batch, Workload
+from benchmarks.kernel_report import Mismatch
 
 CPU = torch.device("cpu")
 
@@ -21,13 +23,29 @@ def test_a_peers_kept_fraction_is_measured() -> None:
 
 
 def test_contestants_compute_the_same() -> None:
-    work = Workload("mixed", (3, 7, 5), 2, 16, 0.0)
-    batch = Batch.of(work, torch.float32, CPU)
-    x, run, _ = bench_attention._packed("reference")(batch)
-    y, masked, _ = bench_attention._sdpa(None, masked=True)(batch)
-    torch.testing.assert_close(
-        batch.padded(run(x)), (masked(y).transpose(1, 2) * batch.mask_N11S()[:, 0, 0, :, None, None])
-    )
+    work = Workload("mixed", (3, 7, 5), 2, 16, 0.1)
+    for setup in (bench_attention._ours("reference"), bench_attention._sdpa(None, masked=True)):
+        bench_attention.check("peer", setup, work, torch.float32, CPU)
+    with pytest.raises(Mismatch, match="no mask: result 0 differs"):
+        bench_attention.check("no mask", bench_attention._sdpa(None), work, torch.float32, CPU)
+
+
+def test_what_is_padded_is_packed_again() -> None:
+    batch = Batch.of(Workload("mixed", (3, 7, 5), 2, 16, 0.0), torch.float32, CPU)
+    padded = batch.padded(batch.dout_THK)
+    assert padded.shape == (3, 2, 7, 16) and torch.equal(batch.packed(padded), batch.dout_THK)
+
+
+def test_on_a_gpu_the_peers_that_count_are_there() -> None:
+    options = argparse.Namespace(device="cuda", compile=True)
+    found = {
+        work.name: set(bench_attention.contestants(work, options)) for work in bench_attention.workloads(True)
+    }
+    always = {"ours", "twin, eager", "SDPA, boolean mask", "aten FlashAttention 2, varlen"}
+    equal = {"SDPA, FlashAttention", "SDPA, cuDNN"}
+    assert found["Small, 8 to 128, p=0.1"] == always
+    assert found["Small, 128, p=0.1"] == always | equal | {"twin, torch.compile"}
+    assert found["Base, 8192, p=0.0"] == always | equal
 
 
 def test_counts() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks import kernel_report, kernel_timing
+from benchmarks.kernel_report import Mismatch
 
 BENCHMARKS = ("bench_attention", "bench_mlm_head", "bench_sample_replace", "bench_rtd_loss", "bench_layer_norm")
 
@@ -26,33 +30,55 @@ def test_runs_on_a_cpu(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len({result.contender for result in results}) > 1 and results[0].contender.startswith("ours")
 
 
+def options(*arguments: str) -> argparse.Namespace:
+    return kernel_timing.settle(kernel_timing.parser("").parse_args(["--device", "cpu", *arguments]))
+
+
 def test_a_contender_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    timing = importlib.import_module("benchmarks.kernel_timing")
-
     def refuses() -> None:
-        raise RuntimeError("No kernel for this shape.\nDetails")
+        raise TypeError("No kernel for this shape.\nDetails")
 
-    options = timing.settle(timing.parser("").parse_args(["--device", "cpu"]))
-    result = timing.run("case", "peer", refuses, (), options, timing.Work(1.0))
-    timing.report([result], options)
-    assert result.timing is None and "cannot run: No kernel for this shape.\n" in capsys.readouterr().out
+    settled = options()
+    result = kernel_timing.run("case", "peer", refuses, (), settled, kernel_timing.Work(1.0))
+    kernel_report.report(settled)
+    assert (
+        result.timing is None and "cannot run: TypeError: No kernel for this shape.\n" in capsys.readouterr().out
+    )
+
+
+def test_results_so_far_survive_a_benchmark_that_is_stopped(tmp_path: Path) -> None:
+    settled = options("--out", str(tmp_path / "out.json"), "--repetitions", "1")
+    kernel_timing.run("case", "ours", lambda: None, (), settled, kernel_timing.Work(1.0))
+    assert len(json.loads((tmp_path / "out.part").read_text())["results"]) == 1
+    kernel_report.report(settled)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_share_of_the_ceiling_takes_the_longer_of_the_two() -> None:
-    timing = importlib.import_module("benchmarks.kernel_timing")
-    options = timing.settle(timing.parser("").parse_args(["--device", "cpu"]))
-    options.ceilings = timing.Ceilings(bytes_per_second=1e6, operations_per_second=1e9)
-    for work, seconds in ((timing.Work(2.0, 500.0), 2e-6), (timing.Work(2.0, 5000.0), 5e-6)):
-        result = timing.run("case", "ours", lambda: None, (), options, work)
+    settled = options()
+    settled.ceilings = kernel_report.Ceilings(bytes_per_second=1e6, operations_per_second=1e9)
+    for work, seconds in ((kernel_timing.Work(2.0, 500.0), 2e-6), (kernel_timing.Work(2.0, 5000.0), 5e-6)):
+        result = kernel_timing.run("case", "ours", lambda: None, (), settled, work)
+        assert result.timing is not None
         assert result.of_ceiling == pytest.approx(seconds / (result.timing.milliseconds * 1e-3))
 
 
-def test_a_contender_that_computes_something_else_stops_the_benchmark() -> None:
-    timing = importlib.import_module("benchmarks.kernel_timing")
-    with pytest.raises(SystemExit, match="odd one: result 0 differs by 1"):
-        timing.same("odd one", [torch.ones(2)], [torch.zeros(2)], 1e-3)
-    with pytest.raises(SystemExit, match="differs by nan"):
-        timing.same("odd one", [torch.full((2,), torch.nan)], [torch.zeros(2)], 1e-3)
+def test_a_contender_that_computes_something_else_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Mismatch, match="odd one: result 0 differs by 1"):
+        kernel_timing.same("odd one", [torch.ones(2)], [torch.zeros(2)], 1e-3)
+    with pytest.raises(Mismatch, match="differs by nan"):
+        kernel_timing.same("odd one", [torch.full((2,), torch.nan)], [torch.zeros(2)], 1e-3)
+    settled, contenders = options(), {"ours": lambda x: [x], "odd one": lambda x: [x + 1]}
+    agreed = kernel_timing.agreeing("case", contenders, [torch.ones(2)], (torch.ones(2),), settled, 1e-3)
+    assert list(agreed) == ["ours"]
+    with pytest.raises(SystemExit, match="case, odd one: WRONG RESULT: odd one: result 0 differs by 1"):
+        kernel_report.report(settled)
     sampling = importlib.import_module("benchmarks.bench_sample_replace")
-    with pytest.raises(SystemExit, match="do not follow the softmax"):
+    with pytest.raises(Mismatch, match="do not follow the softmax"):
         sampling.check_distribution("argmax", lambda x, ids, *_: (x.argmax(-1), ids), "cpu")
+
+
+def test_a_draw_is_returned_but_is_no_part_of_the_comparison() -> None:
+    x = torch.ones(3, requires_grad=True)
+    value, gradient = kernel_timing.with_gradients(lambda x: (2 * x.sum(), torch.rand(3)), 1)(x)
+    assert value == 6 and torch.equal(gradient, torch.full((3,), 2.0))

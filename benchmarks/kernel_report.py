@@ -1,0 +1,159 @@
+"""Results of the kernel benchmarks: what one is, the table, the JSON file, and the machine they come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+
+WRONG = "WRONG RESULT:"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call, and the most memory it held above its inputs."""
+
+    milliseconds: float
+    """Median."""
+    low: float
+    """10th percentile."""
+    high: float
+    """90th percentile."""
+    peak_megabytes: float | None
+    """None on a CPU."""
+    submit_milliseconds: float | None = None
+    """What the host takes to submit one call; None on a CPU."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this GPU reaches at its best."""
+
+    bytes_per_second: float
+    """Of a large copy, counting what is read and what is written."""
+    operations_per_second: float
+    """Of a large bf16 matrix product, random numbers."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender at one shape; `timing` is None if it could not run, and `note` says why."""
+
+    case: str
+    contender: str
+    timing: Timing | None
+    gigabytes_per_second: float | None = None
+    teraflops: float | None = None
+    of_ceiling: float | None = None
+    note: str = ""
+
+
+class Mismatch(Exception):
+    """A contender computed something else than the reference."""
+
+
+def failed(case: str, contender: str, error: Exception) -> Result:
+    """The result of a contender that computed something else, or could not run."""
+    text = str(error).partition("\n")[0]
+    note = f"{WRONG} {text}" if isinstance(error, Mismatch) else f"cannot run: {type(error).__name__}: {text}"
+    return Result(case, contender, None, note=note)
+
+
+def keep(result: Result, options: argparse.Namespace) -> Result:
+    """Adds a result to the file beside `--out`: what has been measured survives a benchmark that is stopped."""
+    options.results.append(result)
+    if options.out:
+        _write(options.out.with_suffix(".part"), options.results, options)
+    return result
+
+
+def environment(device: str, clocks: dict[str, str]) -> dict[str, Any]:
+    """What the figures are measured on."""
+    facts = harness.environment(torch.device(device))
+    if device == "cpu":
+        return {**facts, "note": "CPU, tiny shapes: shows that the command works, says nothing about the kernels"}
+    facts["versions"] |= {"cudnn": torch.backends.cudnn.version(), "liger-kernel": _version("liger-kernel")}
+    return {**facts, "clocks_under_load": clocks}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def clocks_under_load(device: str) -> dict[str, str]:
+    """What nvidia-smi says of clocks, power and temperature while matrix products run; idle clocks say nothing."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    for _ in range(1000):  # more than a second of work, submitted in a moment
+        torch.mm(a, a)
+    names = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version"
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={names}",
+        "--format=csv,noheader",
+        f"--id={torch.cuda.current_device()}",
+    ]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        printed = str(error)
+    torch.cuda.synchronize()
+    return dict(zip(names.split(","), (part.strip() for part in printed.split(","))))
+
+
+def report(options: argparse.Namespace) -> list[Result]:
+    """Prints a table of `options.results` and writes `--out`; `ratio` is a time over ours (the case's first).
+
+    Raises:
+        SystemExit: a contender computed something else than the reference.
+    """
+    results: list[Result] = options.results
+    facts = options.environment
+    print(f"{facts['device']}  {facts.get('note', '')}")
+    print(f"{'case':44} {'contender':30} {'ms':>9} {'ratio':>6} {'submit':>7} {'MB':>8} {'GB/s':>7} {'TFLOP/s':>8}"
+          f"  of ceiling")  # fmt: skip
+    ours: dict[str, float] = {}
+    for row in results:
+        if row.timing is None:
+            print(f"{row.case:44} {row.contender:30} {row.note}")
+            continue
+        print(_line(row, ours.setdefault(row.case, row.timing.milliseconds)))
+    if options.out:
+        _write(options.out, results, options)
+        options.out.with_suffix(".part").unlink(missing_ok=True)
+    if wrong := [f"{row.case}, {row.contender}: {row.note}" for row in results if row.note.startswith(WRONG)]:
+        raise SystemExit("\n".join(wrong))
+    return results
+
+
+def _line(row: Result, ours: float) -> str:
+    assert row.timing is not None
+    time = row.timing
+    submit, peak = _or_dash(time.submit_milliseconds, ".3f"), _or_dash(time.peak_megabytes, ".0f")
+    return (
+        f"{row.case:44} {row.contender:30} {time.milliseconds:9.3f} {time.milliseconds / ours:6.2f} {submit:>7} "
+        f"{peak:>8} {row.gigabytes_per_second:7.0f} {row.teraflops:8.1f} {_or_dash(row.of_ceiling, '.1%'):>10} "
+        f"{row.note}"
+    )
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _write(path: Path, results: list[Result], options: argparse.Namespace) -> None:
+    best = options.ceilings and asdict(options.ceilings)
+    rows = [asdict(result) for result in results]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"environment": options.environment, "ceilings": best, "results": rows}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
