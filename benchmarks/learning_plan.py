@@ -2,12 +2,26 @@
 
 A piece is one pre-training run, or one fine-tuning of one such run. Pieces come in the order of their value, so
 that a study which is stopped early still compares all objectives, at less compute and with fewer seeds.
+
+**Every point is a run of its own**, with the recipe's schedule over its own length. Checkpoints along one run
+would be cheaper, but the recipe's rate falls from the first step on, so a checkpoint in the middle of a long run
+is not what a run of that length gives; and with a constant rate and a short descent at each point only a quarter
+would be saved, because points are a factor of three apart and the longest run is most of the work. Runs of their
+own are independent, too.
+
+**Every objective has its own rate.** Each is first pre-trained for a while with the preset's rates (Adam's and
+Muon's) times each of `Budget.rates`, from a seed that the study does not use otherwise, and fine-tuned on
+`rate_tasks` with rows of the training data that it does not use otherwise either. The factor with the best mean
+score is its own from then on. All get the same number of tries at the same compute, and the same judge: losses
+of different objectives say nothing about each other, and ELECTRA's says little about its rate, since it falls when
+the generator is a weak one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean
 from typing import Any
 
 from electra_core.config import OBJECTIVES, PRESETS, EncoderConfig, PretrainConfig, generator_config
@@ -15,6 +29,10 @@ from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
 
 START = "start"
 """In place of an objective: the model before its first step, what all of them begin with."""
+
+
+TRIAL_SEED = 1000
+"""Of the runs by which rates are chosen."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +51,37 @@ class Budget:
     """Names in `learning_tasks.TASKS`, the most telling one first."""
     later_tasks: tuple[str, ...]
     """Tasks that wait until everything has been judged by the others."""
-    finetuning: dict[str, Any]
+    rates: tuple[float, ...] = (1.0,)
+    """Factors of the preset's rates that are tried for every objective."""
+    rate_steps: int = 0
+    """The compute of a trial: the FLOPs of ELECTRA with this many steps."""
+    rate_tasks: tuple[str, ...] = ()
+    """What trials are judged by."""
+    finetuning: dict[str, Any] = field(default_factory=dict)
     """Settings of `FinetuneSettings` that differ from the recipe's; the same for every objective."""
 
 
-# On the shipped tiny, CoNLL-2003 gives F1 0.42 at this rate and 0.39 at 1e-3; SST-2 stays at chance with both.
-_LITTLE_TRAINED: dict[str, Any] = {"layerwise_decay": 1.0, "learning_rate": 4e-4}
-
 BUDGETS = {
-    # One core of a CPU: an hour or two.
+    # One core of a CPU, some 90 minutes at 20,000 tokens of ELECTRA a second. The longest run sees 3.9 million
+    # tokens; a masked LM leaves the plateau of word frequencies before one million (docs/decisions.md).
     "minutes": Budget(
-        "tiny", (100, 250, 600), 2, 1, ("conll-2003", "cola"), ("sst-2", "docstrings", "mrpc"), _LITTLE_TRAINED
+        "tiny", (250, 700, 2000), 2, 1, ("conll-2003", "sst-2"), ("cola", "docstrings"),
+        (0.5, 1.0, 2.0), 400, ("conll-2003", "sst-2"), {"layerwise_decay": 1.0},
     ),
     # One modern GPU, ten minutes a run: up to the compute of the paper's 6.25% point, 8.9e16 FLOPs.
-    "ten-minutes": Budget("small", (15_625, 31_250, 62_500), 2, 2, ("cola", "sst-2", "mrpc"), ("docstrings",), {}),
-    "hours": Budget("small", (62_500, 125_000, 250_000), 3, 3, ("cola", "sst-2", "mrpc"), ("docstrings",), {}),
+    "ten-minutes": Budget(
+        "small", (15_625, 31_250, 62_500), 2, 2, ("cola", "sst-2", "mrpc"), ("conll-2003",),
+        (0.5, 1.0, 2.0), 8_000, ("cola", "sst-2"),
+    ),
+    "hours": Budget(
+        "small", (62_500, 125_000, 250_000), 3, 3, ("cola", "sst-2", "mrpc"), ("conll-2003",),
+        (0.5, 1.0, 2.0), 15_625, ("cola", "sst-2"),
+    ),
     # For tests and for a look at the command.
-    "quick": Budget("tiny", (2, 3), 1, 1, ("docstrings",), (), {"epochs": 0.05}),
-}
+    "quick": Budget(
+        "tiny", (2, 3), 1, 1, ("docstrings",), (), (1.0, 2.0), 2, ("docstrings",), {"epochs": 0.05}
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,14 +91,18 @@ class Pretraining:
     objective: str
     """One of OBJECTIVES, or START."""
     point: int
-    """Index into `Budget.electra_steps`; 0 for START."""
+    """Index into `Budget.electra_steps`; 0 for START and for trials."""
     seed: int
     equal: str = "flops"
     """What it has as much of as ELECTRA at this point: flops | seconds."""
+    trial: float | None = None
+    """The factor of the preset's rates that this run tries; None: it takes the one that was chosen."""
 
     @property
     def name(self) -> str:
         """Also of its folder."""
+        if self.trial is not None:
+            return f"{self.objective}-rate{self.trial:g}"
         return f"{self.objective}-{self.equal}{self.point}-seed{self.seed}"
 
 
@@ -89,32 +124,33 @@ Piece = Pretraining | Finetuning
 
 
 def pieces(budget: Budget) -> Iterator[Piece]:
-    """All pieces, the most valuable first; a run always comes before its fine-tunings."""
+    """All pieces, the most valuable first; a run always comes before its fine-tunings, and trials before all."""
     seeds, tasks = range(budget.seeds), budget.tasks
-    starts = [Pretraining(START, 0, seed) for seed in seeds]
-    points = {
-        point: [Pretraining(objective, point, seed) for seed in seeds for objective in OBJECTIVES]
-        for point in range(len(budget.electra_steps))
-    }
-    *most, last = points
-    yield from _judged(starts[:1], tasks, budget)
-    for point in most:
-        yield from _judged(points[point], tasks, budget)
-    yield from _judged(starts[1:], tasks, budget)
-    timed = [replace(run, equal="seconds") for run in points[max(0, last - 1)] if run.objective != "electra"]
-    yield from _judged(timed, tasks, budget)
-    yield from _judged(points[last], tasks, budget)
-    for run in [*points[last], *points[max(0, last - 1)], *starts]:
+    yield from _judged([Pretraining(START, 0, 0)], tasks, budget)
+    if len(budget.rates) > 1:
+        trials = [Pretraining(name, 0, TRIAL_SEED, trial=rate) for name in OBJECTIVES for rate in budget.rates]
+        for run in trials:
+            yield run
+            yield from (Finetuning(run, task, 0) for task in budget.rate_tasks)
+    lowest, *higher = range(len(budget.electra_steps))
+    groups = [[Pretraining(name, point, seed) for name in OBJECTIVES] for seed in seeds for point in higher]
+    groups += [[Pretraining(name, lowest, seed) for name in OBJECTIVES] for seed in seeds]
+    for group in groups:
+        yield from _judged(group, tasks, budget)
+    middle = max(0, len(budget.electra_steps) - 2)
+    for seed in seeds:
+        timed = [Pretraining(name, middle, seed, "seconds") for name in OBJECTIVES if name != "electra"]
+        yield from _judged(timed, tasks, budget)
+    yield from _judged([Pretraining(START, 0, seed) for seed in seeds[1:]], tasks, budget)
+    for run in [*(run for group in groups for run in group), *(Pretraining(START, 0, seed) for seed in seeds)]:
         yield from _finetunings(run, budget.later_tasks, budget)
 
 
 def _judged(runs: list[Pretraining], tasks: tuple[str, ...], budget: Budget) -> Iterator[Piece]:
-    """All objectives of a seed, then what they are good for, then the next seed."""
-    for seed in sorted({run.seed for run in runs}):
-        group = [run for run in runs if run.seed == seed]
-        yield from group
-        for run in group:
-            yield from _finetunings(run, tasks, budget)
+    """The runs, then what they are good for."""
+    yield from runs
+    for run in runs:
+        yield from _finetunings(run, tasks, budget)
 
 
 def _finetunings(run: Pretraining, tasks: tuple[str, ...], budget: Budget) -> Iterator[Finetuning]:
@@ -153,5 +189,24 @@ def steps_for_equal_flops(budget: Budget, run: Pretraining, vocab_size: int) -> 
         return 1
     preset = PRESETS[budget.model]
     encoder = replace(preset.discriminator, vocab_size=vocab_size)
-    electra = budget.electra_steps[run.point] * step_flops(encoder, preset.pretrain)
+    steps = budget.electra_steps[run.point] if run.trial is None else budget.rate_steps
+    electra = steps * step_flops(encoder, preset.pretrain)
     return max(1, round(electra / step_flops(encoder, replace(preset.pretrain, objective=run.objective))))
+
+
+# ---- rates -----------------------------------------------------------------------------------------------
+
+
+def trial_scores(rows: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]]:
+    """Objective -> factor -> mean score of its trial over the tasks that it was judged by."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row.get("kind") == "finetuning" and row.get("trial") is not None:
+            found.setdefault(row["objective"], {}).setdefault(row["trial"], []).append(row["value"])
+    return {name: {rate: mean(values) for rate, values in scores.items()} for name, scores in found.items()}
+
+
+def chosen_rate(rows: Sequence[dict[str, Any]], objective: str) -> float:
+    """The factor whose trial scored best; of equal ones the smallest; 1 without trials (START learns nothing)."""
+    scores = trial_scores(rows).get(objective, {1.0: 0.0})
+    return max(sorted(scores), key=lambda rate: scores[rate])

@@ -3,14 +3,16 @@
     python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl [--budget minutes]
 
 Every objective is pre-trained with the FLOPs that ELECTRA takes for some numbers of steps (`learning_plan.py`
-counts them), several seeds each, and again with the time that ELECTRA takes; everything else is the same for
-all: text, preset, start, optimizer, rates, schedule over the run's own length. Every run is fine-tuned on
+counts them), several seeds each, and again with the time that ELECTRA takes. Rates are chosen for each
+objective by itself, by the same number of trials (`learning_plan.py` says how); everything else is the same for
+all: text and its order, preset, start, optimizer, schedule over the run's own length. Every run is fine-tuned on
 several tasks. On a CPU time is the processor's, which other programs disturb far less than the clock's.
 
 The study goes piece by piece (a pre-training run, or one fine-tuning), the most valuable first. Each writes its
 row to FILE.jsonl as it ends, and the same command goes on where it was stopped: pieces that have a row are
-done, a run that was cut off continues from its last checkpoint. `--piece-minutes` and `--minutes` bound a
-piece's and the whole command's time. `python -m benchmarks render` draws the figures.
+done, a run that was cut off continues from its last checkpoint. Rows of another study (another preset, budget,
+corpus) are refused. `--piece-minutes` and `--minutes` bound a piece's and the whole command's time.
+`python -m benchmarks render` draws the figures.
 
 WORK holds runs and data and is not needed afterwards. Tasks whose data are not under $ELECTRA_DATA are left out,
 and said to be.
@@ -37,14 +39,16 @@ from benchmarks.learning_plan import (
     START,
     Finetuning,
     Pretraining,
+    chosen_rate,
     pieces,
     step_flops,
     steps_for_equal_flops,
 )
-from benchmarks.learning_tasks import available, judge
+from benchmarks.learning_tasks import TASKS, available, judge
 from electra_core import pretrain as pretraining
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
+from electra_core.errors import UserError
 from electra_core.metrics_log import read_metrics
 from electra_core.training import resolve_device
 
@@ -61,6 +65,7 @@ class Study:
         self.clock: Callable[[], float] = time.process_time if self.device.type == "cpu" else time.monotonic
         self.corpus = Corpus.open(options.data)
         self.rows = read_rows(options.out)
+        check_study(self.rows, self._identity(), options.out)
 
     def run(self) -> None:
         """Do what is left, until the minutes are over."""
@@ -71,7 +76,7 @@ class Study:
         }
         for task in sorted(missing):
             print(f"{task}: its data are not here, it is left out (set ELECTRA_DATA)", file=sys.stderr)
-        self._write({"piece": "environment", "budget": asdict(self.budget), **self._environment()})
+        self._write({"piece": "environment", "study": self._identity(), **self._environment()})
         deadline = time.monotonic() + 60 * self.options.minutes
         for piece in todo:
             if time.monotonic() > deadline:
@@ -90,10 +95,13 @@ class Study:
         """One pre-training run; None if its minutes were over before it was."""
         steps, out = self._steps(run), self.options.work / "runs" / run.name
         preset = PRESETS[self.budget.model].pretrain
+        rate = chosen_rate(self.rows, run.objective) if run.trial is None else run.trial
         changes = {
             "objective": "electra" if run.objective == START else run.objective,
             "steps": steps,
             "seed": run.seed,
+            "learning_rate": rate * preset.learning_rate,
+            "muon_learning_rate": rate * preset.muon_learning_rate,
             "warmup_steps": max(1, min(preset.warmup_steps, steps // 5)),
             "eval_every": max(1, steps // EVALUATIONS),
             "eval_examples": 128 if self.device.type == "cpu" else 512,
@@ -119,13 +127,16 @@ class Study:
             raise SystemExit(f"stopped by {result.stopped_by}")
         curve = [row for row in read_metrics(out / "metrics.jsonl") if "eval_mlm_loss" in row]
         return {
-            "kind": "pretraining", **asdict(run), "steps": steps, "tokens": result.tokens,
+            "kind": "pretraining", **asdict(run), "rate": rate, "steps": steps, "tokens": result.tokens,
             "flops": self._flops(run) * steps, **times, "evaluation": result.evaluation, "curve": curve,
         }  # fmt: skip
 
     def _finetune(self, piece: Finetuning) -> Row:
         model = self.options.work / "runs" / piece.run.name / "discriminator"
-        found = judge(model, piece.task, piece.seed, self.budget.finetuning, self.options.work, self.clock)
+        found = judge(
+            model, piece.task, piece.seed, self.budget.finetuning, self.options.work, self.clock,
+            judged_by="dev" if piece.run.trial is None else "tune",
+        )  # fmt: skip
         return {
             "kind": "finetuning", "run": piece.run.name, **asdict(piece.run), "task": piece.task,
             "finetune_seed": piece.seed, **found,
@@ -143,6 +154,17 @@ class Study:
         return (
             0.0 if run.objective == START else step_flops(encoder, replace(preset.pretrain, objective=objective))
         )
+
+    def _identity(self) -> Row:
+        """What rows of one study have in common; JSON values."""
+        tasks = {*self.budget.tasks, *self.budget.later_tasks, *self.budget.rate_tasks}
+        values = {
+            "budget": asdict(self.budget),
+            "preset": asdict(PRESETS[self.budget.model]),
+            "tasks": {name: asdict(TASKS[name]) for name in sorted(tasks)},
+            "corpus": self.corpus.fingerprint,
+        }
+        return dict(json.loads(json.dumps(values)))
 
     def _environment(self) -> Row:
         corpus = {"fingerprint": self.corpus.fingerprint, "tokens": self.corpus.num_tokens}
@@ -215,6 +237,15 @@ def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
     return times
 
 
+def check_study(rows: list[Row], identity: Row, path: Path) -> None:
+    """Raises UserError if `rows` are of another study than `identity`: their figures do not belong together."""
+    for row in rows:
+        if row.get("kind") == "environment" and (before := row.get("study")) != identity:
+            changed = [name for name in identity if (before or {}).get(name) != identity[name]]
+            other = ", another ".join(changed)
+            raise UserError(f"{path}: has rows of a study with another {other}; take another file")
+
+
 def read_rows(path: Path) -> list[Row]:
     """Rows of an earlier start; a last line that was cut off is dropped."""
     rows = []
@@ -251,7 +282,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Go on with the study."""
-    Study(arguments().parse_args(argv)).run()
+    try:
+        Study(arguments().parse_args(argv)).run()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The tasks by which the learning study judges a pre-trained encoder.
 
 Training sets are cut to a size that fits the budget (the same examples for every model, drawn by a fixed seed).
+Rates are chosen by other rows of the training data ("tune"), never by the dev data that the study reports.
 The figure of a fine-tuning is that of the last evaluation: no epoch is picked by its dev score.
 """
 
@@ -62,8 +63,8 @@ def available(task: str) -> bool:
     return not TASKS[task].folder or (data_folder() / TASKS[task].folder).is_dir()
 
 
-def task_files(task: str, work: Path) -> tuple[Path, Path]:
-    """Training and dev file, cut to size, made in `work` on first use.
+def task_files(task: str, work: Path, judged_by: str = "dev") -> tuple[Path, Path]:
+    """Training file and the one to be judged by ("dev", or "tune"), cut to size, made in `work` on first use.
 
     Raises:
         UserError: the data are not here.
@@ -76,46 +77,55 @@ def task_files(task: str, work: Path) -> tuple[Path, Path]:
         scratch.mkdir(parents=True)
         _write_docstrings(scratch) if not study.folder else _write_subsets(task, study, scratch)
         scratch.rename(folder)
-    train, dev = (next(folder.glob(f"{split}.*")) for split in ("train", "dev"))
-    return train, dev
+    train, judge = (next(folder.glob(f"{split}.*")) for split in ("train", judged_by))
+    return train, judge
 
 
 def _write_subsets(task: str, study: StudyTask, folder: Path) -> None:
     named, source = find_task(task), data_folder() / study.folder
     if named is None or not source.is_dir():
         raise UserError(f"{source}: the data of {task} are not here; set ELECTRA_DATA")
-    for split, count in (("train", study.train_examples), ("dev", study.dev_examples)):
-        text = Path(named.find(source, split)).read_text(encoding="utf-8").rstrip("\n")
-        separator = "\n" if study.unit == "line" else "\n\n"
-        rows = text.split(separator)
+    separator = "\n" if study.unit == "line" else "\n\n"
+    counts = {
+        "train": {"train": study.train_examples, "tune": study.dev_examples},
+        "dev": {"dev": study.dev_examples},
+    }
+    for split, parts in counts.items():
+        file = Path(named.find(source, split))
+        rows = file.read_text(encoding="utf-8").rstrip("\n").split(separator)
         head, rows = (rows[:1], rows[1:]) if study.header else ([], rows)
-        kept = sorted(random.Random(0).sample(range(len(rows)), min(count, len(rows))))
-        lines = separator.join(head + [rows[index] for index in kept]) + "\n"
-        (folder / f"{split}{Path(named.find(source, split)).suffix}").write_text(lines, encoding="utf-8")
+        drawn = random.Random(0).sample(range(len(rows)), len(rows))
+        for part, count in parts.items():
+            kept, drawn = sorted(drawn[:count]), drawn[count:]
+            lines = separator.join(head + [rows[index] for index in kept]) + "\n"
+            (folder / f"{part}{file.suffix}").write_text(lines, encoding="utf-8")
 
 
 def _write_docstrings(folder: Path) -> None:
     task = labelled_task(list(documents()), longest=280)
-    splits: dict[str, Sequence[Example]] = {"train": task.train, "dev": task.dev}
+    half = len(task.dev) // 2
+    splits: dict[str, Sequence[Example]] = {"train": task.train, "dev": task.dev[:half], "tune": task.dev[half:]}
     for split, examples in splits.items():
         rows = (json.dumps({"text": example.text, "label": example.label}) for example in examples)
         (folder / f"{split}.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 
 def judge(
-    model: Path, task: str, seed: int, changes: dict[str, Any], work: Path, clock: Callable[[], float]
-) -> dict[str, Any]:
+    model: Path, task: str, seed: int, changes: dict[str, Any], work: Path, clock: Callable[[], float],
+    judged_by: str = "dev",
+) -> dict[str, Any]:  # fmt: skip
     """Fine-tune `model` once.
 
     Args:
         changes: settings that differ from the recipe's.
         work: folder for the task's data and a scratch model.
         clock: seconds; the processor's on a CPU.
+        judged_by: "dev" or "tune".
 
     Returns:
-        Metric and its last dev value, and the seconds it took.
+        Metric and its last value, and the seconds it took.
     """
-    study, (train, dev) = TASKS[task], task_files(task, work)
+    study, (train, dev) = TASKS[task], task_files(task, work, judged_by)
     kind = Classify() if not study.folder else choose_task(task)[0]
     settings = FinetuneSettings(**{"epochs": study.epochs, "seed": seed, **changes})
     out = work / "finetuned"

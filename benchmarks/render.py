@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import svg
+from benchmarks import render_learning, svg
 from benchmarks.catalogue import CATALOGUE, RESULTS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,13 +25,21 @@ Section = tuple[str, dict[str, str]]
 
 
 def main() -> int:
-    """Write the page and its figures."""
-    for name, text in pages(RESULTS).items():
+    """Write the page and its figures, and remove figures of results that are gone."""
+    made = pages(RESULTS)
+    for path in stale(made):
+        path.unlink()
+    for name, text in made.items():
         path = DOCS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path)
     return 0
+
+
+def stale(made: dict[str, str]) -> list[Path]:
+    """Figures in the folder of the page that no result gives."""
+    return [path for path in sorted((DOCS / FIGURES).glob("*.svg")) if f"{FIGURES}/{path.name}" not in made]
 
 
 def pages(results: Path) -> dict[str, str]:
@@ -191,62 +199,14 @@ def tasks(path: Path, report: Report) -> Section:
 
 
 def learning(path: Path, rows: list[Report]) -> Section:
-    """The learning study: every piece, and scores against compute."""
+    """The learning study (`render_learning.py`), with the notes that stand beside its rows."""
     starts = [row for row in rows if row["kind"] == "environment"]
-    runs = {row["piece"]: row for row in rows if row["kind"] == "pretraining"}
-    judged = [row for row in rows if row["kind"] == "finetuning"]
     lines = [f"### {path.stem}\n", about(path, starts[-1]["environment"]) if starts else ""]
-    lines += [
-        "| pre-training | seed | equal | steps | FLOPs | seconds | MLM loss | RTD AUC |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in runs.values():
-        figures = row["evaluation"]
-        loss, auc = (figures.get(name) for name in ("eval_mlm_loss", "eval_rtd_auc"))
-        cells = ["" if value is None else f"{value:.3f}" for value in (loss, auc)]
-        if row["objective"] not in ("electra", "electra-15", "start"):
-            cells[0] += f" (model {figures['eval_word_loss']:.3f})"
-        lines.append(
-            f"| {row['objective']} | {row['seed']} | {row['equal']} | {row['steps']:,} | {row['flops']:.3g} | "
-            f"{row['seconds']:,.0f} | {cells[0]} | {cells[1]} |"
-        )
-    lines += ["", "| fine-tuned | task | equal | FLOPs | median | every seed |", "|---|---|---|---|---|---|"]
-    groups: dict[tuple[str, str, str, float], list[float]] = {}
-    for row in judged:
-        flops = runs[row["run"]]["flops"]
-        groups.setdefault((row["objective"], f"{row['task']} ({row['metric']})", row["equal"], flops), []).append(
-            100 * row["value"]
-        )
-    for (objective, task, equal, flops), values in groups.items():
-        each = ", ".join(f"{value:.1f}" for value in values)
-        lines.append(f"| {objective} | {task} | {equal} | {flops:.3g} | {median(values):.1f} | {each} |")
+    lines += render_learning.tables(rows)
     notes = path.with_suffix(".notes.md")
     if notes.exists():
         lines += ["", notes.read_text(encoding="utf-8").rstrip("\n")]
-    return "\n".join(lines) + "\n", learning_figures(path.stem, runs, groups)
-
-
-def learning_figures(stem: str, runs: dict[str, Report], groups: dict[Any, list[float]]) -> dict[str, str]:
-    """A chart for each task, and the masked language models' losses."""
-    figures = {}
-    for number, task in enumerate(dict.fromkeys(key[1] for key in groups)):
-        points = {key: values for key, values in groups.items() if key[1] == task and key[2] == "flops"}
-        start = [(0.0, values) for key, values in points.items() if key[0] == "start"]
-        series = [
-            svg.Curve(name, [*start, *((key[3], values) for key, values in points.items() if key[0] == name)])
-            for name in dict.fromkeys(key[0] for key in points if key[0] != "start")
-        ]
-        title = f"{task}, %, against pre-training compute"
-        figures[f"{stem}_{number}.svg"] = svg.curves(title, "FLOPs", "%", series or [svg.Curve("start", start)])
-    losses = [
-        svg.Curve(name, [(row["tokens"] / 1e6, [row["eval_mlm_loss"]]) for row in run["curve"]])
-        for name, run in runs.items()
-        if run["equal"] == "flops" and run["objective"] in ("electra", "mlm")
-    ]
-    figures[f"{stem}_curves.svg"] = svg.curves(
-        "Held-out MLM loss while training", "million tokens", "nats", losses
-    )
-    return figures
+    return "\n".join(lines) + "\n", render_learning.figures(path.stem, rows)
 
 
 def _has(*keys: str) -> Callable[[Report], bool]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from statistics import mean
 
-STYLE = """<style>svg{--ink:#24292f;--soft:#656d76;--line:#d0d7de;--t0:#0969da;--t1:#bc4c00;--t2:#1a7f37;--t3:#8250df;--t4:#9a6700}
-@media(prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--t0:#58a6ff;--t1:#f0883e;--t2:#56d364;--t3:#bc8cff;--t4:#e3b341}}
+STYLE = """<style>svg{--ink:#24292f;--soft:#656d76;--line:#d0d7de;--t0:#0969da;--t1:#bc4c00;--t2:#1a7f37;--t3:#8250df;--t4:#9a6700;--t5:#57606a}
+@media(prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--t0:#58a6ff;--t1:#f0883e;--t2:#56d364;--t3:#bc8cff;--t4:#e3b341;--t5:#8b949e}}
 text{font:12px system-ui,sans-serif;fill:var(--ink)}.soft{fill:var(--soft)}.line{stroke:var(--line)}</style>"""  # noqa: E501
-TONES = 5
+TONES = 6
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, values at x): the line goes through the medians, whiskers reach to the extremes."""
+    """Points (x, values at x): the line goes through the means, whiskers reach to the extremes."""
 
     name: str
     points: Sequence[tuple[float, Sequence[float]]]
@@ -83,7 +84,7 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve]) -> s
 
 
 def _curve(curve: Curve, tone: int, at) -> list[str]:  # type: ignore[no-untyped-def]
-    middle = [at(x, sorted(values)[len(values) // 2]) for x, values in curve.points]
+    middle = [at(x, mean(values)) for x, values in curve.points]
     line = "L".join(f"{x:.1f} {y:.1f}" for x, y in middle)
     parts = [f'<path d="M{line}" fill="none" stroke="var(--t{tone})" stroke-width="2"/>']
     for (x, values), (cx, cy) in zip(curve.points, middle):

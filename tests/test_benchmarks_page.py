@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from benchmarks import __main__ as command
-from benchmarks import learning_study, render, svg
+from benchmarks import render, svg
 from benchmarks.catalogue import CATALOGUE, RESULTS, Benchmark
-from benchmarks.learning_plan import BUDGETS, Finetuning, Pretraining, pieces, step_flops, steps_for_equal_flops
-from electra_core.config import OBJECTIVES, PRESETS
-from electra_core.flops import run_of
-from electra_core.flops import step_flops as electra_step_flops
 
 
 def test_the_page_is_what_the_results_give() -> None:
-    for name, text in render.pages(RESULTS).items():
+    made = render.pages(RESULTS)
+    assert not render.stale(made), "figures of results that are gone: python -m benchmarks render"
+    for name, text in made.items():
         path = render.DOCS / name
         assert path.is_file() and path.read_text(encoding="utf-8") == text, (
             f"{path} is out of date: python -m benchmarks render"
@@ -74,76 +70,3 @@ def test_a_result_that_is_there_is_not_measured_again(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "it.json").read_text() == "x"
         failing = Benchmark("bad", "", "no_such_module", cpu=())
         assert not command.measure(failing, "cpu", tmp_path / "out", options)
-
-
-def test_a_runs_pieces_come_before_what_is_made_of_them() -> None:
-    for budget in BUDGETS.values():
-        seen: set[Pretraining] = set()
-        names = []
-        for piece in pieces(budget):
-            names.append(piece.name)
-            assert not isinstance(piece, Finetuning) or piece.run in seen
-            if isinstance(piece, Pretraining):
-                if piece.equal == "seconds":  # measured on the runs of equal FLOPs
-                    assert {
-                        replace(piece, equal="flops"),
-                        replace(piece, equal="flops", objective="electra"),
-                    } <= seen
-                seen.add(piece)
-        assert len(set(names)) == len(names)
-
-
-def test_equal_flops() -> None:
-    preset = PRESETS["tiny"]
-    run = run_of(preset.discriminator, preset.pretrain)
-    tokens = 16 * 128.0
-    counted = electra_step_flops(run.model, run.generator, tokens=tokens, pairs=tokens * 128, masked=tokens * 0.15)
-    assert step_flops(preset.discriminator, preset.pretrain) == pytest.approx(counted)
-    budget, totals = BUDGETS["minutes"], {}
-    for objective in OBJECTIVES:
-        steps = steps_for_equal_flops(budget, Pretraining(objective, 2, 0), 8192)
-        totals[objective] = steps * step_flops(preset.discriminator, replace(preset.pretrain, objective=objective))
-    assert max(totals.values()) / min(totals.values()) < 1.01
-    assert totals["electra"] == 600 * counted
-
-
-def test_equal_seconds() -> None:
-    rows = [
-        {
-            "kind": "pretraining",
-            "objective": name,
-            "point": 1,
-            "seed": 0,
-            "equal": "flops",
-            "seconds": s,
-            "steps": n,
-        }
-        for name, s, n in (("electra", 50.0, 100), ("mlm", 30.0, 120))
-    ]
-    assert learning_study.steps_for_equal_seconds(rows, Pretraining("mlm", 1, 0, "seconds")) == 200
-
-
-def test_the_stopwatch_knows_what_pretraining_calls() -> None:
-    with learning_study.stopwatch(lambda: 0.0) as elsewhere:
-        assert elsewhere == [0.0]
-
-
-def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    study = object.__new__(learning_study.Study)
-    study.budget, study.device = BUDGETS["quick"], torch.device("cpu")
-    study.options = argparse.Namespace(out=tmp_path / "s.jsonl", minutes=1e9)
-    monkeypatch.setattr(study, "_environment", lambda: {"kind": "environment"})
-    monkeypatch.setattr(learning_study, "summary", lambda row: "")
-
-    def piece(piece: Pretraining | Finetuning) -> dict[str, str] | None:
-        done.append(piece.name)
-        return None if len(done) == 3 else {"kind": "x"}
-
-    monkeypatch.setattr(study, "_pretrain", piece)
-    monkeypatch.setattr(study, "_finetune", piece)
-    for _ in range(2):
-        study.rows = learning_study.read_rows(study.options.out)
-        study.run()
-    expected = [piece.name for piece in pieces(BUDGETS["quick"])]
-    assert done == expected[:3] + expected[2:]  # the one that was cut off comes again

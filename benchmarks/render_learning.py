@@ -1,0 +1,170 @@
+"""The learning study on the page: rates that were tried, runs, scores of every objective, scores against compute.
+
+Figures are means over the seeds of pre-training (and of fine-tuning), with the least and the greatest of them:
+with two or three seeds a standard deviation would promise more than there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from benchmarks import svg
+from benchmarks.learning_plan import START, chosen_rate, trial_scores
+
+Row = dict[str, Any]
+Values = Sequence[float]
+AVERAGE = "mean of the tasks"
+
+
+def tables(rows: Sequence[Row]) -> list[str]:
+    """Markdown lines of a study's rows."""
+    return [*_rates(rows), *_runs(rows), *_scores(rows)]
+
+
+def figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
+    """SVG by file name: a chart for each task and their mean against FLOPs, the mean against time, and losses."""
+    made = {}
+    for number, task in enumerate([*_tasks(rows), AVERAGE]):
+        made[f"{stem}_{number}.svg"] = _chart(rows, task, "flops", "FLOPs")
+    made[f"{stem}_seconds.svg"] = _chart(rows, AVERAGE, "seconds", "seconds of pre-training")
+    losses = [
+        svg.Curve(f"{run['objective']}, seed {run['seed']}", [
+            (point["tokens"] / 1e6, [point["eval_mlm_loss"]]) for point in run["curve"]])
+        for run in _pretraining(rows)
+        if run["equal"] == "flops" and run["objective"] in ("electra", "mlm") and run["point"] == _last_point(rows)
+    ]  # fmt: skip
+    title = "Held-out MLM loss of the longest runs (ELECTRA's: its small generator's)"
+    made[f"{stem}_curves.svg"] = svg.curves(title, "million tokens", "nats", losses)
+    return made
+
+
+# ---- what there is -----------------------------------------------------------------------------------------
+
+
+def _pretraining(rows: Sequence[Row]) -> list[Row]:
+    """Runs of the study itself, without the trials of rates."""
+    return [row for row in rows if row["kind"] == "pretraining" and row.get("trial") is None]
+
+
+def _judged(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["kind"] == "finetuning" and row.get("trial") is None]
+
+
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["task"] for row in _judged(rows)))
+
+
+def _last_point(rows: Sequence[Row]) -> int:
+    return max((row["point"] for row in _pretraining(rows)), default=0)
+
+
+def _groups(rows: Iterable[Row]) -> dict[tuple[str, str, int], list[Row]]:
+    """Rows by (objective, equal, point): all seeds of one point together."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["objective"], row["equal"], row["point"]), []).append(row)
+    return groups
+
+
+def _percent(rows: Sequence[Row], task: str) -> dict[tuple[str, str, int], list[float]]:
+    """Scores of a task, or, for every seed of pre-training that all tasks have judged, their mean."""
+    if task != AVERAGE:
+        judged = [row for row in _judged(rows) if row["task"] == task]
+        return {key: [100 * row["value"] for row in group] for key, group in _groups(judged).items()}
+    wanted, found = set(_tasks(rows)), {}
+    for key, group in _groups(_judged(rows)).items():
+        by_seed = [
+            [row for row in group if row["seed"] == seed] for seed in sorted({row["seed"] for row in group})
+        ]
+        complete = [part for part in by_seed if {row["task"] for row in part} == wanted]
+        if complete:
+            found[key] = [
+                mean(mean(100 * row["value"] for row in part if row["task"] == name) for name in wanted)
+                for part in complete
+            ]
+    return found
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def _shown(values: Values, form: str) -> str:
+    """Mean (least to greatest)."""
+    if not values:
+        return ""
+    middle, low, high = (format(value, form) for value in (mean(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
+
+
+def _rates(rows: Sequence[Row]) -> list[str]:
+    """Trials, or nothing if there were none."""
+    scores = trial_scores(rows)
+    if not scores:
+        return []
+    factors = sorted({factor for tried in scores.values() for factor in tried})
+    lines = ["Rates tried for every objective, as factors of the preset's, and the mean score (%) on rows of the"]
+    lines += ["training data that are used for nothing else; the best is the one that the objective had:\n"]
+    lines += ["| | " + " | ".join(f"x {factor:g}" for factor in factors) + " |", "|---" * (len(factors) + 1) + "|"]
+    for objective, tried in scores.items():
+        chosen = chosen_rate(rows, objective)
+        cells = [f"{100 * tried[factor]:.1f}" if factor in tried else "" for factor in factors]
+        marked = [f"**{cell}**" if factor == chosen else cell for factor, cell in zip(factors, cells)]
+        lines.append(f"| {objective} | " + " | ".join(marked) + " |")
+    return [*lines, ""]
+
+
+def _runs(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| pre-training | equal | seeds | steps | 1e6 tokens | FLOPs | seconds | MLM loss | word loss | AUC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (objective, equal, _), group in _groups(_pretraining(rows)).items():
+
+        def over(get: Callable[[Row], float | None], group: list[Row] = group) -> list[float]:
+            return [value for value in map(get, group) if value is not None]
+
+        def figure(name: str, over: Any = over) -> str:
+            return _shown(over(lambda row: row["evaluation"].get(f"eval_{name}")), ".3f")
+
+        lines.append(
+            f"| {objective} | {'' if objective == START else equal} | {len(group)} | "
+            f"{_shown(over(lambda row: row['steps']), ',.0f')} | "
+            f"{mean(over(lambda row: row['tokens'])) / 1e6:.2f} | "
+            f"{mean(over(lambda row: row['flops'])):.3g} | {_shown(over(lambda row: row['seconds']), ',.0f')} | "
+            f"{figure('mlm_loss')} | {figure('word_loss')} | {figure('rtd_auc')} |"
+        )
+    return [*lines, ""]
+
+
+def _scores(rows: Sequence[Row]) -> list[str]:
+    """One table: objectives and points down, tasks across."""
+    tasks, metrics = _tasks(rows), {row["task"]: row["metric"] for row in _judged(rows)}
+    found = {task: _percent(rows, task) for task in [*tasks, AVERAGE]}
+    heads = [*(f"{task} ({metrics[task]})" for task in tasks), AVERAGE]
+    lines = ["| dev score, % | equal | FLOPs | " + " | ".join(heads) + " |", "|---" * (len(heads) + 3) + "|"]
+    for key, group in _groups(_pretraining(rows)).items():
+        cells = [_shown(found[task].get(key, []), ".1f") for task in [*tasks, AVERAGE]]
+        if any(cells):
+            equal = "" if key[0] == START else key[1]
+            flops = mean(row["flops"] for row in group)
+            lines.append(f"| {key[0]} | {equal} | {flops:.3g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+# ---- charts ------------------------------------------------------------------------------------------------
+
+
+def _chart(rows: Sequence[Row], task: str, axis: str, label: str) -> str:
+    """Scores of runs of equal FLOPs against `axis`; against seconds also of the runs of equal time."""
+    groups, scores = _groups(_pretraining(rows)), _percent(rows, task)
+    points: dict[str, list[tuple[float, Values]]] = {}
+    for key, values in scores.items():
+        if key in groups and (key[1] == "flops" or axis == "seconds"):
+            points.setdefault(key[0], []).append((mean(row[axis] for row in groups[key]), values))
+    start = [(0.0, values) for _, values in points.pop(START, [])]
+    series = [svg.Curve(name, sorted([*start, *own])) for name, own in points.items()]
+    return svg.curves(
+        f"{task}, dev score, %, against pre-training", label, "%", series or [svg.Curve(START, start)]
+    )
