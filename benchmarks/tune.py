@@ -1,11 +1,13 @@
 """The tile sweeps behind the tables of the kernels.
 
-    python -m benchmarks.tune [--only TEXT…] [--head-dim 64] [--length 512] [--dropout 0.1] [--out FILE]
+    python -m benchmarks.tune [--only TEXT…] [--head-dim 64] [--length 512] [--dropout 0.1] [--minutes 9]
+        [--out FILE]
 
 Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tile while all
-others keep theirs; best first. Candidates that do not fit on the chip are left out. Write the winners into the
-tables they are named after (and run `benchmarks.compile_report --check`: a tile that spills may win by chance of
-one shape).
+others keep theirs; best first. The present tile comes first. Candidates that do not fit on the chip,
+or that the compiler refuses, are named and left out. After `--minutes` it stops between two candidates; what is in
+`--out` is not measured again, so the same command goes on where it stopped. Write the winners into the tables they
+are named after (and run `benchmarks.compile_report --check`: a tile that spills may win by chance of one shape).
 
 Not run on a GPU so far: the present tables come from the compile report. Without a GPU it needs
 TRITON_INTERPRET=1 and takes tiny shapes and grids, which checks this program and nothing else.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,9 +41,10 @@ from electra_kernels import (
 )
 from electra_kernels import attention_triton as attention_tiles
 from electra_kernels import sample_replace_triton as sampling
+from electra_kernels.operators import architecture
 from torch import Tensor
 
-from benchmarks.harness import environment
+from benchmarks.kernel_report import clocks_under_load, environment
 from benchmarks.kernel_timing import measure, with_gradients
 
 Operation = Callable[..., Any]
@@ -67,6 +71,11 @@ def _constant(module: Any, name: str) -> Callable[[Any], AbstractContextManager[
 
 def _function(module: Any, name: str) -> Callable[[Any], AbstractContextManager[Any]]:
     return lambda candidate: mock.patch.object(module, name, lambda *_: candidate)
+
+
+def _first(present: Any, candidates: Sequence[Any]) -> list[Any]:
+    """The candidates, the present one before all others."""
+    return list(dict.fromkeys([present, *candidates]))
 
 
 # ---------------------------------------------------------------- what is swept
@@ -101,7 +110,8 @@ def attention_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
 
     (_, forward, inputs), (_, both, _) = _attention(options, general)
     for kernel, operation in (("forward", forward), ("queries", both), ("keys", both)):
-        yield Sweep(f"attention {kernel}", in_place_of(kernel), tiles, operation, inputs)
+        present = chosen(kernel, architecture(inputs[0].device), options.dtype, options.head_dim)
+        yield Sweep(f"attention {kernel}", in_place_of(kernel), _first(present, tiles), operation, inputs)
 
 
 def _attention(options: argparse.Namespace, length: int) -> Iterator[tuple[str, Operation, tuple[Any, ...]]]:
@@ -140,10 +150,13 @@ def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
             return mock.patch.object(narrow, "TILES", changed)
 
         operation = torch.no_grad()(loss) if name == "forward" else with_gradients(loss, 3)
-        yield Sweep(f"mlm_head narrow {name}", install, tiles, operation, inputs(narrow_size))
+        leaves = inputs(narrow_size)
+        present = getattr(narrow.TILES[architecture(leaves[0].device)], name)
+        yield Sweep(f"mlm_head narrow {name}", install, _first(present, tiles), operation, leaves)
     grid = [(64, 128), (32, 64), (4, 8), (2, 3, 4)] if options.on_gpu else [(16,), (32,), (4,), (1,)]
     install_wide = _function(mlm_head_wide_triton, "_tile")
-    yield Sweep("mlm_head wide", install_wide, list(product(*grid)), with_gradients(loss, 3), inputs(wide_size))
+    candidates = _first(mlm_head_wide_triton._tile(options.dtype.itemsize), list(product(*grid)))
+    yield Sweep("mlm_head wide", install_wide, candidates, with_gradients(loss, 3), inputs(wide_size))
 
 
 def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
@@ -178,15 +191,64 @@ def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
 # ---------------------------------------------------------------- command line
 
 
-def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> float | None:
-    """Median milliseconds, or None if the tile does not fit on the chip."""
-    from triton.runtime.errors import OutOfResources
-
+def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
+    """Median milliseconds, or None and the reason if the tile does not fit or does not compile."""
+    row = {"sweep": sweep.name, "tile": _plain(candidate), "ms": None, "note": ""}
     try:
         with sweep.install(candidate), use("triton"):
-            return measure(sweep.operation, sweep.inputs, repetitions).milliseconds
-    except OutOfResources:
-        return None
+            row["ms"] = measure(sweep.operation, sweep.inputs, repetitions).milliseconds
+    except Exception as error:  # of one tile of hundreds; the others are still worth their time
+        row["note"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return row
+
+
+def _plain(candidate: Any) -> Any:
+    """As JSON gives it back."""
+    return list(candidate) if isinstance(candidate, tuple) else candidate
+
+
+def time_all(options: argparse.Namespace, rows: list[dict[str, Any]]) -> bool:
+    """Adds to `rows` what is not in it yet, and writes them after every sweep; False if time ran out."""
+    end = time.monotonic() + 60 * options.minutes
+    for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
+        for sweep in sweeps(options):
+            if not any(text in sweep.name for text in options.only):
+                continue
+            known = [row["tile"] for row in rows if row["sweep"] == sweep.name]
+            for candidate in sweep.candidates:
+                if time.monotonic() > end:
+                    return False
+                if _plain(candidate) not in known:
+                    rows.append(time_one(sweep, candidate, options.repetitions))
+                    write(options, rows)
+            show([row for row in rows if row["sweep"] == sweep.name])
+    return True
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """One sweep's candidates, best first."""
+    for row in sorted(rows, key=lambda row: (row["ms"] is None, row["ms"])):
+        time = row["note"] if row["ms"] is None else f"{row['ms']:9.4f} ms"
+        print(f"{row['sweep']:<28} {row['tile']!s:<24} {time}", flush=True)
+
+
+def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The results as JSON, if asked for."""
+    if options.out:
+        shape = {"head_dim": options.head_dim, "length": options.length, "dropout": options.dropout}
+        written = {"environment": options.environment, **shape, "results": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def read(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Results of an earlier call with the same shapes; others are measured again."""
+    if not options.out or not options.out.exists():
+        return []
+    written = json.loads(options.out.read_text(encoding="utf-8"))
+    same = all(written[name] == getattr(options, name) for name in ("head_dim", "length", "dropout"))
+    same &= written["environment"]["device"] == options.environment["device"]
+    return list(written["results"]) if same else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=512, help="of the sequences of attention's general path")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops; call it again to go on")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     options = parser.parse_args(arguments)
     options.on_gpu = torch.cuda.is_available()
@@ -204,24 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.dtype = torch.bfloat16 if options.on_gpu else torch.float32
     if not options.on_gpu:
         print("No GPU: tiny shapes, to check this program; the figures say nothing about the tiles.")
-    rows: list[dict[str, Any]] = []
-    for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
-        for sweep in sweeps(options):
-            if not any(text in sweep.name for text in options.only):
-                continue
-            timed = [
-                (candidate, time_one(sweep, candidate, options.repetitions)) for candidate in sweep.candidates
-            ]
-            for candidate, ms in sorted(timed, key=lambda pair: (pair[1] is None, pair[1])):
-                rows.append({"sweep": sweep.name, "tile": candidate, "ms": ms})
-                time = "does not fit" if ms is None else f"{ms:9.4f} ms"
-                print(f"{sweep.name:<28} {candidate!s:<60} {time}", flush=True)
-    if options.out:
-        about = environment(torch.device(options.device))
-        shape = {"head_dim": options.head_dim, "length": options.length, "dropout": options.dropout}
-        written = {"environment": about, **shape, "results": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    clocks = clocks_under_load(options.device) if options.on_gpu else {}
+    options.environment = environment(options.device, clocks)
+    if not time_all(options, read(options)):
+        print(f"stopped after {options.minutes} minutes; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_counts() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="sweeps for real on a GPU: make tune")
-def test_tune_sweeps_every_table(tmp_path: Path) -> None:
+def test_tune_sweeps_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tune.main(["--head-dim", "16", "--repetitions", "1", "--out", str(tmp_path / "tiles.json")])
     rows = json.loads((tmp_path / "tiles.json").read_text())["results"]
     swept = {row["sweep"] for row in rows}
@@ -66,3 +67,21 @@ def test_tune_sweeps_every_table(tmp_path: Path) -> None:
         *("mlm_head wide", "layer_norm", "rtd_head", "sample_and_replace"),
     }
     assert all(row["ms"] > 0 for row in rows) and len(rows) > len(swept)
+    monkeypatch.setattr(tune, "time_one", None)  # nothing is left to be timed
+    tune.main(["--head-dim", "16", "--repetitions", "1", "--out", str(tmp_path / "tiles.json")])
+    assert json.loads((tmp_path / "tiles.json").read_text())["results"] == rows
+
+
+def test_a_tile_that_does_not_compile_ends_no_sweep(tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of resources\nDetails")
+
+    sweep = tune.Sweep("attention", lambda _: nullcontext(), [(16, 16)], refuse, ())
+    assert tune.time_one(sweep, (16, 16), 1) == {
+        "sweep": "attention", "tile": [16, 16], "ms": None, "note": "RuntimeError: out of resources"
+    }  # fmt: skip
+
+
+def test_a_sweep_without_time_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    tune.main(["--head-dim", "16", "--minutes", "0"])
+    assert "the same command goes on" in capsys.readouterr().out
