@@ -151,4 +151,4 @@ class _TileProducts(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy_TO, x_TI = dy.flatten(0, -2).contiguous(), x.flatten(0, -2).contiguous()
         dx = (dy_TO @ weight).view(x.shape)
-        return dx, product_over_rows(dy_TO, x_TI).float(), dy_TO.sum(0, dtype=torch.float32)
+        return dx, product_over_rows(dy_TO, x_TI).float(), dy_TO.sum(0).float()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from electra_kernels import native
@@ -37,12 +38,12 @@ def products_in_bf16(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    setting: Any = torch.backends.mkldnn
+    before, setting.matmul.fp32_precision = setting.matmul.fp32_precision, "bf16"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        setting.matmul.fp32_precision = before
 
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:
