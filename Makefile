@@ -10,6 +10,7 @@ TEST_JOBS ?= auto
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention mlm_head sample_replace rtd_loss layer_norm \
 	embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
+NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
 
 .PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-gpu bench-kernels tune clean
 
@@ -38,7 +39,7 @@ check: $(READY)
 
 # On a GPU the kernel tests run for real, in three precisions; of the other files, what is marked `gpu`.
 test-gpu: $(READY)
-	@$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'make test-gpu needs a CUDA device'"
+	@$(NEEDS_GPU)
 	@$(BIN)/python -m pytest $(KERNEL_TESTS) $(GPU_TESTS)
 	@$(BIN)/python -m pytest -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS))
 	@$(MAKE) --no-print-directory sanitize
@@ -69,10 +70,12 @@ compile-report: $(READY)
 
 # Results of these two: benchmarks/results/gpu/*.json, beside the tables they print.
 tune: $(READY)
+	@$(NEEDS_GPU)
 	@$(BIN)/python -m benchmarks.tune --out benchmarks/results/gpu/tune.json
 
 # Each kernel against its twin and the strongest peers; needs a CUDA device.
 bench-kernels: $(READY)
+	@$(NEEDS_GPU)
 	@for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
 		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || exit 1; \
 	done
