@@ -1,7 +1,7 @@
 """How time and memory grow with the size of a corpus: opening one, and preparing one.
 
     python -m benchmarks.bench_corpus open    [--gigabytes 0.1 1 10 100] [--folder DIR] [--json FILE]
-                                              [--advice normal random] [--written-tokens]
+                                              [--advice normal random ahead] [--written-tokens]
     python -m benchmarks.bench_corpus prepare --text FILE [--megabytes 10 50 200] [--workers 1 2] [--json FILE]
 
 `open` makes a synthetic corpus as large as that much text would give (250 M tokens, 280,000 documents and 10 M
@@ -10,7 +10,7 @@ without contents (sparse), as nobody reads them to open a corpus. Then a fresh p
 first batch, and goes on with more. The files are dropped from the cache of the system first. 100 GB of text need
 9 GB of disk in --folder. Two options ask what reading costs: `--written-tokens` puts tokens into the token files,
 so that they are read from the disk, too; `--advice random` tells the system not to read around the pages that are
-asked for (MADV_RANDOM).
+asked for (MADV_RANDOM), `--advice ahead` in addition which tokens the next batches need (MADV_WILLNEED).
 
 `prepare` runs the whole of `electra prepare`, vocabulary included, on the first so many MB of a text, and on one
 single line as long as the largest. Memory is the resident memory of all its processes together, looked at every
@@ -38,13 +38,14 @@ import torch
 from benchmarks.harness import environment
 from electra_core.byte_files import ByteFile
 from electra_core.corpus import Corpus
-from electra_core.examples import Examples
+from electra_core.examples import Examples, Plan
 from electra_core.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
 from electra_core.tokenizer import WordPieceTokenizer
 
 SHARD_TOKENS = 1 << 28
 TOKENS_PER_GB, SENTENCE_TOKENS, DOCUMENT_SENTENCES = 250_000_000, 25, 36
 BATCH, BATCHES, LENGTH = 128, 50, 128
+PLANNED = 8  # batches planned in one go, as `batches.py` does
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("what", choices=("open", "prepare", "one-open"))
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.1, 1, 10, 100])
     parser.add_argument("--folder", type=Path, help="for the synthetic corpora")
-    parser.add_argument("--advice", nargs="+", choices=("normal", "random"), default=["normal"])
+    parser.add_argument("--advice", nargs="+", choices=("normal", "random", "ahead"), default=["normal"])
     parser.add_argument("--written-tokens", action="store_true")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 50, 200])
@@ -132,7 +133,7 @@ def run_open(folder: Path, advice: str) -> dict[str, Any]:
     """Opens, takes a batch, takes more."""
     before, start = _memory(), time.perf_counter()
     corpus = Corpus.open(folder)
-    if advice == "random":
+    if advice != "normal":
         for shard in corpus.shards:
             for part in PARTS:
                 _mapping(getattr(shard, part)).madvise(mmap.MADV_RANDOM)
@@ -143,8 +144,11 @@ def run_open(folder: Path, advice: str) -> dict[str, Any]:
     loaded = time.perf_counter()
     examples.batch(examples.plan(range(BATCH)))
     first, tokens, faults, read = time.perf_counter(), 0, _major_faults(), _bytes_read()
-    for batch in range(1, BATCHES):
-        tokens += examples.batch(examples.plan(range(batch * BATCH, (batch + 1) * BATCH))).num_tokens
+    for batch in range(1, BATCHES, PLANNED):
+        plan = examples.plan(range(batch * BATCH, min(batch + PLANNED, BATCHES) * BATCH))
+        if advice == "ahead":
+            _announce(corpus, plan)
+        tokens += sum(examples.batch(plan[i : i + BATCH]).num_tokens for i in range(0, len(plan), BATCH))
     end = time.perf_counter()
     after = _memory()
     return {
@@ -162,6 +166,16 @@ def _memory() -> dict[str, float]:
     """RssAnon and RssFile of this process in MB; pages of mapped files go when others need the memory."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("Rss"))
     return {name.rstrip(":"): int(kilobytes) / 1024 for name, kilobytes, _ in lines}
+
+
+def _announce(corpus: Corpus, plan: Plan) -> None:
+    """Begin to read the tokens of all examples of a plan."""
+    ends = plan.begins_P + plan.lengths_P
+    for shard, first, behind in zip(plan.shards_N, plan.ends_N[:-1], plan.ends_N[1:]):
+        tokens = corpus.shards[shard].tokens
+        begin = int(plan.begins_P[first]) * tokens.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+        length = int(ends[first:behind].max()) * tokens.itemsize - begin
+        _mapping(tokens).madvise(mmap.MADV_WILLNEED, begin, length)
 
 
 def _mapping(array: Any) -> mmap.mmap:
