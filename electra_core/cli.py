@@ -1,8 +1,8 @@
 """The command line: `electra COMMAND …`. Parsing is here, the doing in `commands.py`.
 
 Flags of `pretrain` and `finetune` are made from the configuration dataclasses, with the line under each field
-as the help. Exit status: 0 success; 1 a run that diverged or a program error; 2 a user's mistake, with one
-clear line; 75 (EX_TEMPFAIL) stopped by a signal or time limit after saving: `--resume` goes on.
+as the help. Exit status: 0 success; 1 a program error; 2 a user's mistake, with one clear line; 3 a run that
+diverged; 75 (EX_TEMPFAIL) stopped by a signal or time limit after saving: `--resume` goes on.
 """
 
 from __future__ import annotations
