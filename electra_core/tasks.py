@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
 from electra_core.features import UNLABELLED
+from electra_core.filling import filled, wants_filling
 from electra_core.packing import TokenBatch
 
 HEAD_STREAM = 1 << 18  # random numbers of a head's dropouts: after those of any encoder
@@ -69,9 +70,13 @@ class TaskModel(nn.Module):
             return values
         return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
 
+    def _hidden(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
+        """[T or more, D]: hidden states of the batch's tokens; rows behind them only fill up (`filling.py`)."""
+        return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed)
+
     def _cls(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
         """[N, D]: the hidden state of each sequence's [CLS]."""
-        return self.encoder(batch, seed)[batch.cu_seqlens[:-1].long()]
+        return self._hidden(batch, seed)[batch.cu_seqlens[:-1].long()]
 
 
 class ClassificationHead(nn.Module):
@@ -111,7 +116,7 @@ class TokenClassifier(TaskModel):
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [T, C]."""
-        return self.classifier(self._drop(self.encoder(batch, seed), seed))
+        return self.classifier(self._drop(self._hidden(batch, seed), seed))[: batch.num_tokens]
 
 
 class QuestionAnswerer(TaskModel):
@@ -126,7 +131,7 @@ class QuestionAnswerer(TaskModel):
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [T, 2]: of being the answer's first token, and its last."""
-        return self.qa_outputs(self.encoder(batch, seed))
+        return self.qa_outputs(self._hidden(batch, seed))[: batch.num_tokens]
 
 
 class SequenceSummary(nn.Module):
