@@ -1,14 +1,14 @@
 """Filling sequences, so that batches have one of a few numbers of tokens.
 
-On a CPU with bf16 tiles oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The batches of
-fine-tuning and prediction hold as many tokens as their texts have, a number of its own nearly every time. Filled up
-to the next of `SIZES_PER_OCTAVE` sizes between a power of two and the next one, they cost 3% more to multiply and
-need new code only now and then.
+On a CPU with bf16 tiles oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The batches
+of fine-tuning and prediction hold as many tokens as their texts have, nearly every time another number. Filled
+up to the next of `SIZES_PER_OCTAVE` sizes between a power of two and the next one, they cost 3% more to multiply
+and need new code only now and then.
 
-What fills up is a sequence behind the batch's own: attention stays within a sequence, and no token of the batch moves
-to another row, which decides what dropout draws. Whoever fills cuts the rows behind the batch's own off again, so
-results and gradients change by rounding at most. (Pre-training does the same with all of a step's shapes:
-`static_batch.py`.)
+What fills up is a sequence behind the batch's own: attention stays within a sequence, and no token of the batch
+moves to another row, which decides what dropout draws. Whoever fills cuts the rows behind the batch's own off
+again, so results and gradients change by rounding at most. (Pre-training does the same with all of a step's
+shapes: `static_batch.py`.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES_PER_OCTAVE = 16
 
 
 def filled(batch: TokenBatch) -> TokenBatch:
-    """The batch with sequences of padding words behind its own, up to `filled_size`; as it is where it has that."""
+    """The batch with sequences of padding words behind its own, `filled_size` tokens in all."""
     tokens, longest = batch.num_tokens, max(1, batch.max_seqlen)
     filling = filled_size(tokens) - tokens
     if not filling:

@@ -67,9 +67,9 @@ def test_logits_and_gradients_are_those_of_the_batch(kind, train, monkeypatch):
     model.train(train)
     results = []
     for wanted in (False, True):
-        sizes = []
+        sizes: list[int] = []
         monkeypatch.setattr(tasks, "wants_filling", lambda tensor, wanted=wanted: wanted)
-        hook = model.encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        hook = model.encoder.register_forward_hook(lambda *call, sizes=sizes: sizes.append(len(call[2])))
         logits = model(batch([31, 4, 30]), seed=7)
         hook.remove()
         model.zero_grad()
