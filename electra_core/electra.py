@@ -142,7 +142,8 @@ class Generator(nn.Module):
 
     def features(self, tokens: TokenBatch, positions_M: Tensor, seed: Seed | None = None) -> Tensor:
         """[M, E]: what the output projection is multiplied with, at `positions_M` only."""
-        return self.generator_predictions(self.encoder(tokens, seed)[positions_M])
+        # index_select, because the gradient of indexing sorts the positions first, in case some are equal.
+        return self.generator_predictions(self.encoder(tokens, seed).index_select(0, positions_M))
 
     def fill(
         self,

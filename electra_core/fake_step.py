@@ -67,7 +67,11 @@ SILENT = {
     "aten::_unsafe_view", "aten::lift_fresh", "aten::_reshape_alias", "aten::empty_permuted", "prim::device",
     "aten::_has_compatible_shallow_copy_type", "aten::new_empty_strided", "aten::sym_size",
 }  # fmt: skip
-SEVERAL = {"aten::constant_pad_nd": 2, "aten::native_layer_norm_backward": 2, "aten::stack": 1}
+SEVERAL = {
+    "aten::constant_pad_nd": 2, "aten::native_layer_norm_backward": 2, "aten::stack": 1,
+    # Indices are sorted, runs of equal ones found, then summed (torch's EmbeddingBackwardKernel.cu, Indexing.cu).
+    "aten::embedding_dense_backward": 15, "aten::index_put": 8,
+}  # fmt: skip
 # torch's MultiTensorApply.cuh: tensors and blocks that one launch takes, elements of a block.
 TENSORS_PER_LAUNCH, BLOCKS_PER_LAUNCH, BLOCK = (110, 64, 48, 36, 30), 320, 65536
 

@@ -2,8 +2,10 @@
 
 Forward: one pass; the sum is never stored. Backward: one pass recomputes sum, statistics and dropout
 decisions and gives ds, the gradient of the sum, for every token, beside the partial sums of dweight and dbias
-(the formulas are those of `layer_norm_triton`). ds is scattered to the three tables by PyTorch's own embedding
-backward, which sorts the ids and sums runs of equal ones: no atomics, and nothing to win by writing it again.
+(the formulas are those of `layer_norm_triton`). ds is scattered to the tables by PyTorch's own embedding backward,
+which sorts the ids and sums runs of equal ones: no atomics, and nothing to win by writing it again. It has one
+weakness, a row that thousands of tokens share, whose partial sums one thread adds one after the other; such are
+the two segments, so a table of few rows gets its gradient by a product with the matrix of who took which row.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from torch import Tensor
+
+FEW_ROWS = 8  # tables up to this size take a product for their gradient
 
 
 @triton.jit
@@ -146,13 +150,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors, seed)
 
 
+def _dtable(ds_TE: Tensor, ids_T: Tensor, rows: int) -> Tensor:
+    """For each row of a table, ds summed over the tokens that took it."""
+    if rows > FEW_ROWS:
+        return torch.ops.aten.embedding_dense_backward(ds_TE, ids_T, rows, -1, False)  # type: ignore[no-any-return]
+    took_RT = torch.arange(rows, device=ids_T.device)[:, None] == ids_T
+    return took_RT.to(ds_TE.dtype) @ ds_TE
+
+
 def _differentiate(ctx: Any, dout_TE: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
     ds_TE, (dweight_E, dbias_E) = backward(dout_TE, *tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
-    tables = [
-        torch.ops.aten.embedding_dense_backward(ds_TE, ids, table.shape[0], -1, False).to(table.dtype)
-        for ids, table in zip(tensors[:3], tensors[3:6])
-    ]
+    tables = [_dtable(ds_TE, ids, len(table)).to(table.dtype) for ids, table in zip(tensors[:3], tensors[3:6])]
     parameters = dweight_E.to(tensors[6].dtype), dbias_E.to(ctx.bias_dtype)
     return None, None, None, *tables, *parameters, None, None, None, None, None
 
