@@ -5,6 +5,10 @@ In every round each program runs once, one after the other, the first of the rou
 machine for a while then disturbs all of them, and the ratio is taken within a round. Two clocks run: the wall's,
 and the process's own (processor seconds over all threads), which another process on the same cores disturbs
 far less.
+
+This is how whole programs are timed, by the host's clocks. A kernel takes microseconds on a GPU, and the host's
+clock would measure its launch: `kernel_timing.py` times kernels with the device's own events and cold caches. What
+both need stands here: medians with their spread, and what a figure was measured on.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -30,7 +34,7 @@ Rounds = dict[str, list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of the rounds, and the smallest and largest of them."""
+    """The median of the rounds, and the smallest and largest of them (of `deciles`: the outer tenths)."""
 
     median: float
     low: float
@@ -108,6 +112,12 @@ def compare(figure: str, unit: str, work: float, seconds: Rounds, ours: str) -> 
 def spread(values: list[float]) -> Spread:
     """Median, least and greatest, to four digits."""
     return Spread(*(float(f"{value:.4g}") for value in (median(values), min(values), max(values))))
+
+
+def deciles(values: list[float]) -> Spread:
+    """Median, 10th and 90th percentile: for many short repetitions, of which some are always disturbed."""
+    low, *_, high = quantiles(values, n=10) if len(values) > 1 else (values[0], values[0])
+    return Spread(median(values), low, high)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

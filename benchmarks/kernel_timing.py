@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 from unittest import mock
 
@@ -31,6 +30,7 @@ import torch
 from electra_kernels import mlm_head_reference, sample_replace_reference, use
 from torch import Tensor
 
+from benchmarks.harness import deciles
 from benchmarks.kernel_report import (
     Ceilings,
     Mismatch,
@@ -94,8 +94,8 @@ def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
 
 
 def _timing(times: list[float], peak: float | None, submit: float | None) -> Timing:
-    low, *_, high = quantiles(times, n=10) if len(times) > 1 else (times[0], times[0])
-    return Timing(median(times), low, high, peak, submit)
+    spread = deciles(times)
+    return Timing(spread.median, spread.low, spread.high, peak, submit)
 
 
 def _wall(function: Callable[..., Any], inputs: Inputs) -> float:
