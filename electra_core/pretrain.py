@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from electra_core.batches import Batches
+from electra_core.batches import Ahead, Batches
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
@@ -166,12 +166,14 @@ def pretrain(
     engine = choose_engine(config.engine, place, ranks.size, dtype)
     compiled = torch.compile(replica) if engine == "compile" else replica
     take_steps: Any = partial(training_steps, ranks=ranks)
-    source = batches
+    source: Any = batches
     if engine != "eager":  # in fixed shapes, from batches on the host
         source = Batches(corpus, config, torch.device("cpu"))
         take_steps = partial(
             static_steps, shapes=Shapes.of_run(config), device=place, capture=engine == "graph"
         )  # fmt: skip
+    if place.type == "cuda":  # a CPU has nothing else to make them with
+        source = Ahead(source)
     steps = take_steps(
         electra, optimizer, loss_function, meter.timing(source), first_step=first_step, steps=config.steps,
         seed=config.seed,
