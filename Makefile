@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= demo
 TEST_JOBS ?= auto
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention mlm_head sample_replace rtd_loss layer_norm \
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_contract mlm_head sample_replace rtd_loss layer_norm \
 	embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
 NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
