@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 # {architecture: {kernel: {head dim up to: tile}}} for 2-byte types. Chosen from the compile report: the
-# largest tiles that do not spill. `python -m benchmarks.tune attention` sweeps them on a GPU.
+# largest tiles that do not spill. `python -m benchmarks.tune --only attention` sweeps them on a GPU.
 TILES = {
     80: {
         "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 2)},
