@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from electra_core.config import updated
 from electra_core.electra import Generator
 from electra_core.objectives import build_objective
+from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
 
 META = torch.device("meta")
 WIDE_HEADS = replace(ENCODER, hidden_size=32)  # heads of 16, which the kernels take
@@ -35,6 +36,16 @@ def test_nothing_of_a_step_is_left_on_the_host(name: str, training: bool) -> Non
         assert output.loss.device == META
         output.loss.backward()
     assert all(p.grad is None or p.grad.device == META for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, TokenClassifier, QuestionAnswerer, MultipleChoice])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_nothing_of_a_fine_tuned_model_is_left_on_the_host(kind: type[TaskModel], training: bool) -> None:
+    model = kind(WIDE_HEADS).to(META).train(training)
+    with use("triton"):
+        logits = model(batch_of(0)[0].tokens.to(META), 5)
+    assert logits.device == META
+    logits.sum().backward()
 
 
 def test_the_word_head_multiplies_in_the_compute_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
