@@ -76,9 +76,9 @@ tune: $(READY)
 # Each kernel against its twin and the strongest peers; needs a CUDA device.
 bench-kernels: $(READY)
 	@$(NEEDS_GPU)
-	@for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
-		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || exit 1; \
-	done
+	@status=0; for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
+		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || status=1; \
+	done; exit $$status
 
 # Everything that needs a GPU, in pieces below nine minutes, the most valuable first; again goes on where it stopped.
 # CORPUS=DATA: a prepared corpus for the learning study (default: the docstrings on the machine).
