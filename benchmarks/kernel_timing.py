@@ -61,7 +61,7 @@ class Work:
 
 def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> Timing:
     """Times `function(*inputs)`; on a GPU at least 3 times, with inputs that are in no cache."""
-    if not any(isinstance(value, Tensor) and value.is_cuda for value in inputs):
+    if not _on_gpu(inputs):
         function(*inputs)
         return _timing([_wall(function, inputs) for _ in range(repetitions)], None, None)
     function(*inputs)  # compiles
@@ -73,7 +73,7 @@ def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> T
     whole, peak = time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20
     repetitions = max(3, min(repetitions, int(SECONDS / whole)))
     submit = min(_submission(function, inputs) for _ in range(min(5, repetitions)))
-    cold = torch.ones(COLD_BYTES // 4, device="cuda")
+    cold = torch.ones(COLD_BYTES // 4, device=next(v.device for v in inputs if isinstance(v, Tensor)))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
     for first, last in events:
         cold.amax()
@@ -83,6 +83,10 @@ def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> T
         last.record()
     torch.cuda.synchronize()
     return _timing([first.elapsed_time(last) for first, last in events], peak, 1e3 * submit)
+
+
+def _on_gpu(inputs: Inputs) -> bool:
+    return any(isinstance(value, Tensor) and value.is_cuda for value in inputs)
 
 
 def _submission(function: Callable[..., Any], inputs: Inputs) -> float:

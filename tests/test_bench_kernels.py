@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -82,3 +85,53 @@ def test_a_draw_is_returned_but_is_no_part_of_the_comparison() -> None:
     x = torch.ones(3, requires_grad=True)
     value, gradient = kernel_timing.with_gradients(lambda x: (2 * x.sum(), torch.rand(3)), 1)(x)
     assert value == 6 and torch.equal(gradient, torch.full((3,), 2.0))
+
+
+class FakeEvent:
+    """A device event that takes 2 ms from one to the next."""
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, _: FakeEvent) -> float:
+        return 2.0
+
+
+def test_the_way_of_a_gpu_through_the_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that only a GPU has replaced: a slip there would be found when one is lent, and cost it."""
+    waits: list[int] = []
+    monkeypatch.setattr(kernel_timing, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(kernel_timing, "COLD_BYTES", 64)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1 << 20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 20)
+    monkeypatch.setattr(torch.cuda, "_sleep", waits.append)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    timing = kernel_timing.measure(lambda x: x + 1, (torch.ones(3),), 7)
+    assert (timing.milliseconds, timing.low, timing.high, timing.peak_megabytes) == (2.0, 2.0, 2.0, 2.0)
+    assert timing.submit_milliseconds is not None and len(waits) == 7
+    assert all(cycles > 1e-3 * timing.submit_milliseconds * 1e9 for cycles in waits)
+    calls: list[int] = []
+    kernel_timing.measure(lambda x: (time.sleep(0.2), calls.append(1)), (torch.ones(3),), 100)
+    assert len(calls) == 1 + 1 + 3 + 3  # compiles, memory, submission, and the fewest repetitions
+
+
+def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.ones(2, 2))
+    printed = "1980 MHz, 2619 MHz, 1980 MHz, 500.00 W, 700.00 W, 50, 570.1"
+    done = subprocess.CompletedProcess([], 0, stdout=printed + "\n")
+    with mock.patch.object(kernel_report.subprocess, "run", return_value=done):
+        clocks = kernel_report.clocks_under_load("cpu")
+    assert clocks["clocks.sm"] == "1980 MHz" and clocks["driver_version"] == "570.1"
+    facts = kernel_report.environment("cuda", clocks)
+    assert facts["device"] == "a GPU" and facts["clocks_under_load"] == clocks
+    assert {"cudnn", "liger-kernel", "torch", "triton"} <= set(facts["versions"])
+    with mock.patch.object(kernel_report.subprocess, "run", side_effect=FileNotFoundError("no nvidia-smi")):
+        assert kernel_report.clocks_under_load("cpu") == {"clocks.sm": "no nvidia-smi"}
