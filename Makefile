@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= demo
 TEST_JOBS ?= auto
+# Most of a kernel's test on a GPU is its compilation, which is the host's work.
+GPU_JOBS ?= 8
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_contract mlm_head sample_replace rtd_loss layer_norm \
 	embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
@@ -40,8 +42,8 @@ check: $(READY)
 # On a GPU the kernel tests run for real, in three precisions; of the other files, what is marked `gpu`.
 test-gpu: $(READY)
 	@$(NEEDS_GPU)
-	@$(BIN)/python -m pytest $(KERNEL_TESTS) $(GPU_TESTS)
-	@$(BIN)/python -m pytest -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS))
+	@$(BIN)/python -m pytest -n $(GPU_JOBS) $(KERNEL_TESTS) $(GPU_TESTS)
+	@$(BIN)/python -m pytest -n $(GPU_JOBS) -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS))
 	@$(MAKE) --no-print-directory sanitize
 
 # Without PyTorch's caching allocator every tensor is an allocation, whose ends memcheck then knows.
