@@ -112,8 +112,8 @@ def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool) -> bo
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
-    """True for a tensor without values, as made under torch's FakeTensorMode."""
-    return isinstance(tensor, FakeTensor)
+    """True for a tensor without values: on the `meta` device, or made under torch's FakeTensorMode."""
+    return isinstance(tensor, FakeTensor) or tensor.is_meta
 
 
 def checks_values(tensor: torch.Tensor) -> bool:
