@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from electra_kernels import use
-from kernel_helpers import assert_within_budget
+from kernel_helpers import DEVICE, assert_within_budget
 from torch import Tensor, nn
 
 from electra_core import linear
@@ -67,7 +67,7 @@ def test_without_autocast_it_is_torchs_linear() -> None:
 
 def gradients(layers: nn.Sequential, x: Tensor, together: bool) -> list[Tensor | None]:
     layers.zero_grad()
-    with use("triton"), torch.autocast("cpu", dtype=torch.bfloat16):
+    with use("triton"), torch.autocast(DEVICE, dtype=torch.bfloat16):
         with linear.cast_together(layers) if together else nullcontext():
             y = layers(x)
     y.float().square().sum().backward()
@@ -76,26 +76,26 @@ def gradients(layers: nn.Sequential, x: Tensor, together: bool) -> list[Tensor |
 
 def test_weights_cast_together_give_the_same_bits() -> None:
     """`use("triton")`, because it is a GPU's way; layers that are frozen get no gradient."""
-    layers = nn.Sequential(Linear(16, 24), nn.GELU(), Linear(24, 8))
+    layers = nn.Sequential(Linear(16, 24), nn.GELU(), Linear(24, 8)).to(DEVICE)
     layers[2].weight.requires_grad_(False)
-    x = torch.randn(5, 16)
+    x = torch.randn(5, 16, device=DEVICE)
     for got, wanted in zip(gradients(layers, x, True), gradients(layers, x, False), strict=True):
         assert wanted is None if got is None else torch.equal(got, wanted) and got.dtype == wanted.dtype
     assert layers[2].weight.grad is None and all(m.copies is None for m in layers if isinstance(m, Linear))
 
 
 def test_weights_are_cast_by_one_operation_each_way() -> None:
-    layers = nn.Sequential(*(Linear(16, 16) for _ in range(30)))
+    layers = nn.Sequential(*(Linear(16, 16) for _ in range(30))).to(DEVICE)
     with Recorder() as recorder:
-        gradients(layers, torch.randn(5, 16), True)
+        gradients(layers, torch.randn(5, 16, device=DEVICE), True)
     counts = recorder.launches["losses"]
     assert counts["aten::_foreach_copy_"] == 2 and counts["aten::_to_copy"] <= 4  # x, y and their gradients
 
 
 @pytest.mark.parametrize("why", ["no autocast", "a CPU's kernels", "half-precision parameters"])
 def test_where_nothing_is_gained_weights_stay(why: str) -> None:
-    layer = Linear(16, 16).to(torch.bfloat16 if why == "half-precision parameters" else torch.float32)
+    layer = Linear(16, 16).to(DEVICE, torch.bfloat16 if why == "half-precision parameters" else torch.float32)
     with use("reference" if why == "a CPU's kernels" else "triton"):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=why != "no autocast"):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=why != "no autocast"):
             with linear.cast_together(layer):
                 assert layer.copies is None
