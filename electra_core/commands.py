@@ -212,10 +212,10 @@ def predict(options: Namespace) -> None:
 def _submission(predictor: Any, options: Namespace) -> None:
     """A row that was left out would move the answers of all rows behind it, so none may be."""
     from electra_core.labelled import BadRows
-    from electra_core.named_tasks import find_task, write_submission
+    from electra_core.named_tasks import submitted_task, write_submission
 
-    source, named = Path(options.input), find_task(options.submission)
-    if named is not None and source.is_dir():
+    source, named = Path(options.input), submitted_task(options.submission)
+    if source.is_dir():
         source = named.find(source, "test")
     if options.skip_bad_rows:
         raise UserError("--submission: every row needs an answer, so --skip-bad-rows cannot be used with it")

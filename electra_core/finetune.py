@@ -144,6 +144,8 @@ def finetune(
             stopped = stop.reason if not all(run.over for run in runs) or len(runs) < settings.seeds else None
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
             report = _report(task, settings, runs, counts, skipped, stopped)
+            if len(report["seeds"]) > 1:
+                say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
             write_json(out / "metrics.json", report)
             state.end(sum(run.steps for run in runs), stopped)
         if stopped:

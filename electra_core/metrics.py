@@ -25,7 +25,7 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_l
 
     metrics = {
         "accuracy": float(accuracy_score(truth, predicted)),
-        "mcc": float(matthews_corrcoef(truth, predicted)),
+        "mcc": float(matthews_corrcoef(truth, predicted)) if len({*truth, *predicted}) > 1 else 0.0,
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
     }
     if num_labels == 2:

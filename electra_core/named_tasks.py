@@ -234,6 +234,19 @@ def save_task(task: Task, directory: Path) -> None:
     (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def submitted_task(name: str) -> NamedTask:
+    """The named task that predictions are submitted for.
+
+    Raises:
+        UserError: a task that has no GLUE submission.
+    """
+    named = find_task(name)
+    if named is None or not named.submission:
+        with_one = ", ".join(task.name for task in NAMED.values() if task.submission)
+        raise UserError(f"{name}: there is no GLUE submission for it; there is for {with_one}")
+    return named
+
+
 def write_submission(name: str, predictions: Iterable[dict[str, Any]], folder: Path | str) -> Path:
     """Writes predictions of a GLUE test file, in its order, as gluebenchmark.com takes them.
 
@@ -243,10 +256,7 @@ def write_submission(name: str, predictions: Iterable[dict[str, Any]], folder: P
     Raises:
         UserError: a task that has no GLUE submission.
     """
-    named = find_task(name)
-    if named is None or not named.submission:
-        with_one = ", ".join(task.name for task in NAMED.values() if task.submission)
-        raise UserError(f"{name}: there is no GLUE submission for it; there is for {with_one}")
+    named = submitted_task(name)
     written = {shown: raw for raw, shown in getattr(named.task, "label_names", ())}
     path = Path(folder) / named.submission
     path.parent.mkdir(parents=True, exist_ok=True)

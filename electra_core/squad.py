@@ -25,7 +25,7 @@ from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, Window, windows
 from electra_core.labelled import BadRows, Ids, checked
 from electra_core.row_files import format_of, read_lines, read_rows, text_problem
-from electra_core.squad_metrics import best_threshold, f1_score, squad_metrics
+from electra_core.squad_metrics import best_threshold, span_scores, squad_metrics
 from electra_core.tasks import QuestionAnswerer, span_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -286,8 +286,7 @@ class Answer(Task):
     ) -> tuple[float, float]:
         answers = [p["nbest"][0]["text"] if p["nbest"] else "" for p in predictions]
         differences = [p["null_difference"] for p in predictions]
-        scores = [f1_score(texts, answer) if texts else float(not answer) for texts, answer in zip(gold, answers)]
-        return best_threshold(scores, [not texts for texts in gold], differences)
+        return best_threshold(span_scores(gold, answers), [not texts for texts in gold], differences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,13 +63,21 @@ def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict
     return figures
 
 
+def span_scores(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> list[float]:
+    """What each question's best span would score if it were given: F1 by the rules of SQuAD 2.0."""
+    return [
+        f1_score([text for text in texts if normalise(text)], answer) if texts else float(not answer)
+        for texts, answer in zip(gold, answers)
+    ]
+
+
 def best_threshold(
     scores: Sequence[float], unanswerable: Sequence[bool], differences: Sequence[float]
 ) -> tuple[float, float]:
     """The threshold on null_difference with the highest total score.
 
     Args:
-        scores: what each question's best span would score.
+        scores: `span_scores`.
         unanswerable: whether "no answer" would be right, and score 1.
         differences: null_difference of each; a span is given where it is at most the threshold.
 

@@ -26,6 +26,7 @@ from electra_core.tagging import marks_spans
 
 WORST = 20  # mistakes that are shown
 TEXT_LENGTH = 240  # characters of a text that are shown
+CELL_LENGTH = 60  # in the terminal, of all columns but the last
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,9 @@ def _table(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
     return Table(title, note, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
 
 
-def _short(text: str) -> str:
+def _short(text: str, length: int = TEXT_LENGTH) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _cell(value: Any) -> str:
@@ -241,6 +242,7 @@ def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    cells = [[*(_short(cell, CELL_LENGTH) for cell in row[:-1]), *row[-1:]] for row in cells]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     words = [_holds_words(rows, i) for i in range(len(columns))]
     return [

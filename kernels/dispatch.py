@@ -1,8 +1,9 @@
 """Which implementation runs: chosen at call time, never at import.
 
 `auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else; on a CPU, what
-has dropout in it (so: training) runs the twin's loops in C where they could be built (`native`), because PyTorch
-has no fast counter-based random numbers. float64 on a GPU, a precision for checking results, takes the twin.
+has dropout in it (so: training) or is in bf16 runs the twin's loops in C where they could be built (`native`):
+PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in fp32. float64 on a GPU, a
+precision for checking results, takes the twin.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
@@ -101,8 +102,8 @@ def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool) -> bo
     Raises:
         RuntimeError: they were asked for with `use("native")` and cannot run on this tensor.
     """
-    trains_in_bf16 = tensor.dtype == torch.bfloat16 and tensor.requires_grad and torch.is_grad_enabled()
-    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0 and not trains_in_bf16):
+    in_bf16 = tensor.dtype == torch.bfloat16
+    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0 and not in_bf16):
         return False
     runnable = supported and tensor.device.type == "cpu" and native_problem() is None
     if _choice == "native" and not runnable:

@@ -166,6 +166,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "dev"):
         lines = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
         (folder / "SST-2" / f"{name}.tsv").write_text(f"sentence\tlabel\n{lines}")
+    (folder / "SST-2" / "test.tsv").write_text("index\tsentence\n0\ta warm film\n1\tdull\n")
     pairs = "".join(
         f"a man walks\ta {who} walks\t{label}\n" for who, label in [("person", "yes"), ("cat", "no")] * 8
     )

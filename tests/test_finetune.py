@@ -119,7 +119,9 @@ def test_the_same_seed_gives_the_same_model(model, data, tmp_path):
 
 def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):
     settings = replace(QUICK, epochs=2, evaluations=2, seeds=2, seed=5, learning_rate=1e-3)
-    report = run(model, data, tmp_path / "out", settings=settings)
+    lines = []
+    report = run(model, data, tmp_path / "out", settings=settings, say=lines.append)
+    assert lines[-1].startswith(f"accuracy over 2 seeds: median {report['over_seeds']['median']:.4g}, mean ")
     logs = {seed: read_metrics(tmp_path / f"out/seed-{seed}/metrics.jsonl") for seed in (5, 6)}
     figures = {seed: [row["dev_accuracy"] for row in rows if "dev_accuracy" in row] for seed, rows in logs.items()}
     assert [len(values) for values in figures.values()] == [4, 4]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+from pathlib import Path
 
 import numpy as np
+import official_squad
 import pytest
 
 from electra_core.metrics import (
@@ -17,8 +20,9 @@ from electra_core.metrics import (
     span_metrics,
     spread,
 )
-from electra_core.squad_metrics import best_threshold, exact_score, f1_score, normalise, squad_metrics
-from electra_core.tagging import spans
+from electra_core.squad import read_questions
+from electra_core.squad_metrics import best_threshold, exact_score, f1_score, normalise, span_scores, squad_metrics
+from electra_core.tagging import read_tagged, spans, to_iob2
 
 
 def test_classification_by_hand():
@@ -152,3 +156,111 @@ def test_best_threshold_is_the_best_of_all():
         best, threshold = best_threshold(scores, unanswerable, differences)
         assert best == pytest.approx(max(totals.values()))
         assert best == pytest.approx(totals.get(threshold, totals[-9.0]))
+
+
+# ---- the reference implementations, on the same predictions --------------------------------------------------
+
+DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parents[1] / "../shared/data"))
+WORDS = (
+    "The a cat, Dog. dog's an! fish 1.5 -- «naïve» Ünïcödé the\u00a0end İstanbul ß 北京 “quoted” a\u0301 U.S. "
+    "\u2014 \u200bzero x\u0085y"
+).split(" ")
+
+
+def disturbed(text: str, draw: random.Random) -> str:
+    """A prediction that is right, nearly right, wrong or empty."""
+    words = text.split(" ")
+    way = draw.randrange(6)
+    if way == 0:
+        return ""
+    if way == 1:
+        return " ".join(draw.choices(WORDS, k=draw.randint(1, 4)))
+    if way == 2:
+        return " ".join(words[draw.randrange(len(words)) :])
+    if way == 3:
+        return f"{draw.choice(WORDS)} {text.upper()}!"
+    return text
+
+
+def compare_with_the_official_scripts(gold: list[list[str]], draw: random.Random) -> None:
+    answers = [disturbed(draw.choice(texts) if texts else "cat", draw) for texts in gold]
+    gold_of, answer_of = dict(enumerate(gold)), dict(enumerate(answers))
+    if all(gold):
+        assert squad_metrics(gold, answers) == pytest.approx(official_squad.evaluate_1(gold_of, answer_of))
+        return
+    exact, f1 = official_squad.get_raw_scores(gold_of, answer_of)
+    figures = squad_metrics(gold, answers)
+    for name, scores in (("exact_match", exact), ("f1", f1)):
+        assert figures[name] == pytest.approx(100 * np.mean(list(scores.values())))
+        for kind, wanted in (("answerable", True), ("unanswerable", False)):
+            chosen = [score for index, score in scores.items() if bool(gold[index]) is wanted]
+            assert figures[f"{kind}_{name}"] == pytest.approx(100 * np.mean(chosen))
+    # The threshold: what is answered where a span is given, against the difference of the scores.
+    spans_given = [answer or "cat" for answer in answers]
+    _, span_f1 = official_squad.get_raw_scores(gold_of, dict(enumerate(spans_given)))
+    differences = [draw.uniform(-5, 5) for _ in gold]
+    has_answer = {index: bool(texts) for index, texts in enumerate(gold)}
+    best, threshold = official_squad.find_best_thresh(
+        dict(enumerate(spans_given)), span_f1, dict(enumerate(differences)), has_answer
+    )
+    got, got_threshold = best_threshold(span_scores(gold, spans_given), [not texts for texts in gold], differences)
+    assert 100 * got / len(gold) == pytest.approx(best)
+    assert got_threshold == threshold or threshold == 0.0  # theirs starts at 0.0, which may be no question's
+
+
+def test_squad_scores_equal_those_of_the_official_scripts():
+    draw = random.Random(0)
+    for share in (0.0, 0.4):
+        for _ in range(20):
+            gold = [
+                [" ".join(draw.choices(WORDS, k=draw.randint(1, 4))) for _ in range(draw.randint(1, 3))]
+                if draw.random() >= share
+                else []
+                for _ in range(50)
+            ]
+            compare_with_the_official_scripts(gold, draw)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_squad_scores_equal_the_official_ones_on_the_real_questions(version):
+    file = DATA / f"squad/dev-v{version}.rebuilt.json"
+    if not file.exists():
+        pytest.skip("no SQuAD (set ELECTRA_DATA)")
+    gold = [[text for text, _ in example.answers or ()] for example in read_questions(file)]
+    compare_with_the_official_scripts(gold, random.Random(0))
+
+
+def compare_with_seqeval(truth: list[list[str]], draw: random.Random) -> None:
+    from seqeval.metrics import accuracy_score, classification_report, precision_score, recall_score
+    from seqeval.metrics import f1_score as seqeval_f1
+
+    tags = sorted({tag for sentence in truth for tag in sentence})
+    predicted = [[tag if draw.random() < 0.9 else draw.choice(tags) for tag in sentence] for sentence in truth]
+    figures, table = span_metrics([to_iob2(s) for s in truth], [to_iob2(s) for s in predicted])
+    expected = {  # its default reads IOB1, as conlleval does
+        "precision": precision_score(truth, predicted),
+        "recall": recall_score(truth, predicted),
+        "f1": seqeval_f1(truth, predicted),
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    iob2 = [[to_iob2(sentence) for sentence in side] for side in (truth, predicted)]
+    assert figures["accuracy"] == pytest.approx(accuracy_score(*iob2))
+    report = classification_report(truth, predicted, output_dict=True)
+    for row in table:
+        for name, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert row[name] == pytest.approx(report[row["label"]][theirs])
+        assert row["support"] == report[row["label"]]["support"]
+
+
+def test_span_scores_equal_seqevals():
+    draw = random.Random(0)
+    tags = ["O", "B-A", "I-A", "B-B", "I-B"]
+    truth = [draw.choices(tags, weights=[4, 1, 2, 1, 2], k=draw.randint(1, 12)) for _ in range(300)]
+    compare_with_seqeval(truth, draw)
+
+
+def test_span_scores_equal_seqevals_on_the_real_iob1_tags():
+    file = DATA / "conll2003/eng.testa"
+    if not file.exists():
+        pytest.skip("no CoNLL-2003 (set ELECTRA_DATA)")
+    compare_with_seqeval([list(example.tags or ()) for example in read_tagged(file)], random.Random(0))

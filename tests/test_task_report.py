@@ -14,7 +14,7 @@ from electra_core.labelled import BadRows, TextExample
 from electra_core.predict import Evaluation
 from electra_core.squad import Answer, QuestionExample
 from electra_core.tagging import Tag, TaggedExample
-from electra_core.task_report import TaskReport, make_report, to_json, to_text, write_report
+from electra_core.task_report import Table, TaskReport, make_report, to_json, to_text, write_report
 
 
 def report_of(task: Task, examples: list, predictions: list) -> TaskReport:
@@ -96,3 +96,12 @@ def test_choices():
     found = to_json(report_of(Choose(), examples, predictions))
     assert found["metrics"]["accuracy"] == found["constant_guess"]["accuracy"] == pytest.approx(2 / 3)
     assert [row["truth"] for row in found["worst_mistakes"]] == ["y"]
+
+
+def test_the_terminals_columns_stay_narrow():
+    long = "word " * 60
+    table = Table("Worst mistakes", "", ("id", "truth", "text"), [("1", long, long), ("2", "a", "b")])
+    report = TaskReport("m", "d", "qa", 2, {"f1": 0.5}, {}, [table])
+    *_, first, second = [line for line in to_text(report).split("\n") if line]
+    assert second == "  2   a" + " " * 59 + "  b"
+    assert first.count("word") == 12 + 60  # the last column is not cut
