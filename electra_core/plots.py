@@ -187,7 +187,8 @@ def _curve(series: Series, x: Axis, y: Axis) -> str:
         elif runs[-1]:
             runs.append([])
     return "".join(
-        f'<polyline class="curve tone{series.tone}" points="{" ".join(run * 2 if len(run) == 1 else run)}"/>'
+        f'<polyline class="curve tone{series.tone}{" lone" * (len(run) == 1)}" '
+        f'points="{" ".join(run * 2 if len(run) == 1 else run)}"/>'
         for run in runs
         if run
     )

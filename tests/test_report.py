@@ -154,7 +154,7 @@ def test_curve_points_lie_where_the_axes_say() -> None:
 
 def test_gaps_interrupt_a_curve_and_a_lone_point_shows() -> None:
     html = line_chart([Series("a", [0, 1, 2, 3], [1.0, 2.0, math.nan, 1.5])], title="t", x_label="step")
-    assert html.count("<polyline") == 2
+    assert html.count("<polyline") == 2 and html.count("lone") == 1
     assert "NaN" not in html and "nan" not in html
     assert "Nothing was measured" in line_chart([Series("a", [], [])], title="t", x_label="step")
     two = [Series("a", [0, 1], [1.0, 2.0]), Series("b", [0], [math.nan])]
