@@ -17,10 +17,10 @@ import itertools
 
 import torch
 from electra_kernels import attention_native, attention_reference, rng
+from electra_kernels.checks import FLOATS, INTEGERS, check_dropout, check_tensor
 from electra_kernels.dispatch import checks_values, use_native, use_triton
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KERNEL_HEAD_DIMS = (16, 32, 64, 128)  # others take the twin on every device
 
 
@@ -53,13 +53,10 @@ def attention(
         ValueError: an argument of the wrong shape, dtype, device or range; wrong values in `cu_seqlens` (on a
             GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
     """
-    _check(qkv_T3HK, cu_seqlens, max_seqlen, dropout_p, seed)
-    if softmax_scale is not None and not 0.0 < softmax_scale < float("inf"):
-        raise ValueError(f"softmax_scale: expected a finite number > 0, got {softmax_scale}")
-    if checks_values(qkv_T3HK):
-        _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
+    _check(qkv_T3HK, cu_seqlens, max_seqlen, softmax_scale)
+    key = check_dropout(dropout_p, seed, qkv_T3HK)
+    key = _no_seed(qkv_T3HK) if key is None else key
     scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
-    key = _no_seed(qkv_T3HK) if seed is None else rng.seed_tensor(seed, qkv_T3HK.device)
     numbers = (max_seqlen, dropout_p, stream, scale)
     if qkv_T3HK.shape[-1] in KERNEL_HEAD_DIMS and use_triton(qkv_T3HK):
         from electra_kernels import attention_triton
@@ -96,24 +93,17 @@ def _no_seed(qkv_T3HK: Tensor) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=qkv_T3HK.device)
 
 
-def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout_p: float, seed: rng.Seed | None) -> None:
-    if qkv_T3HK.dim() != 4 or qkv_T3HK.shape[1] != 3:
-        raise ValueError(f"qkv_T3HK: expected shape [T, 3, H, K], got {tuple(qkv_T3HK.shape)}")
-    if qkv_T3HK.dtype not in DTYPES:
-        raise ValueError(f"qkv_T3HK: expected float32, bfloat16, float16 or float64, got {qkv_T3HK.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_seqlens: expected int32 or int64 of shape [N + 1], "
-            f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        )
+def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float | None) -> None:
+    check_tensor("qkv_T3HK", qkv_T3HK, (None, 3, None, None), FLOATS)
+    check_tensor("cu_seqlens", cu_seqlens, (None,), INTEGERS, qkv_T3HK.device)
+    if len(cu_seqlens) == 0:
+        raise ValueError("cu_seqlens: expected N + 1 values, the first of them 0, got none")
     if max_seqlen < 0:
         raise ValueError(f"max_seqlen: expected at least 0, got {max_seqlen}")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
-    if dropout_p > 0.0 and seed is None:
-        raise ValueError("seed: expected an int or an int64 tensor because dropout_p > 0, got None")
-    if cu_seqlens.device != qkv_T3HK.device:
-        raise ValueError(f"cu_seqlens: expected on {qkv_T3HK.device} like qkv_T3HK, got on {cu_seqlens.device}")
+    if softmax_scale is not None and not 0.0 < softmax_scale < float("inf"):
+        raise ValueError(f"softmax_scale: expected a finite number > 0, got {softmax_scale}")
+    if checks_values(qkv_T3HK):
+        _check_values(cu_seqlens, max_seqlen, qkv_T3HK.shape[0])
 
 
 def _check_values(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from electra_kernels.dispatch import checks_values
+from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,6 +34,21 @@ def check_tensor(
         raise ValueError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
+
+
+def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor | None:
+    """The seed as a tensor on `like`'s device, or None where nothing is dropped.
+
+    Raises:
+        ValueError: a probability outside [0, 1) (NaN too); dropout without a seed, or with a wrong one.
+    """
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p: expected a number in [0, 1), got {dropout_p}")
+    if dropout_p == 0.0:
+        return None
+    if seed is None:
+        raise ValueError("seed: expected an int or an int64 tensor because dropout_p > 0, got None")
+    return seed_tensor(seed, like.device)
 
 
 def check_temperature(temperature: float) -> None:

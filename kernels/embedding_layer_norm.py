@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from electra_kernels import embedding_layer_norm_reference as reference
-from electra_kernels.checks import FLOATS, INTEGERS, check_ids, check_tensor
+from electra_kernels.checks import FLOATS, INTEGERS, check_dropout, check_ids, check_tensor
 from electra_kernels.dispatch import use_triton
-from electra_kernels.layer_norm import check_dropout
 from electra_kernels.rng import Seed
 from torch import Tensor
 

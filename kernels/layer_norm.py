@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from electra_kernels import layer_norm_native as native
 from electra_kernels import layer_norm_reference as reference
-from electra_kernels.checks import FLOATS, check_tensor
+from electra_kernels.checks import FLOATS, check_dropout, check_tensor
 from electra_kernels.dispatch import use_native, use_triton
-from electra_kernels.rng import Seed, seed_tensor
+from electra_kernels.rng import Seed
 from torch import Tensor
 
 
@@ -57,14 +57,3 @@ def dropout_add_layer_norm(
     if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
         return native.forward(*arguments)
     return reference.dropout_add_layer_norm(*arguments)
-
-
-def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor | None:
-    """The seed as a tensor, or None where nothing is dropped."""
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: expected a number in [0, 1), got {dropout_p}")
-    if dropout_p == 0.0:
-        return None
-    if seed is None:
-        raise ValueError("seed: expected an int or an int64 tensor because dropout_p > 0, got None")
-    return seed_tensor(seed, like.device)

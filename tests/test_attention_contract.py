@@ -70,7 +70,7 @@ BAD = {
     "offsets-end-early": ({"cu_seqlens": torch.tensor([0, 3])}, r"cu_seqlens: expected .* to T = 4, got"),
     "max-too-small": ({"max_seqlen": 3}, r"max_seqlen: expected at least the longest sequence, 4, got 3"),
     "max-negative": ({"max_seqlen": -1}, r"max_seqlen: expected at least 0, got -1"),
-    "dropout-one": ({"dropout_p": 1.0, "seed": 0}, r"dropout_p: expected 0 <= dropout_p < 1, got 1.0"),
+    "dropout-one": ({"dropout_p": 1.0, "seed": 0}, r"dropout_p: expected a number in \[0, 1\), got 1.0"),
     "dropout-nan": ({"dropout_p": math.nan, "seed": 0}, r"dropout_p: expected .*got nan"),
     "dropout-without-seed": ({"dropout_p": 0.1}, r"seed: expected .*got None"),
     "seed-of-three": ({"dropout_p": 0.1, "seed": torch.tensor([1, 2, 3])}, r"seed: expected .*got"),

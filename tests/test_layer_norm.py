@@ -193,6 +193,7 @@ def test_compiles_without_a_graph_break(implementation: str, dropout_p: float) -
         "dtype": ({"bias_D": torch.zeros(4).int()}, "bias_D: expected dtype .* got int32"),
         "p-one": ({"dropout_p": 1.0, "seed": 0}, r"dropout_p: expected a number in \[0, 1\), got 1.0"),
         "p-nan": ({"dropout_p": math.nan, "seed": 0}, r"dropout_p: expected .* got nan"),
+        "device": ({"bias_D": torch.zeros(4, device="meta")}, "bias_D: expected a tensor on cpu, got one on meta"),
         "no-seed": ({"dropout_p": 0.1}, "seed: expected an int or an int64 tensor because dropout_p > 0"),
     }.values(),
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

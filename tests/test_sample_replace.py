@@ -277,6 +277,7 @@ def test_graph_replay_draws_fresh_numbers_without_synchronising() -> None:
         "dtype": ({"logits_MV": torch.zeros(3, 4, dtype=torch.int64)}, "logits_MV: expected dtype float32.*int64"),
         "ids": ({"input_ids_T": torch.zeros(5)}, "input_ids_T: expected dtype int64, int32, got float32"),
         "positions": ({"masked_positions_M": torch.tensor([1, 2])}, r"masked_positions_M: expected shape \[3\]"),
+        "device": ({"input_ids_T": torch.arange(5, device="meta")}, "input_ids_T: expected a tensor on cpu"),
         "outside": ({"masked_positions_M": torch.tensor([1, 2, 5])}, r"expected values in \[0, 5\), got 5"),
         "negative": ({"masked_positions_M": torch.tensor([1, -1, 3])}, r"expected values in \[0, 5\), got -1"),
         "repeated": ({"masked_positions_M": torch.tensor([1, 2, 2])}, "expected distinct values"),
