@@ -21,6 +21,17 @@ def test_turned_is_the_transpose(shape: tuple[int, int]) -> None:
     assert torch.equal(turned(matrix), matrix.T)
 
 
+@needs_native
+@pytest.mark.parametrize("rows", [1, 101, 177, 200, 256])
+def test_what_memory_held_before_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN reads behind a row's end, up to the next whole tile."""
+    full = torch.Tensor.new_full
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda tensor, *size: full(tensor, size, float("nan")))
+    a, b = torch.randn(rows, 32).to(torch.bfloat16), torch.randn(rows, 64).to(torch.bfloat16)
+    for got, wanted in ((product_over_rows(a, b), a.T @ b), (product_over_rows(b, a), b.T @ a)):
+        torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-6)
+
+
 @pytest.mark.parametrize(("rows", "out", "width"), [(40, 24, 24), (7, 16, 48), (50, 33, 20), (0, 4, 8)])
 def test_products_over_rows(rows: int, out: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = torch.randn(rows, out).to(torch.bfloat16), torch.randn(rows, width).to(torch.bfloat16)
