@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from electra_kernels import native
+from electra_kernels.dispatch import is_fake
 from electra_kernels.native import c_int
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def products_in_bf16(wanted: bool) -> Iterator[None]:
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:
     """aᵀ b, [O, I], of two contiguous bf16 matrices on a CPU."""
-    if native.problem() is not None or not a_TO.numel():
+    if native.problem() is not None or is_fake(a_TO) or not a_TO.numel():
         return a_TO.T @ b_TI
     if a_TO.shape[1] <= b_TI.shape[1]:
         return turned(a_TO) @ b_TI
@@ -59,8 +60,6 @@ def turned(matrix_RC: Tensor) -> Tensor:
     """The transpose of a contiguous bf16 matrix on a CPU, its rows `SPREAD` numbers apart."""
     rows, columns = matrix_RC.shape
     out_CR = matrix_RC.new_empty(columns, rows + SPREAD)
-    out_CR[:, rows:] = (
-        0  # oneDNN reads on to whole tiles and multiplies by 0, which makes NaN of what is not finite
-    )
+    out_CR[:, rows:] = 0  # oneDNN reads on to whole tiles; times 0, but what is not finite makes NaN
     native.call("turn", matrix_RC, out_CR, rows, columns, rows + SPREAD, c_int(torch.get_num_threads()))
     return out_CR[:, :rows]
