@@ -60,8 +60,6 @@ def turned(matrix_RC: Tensor) -> Tensor:
     """The transpose of a contiguous bf16 matrix on a CPU, its rows `SPREAD` numbers apart."""
     rows, columns = matrix_RC.shape
     out_CR = matrix_RC.new_empty(columns, rows + SPREAD)
-    out_CR[:, rows:] = (
-        0  # oneDNN reads on to whole tiles and multiplies by 0, which makes NaN of what is not finite
-    )
+    out_CR[:, rows:] = 0  # oneDNN reads on to whole tiles; times 0, but what is not finite makes NaN
     native.call("turn", matrix_RC, out_CR, rows, columns, rows + SPREAD, c_int(torch.get_num_threads()))
     return out_CR[:, :rows]
