@@ -86,7 +86,7 @@ def plot(title: str, x_label: str, y_label: str, lines: list[Line], log_x: bool 
     for y in (share * most for share in (0, 0.25, 0.5, 0.75, 1)):
         height = at(xs[-1], y)[1]
         parts.append(f'<path d="M{LEFT} {height:.1f}h{WIDTH}" class="line"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end" class="soft">{y:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end" class="soft">{y:,.4g}</text>')
     for x in xs if len(xs) < 6 else (share * last for share in (0, 0.25, 0.5, 0.75, 1)):
         where = f'x="{at(x, 0)[0]:.1f}" y="{TOP + HEIGHT + 18}"'
         parts.append(f'<text {where} text-anchor="middle" class="soft">{x:,g}</text>')
