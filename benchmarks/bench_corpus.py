@@ -138,7 +138,7 @@ def run_open(folder: Path, advice: str) -> dict[str, Any]:
             for part in PARTS:
                 _mapping(getattr(shard, part)).madvise(mmap.MADV_RANDOM)
     opened = time.perf_counter()
-    examples = Examples(corpus, LENGTH, 0)
+    examples = Examples(corpus, LENGTH, 0)  # not `examples_of`, which gives advice of its own to large corpora
     counted = time.perf_counter()
     _ = corpus.tokenizer
     loaded = time.perf_counter()

@@ -7,9 +7,11 @@ time nor memory depends on how large the corpus is; `verify` reads everything.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,10 @@ from electra_core.shards import OFFSET, SPLITS, Manifest, shard_name, token_dtyp
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Corpus", "Manifest", "Shard", "prepare"]
+
+LARGE = 1_000_000_000
+"""Tokens from which on borders of sentences that examples look up are read page by page. In smaller corpora
+reading around a page brings what is needed soon; beyond, a hundred times what is needed (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,14 @@ class Corpus:
         """The ids of a sentence, [tokens], a view of the file."""
         shard, begin, end = self.sentence_bounds(sentence)
         return self.shards[shard].tokens[begin:end]
+
+    def read_at_random(self) -> None:
+        """Tells the system that sentences will be looked up at random places, if the corpus is `LARGE`."""
+        for shard in self.shards if self.num_tokens > LARGE else ():
+            mapped: Any = shard.sentences
+            while not isinstance(mapped, mmap.mmap):
+                mapped = mapped.base
+            mapped.madvise(mmap.MADV_RANDOM)
 
     def verify(self) -> None:
         """Reads every file of both splits and compares the checksums.

@@ -145,6 +145,7 @@ class MixedExamples(Examples):
 
 def examples_of(corpus: Corpus, max_length: int, seed: int) -> Examples:
     """The examples of a corpus or of a mixture."""
+    corpus.read_at_random()
     return (MixedExamples if isinstance(corpus, Mixture) else Examples)(corpus, max_length, seed)  # type: ignore[arg-type]
 
 

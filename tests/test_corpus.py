@@ -166,6 +166,22 @@ def add(writer: ShardWriter, documents: list[np.ndarray]) -> None:
     writer.add(Block(content, sentences, np.array([len(lengths) for lengths in documents], np.int64)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_corpus_is_not_read_around(data: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    monkeypatch.setattr("electra_core.corpus.LARGE", 0 if large else 1_000_000_000)
+    corpus = Corpus.open(data)
+    corpus.read_at_random()
+    advised = {}
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").split("\n"):
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            name = Path(line.split(maxsplit=5)[-1]).name
+        elif line.startswith("VmFlags:") and name.startswith("train-"):
+            advised[name.rpartition(".")[2]] = "rr" in line.split()
+    assert advised == {"tokens": False, "sentences": large, "documents": False, "starts": False}
+    assert corpus.num_documents > 0
+
+
 def test_counts_and_sentences_across_shards(data: Path) -> None:
     corpus = Corpus.open(data)
     documents = stored_documents(corpus)
