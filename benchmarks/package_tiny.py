@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the corpus it was trained on")
     parser.add_argument("--commit", required=True, help="of this repository, when it was trained")
     parser.add_argument("--text", required=True, help="what the corpus was made from")
+    parser.add_argument("--files", default="TEXT", help="the text files, as the card's command names them")
+    parser.add_argument("--precision", default="fp32", help="what the run computed in")
     parser.add_argument("--results", type=Path, help="Markdown of fine-tuning results to add to the card")
     options = parser.parse_args()
     corpus = Corpus.open(options.data)
@@ -69,18 +71,18 @@ tags: [electra, replaced-token-detection]
 
 A small ELECTRA for looking at, for tests and for the demo: a discriminator of 4 layers, 128 wide; a generator of
 1 layer, 32 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
-enough to be pre-trained on one CPU core in under an hour.
+enough to be pre-trained on one CPU core in about an hour.
 
 ## Where it comes from
 
-    electra prepare --text TEXT --out DATA --vocab-size 8192 --sample-characters 20000000
-    electra pretrain --data DATA --out RUN --model tiny --steps {rows[-1]["step"]}
+    electra prepare --text {options.files} --out DATA --vocab-size 8192 --sample-characters 30000000 --drop-duplicates
+    electra pretrain --data DATA --out RUN --model tiny
     python -m benchmarks.package_tiny RUN --data DATA …
 
 - text: {options.text}
 - {corpus.num_tokens:,} training tokens; corpus fingerprint `{corpus.fingerprint[:16]}`
 - commit `{options.commit}`, seed 0; every setting is in `config.toml` beside the two models
-- torch {torch.__version__}, fp32, one thread, {_processor()}; weights stored in bf16
+- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, one thread, {_processor()}; weights stored in bf16
 - how the recipe was found: `docs/decisions.md`
 
 ## Held-out text during training

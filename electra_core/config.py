@@ -228,10 +228,10 @@ PRESETS: dict[str, Preset] = {
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         PretrainConfig(
-            model="tiny", steps=8_500, batch_size=16, learning_rate=1e-3, warmup_steps=50, adam_beta2=0.98,
-            optimizer="muon", muon_learning_rate=0.01, embedding_init="cooccurrence", position_init="local",
+            model="tiny", steps=24_000, batch_size=16, learning_rate=1e-3, warmup_steps=50, adam_beta2=0.98,
+            weight_decay=0.05, optimizer="muon", muon_learning_rate=0.01, embedding_init="cooccurrence", position_init="local",
             generator_hidden_size=32, generator_attention_heads=2, generator_intermediate_size=128,
-            generator_layers=1, checkpoint_every=500, eval_every=250,
+            generator_layers=1, checkpoint_every=1_000, eval_every=500,
         ),
     ),
     "small": Preset(_SMALL, PretrainConfig(model="small", **_generator(64))),
