@@ -1,0 +1,222 @@
+"""Pre-training throughput over batch and length: ELECTRA and BERT's masked LM, ours and `transformers`.
+
+    python -m benchmarks.sweep --out FILE.jsonl [--model small] [--shapes 16x128 64x128 4x512]
+        [--objectives electra mlm] [--programs ...] [--compiled 1] [--precision auto] [--threads 2] [--rounds 3]
+        [--minutes M]
+
+For each objective and each shape (sequences x tokens): tokens a second of whole optimizer steps, the share of the
+peak (MFU), and peak memory. Every program is a process of its own that holds its model; on a CPU all of a shape's
+programs take turns, as in `harness.interleave`, on a GPU, whose memory they could not share, one comes after the
+other. "transformers" is `bench_pretrain.HubElectra` with the masked positions' logits picked out (its faster
+form), with eager attention, with SDPA, and with SDPA and compiled. Sizes, batches, dropout and precision are the
+same for all.
+
+Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the
+same weights, masks and draws; a compiled one with two layers. What cannot run gets a row that says why.
+
+MFU is the FLOPs that the mathematics needs (`learning_plan.step_flops`: matrix products, words predicted at masked
+positions alone) over the peak: on a GPU its data sheet's, on a CPU what a product of 2048 x 2048 matrices reaches
+in the same precision on the same threads. Memory is what the process takes above what it took before the model,
+on a GPU what PyTorch has allocated at most.
+
+Last comes the split of a step by stages, from `bench_step`. Every row is written as it is measured; the same
+command goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import bench_step
+from benchmarks.harness import environment, spread
+from benchmarks.learning_plan import step_flops
+from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
+from electra_core.config import PRESETS
+from electra_core.meter import PEAK_FLOPS
+from electra_core.training import resolve_device, resolve_precision
+
+Row = dict[str, Any]
+
+
+def measure(cases: list[Case], rounds: int, peak: float | None) -> Iterator[Row]:
+    """A row for each case, whose processes take turns."""
+    context = multiprocessing.get_context("spawn")
+    started = []
+    for case in cases:
+        here, there = context.Pipe()
+        process = context.Process(target=worker, args=(case, there))
+        process.start()
+        there.close()
+        started.append((case, process, here, _answer(here)))  # one after the other: all warm up undisturbed
+    seconds: dict[str, list[list[float]]] = {case.name: [] for case in cases}
+    for turn in range(rounds):
+        for place in range(len(started)):
+            case, _, pipe, ready = started[(turn + place) % len(started)]
+            if "note" not in ready:
+                pipe.send(True)
+                seconds[case.name].append(_answer(pipe))
+    for case, process, pipe, ready in started:
+        memory = None
+        if "note" not in ready:
+            pipe.send(None)
+            memory = _answer(pipe)
+        process.join()
+        yield _row(case, seconds[case.name], memory, ready, peak)
+
+
+def _answer(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return {"note": "the process ended (out of memory?)"}
+
+
+def _row(case: Case, seconds: list[Any], memory: Any, ready: Row, peak: float | None) -> Row:
+    about = {"piece": case.name, "kind": "throughput", **asdict(case), **ready}
+    notes = [answer["note"] for answer in [*seconds, memory] if isinstance(answer, dict)]
+    if notes or "note" in ready:
+        return {**about, "note": ready.get("note") or notes[0]}
+    encoder, pretrain = case.configs
+    tokens = case.batch * case.length * case.steps
+    walls, processor = ([tokens / row[clock] for row in seconds] for clock in (0, 1))
+    rate = step_flops(encoder, pretrain) / (case.batch * case.length)
+    return {
+        **about, "tokens_per_second": asdict(spread(walls)), "by_processor_time": asdict(spread(processor)),
+        "rounds": seconds, "mfu": None if peak is None else spread(walls).median * rate / peak,
+        "peak_mib": round(memory),
+    }  # fmt: skip
+
+
+def gpu_peak(device: torch.device) -> float | None:
+    """Its data sheet's dense bf16 products a second, if that is known."""
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def cpu_peak(precision: str, threads: int) -> float:
+    """FLOP/s of a product of 2048 x 2048 matrices: the best of five."""
+    torch.set_num_threads(threads)
+    kind = resolve_precision(precision, torch.device("cpu"))
+    a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / min(times[1:])
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def groups(options: argparse.Namespace, device: torch.device) -> Iterator[list[Case]]:
+    """Cases that take turns."""
+    for index, shape in enumerate(options.shapes):
+        batch, length = map(int, shape.split("x"))
+        for objective in options.objectives:
+            cases = [
+                Case(options.model, objective, batch, length, program, options.precision, str(device),
+                     options.threads, options.steps)
+                for program in options.programs
+                if (program not in COMPILED or index < options.compiled)
+                and (program != OURS_GRAPH or device.type == "cuda")
+            ]  # fmt: skip
+            if device.type == "cuda":
+                yield from ([case] for case in cases)
+            else:
+                yield cases
+
+
+def split_row(options: argparse.Namespace, shape: str) -> Row:
+    """How our step divides into stages."""
+    batch, length = map(int, shape.split("x"))
+    settings = argparse.Namespace(
+        model=options.model, batch=batch, length=length, precision=options.precision, steps=options.steps + 2,
+        device=options.device, trace=None, no_timing=False,
+    )  # fmt: skip
+    return {"kind": "split", "model": options.model, "shape": shape, **bench_step.report(settings)}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, a row for each program and shape")
+    parser.add_argument("--model", default="small", choices=sorted(PRESETS))
+    parser.add_argument("--shapes", nargs="+", default=["16x128", "4x512", "64x128"], metavar="BATCHxLENGTH")
+    parser.add_argument("--objectives", nargs="+", default=["electra", "mlm"], choices=["electra", "mlm"])
+    parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS, metavar="PROGRAM")
+    parser.add_argument("--compiled", type=int, default=1, help="at how many of the shapes programs are compiled")
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"], help="of all programs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps a round")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after this long")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what has no row yet."""
+    options = arguments().parse_args(argv)
+    device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
+    done = {row.get("piece") for row in read_rows(options.out)}
+    splits = [shape for shape in options.shapes[:1] if f"split-{options.model}-{shape}" not in done]
+    todo = [
+        left for cases in groups(options, device) if (left := [case for case in cases if case.name not in done])
+    ]
+    if not todo and not splits:
+        print("everything is measured")
+        return
+    peak = gpu_peak(device) if device.type == "cuda" else cpu_peak(options.precision, options.threads)
+    write(
+        options.out, {"piece": "environment", "kind": "environment", "peak_flops": peak, **_about(device, options)}
+    )
+    for cases in todo:
+        if time.monotonic() > deadline:
+            print("the minutes are over; the same command goes on", file=sys.stderr)
+            return
+        for row in measure(cases, options.rounds, peak):
+            write(options.out, row)
+            print(f"{row['piece']}: {row.get('note') or _said(row)}", flush=True)
+    for shape in splits:
+        write(options.out, {"piece": f"split-{options.model}-{shape}", **split_row(options, shape)})
+
+
+def _about(device: torch.device, options: argparse.Namespace) -> Row:
+    torch.set_num_threads(options.threads)
+    return {"environment": environment(device)}
+
+
+def _said(row: Row) -> str:
+    rates = row["tokens_per_second"]
+    share = "" if row["mfu"] is None else f", {row['mfu']:.1%} of the peak"
+    spread_of = f"{rates['low']:,.0f} to {rates['high']:,.0f}"
+    return f"{rates['median']:,.0f} tokens/s ({spread_of}){share}, {row['peak_mib']:,} MiB"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows that are there; a last line that was cut off is none."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def write(path: Path, row: Row) -> None:
+    """Append a row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

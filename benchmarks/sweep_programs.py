@@ -1,0 +1,204 @@
+"""The programs that `sweep.py` times: ours and `transformers`, each in a process of its own.
+
+A process checks that its losses are ours, builds its model, warms up, and then carries out rounds of steps as it
+is told to, so that several can take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from electra_kernels.rng import seed_tensor
+from torch import nn
+
+from benchmarks.bench_pretrain import (
+    LOSS_TOLERANCE,
+    HubElectra,
+    HubMaskedLM,
+    batches_like_text,
+    hub_steps,
+    losses_with_our_weights,
+    our_steps,
+    padded_inputs,
+    relative,
+    take,
+)
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.engine import static_steps
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer, learning_rate
+from electra_core.static_batch import Shapes
+from electra_core.training import autocast_context, resolve_device, resolve_precision
+
+OURS, OURS_COMPILED, OURS_GRAPH = "ours", "ours, compiled", "ours, CUDA graph"
+EAGER, SDPA, SDPA_COMPILED = (
+    "transformers, eager attention", "transformers, SDPA", "transformers, SDPA, compiled",
+)  # fmt: skip
+PROGRAMS = (OURS, OURS_COMPILED, OURS_GRAPH, EAGER, SDPA, SDPA_COMPILED)
+COMPILED = (OURS_COMPILED, SDPA_COMPILED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program at one shape."""
+
+    model: str
+    objective: str
+    batch: int
+    length: int
+    program: str
+    precision: str
+    device: str
+    threads: int
+    steps: int
+    """Optimizer steps a round."""
+
+    @property
+    def name(self) -> str:
+        """Names the row."""
+        return f"{self.model}-{self.objective}-{self.batch}x{self.length}-{self.program}"
+
+    @property
+    def configs(self) -> tuple[EncoderConfig, PretrainConfig]:
+        """Of the discriminator and of the run."""
+        preset = PRESETS[self.model]
+        longest = max(self.length, preset.discriminator.max_position_embeddings)
+        encoder = replace(
+            preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+            max_position_embeddings=longest,
+        )  # fmt: skip
+        changes = {"objective": self.objective, "batch_size": self.batch, "max_length": self.length}
+        return encoder, replace(preset.pretrain, **changes)
+
+
+def worker(case: Case, pipe: Connection) -> None:
+    """Checks, builds, warms up; then answers every message with a round's seconds, and None with its memory."""
+    torch.set_num_threads(case.threads)
+    device = resolve_device(case.device)
+    try:
+        before = _memory_now(device)
+        difference = check_same(case, device)
+        _forget_peak(device)
+        loop = steps_of(case, device)
+        take(loop, 2)
+        pipe.send({"difference": difference})
+        while pipe.recv():
+            begin = _clocks(device)
+            take(loop, case.steps)
+            pipe.send([b - a for a, b in zip(begin, _clocks(device))])
+        pipe.send((_peak_memory(device) - before) / 2**20)
+    except Exception as error:  # out of memory, no compiler, ...: a row says so, and the others go on
+        pipe.send({"note": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]})
+
+
+def _clocks(device: torch.device) -> tuple[float, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter(), time.process_time()
+
+
+def _memory_now(device: torch.device) -> int:
+    """Bytes held."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes held since `_forget_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _of_status("VmHWM")
+
+
+def _forget_peak(device: torch.device) -> None:
+    """What the check has taken is not the program's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is what is held now
+
+
+def _of_status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def their_model(case: Case, encoder: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
+    """The library's program of a case, not compiled."""
+    model = HubMaskedLM(encoder) if case.objective == "mlm" else HubElectra(encoder, pretrain, pick=True)
+    for part in model.children():
+        part.set_attn_implementation("eager" if case.program == EAGER else "sdpa")  # type: ignore[operator]
+    return model
+
+
+def steps_of(case: Case, device: torch.device) -> Iterator[object]:
+    """The program's loop, one optimizer step for each item taken."""
+    encoder, pretrain = case.configs
+    autocast = autocast_context(device, resolve_precision(case.precision, device))
+    batches = batches_like_text(encoder.vocab_size, case.batch, case.length, pretrain)
+    if case.program in (OURS, OURS_COMPILED, OURS_GRAPH):
+        model = build_objective(encoder, pretrain).to(device)
+        if case.program != OURS:
+            return _static_steps(model, batches, pretrain, device, autocast, case.program == OURS_GRAPH)
+        return our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
+    theirs = their_model(case, encoder, pretrain).to(device)
+    if case.program == SDPA_COMPILED:
+        theirs.compile()
+    padded = [{name: t.to(device) for name, t in padded_inputs(batch).items()} for batch in batches]
+    return hub_steps(theirs, padded, pretrain, autocast)
+
+
+def _static_steps(
+    model: nn.Module,
+    batches: list[Any],
+    pretrain: PretrainConfig,
+    device: torch.device,
+    autocast: Any,
+    graph: bool,
+) -> Iterator[object]:
+    """`--engine graph`, else `--engine compile`, of `electra pretrain`."""
+    run = model if graph else torch.compile(model)
+    return static_steps(
+        model, build_optimizer(model, pretrain), lambda batch, seed: (run(batch, seed).loss, {}),
+        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(pretrain), device=device,
+        capture=graph, first_step=0, steps=pretrain.steps, seed=pretrain.seed,
+        schedule=lambda t: learning_rate(t, pretrain.learning_rate, pretrain.steps, pretrain.warmup_steps),
+        clip_norm=pretrain.clip_norm, autocast=autocast,
+    )  # fmt: skip
+
+
+def check_same(case: Case, device: torch.device) -> float:
+    """Largest relative difference of a program's losses from those of ours, in fp32 without dropout.
+
+    Raises:
+        SystemExit: one above LOSS_TOLERANCE.
+    """
+    encoder, pretrain = case.configs
+    encoder = replace(encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    if case.program in COMPILED:
+        encoder = replace(encoder, num_hidden_layers=2)
+        pretrain = replace(pretrain, generator_layers=2)
+    batch = batches_like_text(encoder.vocab_size, 2, min(48, case.length), pretrain, 1)[0]
+    batch, inputs = batch.to(device), {name: t.to(device) for name, t in padded_inputs(batch).items()}
+    ours = build_objective(encoder, pretrain).to(device)
+    seed = seed_tensor(1, device)
+    output = ours(batch, seed)
+    losses = [output.loss, output.mlm_loss, output.rtd_loss]
+    if case.program in (OURS, OURS_GRAPH):
+        theirs = losses  # OURS_GRAPH runs the same function; tests/test_engine.py compares the engines' losses
+    elif case.program == OURS_COMPILED:
+        ours.compile()
+        again = ours(batch, seed)
+        theirs = [again.loss, again.mlm_loss, again.rtd_loss]
+    else:
+        model = their_model(case, encoder, pretrain).to(device)
+        if case.program == SDPA_COMPILED:
+            model.compile()
+        theirs = losses_with_our_weights(ours, model, inputs, output, batch)
+    difference = max(relative(a, b) for a, b in zip(theirs, losses))
+    if not difference <= LOSS_TOLERANCE:
+        raise ValueError(f"computes other losses than ours (relative difference {difference:.2g}): not timed")
+    return difference
