@@ -62,7 +62,7 @@ def measure(benchmark: Benchmark, device: str, folder: Path, options: argparse.N
     if extra is None:
         print(f"{benchmark.name}: nothing to measure on {device}")
         return True
-    if out.exists() and not options.again and not benchmark.needs_corpus:  # a study goes on by itself
+    if out.exists() and not options.again and not benchmark.resumes:
         print(f"{benchmark.name}: measured already ({out})")
         return True
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,8 @@ class Benchmark:
     """Its option for the result file."""
     suffix: str = ".json"
     needs_corpus: bool = False
+    resumes: bool = False
+    """Started again, it goes on where it was, and ends at once if nothing is left."""
 
     def arguments(self, device: str, quick: bool) -> tuple[str, ...] | None:
         """What it is started with; None if it has nothing to measure there."""
@@ -34,6 +36,16 @@ class Benchmark:
 
 def _kernel(name: str, about: str) -> Benchmark:
     return Benchmark(name, about, f"benchmarks.bench_{name}", quick=("--repetitions", "1"))
+
+
+def _sweep(model: str, gpu: tuple[str, ...], cpu: tuple[str, ...] | None) -> Benchmark:
+    return Benchmark(
+        f"sweep_{model}", f"Pre-training of {model} over batch and length, with memory, MFU and a step's stages",
+        "benchmarks.sweep", ("--model", model, "--precision", "bf16", "--minutes", "6", *gpu),
+        cpu and ("--model", model, *cpu),
+        ("--model", "tiny", "--shapes", "2x16", "--rounds", "1", "--compiled", "0", "--threads", "1"),
+        suffix=".jsonl", resumes=True,
+    )  # fmt: skip
 
 
 _STEP = ("--precision", "bf16", "--threads", "1")
@@ -67,10 +79,19 @@ CATALOGUE = (
         ("--precision", "fp32", "--batch", "128", "--steps", "5"),
         ("--precision", "fp32", "--threads", "1", "--rounds", "3"), (*_TINY_STEP, "--precision", "fp32"),
     ),
+    _sweep(
+        "small", ("--shapes", "128x128", "1024x128", "128x512", "--compiled", "2", "--steps", "10"),
+        ("--shapes", "16x128", "64x128", "4x512", "--threads", "2"),
+    ),
+    _sweep("base", ("--shapes", "32x512", "256x128", "--compiled", "1", "--steps", "3"), None),
+    Benchmark(
+        "input", "Examples and masks on the host, by stage, in processes and threads", "benchmarks.bench_input",
+        (), (), ("--rounds", "1", "--seconds", "0.1", "--ways", "1x1"),
+    ),
     Benchmark(
         "learning", "Learning for equal FLOPs and equal time", "benchmarks.learning_study",
         ("--budget", "ten-minutes", "--piece-minutes", "7", "--minutes", "1"),
-        ("--budget", "minutes"), ("--budget", "quick"), suffix=".jsonl", needs_corpus=True,
+        ("--budget", "minutes"), ("--budget", "quick"), suffix=".jsonl", needs_corpus=True, resumes=True,
     ),
 )  # fmt: skip
 BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}

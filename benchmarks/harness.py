@@ -120,6 +120,22 @@ def deciles(values: list[float]) -> Spread:
     return Spread(median(values), low, high)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, if it is there; a last line that was cut off is removed from it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What figures were measured on and with; kept beside every figure."""
     return {
@@ -131,7 +147,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions("torch", "triton", "transformers")},
         "cuda": torch.version.cuda,
         "commit": commit(),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *map(_without_folders, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -171,6 +187,15 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _without_folders(argument: str) -> str:
+    """A path of this machine as it is within the project, or its last part; all else as it is."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    root = Path(__file__).parent.parent
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def _module() -> str:

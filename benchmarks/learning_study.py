@@ -33,7 +33,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from benchmarks.harness import environment
+from benchmarks.harness import add_row, environment, read_rows
 from benchmarks.learning_plan import (
     BUDGETS,
     START,
@@ -163,6 +163,7 @@ class Study:
             "preset": asdict(PRESETS[self.budget.model]),
             "tasks": {name: asdict(TASKS[name]) for name in sorted(tasks)},
             "corpus": self.corpus.fingerprint,
+            "machine": environment(self.device)["device"],
         }
         return dict(json.loads(json.dumps(values)))
 
@@ -176,9 +177,7 @@ class Study:
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
-        self.options.out.parent.mkdir(parents=True, exist_ok=True)
-        with self.options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(self.options.out, row)
 
 
 def steps_for_equal_seconds(rows: list[Row], run: Pretraining) -> int:
@@ -244,17 +243,6 @@ def check_study(rows: list[Row], identity: Row, path: Path) -> None:
             changed = [name for name in identity if (before or {}).get(name) != identity[name]]
             other = ", another ".join(changed)
             raise UserError(f"{path}: has rows of a study with another {other}; take another file")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of an earlier start; a last line that was cut off is dropped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def summary(row: Row) -> str:

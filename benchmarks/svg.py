@@ -50,8 +50,8 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
     return _svg(title, 800, 50 + step * len(rows), parts)
 
 
-def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve]) -> str:
-    """Score against compute."""
+def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve], from_zero: bool = False) -> str:
+    """Score against compute; rates are to be seen from zero on."""
     left, top, width, height = 60, 45, 480, 260
     points = [(x, y) for curve in series for x, values in curve.points for y in values]
     if not points:
@@ -59,7 +59,7 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve]) -> s
     x0, x1 = min(0.0, *(x for x, _ in points)), max(x for x, _ in points) or 1.0
     y0, y1 = min(y for _, y in points), max(y for _, y in points)
     pad = 0.08 * (y1 - y0) or 0.05
-    y0, y1 = y0 - pad, y1 + pad
+    y0, y1 = 0.0 if from_zero else y0 - pad, y1 + pad
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + width * (x - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)

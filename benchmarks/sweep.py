@@ -26,7 +26,6 @@ command goes on behind the last one.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -39,7 +38,7 @@ from typing import Any
 import torch
 
 from benchmarks import bench_step
-from benchmarks.harness import environment, spread
+from benchmarks.harness import add_row, environment, read_rows, spread
 from benchmarks.learning_plan import step_flops
 from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
@@ -170,7 +169,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what has no row yet."""
     options = arguments().parse_args(argv)
     device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
-    done = {row.get("piece") for row in read_rows(options.out)}
+    rows = read_rows(options.out)
+    done = {row.get("piece") for row in rows}
     splits = [shape for shape in options.shapes[:1] if f"split-{options.model}-{shape}" not in done]
     todo = [
         left for cases in groups(options, device) if (left := [case for case in cases if case.name not in done])
@@ -179,18 +179,20 @@ def main(argv: list[str] | None = None) -> None:
         print("everything is measured")
         return
     peak = gpu_peak(device) if device.type == "cuda" else cpu_peak(options.precision, options.threads)
-    write(
-        options.out, {"piece": "environment", "kind": "environment", "peak_flops": peak, **_about(device, options)}
-    )
+    about = _about(device, options)
+    for row in rows:
+        if "environment" in row and row["environment"].get("device") != about["environment"]["device"]:
+            raise SystemExit(f"{options.out}: has rows of another machine; take another file")
+    add_row(options.out, {"piece": "environment", "kind": "environment", "peak_flops": peak, **about})
     for cases in todo:
         if time.monotonic() > deadline:
             print("the minutes are over; the same command goes on", file=sys.stderr)
             return
         for row in measure(cases, options.rounds, peak):
-            write(options.out, row)
+            add_row(options.out, row)
             print(f"{row['piece']}: {row.get('note') or _said(row)}", flush=True)
     for shape in splits:
-        write(options.out, {"piece": f"split-{options.model}-{shape}", **split_row(options, shape)})
+        add_row(options.out, {"piece": f"split-{options.model}-{shape}", **split_row(options, shape)})
 
 
 def _about(device: torch.device, options: argparse.Namespace) -> Row:
@@ -203,19 +205,6 @@ def _said(row: Row) -> str:
     share = "" if row["mfu"] is None else f", {row['mfu']:.1%} of the peak"
     spread_of = f"{rates['low']:,.0f} to {rates['high']:,.0f}"
     return f"{rates['median']:,.0f} tokens/s ({spread_of}){share}, {row['peak_mib']:,} MiB"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows that are there; a last line that was cut off is none."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-
-def write(path: Path, row: Row) -> None:
-    """Append a row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
