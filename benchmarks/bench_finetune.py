@@ -1,6 +1,6 @@
 """Fine-tuning and inference side by side with `transformers`, on texts as long as SST-2's and IMDb's.
 
-    python benchmarks/bench_finetune.py [--model small] [--device cpu] [--threads 1] [--json FILE]
+    python -m benchmarks.bench_finetune [--model small] [--device cpu] [--threads 1] [--json FILE]
 
 Three ways to run the same ELECTRA, random weights, on the same sequences of random words:
 
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.harness import environment
 from electra_core import model_dir
 from electra_core.config import PRESETS
 from electra_core.features import Features, batch_order, sorted_batches
@@ -175,7 +175,11 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
 def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace) -> dict[str, float]:
     """Seconds for one pass over the examples (after a warm-up on some of them), and peak memory."""
-    rows = sequences(workload, args.examples or default_examples(workload, train, args.device), 30522)
+    rows = sequences(
+        workload,
+        args.examples or default_examples(workload, train, args.device),
+        PRESETS[args.model].discriminator.vocab_size,
+    )
     step = stepper(way, Path(args.folder), train, args.device, args.precision)
     warm = rows[: (workload.train_batch if train else workload.infer_batch)]
     for _ in range(3 if args.device == "cuda" else 1):
@@ -202,7 +206,7 @@ def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace)
 
 def default_examples(workload: Workload, train: bool, device: str) -> int:
     size = workload.train_batch if train else workload.infer_batch
-    batches = {"cpu": {"sst2": 12, "imdb": 5}, "cuda": {"sst2": 200, "imdb": 100}}[device][workload.name]
+    batches = {"cpu": {"sst2": 8, "imdb": 4}, "cuda": {"sst2": 200, "imdb": 100}}[device][workload.name]
     return size * (batches if train else max(2, batches // 3))
 
 
@@ -217,8 +221,9 @@ def synchronise(device: str) -> None:
 def run_child(folder: str, way: str, workload: str, mode: str, args: argparse.Namespace) -> dict[str, float]:
     """One measurement in a fresh process."""
     command = [
-        sys.executable, __file__, "--child", json.dumps([way, workload, mode]), "--folder", folder,
-        "--device", args.device, "--threads", str(args.threads), "--precision", args.precision,
+        sys.executable, "-m", "benchmarks.bench_finetune", "--child", json.dumps([way, workload, mode]),
+        "--folder", folder, "--model", args.model, "--device", args.device,
+        "--threads", str(args.threads), "--precision", args.precision,
         "--examples", str(args.examples),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
@@ -262,7 +267,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", default=["train", "infer"], choices=["train", "infer"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--examples", type=int, default=0, help="per measurement; 0: a few seconds' worth")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -282,12 +287,8 @@ def main() -> None:
             for workload in args.workloads
             for mode in args.modes
         }
-    import transformers
-
     report = {
-        "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "environment": environment(torch.device(args.device)),
         "precision": str(resolve_precision(args.precision, torch.device(args.device))),
         "threads": args.threads,
         "model": args.model,
