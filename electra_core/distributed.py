@@ -163,14 +163,20 @@ class Ranks:
 def join_ranks(device: torch.device) -> Ranks:
     """The ranks that torchrun started, connected; the only one where it did not start us.
 
-    Processors talk over gloo, GPUs over NCCL.
+    Processors talk over gloo, GPUs over NCCL. After a restart torchrun's store still has the addresses of processes
+    that are gone, and whoever finds one before it is replaced waits for nobody. So each start has names of its own,
+    where all ranks know which start it is: on one machine. (Machines may count differently: docs/scaling.md.)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    return Ranks(rank, size)
 
 
 class Silent:
