@@ -13,6 +13,7 @@ from torch import Tensor
 
 LANES = 16  # as in native.c: head dims are whole vectors
 LONGEST = 4096  # tokens of a sequence; beyond, PyTorch's own blocked kernels are the better choice
+SHORT = 128  # tokens; longer sequences without dropout or gradient are faster by PyTorch's own kernel
 
 
 def takes(qkv_T3HK: Tensor, max_seqlen: int) -> bool:

@@ -33,6 +33,8 @@ def attention(
     if tokens == 0:
         return qkv_T3HK.sum(1)
     order_T, shapes = _group_by_length(tokens, cu_seqlens, max_seqlen)
+    if order_T is not None and is_fused(qkv_T3HK, dropout_p) and 2 * len(shapes) > len(cu_seqlens) - 1:
+        return _one_by_one(qkv_T3HK, cu_seqlens, softmax_scale)
     rows_T = torch.arange(tokens, device=qkv_T3HK.device) if order_T is None else order_T
     grouped_T3HK = qkv_T3HK if order_T is None else qkv_T3HK[order_T]
     sizes = [count * length for count, length in shapes]
@@ -50,6 +52,21 @@ def attention(
         outputs.append(out.transpose(1, 2).reshape(count * length, heads, head_dim))
     out_THK = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return out_THK if order_T is None else torch.empty_like(out_THK).index_copy(0, order_T, out_THK)
+
+
+def is_fused(qkv_T3HK: Tensor, dropout_p: float) -> bool:
+    """Whether PyTorch's fused forward does it all: no dropout and no gradient."""
+    return dropout_p == 0.0 and not (qkv_T3HK.requires_grad and torch.is_grad_enabled())
+
+
+def _one_by_one(qkv_T3HK: Tensor, cu_seqlens: Tensor, softmax_scale: float) -> Tensor:
+    """Sequence by sequence, on slices: nothing is gathered."""
+    out_THK = torch.empty_like(qkv_T3HK[:, 0], memory_format=torch.contiguous_format)
+    for start, end in itertools.pairwise(cu_seqlens.tolist()):
+        if end > start:
+            q, k, v = qkv_T3HK[start:end].permute(1, 2, 0, 3).unsqueeze(1)
+            out_THK[start:end] = scaled_dot_product_attention(q, k, v, scale=softmax_scale)[0].transpose(0, 1)
+    return out_THK
 
 
 def _group_by_length(

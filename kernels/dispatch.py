@@ -93,17 +93,18 @@ def native_problem() -> str | None:
     return native.problem()
 
 
-def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool) -> bool:
+def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_is_faster: bool = False) -> bool:
     """Whether a call on `tensor` goes to the loops in C, once `use_triton` has said no.
 
     Args:
         supported: whether the loops can work on these dtypes and sizes.
+        twin_is_faster: whether "auto" is better off without them.
 
     Raises:
         RuntimeError: they were asked for with `use("native")` and cannot run on this tensor.
     """
     in_bf16 = tensor.dtype == torch.bfloat16
-    if _choice == "reference" or (_choice == "auto" and dropout_p == 0.0 and not in_bf16):
+    if _choice == "reference" or (_choice == "auto" and (twin_is_faster or (dropout_p == 0.0 and not in_bf16))):
         return False
     runnable = supported and tensor.device.type == "cpu" and native_problem() is None
     if _choice == "native" and not runnable:

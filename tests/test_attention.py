@@ -7,6 +7,7 @@ general path (the limits of float32; see `attention_triton.SHORT_LIMIT_FLOAT32`)
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -333,3 +334,14 @@ def test_seeds_and_streams_differ_and_ints_equal_tensors(implementation: str) ->
 
 def _to(seed: rng.Seed, device: str) -> rng.Seed:
     return seed.to(device) if isinstance(seed, Tensor) else seed
+
+
+def test_without_gradient_or_dropout_sequences_go_one_by_one() -> None:
+    """Lengths that differ: PyTorch's own kernel on slices gives what the batched calls give."""
+    lengths = [5, 0, 33, 17, 130]
+    ends = torch.tensor([0, *itertools.accumulate(lengths)])
+    qkv = torch.randn(int(ends[-1]), 3, 2, 16, dtype=torch.float64)
+    with use("reference"):
+        alone = attention(qkv, ends, max(lengths))
+        together = attention(qkv.clone().requires_grad_(), ends, max(lengths))
+    torch.testing.assert_close(alone, together.detach(), rtol=1e-12, atol=1e-12)
