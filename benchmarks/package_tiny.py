@@ -75,14 +75,16 @@ enough to be pre-trained on one CPU core in about an hour.
 
 ## Where it comes from
 
-    electra prepare --text {options.files} --out DATA --vocab-size 8192 --sample-characters 30000000 --drop-duplicates
+    electra prepare --text {options.files} \\
+        --out DATA --vocab-size 8192 --sample-characters 30000000 --drop-duplicates
     electra pretrain --data DATA --out RUN --model tiny
     python -m benchmarks.package_tiny RUN --data DATA …
 
 - text: {options.text}
 - {corpus.num_tokens:,} training tokens; corpus fingerprint `{corpus.fingerprint[:16]}`
 - commit `{options.commit}`, seed 0; every setting is in `config.toml` beside the two models
-- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, one thread, {_processor()}; weights stored in bf16
+- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, one thread, {_processor()};
+  weights stored in bf16
 - how the recipe was found: `docs/decisions.md`
 
 ## Held-out text during training

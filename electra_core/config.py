@@ -229,7 +229,8 @@ PRESETS: dict[str, Preset] = {
         ),
         PretrainConfig(
             model="tiny", steps=24_000, batch_size=16, learning_rate=1e-3, warmup_steps=50, adam_beta2=0.98,
-            weight_decay=0.05, optimizer="muon", muon_learning_rate=0.01, embedding_init="cooccurrence", position_init="local",
+            weight_decay=0.05, optimizer="muon", muon_learning_rate=0.01,
+            embedding_init="cooccurrence", position_init="local",
             generator_hidden_size=32, generator_attention_heads=2, generator_intermediate_size=128,
             generator_layers=1, checkpoint_every=1_000, eval_every=500,
         ),

@@ -163,9 +163,10 @@ class Ranks:
 def join_ranks(device: torch.device) -> Ranks:
     """The ranks that torchrun started, connected; the only one where it did not start us.
 
-    Processors talk over gloo, GPUs over NCCL. After a restart torchrun's store still has the addresses of processes
-    that are gone, and whoever finds one before it is replaced waits for nobody. So each start has names of its own,
-    where all ranks know which start it is: on one machine. (Machines may count differently: docs/scaling.md.)
+    Processors talk over gloo, GPUs over NCCL. After a restart torchrun's store still has the addresses of
+    processes that are gone, and whoever finds one before it is replaced waits for nobody. So each start has names
+    of its own, where all ranks know which start it is: on one machine. (Machines may count differently:
+    docs/scaling.md.)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
