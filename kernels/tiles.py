@@ -24,9 +24,14 @@ SPREAD = 32
 """Numbers between the rows of a turned matrix: rows a power of two apart compete for the same cache lines."""
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def has_bf16_tiles() -> bool:
     """Whether the processor has them."""
+    return _has_bf16_tiles()
+
+
+@functools.cache
+def _has_bf16_tiles() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
