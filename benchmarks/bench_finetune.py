@@ -43,8 +43,8 @@ from electra_core.config import PRESETS
 from electra_core.features import Features, batch_order, sorted_batches
 from electra_core.initialisation import initialise
 from electra_core.packing import from_padded
+from electra_core.placement import autocast_context, resolve_precision
 from electra_core.tasks import SequenceClassifier, classification_loss
-from electra_core.training import autocast_context, resolve_precision
 
 WAYS = ("ours", "hub, dynamic", "hub, maximum")
 CLS, SEP = 101, 102

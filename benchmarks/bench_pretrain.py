@@ -39,7 +39,8 @@ from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
 from electra_core.packing import from_lengths, to_padded
-from electra_core.training import autocast_context, resolve_device, resolve_precision, training_steps
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.training import training_steps
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
 BATCHES = 8

@@ -33,7 +33,8 @@ from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages
 from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
-from electra_core.training import autocast_context, resolve_device, resolve_precision, take_step
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.training import take_step
 
 PEAK, BANDWIDTH = 790e12, 4.3e12
 DRAW = "draw"

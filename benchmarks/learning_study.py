@@ -50,7 +50,7 @@ from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.metrics_log import read_metrics
-from electra_core.training import resolve_device
+from electra_core.placement import resolve_device
 
 Row = dict[str, Any]
 EVALUATIONS = 4  # on held-out text, per run

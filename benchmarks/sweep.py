@@ -43,7 +43,7 @@ from benchmarks.learning_plan import step_flops
 from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
 from electra_core.meter import PEAK_FLOPS
-from electra_core.training import resolve_device, resolve_precision
+from electra_core.placement import resolve_device, resolve_precision
 
 Row = dict[str, Any]
 

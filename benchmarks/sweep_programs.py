@@ -33,8 +33,8 @@ from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.engine import static_steps
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.static_batch import Shapes
-from electra_core.training import autocast_context, resolve_device, resolve_precision
 
 OURS, OURS_COMPILED, OURS_GRAPH = "ours", "ours, compiled", "ours, CUDA graph"
 EAGER, SDPA, SDPA_COMPILED = (

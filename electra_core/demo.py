@@ -39,13 +39,13 @@ from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
+from electra_core.placement import resolve_device
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
 from electra_core.progress import Progress, progress
 from electra_core.report import Report, duration, to_terminal, write_report
 from electra_core.sample import write_sample
 from electra_core.shards import Manifest
-from electra_core.training import resolve_device
 
 CPU_MINUTES, GPU_MINUTES = 8.0, 2.0
 PRETRAIN_SHARE = 0.4  # of the minutes

@@ -36,8 +36,9 @@ from electra_core.encoder import set_recompute
 from electra_core.engine import LossFunction
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, make_capturable
+from electra_core.placement import autocast_context
 from electra_core.static_batch import Shape, StaticInputs
-from electra_core.training import autocast_context, take_step
+from electra_core.training import take_step
 
 STAGES = {
     "embeddings": "embeddings",

@@ -51,20 +51,14 @@ from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
 from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.predict import run_model
 from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
+from electra_core.stop_request import StopRequest
 from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
-from electra_core.training import (
-    Diverged,
-    StepResult,
-    StopRequest,
-    autocast_context,
-    resolve_device,
-    resolve_precision,
-    training_steps,
-)
+from electra_core.training import Diverged, StepResult, training_steps
 
 log = logging.getLogger("electra_core")
 TRAINING_STREAM, ORDER_STREAM = range(2)  # of random numbers; finetune_data has the third

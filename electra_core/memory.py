@@ -17,8 +17,9 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.distributed import Ranks
 from electra_core.errors import UserError
 from electra_core.fake_step import StepTrace, built, full_shape, trace_step
+from electra_core.placement import autocast_context
 from electra_core.static_batch import StaticInputs
-from electra_core.training import autocast_context, take_step
+from electra_core.training import take_step
 
 MARGIN = 0.15
 """Part of the free memory that the choice of parts leaves alone."""

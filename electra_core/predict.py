@@ -28,10 +28,10 @@ from electra_core.errors import UserError
 from electra_core.features import Features, sorted_batches
 from electra_core.labelled import BadRows
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.progress import Progress, progress
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.training import autocast_context, resolve_device, resolve_precision
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
@@ -134,7 +134,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
 
     Args:
         device: auto | cpu | cuda.
-        precision: auto | bf16 | fp32 (`training.resolve_precision`).
+        precision: auto | bf16 | fp32 (`placement.resolve_precision`).
 
     Raises:
         UserError: no such directory, not a model of a downstream task, or a device that is not there.

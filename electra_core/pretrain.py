@@ -38,6 +38,7 @@ from electra_core.mixing import open_data
 from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
+from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.progress import progress
 from electra_core.run_folder import (
     check_identity,
@@ -49,13 +50,8 @@ from electra_core.run_folder import (
     write_config,
 )
 from electra_core.static_batch import Shapes
-from electra_core.training import (
-    StopRequest,
-    autocast_context,
-    resolve_device,
-    resolve_precision,
-    training_steps,
-)
+from electra_core.stop_request import StopRequest
+from electra_core.training import training_steps
 
 
 @dataclass(frozen=True)

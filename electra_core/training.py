@@ -10,13 +10,9 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -179,108 +175,3 @@ def _backward_all(
         sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
     sums = ranks.summed(sums)
     return sums.pop(""), sums
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The compute dtype for "auto" | "bf16" | "fp32".
-
-    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor with AMX tiles.
-    Processors with AVX-512 BF16 alone multiply bf16 at half the speed of fp32 (measured,
-    docs/decisions.md).
-    """
-    if precision == "auto":
-        has_tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-        has_gpu_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_tiles or has_gpu_bf16 else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Mixed precision: parameters stay fp32, products are done in `dtype`."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def resolve_device(device: str) -> torch.device:
-    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists; several processes get a GPU each.
-
-    Raises:
-        electra_core.errors.UserError: CUDA asked for where there is none, or too little of it.
-    """
-    from electra_core.errors import UserError
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA device")
-    if device == "cuda" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
-        if int(local_rank) >= torch.cuda.device_count():
-            raise UserError(
-                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one per process"
-            )
-        device = f"cuda:{local_rank}"
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device {device}: expected auto, cpu or cuda") from None
-
-
-class StopRequest(AbstractContextManager["StopRequest"]):
-    """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
-
-    A second signal ends the process at once, by Python's own handler; what was saved stays whole. Under torchrun a
-    scheduler's signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the
-    first is the first.
-
-    Args:
-        ranks: the processes that train together; `agreed` is what they all stop for.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    REASONS = ("time limit", *(number.name for number in SIGNALS))
-    SAME_SIGNAL = 5.0
-
-    def __init__(self, max_minutes: float | None = None, ranks: Ranks | None = None):
-        self.reason: str | None = None
-        self.ranks = ranks or Ranks()
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._previous: dict[signal.Signals, Any] = {}
-        self._signalled: float | None = None
-        self._told: Callable[[], Tensor] | None = None
-
-    def __enter__(self) -> StopRequest:
-        for number in self.SIGNALS:
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: signals are the caller's affair
-                break
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __bool__(self) -> bool:
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = self.REASONS[0]
-        return self.reason is not None
-
-    def agreed(self) -> str | None:
-        """Why to stop, the same on all ranks at the same call; None to go on.
-
-        With several ranks, each call tells the others what this one knows and hears what they all knew at the call
-        before, so that nobody waits. A single process hears itself at once.
-        """
-        if self.ranks.size == 1:
-            return self.reason if self else None
-        wanted = [float(bool(self) and self.reason == reason) for reason in self.REASONS]
-        before, self._told = self._told, self.ranks.later_sum(torch.tensor(wanted))
-        counts = before().tolist() if before else []
-        return next((reason for reason, count in zip(self.REASONS, counts) if count), None)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signalled is None:
-            self._signalled, self.reason = now, signal.Signals(number).name
-        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._signalled > self.SAME_SIGNAL:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)

@@ -31,7 +31,8 @@ from electra_core.electra import Electra
 from electra_core.evaluation import health
 from electra_core.metrics_log import MetricsLog, read_metrics
 from electra_core.run_state import FAILED, read_state
-from electra_core.training import StepResult, StopRequest
+from electra_core.stop_request import StopRequest
+from electra_core.training import StepResult
 
 __all__ = ["one_thread"]  # a fixture of every test here
 

@@ -1,0 +1,52 @@
+"""Where a model computes, and in which precision: `--device` and `--precision`, resolved for this machine."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from electra_kernels.tiles import has_bf16_tiles
+
+from electra_core.errors import UserError
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists; several processes get a GPU each.
+
+    Raises:
+        UserError: CUDA asked for where there is none, or too little of it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA device")
+    if device == "cuda" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
+        if int(local_rank) >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one per process"
+            )
+        device = f"cuda:{local_rank}"
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: expected auto, cpu or cuda") from None
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The compute dtype for "auto" | "bf16" | "fp32".
+
+    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor with AMX tiles.
+    Processors with AVX-512 BF16 alone multiply bf16 at half the speed of fp32 (measured,
+    docs/decisions.md).
+    """
+    if precision == "auto":
+        has_gpu_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_gpu_bf16 or (device.type == "cpu" and has_bf16_tiles()) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Mixed precision: parameters stay fp32, products are done in `dtype`."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,78 @@
+"""How a run is stopped from outside: a signal or a time limit is noted, and the loop answers between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_core.distributed import Ranks
+
+
+class StopRequest(AbstractContextManager["StopRequest"]):
+    """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
+
+    A second signal ends the process at once, by Python's own handler; what was saved stays whole. Under torchrun a
+    scheduler's signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the
+    first is the first.
+
+    Args:
+        ranks: the processes that train together; `agreed` is what they all stop for.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    REASONS = ("time limit", *(number.name for number in SIGNALS))
+    SAME_SIGNAL = 5.0
+
+    def __init__(self, max_minutes: float | None = None, ranks: Ranks | None = None):
+        self.reason: str | None = None
+        self.ranks = ranks or Ranks()
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._previous: dict[signal.Signals, Any] = {}
+        self._signalled: float | None = None
+        self._told: Callable[[], Tensor] | None = None
+
+    def __enter__(self) -> StopRequest:
+        for number in self.SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: signals are the caller's affair
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = self.REASONS[0]
+        return self.reason is not None
+
+    def agreed(self) -> str | None:
+        """Why to stop, the same on all ranks at the same call; None to go on.
+
+        With several ranks, each call tells the others what this one knows and hears what they all knew at the call
+        before, so that nobody waits. A single process hears itself at once.
+        """
+        if self.ranks.size == 1:
+            return self.reason if self else None
+        wanted = [float(bool(self) and self.reason == reason) for reason in self.REASONS]
+        before, self._told = self._told, self.ranks.later_sum(torch.tensor(wanted))
+        counts = before().tolist() if before else []
+        return next((reason for reason, count in zip(self.REASONS, counts) if count), None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signalled is None:
+            self._signalled, self.reason = now, signal.Signals(number).name
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._signalled > self.SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
