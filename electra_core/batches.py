@@ -46,14 +46,10 @@ class Batches:
             )
 
     def __call__(self, step: int) -> list[PretrainBatch]:
-        size, parts = self.config.batch_size, self.config.accumulate * self.world_size
-        first = step * size
-        planned = self._planned(step)
-        lengths = planned.lengths
-        masked = _counts(lengths, self.config)
-        each = size // parts
+        each = self.config.batch_size // (self.config.accumulate * self.world_size)
         mine = range(self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate)
-        return [self._part(planned, lengths, masked, first, part * each, (part + 1) * each) for part in mine]
+        planned = self._planned(step)
+        return [self._part(step, planned, part * each, (part + 1) * each) for part in mine]
 
     def _planned(self, step: int) -> Plan:
         """The step's examples, planned together with those of the steps after it, which is cheaper."""
@@ -65,13 +61,13 @@ class Batches:
             ahead = self._ahead = block, self.examples.plan(np.arange(first, first + steps * size))
         return ahead[1][place * size : (place + 1) * size]
 
-    def _part(
-        self, planned: Plan, lengths: np.ndarray, masked: np.ndarray, first: int, begin: int, end: int
-    ) -> PretrainBatch:
+    def _part(self, step: int, planned: Plan, begin: int, end: int) -> PretrainBatch:
+        """Examples `begin` to `end` of the step's, masked, with their place and their share in its whole batch."""
+        first, config = step * self.config.batch_size, self.config
         tokens = self.examples.batch(planned[begin:end])
-        batch = mask(
-            tokens, range(first + begin, first + end), self.examples.corpus, self.config, self.config.seed
-        )
+        batch = mask(tokens, range(first + begin, first + end), self.examples.corpus, config, config.seed)
+        lengths = planned.lengths
+        masked = masked_counts(torch.from_numpy(lengths), config.mask_fraction, config.max_predictions).numpy()
         batch = replace(
             batch,
             first_token=int(lengths[:begin].sum()),
@@ -120,7 +116,3 @@ def mask(
         fraction=config.mask_fraction,
         max_predictions=config.max_predictions,
     )
-
-
-def _counts(lengths: np.ndarray, config: PretrainConfig) -> np.ndarray:
-    return masked_counts(torch.from_numpy(lengths), config.mask_fraction, config.max_predictions).numpy()
