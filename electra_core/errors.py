@@ -30,6 +30,19 @@ def disk_trouble(error: BaseException | None) -> str | None:
 
 
 @contextmanager
+def writing(what: str) -> Iterator[None]:
+    """A context in which an OSError is the user's to mend: `what`, a flag or a path, cannot be written.
+
+    Raises:
+        UserError: instead of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
 def threads_quiet_about_disks() -> Iterator[None]:
     """A context in which a thread (TensorBoard's) that meets a full disk prints no traceback: whoever waits for it
     gets the exception, and says so in one line."""

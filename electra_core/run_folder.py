@@ -150,3 +150,26 @@ def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> 
         lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]
         lines.append("")
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """([pretrain], [discriminator]) of a TOML file; keys outside a table count as [pretrain].
+
+    Raises:
+        UserError: not there, or not TOML of that form.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: {error}") from None
+    encoder = tables.pop("discriminator", {})
+    changes = tables.pop("pretrain", {})
+    for values in (encoder, changes):
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: [pretrain] and [discriminator] are tables")
+    encoder = {key: value for key, value in encoder.items() if key not in ("vocab_size", "pad_token_id")}
+    return {**tables, **changes}, encoder

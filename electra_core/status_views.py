@@ -103,6 +103,7 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
 
     Raises:
         UserError: matplotlib is not there.
+        OSError: `file` cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
         axes.grid(alpha=0.3)
     if len(runs) > 1 or reference:
         figure.axes[0].legend()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, format="png")
 
 
 def shown(runs: Sequence[Status], all_of_them: bool = False) -> list[str]:

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from electra_core.byte_files import ByteFile
 from electra_core.checkpoint import newest_intact
 from electra_core.choices import read_choices
-from electra_core.commands import read_toml
 from electra_core.config import PRESETS, updated
 from electra_core.corpus import Corpus, prepare
 from electra_core.electra import Discriminator
@@ -32,6 +31,7 @@ from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load
 from electra_core.progress import progress
 from electra_core.row_files import read_rows
+from electra_core.run_folder import read_config
 from electra_core.sources import find_sources
 from electra_core.squad import read_questions
 from electra_core.tagging import read_tagged
@@ -234,7 +234,7 @@ def toml(folder: Path) -> Reader:
     content += b"[discriminator]\nhidden_size = 128\n[pretrain]\nseed = 3\n"
 
     def read(path: Path) -> None:
-        changes, encoder = read_toml(str(path))
+        changes, encoder = read_config(str(path))
         preset = PRESETS["tiny"]
         updated(preset.pretrain, changes, "configuration")
         updated(preset.discriminator, encoder, "discriminator")

@@ -108,6 +108,9 @@ def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest
     assert main(arguments) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.strip().split("\n")]
     assert len(lines) == 2 and all(line["label"] in ("neg", "pos") for line in lines)
+    assert main([*arguments, "--output", str(tmp_path / "nowhere" / "out.jsonl")]) == 2
+    (said,) = capsys.readouterr().err.strip().split("\n")
+    assert "out.jsonl: cannot be written (No such file or directory)" in said
 
 
 def test_predict_writes_a_glue_submission(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
-from electra_core import cli, commands
+from electra_core import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -241,11 +241,7 @@ def check_python(words: list[str]) -> None:
 
 def run_electra(words: list[str], only_flags: bool) -> None:
     if only_flags or words[0] not in SMALL:
-        with pytest.MonkeyPatch.context() as patch:  # everything but the command itself
-            for name in words[:1]:
-                if hasattr(commands, name):
-                    patch.setattr(commands, name, lambda options: 0)
-            assert cli.main(words) == 0
+        cli.build_parser().parse_args(words)
         return
     fresh = ["--overwrite"] if words[0] == "pretrain" and "--resume" not in words else []
     status = cli.main([*words, *shlex.split(SMALL[words[0]]), *fresh])

@@ -13,12 +13,12 @@ from fuzz_readers import READERS, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from electra_core.commands import read_toml
 from electra_core.config import PRESETS, updated
 from electra_core.errors import UserError
 from electra_core.labelled import Columns, read_texts
 from electra_core.mixing import open_data
 from electra_core.row_files import read_rows
+from electra_core.run_folder import read_config
 from electra_core.shards import SPLITS, Manifest, SplitCounts
 from electra_core.sources import find_sources
 from electra_core.squad import read_questions
@@ -137,7 +137,7 @@ def test_sizes_that_no_model_has() -> None:
 def test_toml_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("a = " + "[" * 100_000)
     with pytest.raises(UserError, match=r"a\.toml"):
-        read_toml(str(tmp_path / "a.toml"))
+        read_config(str(tmp_path / "a.toml"))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from electra_core.batches import Batches
 from electra_core.cli import main
-from electra_core.commands import read_toml
 from electra_core.corpus import Corpus, prepare
 from electra_core.electra import Electra
 from electra_core.errors import UserError
@@ -34,6 +33,7 @@ from electra_core.metrics_log import read_metrics
 from electra_core.optim import ElectraAdam, build_optimizer
 from electra_core.pretrain import pretrain, resolve_config
 from electra_core.progress import progress
+from electra_core.run_folder import read_config
 from electra_core.run_state import FAILED, read_state
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
 
@@ -186,7 +186,7 @@ def test_a_run_leaves_what_it_promises(data: Path, base: Path) -> None:
     figures = [value for row in rows(base) for name, value in row.items() if name != "warnings"]
     assert all(math.isfinite(value) for value in figures)
     evaluation = rows(base)[-1]
-    changes, sizes = read_toml(str(base / "config.toml"))
+    changes, sizes = read_config(str(base / "config.toml"))
     corpus = Corpus.open(data)
     batches = Batches(corpus, resolve_config("tiny", changes, sizes, corpus)[1], torch.device("cpu"))
     seen = sum(part.tokens.num_tokens for step in range(8) for part in batches(step))

@@ -351,6 +351,20 @@ def test_status_as_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("flag", ["--html", "--png"])
+def test_status_where_nothing_can_be_written(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if flag == "--png":
+        pytest.importorskip("matplotlib")
+    run, file = make_run(tmp_path / "run", 5.0), tmp_path / "nowhere" / "curves"
+    assert main(["status", str(run), flag, str(file)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"electra status: {flag} {file}: cannot be written (No such file or directory)\n"
+    )
+
+
 # SIGKILL ------------------------------------------------------------------------------------------------------
 
 

@@ -25,8 +25,7 @@ import torch
 from test_pretrain import SLOW_RUN, assert_same_run, make_data, one_thread, train
 
 from electra_core import meter
-from electra_core.cli import main
-from electra_core.commands import DIVERGED
+from electra_core.cli import DIVERGED, main
 from electra_core.electra import Electra
 from electra_core.evaluation import health
 from electra_core.metrics_log import MetricsLog, read_metrics

@@ -1,0 +1,90 @@
+"""What the command line's commands share: how one is added to the parser, and the flags that several have.
+
+Flags of `pretrain` and `finetune` are made from the configuration dataclasses, with the line under each field as
+the help (`config_flags`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, but not those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_command(
+    commands: Any, run: Callable[[argparse.Namespace], int | None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A new command, named as `run`, which does it: options -> exit status, None for 0."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        run.__name__, help=summary, description=f"{summary}\n\nexample:\n  {example}", formatter_class=Help
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def output_flags(command: argparse.ArgumentParser) -> None:
+    """Of commands that fill a folder and take their time."""
+    command.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def training_flags(command: argparse.ArgumentParser) -> None:
+    """Of commands that train."""
+    output_flags(command)
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def inference_flags(command: argparse.ArgumentParser) -> None:
+    """Of commands that run a fine-tuned model."""
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def config_flags(group: Any, config: type, skip: tuple[str, ...] = ()) -> None:
+    """A flag for each field of a dataclass; absent flags leave no trace in the options."""
+    documentation = field_docs(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        flag, text = "--" + field.name.replace("_", "-"), documentation.get(field.name, "").replace("%", "%%")
+        if type(field.default) is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text,
+                               metavar=type(field.default).__name__.upper())  # fmt: skip
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """Field name -> the line of documentation under it in the source."""
+    body = ast.parse(inspect.getsource(config)).body[0].body  # type: ignore[attr-defined]
+    docs = {}
+    for field, text in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            docs[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
+    return docs
+
+
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The fields of `config` for which a flag was given."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in vars(options).items() if name in names and name != "model"}

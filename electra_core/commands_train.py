@@ -1,0 +1,256 @@
+"""The commands that make something: `electra demo`, `prepare`, `pretrain` and `finetune`.
+
+Of each first its flags, then what it does with them. Importing torch takes seconds, which `--help` should not wait
+for: what brings it is imported by the commands themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from electra_core.command_flags import MODEL_HELP, add_command, config_flags, given, output_flags, training_flags
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.errors import UserError
+from electra_core.finetune_settings import FinetuneSettings
+
+STOPPED = 75
+"""Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds them to the parser's."""
+    for add in (_demo_flags, _prepare_flags, _pretrain_flags, _finetune_flags):
+        add(commands)
+
+
+def _demo_flags(commands: Any) -> None:
+    command = add_command(
+        commands, demo, "the whole story on text that is already on this machine", "electra demo --minutes 4"
+    )
+    command.add_argument("--out", default="demo", help="folder for everything that comes out")
+    command.add_argument("--minutes", type=float, help="how long it may take (default: 8 on a CPU, 2 on a GPU)")
+    command.add_argument("--texts-only", action="store_true",
+                         help="write corpus.txt and task/*.jsonl to --out, and stop")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="decides everything random")
+    training_flags(command)
+
+
+def demo(options: Namespace) -> None:
+    """The whole story on the embedded corpus."""
+    from electra_core.demo import run_demo, texts_only
+
+    if options.texts_only:
+        documents, task = texts_only(options.out, quiet=options.quiet, overwrite=options.overwrite)
+        print(f"{options.out}/corpus.txt: {documents:,} docstrings, for electra prepare")
+        print(f"{options.out}/task/train.jsonl, dev.jsonl: {len(task.train):,} + {len(task.dev):,} examples of "
+              f"{len(task.labels)} areas, for electra finetune")  # fmt: skip
+        return
+    run_demo(
+        options.out, minutes=options.minutes, quiet=options.quiet, device=options.device,
+        overwrite=options.overwrite, seed=options.seed,
+    )  # fmt: skip
+
+
+def _prepare_flags(commands: Any) -> None:
+    command = add_command(
+        commands, prepare, "text files -> tokenizer and token shards",
+        "electra prepare --text books/ wiki.txt.xz --out DATA",
+    )  # fmt: skip
+    files = ".txt, .jsonl, .parquet (also .gz .xz .zst), folders, or - for standard input"
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", metavar="PATH", help=files)
+    source.add_argument("--merge", nargs="+", metavar="DIR", help="make one corpus of all parts made with --shard")
+    command.add_argument("--out", required=True, help="folder of the corpus")
+    command.add_argument("--shard", metavar="I/N", help="prepare the I-th of N parts of the files, on a machine "
+                         "each; needs --tokenizer PATH")  # fmt: skip
+    command.add_argument("--tokenizer-only", action="store_true",
+                         help="train the tokenizer and write that alone to --out")  # fmt: skip
+    command.add_argument("--tokenizer", default="sentencepiece",
+                         help="sentencepiece or wordpiece trains one; a path takes an existing one")  # fmt: skip
+    command.add_argument("--vocab-size", type=int, default=8192, help="words of a trained vocabulary")
+    command.add_argument("--model-type", default="unigram", choices=("unigram", "bpe"), help="of SentencePiece")
+    command.add_argument("--cased", action="store_true", help="keep upper case and accents")
+    command.add_argument("--lines", default="auto", choices=("auto", "sentence", "paragraph", "wrapped"),
+                         help="what a line of the text is")  # fmt: skip
+    command.add_argument("--text-field", default="text", help="field of JSON lines, column of Parquet")
+    command.add_argument("--workers", type=int, default=1, help="processes; the result is the same for any number")
+    command.add_argument("--heldout-fraction", type=float, default=0.005, help="of the documents, for evaluation")
+    command.add_argument("--sample-characters", type=int, default=50_000_000,
+                         help="of text that a vocabulary is trained on")  # fmt: skip
+    command.add_argument("--drop-duplicates", action="store_true", help="leave out documents seen before")
+    command.add_argument("--seed", type=int, default=0, help="of the sample and the held-out split")
+    output_flags(command)
+
+
+def prepare(options: Namespace) -> None:
+    """Text -> corpus, a part of one, or a tokenizer; parts -> corpus."""
+    from electra_core.merge import merge
+    from electra_core.prepare import prepare, train_tokenizer
+    from electra_core.progress import progress
+
+    if not 0 < options.heldout_fraction < 1:
+        raise UserError(f"--heldout-fraction: expected a number between 0 and 1, got {options.heldout_fraction:g}")
+    shared = {"overwrite": options.overwrite, "progress": partial(progress, quiet=options.quiet)}
+    of_text = {
+        "tokenizer": options.tokenizer, "vocab_size": options.vocab_size, "model_type": options.model_type,
+        "lowercase": not options.cased, "text_field": options.text_field, "seed": options.seed,
+        "sample_characters": options.sample_characters,
+    }  # fmt: skip
+    if options.merge:
+        manifest = merge(options.merge, options.out, **shared)
+    elif options.tokenizer_only:
+        tokenizer = train_tokenizer(options.text, options.out, **of_text, **shared)
+        print(f"{tokenizer.vocab_size:,} words; --tokenizer {options.out} uses it")
+        return
+    else:
+        manifest = prepare(
+            options.text, options.out, **of_text, **shared, lines=options.lines, workers=options.workers,
+            heldout_fraction=options.heldout_fraction, drop_duplicates=options.drop_duplicates,
+            shard=_shard(options.shard),
+        )  # fmt: skip
+    for note in manifest.notes:
+        print(note)
+    for split, counts in manifest.splits.items():
+        print(f"{split}: {counts.tokens:,} tokens, {counts.sentences:,} sentences, {counts.documents:,} documents")
+    if options.shard:
+        print("electra prepare --merge PART... --out DATA   makes one corpus of all parts")
+    else:
+        print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """--shard I/N."""
+    if text is None:
+        return None
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise UserError(f"--shard: expected I/N, as in 3/8, got {text!r}")
+    return int(part), int(parts)
+
+
+def _pretrain_flags(commands: Any) -> None:
+    command = add_command(
+        commands, pretrain, "pre-train generator and discriminator on a prepared corpus",
+        "electra pretrain --data DATA --out RUN --model small --steps 100000",
+    )  # fmt: skip
+    command.add_argument("--data", required=True, nargs="+", action="extend", metavar="DATA",
+                         help="folder written by `electra prepare`, or several with one tokenizer")  # fmt: skip
+    command.add_argument("--mix", nargs="+", type=float, metavar="WEIGHT",
+                         help="how often each of several is visited (default: by their tokens)")  # fmt: skip
+    command.add_argument("--out", required=True, help="folder of the run")
+    command.add_argument("--model", choices=tuple(PRESETS), help="size; brings its defaults (default: small)")
+    command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
+    command.add_argument(
+        "--init-discriminator", metavar="DIR", help="go on from this model (with --init-generator)"
+    )
+    command.add_argument(
+        "--init-generator", metavar="DIR", help="go on from this model (with --init-discriminator)"
+    )
+    command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
+    command.add_argument("--max-minutes", type=float, help="save and stop after this long")
+    command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (package wandb)")
+    training_flags(command)
+    group = command.add_argument_group("configuration (default: the preset's)")
+    config_flags(group, PretrainConfig, skip=("model",))
+    group = command.add_argument_group("discriminator (default: the preset's)")
+    config_flags(group, EncoderConfig, skip=("vocab_size", "pad_token_id"))
+
+
+def pretrain(options: Namespace) -> int:
+    """Corpus -> RUN."""
+    from electra_core.pretrain import pretrain
+    from electra_core.run_folder import read_config
+
+    changes, encoder_changes = read_config(options.config) if options.config else ({}, {})
+    model = options.model or changes.get("model", "small")
+    changes.pop("model", None)
+    result = pretrain(
+        options.data, options.out, mix=options.mix, model=model, changes=changes | given(options, PretrainConfig),
+        encoder_changes=encoder_changes | given(options, EncoderConfig),
+        init_discriminator=options.init_discriminator, init_generator=options.init_generator,
+        resume=options.resume, overwrite=options.overwrite, device=options.device,
+        max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
+    )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes: rank 0 tells how it went
+        return 0
+    for name, value in result.evaluation.items():
+        print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if result.stopped_by:
+        print(
+            f"stopped by {result.stopped_by} after {result.steps:,} steps; the same command with --resume goes on"
+        )
+        # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
+        return 0 if "LOCAL_RANK" in os.environ else STOPPED
+    print(
+        f"{result.steps:,} steps, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator"
+    )
+    return 0
+
+
+def _finetune_flags(commands: Any) -> None:
+    command = add_command(
+        commands, finetune, "fine-tune a pre-trained model on labelled data",
+        "electra finetune --model RUN --task classify --train train.tsv --dev dev.tsv --out MODEL",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--task", required=True,
+                         help="classify, regress, tag, qa, choose; or a named one: cola, sst-2, mrpc, sts-b, qqp, "
+                              "mnli, qnli, rte, wnli, imdb, conll-2003, squad, squad-2")  # fmt: skip
+    command.add_argument("--train", required=True,
+                         help="CSV, TSV, JSONL, Parquet, CoNLL, SQuAD JSON, pos/neg folders; "
+                              "for a named task also the data set's folder")  # fmt: skip
+    command.add_argument("--dev", help="as --train; default: a tenth of the training data is held out")
+    command.add_argument("--out", required=True, help="folder of the fine-tuned model")
+    command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
+    command.add_argument(
+        "--cache", metavar="DIR",
+        help="folder that keeps tokenised data for later runs (default: ~/.cache/electra-core/tokens; none: off)",
+    )  # fmt: skip
+    command.add_argument("--text-column", help="name, or number from 1 (default: the usual names)")
+    command.add_argument("--text-pair-column", help="second text, for pairs")
+    command.add_argument("--label-column", help="the label")
+    training_flags(command)
+    group = command.add_argument_group("settings")
+    config_flags(group, FinetuneSettings)
+    group.add_argument("--fp32", action="store_const", const="fp32", dest="precision", default=argparse.SUPPRESS,
+                       help="short for --precision fp32")  # fmt: skip
+
+
+def finetune(options: Namespace) -> int:
+    """Pre-trained model and labelled data -> fine-tuned model."""
+    from electra_core.finetune import finetune
+    from electra_core.named_tasks import choose_task, find_task
+    from electra_core.token_cache import default_folder
+
+    task, recommended = choose_task(options.task, _columns(options))
+    named, train, dev = find_task(options.task), Path(options.train), options.dev
+    if named is not None and train.is_dir() and (task.kind != "classify" or _is_data_set(train)):
+        train, dev = named.find(train, "train"), dev or named.find(train, "dev")
+    settings = FinetuneSettings(**{**recommended, **given(options, FinetuneSettings)})
+    report = finetune(
+        options.model, task, train, dev, options.out, settings, device=options.device,
+        resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,
+        cache=None if options.cache == "none" else options.cache or default_folder(),
+    )  # fmt: skip
+    print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
+    return STOPPED if report.get("stopped_by") else 0
+
+
+def _is_data_set(folder: Path) -> bool:
+    """A data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
+    return not (folder / "pos").is_dir()
+
+
+def _columns(options: Namespace) -> Any:
+    from electra_core.labelled import Columns
+
+    names = {"text": options.text_column, "pair": options.text_pair_column, "label": options.label_column}
+    return Columns(**{role: name for role, name in names.items() if name is not None})

@@ -1,0 +1,147 @@
+"""The commands that use a model or change its form: `electra evaluate`, `predict`, `export` and `convert`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from electra_core.command_flags import MODEL_HELP, add_command, inference_flags
+from electra_core.errors import UserError, writing
+
+
+def add_commands(commands: Any) -> None:
+    """Adds them to the parser's."""
+    for add in (_evaluate_flags, _predict_flags, _export_flags, _convert_flags):
+        add(commands)
+
+
+def _evaluate_flags(commands: Any) -> None:
+    command = add_command(
+        commands, evaluate, "metrics of a fine-tuned model on labelled data",
+        "electra evaluate --model MODEL --data dev.tsv",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
+    command.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
+    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
+    inference_flags(command)
+
+
+def evaluate(options: Namespace) -> None:
+    """Metrics of a fine-tuned model."""
+    from electra_core import task_report
+    from electra_core.predict import evaluate
+
+    predictor = _predictor(options)
+    result = evaluate(predictor, options.data, skip_bad_rows=options.skip_bad_rows, quiet=options.quiet)
+    if result.skipped.count:
+        print(result.skipped.summary(), file=sys.stderr)
+    report = task_report.make_report(result, str(options.model), str(options.data))
+    if options.report:
+        task_report.write_report(report, options.report)
+    print(json.dumps(result.metrics) if options.json else task_report.to_text(report))
+
+
+def _predict_flags(commands: Any) -> None:
+    command = add_command(
+        commands, predict, "predictions of a fine-tuned model, one line per input",
+        "electra predict --model MODEL --input texts.txt > predictions.jsonl",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--input", required=True, help="JSONL, CSV, TSV or plain lines; - for standard input")
+    command.add_argument("--format", default="jsonl", choices=("jsonl", "csv"), help="of the output")
+    command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
+    command.add_argument(
+        "--submission", metavar="TASK",
+        help="write the file that gluebenchmark.com takes for this GLUE task instead (--input: its test file)",
+    )  # fmt: skip
+    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
+    inference_flags(command)
+
+
+def predict(options: Namespace) -> None:
+    """One line per input."""
+    from electra_core.predict import predict_file
+
+    predictor = _predictor(options)
+    if options.submission:
+        return _submission(predictor, options)
+    with writing(f"--output {options.output}"):
+        sink = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
+    try:
+        bad = predict_file(
+            predictor, options.input, sink, form=options.format, skip_bad_rows=options.skip_bad_rows,
+            quiet=options.quiet or not options.output,
+        )  # fmt: skip
+    finally:
+        sink.flush()
+        if options.output:
+            sink.close()
+    if bad.count:
+        print(bad.summary(), file=sys.stderr)
+
+
+def _submission(predictor: Any, options: Namespace) -> None:
+    """A row that was left out would move the answers of all rows behind it, so none may be."""
+    from electra_core.labelled import BadRows
+    from electra_core.named_tasks import submitted_task, write_submission
+
+    source, named = Path(options.input), submitted_task(options.submission)
+    if source.is_dir():
+        source = named.find(source, "test")
+    if options.skip_bad_rows:
+        raise UserError("--submission: every row needs an answer, so --skip-bad-rows cannot be used with it")
+    examples = predictor.task.read(source, BadRows(source), labelled=False)
+    predictions = (prediction for _, prediction in predictor.stream(examples))
+    print(f"wrote {write_submission(options.submission, predictions, options.output or '.')}")
+
+
+def _predictor(options: Namespace) -> Any:
+    from electra_core.predict import load
+
+    return load(options.model, device=options.device, precision=options.precision)
+
+
+def _export_flags(commands: Any) -> None:
+    command = add_command(
+        commands, export, "a fine-tuned model as ONNX, checked against torch (extra `onnx`)",
+        "electra export --model MODEL --onnx model.onnx",
+    )  # fmt: skip
+    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument(
+        "--onnx", required=True, metavar="FILE", help="gets the graph; the tokenizer lies beside it"
+    )
+
+
+def export(options: Namespace) -> None:
+    """Fine-tuned model -> ONNX."""
+    from electra_core.onnx_export import export
+
+    difference = export(options.model, options.onnx)
+    print(f"wrote {options.onnx}; its logits differ from torch's by {difference:.1e} of their size")
+
+
+def _convert_flags(commands: Any) -> None:
+    command = add_command(
+        commands, convert, "TensorFlow 1 checkpoints of the original -> model directories",
+        "electra convert --tf electra_small/ --out MODEL",
+    )  # fmt: skip
+    command.add_argument(
+        "--tf", required=True, metavar="CHECKPOINT", help="PREFIX of the checkpoint, or its folder"
+    )
+    command.add_argument("--out", required=True, help="gets discriminator/ and generator/")
+    command.add_argument("--num-heads", type=int, help="attention heads, if not one per 64 of the width")
+    command.add_argument("--cased", action="store_true", help="the vocabulary is a cased one")
+
+
+def convert(options: Namespace) -> None:
+    """TensorFlow 1 checkpoint -> model directories."""
+    from electra_core.convert_tf import convert_checkpoint
+
+    lowercase = not options.cased
+    for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
+        print(f"wrote {path}")
