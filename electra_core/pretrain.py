@@ -1,17 +1,16 @@
 """Pre-training: from a prepared corpus to RUN, a folder that can be watched, stopped and resumed.
 
 `pretrain` is the whole of it, read from top to bottom: open the corpus, resolve the configuration, build the
-model (or restore it), then take steps, and log, evaluate and save between them. `run_folder.py` says what
-lies in RUN, `batches.py` where batches come from, `evaluation.py` how the run is judged.
+model (or restore it), then take steps, and log, evaluate and save between them. `pretrain_setup.py` has what comes
+before the first step; `run_folder.py` says what lies in RUN, `batches.py` where batches come from, `evaluation.py`
+how the run is judged.
 """
 
 from __future__ import annotations
 
-import json
-import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,38 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from electra_core.batches import Ahead, Batches
-from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
-from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
-from electra_core.corpus import Corpus
-from electra_core.distributed import Ranks, gathered, join_ranks, shard
-from electra_core.electra import Generator, PretrainBatch, PretrainOutput
-from electra_core.encoder import Layer, set_recompute
+from electra_core.checkpoint import CheckpointWriter, snapshot
+from electra_core.distributed import gathered, join_ranks
+from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.engine import choose_engine, static_steps
-from electra_core.errors import UserError
 from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.guards import postmortem_name, said, spike, with_postmortem
-from electra_core.memory import fitting_parts
 from electra_core.meter import Meter, flops_per_token
-from electra_core.metrics_log import MetricsLog
-from electra_core.mixing import open_data
-from electra_core.model_dir import load_pair
 from electra_core.objectives import build_objective
-from electra_core.optim import build_optimizer, learning_rate
-from electra_core.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.optim import learning_rate
+from electra_core.placement import resolve_device
+from electra_core.pretrain_setup import Job, Learner, agreed_checkpoint, build_learner, open_job, open_record
 from electra_core.progress import progress
-from electra_core.run_folder import (
-    check_identity,
-    find_checkpoint,
-    make_run,
-    model_card,
-    run_identity,
-    save_models,
-    write_config,
-)
+from electra_core.run_folder import model_card, save_models
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
-from electra_core.training import training_steps
+from electra_core.training import StepResult, training_steps
 
 
 @dataclass(frozen=True)
@@ -99,6 +82,7 @@ def pretrain(
         device: auto | cpu | cuda.
         max_minutes: save and stop after this long.
         wandb: project of Weights & Biases to log to as well.
+        on_evaluation: is given the figures of every evaluation, and "step" and "tokens".
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
@@ -106,88 +90,21 @@ def pretrain(
     run, place = Path(out), resolve_device(device)
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
+    job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
+    checkpoint = agreed_checkpoint(job, run, resume, overwrite)
+    learner = build_learner(job, checkpoint, (init_discriminator, init_generator), quiet)
+    record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
-    def opened() -> tuple[Corpus, Corpus, EncoderConfig, PretrainConfig, Batches]:
-        corpus, heldout = open_data(data, mix), _heldout(data, mix)
-        encoder, config = resolve_config(model, changes or {}, encoder_changes or {}, corpus)
-        if config.accumulate == 0:
-            config = replace(config, accumulate=fitting_parts(encoder, config, place, ranks.size))
-        return corpus, heldout, encoder, config, Batches(corpus, config, place, ranks.rank, ranks.size)
-
-    corpus, heldout, encoder, config, batches = ranks.together(opened)
-    identity = run_identity(encoder, config, corpus)
-    checkpoint = _agreed_checkpoint(ranks, run, resume, overwrite, identity)
-
-    electra = build_objective(encoder, config)
-    if not (sharded := config.sharding == "fsdp" and ranks.size > 1):
-        electra.to(place)
-    if checkpoint is None:
-        given = (init_discriminator, init_generator)
-        ranks.together(lambda: _start(electra, corpus, encoder, config, *given, quiet) if ranks.first else None)
-        ranks.share(electra)
-    if sharded:
-        shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], place)
-    set_recompute(electra, config.recompute)
-    optimizer = build_optimizer(electra, config)
-    first_step = 0
-    if checkpoint is not None:
-        checkpoint.restore(electra, optimizer)
-        first_step = checkpoint.step
-    replica = ranks.data_parallel(electra)
-    state = ranks.only_first(lambda: make_run(run, resumed=checkpoint is not None))
-    state.begin(step=first_step, steps=config.steps)
-    ranks.only_first(lambda: write_config(run / "config.toml", encoder, config))
-    dtype = resolve_precision(config.precision, place)
-    autocast = autocast_context(place, dtype)
-    log = ranks.only_first(lambda: MetricsLog(run, first_step, wandb))
-    seen = int(checkpoint.meta["tokens"]) if checkpoint else 0
-    meter = Meter(seen, flops_per_token(encoder, config), place, ranks.size)
+    stop, started = StopRequest(max_minutes, ranks), time.monotonic()
+    config, log = job.config, record.log
+    meter = Meter(learner.tokens, flops_per_token(job.encoder, config), place, ranks.size)
+    steps = _steps(job, learner, meter, run)
+    step, evaluation = learner.first_step, log.last_evaluation if ranks.first else {}
     warnings: list[str] = []
-    last_evaluation = log.last_evaluation if ranks.first else {}
     reason: str | None = None
-    started = time.monotonic()
-    stop, step, evaluated = StopRequest(max_minutes, ranks), first_step, -1
-    writer = ranks.only_first(lambda: CheckpointWriter(run / "checkpoints", config.keep_checkpoints, first_step))
 
-    def save() -> None:
-        writer.wait()
-        score = {"score": heldout_loss(last_evaluation, config)} if evaluated == step else {}
-        tensors = snapshot(electra, optimizer, keep=ranks.first)
-        writer.save(step, tensors, {"tokens": meter.tokens, "identity": identity, **score})
-
-    def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        output = compiled(batch, seed)
-        return output.loss, _figures(output, batch)
-
-    engine = choose_engine(config.engine, place, ranks.size, dtype)
-    compiled = torch.compile(replica) if engine == "compile" else replica
-    take_steps: Any = partial(training_steps, ranks=ranks)
-    source: Any = batches
-    if engine != "eager":  # in fixed shapes, from batches on the host
-        source = Batches(corpus, config, torch.device("cpu"))
-        take_steps = partial(
-            static_steps, shapes=Shapes.of_run(config), device=place, capture=engine == "graph"
-        )  # fmt: skip
-    if place.type == "cuda":  # a CPU has nothing else to make them with
-        source = Ahead(source)
-    steps = take_steps(
-        electra, optimizer, loss_function, meter.timing(source), first_step=first_step, steps=config.steps,
-        seed=config.seed,
-        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast,
-    )  # fmt: skip
-    steps = with_postmortem(
-        steps,
-        run / postmortem_name(ranks.rank),
-        electra,
-        loss_function,
-        batches,
-        config.seed,
-        autocast,
-        config.batch_size,
-    )
-    with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, state, writer:
-        bar.update(first_step)
+    with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, record.state, record.writer:
+        bar.update(step)
         for result in steps:
             step = result.step
             meter.add(result)
@@ -196,117 +113,67 @@ def pretrain(
                 row = meter.row(result)
                 log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
                 bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
-            reason = stop.agreed()
-            due = step % config.eval_every == 0 or step == config.steps
-            if due or reason == "time limit":
+            reason, last = stop.agreed(), step == config.steps
+            due = last or step % config.eval_every == 0
+            if evaluated := due or reason == "time limit":
                 begin = time.monotonic()
-                last_evaluation, evaluated = evaluate(electra, heldout, config, place, autocast, ranks), step
-                warnings = health(last_evaluation)
+                evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks)
+                warnings = health(evaluation)
                 if due:  # the log is that of an uninterrupted run
-                    log.write(step, tokens=meter.tokens, **last_evaluation, **said(warnings, bar))
+                    log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
                 if on_evaluation is not None:
-                    on_evaluation({"step": step, "tokens": meter.tokens, **last_evaluation})
-            if reason or step == config.steps or step % config.checkpoint_every == 0:
-                save()
+                    on_evaluation({"step": step, "tokens": meter.tokens, **evaluation})
+            if reason or last or step % config.checkpoint_every == 0:
+                _save(job, learner, record.writer, step, meter.tokens, evaluation if evaluated else None)
             if reason:
                 break
         log.close()
-        card = model_card(run, encoder, config, corpus, step, meter.tokens, last_evaluation)
-        whole = _whole(electra, encoder, config) if sharded else electra
-        ranks.only_first(lambda: save_models(run, whole, corpus, card=card))
-        writer.wait()
-        state.end(step, reason)
+        card = model_card(run, job.encoder, config, job.corpus, step, meter.tokens, evaluation)
+        whole = _whole(job, learner.electra)
+        ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
+        record.writer.wait()
+        record.state.end(step, reason)
     ranks.leave()
     seconds = time.monotonic() - started
-    return PretrainResult(run, step, meter.tokens, seconds, last_evaluation, reason, warnings)
+    return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
 
 
-def _whole(sharded: nn.Module, encoder: EncoderConfig, config: PretrainConfig) -> nn.Module:
-    """The model with all of its parameters, in host memory; all ranks have to ask for it."""
-    model = build_objective(encoder, config)
-    with torch.no_grad():
-        for parameter, part in zip(model.parameters(), sharded.parameters(), strict=True):
-            parameter.copy_(gathered(part))
-    return model
+def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[StepResult]:
+    """The run's steps, taken by the engine that was asked for or suits the device (`engine.py`).
 
-
-def _agreed_checkpoint(
-    ranks: Ranks, run: Path, resume: bool, overwrite: bool, identity: dict[str, Any]
-) -> Checkpoint | None:
-    """The checkpoint that all ranks go on from, if any; rank 0 looks for it.
-
-    Raises:
-        UserError: as `find_checkpoint` and `check_identity`; another machine has another corpus, or another disk.
+    Where they diverge, a post-mortem is left in RUN.
     """
+    config, device = job.config, job.device
+    engine = choose_engine(config.engine, device, job.ranks.size, job.dtype)
+    model = torch.compile(learner.replica) if engine == "compile" else learner.replica
 
-    def found() -> list[Any]:
-        checkpoint = find_checkpoint(run, resume, overwrite)
-        if checkpoint is None:
-            return [identity, None]
-        check_identity(checkpoint, identity)
-        return [identity, [str(checkpoint.path), checkpoint.step, checkpoint.meta]]
+    def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model(batch, seed)
+        return output.loss, _figures(output, batch)
 
-    their_identity, place = ranks.decided_by_first(found)
-
-    def check() -> None:
-        if json.loads(json.dumps(identity)) != json.loads(json.dumps(their_identity)):
-            raise UserError(f"{socket.gethostname()}: corpus or configuration are not those of rank 0")
-        if place is not None and not Path(place[0]).is_dir():
-            raise UserError(
-                f"{place[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
-            )
-
-    ranks.together(check)
-    return None if place is None else Checkpoint(Path(place[0]), place[1], place[2])
-
-
-def resolve_config(
-    model: str, changes: dict[str, Any], encoder_changes: dict[str, Any], corpus: Corpus
-) -> tuple[EncoderConfig, PretrainConfig]:
-    """The preset with the user's changes, sized for the corpus's vocabulary."""
-    if model not in PRESETS:
-        raise UserError(f"--model {model}: expected one of {', '.join(PRESETS)}")
-    preset = PRESETS[model]
-    encoder = updated(preset.discriminator, encoder_changes, "discriminator")
-    encoder = replace(encoder, vocab_size=corpus.tokenizer.vocab_size, pad_token_id=corpus.tokenizer.pad_id)
-    config = updated(preset.pretrain, changes, "configuration")
-    if config.max_length > encoder.max_position_embeddings:
-        raise UserError(
-            f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
-        )
-    if config.embedding_init == "cooccurrence":
-        check_vocabulary(encoder.vocab_size, encoder.embedding_size)
-    return encoder, config
-
-
-def _start(
-    electra: Any, corpus: Corpus, encoder: EncoderConfig, config: PretrainConfig,
-    init_discriminator: Path | str | None, init_generator: Path | str | None, quiet: bool,
-) -> None:  # fmt: skip
-    """What a new run starts from, besides random numbers: given weights, or counted words."""
-    if (init_discriminator is None) != (init_generator is None):
-        raise UserError("--init-discriminator and --init-generator go together")
-    if init_discriminator is not None and init_generator is not None:
-        if config.objective != "electra":
-            raise UserError(f"--init-discriminator: objective {config.objective!r} does not start from a pair")
-        load_pair(electra, init_discriminator, init_generator)
-    elif config.embedding_init == "cooccurrence":
-        with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
-            vectors = cooccurrence_embeddings(
-                corpus, encoder.embedding_size, encoder.initializer_range, config.seed
-            )
-            bar.update(corpus.num_tokens)
-        with torch.no_grad():
-            electra.generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
-            for part in (electra.generator, electra.discriminator):
-                if isinstance(part, Generator):  # also what replace-mlm and all-tokens-mlm predict words with
-                    part.output_bias.copy_(log_frequencies(corpus))
-            if config.tying == "none":
-                electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
+    source: Callable[[int], list[PretrainBatch]] = job.batches
+    take: Callable[..., Iterator[StepResult]] = partial(training_steps, ranks=job.ranks)
+    if engine != "eager":  # in fixed shapes, from batches on the host
+        source = Batches(job.corpus, config, torch.device("cpu"))
+        shapes, capture = Shapes.of_run(config), engine == "graph"
+        take = partial(static_steps, shapes=shapes, device=device, capture=capture)
+    if device.type == "cuda":  # a CPU has nothing else to make them with
+        source = Ahead(source)
+    steps = take(
+        learner.electra, learner.optimizer, loss_function, meter.timing(source),
+        first_step=learner.first_step, steps=config.steps, seed=config.seed,
+        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
+        clip_norm=config.clip_norm, autocast=job.autocast,
+    )  # fmt: skip
+    file = run / postmortem_name(job.ranks.rank)
+    return with_postmortem(
+        steps, file, learner.electra, loss_function, job.batches, config.seed, job.autocast, config.batch_size
+    )
 
 
 def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
+    """What the log says of a step."""
     figures = {
         "loss": output.loss.detach(),
         "mlm_loss": output.mlm_loss.detach(),
@@ -317,8 +184,27 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
     return figures if output.word_loss is None else figures | {"word_loss": output.word_loss.detach()}
 
 
-def _heldout(data: Path | str | Sequence[Path | str], mix: Sequence[float] | None) -> Corpus:
-    heldout = open_data(data, mix, "heldout")
-    if heldout.num_tokens == 0:
-        raise UserError(f"{heldout.directory}: no held-out text; prepare it with a larger --heldout-fraction")
-    return heldout
+def _save(
+    job: Job, learner: Learner, writer: CheckpointWriter, step: int, tokens: int,
+    evaluation: dict[str, float] | None,
+) -> None:  # fmt: skip
+    """Begins to write a checkpoint.
+
+    Args:
+        evaluation: of this very step, if there is one: by its loss the best checkpoint is known.
+    """
+    score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
+    writer.wait()
+    tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
+    writer.save(step, tensors, {"tokens": tokens, "identity": job.identity, **score})
+
+
+def _whole(job: Job, electra: nn.Module) -> nn.Module:
+    """The model with all of its parameters; a sharded one's in host memory, and all ranks have to ask for it."""
+    if not job.sharded:
+        return electra
+    model = build_objective(job.encoder, job.config)
+    with torch.no_grad():
+        for parameter, part in zip(model.parameters(), electra.parameters(), strict=True):
+            parameter.copy_(gathered(part))
+    return model

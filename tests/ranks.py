@@ -69,7 +69,7 @@ def local_share(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> f
     from electra_core.distributed import join_ranks, local, shard
     from electra_core.encoder import Layer
     from electra_core.objectives import build_objective
-    from electra_core.pretrain import resolve_config
+    from electra_core.pretrain_setup import resolve_config
 
     device = torch.device("cpu")
     ranks = join_ranks(device)
@@ -91,7 +91,7 @@ def evaluation_of(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) ->
     from electra_core.distributed import join_ranks
     from electra_core.evaluation import evaluate
     from electra_core.objectives import build_objective
-    from electra_core.pretrain import resolve_config
+    from electra_core.pretrain_setup import resolve_config
 
     device = torch.device("cpu")
     ranks = join_ranks(device)
@@ -114,10 +114,10 @@ def with_nan_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: di
     import dataclasses
     import math
 
-    from electra_core import pretrain
+    from electra_core import pretrain_setup
     from electra_core.electra import Electra
 
-    whole, built, models = Electra.forward, pretrain.build_optimizer, []
+    whole, built, models = Electra.forward, pretrain_setup.build_optimizer, []
     calls = iter(range(1000))
 
     def spoiled(self: Any, batch: Any, seed: Any) -> Any:
@@ -130,6 +130,6 @@ def with_nan_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: di
         models.append(model)
         return built(model, config)
 
-    Electra.forward, pretrain.build_optimizer = spoiled, seen  # type: ignore[method-assign]
+    Electra.forward, pretrain_setup.build_optimizer = spoiled, seen  # type: ignore[method-assign]
     pretrain_rank(data, out, changes, sizes, {})
     return sum(float(parameter.detach().double().sum()) for parameter in models[0].parameters())

@@ -20,7 +20,7 @@ from test_pretrain import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
 from electra_core.batches import Batches
 from electra_core.corpus import Corpus
-from electra_core.pretrain import resolve_config
+from electra_core.pretrain_setup import resolve_config
 
 CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9}
 FSDP = {"sharding": "fsdp"}

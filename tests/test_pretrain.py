@@ -31,7 +31,8 @@ from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.metrics_log import read_metrics
 from electra_core.optim import ElectraAdam, build_optimizer
-from electra_core.pretrain import pretrain, resolve_config
+from electra_core.pretrain import pretrain
+from electra_core.pretrain_setup import resolve_config
 from electra_core.progress import progress
 from electra_core.run_folder import read_config
 from electra_core.run_state import FAILED, read_state

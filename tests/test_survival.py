@@ -124,9 +124,7 @@ def test_a_disk_that_fills_up(
     step: int,
 ) -> None:
     """Filled when step 5 begins, or between the last row of the log and the last checkpoint."""
-    import electra_core.pretrain as module
-
-    whole, evaluated = module.MetricsLog.write, itertools.count(1)
+    whole, evaluated = MetricsLog.write, itertools.count(1)
 
     def write(self: MetricsLog, at: int, **figures: Any) -> None:
         whole(self, at, **figures)
@@ -134,7 +132,7 @@ def test_a_disk_that_fills_up(
             fill(disk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.MetricsLog, "write", write)
+        patch.setattr(MetricsLog, "write", write)
         assert main(command(data, base, disk / "run")) == 2
     (said,) = capsys.readouterr().err.strip().split("\n")
     assert "the disk is full" in said

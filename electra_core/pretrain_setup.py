@@ -1,0 +1,247 @@
+"""What is there before the first step of a pre-training run: corpus and configuration, model and optimizer.
+
+    Job      on what to train, how, and where; `open_job`
+    Learner  the model and its optimizer, new or as a checkpoint has them; `build_learner`
+    Record   what is written of the run: state, log, checkpoints; `open_record`
+
+All ranks come through here together, and what one of them finds wrong ends all of them (`Ranks.together`). Nothing
+is written before `open_record`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from electra_core.batches import Batches
+from electra_core.checkpoint import Checkpoint, CheckpointWriter
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
+from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
+from electra_core.corpus import Corpus
+from electra_core.distributed import Ranks, shard
+from electra_core.electra import Generator
+from electra_core.encoder import Layer, set_recompute
+from electra_core.errors import UserError
+from electra_core.memory import fitting_parts
+from electra_core.metrics_log import MetricsLog
+from electra_core.mixing import open_data
+from electra_core.model_dir import load_pair
+from electra_core.objectives import build_objective
+from electra_core.optim import build_optimizer
+from electra_core.placement import autocast_context, resolve_precision
+from electra_core.progress import progress
+from electra_core.run_folder import check_identity, find_checkpoint, make_run, run_identity, write_config
+from electra_core.run_state import RunState
+
+Data = Path | str | Sequence[Path | str]
+"""A prepared corpus, or several."""
+Pair = tuple[Path | str | None, Path | str | None]
+"""Model directories of a discriminator and a generator to go on from; both or neither."""
+
+
+# On what, how and where ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """On what to train, how, and where; the same on all ranks but for their share of the batches."""
+
+    corpus: Corpus
+    heldout: Corpus
+    encoder: EncoderConfig
+    """Of the discriminator, with the corpus's vocabulary."""
+    config: PretrainConfig
+    batches: Batches
+    """Step -> this rank's parts of its batch, on `device`."""
+    device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
+    ranks: Ranks
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank stores only a part of every parameter."""
+        return self.config.sharding == "fsdp" and self.ranks.size > 1
+
+    @property
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass."""
+        return autocast_context(self.device, self.dtype)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on; JSON values."""
+        return run_identity(self.encoder, self.config, self.corpus)
+
+
+def open_job(
+    data: Data, mix: Sequence[float] | None, model: str, changes: dict[str, Any], encoder_changes: dict[str, Any],
+    device: torch.device, ranks: Ranks,
+) -> Job:  # fmt: skip
+    """Opens the corpus and resolves the configuration; nothing is written. For the arguments see `pretrain`.
+
+    Raises:
+        UserError: not a corpus, a bad configuration, or a batch that cannot be split evenly or does not fit.
+    """
+    corpus, heldout = open_data(data, mix), open_data(data, mix, "heldout")
+    if heldout.num_tokens == 0:
+        raise UserError(f"{heldout.directory}: no held-out text; prepare it with a larger --heldout-fraction")
+    encoder, config = resolve_config(model, changes, encoder_changes, corpus)
+    if config.accumulate == 0:
+        config = replace(config, accumulate=fitting_parts(encoder, config, device, ranks.size))
+    batches = Batches(corpus, config, device, ranks.rank, ranks.size)
+    dtype = resolve_precision(config.precision, device)
+    return Job(corpus, heldout, encoder, config, batches, device, dtype, ranks)
+
+
+def resolve_config(
+    model: str, changes: dict[str, Any], encoder_changes: dict[str, Any], corpus: Corpus
+) -> tuple[EncoderConfig, PretrainConfig]:
+    """The preset with the user's changes, sized for the corpus's vocabulary."""
+    if model not in PRESETS:
+        raise UserError(f"--model {model}: expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[model]
+    encoder = updated(preset.discriminator, encoder_changes, "discriminator")
+    encoder = replace(encoder, vocab_size=corpus.tokenizer.vocab_size, pad_token_id=corpus.tokenizer.pad_id)
+    config = updated(preset.pretrain, changes, "configuration")
+    if config.max_length > encoder.max_position_embeddings:
+        raise UserError(
+            f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
+        )
+    if config.embedding_init == "cooccurrence":
+        check_vocabulary(encoder.vocab_size, encoder.embedding_size)
+    return encoder, config
+
+
+def agreed_checkpoint(job: Job, run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """The checkpoint that all ranks go on from, if any; rank 0 looks for it.
+
+    Raises:
+        UserError: as `find_checkpoint` and `check_identity`; another machine has another corpus, or another disk.
+    """
+    identity = job.identity
+
+    def found() -> list[Any]:
+        checkpoint = find_checkpoint(run, resume, overwrite)
+        if checkpoint is None:
+            return [identity, None]
+        check_identity(checkpoint, identity)
+        return [identity, [str(checkpoint.path), checkpoint.step, checkpoint.meta]]
+
+    their_identity, place = job.ranks.decided_by_first(found)
+
+    def check() -> None:
+        if json.loads(json.dumps(identity)) != json.loads(json.dumps(their_identity)):
+            raise UserError(f"{socket.gethostname()}: corpus or configuration are not those of rank 0")
+        if place is not None and not Path(place[0]).is_dir():
+            raise UserError(
+                f"{place[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
+            )
+
+    job.ranks.together(check)
+    return None if place is None else Checkpoint(Path(place[0]), place[1], place[2])
+
+
+# Model and optimizer ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model and its optimizer, new or as a checkpoint has them."""
+
+    electra: Any
+    """The objective's model (`objectives.py`)."""
+    replica: nn.Module
+    """What is called in training, so that gradients are summed over all ranks."""
+    optimizer: torch.optim.Optimizer
+    first_step: int
+    """The step to begin with: 0, or as many as the checkpoint has taken."""
+    tokens: int
+    """Seen before it."""
+
+
+def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, quiet: bool) -> Learner:
+    """The model on its device, the same on all ranks (or split over them), new or as the checkpoint has it.
+
+    Raises:
+        UserError: a checkpoint or model directory that does not fit.
+    """
+    electra: Any = build_objective(job.encoder, job.config)
+    if not job.sharded:
+        electra.to(job.device)
+    if checkpoint is None:
+        job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
+        job.ranks.share(electra)
+    if job.sharded:
+        shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], job.device)
+    set_recompute(electra, job.config.recompute)
+    optimizer = build_optimizer(electra, job.config)
+    if checkpoint is not None:
+        checkpoint.restore(electra, optimizer)
+    first_step, tokens = (0, 0) if checkpoint is None else (checkpoint.step, int(checkpoint.meta["tokens"]))
+    return Learner(electra, job.ranks.data_parallel(electra), optimizer, first_step, tokens)
+
+
+def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:
+    """What a new run starts from, besides random numbers: given weights, or counted words."""
+    discriminator, generator = start_from
+    if (discriminator is None) != (generator is None):
+        raise UserError("--init-discriminator and --init-generator go together")
+    if discriminator is not None and generator is not None:
+        if job.config.objective != "electra":
+            raise UserError(f"--init-discriminator: objective {job.config.objective!r} does not start from a pair")
+        load_pair(electra, discriminator, generator)
+    elif job.config.embedding_init == "cooccurrence":
+        _start_from_counts(electra, job, quiet)
+
+
+@torch.no_grad()
+def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
+    """Word vectors from what stands beside what in the corpus, output biases from how frequent words are."""
+    corpus, encoder, config = job.corpus, job.encoder, job.config
+    with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
+        vectors = cooccurrence_embeddings(corpus, encoder.embedding_size, encoder.initializer_range, config.seed)
+        bar.update(corpus.num_tokens)
+    electra.generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
+    for part in (electra.generator, electra.discriminator):
+        if isinstance(part, Generator):  # also what replace-mlm and all-tokens-mlm predict words with
+            part.output_bias.copy_(log_frequencies(corpus))
+    if config.tying == "none":
+        electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
+
+
+# What is written ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """What rank 0 writes of a run; the other ranks have stand-ins that do nothing (`Ranks.only_first`)."""
+
+    state: RunState
+    """Whether it runs, and how it ended; a context around the training."""
+    log: MetricsLog
+    writer: CheckpointWriter
+    """Of checkpoints; a context likewise."""
+
+
+def open_record(job: Job, run: Path, resumed: bool, first_step: int, wandb: str | None) -> Record:
+    """Makes RUN, locks it, and writes down that it runs and how it is configured.
+
+    Raises:
+        UserError: it cannot be made, another process trains in it, or `wandb` is not there.
+    """
+    only_first = job.ranks.only_first
+    state = only_first(lambda: make_run(run, resumed))
+    state.begin(step=first_step, steps=job.config.steps)
+    only_first(lambda: write_config(run / "config.toml", job.encoder, job.config))
+    log = only_first(lambda: MetricsLog(run, first_step, wandb))
+    writer = only_first(lambda: CheckpointWriter(run / "checkpoints", job.config.keep_checkpoints, first_step))
+    return Record(state, log, writer)
