@@ -46,6 +46,7 @@ from benchmarks.learning_plan import (
 )
 from benchmarks.learning_tasks import TASKS, available, judge
 from electra_core import pretrain as pretraining
+from electra_core import pretrain_setup
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
@@ -210,13 +211,13 @@ def stopwatch(clock: Callable[[], float]) -> Iterator[list[float]]:
         return run
 
     count = timed(counted_once)
-    with mock.patch.object(pretraining, "cooccurrence_embeddings", count):
+    with mock.patch.object(pretrain_setup, "cooccurrence_embeddings", count):
         with mock.patch.object(pretraining, "evaluate", timed(pretraining.evaluate)):
             with mock.patch.object(pretraining, "save_models", timed(pretraining.save_models)):
                 yield elsewhere
 
 
-count_words = pretraining.cooccurrence_embeddings
+count_words = pretrain_setup.cooccurrence_embeddings
 _counted: dict[tuple[object, ...], Tensor] = {}
 
 
