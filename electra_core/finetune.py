@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from electra_kernels.rng import fold
 from torch import Tensor
 
 from electra_core import model_dir
+from electra_core.classify import Classify
 from electra_core.downstream import Task
-from electra_core.errors import UserError
-from electra_core.features import Features, TaskBatch, batch_order
-from electra_core.finetune_data import Data, adapted, encode_data, matching_tokenizer, read_data
+from electra_core.errors import UserError, writing
+from electra_core.features import TaskBatch
+from electra_core.finetune_data import Data, adapted, encode_data, matching_tokenizer, plan_batches, read_data
 from electra_core.finetune_folder import (
     Keeper,
     Run,
@@ -56,12 +57,15 @@ from electra_core.predict import run_model
 from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
 from electra_core.stop_request import StopRequest
+from electra_core.task_report import constant_class
 from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
 from electra_core.training import Diverged, StepResult, training_steps
 
 log = logging.getLogger("electra_core")
-TRAINING_STREAM, ORDER_STREAM = range(2)  # of random numbers; finetune_data has the third
+TRAINING_STREAM = 0  # of random numbers; finetune_data has the others
+FEWEST_STEPS = 50
+"""With fewer the user is warned."""
 
 
 def finetune(
@@ -120,35 +124,57 @@ def finetune(
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
-    runs = runs_of(checkpoint)
-    state = make_folder(out, settings, resumed=checkpoint is not None)
-    state.begin()
-    keeper = Keeper(out, runs, checkpoint, same)
-    try:
+    job = Job(task, directory, settings, data, on_device, resolve_precision(settings.precision, on_device))
+    with writing(str(out)):  # a full disk, most likely; what was saved before is whole
+        state = make_folder(out, settings, resumed=checkpoint is not None)
+        state.begin()
+        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same)
         with state, keeper.writer, StopRequest() as stop:
-            for seed in range(settings.seed, settings.seed + settings.seeds):
-                if seed not in [run.seed for run in runs]:
-                    runs.append(Run(seed))
-                if not runs[-1].over and runs[-1].seed == seed:
-                    network = starting_model(task, directory, settings, seed).to(on_device)
-                    _train(network, task, data, settings, keeper, stop, quiet)
-                    say(f"seed {seed}: {shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
-                if stop:
-                    break
-            stopped = stop.reason if not all(run.over for run in runs) or len(runs) < settings.seeds else None
+            stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
-            report = _report(task, settings, runs, counts, skipped, stopped)
+            report = _report(job, keeper.runs, counts, skipped, stopped)
             if len(report["seeds"]) > 1:
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
             write_json(out / "metrics.json", report)
-            state.end(sum(run.steps for run in runs), stopped)
+            state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
             say(f"stopped by {stopped}; {out} holds the best model so far, --resume goes on")
         else:
             keeper.remove_checkpoints()
-    except OSError as error:  # a full disk, most likely; what was saved before is whole
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+            if warning := _at_the_baseline(job, report["best"]):
+                say(f"warning: {warning}")
     return report
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every seed is trained on, and how."""
+
+    task: Task
+    """Fitted to the training data."""
+    directory: Path
+    """Of the model to start from."""
+    settings: FinetuneSettings
+    data: Data
+    device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
+
+
+def _train_seeds(
+    job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]
+) -> str | None:
+    """Trains all seeds that are not over yet; returns what stopped it before the last one's end, if anything."""
+    first, seeds, runs = job.settings.seed, job.settings.seeds, keeper.runs
+    for seed in range(first, first + seeds):
+        if seed not in [run.seed for run in runs]:
+            runs.append(Run(seed))
+        if not runs[-1].over and runs[-1].seed == seed:
+            _train(job, keeper, stop, quiet, say)
+            say(f"seed {seed}: {shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
+        if stop:
+            break
+    return None if len(runs) == seeds and all(run.over for run in runs) else stop.reason
 
 
 @dataclass(frozen=True)
@@ -161,41 +187,21 @@ class Part:
     index: int
 
 
-def _train(
-    model: TaskModel,
-    task: Task,
-    data: Data,
-    settings: FinetuneSettings,
-    keeper: Keeper,
-    stop: StopRequest,
-    quiet: bool,
-) -> None:
+def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]) -> None:
     """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
-    device, run = next(model.parameters()).device, keeper.runs[-1]
-    dtype = resolve_precision(settings.precision, device)
-    plan = _plan(data.train, settings, run.seed)
-    evaluate_after = _evaluation_steps(len(plan), settings)
+    settings, run = job.settings, keeper.runs[-1]
+    model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
     optimizer = _optimizer(model, settings)
     if run.steps:
         keeper.restore(model, optimizer)
-
-    def parts(step: int) -> list[Part]:
-        units = sum(len(chosen) for chosen in plan[step])
-        batches = [data.train.batch(chosen).to(device) for chosen in plan[step]]
-        run.tokens += sum(batch.tokens.num_tokens for batch in batches)
-        return [Part(batch, len(plan[step][i]) / units, i) for i, batch in enumerate(batches)]
-
-    def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(part.batch.tokens, seed=fold(seed, part.index))
-        return task.loss(logits, part.batch) * part.share, {}
-
-    warmup = round(settings.warmup * len(plan))
-    steps = training_steps(
-        model, optimizer, loss, parts,
-        schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
-        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
-        autocast=autocast_context(device, dtype),
-    )  # fmt: skip
+    plan = plan_batches(job.data.train, settings, run.seed)
+    evaluate_after = _evaluation_steps(len(plan), settings)
+    if len(plan) < FEWEST_STEPS and run.seed == settings.seed:
+        say(
+            f"warning: Only {len(plan)} steps in all, which may be too few to learn from. "
+            "More --epochs or a smaller --batch-size give more."
+        )
+    steps = _steps(job, model, optimizer, plan, run)
     metrics_log = MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps)
     started = time.perf_counter()
     try:
@@ -208,7 +214,7 @@ def _train(
                     bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
                 bar.update()
                 if due := result.step in evaluate_after:
-                    metrics = _evaluate(model, task, data, dtype, run, keeper)
+                    metrics = _evaluate(job, model, run, keeper)
                     metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
                 stale = run.evaluations - run.best_evaluation
                 run.over = result.step == len(plan) or 0 < settings.patience <= stale
@@ -216,10 +222,9 @@ def _train(
                 due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
                 if (due or stop) and not last:
                     keeper.save(model, optimizer)
-                if (
-                    stop and keeper.best is None
-                ):  # neither in checkpoint nor log: a run that goes on never was here
-                    _evaluate(model, task, data, dtype, run, keeper)
+                # Neither in checkpoint nor log: a run that goes on never was here.
+                if stop and keeper.best is None:
+                    _evaluate(job, model, run, keeper)
                 if stop or run.over:
                     break
                 started = time.perf_counter()  # evaluations and saving are not counted as training
@@ -229,6 +234,31 @@ def _train(
         metrics_log.close()
 
 
+def _steps(
+    job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, plan: Sequence[Sequence[np.ndarray]], run: Run
+) -> Iterator[StepResult]:
+    """The steps of `plan` that `run` has not taken yet."""
+    settings, train = job.settings, job.data.train
+
+    def parts(step: int) -> list[Part]:
+        units = sum(len(chosen) for chosen in plan[step])
+        batches = [train.batch(chosen).to(job.device) for chosen in plan[step]]
+        run.tokens += sum(batch.tokens.num_tokens for batch in batches)
+        return [Part(batch, len(plan[step][i]) / units, i) for i, batch in enumerate(batches)]
+
+    def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(part.batch.tokens, seed=fold(seed, part.index))
+        return job.task.loss(logits, part.batch) * part.share, {}
+
+    warmup = round(settings.warmup * len(plan))
+    return training_steps(
+        model, optimizer, loss, parts,
+        schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
+        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
+        autocast=autocast_context(job.device, job.dtype),
+    )  # fmt: skip
+
+
 def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
     return {
         "loss": float(result.loss),
@@ -236,25 +266,6 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
         "learning_rate": result.learning_rate,
         "tokens_per_second": round(run.tokens / run.seconds),
     }
-
-
-def _plan(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
-    """For every step, the batches (arrays of units) whose gradients it adds up."""
-    batches: list[np.ndarray] = []
-    wanted, epoch = np.inf, 0
-    while len(batches) < wanted:
-        order = batch_order(
-            train.lengths,
-            batch_size=settings.batch_size,
-            tokens_per_batch=settings.tokens_per_batch,
-            seed=fold(seed, ORDER_STREAM),
-            epoch=epoch,
-        )
-        wanted = max(1, round(settings.epochs * len(order))) if epoch == 0 else wanted
-        batches += order
-        epoch += 1
-    batches = batches[: int(wanted)]
-    return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
 
 def _evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
@@ -275,11 +286,10 @@ def _optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Opti
     return ElectraAdam(groups, lr=settings.learning_rate)
 
 
-def _evaluate(
-    model: TaskModel, task: Task, data: Data, dtype: torch.dtype, run: Run, keeper: Keeper
-) -> dict[str, float]:
+def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:
     """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it."""
-    outputs = run_model(model, data.dev, precision=dtype)
+    task, data = job.task, job.data
+    outputs = run_model(model, data.dev, precision=job.dtype)
     predictions = task.decode(data.dev_examples, data.dev, outputs)
     tuned = task.tuned(data.dev_examples, predictions)
     if tuned != task:  # a threshold has moved: predictions are to be made with it
@@ -294,19 +304,14 @@ def _evaluate(
 
 
 def _report(
-    task: Task,
-    settings: FinetuneSettings,
-    runs: Sequence[Run],
-    counts: dict[str, int],
-    skipped: Sequence[BadRows],
-    stopped: str | None,
+    job: Job, runs: Sequence[Run], counts: dict[str, int], skipped: Sequence[BadRows], stopped: str | None
 ) -> dict[str, Any]:
     """What metrics.json holds."""
     runs = [run for run in runs if run.metrics]  # the last one may have been stopped before its first evaluation
     best = max(runs, key=lambda run: run.best)
     return {
-        "task": task.kind,
-        "metric": task.metric,
+        "task": job.task.kind,
+        "metric": job.task.metric,
         "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
         "over_seeds": spread([run.best for run in runs]),
         "seeds": [
@@ -323,5 +328,18 @@ def _report(
         **counts,
         "skipped_rows": sum(bad.count for bad in skipped),
         "stopped_by": stopped,
-        "settings": asdict(settings),
+        "settings": asdict(job.settings),
     }
+
+
+def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
+    """A warning if a classifier is no better than always answering the most frequent class, else None."""
+    if not isinstance(job.task, Classify):
+        return None
+    metric, constant = job.task.metric, constant_class(job.task, job.data.dev_examples)
+    if best[metric] > constant[metric]:
+        return None
+    return (
+        f"The most frequent class, always, would do as well on the dev data ({metric} {constant[metric]:.4g}): "
+        "nothing was learned that shows there. Try more --epochs or another --learning-rate."
+    )

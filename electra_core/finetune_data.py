@@ -1,4 +1,4 @@
-"""Data for fine-tuning: the task adapted to settings and model, examples read and split, texts tokenised."""
+"""Data for fine-tuning: the task adapted to settings and model, examples read and split, tokenised, batched."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
-from electra_core.features import Features
+from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 HELD_OUT = 0.1  # of the training data, where no dev file is given
-SPLIT_STREAM = 2  # of the random numbers of a fine-tuning run
+ORDER_STREAM, SPLIT_STREAM = 1, 2  # of the random numbers of a fine-tuning run; finetune has the first
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,22 @@ def encode_data(
     if cut := train_features.truncated + dev_features.truncated:
         say(f"{cut} of {len(train) + len(dev)} examples are longer than {task.max_length} tokens and were cut")
     return Data(train_features, dev_features, dev, tokenizer)
+
+
+def plan_batches(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
+    """For every step, the batches (arrays of units) whose gradients it adds up."""
+    batches: list[np.ndarray] = []
+    wanted, epoch = np.inf, 0
+    while len(batches) < wanted:
+        order = batch_order(
+            train.lengths,
+            batch_size=settings.batch_size,
+            tokens_per_batch=settings.tokens_per_batch,
+            seed=fold(seed, ORDER_STREAM),
+            epoch=epoch,
+        )
+        wanted = max(1, round(settings.epochs * len(order))) if epoch == 0 else wanted
+        batches += order
+        epoch += 1
+    batches = batches[: int(wanted)]
+    return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]

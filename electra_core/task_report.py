@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, span_metrics
 from electra_core.pages import page
@@ -65,7 +66,7 @@ def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     labels = evaluation.task.labels
     truth = [labels.index(example.label) for example in evaluation.examples]
     predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
-    return _constant_class(evaluation), [
+    return constant_class(evaluation.task, evaluation.examples), [
         _table("Per class", "", per_class_metrics(truth, predicted, labels)),
         _confusion(confusion_matrix(truth, predicted, len(labels)), labels),
         _calibration([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
@@ -73,10 +74,10 @@ def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     ]
 
 
-def _constant_class(evaluation: Evaluation) -> dict[str, float]:
-    most = Counter(example.label for example in evaluation.examples).most_common(1)[0][0]
-    guesses = [{"label": most}] * len(evaluation.examples)
-    return evaluation.task.score(evaluation.examples, guesses)
+def constant_class(task: Task, examples: Sequence[Any]) -> dict[str, float]:
+    """Figures of always answering with the class that is most frequent in `examples`."""
+    most = Counter(example.label for example in examples).most_common(1)[0][0]
+    return task.score(examples, [{"label": most}] * len(examples))
 
 
 def _confusion(counts: list[list[int]], labels: Sequence[str]) -> Table:

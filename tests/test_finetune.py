@@ -315,6 +315,20 @@ def test_settings_out_of_range_are_named(settings):
         FinetuneSettings(**settings)
 
 
+def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path):
+    alike = lines_file(
+        tmp_path / "alike.tsv", "sentence\tlabel", *["a film\tpos", "a film\tpos", "a film\tneg"] * 8
+    )
+    for settings, files, expected in (
+        (replace(QUICK, epochs=1), (alike, alike), ["Only 2 steps in all", "most frequent class"]),
+        (replace(QUICK, epochs=5), data, []),  # 50 steps, and learned
+    ):
+        lines = []
+        run(model, files, tmp_path / "out", settings=settings, say=lines.append, overwrite=True)
+        warnings = [line for line in lines if line.startswith("warning: ")]
+        assert len(warnings) == len(expected) and all(e in w for e, w in zip(expected, warnings))
+
+
 def test_diverging_runs_say_so(model, data, tmp_path):
     with pytest.raises(UserError, match="lower learning rate"):
         run(model, data, tmp_path / "out", settings=replace(QUICK, learning_rate=1e30, epochs=8, warmup=0.0))
