@@ -57,16 +57,18 @@ class Budget:
     """The compute of a trial: the FLOPs of ELECTRA with this many steps."""
     rate_tasks: tuple[str, ...] = ()
     """What trials are judged by."""
+    timed_point: int = 1
+    """Index into `electra_steps` of the point at which the objectives are compared for equal time, too."""
     finetuning: dict[str, Any] = field(default_factory=dict)
     """Settings of `FinetuneSettings` that differ from the recipe's; the same for every objective."""
 
 
 BUDGETS = {
-    # One core of a CPU, some 90 minutes at 20,000 tokens of ELECTRA a second. The longest run sees 3.9 million
+    # One core of a CPU, up to a quarter of an hour a run, some seven hours in all. The longest run sees 11 million
     # tokens; a masked LM leaves the plateau of word frequencies before one million (docs/decisions.md).
     "minutes": Budget(
-        "tiny", (250, 700, 2000), 2, 1, ("conll-2003", "sst-2"), ("cola", "docstrings"),
-        (0.5, 1.0, 2.0), 400, ("conll-2003", "sst-2"), {"layerwise_decay": 1.0},
+        "tiny", (250, 700, 2000, 6000), 2, 2, ("conll-2003", "sst-2"), ("cola", "docstrings"),
+        (0.5, 1.0, 2.0), 400, ("conll-2003", "sst-2"), finetuning={"layerwise_decay": 1.0},
     ),
     # One modern GPU, ten minutes a run: up to the compute of the paper's 6.25% point, 8.9e16 FLOPs.
     "ten-minutes": Budget(
@@ -79,7 +81,7 @@ BUDGETS = {
     ),
     # For tests and for a look at the command.
     "quick": Budget(
-        "tiny", (2, 3), 1, 1, ("docstrings",), (), (1.0, 2.0), 2, ("docstrings",), {"epochs": 0.05}
+        "tiny", (2, 3), 1, 1, ("docstrings",), (), (1.0, 2.0), 2, ("docstrings",), 0, {"epochs": 0.05}
     ),
 }  # fmt: skip
 
@@ -124,9 +126,12 @@ Piece = Pretraining | Finetuning
 
 
 def pieces(budget: Budget) -> Iterator[Piece]:
-    """All pieces, the most valuable first; a run always comes before its fine-tunings, and trials before all."""
+    """All pieces, the most valuable first; a run always comes before its fine-tunings, and trials before all.
+
+    Everything is judged once, by `tasks` and then by `later_tasks`, before anything is judged with another seed.
+    """
     seeds, tasks = range(budget.seeds), budget.tasks
-    yield from _judged([Pretraining(START, 0, 0)], tasks, budget)
+    yield from _judged([Pretraining(START, 0, 0)], tasks)
     if len(budget.rates) > 1:
         trials = [Pretraining(name, 0, TRIAL_SEED, trial=rate) for name in OBJECTIVES for rate in budget.rates]
         for run in trials:
@@ -136,27 +141,27 @@ def pieces(budget: Budget) -> Iterator[Piece]:
     groups = [[Pretraining(name, point, seed) for name in OBJECTIVES] for seed in seeds for point in higher]
     groups += [[Pretraining(name, lowest, seed) for name in OBJECTIVES] for seed in seeds]
     for group in groups:
-        yield from _judged(group, tasks, budget)
-    middle = max(0, len(budget.electra_steps) - 2)
-    for seed in seeds:
-        timed = [Pretraining(name, middle, seed, "seconds") for name in OBJECTIVES if name != "electra"]
-        yield from _judged(timed, tasks, budget)
-    yield from _judged([Pretraining(START, 0, seed) for seed in seeds[1:]], tasks, budget)
-    for run in [*(run for group in groups for run in group), *(Pretraining(START, 0, seed) for seed in seeds)]:
-        yield from _finetunings(run, budget.later_tasks, budget)
+        yield from _judged(group, tasks)
+    timed = [
+        Pretraining(name, budget.timed_point, seed, "seconds")
+        for seed in seeds
+        for name in OBJECTIVES
+        if name != "electra"
+    ]
+    yield from _judged(timed, tasks)
+    starts = [Pretraining(START, 0, seed) for seed in seeds]
+    yield from _judged(starts[1:], tasks)
+    runs = [*(run for group in groups for run in group), *starts]
+    yield from (Finetuning(run, task, 0) for run in runs for task in budget.later_tasks)
+    for seed in range(1, budget.finetune_seeds):
+        yield from (Finetuning(run, task, seed) for run in runs for task in (*tasks, *budget.later_tasks))
+        yield from (Finetuning(run, task, seed) for run in timed for task in tasks)
 
 
-def _judged(runs: list[Pretraining], tasks: tuple[str, ...], budget: Budget) -> Iterator[Piece]:
+def _judged(runs: list[Pretraining], tasks: tuple[str, ...]) -> Iterator[Piece]:
     """The runs, then what they are good for."""
     yield from runs
-    for run in runs:
-        yield from _finetunings(run, tasks, budget)
-
-
-def _finetunings(run: Pretraining, tasks: tuple[str, ...], budget: Budget) -> Iterator[Finetuning]:
-    for task in tasks:
-        for seed in range(budget.finetune_seeds):
-            yield Finetuning(run, task, seed)
+    yield from (Finetuning(run, task, 0) for run in runs for task in tasks)
 
 
 # ---- compute ---------------------------------------------------------------------------------------------

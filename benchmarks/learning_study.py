@@ -8,6 +8,8 @@ objective by itself, by the same number of trials (`learning_plan.py` says how);
 all: text and its order, preset, start, optimizer, schedule over the run's own length. Every run is fine-tuned on
 several tasks. On a CPU time is the processor's, which other programs disturb far less than the clock's.
 
+A study may grow: the same command goes on with it after points, seeds or tasks were added to its budget.
+
 The study goes piece by piece (a pre-training run, or one fine-tuning), the most valuable first. Each writes its
 row to FILE.jsonl as it ends, and the same command goes on where it was stopped: pieces that have a row are
 done, a run that was cut off continues from its last checkpoint. Rows of another study (another preset, budget,
@@ -240,10 +242,29 @@ def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
 def check_study(rows: list[Row], identity: Row, path: Path) -> None:
     """Raises UserError if `rows` are of another study than `identity`: their figures do not belong together."""
     for row in rows:
-        if row.get("kind") == "environment" and (before := row.get("study")) != identity:
-            changed = [name for name in identity if (before or {}).get(name) != identity[name]]
+        if row.get("kind") != "environment":
+            continue
+        before = row.get("study") or {}
+        changed = [name for name in identity if not _agree(name, before.get(name), identity[name])]
+        if changed:
             other = ", another ".join(changed)
             raise UserError(f"{path}: has rows of a study with another {other}; take another file")
+
+
+GROWING = ("electra_steps", "seeds", "finetune_seeds", "tasks", "later_tasks", "timed_point")
+"""Fields of a budget that say how many pieces there are, not what a piece is."""
+
+
+def _agree(name: str, before: Any, now: Any) -> bool:
+    """Whether rows made with these two values of a study's property can stand in one study."""
+    if name == "budget" and before:  # rows name their point by its index
+        points = min(len(before["electra_steps"]), len(now["electra_steps"]))
+        if before["electra_steps"][:points] != now["electra_steps"][:points]:
+            return False
+        before, now = ({k: v for k, v in part.items() if k not in GROWING} for part in (before, now))
+    if name == "tasks" and before:
+        return all(before[task] == now[task] for task in before.keys() & now.keys())
+    return bool(before == now)
 
 
 def summary(row: Row) -> str:

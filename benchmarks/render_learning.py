@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import svg
 from benchmarks.learning_plan import START, chosen_rate, trial_scores
+from electra_core.config import OBJECTIVES
 
 Row = dict[str, Any]
 Values = Sequence[float]
@@ -61,9 +62,14 @@ def _last_point(rows: Sequence[Row]) -> int:
 
 
 def _groups(rows: Iterable[Row]) -> dict[tuple[str, str, int], list[Row]]:
-    """Rows by (objective, equal, point): all seeds of one point together."""
+    """Rows by (objective, equal, point): all seeds of one point together; equal FLOPs first, by compute."""
+    order = [START, *OBJECTIVES]
+
+    def key(row: Row) -> tuple[str, int, int]:
+        return row["equal"], row["point"], order.index(row["objective"])
+
     groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=key):
         groups.setdefault((row["objective"], row["equal"], row["point"]), []).append(row)
     return groups
 

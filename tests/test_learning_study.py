@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,18 @@ def test_rows_of_another_study_are_refused(tmp_path: Path) -> None:
         learning_study.check_study(rows, {"preset": 2, "corpus": "b"}, tmp_path)
     with pytest.raises(UserError, match="another preset"):
         learning_study.check_study([{"kind": "environment"}], {"preset": 2}, tmp_path)
+
+
+def test_a_study_may_grow_and_not_change(tmp_path: Path) -> None:
+    small, tasks = asdict(BUDGETS["quick"]), {"docstrings": {"epochs": 1}}
+    rows = [{"kind": "environment", "study": {"budget": small, "tasks": tasks}}]
+    larger = {**small, "electra_steps": (2, 3, 9), "seeds": 4, "later_tasks": ("cola",)}
+    learning_study.check_study(rows, {"budget": larger, "tasks": {**tasks, "cola": {}}}, tmp_path)
+    for change in ({"electra_steps": (2, 4)}, {"rate_steps": 7}, {"finetuning": {}}):
+        with pytest.raises(UserError, match="another budget; take"):
+            learning_study.check_study(rows, {"budget": {**small, **change}, "tasks": tasks}, tmp_path)
+    with pytest.raises(UserError, match="another tasks; take"):
+        learning_study.check_study(rows, {"budget": small, "tasks": {"docstrings": {"epochs": 2}}}, tmp_path)
 
 
 def run_row(objective: str, seed: int, **more: Any) -> dict[str, Any]:
