@@ -1,5 +1,8 @@
-"""Attention by the C loops of `native.c` (maths: see `attention`): every sequence and head by itself, in fp32,
-64 queries at a time, so that probabilities never leave the cache. The backward pass computes them again.
+"""Attention by loops in C (maths: see `attention`): every sequence and head by itself, some queries at a time, so
+that probabilities never leave the cache. The backward pass computes them again.
+
+`c/attention.c` computes in fp32. `c/attention_tiles.c` multiplies bf16 numbers on the processor's tiles (AMX),
+where there are any: the same dropout decisions, and values as rounded as bf16 products leave them on a GPU.
 """
 
 from __future__ import annotations
@@ -7,11 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from electra_kernels import native
 from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
 
-LANES = 16  # as in native.c: head dims are whole vectors
+LANES = 16  # as in c/common.h: head dims are whole vectors
+DEPTH = 32  # as in c/attention_tiles.c: there head dims are whole rows of a tile
 LONGEST = 4096  # tokens of a sequence; beyond, PyTorch's own blocked kernels are the better choice
 SHORT = 128  # tokens; longer sequences without dropout or gradient are faster by PyTorch's own kernel
 
@@ -73,11 +78,15 @@ def _run(
     qkv_T3HK, offsets = qkv_T3HK.contiguous(), cu_seqlens.long().contiguous()
     tokens, _, heads, dim = qkv_T3HK.shape
     out = qkv_T3HK.new_empty(tokens, heads, dim) if dout_THK is None else torch.empty_like(qkv_T3HK)
-    call(
-        "attention", qkv_T3HK, offsets, seed, dout_THK, out, len(offsets) - 1, max_seqlen, heads, dim,
+    bf16, threads = qkv_T3HK.dtype == torch.bfloat16, c_int(torch.get_num_threads())
+    arguments = (
+        qkv_T3HK, offsets, seed, dout_THK, out, len(offsets) - 1, max_seqlen, heads, dim,
         softmax_scale, *dropout_arguments(dropout_p, stream),
-        c_int(qkv_T3HK.dtype == torch.bfloat16), c_int(torch.get_num_threads()),
     )  # fmt: skip
+    if bf16 and dim % DEPTH == 0 and native.has_tiles():
+        call("attention_on_tiles", *arguments, threads)
+    else:
+        call("attention", *arguments, c_int(bf16), threads)
     return out
 
 

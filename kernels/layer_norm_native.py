@@ -1,4 +1,4 @@
-"""Dropout + residual + LayerNorm by the C loops of `native.c` (maths: see `layer_norm`).
+"""Dropout + residual + LayerNorm by the loops of `c/layer_norm.c` (maths: see `layer_norm`).
 
 Like the Triton kernels they store nothing for the backward pass: it computes the sum, its statistics and the
 dropout decisions again.
@@ -14,7 +14,7 @@ from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
 
-ROW_BLOCK = 64  # as in native.c
+ROW_BLOCK = 64  # as in c/layer_norm.c
 WIDEST = 8192  # rows are worked on in memory of the stack
 
 

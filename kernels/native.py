@@ -1,8 +1,8 @@
-"""Builds and loads `native.c`, the twins' hot loops in C: what makes training on a CPU fast.
+"""Builds and loads the twins' hot loops in C (folder `c`): what makes training on a CPU fast.
 
-The machine's own C compiler (`cc`, or what CC names) builds it in two seconds when a model first trains on a CPU;
+The machine's own C compiler (`cc`, or what CC names) builds them in seconds when a model first trains on a CPU;
 the library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache) under a name that is a digest of the
-source, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins
+sources, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins
 run: the same dropout decisions, the same values up to rounding. `problem` says why.
 
 No Python headers, no PyTorch headers: pointers and sizes go through `ctypes`. The loops share PyTorch's own
@@ -26,7 +26,7 @@ import torch
 from electra_kernels import rng
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # Some compilers have no such option, some processes no such threads; the first set that works is taken.
 ATTEMPTS = ((*OPTIONS, "-fopenmp"), (*OPTIONS, "-fopenmp-simd"), ("-O3", "-fPIC", "-fopenmp-simd"))
@@ -52,6 +52,13 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
     assert library is not None, "callers ask `problem` first"
     if getattr(library, function)(*(_as_c(value) for value in arguments)):
         raise MemoryError(f"{function}: no memory for its scratch space")
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether `attention_on_tiles` can run: built for a processor with bf16 tiles (AMX), and Linux lends them."""
+    library = _load()[0]
+    return library is not None and bool(library.have_tiles())
 
 
 def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:
@@ -92,7 +99,8 @@ def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
         raise NativeError("no C compiler (cc) was found")
     command = [compiler, *options]
     version = _run([compiler, "--version"])
-    facts = "\n".join([*command, version, _processor(), SOURCE.read_text(encoding="utf-8")])
+    texts = [source.read_text(encoding="utf-8") for source in SOURCES]
+    facts = "\n".join([*command, version, _processor(), *texts])
     library = _cache_folder() / f"native-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
     if not library.exists():
         _build(command, library)
@@ -105,15 +113,16 @@ def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
 def _build(command: list[str], library: Path) -> None:
     """Compiles beside the final name and moves it there, so that nobody loads half a library."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        source, built = Path(folder, "native.o"), Path(folder, "native.so")
-        _run([*command, "-c", str(SOURCE), "-o", str(source)])
+        sources = [str(source) for source in SOURCES if source.suffix == ".c"]
+        _run([*command, "-c", *sources], folder)
         # Linked without OpenMP's library: PyTorch's, which is in the process already, has the symbols.
-        _run([command[0], "-shared", str(source), "-lm", "-o", str(built)])
-        built.replace(library)
+        objects = [path.name for path in sorted(Path(folder).glob("*.o"))]
+        _run([command[0], "-shared", *objects, "-lm", "-o", "native.so"], folder)
+        Path(folder, "native.so").replace(library)
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def _run(command: list[str], folder: str | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
     if done.returncode:
         raise NativeError(f"{' '.join(command[:1])} failed: {done.stderr.strip().partition(chr(10))[0]}")
     return done.stdout

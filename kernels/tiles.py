@@ -4,7 +4,7 @@ Their bf16 products are several times as fast as fp32 ones, and sums are kept in
 operands are bf16 numbers already loses nothing there: `products_in_bf16` lets oneDNN do it, fp32 in, fp32 out.
 
 A product that sums over the tokens, dW = dyᵀ x, reads one operand against the grain, which costs oneDNN as much as
-the product itself. `product_over_rows` turns the smaller one over first, by a loop in `native.c`.
+the product itself. `product_over_rows` turns the smaller one over first, by a loop in C (`c/turn.c`).
 """
 
 from __future__ import annotations

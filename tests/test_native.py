@@ -28,6 +28,7 @@ LENGTHS = {
     "equal": [24, 24],
     "unequal-and-empty": [5, 0, 33, 17],
     "more-than-a-block-of-queries": [150, 3],
+    "whole-blocks-and-halves-of-one": [128, 64, 96, 32],
 }
 
 
@@ -60,11 +61,31 @@ def run_layer_norm(path: Implementation, tensors: Sequence[Tensor], dropout_p: f
         return [out.detach(), *torch.autograd.grad(out, inputs, dout.to(out.dtype))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize(
+    ("dtype", "dim", "tiles"),
+    [
+        (torch.float32, 48, False),
+        (torch.bfloat16, 48, False),
+        (torch.bfloat16, 32, False),
+        (torch.bfloat16, 32, True),
+        (torch.bfloat16, 128, True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_attention_is_within_the_error_budget(lengths: list[int], dropout_p: float, dtype: torch.dtype) -> None:
-    qkv, dout = leaves((sum(lengths), 3, 2, 48), (sum(lengths), 2, 48), dtype=dtype)
+def test_attention_is_within_the_error_budget(
+    lengths: list[int],
+    dropout_p: float,
+    dtype: torch.dtype,
+    dim: int,
+    tiles: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if tiles and not native.has_tiles():
+        pytest.skip("the processor has no bf16 tiles")
+    monkeypatch.setattr(native, "has_tiles", lambda: tiles)
+    qkv, dout = leaves((sum(lengths), 3, 2, dim), (sum(lengths), 2, dim), dtype=dtype)
     exact = run_attention("reference", qkv.double(), dout.double(), lengths, dropout_p)
     same = run_attention("reference", qkv, dout, lengths, dropout_p)
     got = run_attention("native", qkv, dout, lengths, dropout_p)
@@ -109,21 +130,41 @@ def test_dropout_decides_as_specified(dropout_p: float) -> None:
     assert torch.equal(dx, dresidual * (keep * torch.tensor(rng.keep_scale(dropout_p))))
 
 
-def test_attention_drops_what_the_specification_drops() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_attention_drops_what_the_specification_drops(dim: int, dtype: torch.dtype) -> None:
     """Queries of zero make every probability 1 / length, values of one-hot rows show which were kept."""
-    length, heads = 64, 3
-    qkv = torch.zeros(2 * length, 3, heads, 64)
-    qkv[:, 2] = torch.eye(64).repeat(2, 1)[:, None]
+    length, heads = dim, 3
+    qkv = torch.zeros(2 * length, 3, heads, dim, dtype=dtype)
+    qkv[:, 2] = torch.eye(dim, dtype=dtype).repeat(2, 1)[:, None]
     with use("native"):
         out = attention(qkv, offsets([length] * 2), length, dropout_p=0.3, seed=SEED, stream=STREAM)
     for head in range(heads):
         keep = rng.keep_mask(SEED, torch.arange(2 * length), length, 0.3, STREAM, plane=head)
-        torch.testing.assert_close(out[:, head], keep * rng.keep_scale(0.3) / length)
+        torch.testing.assert_close(out[:, head], (keep * rng.keep_scale(0.3) / length).to(dtype))
 
 
-def test_the_number_of_threads_changes_no_bit() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_attentions_gradient_goes_to_what_was_kept(dtype: torch.dtype) -> None:
+    """With equal probabilities the gradient of value j is the sum of the gradients of those who kept it."""
+    length = 96
+    qkv = torch.zeros(length, 3, 2, 32, dtype=dtype)
+    dout = torch.zeros(length, 2, 32, dtype=dtype)
+    dout[torch.arange(length), :, torch.arange(length) % 32] = 1.0
+    _, dqkv = run_attention("native", qkv, dout, [length], 0.3)
+    for head in range(2):
+        keep = rng.keep_mask(SEED, torch.arange(length), length, 0.3, STREAM, plane=head)
+        counts = keep.float().T.reshape(length, 3, 32).sum(1)  # queries 32 apart have the same one-hot gradient
+        expected = counts * (rng.keep_scale(0.3) / length)
+        torch.testing.assert_close(
+            dqkv[:, 2, head].float(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     lengths = [40, 7, 25, 60]
-    qkv, dout = leaves((132, 3, 2, 32), (132, 2, 32))
+    qkv, dout = leaves((132, 3, 2, 32), (132, 2, 32), dtype=dtype)
     tensors = leaves((300, 96), (300, 96), (96,), (96,), (300, 96))
     threads = torch.get_num_threads()
     results = []
@@ -139,8 +180,9 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-def test_nan_stays_in_its_sequence_and_large_logits_are_no_problem() -> None:
-    qkv, dout = leaves((30, 3, 1, 16), (30, 1, 16))
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_nan_stays_in_its_sequence_and_large_logits_are_no_problem(dtype: torch.dtype) -> None:
+    qkv, dout = leaves((30, 3, 1, 32), (30, 1, 32), dtype=dtype)
     qkv[:10] *= 1e4
     clean = run_attention("native", qkv, dout, [10, 10, 10], 0.1)
     qkv[12, 0] = torch.nan

@@ -1,0 +1,181 @@
+/* Attention in fp32, forward and backward (the maths: `attention.py`): every sequence and head by itself, QUERIES rows
+   of probabilities at a time, which never leave the cache. The backward pass computes them again. */
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "attention.h"
+
+/* ---------------------------------------------------------------- small matrix products */
+
+/* C [m, LANES * vectors] (+)= A [m, k] B [k, LANES * vectors]; A by any strides, B and C by rows. */
+INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
+                  int64_t b_row, int64_t m, int64_t k, int add, const int vectors) {
+    for (int64_t i = 0; i < m;) {
+        const int rows = m - i >= 4 ? 4 : 1;
+        floats total[4][4];
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++)
+                total[r][v] = add ? *(floats *)(C + (i + r) * c_row + v * LANES) : (floats){0};
+        if (rows == 4) {
+            for (int64_t p = 0; p < k; p++)
+                for (int r = 0; r < 4; r++)
+                    for (int v = 0; v < vectors; v++)
+                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(floats *)(B + p * b_row + v * LANES);
+        } else {
+            for (int64_t p = 0; p < k; p++)
+                for (int v = 0; v < vectors; v++)
+                    total[0][v] += A[i * a_row + p * a_column] * *(floats *)(B + p * b_row + v * LANES);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) *(floats *)(C + (i + r) * c_row + v * LANES) = total[r][v];
+        i += rows;
+    }
+}
+
+/* The same for n columns, a multiple of LANES. */
+static void product(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
+                    int64_t b_row, int64_t m, int64_t n, int64_t k, int add) {
+    for (int64_t j = 0; j < n; j += 4 * LANES) {
+        switch (least(4, (n - j) / LANES)) {
+            case 1: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 1); break;
+            case 2: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 2); break;
+            case 3: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 3); break;
+            default: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 4);
+        }
+    }
+}
+
+static void transpose(float *to, int64_t to_row, const float *from, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < columns; i++)
+        for (int64_t j = 0; j < rows; j++) to[i * to_row + j] = from[j * columns + i];
+}
+
+/* ---------------------------------------------------------------- attention */
+
+#define QUERIES 64 /* rows of probabilities held at a time */
+
+/* e^x for x <= 0 to about 2 units in the last place; a NaN stays one. Cephes' polynomial (Moshier). */
+INLINE float exponential(float x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+    float clamped = x < -87.0f ? -87.0f : x, shifted = clamped * 1.44269504f + magic, n = shifted - magic;
+    float f = (clamped - n * 0.693359375f) + n * 2.12194440e-4f, p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f, p = p * f + 8.3334519073e-3f, p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f, p = p * f + 5.0000001201e-1f, p = p * f * f + f + 1.0f;
+    return x == x ? as_float(as_bits(p) + (as_bits(shifted) << 23)) : x;
+}
+
+/* Logits of one row -> their exponentials less the maximum, 0 from `length` to `width`; returns the sum. */
+static float softmax_row(float *row, int64_t length, int64_t width) {
+    float best[LANES], highest = -INFINITY, total = 0.0f;
+    for (int64_t j = length; j < width; j++) row[j] = -INFINITY;
+    for (int i = 0; i < LANES; i++) best[i] = -INFINITY;
+    for (int64_t j = 0; j < width; j += LANES)
+        for (int i = 0; i < LANES; i++) best[i] = row[j + i] > best[i] ? row[j + i] : best[i];
+    for (int i = 0; i < LANES; i++) highest = best[i] > highest ? best[i] : highest;
+    for (int64_t j = 0; j < width; j++) row[j] = exponential(row[j] - highest);
+    for (int64_t j = length; j < width; j++) row[j] = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t j = 0; j < width; j++) total += row[j];
+    return total;
+}
+
+/* One of q, k, v (`part` of `parts` per token) of one head: rows of `dim`, fp32. */
+static void load_head(float *to, const void *from, head_t at, int64_t part, int64_t parts, int bf16) {
+    for (int64_t t = 0; t < at.length; t++)
+        load(to + t * at.dim, from, (((at.start + t) * parts + part) * at.heads + at.head) * at.dim, at.dim, bf16);
+}
+
+static void store_head(void *to, const float *from, head_t at, int64_t part, int64_t parts, int bf16) {
+    for (int64_t t = 0; t < at.length; t++)
+        store(to, (((at.start + t) * parts + part) * at.heads + at.head) * at.dim, from + t * at.dim, at.dim, bf16);
+}
+
+static void scale_all(float *values, int64_t count, float factor) {
+    for (int64_t i = 0; i < count; i++) values[i] *= factor;
+}
+
+static void head_forward(head_t at, const void *qkv, void *out, float scale, float *scratch, int bf16) {
+    int64_t size = at.width * at.dim;
+    float *q = scratch, *k = q + size, *kT = k + size, *v = kT + size, *o = v + size, *p = o + size;
+    float *keep = p + QUERIES * at.width;
+    load_head(q, qkv, at, 0, 3, bf16), load_head(k, qkv, at, 1, 3, bf16), load_head(v, qkv, at, 2, 3, bf16);
+    scale_all(q, at.length * at.dim, scale);
+    transpose(kT, at.width, k, at.length, at.dim);
+    for (int64_t first = 0; first < at.length; first += QUERIES) {
+        int64_t rows = least(QUERIES, at.length - first);
+        float inverse[QUERIES];
+        product(p, at.width, q + first * at.dim, at.dim, 1, kT, at.width, rows, at.width, at.dim, 0);
+        for (int64_t t = 0; t < rows; t++) {
+            float *row = p + t * at.width;
+            inverse[t] = 1.0f / softmax_row(row, at.length, at.width);
+            keep_row(keep, at.width, at.dropout, (uint32_t)(at.start + first + t), (uint32_t)at.head);
+            for (int64_t j = 0; j < at.width; j++) row[j] *= keep[j];
+        }
+        product(o + first * at.dim, at.dim, p, at.width, 1, v, at.dim, rows, at.dim, at.length, 0);
+        for (int64_t t = 0; t < rows; t++) scale_all(o + (first + t) * at.dim, at.dim, inverse[t]);
+    }
+    store_head(out, o, at, 0, 1, bf16);
+}
+
+static void head_backward(head_t at, const void *qkv, const void *dout, void *dqkv, float scale, float *scratch,
+                          int bf16) {
+    int64_t size = at.width * at.dim;
+    float *q = scratch, *k = q + size, *kT = k + size, *v = kT + size, *vT = v + size, *dO = vT + size;
+    float *dq = dO + size, *dk = dq + size, *dv = dk + size, *p = dv + size, *ds = p + QUERIES * at.width;
+    float *keep = ds + QUERIES * at.width;
+    load_head(q, qkv, at, 0, 3, bf16), load_head(k, qkv, at, 1, 3, bf16), load_head(v, qkv, at, 2, 3, bf16);
+    load_head(dO, dout, at, 0, 1, bf16);
+    scale_all(q, at.length * at.dim, scale);
+    transpose(kT, at.width, k, at.length, at.dim), transpose(vT, at.width, v, at.length, at.dim);
+    for (int64_t first = 0; first < at.length; first += QUERIES) {
+        int64_t rows = least(QUERIES, at.length - first);
+        const float *q_rows = q + first * at.dim, *dO_rows = dO + first * at.dim;
+        product(p, at.width, q_rows, at.dim, 1, kT, at.width, rows, at.width, at.dim, 0);
+        product(ds, at.width, dO_rows, at.dim, 1, vT, at.width, rows, at.width, at.dim, 0);
+        for (int64_t t = 0; t < rows; t++) {
+            float *P = p + t * at.width, *dS = ds + t * at.width, delta = 0.0f;
+            float inverse = 1.0f / softmax_row(P, at.length, at.width);
+            keep_row(keep, at.width, at.dropout, (uint32_t)(at.start + first + t), (uint32_t)at.head);
+#pragma omp simd reduction(+ : delta)
+            for (int64_t j = 0; j < at.length; j++) P[j] *= inverse, dS[j] *= keep[j], delta += P[j] * dS[j];
+            for (int64_t j = 0; j < at.length; j++) dS[j] = P[j] * (dS[j] - delta), P[j] *= keep[j];
+        }
+        product(dq + first * at.dim, at.dim, ds, at.width, 1, k, at.dim, rows, at.dim, at.length, 0);
+        product(dk, at.dim, ds, 1, at.width, q_rows, at.dim, at.length, at.dim, rows, first > 0);
+        product(dv, at.dim, p, 1, at.width, dO_rows, at.dim, at.length, at.dim, rows, first > 0);
+    }
+    scale_all(dq, at.length * at.dim, scale);
+    store_head(dqkv, dq, at, 0, 3, bf16), store_head(dqkv, dk, at, 1, 3, bf16), store_head(dqkv, dv, at, 2, 3, bf16);
+}
+
+/* Floats that one thread works in: at most nine matrices of a head, and the probabilities. */
+INLINE int64_t scratch_size(int64_t longest, int64_t dim) {
+    int64_t width = round_up(longest, LANES);
+    return 9 * width * dim + 2 * QUERIES * width + round_up(width, NUMBERS);
+}
+
+/* dim is a multiple of LANES. With `dout` == NULL the forward pass, else the gradient of qkv. */
+int attention(const void *qkv, const int64_t *offsets, const int64_t *seed, const void *dout, void *out,
+              int64_t sequences, int64_t longest, int64_t heads, int64_t dim, float softmax_scale, int64_t stream,
+              int32_t threshold, float scale, int bf16, int threads) {
+    dropout_t drop = read_dropout(seed, stream, threshold, scale);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *scratch = malloc(4 * scratch_size(longest, dim));
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < sequences * heads; task++) {
+            head_t at = find_head(offsets, task, heads, dim, drop);
+            if (!scratch || !at.length) continue;
+            if (dout) head_backward(at, qkv, dout, out, softmax_scale, scratch, bf16);
+            else head_forward(at, qkv, out, softmax_scale, scratch, bf16);
+        }
+        free(scratch);
+    }
+    return failed;
+}

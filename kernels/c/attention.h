@@ -1,0 +1,19 @@
+/* One head of one sequence: what both implementations of attention go by. */
+
+#ifndef ATTENTION_H
+#define ATTENTION_H
+
+#include "common.h"
+
+typedef struct {
+    int64_t heads, dim, start, length, width, head; /* width: length rounded up to whole vectors */
+    dropout_t dropout;
+} head_t;
+
+/* Sequence `task / heads`, head `task % heads`. */
+INLINE head_t find_head(const int64_t *offsets, int64_t task, int64_t heads, int64_t dim, dropout_t dropout) {
+    int64_t start = offsets[task / heads], length = offsets[task / heads + 1] - start;
+    return (head_t){heads, dim, start, length, round_up(length, LANES), task % heads, dropout};
+}
+
+#endif

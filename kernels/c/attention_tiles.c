@@ -1,0 +1,336 @@
+/* Attention on bf16 tiles (AMX), for bf16 tensors: products on tiles with sums in fp32; softmax and dropout between
+   them in vectors of fp32; probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
+
+   A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers lie as 16 rows of
+   pairs: word [r][n] holds B[2r][n] below B[2r + 1][n]. So a matrix M has two layouts for the right-hand side:
+     `pack_paired`  for M itself: rows 2r and 2r + 1 are interleaved;
+     `pack_turned`  for its transpose: M[n][2r] and M[n][2r + 1] are neighbours already, so words are turned over.
+
+   Tiles have no name but the processor's own, so this file has intrinsics, and is empty for processors without. */
+
+#include "attention.h"
+
+#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__) || !defined(__linux__)
+
+int have_tiles(void) { return 0; }
+
+#else
+#include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SIZE 16   /* rows of a tile, and words in one */
+#define DEPTH 32  /* bf16 numbers in a tile's row */
+#define STEP 32   /* queries whose probabilities are held in fp32 at a time */
+#define BLOCK 64  /* queries whose probabilities are held in bf16 for the gradients of k and v */
+
+/* Linux gives a process tiles when it asks (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
+int have_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+static void begin_tiles(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) shape.bytes[tile] = 4 * SIZE, shape.rows[tile] = SIZE;
+    _tile_loadconfig(&shape);
+}
+
+/* C [32, n] (+)= A [32, k] B, n and k multiples of 32. B's tile of columns 16 j and rows 32 p is at
+   B + j * b_n + p * b_k words. */
+static void product_of_tiles(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n,
+                             int64_t b_k, int64_t n, int64_t k, int add) {
+    for (int64_t j = 0; j < n; j += 2 * SIZE) {
+        float *c = C + j, *below = c + SIZE * c_row;
+        if (add) {
+            _tile_loadd(0, c, 4 * c_row); _tile_loadd(1, c + SIZE, 4 * c_row);
+            _tile_loadd(2, below, 4 * c_row); _tile_loadd(3, below + SIZE, 4 * c_row);
+        } else {
+            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        }
+        for (int64_t p = 0; p < k / DEPTH; p++) {
+            const words *b = B + j / SIZE * b_n + p * b_k;
+            _tile_loadd(4, A + p * DEPTH, 2 * a_row); _tile_loadd(6, b, 64); _tile_loadd(7, b + b_n, 64);
+            _tile_loadd(5, A + p * DEPTH + SIZE * a_row, 2 * a_row);
+            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, 4 * c_row); _tile_stored(1, c + SIZE, 4 * c_row);
+        _tile_stored(2, below, 4 * c_row); _tile_stored(3, below + SIZE, 4 * c_row);
+    }
+}
+
+INLINE __m256i to_bf16(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
+INLINE words paired(__m256i low, __m256i high) {
+    return (words)_mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+/* A square of words, rows `row` words apart, turned over in registers as `turn_square` does; the result's rows are
+   `to_row` words apart. */
+INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_t row) {
+    words tile[SIZE], zipped[SIZE];
+    for (int r = 0; r < SIZE; r++) memcpy(tile + r, from + r * row, sizeof(words));
+    for (int round = 0; round < 4; round++) {
+        for (int r = 0; r < SIZE / 2; r++) {
+            zipped[2 * r] = ZIP_LOW(tile[r], tile[r + 8]);
+            zipped[2 * r + 1] = ZIP_HIGH(tile[r], tile[r + 8]);
+        }
+        memcpy(tile, zipped, sizeof tile);
+    }
+    for (int r = 0; r < SIZE; r++) memcpy(to + r * to_row, tile + r, sizeof(words));
+}
+
+/* B tiles of Mᵀ, M [rows, columns]: columns 16 j, rows 32 p of Mᵀ at (j * columns / 32 + p) * 16. */
+static void pack_turned(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
+    for (int64_t j = 0; j < rows; j += SIZE)
+        for (int64_t p = 0; p < columns; p += DEPTH, tiles += SIZE)
+            turn_tile((uint32_t *)tiles, SIZE, (const uint32_t *)(M + j * columns + p), columns / 2);
+}
+
+/* B tiles of M [rows, columns]: columns 16 j, rows 32 p at (p / 32 * columns / 16 + j) * 16. */
+static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
+    for (int64_t p = 0; p < rows; p += DEPTH)
+        for (int64_t j = 0; j < columns; j += SIZE, tiles += SIZE)
+            for (int r = 0; r < SIZE; r++) {
+                const uint16_t *row = M + (p + 2 * r) * columns + j;
+                tiles[r] = paired(_mm256_loadu_si256((const __m256i *)row),
+                                  _mm256_loadu_si256((const __m256i *)(row + columns)));
+            }
+}
+
+
+/* e^x for x <= 0, as `exponential`. */
+INLINE __m512 exponentials(__m512 x) {
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.9875691500e-4f), f, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* Lanes of vector `v` of a row that are keys. */
+INLINE __mmask16 keys_of(int64_t length, int64_t v) {
+    int64_t left = length - v * LANES;
+    return left >= LANES ? 0xFFFF : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
+}
+
+/* Lanes of the next 8 vectors that dropout keeps. */
+INLINE void keep_lanes(__mmask16 *kept, int64_t first, dropout_t dropout, uint32_t row, uint32_t plane) {
+    uint16_t numbers[NUMBERS];
+    if (!dropout.threshold) { memset(kept, 0xFF, NUMBERS / 8); return; }
+    random_numbers(numbers, (uint32_t)first, dropout.seed, row, plane);
+    for (int i = 0; i < NUMBERS / 32; i++) {
+        __mmask32 both = _mm512_cmpge_epu16_mask(_mm512_loadu_si512(numbers + 32 * i),
+                                                 _mm512_set1_epi16((int16_t)dropout.threshold));
+        kept[2 * i] = (__mmask16)both, kept[2 * i + 1] = (__mmask16)(both >> 16);
+    }
+}
+
+INLINE __m512 highest_of(const float *row, int64_t length, int64_t width, float scale) {
+    __m512 highest = _mm512_set1_ps(-INFINITY), factor = _mm512_set1_ps(scale);
+    for (int64_t v = 0; v < width / LANES; v++)
+        highest = _mm512_mask_max_ps(highest, keys_of(length, v), highest,
+                                     _mm512_mul_ps(_mm512_loadu_ps(row + v * LANES), factor));
+    return _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+}
+
+/* Scores of one query -> kept exponentials in bf16; returns their sum before dropout. */
+static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t width, float scale, dropout_t dropout,
+                         uint32_t t, uint32_t plane) {
+    __m512 highest = highest_of(row, length, width, scale), factor = _mm512_set1_ps(scale);
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t first = 0; first < width; first += NUMBERS) {
+        __mmask16 kept[NUMBERS / LANES];
+        keep_lanes(kept, first, dropout, t, plane);
+        for (int64_t v = first / LANES, i = 0; v < least(width, first + NUMBERS) / LANES; v++, i++) {
+            __m512 e = exponentials(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
+            e = _mm512_maskz_mov_ps(keys_of(length, v), e);
+            total = _mm512_add_ps(total, e);
+            _mm256_storeu_si256((__m256i *)(p + v * LANES), to_bf16(_mm512_maskz_mov_ps(kept[i], e)));
+        }
+    }
+    return _mm512_reduce_add_ps(total);
+}
+
+/* Scores of one query -> exponentials; gradients of the probabilities times the factors of dropout; kept lanes.
+   Returns 1 / sum of the exponentials; `delta` gets the row's sum of probability times gradient. */
+static float backward_row(float *row, float *dP, __mmask16 *kept, float *delta, int64_t length, int64_t width,
+                          float scale, dropout_t dropout, uint32_t t, uint32_t plane) {
+    __m512 highest = highest_of(row, length, width, scale), factor = _mm512_set1_ps(scale);
+    __m512 total = _mm512_setzero_ps(), slope = total, keep = _mm512_set1_ps(dropout.scale);
+    for (int64_t first = 0; first < width; first += NUMBERS) {
+        keep_lanes(kept + first / LANES, first, dropout, t, plane);
+        for (int64_t v = first / LANES; v < least(width, first + NUMBERS) / LANES; v++) {
+            __m512 e = exponentials(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
+            __m512 d = _mm512_maskz_mul_ps(kept[v], _mm512_loadu_ps(dP + v * LANES), keep);
+            e = _mm512_maskz_mov_ps(keys_of(length, v), e);
+            total = _mm512_add_ps(total, e), slope = _mm512_fmadd_ps(e, d, slope);
+            _mm512_storeu_ps(row + v * LANES, e), _mm512_storeu_ps(dP + v * LANES, d);
+        }
+    }
+    float inverse = 1.0f / _mm512_reduce_add_ps(total);
+    *delta = _mm512_reduce_add_ps(slope) * inverse;
+    return inverse;
+}
+
+typedef struct {
+    int64_t width;                      /* length rounded up to whole tiles */
+    uint16_t *q, *k, *v, *dO;           /* [width, dim], zeros behind the sequence */
+    words *kT, *vT, *k_rows, *v_rows;   /* B tiles */
+    words *q_rows, *dO_rows;
+    float *scores, *dP;                 /* [STEP, width] */
+    uint16_t *p, *ds;                   /* [STEP, width] */
+    uint32_t *p_pairs, *ds_pairs;       /* [STEP / 2, width] pairs of queries */
+    uint16_t *pT, *dsT;                 /* [width, BLOCK] */
+    __mmask16 *kept;                    /* two rows, each rounded up to whole NUMBERS */
+    float *out, *dk, *dv;               /* [STEP, dim], [width, dim] twice */
+} space_t;
+
+/* Lays the parts out from `base` on (NULL: only counts) and returns the bytes. */
+static int64_t lay_out(space_t *at, char *base, int64_t width, int64_t dim) {
+    int64_t used = 0, matrix = 2 * width * dim;
+#define TAKE(part, bytes) (at->part = (void *)(base + used), used += round_up(bytes, 64))
+    at->width = width;
+    TAKE(q, matrix), TAKE(k, matrix), TAKE(v, matrix), TAKE(dO, matrix);
+    TAKE(kT, matrix), TAKE(vT, matrix), TAKE(k_rows, matrix), TAKE(v_rows, matrix);
+    TAKE(q_rows, 2 * BLOCK * dim), TAKE(dO_rows, 2 * BLOCK * dim);
+    TAKE(scores, 4 * STEP * width), TAKE(dP, 4 * STEP * width), TAKE(p, 2 * STEP * width), TAKE(ds, 2 * STEP * width);
+    TAKE(p_pairs, 2 * STEP * width), TAKE(ds_pairs, 2 * STEP * width);
+    TAKE(pT, 2 * BLOCK * width), TAKE(dsT, 2 * BLOCK * width);
+    TAKE(kept, 2 * 2 * round_up(width, NUMBERS) / LANES);
+    TAKE(out, 4 * STEP * dim), TAKE(dk, 2 * matrix), TAKE(dv, 2 * matrix);
+#undef TAKE
+    return used;
+}
+
+/* One of q, k, v (`part` of `parts` per token) of one head, zeros behind it. */
+static void gather_head(uint16_t *to, const uint16_t *from, head_t at, int64_t width, int64_t part, int64_t parts) {
+    for (int64_t t = 0; t < at.length; t++)
+        memcpy(to + t * at.dim, from + (((at.start + t) * parts + part) * at.heads + at.head) * at.dim, 2 * at.dim);
+    memset(to + at.length * at.dim, 0, 2 * (width - at.length) * at.dim);
+}
+
+/* Rows of fp32 times `factors` (NULL: as they are) to the tokens from `first` of the sequence on. */
+static void scatter_rows(uint16_t *to, const float *from, const float *factors, head_t at, int64_t first, int64_t rows,
+                         int64_t part, int64_t parts) {
+    for (int64_t r = 0; r < least(rows, at.length - first); r++) {
+        uint16_t *token = to + (((at.start + first + r) * parts + part) * at.heads + at.head) * at.dim;
+        __m512 factor = _mm512_set1_ps(factors ? factors[r] : 1.0f);
+        for (int64_t c = 0; c < at.dim; c += LANES) {
+            __m512 values = _mm512_mul_ps(_mm512_loadu_ps(from + r * at.dim + c), factor);
+            _mm256_storeu_si256((__m256i *)(token + c), to_bf16(values));
+        }
+    }
+}
+
+static void tiles_forward(head_t at, const uint16_t *qkv, uint16_t *out, float scale, const space_t *s) {
+    int64_t width = s->width, dim = at.dim;
+    gather_head(s->q, qkv, at, width, 0, 3), gather_head(s->k, qkv, at, width, 1, 3);
+    gather_head(s->v, qkv, at, width, 2, 3);
+    pack_turned(s->kT, s->k, width, dim), pack_paired(s->v_rows, s->v, width, dim);
+    for (int64_t first = 0; first < at.length; first += STEP) {
+        float factors[STEP];
+        product_of_tiles(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+        for (int64_t t = 0; t < STEP; t++) {
+            float total = forward_row(s->p + t * width, s->scores + t * width, at.length, width, scale, at.dropout,
+                                      (uint32_t)(at.start + first + t), (uint32_t)at.head);
+            factors[t] = at.dropout.scale / total;
+        }
+        product_of_tiles(s->out, dim, s->p, width, s->v_rows, SIZE, dim, dim, width, 0);
+        scatter_rows(out, s->out, factors, at, first, STEP, 0, 1);
+    }
+}
+
+/* STEP queries from `first` on: their gradient, and probabilities and scores' gradients turned over for `dk`, `dv`. */
+static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv, float scale, const space_t *s) {
+    int64_t width = s->width, dim = at.dim, row_masks = round_up(width, NUMBERS) / LANES;
+    __m512 keep = _mm512_set1_ps(at.dropout.scale), factor = _mm512_set1_ps(scale);
+    product_of_tiles(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+    product_of_tiles(s->dP, width, s->dO + first * dim, dim, s->vT, dim / 2, SIZE, width, dim, 0);
+    for (int64_t t = 0; t < STEP; t += 2) {
+        float inverse[2], delta[2];
+        for (int r = 0; r < 2; r++)
+            inverse[r] = backward_row(s->scores + (t + r) * width, s->dP + (t + r) * width, s->kept + r * row_masks,
+                                      delta + r, at.length, width, scale, at.dropout,
+                                      (uint32_t)(at.start + first + t + r), (uint32_t)at.head);
+        for (int64_t v = 0; v < width / LANES; v++) {
+            __m256i p[2], ds[2];
+            for (int r = 0; r < 2; r++) {
+                int64_t column = (t + r) * width + v * LANES;
+                __m512 P = _mm512_mul_ps(_mm512_loadu_ps(s->scores + column), _mm512_set1_ps(inverse[r]));
+                __m512 slope = _mm512_sub_ps(_mm512_loadu_ps(s->dP + column), _mm512_set1_ps(delta[r]));
+                ds[r] = to_bf16(_mm512_mul_ps(_mm512_mul_ps(P, factor), slope));
+                p[r] = to_bf16(_mm512_maskz_mul_ps(s->kept[r * row_masks + v], P, keep));
+                _mm256_storeu_si256((__m256i *)(s->ds + column), ds[r]);
+            }
+            *(words *)(s->p_pairs + t / 2 * width + v * LANES) = paired(p[0], p[1]);
+            *(words *)(s->ds_pairs + t / 2 * width + v * LANES) = paired(ds[0], ds[1]);
+        }
+    }
+    for (int64_t j = 0; j < width; j += SIZE) {
+        turn_tile((uint32_t *)(s->pT + j * BLOCK + slot * STEP), BLOCK / 2, s->p_pairs + j, width);
+        turn_tile((uint32_t *)(s->dsT + j * BLOCK + slot * STEP), BLOCK / 2, s->ds_pairs + j, width);
+    }
+    product_of_tiles(s->out, dim, s->ds, width, s->k_rows, SIZE, dim, dim, width, 0);
+    scatter_rows(dqkv, s->out, NULL, at, first, STEP, 0, 3);
+}
+
+static void tiles_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, uint16_t *dqkv, float scale,
+                           const space_t *s) {
+    int64_t width = s->width, dim = at.dim;
+    gather_head(s->q, qkv, at, width, 0, 3), gather_head(s->k, qkv, at, width, 1, 3);
+    gather_head(s->v, qkv, at, width, 2, 3), gather_head(s->dO, dout, at, width, 0, 1);
+    pack_turned(s->kT, s->k, width, dim), pack_turned(s->vT, s->v, width, dim);
+    pack_paired(s->k_rows, s->k, width, dim);
+    for (int64_t first = 0; first < width; first += BLOCK) {
+        int64_t queries = least(BLOCK, width - first);
+        for (int64_t slot = 0; slot < queries / STEP; slot++)
+            backward_step(at, first + slot * STEP, slot, dqkv, scale, s);
+        pack_paired(s->q_rows, s->q + first * dim, queries, dim);
+        pack_paired(s->dO_rows, s->dO + first * dim, queries, dim);
+        for (int64_t j = 0; j < width; j += STEP) {
+            const uint16_t *pT = s->pT + j * BLOCK, *dsT = s->dsT + j * BLOCK;
+            product_of_tiles(s->dv + j * dim, dim, pT, BLOCK, s->dO_rows, SIZE, dim, dim, queries, first > 0);
+            product_of_tiles(s->dk + j * dim, dim, dsT, BLOCK, s->q_rows, SIZE, dim, dim, queries, first > 0);
+        }
+    }
+    scatter_rows(dqkv, s->dk, NULL, at, 0, width, 1, 3), scatter_rows(dqkv, s->dv, NULL, at, 0, width, 2, 3);
+}
+
+/* dim is a multiple of DEPTH; `have_tiles` has been asked. With `dout` == NULL the forward pass, else the gradient of
+   qkv. */
+int attention_on_tiles(const uint16_t *qkv, const int64_t *offsets, const int64_t *seed, const uint16_t *dout,
+                       uint16_t *out, int64_t sequences, int64_t longest, int64_t heads, int64_t dim,
+                       float softmax_scale, int64_t stream, int32_t threshold, float scale, int threads) {
+    dropout_t drop = read_dropout(seed, stream, threshold, scale);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        space_t space;
+        char *memory = aligned_alloc(64, lay_out(&space, NULL, round_up(longest, DEPTH), dim));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        begin_tiles();
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < sequences * heads; task++) {
+            head_t at = find_head(offsets, task, heads, dim, drop);
+            if (!memory || !at.length) continue;
+            lay_out(&space, memory, round_up(at.length, DEPTH), dim);
+            if (dout) tiles_backward(at, qkv, dout, out, softmax_scale, &space);
+            else tiles_forward(at, qkv, out, softmax_scale, &space);
+        }
+        _tile_release();
+        free(memory);
+    }
+    return failed;
+}
+#endif

@@ -1,0 +1,96 @@
+/* What the loops in C have in common: vectors, rows of fp32 or bf16, the bits of `rng.py`.
+
+   Built and loaded by `native.py`: what makes training on a CPU fast. GCC's and Clang's vector types. Tensors are
+   contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products on tiles: `attention_tiles.c`).
+   Every sum runs in an order that does not depend on the number of threads.
+
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles, which have no other name. */
+
+#ifndef COMMON_H
+#define COMMON_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16 /* numbers of a vector; processors with narrower ones split it */
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t longs __attribute__((vector_size(4 * LANES)));
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+/* ---------------------------------------------------------------- rows of fp32 or bf16 */
+
+INLINE float as_float(uint32_t bits) { union { uint32_t u; float f; } both = {.u = bits}; return both.f; }
+INLINE uint32_t as_bits(float value) { union { float f; uint32_t u; } both = {.f = value}; return both.u; }
+
+static inline void load(float *to, const void *from, int64_t first, int64_t count, int bf16) {
+    if (!bf16) { memcpy(to, (const float *)from + first, 4 * count); return; }
+    const uint16_t *halves = (const uint16_t *)from + first;
+    for (int64_t i = 0; i < count; i++) to[i] = as_float((uint32_t)halves[i] << 16);
+}
+
+/* To the nearest bf16, ties to even; a NaN stays one. */
+static inline void store(void *to, int64_t first, const float *from, int64_t count, int bf16) {
+    if (!bf16) { memcpy((float *)to + first, from, 4 * count); return; }
+    uint16_t *halves = (uint16_t *)to + first;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits = as_bits(from[i]);
+        halves[i] = from[i] == from[i] ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FC0;
+    }
+}
+
+/* ---------------------------------------------------------------- random numbers: rng.philox, rng.keep_mask */
+
+#define NUMBERS (8 * LANES) /* 16-bit numbers that `LANES` Philox calls give */
+
+typedef struct { uint32_t key_low, key_high, first_row, stream; } seed_t;
+typedef struct { seed_t seed; int32_t threshold; float scale; } dropout_t; /* threshold 0: nothing is dropped */
+
+static inline dropout_t read_dropout(const int64_t *seed, int64_t stream, int32_t threshold, float scale) {
+    dropout_t none = {{0, 0, 0, 0}, 0, 1.0f};
+    if (!threshold) return none;
+    uint64_t key = (uint64_t)seed[0];
+    return (dropout_t){{(uint32_t)key, (uint32_t)(key >> 32), (uint32_t)seed[1], (uint32_t)stream}, threshold, scale};
+}
+
+/* High and low halves of the 32 x 32 -> 64 bit products; even and odd lanes apart. */
+INLINE words multiply(words a, uint32_t b, words *low) {
+    longs even = ((longs)a & 0xFFFFFFFF) * (uint64_t)b, odd = ((longs)a >> 32) * (uint64_t)b;
+    *low = (words)((even & 0xFFFFFFFF) | odd << 32);
+    return (words)(even >> 32 | (odd & 0xFFFFFFFF00000000));
+}
+
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+
+/* `NUMBERS` numbers of one row from column `first` on, in the order of the columns. */
+INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
+    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    words c0 = lane + first / 8, c1 = lane * 0 + (row + seed.first_row);
+    words c2 = lane * 0 + seed.stream, c3 = lane * 0 + plane;
+    uint32_t k0 = seed.key_low, k1 = seed.key_high;
+    for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        words low_a, low_b, high_a = multiply(c0, 0xD2511F53u, &low_a), high_b = multiply(c2, 0xCD9E8D57u, &low_b);
+        c0 = high_b ^ c1 ^ k0, c1 = low_b, c2 = high_a ^ c3 ^ k1, c3 = low_a;
+    }
+    /* Four words to a call; in memory their low halves come first on every machine that torch runs on. */
+    words even[2] = {ZIP_LOW(c0, c2), ZIP_HIGH(c0, c2)}, odd[2] = {ZIP_LOW(c1, c3), ZIP_HIGH(c1, c3)};
+    words all[4] = {ZIP_LOW(even[0], odd[0]), ZIP_HIGH(even[0], odd[0]), ZIP_LOW(even[1], odd[1]),
+                    ZIP_HIGH(even[1], odd[1])};
+    memcpy(numbers, all, sizeof all);
+}
+
+/* Factors of one row, `columns` rounded up to NUMBERS: 0 where dropout drops, `scale` where it keeps. */
+static inline void keep_row(float *keep, int64_t columns, dropout_t dropout, uint32_t row, uint32_t plane) {
+    for (int64_t first = 0; first < columns; first += NUMBERS) {
+        uint16_t numbers[NUMBERS];
+        if (dropout.threshold) random_numbers(numbers, (uint32_t)first, dropout.seed, row, plane);
+        else memset(numbers, 0, sizeof numbers);
+        for (int i = 0; i < NUMBERS; i++) keep[first + i] = numbers[i] >= dropout.threshold ? dropout.scale : 0.0f;
+    }
+}
+
+#endif
