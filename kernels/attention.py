@@ -64,8 +64,8 @@ def attention(
         out_THK, _ = attention_triton.forward(qkv_T3HK.contiguous(), cu_seqlens, key, *numbers)
         return out_THK
     supported = attention_native.takes(qkv_T3HK, max_seqlen)
-    by_torch = attention_reference.is_fused(qkv_T3HK, dropout_p) and max_seqlen > attention_native.SHORT
-    if use_native(qkv_T3HK, dropout_p=dropout_p, supported=supported, twin_is_faster=by_torch):
+    slower = attention_reference.is_fused(qkv_T3HK, dropout_p) and attention_native.is_slower(qkv_T3HK, max_seqlen)
+    if use_native(qkv_T3HK, dropout_p=dropout_p, supported=supported, twin_is_faster=slower):
         return attention_native.forward(qkv_T3HK, cu_seqlens, key, *numbers)
     return attention_reference.attention(qkv_T3HK, cu_seqlens, key, *numbers)
 

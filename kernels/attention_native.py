@@ -18,12 +18,22 @@ from torch import Tensor
 LANES = 16  # as in c/common.h: head dims are whole vectors
 DEPTH = 32  # as in c/attention_tiles.c: there head dims are whole rows of a tile
 LONGEST = 4096  # tokens of a sequence; beyond, PyTorch's own blocked kernels are the better choice
-SHORT = 128  # tokens; longer sequences without dropout or gradient are faster by PyTorch's own kernel
+SHORT = 128  # tokens; without tiles, longer sequences without dropout are faster by PyTorch's own kernel
 
 
 def takes(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
     """Whether the loops can work on this dtype and these sizes."""
     return qkv_T3HK.dtype in DTYPES and qkv_T3HK.shape[-1] % LANES == 0 and max_seqlen <= LONGEST
+
+
+def is_slower(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
+    """Whether PyTorch's own fused kernel, where it can do the same, is the faster one."""
+    return max_seqlen > SHORT and not _on_tiles(qkv_T3HK)
+
+
+def _on_tiles(qkv_T3HK: Tensor) -> bool:
+    fits = qkv_T3HK.device.type == "cpu" and qkv_T3HK.dtype == torch.bfloat16 and qkv_T3HK.shape[-1] % DEPTH == 0
+    return fits and native.has_tiles()
 
 
 @operator("native_attention")
@@ -78,15 +88,15 @@ def _run(
     qkv_T3HK, offsets = qkv_T3HK.contiguous(), cu_seqlens.long().contiguous()
     tokens, _, heads, dim = qkv_T3HK.shape
     out = qkv_T3HK.new_empty(tokens, heads, dim) if dout_THK is None else torch.empty_like(qkv_T3HK)
-    bf16, threads = qkv_T3HK.dtype == torch.bfloat16, c_int(torch.get_num_threads())
+    threads = c_int(torch.get_num_threads())
     arguments = (
         qkv_T3HK, offsets, seed, dout_THK, out, len(offsets) - 1, max_seqlen, heads, dim,
         softmax_scale, *dropout_arguments(dropout_p, stream),
     )  # fmt: skip
-    if bf16 and dim % DEPTH == 0 and native.has_tiles():
+    if _on_tiles(qkv_T3HK):
         call("attention_on_tiles", *arguments, threads)
     else:
-        call("attention", *arguments, c_int(bf16), threads)
+        call("attention", *arguments, c_int(qkv_T3HK.dtype == torch.bfloat16), threads)
     return out
 
 

@@ -54,9 +54,14 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
         raise MemoryError(f"{function}: no memory for its scratch space")
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def has_tiles() -> bool:
     """Whether `attention_on_tiles` can run: built for a processor with bf16 tiles (AMX), and Linux lends them."""
+    return _has_tiles()
+
+
+@functools.cache
+def _has_tiles() -> bool:
     library = _load()[0]
     return library is not None and bool(library.have_tiles())
 
