@@ -10,6 +10,7 @@ goes to `BadRows`, which names file and line.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -31,6 +32,8 @@ LABEL_NAMES = (
     "Quality",
 )  # fmt: skip
 ID_NAMES = ("id", "idx", "index", "guid", "pairID")
+FIRST_ROWS = 100
+"""Rows whose columns count as the file's: in JSON lines one may lack what the others have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,25 @@ class Ids:
         self.labelled = labelled
         self._seen: set[str] = set()
 
-    def problem(self, name: str) -> str:
-        """Why the id cannot be used; "" if it is new."""
-        if self.labelled and name in self._seen:
-            return f"duplicated id ({name})"
-        if self.labelled:
-            self._seen.add(name)
+    def problem(self, value: Any) -> str:
+        """Why the id cannot be used; "" if it is new, or there is none."""
+        if not self.labelled or not has_id(value):
+            return ""
+        if str(value) in self._seen:
+            return f"duplicated id ({value})"
+        self._seen.add(str(value))
         return ""
+
+
+def has_id(value: Any) -> bool:
+    """Whether a cell holds an id: some rows of a file may have none."""
+    return value is not None and value != ""
+
+
+def row_id(row: Row, column: str | None) -> str:
+    """What the row is called: its id, or else the line where it stands."""
+    value = row.cells.get(column) if column else None
+    return str(value) if has_id(value) else str(row.line)
 
 
 def read_texts(
@@ -161,14 +176,16 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
     found: Found | None = None
-    ids = Ids(labelled)
-    for row in table(path, columns):
+    ids, rows = Ids(labelled), table(path, columns)
+    first = list(itertools.islice(rows, FIRST_ROWS))
+    present = list(dict.fromkeys(name for row in first for name in row.cells))
+    for row in itertools.chain(first, rows):
         if row.problem:
             bad.add(row.line, row.problem)
             continue
-        found = found or find_columns(path, list(row.cells), columns, labelled)
+        found = found or find_columns(path, present or list(row.cells), columns, labelled)
         example, problem = _text_example(row, found, labelled)
-        problem = problem or (ids.problem(example.id) if example is not None and found.id else "")
+        problem = problem or (ids.problem(row.cells.get(found.id)) if found.id else "")
         if problem or example is None:
             bad.add(row.line, problem)
         else:
@@ -180,7 +197,7 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     given = [
         name for role in (columns.text, columns.pair, columns.label, columns.id) for name in alternatives(role)
     ]
-    names = [name for name in given if not name.isdigit()]
+    names = [name for name in given if not name.isdecimal()]
     header = columns.header
     if header is None and len(names) == len(given):
         header = True
@@ -235,7 +252,7 @@ def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: s
     for name in names:
         if name in present:
             return name
-        if name.isdigit() and 1 <= int(name) <= len(present):
+        if name.isdecimal() and 1 <= int(name) <= len(present):
             return present[int(name) - 1]
     if optional:
         return None
@@ -258,21 +275,27 @@ def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample
     pair = None
     if columns.pair and not problem:
         pair, problem = text_cell(row, columns.pair)
-    label = label_text(row.cells.get(columns.label)) if columns.label else None
-    if labelled and label is None and not problem:
-        problem = "the label is missing"
+    value = row.cells.get(columns.label) if columns.label else None
+    label = label_text(value)
+    if labelled and not problem:
+        problem = _label_problem(value, label)
     if problem:
         return None, problem
-    name = str(row.cells.get(columns.id, row.line)) if columns.id else str(row.line)
-    return TextExample(name, row.line, text, pair, label), ""
+    return TextExample(row_id(row, columns.id), row.line, text, pair, label), ""
+
+
+def _label_problem(value: Any, label: str | None) -> str:
+    if isinstance(value, (list, dict)):
+        return f"the label is a {type(value).__name__}, expected one text or number"
+    return "the label is missing" if label is None else ""
 
 
 def text_cell(row: Row, column: str) -> tuple[str, str]:
     """(text, ""), or ("", why the cell holds no usable text)."""
     value = row.cells.get(column)
-    if value is None:
+    if value is None or value != value:  # NaN, as pandas writes it
         return "", f"column {column!r} is missing"
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict, bytes)):
         return "", f"column {column!r} holds a {type(value).__name__}, expected a text"
     text = str(value).strip()
     return (text, text_problem(text)) if text else ("", f"the text is empty (column {column!r})")
@@ -298,14 +321,22 @@ def _read_folder(path: Path, bad: BadRows) -> Iterator[TextExample]:
         raise UserError(f"{path}: expected sub-folders of .txt files, one per label (such as pos/ and neg/)")
     for label in labels:
         for file in sorted((path / label).glob("*.txt"), key=_natural):
-            text = "\n".join(line for _, line in read_lines(file)).strip()
-            problem = text_problem(text) if text else "the text is empty"
+            text, problem = _file_text(file)
             if problem:
                 bad.add(f"{label}/{file.name}", problem)
             else:
                 yield TextExample(f"{label}/{file.stem}", 1, text, None, label)
 
 
+def _file_text(file: Path) -> tuple[str, str]:
+    """(text, ""), or ("", why the file holds no usable text)."""
+    try:
+        text = "\n".join(line for _, line in read_lines(file)).strip()
+    except UserError as error:  # not readable, or UTF-16
+        return "", str(error).removeprefix(f"{file}: ")
+    return text, text_problem(text) if text else "the text is empty"
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts 2_9.txt before 10_9.txt."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,11 @@ from electra_core.errors import UserError
 BLOCK_BYTES = 1 << 20
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 HUB = "hub:"
+CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+QUOTED = re.compile(r'"[^"]*("|$)')
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
 
 
 @dataclass(slots=True)
@@ -120,14 +125,25 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
     names: list[str] | None = None
     for line, cells, problem in _split_cells(path, quoting):
         if names is None and not problem:
-            has_header = header if header is not None else not wanted or not set(cells).isdisjoint(wanted)
-            names = cells if has_header else [str(number) for number in range(1, len(cells) + 1)]
+            stripped = [cell.strip() for cell in cells]
+            has_header = header if header is not None else not wanted or not set(stripped).isdisjoint(wanted)
+            names = _header(path, stripped) if has_header else [str(number + 1) for number in range(len(cells))]
             if has_header:
                 continue
         names = names or []
         if not problem and len(cells) != len(names):
             problem = f"expected {len(names)} columns, found {len(cells)}"
         yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells)))
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    """The columns' names, checked: rows are dicts, which would hold only one of two columns of one name."""
+    if "\r" in "".join(names):
+        raise UserError(f"{path}: {CARRIAGE_RETURNS}")
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: two columns are called {twice!r}; give one of them another name")
+    return names
 
 
 def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], str]]:
@@ -151,27 +167,36 @@ def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], st
         except StopIteration:
             return
         except csv.Error as error:
-            yield first_line, [], f"broken quoting ({error})"
+            yield first_line, [], _csv_problem(error, first_line, reader.line_num)
             continue
         if cells:
             yield first_line, cells, ""
+
+
+def _csv_problem(error: csv.Error, first: int, last: int) -> str:
+    if "new-line character" in str(error):
+        return CARRIAGE_RETURNS
+    where = f", lines {first} to {last} are lost" if last > first else ""
+    return f"broken quoting ({error}{where})"
 
 
 def _delimiter(path: Path) -> str:
     """A .csv may be cut by semicolons (spreadsheets in much of Europe) or tabs; its first line tells."""
     if format_of(path) == ".tsv":
         return "\t"
-    first = next((line for _, line in read_lines(path)), "")
+    first = QUOTED.sub("", next((line for _, line in read_lines(path)), ""))
     return max(",;\t", key=first.count)
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
+    may_be_array = format_of(path) == ".json"
     for number, line in read_lines(path):
-        if number == 1 and format_of(path) == ".json" and line.lstrip().startswith("["):
-            yield from _read_json_array(path)
-            return
         if not line.strip():
             continue
+        if may_be_array and line.lstrip().startswith("["):
+            yield from _read_json_array(path)
+            return
+        may_be_array = False
         yield _parse_json(number, line)
 
 
@@ -179,7 +204,7 @@ def _parse_json(number: int, line: str) -> Row:
     if problem := text_problem(line):
         return Row(number, {}, problem)
     try:
-        return _json_row(number, json.loads(line))
+        return _json_row(number, json.loads(line), bool(SURROGATE.search(line)))
     except (ValueError, RecursionError) as error:
         return Row(number, {}, f"not JSON ({error})")
 
@@ -202,14 +227,16 @@ def _read_json_array(path: Path) -> Iterator[Row]:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    suspect = bool(SURROGATE.search(text))
     for number, record in enumerate(records, 1):
-        yield _json_row(number, record)
+        yield _json_row(number, record, suspect)
 
 
-def _json_row(number: int, record: Any) -> Row:
+def _json_row(number: int, record: Any, suspect: bool) -> Row:
+    """A record as a row; a suspect one may hold surrogates, which nothing could be written with."""
     if not isinstance(record, dict):
         return Row(number, {}, f"expected a JSON object, found {type(record).__name__}")
-    return Row(number, record)
+    return Row(number, record, text_problem(json.dumps(record, ensure_ascii=False)) if suspect else "")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

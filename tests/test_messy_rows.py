@@ -1,0 +1,144 @@
+"""Files as people really have them: what is in them is understood, or named with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from electra_core.errors import UserError
+from electra_core.labelled import BadRows, Columns, read_texts
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def json_lines(path: Path, *rows: object) -> Path:
+    return write(path, "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def pairs(path: Path, bad: BadRows | None = None, **columns) -> list[tuple[str, str | None]]:
+    return [(e.text, e.label) for e in read_texts(path, Columns(**columns), bad)]
+
+
+def refusal(path: Path, **columns) -> str:
+    with pytest.raises(UserError) as caught:
+        pairs(path, **columns)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- CSV and TSV
+
+
+def test_names_of_columns_may_have_spaces_around_them(tmp_path):
+    assert pairs(write(tmp_path / "a.csv", "text, label\nfine, 1\n")) == [("fine", "1")]
+
+
+@pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
+def test_two_columns_of_one_name_are_refused(tmp_path, name, separator):
+    file = write(tmp_path / name, "text,label,text\nfine,1,other\n".replace(",", separator))
+    assert "two columns are called 'text'" in refusal(file)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    assert pairs(write(tmp_path / "a.csv", ",,text,label\n0,0,fine,1\n")) == [("fine", "1")]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path, name):
+    content = "text,label\rfine,1\rdull,0\r".replace(",", "\t" if name == "a.tsv" else ",")
+    assert "carriage return inside a line" in refusal(write(tmp_path / name, content))
+
+
+def test_what_an_open_quote_swallows_is_said(tmp_path):
+    file = write(tmp_path / "a.csv", 'text,label\nfine,1\n"open,1\nlost,0\n"good" one,1\ndull,0\n')
+    assert "a.csv:3: broken quoting" in refusal(file) and "lines 3 to 5 are lost" in refusal(file)
+    assert pairs(file, BadRows(file, skip=True)) == [("fine", "1"), ("dull", "0")]
+
+
+def test_separators_inside_quotes_do_not_count(tmp_path):
+    file = write(tmp_path / "a.csv", '"one, two, three";1\n"four, five";0\n')
+    assert pairs(file, text="1", label="2") == [("one, two, three", "1"), ("four, five", "0")]
+
+
+@pytest.mark.parametrize("name", ["²", "0", "3"])
+def test_numbers_that_name_no_column(tmp_path, name):
+    file = write(tmp_path / "a.csv", "fine,1\n")
+    assert f"there is no text column '{name}'" in refusal(file, text=name, label="2", header=False)
+
+
+# ---- JSON
+
+
+def test_a_json_array_may_begin_after_blank_lines(tmp_path):
+    file = write(tmp_path / "a.json", "\n \n" + json.dumps([{"text": "fine", "label": 1}], indent=1))
+    assert pairs(file) == [("fine", "1")]
+
+
+@pytest.mark.parametrize("as_array", [False, True], ids=["lines", "array"])
+@pytest.mark.parametrize("field", ["id", "text", "label"])
+def test_half_a_character_anywhere_makes_a_bad_row(tmp_path, field, as_array):
+    good = {"id": "1", "text": "fine \U0001f600", "label": "a"}
+    rows = [good, {**good, "id": "2", field: "\ud800"}]
+    file = tmp_path / "a.json"
+    if as_array:
+        write(file, json.dumps(rows))
+    else:
+        json_lines(file, *rows)
+    assert "a.json:2: not valid UTF-8 (lone surrogate U+D800" in refusal(file)
+
+
+def test_the_first_row_may_lack_what_the_others_have(tmp_path):
+    pair = {"premise": "A", "hypothesis": "B", "label": 1}
+    file = json_lines(tmp_path / "a.jsonl", {"premise": "A", "label": 0}, {}, {**pair, "label": None}, pair)
+    bad = BadRows(file, skip=True)
+    assert [(e.text, e.pair, e.label) for e in read_texts(file, bad=bad)] == [("A", "B", "1")]
+    assert bad.first == [
+        f"{file}:1: column 'hypothesis' is missing",
+        f"{file}:2: column 'premise' is missing",
+        f"{file}:3: the label is missing",
+    ]
+
+
+@pytest.mark.parametrize("label", [["a", "b"], {"a": 1}])
+def test_labels_are_single_values(tmp_path, label):
+    file = json_lines(tmp_path / "a.jsonl", {"text": "fine", "label": label})
+    assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one text or number" in refusal(file)
+
+
+def test_rows_without_an_id_are_called_by_their_line(tmp_path):
+    rows = [{"id": name, "text": "fine", "label": 1} for name in (None, None, "", 7, 2)]
+    file = json_lines(tmp_path / "a.jsonl", *rows)
+    assert [example.id for example in read_texts(file)] == ["1", "2", "3", "7", "2"]
+    json_lines(file, *rows, rows[3])
+    assert "a.jsonl:6: duplicated id (7)" in refusal(file)
+
+
+def test_cells_that_hold_no_text(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", '{"text": NaN, "label": 1}')
+    assert "a.jsonl:1: column 'text' is missing" in refusal(file)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"text": [b"fine"], "label": [1]}), tmp_path / "a.parquet")
+    assert "a.parquet:1: column 'text' holds a bytes, expected a text" in refusal(tmp_path / "a.parquet")
+
+
+# ---- folders
+
+
+def test_files_in_another_encoding_may_be_skipped(tmp_path):
+    for label in ("pos", "neg"):
+        (tmp_path / label).mkdir()
+        write(tmp_path / label / "1.txt", "fine")
+    write(tmp_path / "pos" / "2.txt", "fine".encode("utf-16"))
+    write(tmp_path / "pos" / "²_3.txt", "fine")  # no number, whatever str.isdigit says
+    bad = BadRows(tmp_path, skip=True)
+    assert len(list(read_texts(tmp_path, bad=bad))) == 3
+    assert bad.count == 1 and "pos/2.txt: is UTF-16" in bad.summary()
+    with pytest.raises(UserError, match=r"pos/2.txt: is UTF-16"):
+        list(read_texts(tmp_path))
