@@ -1,7 +1,7 @@
 """Labelled texts as people have them -> examples.
 
 Files of one or two text columns and a label column (CSV, TSV, JSON lines, Parquet), and folders with one
-sub-folder of .txt files per label, as IMDb ships. Sentences with tags are read in `tagging.py`, questions
+sub-folder of .txt files per label, as IMDb ships. Sentences with tags are read in `tagged_files.py`, questions
 with answers in `squad.py`, multiple choice in `choices.py`.
 
 Every reader is a generator, so that files larger than memory can be predicted on; a row that it cannot use

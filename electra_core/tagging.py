@@ -7,6 +7,8 @@ Tags that mark spans come in several notations; everything here works in IOB2:
     IOB2    B-ORG  O         B-PER   O     O    B-LOC     every span begins with B-
     IOBES   S-ORG  O         S-PER   O     O    S-LOC     E- ends a span, S- is a span of one word (also L-, U-)
 
+In all of them the marks may be small letters, and M- stand for I-.
+
 A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
 overlapping windows, each word judged where it has most context.
 """
@@ -26,150 +28,30 @@ from electra_core.classify import softmax
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows, Columns, Ids, alternatives, checked
+from electra_core.labelled import BadRows, Columns
 from electra_core.metrics import classification_metrics, span_metrics
-from electra_core.row_files import HUB, format_of, read_lines, read_rows, text_problem
+from electra_core.tagged_files import TaggedExample, from_text, read_tagged
 from electra_core.tasks import TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
-WORD_LISTS, TAG_LISTS = ("tokens", "words"), ("tags", "ner_tags", "labels")
-SPAN_TAG = re.compile(r"O|[BIELSU]-.+")
-WORD = re.compile(r"\w+(?:[-'’.,:/]\w+)*|[^\w\s]")
-"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedExample:
-    """One sentence; `tags` is None where there are none, `offsets` are set where it was cut from a text."""
-
-    id: str
-    line: int
-    words: tuple[str, ...]
-    tags: tuple[str, ...] | None = None
-    text: str | None = None
-    offsets: tuple[tuple[int, int], ...] = ()
-
-
-def from_text(text: str, name: str = "1", line: int = 1) -> TaggedExample:
-    """A raw text as words with their places in it."""
-    places = tuple(match.span() for match in WORD.finditer(text))
-    return TaggedExample(name, line, tuple(text[a:b] for a, b in places), None, text, places)
-
-
-def read_tagged(
-    path: Path | str, bad: BadRows | None = None, *, tag_column: str | None = None, labelled: bool = True
-) -> Iterator[TaggedExample]:
-    """Sentences with a tag per word, from CoNLL columns or from lists in JSON lines or Parquet.
-
-    Args:
-        bad: takes sentences that cannot be used; without it they raise at the end of the file.
-        tag_column: number (from 1) of the CoNLL column, or name of the list; None: the last, or the usual names.
-        labelled: whether every sentence must have tags. Without, a line of a .txt file or
-            the `text` of a JSON line is cut into words here.
-
-    Raises:
-        UserError: file unreadable or empty, bad sentences.
-    """
-    path = Path(path)
-    bad = bad or BadRows(path)
-    raw = not labelled and (format_of(path) == ".txt" or str(path) == "-")
-    if raw or format_of(path) in (".jsonl", ".json", ".parquet") or str(path).startswith(HUB):
-        examples = _read_lists(path, bad, tag_column, labelled)
-    else:
-        examples = _read_conll(path, bad, tag_column, labelled)
-    yield from checked(path, examples, bad)
-
-
-def _read_conll(path: Path, bad: BadRows, tag_column: str | None, labelled: bool) -> Iterator[TaggedExample]:
-    """Word first, tag last on each line; an empty line ends a sentence; -DOCSTART- lines are no sentences."""
-    if tag_column is not None and not tag_column.isdigit():
-        raise UserError(f"{path}: label column: expected a number from 1, got {tag_column!r}")
-    column = int(tag_column) - 1 if tag_column else -1
-    for lines in _sentences(path):
-        first, rows = lines[0][0], [line.split() for _, line in lines]
-        problem = _conll_problem(lines, max(column + 1, 2 if labelled else 1))
-        if problem:
-            bad.add(first, problem)
-            continue
-        tags = tuple(row[column] for row in rows) if len(rows[0]) > 1 else None
-        yield TaggedExample(str(first), first, tuple(row[0] for row in rows), tags)
-
-
-def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
-    """The numbered lines of each sentence."""
-    lines: list[tuple[int, str]] = []
-    for number, line in read_lines(path):
-        if line.strip() and not line.startswith("-DOCSTART-"):
-            lines.append((number, line))
-        elif lines:
-            yield lines
-            lines = []
-    if lines:
-        yield lines
-
-
-def _conll_problem(lines: Sequence[tuple[int, str]], needed: int) -> str:
-    columns = len(lines[0][1].split())
-    for number, line in lines:
-        if len(line.split()) < needed:
-            return f"a word without tag (line {number}: {line.strip()!r})"
-        if len(line.split()) != columns:
-            return f"expected {columns} columns as before, found {len(line.split())} (line {number})"
-        if text_problem(line):
-            return f"{text_problem(line)} (line {number})"
-    return ""
-
-
-def _read_lists(path: Path, bad: BadRows, tag_column: str | None, labelled: bool) -> Iterator[TaggedExample]:
-    names, ids = (tag_column,) if tag_column else TAG_LISTS, Ids(labelled)
-    for row in read_rows(path):
-        words = next((row.cells[name] for name in WORD_LISTS if name in row.cells), None)
-        tags = next((row.cells[name] for name in names if name in row.cells), None)
-        text = row.cells.get("text")
-        if words is None and isinstance(text, str) and not labelled and not row.problem:
-            yield from_text(text, str(row.cells.get("id", row.line)), row.line)
-            continue
-        problem = row.problem or _list_problem(words, tags, names, labelled)
-        if not problem and "id" in row.cells:
-            problem = ids.problem(str(row.cells["id"]))
-        if problem or not isinstance(words, list):
-            bad.add(row.line, problem)
-            continue
-        as_text = tuple(map(str, tags)) if isinstance(tags, list) else None
-        yield TaggedExample(str(row.cells.get("id", row.line)), row.line, tuple(map(str, words)), as_text)
-
-
-def _list_problem(words: Any, tags: Any, names: Sequence[str], labelled: bool) -> str:
-    if not (isinstance(words, list) and words):
-        return f"no list of words (expected in {' or '.join(WORD_LISTS)})"
-    for number, word in enumerate(words, 1):
-        if word is None or word == "" or isinstance(word, (list, dict)):
-            return f"a word is empty or no text (word {number}: {word!r:.40})"
-        if problem := text_problem(str(word)):
-            return f"{problem} (word {number})"
-    if labelled and not isinstance(tags, list):
-        return f"no list of tags (expected in {' or '.join(names)})"
-    if isinstance(tags, list) and len(tags) != len(words):
-        return f"tag count differs from word count ({len(tags)} tags, {len(words)} words)"
-    return ""
+SPAN_TAG = re.compile(r"O|[BIMELSU]-.+", re.IGNORECASE)
 
 
 def marks_spans(tags: Sequence[str]) -> bool:
     """Whether these are tags of spans (O, B-X, I-X, ...) rather than, say, parts of speech."""
-    return "O" in tags and all(SPAN_TAG.fullmatch(tag) for tag in tags)
+    return any(tag.upper() != "O" for tag in tags) and all(SPAN_TAG.fullmatch(tag) for tag in tags)
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
     """IOB1, IOB2 or IOBES tags of one sentence -> IOB2."""
-    result, before = [], "O"
+    result, open_kind = [], ""
     for tag in tags:
-        if tag == "O":
+        mark, kind = tag[0].upper(), tag[2:]
+        if mark == "O":
             result.append("O")
         else:
-            mark, kind = tag[0], tag[2:]
-            goes_on = mark in "IEL" and before[2:] == kind and before[0] not in "ESLU"
-            result.append(("I-" if goes_on else "B-") + kind)
-        before = tag
+            result.append(("I-" if mark in "IMEL" and kind == open_kind else "B-") + kind)
+        open_kind = kind if mark in "BIM" else ""
     return result
 
 
@@ -195,7 +77,7 @@ class Tag(Task):
     labels: tuple[str, ...] = ()
     """Tags in the order of the model's outputs, spans in IOB2; learned from the training data if empty."""
     columns: Columns = field(default_factory=Columns)
-    """`columns.label`: the column or list that holds the tags."""
+    """`columns.text` and `columns.label`: the columns or lists that hold the words and the tags."""
     max_length: int = 256
     """Tokens per window at most, [CLS] and [SEP] included."""
     metric: str = "f1"
@@ -203,17 +85,16 @@ class Tag(Task):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""
-        for example in read_tagged(
-            path, bad, tag_column=next(iter(alternatives(self.columns.label)), None), labelled=labelled
-        ):
-            if example.tags is not None:
-                if all(SPAN_TAG.fullmatch(tag) for tag in example.tags):
-                    example = replace(example, tags=tuple(to_iob2(example.tags)))
-                unknown = [tag for tag in example.tags or () if self.labels and tag not in self.labels]
-                if labelled and unknown:
-                    bad.add(example.line, f"a tag does not occur in training ({unknown[0]!r})")
-                    continue
-            yield example
+        for example in read_tagged(path, self.columns, bad, labelled=labelled):
+            tags = example.tags or ()
+            if tags and all(SPAN_TAG.fullmatch(tag) for tag in tags):
+                tags = tuple(to_iob2(tags))
+                example = replace(example, tags=tags)
+            unknown = [tag for tag in tags if self.labels and tag not in self.labels]
+            if unknown:
+                bad.add(example.line, f"a tag does not occur in training ({unknown[0]!r})")
+            else:
+                yield example
 
     def from_value(self, value: Any, name: str) -> TaggedExample:
         """A text, or a list of its words."""
@@ -228,6 +109,8 @@ class Tag(Task):
         if self.labels:
             return self
         tags = {tag for example in examples for tag in example.tags or ()}
+        if len(tags) < 2:
+            raise UserError(f"every word for training has the tag {min(tags)!r}; there is nothing to learn")
         if marks_spans(sorted(tags)):
             kinds = sorted({tag[2:] for tag in tags if tag != "O"})
             return replace(self, labels=("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI")))

@@ -19,7 +19,8 @@ from electra_core.labelled import BadRows, Columns, label_text, read_texts
 from electra_core.named_tasks import NAMED, choose_task, find_task, task_from_json, task_to_json
 from electra_core.row_files import read_lines
 from electra_core.squad import read_questions
-from electra_core.tagging import read_tagged, spans, to_iob2
+from electra_core.tagged_files import read_tagged
+from electra_core.tagging import spans, to_iob2
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
@@ -206,7 +207,7 @@ def test_conll_columns(tmp_path):
         (3, ("EU", "rejects"), ("I-ORG", "O")),
         (7, ("Peter",), ("I-PER",)),
     ]
-    assert [e.tags for e in read_tagged(file, tag_column="2")] == [("NNP", "VBZ"), ("NNP",)]
+    assert [e.tags for e in read_tagged(file, Columns(label="2"))] == [("NNP", "VBZ"), ("NNP",)]
     lists = {"tokens": ["EU", "rejects"], "tags": ["I-ORG", "O"]}
     as_json = write(tmp_path / "a.jsonl", json.dumps(lists) + "\n")
     assert next(read_tagged(as_json)).tags == ("I-ORG", "O")
@@ -255,11 +256,12 @@ def test_bad_tagged_rows_may_be_skipped(tmp_path):
     ]
     file = write(tmp_path / "a.jsonl", "\n".join(rows) + "\n")
     bad = BadRows(file, skip=True)
-    assert [example.words for example in read_tagged(file, bad)] == [("a",)]
+    assert [example.words for example in read_tagged(file, bad=bad)] == [("a",)]
     assert (
         bad.count == 2 and "duplicated id (1)" in bad.summary() and "a.jsonl:3: no list of tags" in bad.summary()
     )
-    assert len(list(read_tagged(file, BadRows(file, skip=True), labelled=False))) == 3  # prediction keeps no ids
+    unlabelled = read_tagged(file, bad=BadRows(file, skip=True), labelled=False)
+    assert len(list(unlabelled)) == 3  # prediction keeps no ids
 
 
 @pytest.mark.parametrize(

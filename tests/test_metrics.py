@@ -22,7 +22,8 @@ from electra_core.metrics import (
 )
 from electra_core.squad import read_questions
 from electra_core.squad_metrics import best_threshold, exact_score, f1_score, normalise, span_scores, squad_metrics
-from electra_core.tagging import read_tagged, spans, to_iob2
+from electra_core.tagged_files import read_tagged
+from electra_core.tagging import spans, to_iob2
 
 
 def test_classification_by_hand():

@@ -27,7 +27,8 @@ from electra_core.named_tasks import find_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
 from electra_core.squad import Answer, QuestionExample, _Place
-from electra_core.tagging import Tag, from_text
+from electra_core.tagged_files import from_text
+from electra_core.tagging import Tag
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
 from electra_core.vocabulary import train_sentencepiece

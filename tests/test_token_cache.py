@@ -18,7 +18,8 @@ from electra_core.downstream import Task, encode_all
 from electra_core.features import Features
 from electra_core.labelled import TextExample
 from electra_core.squad import Answer, QuestionExample
-from electra_core.tagging import Tag, TaggedExample
+from electra_core.tagged_files import TaggedExample
+from electra_core.tagging import Tag
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [TextExample(str(n), n, f"the film was great {n}", "dull" if n % 2 else None, "pos") for n in range(5)]

@@ -1,0 +1,190 @@
+"""Sentences with a tag for every word, as people have them -> examples; raw texts to be tagged, cut into words.
+
+CoNLL columns (word first, tag last, an empty line after a sentence), lists in JSON lines or Parquet, and for
+prediction also plain lines and the text column of a CSV or TSV.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from electra_core.errors import UserError
+from electra_core.labelled import (
+    TEXT_NAMES,
+    BadRows,
+    ColumnName,
+    Columns,
+    Ids,
+    alternatives,
+    checked,
+    label_text,
+    row_id,
+)
+from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
+
+WORD_LISTS, TAG_LISTS = ("tokens", "words"), ("tags", "ner_tags", "labels")
+LAST_MARK = 0x1E94A  # the last combining mark of a script
+_MARKS = "".join(chr(code) for code in range(0x300, LAST_MARK + 1) if unicodedata.category(chr(code))[0] == "M")
+_JOINED = rf"[{_MARKS}\u200c\u200d\U000e0100-\U000e01ef]"  # with joiners and variation selectors
+_LETTERS = rf"(?:\w{_JOINED}*)+"  # \w leaves out accents and vowel signs that are characters of their own
+WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[^\w\s]{_JOINED}*")
+"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedExample:
+    """One sentence; `tags` is None where there are none, `offsets` are set where it was cut from a text."""
+
+    id: str
+    line: int
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] = ()
+
+
+def from_text(text: str, name: str = "1", line: int = 1) -> TaggedExample:
+    """A raw text as words with their places in it."""
+    places = tuple(match.span() for match in WORD.finditer(text))
+    return TaggedExample(name, line, tuple(text[a:b] for a, b in places), None, text, places)
+
+
+def read_tagged(
+    path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
+) -> Iterator[TaggedExample]:
+    """Sentences with a tag per word.
+
+    Args:
+        columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists.
+            None: the first and the last, or the usual names.
+        bad: takes sentences that cannot be used; without it they raise at the end of the file.
+        labelled: whether every sentence must have tags. Without, tags are not read, and a text instead of a
+            list is cut into words here.
+
+    Raises:
+        UserError: file unreadable or empty, bad sentences.
+    """
+    path, columns = Path(path), columns or Columns()
+    bad = bad or BadRows(path)
+    read = _read_lists if _holds_rows(path, columns, labelled) else _read_conll
+    yield from checked(path, read(path, columns, bad, labelled), bad)
+
+
+def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
+    """Whether it is a file of rows; else of CoNLL columns. What a .tsv to predict is, tells its first line."""
+    kind = format_of(path)
+    if kind in (".jsonl", ".ndjson", ".json", ".parquet") or str(path).startswith(HUB):
+        return True
+    if labelled and kind == ".csv":
+        raise UserError(f"{path}: tags are read from CoNLL columns, JSON lines or Parquet, not from a .csv")
+    if labelled or kind != ".tsv":
+        return not labelled and (kind in (".csv", ".txt") or str(path) == "-")
+    first = next((line for _, line in read_lines(path)), "")
+    return not {*alternatives(columns.text), *TEXT_NAMES}.isdisjoint(cell.strip() for cell in first.split("\t"))
+
+
+# ---- CoNLL columns
+
+
+def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
+    """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
+    word, tag = _number(path, columns.text, "text", 0), _number(path, columns.label, "label", -1)
+    needed = max(word + 1, tag + 1, 2) if labelled else word + 1
+    for lines in _sentences(path):
+        number, rows = lines[0][0], [cells for _, cells in lines]
+        if problem := _conll_problem(lines, needed):
+            bad.add(number, problem)
+            continue
+        tags = tuple(row[tag] for row in rows) if labelled else None
+        yield TaggedExample(str(number), number, tuple(row[word] for row in rows), tags)
+
+
+def _number(path: Path, name: ColumnName, role: str, usual: int) -> int:
+    """Index of a column given by its number from 1."""
+    given = next(iter(alternatives(name)), None)
+    if given is None:
+        return usual
+    if not (given.isdecimal() and int(given) > 0):
+        raise UserError(f"{path}: {role} column: expected a number from 1, got {given!r}")
+    return int(given) - 1
+
+
+def _sentences(path: Path) -> Iterator[list[tuple[int, list[str]]]]:
+    """The lines of each sentence: number, cells. Only spaces and tabs separate; a word may hold U+00A0."""
+    lines: list[tuple[int, list[str]]] = []
+    for number, line in read_lines(path):
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            lines.append((number, re.split(r"[ \t]+", line.strip(" \t"))))
+        elif lines:
+            yield lines
+            lines = []
+    if lines:
+        yield lines
+
+
+def _conll_problem(lines: Sequence[tuple[int, list[str]]], needed: int) -> str:
+    columns = len(lines[0][1])
+    for number, cells in lines:
+        if len(cells) < needed:
+            return f"a word without tag (line {number}: {' '.join(cells)!r})"
+        if len(cells) != columns:
+            return f"expected {columns} columns as before, found {len(cells)} (line {number})"
+        if problem := text_problem(" ".join(cells)):
+            return f"{problem} (line {number})"
+    return ""
+
+
+# ---- rows
+
+
+def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
+    word_names, tag_names = alternatives(columns.text), alternatives(columns.label) or TAG_LISTS
+    if not labelled:  # also plain lines, whatever the training data's column was called
+        word_names = (*word_names, *WORD_LISTS, *TEXT_NAMES)
+    ids = Ids(labelled)
+    for row in read_rows(path):
+        words, tags = _first(row, word_names or WORD_LISTS), _first(row, tag_names)
+        if isinstance(words, str) and not labelled:
+            problem = row.problem or text_problem(words)
+        else:
+            problem = row.problem or _words_problem(words, word_names or WORD_LISTS)
+            if labelled:
+                problem = problem or _tags_problem(words, tags, tag_names) or ids.problem(row.cells.get("id"))
+        if problem:
+            bad.add(row.line, problem)
+        elif isinstance(words, str):
+            yield from_text(words, row_id(row, "id"), row.line)
+        else:
+            as_text = tuple(label_text(tag) or "" for tag in tags) if labelled else None
+            yield TaggedExample(row_id(row, "id"), row.line, tuple(map(str, words)), as_text)
+
+
+def _first(row: Row, names: Sequence[str]) -> Any:
+    return next((row.cells[name] for name in names if name in row.cells), None)
+
+
+def _words_problem(words: Any, names: Sequence[str]) -> str:
+    if not (isinstance(words, list) and words):
+        return f"no list of words (expected in {' or '.join(names)})"
+    for number, word in enumerate(words, 1):
+        if word is None or word == "" or isinstance(word, (list, dict)):
+            return f"a word is empty or no text (word {number}: {word!r:.40})"
+        if problem := text_problem(str(word)):
+            return f"{problem} (word {number})"
+    return ""
+
+
+def _tags_problem(words: Sequence[Any], tags: Any, names: Sequence[str]) -> str:
+    if not isinstance(tags, list):
+        return f"no list of tags (expected in {' or '.join(names)})"
+    if len(tags) != len(words):
+        return f"tag count differs from word count ({len(tags)} tags, {len(words)} words)"
+    for number, tag in enumerate(tags, 1):
+        if label_text(tag) is None or isinstance(tag, (list, dict)):
+            return f"a tag is empty or no text (tag {number}: {tag!r:.40})"
+    return ""

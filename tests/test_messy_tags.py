@@ -1,0 +1,150 @@
+"""Sentences with tags as people really have them, and raw texts in any script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_messy_rows import json_lines, write
+
+from electra_core.errors import UserError
+from electra_core.labelled import BadRows, Columns
+from electra_core.tagged_files import from_text, read_tagged
+from electra_core.tagging import Tag, to_iob2
+
+
+def refusal(path: Path, columns: Columns | None = None, **more) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_tagged(path, columns, **more))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def words_to_predict(path: Path, columns: Columns | None = None) -> list[list[str]]:
+    return [list(example.words) for example in read_tagged(path, columns, labelled=False)]
+
+
+# ---- CoNLL columns
+
+
+def test_a_word_may_hold_a_space_that_does_not_break(tmp_path):
+    file = write(tmp_path / "a.conll", "20\u00a0000 O\nAnn\tB-PER\r\n")
+    assert [(e.words, e.tags) for e in read_tagged(file)] == [(("20\u00a0000", "Ann"), ("O", "B-PER"))]
+
+
+@pytest.mark.parametrize("number", ["0", "²", "-1", "tag"])
+def test_columns_of_conll_are_numbers_from_one(tmp_path, number):
+    file = write(tmp_path / "a.conll", "Ann O\n")
+    assert f"label column: expected a number from 1, got '{number}'" in refusal(file, Columns(label=number))
+    assert f"text column: expected a number from 1, got '{number}'" in refusal(file, Columns(text=number))
+
+
+def test_words_may_stand_in_another_column(tmp_path):
+    file = write(tmp_path / "a.conll", "1 Ann NNP B-PER\n2 met VBD O\n")
+    example = next(read_tagged(file, Columns(text="2", label="3")))
+    assert (example.words, example.tags) == (("Ann", "met"), ("NNP", "VBD"))
+
+
+def test_words_alone_are_enough_for_a_prediction(tmp_path):
+    file = write(tmp_path / "a.conll", "Ann\nmet\n\nBob\n")
+    assert words_to_predict(file, Columns(label="4")) == [["Ann", "met"], ["Bob"]]
+    assert "a word without tag" in refusal(file, Columns(label="4"))
+
+
+# ---- rows
+
+
+def test_lists_of_words_under_another_name(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", {"pieces": ["Ann", "met"], "marks": [1, 0]})
+    columns = Columns(text="pieces", label="marks")
+    assert [(e.words, e.tags) for e in read_tagged(file, columns)] == [(("Ann", "met"), ("1", "0"))]
+    assert words_to_predict(file, columns) == [["Ann", "met"]]
+    assert words_to_predict(write(tmp_path / "a.txt", "Ann met\n"), columns) == [["Ann", "met"]]
+    assert "no list of words (expected in tokens or words)" in refusal(file)
+
+
+@pytest.mark.parametrize("tag", [None, "", float("nan"), ["O"]])
+def test_tags_that_are_none(tmp_path, tag):
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", tag]})
+    assert "a.jsonl:1: a tag is empty or no text (tag 2: " in refusal(file)
+    assert words_to_predict(file) == [["a", "b"]]  # to predict, tags do not matter
+
+
+def test_half_characters(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a"], "tags": ["B-\ud800"]})
+    assert "a.jsonl:1: not valid UTF-8" in refusal(file)
+    json_lines(file, {"text": "Ann \ud800"})
+    assert "a.jsonl:1: not valid UTF-8" in refusal(file, labelled=False)
+
+
+def test_texts_to_predict_in_a_csv_or_tsv(tmp_path):
+    csv = write(tmp_path / "a.csv", 'id,sentence\n7,"Ann met Bob, twice"\n8,Eve\n')
+    rows = [(example.id, example.text) for example in read_tagged(csv, labelled=False)]
+    assert rows == [("7", "Ann met Bob, twice"), ("8", "Eve")]
+    tsv = write(tmp_path / "a.tsv", "sentence\tid\nAnn met Bob, twice\t7\n")
+    assert words_to_predict(tsv) == [["Ann", "met", "Bob", ",", "twice"]]
+    assert words_to_predict(write(tmp_path / "b.tsv", "Ann\tO\nmet\tO\n")) == [["Ann", "met"]]  # CoNLL columns
+    assert "not from a .csv" in refusal(csv)
+    no_text = write(tmp_path / "b.csv", "satz\nfein\n")
+    assert "b.csv:2: no list of words" in refusal(no_text, labelled=False)
+    assert words_to_predict(no_text, Columns(text="satz")) == [["fein"]]
+
+
+# ---- tags
+
+
+def test_marks_may_be_small_letters_and_the_middle_may_be_m():
+    assert to_iob2(["o", "b-per", "i-per", "s-LOC", "B-X", "M-X", "E-X", "M-X"]) == [
+        "O", "B-per", "I-per", "B-LOC", "B-X", "I-X", "I-X", "B-X",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "tags, labels",
+    [
+        (["o", "b-per"], ("O", "B-per", "I-per")),
+        (["I-X", "I-Y"], ("O", "B-X", "I-X", "B-Y", "I-Y")),  # no word outside of a span
+        (["NN", "O"], ("NN", "O")),
+    ],
+)
+def test_what_counts_as_tags_of_spans(tmp_path, tags, labels):
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": tags})
+    task = Tag()
+    task = task.fitted(list(task.read(file, BadRows(file))))
+    assert task.labels == labels and task.metric == ("accuracy" if "NN" in tags else "f1")
+
+
+def test_one_tag_for_all_words_is_nothing_to_learn(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", "O"]})
+    with pytest.raises(UserError, match="every word for training has the tag 'O'"):
+        Tag().fitted(list(Tag().read(file, BadRows(file))))
+
+
+# ---- words of raw texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cafe\u0301s are fine",  # an accent of its own
+        "हिन्दी में लिखा",  # vowel signs
+        "می\u200cخواهم بروم",  # a joiner
+        "葛\U000e0100城 市",  # a variant of a character
+        "Eve's state-of-the-art 3.14",
+    ],
+)
+def test_words_are_not_cut_at_marks(text):
+    example = from_text(text)
+    assert list(example.words) == text.split()
+    assert [text[a:b] for a, b in example.offsets] == list(example.words)
+
+
+def test_other_characters_are_words_of_their_own():
+    words = ("(", "Ann", ")", "met", "“", "Bob", "”", ",", "👍", "🏽", "!")
+    assert from_text("(Ann) met\u2028“Bob”, 👍🏽!").words == words
+
+
+def test_a_sentence_of_nothing_is_predicted_as_nothing(tmp_path):
+    file = write(tmp_path / "a.jsonl", json.dumps({"text": ""}) + "\n")
+    assert words_to_predict(file) == [[]]
