@@ -6,7 +6,7 @@ RUN/metrics.jsonl     a row every log_every steps, and one per evaluation
 RUN/checkpoints/      training state, for --resume
 RUN/discriminator/    model directory: what is fine-tuned afterwards
 RUN/generator/        model directory: the masked language model
-RUN/postmortem.json   what was found where a run diverged (`postmortem.py`)
+RUN/postmortem.json   what was found where a run diverged (`guards.py`)
 """
 
 from __future__ import annotations
