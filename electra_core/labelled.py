@@ -2,7 +2,7 @@
 
 Files of one or two text columns and a label column (CSV, TSV, JSON lines, Parquet), and folders with one
 sub-folder of .txt files per label, as IMDb ships. Sentences with tags are read in `tagged_files.py`, questions
-with answers in `squad.py`, multiple choice in `choices.py`.
+with answers in `squad_files.py`, multiple choice in `choices.py`.
 
 Every reader is a generator, so that files larger than memory can be predicted on; a row that it cannot use
 goes to `BadRows`, which names file and line.

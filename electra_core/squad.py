@@ -9,9 +9,7 @@ Hub's layout has no place for: docs/deviations.md.)
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,118 +19,12 @@ from torch import Tensor
 
 from electra_core.classify import softmax
 from electra_core.downstream import Task
-from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, Window, windows
-from electra_core.labelled import BadRows, Ids, checked
-from electra_core.row_files import format_of, read_lines, read_rows, text_problem
+from electra_core.labelled import BadRows
+from electra_core.squad_files import QuestionExample, read_questions
 from electra_core.squad_metrics import best_threshold, span_scores, squad_metrics
 from electra_core.tasks import QuestionAnswerer, span_loss
 from electra_core.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionExample:
-    """A question on a context. `answers` are (text, first character); none means there is no answer."""
-
-    id: str
-    place: str
-    question: str
-    context: str
-    answers: tuple[tuple[str, int], ...] | None = None
-    """None: not known. Empty: known to have no answer in the context."""
-
-
-def read_questions(
-    path: Path | str, bad: BadRows | None = None, *, labelled: bool = True
-) -> Iterator[QuestionExample]:
-    """Questions of a SQuAD JSON file, or of JSON lines or Parquet with question, context and answers.
-
-    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD.
-
-    Raises:
-        UserError: file unreadable, not in one of these formats, empty, or with bad questions.
-    """
-    path = Path(path)
-    bad = bad or BadRows(path)
-    records = _squad_records(path) if format_of(path) == ".json" else _row_records(path, bad)
-    yield from checked(path, _examples(records, bad, labelled), bad)
-
-
-Record = tuple[str, dict[str, Any]]
-"""Where it stands, and the fields id, question, context, answers (a list of {"text", "answer_start"} or None)."""
-
-
-def _squad_records(path: Path) -> Iterator[Record]:
-    try:
-        articles = json.loads("\n".join(line for _, line in read_lines(path)))["data"]
-        for a, article in enumerate(articles):
-            for p, paragraph in enumerate(article["paragraphs"]):
-                for q, qa in enumerate(paragraph["qas"]):
-                    place = f"data[{a}].paragraphs[{p}].qas[{q}]"
-                    answers = [] if qa.get("is_impossible") else qa.get("answers")
-                    yield place, {**qa, "context": paragraph["context"], "answers": answers}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{path}: not SQuAD's JSON format ({reason})") from None
-
-
-def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
-    for row in read_rows(path):
-        if row.problem:
-            bad.add(row.line, row.problem)
-            continue
-        answers = row.cells.get("answers")
-        if isinstance(answers, dict) and isinstance(texts := answers.get("text", []), list):
-            starts = answers.get("answer_start") or [-1] * len(texts)
-            if isinstance(starts, list):
-                answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts)]
-        yield str(row.line), {"id": row.line, **row.cells, "answers": answers}
-
-
-def _examples(records: Iterable[Record], bad: BadRows, labelled: bool) -> Iterator[QuestionExample]:
-    ids = Ids(labelled)
-    for place, fields in records:
-        example, problem = _example(place, fields, labelled)
-        problem = problem or (ids.problem(example.id) if example is not None else "")
-        if problem or example is None:
-            bad.add(place, problem)
-        else:
-            yield example
-
-
-def _example(place: str, fields: dict[str, Any], labelled: bool) -> tuple[QuestionExample | None, str]:
-    question, context = fields.get("question"), fields.get("context")
-    for name, text in (("question", question), ("context", context)):
-        if not isinstance(text, str) or not text.strip():
-            return None, f"the {name} is missing or empty"
-        if text_problem(text):
-            return None, f"{name}: {text_problem(text)}"
-    assert isinstance(question, str) and isinstance(context, str)
-    if fields["answers"] is None:
-        if labelled:
-            return None, "the answers are missing"
-        return QuestionExample(str(fields.get("id", place)), place, question, context), ""
-    answers: list[tuple[str, int]] = []
-    given = fields["answers"]
-    if not isinstance(given, list):
-        return None, f"the answers are {type(given).__name__}, expected a list"
-    for answer in given:
-        try:
-            start = _locate(context, answer["text"], int(answer.get("answer_start", -1)))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            return None, f"expected an answer with text and answer_start, found {str(answer)[:80]}"
-        if start < 0:
-            return None, f"the answer does not occur in the context ({answer['text']!r})"
-        answers.append((answer["text"], start))
-    return QuestionExample(str(fields.get("id", place)), place, question, context, tuple(answers)), ""
-
-
-def _locate(context: str, answer: str, start: int) -> int:
-    """Where the answer stands: at `start`, or else at the occurrence nearest to it; -1 if nowhere."""
-    if not answer.strip() or (context[start : start + len(answer)] == answer and start >= 0):
-        return start if answer.strip() else -1
-    places = [match.start() for match in re.finditer(re.escape(answer), context)]
-    return min(places, key=lambda place: abs(place - start), default=-1)
 
 
 @dataclass(frozen=True)
@@ -224,6 +116,8 @@ class Answer(Task):
     def _best_spans(self, logits_T2: np.ndarray, place: _Place) -> list[tuple[float, int, int]]:
         """The window's `n_best` spans that start where the window owns the token, as (score, characters)."""
         first_T, last_T = logits_T2[place.base : -1].T  # without the closing [SEP]
+        if not len(first_T):  # the tokenizer sees nothing in a context of control characters
+            return []
         padded = np.concatenate([last_T, np.full(self.max_answer - 1, -np.inf)])
         scores = first_T[:, None] + np.lib.stride_tricks.sliding_window_view(padded, self.max_answer)
         window = place.window

@@ -33,7 +33,7 @@ from electra_core.progress import progress
 from electra_core.row_files import read_rows
 from electra_core.run_folder import read_config
 from electra_core.sources import find_sources
-from electra_core.squad import read_questions
+from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
 from electra_core.text_files import read_documents
 from electra_core.tf_bundle import read_bundle

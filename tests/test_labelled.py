@@ -18,7 +18,7 @@ from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Columns, label_text, read_texts
 from electra_core.named_tasks import NAMED, choose_task, find_task, task_from_json, task_to_json
 from electra_core.row_files import read_lines
-from electra_core.squad import read_questions
+from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
 from electra_core.tagging import spans, to_iob2
 
@@ -325,7 +325,7 @@ def test_a_row_in_another_encoding_may_be_skipped(tmp_path):
     assert bad.count == 1 and "a.tsv:3: not valid UTF-8" in bad.summary()
 
 
-@pytest.mark.parametrize("content", ["[1]", '{"data": [{}]}', '{"data": '], ids=["a list", "no keys", "half"])
+@pytest.mark.parametrize("content", ["1", '{"data": [{}]}', '{"data": '], ids=["a number", "no keys", "half"])
 def test_json_that_is_not_squad(tmp_path, content):
     with pytest.raises(UserError, match="not SQuAD's JSON format"):
         list(read_questions(write(tmp_path / "a.json", content)))

@@ -20,7 +20,7 @@ from electra_core.metrics import (
     span_metrics,
     spread,
 )
-from electra_core.squad import read_questions
+from electra_core.squad_files import read_questions
 from electra_core.squad_metrics import best_threshold, exact_score, f1_score, normalise, span_scores, squad_metrics
 from electra_core.tagged_files import read_tagged
 from electra_core.tagging import spans, to_iob2

@@ -26,7 +26,8 @@ from electra_core.model_dir import save_pretrained
 from electra_core.named_tasks import find_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
-from electra_core.squad import Answer, QuestionExample, _Place
+from electra_core.squad import Answer, _Place
+from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import from_text
 from electra_core.tagging import Tag
 from electra_core.tasks import SequenceClassifier
@@ -223,6 +224,13 @@ def test_answers_map_back_to_the_exact_characters(tmp_path, kind):
         total = sum(candidate["score"] for candidate in prediction["nbest"])
         assert 0 < total < 1  # what is missing is the probability of "no answer"
     assert checked > 40
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_a_context_in_which_the_tokenizer_sees_nothing_holds_no_answer(tmp_path, unanswerable):
+    reader = untrained(Answer(max_length=20, unanswerable=unanswerable), tmp_path)
+    prediction = reader({"question": "who?", "context": "\u200b\u200b"})
+    assert (prediction["answer"], prediction["start"], prediction["end"], prediction["nbest"]) == ("", 0, 0, [])
 
 
 def test_best_spans_are_those_of_a_search_of_all(tmp_path):

@@ -12,7 +12,8 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, TextExample
 from electra_core.predict import Evaluation
-from electra_core.squad import Answer, QuestionExample
+from electra_core.squad import Answer
+from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import Tag
 from electra_core.task_report import Table, TaskReport, make_report, to_json, to_text, write_report

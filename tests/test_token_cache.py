@@ -17,7 +17,8 @@ from electra_core.classify import Classify, Regress
 from electra_core.downstream import Task, encode_all
 from electra_core.features import Features
 from electra_core.labelled import TextExample
-from electra_core.squad import Answer, QuestionExample
+from electra_core.squad import Answer
+from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import Tag
 from electra_core.tokenizer import Tokenizer, load_tokenizer
