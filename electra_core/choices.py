@@ -22,6 +22,7 @@ from electra_core.labelled import (
     alternatives,
     checked,
     label_text,
+    row_id,
     table,
     text_cell,
 )
@@ -48,9 +49,10 @@ class ChoiceExample:
 def read_choices(
     path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
 ) -> Iterator[ChoiceExample]:
-    """Rows with a text and a list `choices` (or the Hub's {"text": [...]}), or columns `ending0`, `ending1`, ...
+    """Rows with a text and a list `choices` (or {"text": [...], "label": [...]}), or columns `ending0`, ...
 
-    The label is the right one's index from 0, or its letter A, B, ...
+    The label is the name of the right choice where they have names; else its index from 0, or its letter A, B, ...
+    Without `labelled` it is not read.
 
     Raises:
         UserError: as `labelled.read_texts`.
@@ -64,8 +66,7 @@ def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Ite
     ids = Ids(labelled)
     for row in table(path, columns):
         example, problem = (None, row.problem) if row.problem else _choice(row, columns, labelled)
-        if example is not None and "id" in row.cells:
-            problem = ids.problem(example.id)
+        problem = problem or ids.problem(row.cells.get("id"))
         if problem or example is None:
             bad.add(row.line, problem)
         else:
@@ -74,42 +75,64 @@ def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Ite
 
 def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
     names = alternatives(columns.text) or CHOICE_TEXT_NAMES
-    text_column = next((name for name in names if name in row.cells), names[0])
-    text, problem = text_cell(row, text_column)
+    text, problem = text_cell(row, next((name for name in names if name in row.cells), names[0]))
     if problem:
         return None, problem
-    choices = _endings(row.cells)
+    choices, choice_names = _choices(row.cells)
+    if problem := _choices_problem(choices):
+        return None, problem
+    index = None
+    if labelled:
+        names = alternatives(columns.label) or ANSWER_NAMES
+        label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
+        if label is None:
+            return None, "the label is missing"
+        index = choice_names.index(label) if label in choice_names else -1 if choice_names else _index(label)
+        if not 0 <= index < len(choices):
+            return None, _no_such_choice(label, choices, choice_names)
+    return ChoiceExample(row_id(row, "id"), row.line, text, tuple(choices), index), ""
+
+
+def _choices_problem(choices: Sequence[Any]) -> str:
     if len(choices) < 2:
-        return None, "fewer than two choices (expected a list 'choices', or columns ending0, ending1, ...)"
+        return "fewer than two choices (expected a list 'choices', or columns ending0, ending1, ...)"
     for number, choice in enumerate(choices):
-        if problem := text_problem(choice) or ("" if choice.strip() else "a choice is empty"):
-            return None, f"{problem} (choice {number})"
-    names = alternatives(columns.label) or ANSWER_NAMES
-    label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
-    if label is None and labelled:
-        return None, "the label is missing"
-    index = None if label is None else _index(label)
-    if index is not None and not 0 <= index < len(choices):
-        return None, f"the label names no choice ({label!r} of {len(choices)})"
-    return ChoiceExample(str(row.cells.get("id", row.line)), row.line, text, choices, index), ""
+        if choice is None or (isinstance(choice, str) and not choice.strip()):
+            return f"a choice is empty (choice {number})"
+        if not isinstance(choice, str):
+            return f"a choice is a {type(choice).__name__}, expected a text (choice {number})"
+        if problem := text_problem(choice):
+            return f"{problem} (choice {number})"
+    return ""
 
 
 def _index(label: str) -> int:
     """ "2" -> 2, "C" -> 2; -1 if it is neither."""
-    if label.isdigit():
+    if label.isdecimal():
         return int(label)
-    return ord(label.upper()) - ord("A") if len(label) == 1 else -1
+    return ord(label.upper()) - ord("A") if len(label) == 1 and label.isascii() else -1
 
 
-def _endings(cells: dict[str, Any]) -> tuple[str, ...]:
+def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | None]) -> str:
+    known = f"; they are called {', '.join(map(str, names))}" if names else ""
+    hint = "; numbers count from 0" if label.isdecimal() and not names else ""
+    return f"the label names no choice ({label!r} of {len(choices)}{known}{hint})"
+
+
+def _choices(cells: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
+    """The choices, and their names if they have any."""
     choices = cells.get("choices")
+    if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+        choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
+    names: Any = None
     if isinstance(choices, dict):
-        choices = choices.get("text")
-    if isinstance(choices, list):
-        return tuple("" if choice is None else str(choice) for choice in choices)
-    numbered = {name: match for name in cells if (match := ENDING.fullmatch(name))}
-    names = sorted(numbered, key=lambda name: int(numbered[name].group(1)))
-    return tuple("" if cells[name] is None else str(cells[name]) for name in names)
+        choices, names = choices.get("text"), choices.get("label")
+    if not isinstance(choices, list):
+        numbered = {name: match for name in cells if (match := ENDING.fullmatch(name))}
+        choices = [cells[name] for name in sorted(numbered, key=lambda name: int(numbered[name].group(1)))]
+    has_names = isinstance(names, list) and any(name is not None for name in names)
+    texts = [str(choice) if isinstance(choice, (int, float)) else choice for choice in choices]
+    return texts, [label_text(name) for name in names] if has_names else []
 
 
 @dataclass(frozen=True)
@@ -136,8 +159,10 @@ class Choose(Task):
         """(text, [ending, ...]), or {"text": ..., "choices": [...]}."""
         if isinstance(value, dict):
             value = (value.get("text"), value.get("choices"))
-        if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str) and value[1]:
-            return ChoiceExample(name, 0, value[0], tuple(value[1]))
+        if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str):
+            text, choices = value
+            if isinstance(choices, (tuple, list)) and choices and all(isinstance(c, str) for c in choices):
+                return ChoiceExample(name, 0, text, tuple(choices))
         raise ValueError(f"inputs: expected a text and its endings, got {value!r:.80}")
 
     def fitted(self, examples: Sequence[ChoiceExample]) -> Choose:

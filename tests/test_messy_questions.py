@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_messy_rows import json_lines, write
 
+from electra_core.choices import Choose, read_choices
 from electra_core.errors import UserError
 from electra_core.squad_files import read_questions
 
@@ -67,3 +68,58 @@ def test_a_wrong_start_is_put_right_where_the_answer_occurs(tmp_path, start):
     answers = {"text": ["Bob"], "answer_start": None if start is None else [start]}
     file = json_lines(tmp_path / "a.jsonl", {**ROW, "answers": answers})
     assert next(read_questions(file)).answers == (("Bob", 8),)
+
+
+# ---- multiple choice
+
+CHOICE = {"question": "Which?", "choices": ["x", "y", "z"], "label": 2}
+
+
+def refused_choice(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_choices(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("answer, expected", [("2", 1), (3, 2), ("1", 0)])
+def test_choices_that_have_names_are_found_by_them(tmp_path, answer, expected, as_list):
+    choices = {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}
+    if as_list:
+        choices = [{"text": text, "label": label} for text, label in zip(*choices.values())]
+    file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "answerKey": answer})
+    example = next(read_choices(file))
+    assert (example.choices, example.label) == (("x", "y", "z"), expected)
+
+
+@pytest.mark.parametrize("label", ["ß", "²", "-1", "3", 3, "D", "xy"])
+def test_labels_that_name_no_choice(tmp_path, label):
+    file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "label": label})
+    assert f"a.jsonl:1: the label names no choice ('{label}' of 3" in refused_choice(file)
+    assert next(read_choices(file, labelled=False)).label is None
+
+
+def test_a_label_that_is_not_among_the_names(tmp_path):
+    choices = {"text": ["x", "y"], "label": ["1", "2"]}
+    file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "answerKey": "0"})
+    assert "the label names no choice ('0' of 2; they are called 1, 2)" in refused_choice(file)
+
+
+@pytest.mark.parametrize(
+    "choice, what", [(None, "empty"), (" ", "empty"), (["y"], "a list"), ({"text": "y"}, "a dict")]
+)
+def test_choices_are_texts(tmp_path, choice, what):
+    file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "choices": ["x", choice, "z"]})
+    assert f"a.jsonl:1: a choice is {what}" in refused_choice(file) and "(choice 1)" in refused_choice(file)
+
+
+def test_numbers_as_choices_and_rows_without_an_id(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", *[{**CHOICE, "choices": [1, 2.5, 3], "id": None}] * 2)
+    assert [(e.id, e.choices) for e in read_choices(file)] == [("1", ("1", "2.5", "3")), ("2", ("1", "2.5", "3"))]
+
+
+@pytest.mark.parametrize("value", [("Which?", "xyz"), ("Which?", [1, 2]), ("Which?", []), {"text": "Which?"}])
+def test_a_pipeline_takes_lists_of_texts_as_choices(value):
+    with pytest.raises(ValueError, match="expected a text and its endings"):
+        Choose().from_value(value, "1")
