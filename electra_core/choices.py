@@ -121,7 +121,7 @@ def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | No
 
 def _choices(cells: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
     """The choices, and their names if they have any."""
-    choices = cells.get("choices")
+    choices: Any = cells.get("choices")
     if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
         choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     names: Any = None

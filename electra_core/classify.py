@@ -58,12 +58,14 @@ class _TextTask(Task):
 
     def from_value(self, value: Any, name: str) -> TextExample:
         """A text, a pair of texts, or {"text": ..., "pair": ...}."""
-        if isinstance(value, str):
-            return TextExample(name, 0, value)
-        if isinstance(value, dict) and isinstance(value.get("text"), str):
-            return TextExample(name, 0, value["text"], value.get("pair"))
-        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, str) for t in value):
-            return TextExample(name, 0, value[0], value[1])
+        if isinstance(value, dict):
+            text, pair = value.get("text"), value.get("pair")
+        elif isinstance(value, (tuple, list)) and len(value) == 2 and value[1] is not None:
+            text, pair = value
+        else:
+            text, pair = value, None
+        if isinstance(text, str) and isinstance(pair, str | None):
+            return TextExample(name, 0, text, pair)
         raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
 
     @abstractmethod
@@ -172,10 +174,13 @@ class Regress(_TextTask):
         if self.scale:
             return self
         values = [float(example.label) for example in examples if example.label is not None]
-        deviation = float(np.std(values))
-        if deviation == 0:
+        if len(set(values)) < 2:  # their deviation may be not quite 0
             raise UserError(f"every training example has the label {values[0]:g}; there is nothing to learn")
-        return replace(self, offset=float(np.mean(values)), scale=deviation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(np.mean(values)), float(np.std(values))
+        if not np.isfinite(deviation):
+            raise UserError(f"the labels are too large to learn from (up to {max(values, key=abs):g})")
+        return replace(self, offset=mean, scale=deviation)
 
     def _target(self, label: str) -> float:
         return (float(label) - self.offset) / self.scale

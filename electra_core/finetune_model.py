@@ -56,13 +56,13 @@ def _head_may_be_new() -> Iterator[None]:
 
 def _freeze(model: TaskModel, what: str) -> None:
     encoder = model.encoder
-    if what.isdigit() and int(what) > len(encoder.layers):
+    if what.isdecimal() and int(what) > len(encoder.layers):
         raise UserError(f"freeze: the model has {len(encoder.layers)} layers, got {what}")
     frozen: list[torch.nn.Module | None] = []
     if what == "encoder":
         frozen = [encoder]
     elif what != "none":
-        lowest = int(what) if what.isdigit() else 0
+        lowest = int(what) if what.isdecimal() else 0
         frozen = [encoder.embeddings, encoder.embeddings_project, *encoder.layers[:lowest]]
     for module in frozen:
         if module is not None:

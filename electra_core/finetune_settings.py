@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from electra_core.config import EncoderConfig
@@ -65,9 +66,15 @@ class FinetuneSettings:
         from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
 
         checks = {
-            "epochs": self.epochs > 0,
+            "epochs": 0 < self.epochs < math.inf,
             "batch_size": self.batch_size >= 1,
+            "tokens_per_batch": self.tokens_per_batch >= 0,
             "accumulate": self.accumulate >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "layerwise_decay": 0 <= self.layerwise_decay <= 1,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "clip_norm": self.clip_norm > 0,
+            "patience": self.patience >= 0,
             "evaluations": self.evaluations >= 1,
             "seeds": self.seeds >= 1,
             "max_length": self.max_length == 0 or self.max_length >= 8,
@@ -78,7 +85,7 @@ class FinetuneSettings:
             "truncate": self.truncate in ("", *TRUNCATIONS),
             "optimizer": self.optimizer in ("electra-adam", "adamw"),
             "precision": self.precision in ("auto", "bf16", "fp32"),
-            "freeze": self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
+            "freeze": self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(),
         }
         for name, good in checks.items():
             if not good:

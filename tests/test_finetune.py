@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -188,6 +189,19 @@ def test_freezing_and_random_starts(model, data, tmp_path):
         run(model, data, tmp_path / "x", settings=replace(settings, freeze="3"))
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (["0.1"] * 3, "every training example has the label 0.1"),  # whose deviation is 1.4e-17
+        (["1e308", "-1e308", "1"], r"the labels are too large to learn from \(up to 1e\+308\)"),
+    ],
+)
+def test_numbers_that_nothing_can_be_learned_from(labels, message, recwarn):
+    with pytest.raises(UserError, match=message):
+        Regress().fitted([TextExample("1", 1, "text", None, label) for label in labels])
+    assert not recwarn.list
+
+
 def test_class_weights_are_inverse_to_frequency():
     task = Classify(labels=("a", "b"))
     examples = [TextExample("1", 1, "text", None, label) for label in "aaab"]
@@ -308,6 +322,16 @@ def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
         {"seeds": 0},
         {"precision": "fp8"},
         {"max_length": 3},
+        {"epochs": math.inf},
+        {"epochs": math.nan},
+        {"learning_rate": -1e-4},
+        {"learning_rate": math.nan},
+        {"layerwise_decay": 1.1},
+        {"weight_decay": -0.01},
+        {"clip_norm": 0.0},
+        {"tokens_per_batch": -1},
+        {"patience": -1},
+        {"freeze": "²"},
     ],
 )
 def test_settings_out_of_range_are_named(settings):

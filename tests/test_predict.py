@@ -95,8 +95,9 @@ def test_forms_of_input(classifier):
     assert single == classifier(["ann"])[0] == classifier({"text": "ann"})
     pair = classifier([("ann", "bob")])[0]
     assert pair == classifier({"text": "ann", "pair": "bob"}) and pair["score"] != single["score"]
-    with pytest.raises(ValueError, match="expected a text or a pair of texts, got 3"):
-        classifier([3])
+    for wrong in (3, ("ann", 3), ("ann", None), {"text": "ann", "pair": 3}, {"pair": "ann"}):
+        with pytest.raises(ValueError, match="expected a text or a pair of texts, got "):
+            classifier([wrong])
 
 
 def test_files_in_and_out(classifier, tmp_path):
