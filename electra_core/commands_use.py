@@ -36,10 +36,11 @@ def evaluate(options: Namespace) -> None:
     from electra_core import task_report
     from electra_core.predict import evaluate
 
+    if options.report:
+        task_report.check_name(options.report)
     predictor = _predictor(options)
     result = evaluate(predictor, options.data, skip_bad_rows=options.skip_bad_rows, quiet=options.quiet)
-    if result.skipped.count:
-        print(result.skipped.summary(), file=sys.stderr)
+    _say_what_was_lost(result.skipped, predictor)
     report = task_report.make_report(result, str(options.model), str(options.data))
     if options.report:
         task_report.write_report(report, options.report)
@@ -81,8 +82,7 @@ def predict(options: Namespace) -> None:
         sink.flush()
         if options.output:
             sink.close()
-    if bad.count:
-        print(bad.summary(), file=sys.stderr)
+    _say_what_was_lost(bad, predictor)
 
 
 def _submission(predictor: Any, options: Namespace) -> None:
@@ -95,9 +95,20 @@ def _submission(predictor: Any, options: Namespace) -> None:
         source = named.find(source, "test")
     if options.skip_bad_rows:
         raise UserError("--submission: every row needs an answer, so --skip-bad-rows cannot be used with it")
-    examples = predictor.task.read(source, BadRows(source), labelled=False)
+    bad = BadRows(source)
+    examples = predictor.task.read(source, bad, labelled=False)
     predictions = (prediction for _, prediction in predictor.stream(examples))
     print(f"wrote {write_submission(options.submission, predictions, options.output or '.')}")
+    _say_what_was_lost(bad, predictor)
+
+
+def _say_what_was_lost(bad: Any, predictor: Any) -> None:
+    """Rows that were skipped, and texts that were cut."""
+    if bad.count:
+        print(bad.summary(), file=sys.stderr)
+    if predictor.truncated:
+        limit = f"longer than {predictor.task.max_length} tokens"
+        print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were cut", file=sys.stderr)
 
 
 def _predictor(options: Namespace) -> Any:

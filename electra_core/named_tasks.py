@@ -17,7 +17,7 @@ from typing import Any
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.downstream import Task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.labelled import Columns
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
@@ -254,19 +254,25 @@ def write_submission(name: str, predictions: Iterable[dict[str, Any]], folder: P
         The file, `index<tab>prediction` per line, labels as in the training file. It is there when it is whole.
 
     Raises:
-        UserError: a task that has no GLUE submission.
+        UserError: a task that has no GLUE submission, or a folder that cannot be written.
     """
     named = submitted_task(name)
     written = {shown: raw for raw, shown in getattr(named.task, "label_names", ())}
     path = Path(folder) / named.submission
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write("index\tprediction\n")
-        for index, prediction in enumerate(predictions):
-            if "value" in prediction:
-                answer = f"{min(5.0, max(0.0, prediction['value'])):.3f}"
-            else:
-                answer = written.get(prediction["label"], prediction["label"])
-            file.write(f"{index}\t{answer}\n")
-    return unfinished.replace(path)
+    with writing(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.write("index\tprediction\n")
+                for index, prediction in enumerate(predictions):
+                    file.write(f"{index}\t{_submitted(prediction, written)}\n")
+            return unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _submitted(prediction: dict[str, Any], written: dict[str, str]) -> str:
+    if "value" in prediction:
+        return f"{min(5.0, max(0.0, prediction['value'])):.3f}"
+    return written.get(prediction["label"], prediction["label"])

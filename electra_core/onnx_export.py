@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from electra_core import model_dir
+from electra_core.downstream import Task
 from electra_core.encoder import Encoder, Layer
 from electra_core.errors import UserError
 from electra_core.named_tasks import save_task
 from electra_core.packing import from_padded, to_padded
 from electra_core.predict import load_task
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
-from electra_core.tokenizer import load_tokenizer
+from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 OPSET = 17  # the first with LayerNormalization
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -194,11 +195,14 @@ def export(source: str | Path, file: str | Path) -> float:
         The largest relative difference between onnxruntime's logits and torch's.
 
     Raises:
-        UserError: no fine-tuned model, a library missing, a file that cannot be written, or a difference
-            beyond `TOLERANCE` (nothing is written then).
+        UserError: no fine-tuned model, a library missing, a file that cannot be written or is not called
+            NAME.onnx, a folder with another model, or a difference beyond `TOLERANCE` (nothing is written then).
     """
     directory, file = model_dir.find_model(source), Path(file)
-    task = load_task(directory)
+    if file.suffix != ".onnx":  # by which `predict` knows it
+        raise UserError(f"{file}: expected a name that ends in .onnx")
+    task, tokenizer = load_task(directory), load_tokenizer(directory)
+    _refuse_company(file, directory, task, tokenizer)
     model = model_dir.load(task.model_class, directory)
     content = build(model).SerializeToString()
     difference = largest_difference(model, open_session(content))
@@ -207,11 +211,26 @@ def export(source: str | Path, file: str | Path) -> float:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-        load_tokenizer(directory).save(file.parent)
+        tokenizer.save(file.parent)
         save_task(task, file.parent)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
     return difference
+
+
+def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenizer) -> None:
+    """Another model in the folder would from now on be read with this one's task and tokenizer."""
+    folder = file.parent
+    others = [*folder.glob("*.onnx"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    others = [other for other in others if other.name != file.name]
+    if not others or folder.resolve() == directory.resolve():
+        return
+    try:
+        same = load_task(folder) == task and load_tokenizer(folder).to_json() == tokenizer.to_json()
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(f"{folder}: holds another model ({others[0].name}); give the graph a folder of its own")
 
 
 def open_session(model: bytes | str) -> Any:

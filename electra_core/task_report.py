@@ -294,6 +294,22 @@ def _html_cell(tag: str, text: str, words: bool, share: float | None = None) -> 
     return f"<{tag}{style}>{escape(text)}</{tag}>"
 
 
+_FORMS: dict[str, Callable[[TaskReport], str]] = {
+    ".html": to_html,
+    ".json": lambda report: json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n",
+    ".txt": to_text,
+}
+
+
+def check_name(path: Path | str) -> None:
+    """Raises UserError if a report cannot be called so: to know it before the work is better than behind it."""
+    path = Path(path)
+    if path.suffix not in _FORMS:
+        raise UserError(f"{path}: a report is .html, .json or .txt, got {path.suffix or 'no suffix'}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written (there is no folder {path.parent})")
+
+
 def write_report(report: TaskReport, path: Path | str) -> None:
     """Writes the report in the form that the file's suffix names: .html, .json or .txt.
 
@@ -301,14 +317,8 @@ def write_report(report: TaskReport, path: Path | str) -> None:
         UserError: another suffix, or a file that cannot be written.
     """
     path = Path(path)
-    forms: dict[str, Callable[[TaskReport], str]] = {
-        ".html": to_html,
-        ".json": lambda r: json.dumps(to_json(r), indent=2, ensure_ascii=False) + "\n",
-        ".txt": to_text,
-    }
-    if path.suffix not in forms:
-        raise UserError(f"{path}: a report is .html, .json or .txt, got {path.suffix or 'no suffix'}")
+    check_name(path)
     try:
-        path.write_text(forms[path.suffix](report), encoding="utf-8")
+        path.write_text(_FORMS[path.suffix](report), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -29,9 +29,12 @@ SMALLEST = 5000
 """Fewer examples are tokenised in about a second: not worth a file."""
 
 
-def default_folder() -> Path:
-    """`tokens/` in the user's cache folder for this program (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "electra-core" / "tokens"
+def default_folder() -> Path | None:
+    """`tokens/` in the user's cache folder (XDG_CACHE_HOME, or ~/.cache); None for who has none."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "electra-core" / "tokens"
+    except RuntimeError:  # in a container, a user without a name
+        return None
 
 
 def cached(

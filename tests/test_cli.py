@@ -113,6 +113,13 @@ def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest
     assert "out.jsonl: cannot be written (No such file or directory)" in said
 
 
+def test_texts_that_were_cut_are_counted(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "long.tsv", "sentence\tlabel\n" + "fine " * 200 + "\tpos\nfine\tpos\n")
+    for command, flag in (("predict", "--input"), ("evaluate", "--data")):
+        assert main([command, "--model", str(spine.folder / "model"), flag, data, "--quiet"]) == 0
+        assert "long.tsv: 1 of the inputs are longer than 32 tokens and were cut" in capsys.readouterr().err
+
+
 def test_predict_writes_a_glue_submission(
     spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +289,23 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "predict: a submission for no GLUE task": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
                       "--submission", "squad"], "no GLUE submission",
+    ),
+    "evaluate: a report of no kind": (
+        lambda f, s: ["evaluate", "--model", "none", "--data", "x.tsv", "--report", "r.pdf"], "got .pdf",
+    ),
+    "evaluate: a report in no folder": (
+        lambda f, s: ["evaluate", "--model", "none", "--data", "x.tsv", "--report", "no/r.html"], "no folder no",
+    ),
+    "predict: a submission with a bad row": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",
+                      write(f / "x.tsv", "index\tsentence\n0\tfine\n1\t \n")], r"x.tsv:3: the text is empty",
+    ),
+    "predict: a submission into a file": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",
+                      write(f / "x.tsv", "sentence\nfine\n"), "--output", str(f / "x.tsv")], "cannot be written",
+    ),
+    "export: another suffix": (
+        lambda f, s: ["export", "--model", str(s.folder / "model"), "--onnx", "model"], "ends in .onnx",
     ),
     "predict: a submission with rows left out": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),

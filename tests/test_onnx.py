@@ -93,6 +93,23 @@ def test_lengths_are_free_and_named_as_on_the_hub(tmp_path):
     assert np.prod([d.dim_value or 1 for d in graph.output[0].type.tensor_type.shape.dim]) == 3
 
 
+def test_models_do_not_share_a_folder_unless_their_task_is_the_same(tmp_path):
+    one, other = make(TASKS[0], tmp_path / "one"), make(TASKS[1], tmp_path / "other")
+    export(one, tmp_path / "onnx" / "one.onnx")
+    export(one, tmp_path / "onnx" / "again.onnx")
+    before = (tmp_path / "onnx" / "task.json").read_text()
+    with pytest.raises(UserError, match=r"holds another model \((one|again).onnx\)"):
+        export(other, tmp_path / "onnx" / "other.onnx")
+    with pytest.raises(UserError, match=r"holds another model \(model.safetensors\)"):
+        export(other, one / "other.onnx")
+    assert (tmp_path / "onnx" / "task.json").read_text() == before
+    assert not list(tmp_path.rglob("other.onnx"))
+    export(other, other / "other.onnx")  # beside its own weights
+    (tmp_path / "onnx" / "again.onnx").unlink()
+    export(other, tmp_path / "onnx" / "one.onnx")  # in its place
+    assert load(tmp_path / "onnx" / "one.onnx").task == TASKS[1]
+
+
 def test_users_errors(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         load(tmp_path / "model.onnx")

@@ -125,6 +125,17 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tokenizer: Tokenizer, tmp
     assert "not kept" in encode.said[0]
 
 
+def test_who_has_no_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert token_cache.default_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert token_cache.default_folder() == Path("/somewhere/electra-core/tokens")
+
+
 def test_dev_data_of_questions_are_not_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """They remember where their windows lie in the text."""
     encode = Encoder(*TASKS["qa"], tokenizer, training=False)
