@@ -33,6 +33,8 @@ class _TextTask(Task):
     """What is kept of longer texts: head | tail | both."""
     both_orders: bool = False
     """Train on (a, b) and (b, a): for pairs whose order means nothing."""
+    pairs: bool | None = None
+    """Whether it was trained on pairs, without which it is of no use; None: not known, both are read."""
 
     model_class: ClassVar = SequenceClassifier
 
@@ -55,6 +57,16 @@ class _TextTask(Task):
             if training and self.both_orders:
                 features.add(index, b, a, target)
         return features
+
+    def _read(self, path: Path | str, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
+        """Examples as the file has them; a pair for a task of single texts, or the other way round, is bad."""
+        for example in read_texts(path, self.columns, bad, labelled=labelled):
+            if self.pairs is None or self.pairs == (example.pair is not None):
+                yield example
+            elif self.pairs:
+                bad.add(example.line, "a single text, where training had pairs (expected two text columns)")
+            else:
+                bad.add(example.line, "a pair of texts, where training had single ones (expected one text column)")
 
     def from_value(self, value: Any, name: str) -> TextExample:
         """A text, a pair of texts, or {"text": ..., "pair": ...}."""
@@ -91,7 +103,7 @@ class Classify(_TextTask):
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
         shown = dict(self.label_names)
-        for example in read_texts(path, self.columns, bad, labelled=labelled):
+        for example in self._read(path, bad, labelled):
             if example.label is not None:
                 example = replace(example, label=shown.get(example.label, example.label))
                 if labelled and self.labels and example.label not in self.labels:
@@ -104,12 +116,13 @@ class Classify(_TextTask):
 
     def fitted(self, examples: Sequence[TextExample]) -> Classify:
         """The task with the labels of its training examples, in a fixed order."""
+        task = replace(self, pairs=any(example.pair is not None for example in examples))
         if self.labels:
-            return self
+            return task
         labels = sorted({e.label for e in examples if e.label is not None}, key=_label_order)
         if len(labels) < 2:
             raise UserError(f"every training example has the label {labels[0]!r}; there is nothing to learn")
-        return replace(self, labels=tuple(labels))
+        return replace(task, labels=tuple(labels))
 
     def balanced(self, examples: Sequence[TextExample]) -> Classify:
         """With class weights inverse to the classes' frequencies, their mean over examples being 1."""
@@ -161,7 +174,7 @@ class Regress(_TextTask):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file; a label that is no number makes a bad row."""
-        for example in read_texts(path, self.columns, bad, labelled=labelled):
+        for example in self._read(path, bad, labelled):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
                     bad.add(example.line, f"the label is no number ({example.label!r})")
@@ -171,8 +184,9 @@ class Regress(_TextTask):
 
     def fitted(self, examples: Sequence[TextExample]) -> Regress:
         """The task with mean and standard deviation of its training labels, unless a scale is given."""
+        task = replace(self, pairs=any(example.pair is not None for example in examples))
         if self.scale:
-            return self
+            return task
         values = [float(example.label) for example in examples if example.label is not None]
         if len(set(values)) < 2:  # their deviation may be not quite 0
             raise UserError(f"every training example has the label {values[0]:g}; there is nothing to learn")
@@ -180,7 +194,7 @@ class Regress(_TextTask):
             mean, deviation = float(np.mean(values)), float(np.std(values))
         if not np.isfinite(deviation):
             raise UserError(f"the labels are too large to learn from (up to {max(values, key=abs):g})")
-        return replace(self, offset=mean, scale=deviation)
+        return replace(task, offset=mean, scale=deviation)
 
     def _target(self, label: str) -> float:
         return (float(label) - self.offset) / self.scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -71,6 +72,8 @@ def predict(options: Namespace) -> None:
     predictor = _predictor(options)
     if options.submission:
         return _submission(predictor, options)
+    if options.output and _is_same_file(options.input, options.output):
+        raise UserError(f"--output {options.output}: is the input, which would be lost")
     with writing(f"--output {options.output}"):
         sink = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
     try:
@@ -83,6 +86,10 @@ def predict(options: Namespace) -> None:
         if options.output:
             sink.close()
     _say_what_was_lost(bad, predictor)
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _submission(predictor: Any, options: Namespace) -> None:

@@ -65,9 +65,9 @@ def read_data(
             raise UserError(f"{train}: a single example cannot be split; give a dev file")
         dev_examples = [examples[index] for index in sorted(order[:count])]
         examples = [examples[index] for index in sorted(order[count:])]
-        task = task.fitted(examples + dev_examples)
+        task = _fitted(task, examples + dev_examples, train)
     else:
-        task = task.fitted(examples)
+        task = _fitted(task, examples, train)
         dev_examples, bad = read_all(task, dev, skip_bad_rows=settings.skip_bad_rows)
         skipped.append(bad)
     if settings.class_weights:
@@ -75,6 +75,14 @@ def read_data(
             raise UserError(f"class_weights: only for classification, the task is {task.kind}")
         task = task.balanced(examples)
     return task, examples, dev_examples, skipped
+
+
+def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:
+    """`task.fitted`, whose complaints name the file."""
+    try:
+        return task.fitted(examples)
+    except UserError as error:
+        raise UserError(f"{train}: {error}") from None
 
 
 def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:

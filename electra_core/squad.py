@@ -152,7 +152,7 @@ class Answer(Task):
         difference = null - best[0]["logit"] if best else 0.0
         prediction["null_difference"] = difference
         if not best or difference > self.null_threshold:
-            prediction |= {"answer": "", "start": 0, "end": 0, "score": 1 - sum(c["score"] for c in best)}
+            prediction |= {"answer": "", "start": 0, "end": 0, "score": 1.0 - sum(c["score"] for c in best)}
         return prediction
 
     def score(

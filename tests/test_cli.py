@@ -274,6 +274,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "finetune: invalid UTF-8": (finetune_on(REVIEWS.encode() + b"caf\xe9\tpos\n"), r"train\.tsv"),
     "finetune: missing column": (finetune_on(REVIEWS, "--text-column", "review"), "review.*sentence.*label"),
     "finetune: unseen label": (finetune_on(REVIEWS, dev="sentence\tlabel\na film\tmixed\n"), "mixed"),
+    "finetune: one class": (finetune_on("sentence\tlabel\nfine\tpos\nbad\tpos\n"), r"train\.tsv: every .* 'pos'"),
     "finetune: no such model": (finetune_on(REVIEWS, "--model", "no/such/model"), "no/such/model"),
     "finetune: unknown task": (finetune_on(REVIEWS, "--task", "clasify"), "clasify"),
     "evaluate: no model": (lambda f, s: ["evaluate", "--model", str(f / "m"), "--data", "x.tsv"], "/m"),
@@ -295,6 +296,10 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     ),
     "evaluate: a report in no folder": (
         lambda f, s: ["evaluate", "--model", "none", "--data", "x.tsv", "--report", "no/r.html"], "no folder no",
+    ),
+    "predict: over its input": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+                      "--output", "./x.txt"], "is the input, which would be lost",
     ),
     "predict: a submission with a bad row": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",

@@ -22,7 +22,7 @@ from electra_core.classify import Classify, Regress
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import Columns, TextExample
+from electra_core.labelled import BadRows, Columns, TextExample
 from electra_core.metrics_log import read_metrics
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
@@ -200,6 +200,19 @@ def test_numbers_that_nothing_can_be_learned_from(labels, message, recwarn):
     with pytest.raises(UserError, match=message):
         Regress().fitted([TextExample("1", 1, "text", None, label) for label in labels])
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("task", [Classify(), Regress(), Regress(scale=2.0), Classify(labels=("0", "1"))])
+def test_single_texts_and_pairs_are_not_mixed_up(task, tmp_path):
+    singles = lines_file(tmp_path / "singles.csv", "text,label", "a,0", "b,1")
+    pairs = lines_file(tmp_path / "pairs.csv", "text1,text2,label", "a,b,0", "b,a,1")
+    for own, other, message in ((singles, pairs, "a pair of texts"), (pairs, singles, "a single text")):
+        assert len(list(task.read(other, BadRows(other)))) == 2  # before training, both are fine
+        fitted = task.fitted(list(task.read(own, BadRows(own))))
+        for labelled in (True, False):
+            assert len(list(fitted.read(own, BadRows(own), labelled=labelled))) == 2
+            with pytest.raises(UserError, match=rf"{other.name}:2: {message}, where training had"):
+                list(fitted.read(other, BadRows(other), labelled=labelled))
 
 
 def test_class_weights_are_inverse_to_frequency():
