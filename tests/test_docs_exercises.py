@@ -94,6 +94,7 @@ MISTAKES: dict[str, list[Callable[..., Any]]] = {
     "count_replaced": [
         lambda flags: solutions.count_replaced(flags[: len(flags) // 128 * 128]),  # forgets the last block
         lambda flags: torch.tensor(len(flags)),
+        lambda flags: flags.as_strided((-(-len(flags) // 128) * 128,), (1,)).sum(),  # reads whole blocks
     ],
 }
 
@@ -128,3 +129,5 @@ def test_the_command_tells_right_from_wrong(tmp_path: Path, capsys: pytest.Captu
     assert "masked_count: right" in told and "rate: not yet. AssertionError: step 0 of 100" in told
     mine.write_text("x = 1\n")
     assert check.main(str(mine)) == 2
+    assert check.main() == 2 and check.main(str(tmp_path / "none.py")) == 2
+    assert capsys.readouterr().out.count("which file has your answers?") == 2
