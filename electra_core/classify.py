@@ -14,7 +14,7 @@ from torch import Tensor
 
 from electra_core.downstream import Task
 from electra_core.errors import UserError
-from electra_core.features import Features, TaskBatch, truncate, truncate_pair
+from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled import BadRows, Columns, TextExample, read_texts
 from electra_core.metrics import classification_metrics, regression_metrics
 from electra_core.tasks import SequenceClassifier, classification_loss, regression_loss
@@ -37,6 +37,10 @@ class _TextTask(Task):
     """Whether it was trained on pairs, without which it is of no use; None: not known, both are read."""
 
     model_class: ClassVar = SequenceClassifier
+
+    def __post_init__(self) -> None:
+        if self.truncate not in TRUNCATIONS:
+            raise ValueError(f"truncate: expected one of {', '.join(TRUNCATIONS)}, got {self.truncate!r}")
 
     def encode(self, examples: Sequence[TextExample], tokenizer: Tokenizer, *, training: bool = False) -> Features:
         """One sequence per example; with `both_orders`, two in training."""
@@ -64,9 +68,9 @@ class _TextTask(Task):
             if self.pairs is None or self.pairs == (example.pair is not None):
                 yield example
             elif self.pairs:
-                bad.add(example.line, "a single text, where training had pairs (expected two text columns)")
+                bad.add(example.place, "a single text, where training had pairs (expected two columns)")
             else:
-                bad.add(example.line, "a pair of texts, where training had single ones (expected one text column)")
+                bad.add(example.place, "a pair of texts, where training had single texts (expected one column)")
 
     def from_value(self, value: Any, name: str) -> TextExample:
         """A text, a pair of texts, or {"text": ..., "pair": ...}."""
@@ -109,7 +113,7 @@ class Classify(_TextTask):
                 if labelled and self.labels and example.label not in self.labels:
                     known = ", ".join(self.labels[:10])
                     bad.add(
-                        example.line, f"the label does not occur in training ({example.label!r}; known: {known})"
+                        example.place, f"the label does not occur in training ({example.label!r}; known: {known})"
                     )
                     continue
             yield example
@@ -177,7 +181,7 @@ class Regress(_TextTask):
         for example in self._read(path, bad, labelled):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
-                    bad.add(example.line, f"the label is no number ({example.label!r})")
+                    bad.add(example.place, f"the label is no number ({example.label!r})")
                     continue
                 example = replace(example, label=None)
             yield example

@@ -42,9 +42,15 @@ class TextExample:
 
     id: str
     line: int
+    """From 1; 0 for a file of a folder."""
     text: str
     pair: str | None = None
     label: str | None = None
+
+    @property
+    def place(self) -> int | str:
+        """Where it stands in what was read: its line, or its file."""
+        return self.line or f"{self.id}.txt"
 
 
 ColumnName = str | tuple[str, ...] | None
@@ -146,7 +152,7 @@ def read_texts(
     """Texts or pairs of texts, in the file's order.
 
     Args:
-        path: a file, or a folder with one sub-folder of .txt files per label.
+        path: a file, or a folder with one sub-folder of .txt files per label; without labels, of .txt files.
         bad: takes rows that cannot be used; without it they raise at the end of the file.
         labelled: whether a label is required in every row; if not, it is read where there is one.
 
@@ -156,7 +162,7 @@ def read_texts(
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
     if path.is_dir():
-        examples = _read_folder(path, bad)
+        examples = _read_folder(path, bad, labelled)
     else:
         examples = _read_text_rows(path, columns, bad, labelled)
     yield from checked(path, examples, bad)
@@ -313,19 +319,21 @@ def label_text(value: Any) -> str | None:
     return None if text.lower() in ("", "nan") else text
 
 
-def _read_folder(path: Path, bad: BadRows) -> Iterator[TextExample]:
+def _read_folder(path: Path, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
     """One text per .txt file, labelled by its sub-folder; `unsup/`, IMDb's unlabelled part, is left out."""
     labels = sorted(sub.name for sub in path.iterdir() if sub.is_dir() and sub.name != "unsup")
-    labels = [name for name in labels if next((path / name).glob("*.txt"), None)]
-    if len(labels) < 2:
+    folders = {label: path / label for label in labels if next((path / label).glob("*.txt"), None)}
+    if not labelled and next(path.glob("*.txt"), None):
+        folders = {"": path}
+    elif len(folders) < 2:
         raise UserError(f"{path}: expected sub-folders of .txt files, one per label (such as pos/ and neg/)")
-    for label in labels:
-        for file in sorted((path / label).glob("*.txt"), key=_natural):
-            text, problem = _file_text(file)
+    for label, folder in folders.items():
+        for file in sorted(folder.glob("*.txt"), key=_natural):
+            name, (text, problem) = f"{label}/{file.stem}".lstrip("/"), _file_text(file)
             if problem:
-                bad.add(f"{label}/{file.name}", problem)
+                bad.add(f"{name}.txt", problem)
             else:
-                yield TextExample(f"{label}/{file.stem}", 1, text, None, label)
+                yield TextExample(name, 0, text, None, label or None)
 
 
 def _file_text(file: Path) -> tuple[str, str]:

@@ -201,22 +201,37 @@ def task_to_json(task: Task) -> dict[str, Any]:
     return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]
 
 
-def task_from_json(fields: dict[str, Any], where: str) -> Task:
+def task_from_json(fields: Any, where: str) -> Task:
     """The task that `task_to_json` described.
 
     Raises:
         UserError: an unknown kind or field, or a value of another type.
     """
-    values = dict(fields)
-    kind = KINDS.get(values.pop("kind", ""))
-    if kind is None:
-        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {fields.get('kind')!r}")
+    values = dict(fields) if isinstance(fields, dict) else {}
+    name = str(values.pop("kind", ""))
+    if name not in KINDS:
+        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
     try:
         if isinstance(values.get("columns"), dict):
             values["columns"] = Columns(**_with_tuples(values["columns"]))
-        return kind(**_with_tuples(values))
-    except TypeError as error:
+        task = KINDS[name](**_with_tuples(values))
+    except (TypeError, ValueError) as error:
         raise UserError(f"{where}: not the description of a task ({error})") from None
+    for key, value in values.items():
+        if not _is_like(getattr(task, key), usual := getattr(KINDS[name](), key)):
+            raise UserError(f"{where}: {key}: expected a value like {usual!r}, got {value!r:.80}")
+    if not all(isinstance(label, str) for label in task.labels):
+        raise UserError(f"{where}: labels: expected texts, got {values['labels']!r:.80}")
+    return task
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a field may hold the value, going by the one it has when nobody sets it."""
+    if usual is None:
+        return value is None or isinstance(value, bool)
+    if isinstance(usual, float):
+        return isinstance(value, (float, int)) and not isinstance(value, bool)
+    return type(value) is type(usual)
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

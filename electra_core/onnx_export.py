@@ -26,7 +26,7 @@ from electra_core.encoder import Encoder, Layer
 from electra_core.errors import UserError
 from electra_core.named_tasks import save_task
 from electra_core.packing import from_padded, to_padded
-from electra_core.predict import load_task
+from electra_core.predict import load_model, load_task
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
@@ -203,7 +203,7 @@ def export(source: str | Path, file: str | Path) -> float:
         raise UserError(f"{file}: expected a name that ends in .onnx")
     task, tokenizer = load_task(directory), load_tokenizer(directory)
     _refuse_company(file, directory, task, tokenizer)
-    model = model_dir.load(task.model_class, directory)
+    model = load_model(task, directory)
     content = build(model).SerializeToString()
     difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:

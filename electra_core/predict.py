@@ -30,11 +30,12 @@ from electra_core.labelled import BadRows
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
 from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.progress import Progress, progress
-from electra_core.tasks import TaskModel
+from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
+SHORTEST = 8  # tokens per sequence that a task may be limited to
 
 
 @torch.inference_mode()
@@ -146,9 +147,25 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     directory = model_dir.find_model(source)
     task = load_task(directory)
     on_device = resolve_device(device)
-    model = model_dir.load(task.model_class, directory).to(on_device)
+    model = load_model(task, directory).to(on_device)
     dtype = resolve_precision(precision, on_device)
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
+
+
+def load_model(task: Task, directory: Path) -> TaskModel:
+    """The model of a task's directory.
+
+    Raises:
+        UserError: no such directory, or a task.json that does not fit the model.
+    """
+    model = model_dir.load(task.model_class, directory)
+    where, positions = directory / TASK_FILE, model.config.max_position_embeddings
+    if not SHORTEST <= task.max_length <= positions:
+        raise UserError(f"{where}: max_length: expected {SHORTEST} to {positions}, got {task.max_length}")
+    wanted, got = len(model.labels), len(task.labels)
+    if isinstance(model, (SequenceClassifier, TokenClassifier)) and wanted != got:
+        raise UserError(f"{where}: labels: expected {wanted} as the model has, got {got}")
+    return model
 
 
 def load_task(directory: Path) -> Task:

@@ -99,7 +99,7 @@ def _worst_classes(evaluation: Evaluation) -> Table:
     ]
     wrong.sort(key=lambda pair: -pair[1]["score"])
     rows = [
-        (e.line, e.label, p["label"], p["score"], _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
+        (e.place, e.label, p["label"], p["score"], _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
         for e, p in wrong[:WORST]
     ]
     return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; the surest first.",
@@ -111,7 +111,7 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     guesses = [{"value": float(np.mean(truth))}] * len(truth)
     rows = sorted(
         (
-            (e.line, t, p["value"], p["value"] - t, _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
+            (e.place, t, p["value"], p["value"] - t, _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
             for e, t, p in zip(evaluation.examples, truth, evaluation.predictions)
         ),
         key=lambda row: -abs(row[3]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from electra_core.classify import Classify
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Columns, read_texts
 
@@ -141,4 +142,26 @@ def test_files_in_another_encoding_may_be_skipped(tmp_path):
     assert len(list(read_texts(tmp_path, bad=bad))) == 3
     assert bad.count == 1 and "pos/2.txt: is UTF-16" in bad.summary()
     with pytest.raises(UserError, match=r"pos/2.txt: is UTF-16"):
+        list(read_texts(tmp_path))
+
+
+def test_what_stands_in_a_folder_is_named_by_its_file(tmp_path):
+    for label in ("pos", "neg", "odd"):
+        (tmp_path / label).mkdir()
+        write(tmp_path / label / "1.txt", "fine")
+    task = Classify(labels=("neg", "pos"))
+    bad = BadRows(tmp_path, skip=True)
+    assert [example.place for example in task.read(tmp_path, bad)] == ["neg/1.txt", "pos/1.txt"]
+    assert f"{tmp_path}:odd/1.txt: the label does not occur in training" in bad.summary()
+
+
+def test_a_folder_of_texts_to_predict_needs_no_labels(tmp_path):
+    for name in ("10", "2"):
+        write(tmp_path / f"{name}.txt", f"text {name}")
+    examples = list(read_texts(tmp_path, labelled=False))
+    assert [(e.id, e.place, e.text, e.label) for e in examples] == [
+        ("2", "2.txt", "text 2", None),
+        ("10", "10.txt", "text 10", None),
+    ]
+    with pytest.raises(UserError, match=r"expected sub-folders of \.txt files"):
         list(read_texts(tmp_path))

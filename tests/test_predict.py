@@ -23,7 +23,7 @@ from electra_core.initialisation import initialise
 from electra_core.labelled import BadRows, Columns, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
-from electra_core.named_tasks import find_task, write_submission
+from electra_core.named_tasks import find_task, save_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
 from electra_core.squad import Answer, _Place
@@ -308,3 +308,34 @@ def test_named_columns_read_files_without_labels(tmp_path):
     task = find_task("cola").task
     assert [e.text for e in task.read(file, BadRows(file), labelled=False)] == ["A sentence."]
     assert task.columns == Columns(("sentence", "4"), None, ("label", "2"))
+
+
+# ---- task.json -----------------------------------------------------------------------------------------
+
+DAMAGED_TASKS = {
+    "no object": ([1], "kind: expected one of classify, .*, got ''"),
+    "another kind": ({"kind": ["classify"]}, "kind: expected one of classify"),
+    "another field": ({"colour": "red"}, "not the description of a task .*colour"),
+    "another type": ({"max_length": "32"}, "max_length: expected a value like 128, got '32'"),
+    "a truth as a number": ({"max_length": True}, "max_length: expected a value like 128, got True"),
+    "a text as labels": ({"labels": "ab"}, r"labels: expected a value like \(\), got 'ab'"),
+    "numbers as labels": ({"labels": [1, 2]}, "labels: expected texts"),
+    "columns as a list": ({"columns": []}, "columns: expected a value like Columns"),
+    "another truncation": ({"truncate": "middle"}, "not the description of a task .truncate: expected one of head, tail, both, got 'middle'"),
+    "too few labels": ({"labels": ["a"]}, "labels: expected 2 as the model has, got 1"),
+    "longer than the model": ({"max_length": 65}, "max_length: expected 8 to 64, got 65"),
+    "too short": ({"max_length": 2}, "max_length: expected 8 to 64, got 2"),
+}
+
+
+@pytest.mark.parametrize("changes, message", DAMAGED_TASKS.values(), ids=DAMAGED_TASKS)
+def test_a_damaged_task_file_is_named(tmp_path, changes, message):
+    made = untrained(Classify(labels=("a", "b"), max_length=32), tmp_path / "pretrained")
+    save_pretrained(made.model, tmp_path / "model", tokenizer=made.tokenizer)
+    save_task(made.task, tmp_path / "model")
+    assert load(tmp_path / "model").task == made.task
+    file = tmp_path / "model" / "task.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({**fields, **changes} if isinstance(changes, dict) else changes))
+    with pytest.raises(UserError, match=f"task.json: {message}"):
+        load(tmp_path / "model")
