@@ -33,13 +33,14 @@ from electra_core.errors import UserError
 from electra_core.memory import fitting_parts
 from electra_core.metrics_log import MetricsLog
 from electra_core.mixing import open_data
-from electra_core.model_dir import load_pair
+from electra_core.model_dir import find_model, load_pair
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.placement import autocast_context, resolve_precision
 from electra_core.progress import progress
 from electra_core.run_folder import check_identity, find_checkpoint, make_run, run_identity, write_config
 from electra_core.run_state import RunState
+from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 Data = Path | str | Sequence[Path | str]
 """A prepared corpus, or several."""
@@ -198,9 +199,22 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:
     if discriminator is not None and generator is not None:
         if job.config.objective != "electra":
             raise UserError(f"--init-discriminator: objective {job.config.objective!r} does not start from a pair")
+        _check_words(job.corpus, discriminator)
         load_pair(electra, discriminator, generator)
     elif job.config.embedding_init == "cooccurrence":
         _start_from_counts(electra, job, quiet)
+
+
+def _check_words(corpus: Corpus, source: Path | str) -> None:
+    """Refuses a model whose words are not the corpus's: their numbers may fit, and mean other words."""
+    directory = find_model(source)
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return
+    if load_tokenizer(directory).fingerprint() != corpus.manifest.tokenizer_fingerprint:
+        raise UserError(
+            f"{source}: has another tokenizer than the corpus; `electra prepare --tokenizer {directory}` makes "
+            "one that the model can go on with"
+        )
 
 
 @torch.no_grad()

@@ -402,6 +402,23 @@ def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_p
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path) -> None:
+    """As many words in another order: everything fits, and means something else."""
+    pair = {
+        f"init_{kind}": shutil.copytree(base / kind, tmp_path / kind) for kind in ("discriminator", "generator")
+    }
+    words = (data / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    for file in pair["init_discriminator"].glob("tokenizer*.json"):
+        file.unlink()
+    vocabulary = pair["init_discriminator"] / "vocab.txt"
+    vocabulary.write_text("\n".join([*words[:5], words[6], words[5], *words[7:]]), encoding="utf-8")
+    with pytest.raises(UserError, match="another tokenizer than the corpus"):
+        train(data, tmp_path / "run", **pair)
+    assert not (tmp_path / "run").exists()
+    vocabulary.unlink()  # without a tokenizer there is nothing to compare with
+    train(data, tmp_path / "run", {"steps": 1}, **pair)
+
+
 def test_an_occupied_folder_is_left_alone(data: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"not empty; --resume .* --overwrite"):
