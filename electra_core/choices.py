@@ -30,7 +30,8 @@ from electra_core.row_files import Row, text_problem
 from electra_core.tasks import MultipleChoice, choice_loss
 from electra_core.tokenizer import Tokenizer
 
-CHOICE_TEXT_NAMES = ("question", "startphrase", "context", "premise", *TEXT_NAMES)
+CHOICE_TEXT_NAMES = ("question", "startphrase", "ctx", "context", "premise", *TEXT_NAMES)
+CHOICE_LISTS = ("choices", "endings", "options")
 ANSWER_NAMES = ("label", "answerKey", "answer")
 ENDING = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
@@ -49,7 +50,7 @@ class ChoiceExample:
 def read_choices(
     path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
 ) -> Iterator[ChoiceExample]:
-    """Rows with a text and a list `choices` (or {"text": [...], "label": [...]}), or columns `ending0`, ...
+    """Rows with a text and a list of `choices` (or {"text": [...], "label": [...]}), or columns `ending0`, ...
 
     The label is the name of the right choice where they have names; else its index from 0, or its letter A, B, ...
     Without `labelled` it is not read.
@@ -121,7 +122,7 @@ def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | No
 
 def _choices(cells: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
     """The choices, and their names if they have any."""
-    choices: Any = cells.get("choices")
+    choices: Any = next((cells[name] for name in CHOICE_LISTS if name in cells), None)
     if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
         choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     names: Any = None

@@ -114,6 +114,12 @@ def test_choices_are_texts(tmp_path, choice, what):
     assert f"a.jsonl:1: a choice is {what}" in refused_choice(file) and "(choice 1)" in refused_choice(file)
 
 
+def test_rows_of_hellaswag(tmp_path):
+    row = {"ind": 24, "ctx_a": "He sits.", "ctx": "He sits. he", "endings": ["x", "y"], "label": "1"}
+    example = next(read_choices(json_lines(tmp_path / "a.jsonl", row)))
+    assert (example.text, example.choices, example.label) == ("He sits. he", ("x", "y"), 1)
+
+
 def test_numbers_as_choices_and_rows_without_an_id(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", *[{**CHOICE, "choices": [1, 2.5, 3], "id": None}] * 2)
     assert [(e.id, e.choices) for e in read_choices(file)] == [("1", ("1", "2.5", "3")), ("2", ("1", "2.5", "3"))]
