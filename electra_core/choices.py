@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -175,14 +176,13 @@ class Choose(Task):
     ) -> Features:
         """`[CLS] text [SEP] ending [SEP]` for every ending; a question's sequences stay together."""
         features = Features(tokenizer.cls_id, tokenizer.sep_id)
-        texts = tokenizer.encode_batch([example.text for example in examples])
-        endings = iter(tokenizer.encode_batch([c for example in examples for c in example.choices]))
-        for index, example in enumerate(examples):
+        texts = tokenizer.encode_each(example.text for example in examples)
+        endings = tokenizer.encode_each(choice for example in examples for choice in example.choices)
+        for index, (example, text) in enumerate(zip(examples, texts)):
             cut = False
-            for _ in example.choices:
-                pair = texts[index], next(endings)
-                first, second = truncate_pair(*pair, self.max_length - 3, "tail")  # what the ending goes on from
-                cut |= len(first) + len(second) < len(pair[0]) + len(pair[1])
+            for ending in itertools.islice(endings, len(example.choices)):
+                first, second = truncate_pair(text, ending, self.max_length - 3, "tail")  # what it goes on from
+                cut |= len(first) + len(second) < len(text) + len(ending)
                 features.add_sequence(first, second)
             features.truncated += cut
             features.end_unit(index, example.label)

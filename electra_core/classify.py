@@ -45,18 +45,18 @@ class _TextTask(Task):
     def encode(self, examples: Sequence[TextExample], tokenizer: Tokenizer, *, training: bool = False) -> Features:
         """One sequence per example; with `both_orders`, two in training."""
         features = Features(tokenizer.cls_id, tokenizer.sep_id)
-        first = tokenizer.encode_batch([example.text for example in examples])
-        second = iter(tokenizer.encode_batch([e.pair for e in examples if e.pair is not None]))
-        for index, example in enumerate(examples):
+        firsts = tokenizer.encode_each(example.text for example in examples)
+        seconds = tokenizer.encode_each(e.pair for e in examples if e.pair is not None)
+        for index, (example, first) in enumerate(zip(examples, firsts)):
             target = None if example.label is None else self._target(example.label)
             if example.pair is None:
-                kept = truncate(first[index], self.max_length - 2, self.truncate)
-                features.truncated += len(kept) < len(first[index])
+                kept = truncate(first, self.max_length - 2, self.truncate)
+                features.truncated += len(kept) < len(first)
                 features.add(index, kept, None, target)
                 continue
-            pair = first[index], next(second)
-            a, b = truncate_pair(*pair, self.max_length - 3, self.truncate)
-            features.truncated += len(a) + len(b) < len(pair[0]) + len(pair[1])
+            second = next(seconds)
+            a, b = truncate_pair(first, second, self.max_length - 3, self.truncate)
+            features.truncated += len(a) + len(b) < len(first) + len(second)
             features.add(index, a, b, target)
             if training and self.both_orders:
                 features.add(index, b, a, target)

@@ -122,7 +122,7 @@ class Tag(Task):
         """Sub-tokens of every word; targets at first sub-tokens; long sentences in overlapping windows."""
         features = Features(tokenizer.cls_id, tokenizer.sep_id, per_token=True)
         index_of = {tag: index for index, tag in enumerate(self.labels)}
-        pieces = iter(tokenizer.encode_batch([word for example in examples for word in example.words]))
+        pieces = tokenizer.encode_each(word for example in examples for word in example.words)
         for index, example in enumerate(examples):
             ids: list[int] = []
             targets: list[int] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from electra_core.tokenizer_parts import (
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
+BATCH_CHARACTERS = 1 << 22  # that the library encodes at a time
 LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as BERT does
 
 # Goes into the fingerprint: whatever normalises differently gives other ids for one of these.
@@ -71,7 +72,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
-        encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return list(self.encode_each(texts))
+
+    def encode_each(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """`encode_batch`, text by text. The library takes some 20 bytes a character, so it gets few long texts."""
+        batch: list[str] = []
+        characters = 0
+        for text in texts:
+            batch.append(text)
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                yield from self._encode(batch)
+                batch, characters = [], 0
+        yield from self._encode(batch)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -138,6 +138,17 @@ def test_a_text_is_its_words(own: Tokenizer, lines: list[str]) -> None:
         assert tokenizer.encode(line) == [token for word in words for token in word]
 
 
+def test_long_texts_are_not_all_in_memory_at_once(
+    own: Tokenizer, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("electra_core.tokenizer.BATCH_CHARACTERS", 100)
+    taken: list[str] = []
+    each = own.encode_each(taken.append(line) or line for line in lines)  # type: ignore[func-returns-value]
+    assert next(each) == own.encode(lines[0])
+    assert len("".join(taken[:-1])) < 100
+    assert list(each) == [own.encode(line) for line in lines[1:]] == own.encode_batch(lines)[1:]
+
+
 def test_special_tokens_come_first_and_uncased_is_the_default(unigram: SentencePieceTokenizer) -> None:
     assert unigram.tokens(range(5)) == list(SPECIAL_TOKENS)
     assert unigram.special_ids == (0, 1, 2, 3, 4) and unigram.vocab_size == 300
