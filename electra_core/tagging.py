@@ -114,6 +114,8 @@ class Tag(Task):
         if marks_spans(sorted(tags)):
             kinds = sorted({tag[2:] for tag in tags if tag != "O"})
             return replace(self, labels=("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI")))
+        if "O" in tags and any(tag.startswith("B-") for tag in tags):
+            raise UserError(_odd_tag(examples))
         return replace(self, labels=tuple(sorted(tags)), metric="accuracy")
 
     def encode(
@@ -187,6 +189,13 @@ class Tag(Task):
         index_of = {tag: index for index, tag in enumerate(self.labels)}
         flat = [index_of[tag] for tags in truth for tag in tags]
         return classification_metrics(flat, [index_of[t] for tags in predicted for t in tags], len(self.labels))
+
+
+def _odd_tag(examples: Sequence[TaggedExample]) -> str:
+    """Names the first tag that marks no span where others do: a header, most likely, or a slip."""
+    tags = ((example.line, tag) for example in examples for tag in example.tags or ())
+    line, odd = next((line, tag) for line, tag in tags if not SPAN_TAG.fullmatch(tag))
+    return f"the sentence of line {line} has the tag {odd!r}, neither O nor like B-X and I-X, as others are"
 
 
 def _joined_offsets(words: Sequence[str]) -> list[tuple[int, int]]:

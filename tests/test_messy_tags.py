@@ -115,6 +115,15 @@ def test_what_counts_as_tags_of_spans(tmp_path, tags, labels):
     assert task.labels == labels and task.metric == ("accuracy" if "NN" in tags else "f1")
 
 
+def test_a_header_or_a_slip_does_not_turn_spans_into_plain_tags(tmp_path):
+    for file, message in (
+        (write(tmp_path / "a.tsv", "word\ttag\nAnn\tB-PER\nmet\tO\n"), "line 1 has the tag 'tag'"),
+        (write(tmp_path / "a.conll", "Ann B-PER\nmet O\n\nBob BPER\n"), "line 4 has the tag 'BPER'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Tag().fitted(list(Tag().read(file, BadRows(file))))
+
+
 def test_one_tag_for_all_words_is_nothing_to_learn(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", "O"]})
     with pytest.raises(UserError, match="every word for training has the tag 'O'"):
