@@ -54,7 +54,8 @@ def _predict_flags(commands: Any) -> None:
         "electra predict --model MODEL --input texts.txt > predictions.jsonl",
     )  # fmt: skip
     command.add_argument("--model", required=True, help=MODEL_HELP)
-    command.add_argument("--input", required=True, help="JSONL, CSV, TSV or plain lines; - for standard input")
+    command.add_argument("--input", required=True, help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; "
+                         "- for standard input")  # fmt: skip
     command.add_argument("--format", default="jsonl", choices=("jsonl", "csv"), help="of the output")
     command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
     command.add_argument(

@@ -198,8 +198,8 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
     evaluate_after = _evaluation_steps(len(plan), settings)
     if len(plan) < FEWEST_STEPS and run.seed == settings.seed:
         say(
-            f"warning: Only {len(plan)} steps in all, which may be too few to learn from. "
-            "More --epochs or a smaller --batch-size give more."
+            f"warning: Only {len(plan)} step{'s' if len(plan) > 1 else ''} in all, which may be too few "
+            "to learn from. More --epochs or a smaller --batch-size give more."
         )
     steps = _steps(job, model, optimizer, plan, run)
     metrics_log = MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps)

@@ -105,7 +105,8 @@ class BadRows:
     def close(self) -> None:
         """Raises UserError if there were bad rows and they are not to be skipped."""
         if self.count and not self.skip:
-            more = f" (and {self.count - 1} more bad rows)" if self.count > 1 else ""
+            others = f"{self.count - 1} more bad row{'s' if self.count > 2 else ''}"
+            more = f" (and {others})" if self.count > 1 else ""
             raise UserError(f"{self.first[0]}{more}; --skip-bad-rows leaves bad rows out")
 
     def summary(self) -> str:

@@ -72,6 +72,12 @@ def test_numbers_that_name_no_column(tmp_path, name):
     assert f"there is no text column '{name}'" in refusal(file, text=name, label="2", header=False)
 
 
+def test_bad_rows_are_counted_in_words(tmp_path):
+    for more, words in enumerate(("'text'); --skip", "(and 1 more bad row); --skip", "(and 2 more bad rows); ")):
+        file = write(tmp_path / "a.csv", "text,label\n" + ",1\n" * (more + 1) + "fine,1\n")
+        assert words in refusal(file)
+
+
 # ---- JSON
 
 
