@@ -32,6 +32,7 @@ LABEL_NAMES = (
     "Quality",
 )  # fmt: skip
 ID_NAMES = ("id", "idx", "index", "guid", "pairID")
+USUAL_NAMES = (*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *LABEL_NAMES, *ID_NAMES)
 FIRST_ROWS = 100
 """Rows whose columns count as the file's: in JSON lines one may lack what the others have."""
 
@@ -66,7 +67,7 @@ class Columns:
     label: ColumnName = None
     id: ColumnName = None
     header: bool | None = None
-    """Whether a CSV or TSV has a header. None: found out; a file whose columns are given as numbers has none."""
+    """Whether a CSV or TSV has a header. None: found out; where all columns are numbers, by the usual names."""
     quoting: bool | None = None
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
 
@@ -205,12 +206,8 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
         name for role in (columns.text, columns.pair, columns.label, columns.id) for name in alternatives(role)
     ]
     names = [name for name in given if not name.isdecimal()]
-    header = columns.header
-    if header is None and len(names) == len(given):
-        header = True
-    if header is None and not names:
-        header = False
-    return read_rows(path, header=header, wanted=names, quoting=columns.quoting)
+    header = True if columns.header is None and len(names) == len(given) else columns.header
+    return read_rows(path, header=header, wanted=names or USUAL_NAMES, quoting=columns.quoting)
 
 
 def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Found:
@@ -230,7 +227,7 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
         if name is not None and (match := _present(path, present, alternatives(name), role, optional)):
             names[role] = match
     if "text" not in names:
-        names |= _guess_texts(present)
+        names = _guess_texts([name for name in present if name not in names.values()]) | names
     for role, usual in (("label", LABEL_NAMES), ("id", ID_NAMES)):
         taken = set(names.values())
         match = next((name for name in usual if name in present and name not in taken), None)

@@ -78,6 +78,18 @@ def test_bad_rows_are_counted_in_words(tmp_path):
         assert words in refusal(file)
 
 
+def test_columns_may_be_numbers_in_a_file_with_a_header(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label\nfine,1\n")
+    assert pairs(file, text="1", label="2") == [("fine", "1")]
+
+
+def test_columns_that_are_asked_for_are_not_guessed_over(tmp_path):
+    file = write(tmp_path / "a.csv", "sentence1,sentence2,text,label\nA,B,C,1\n")
+    assert [(e.text, e.pair) for e in read_texts(file, Columns(pair="text"))] == [("A", "C")]
+    file = write(tmp_path / "a.csv", "text,sentence,label\nA,B,1\n")
+    assert [(e.text, e.pair) for e in read_texts(file, Columns(pair="text"))] == [("B", "A")]
+
+
 # ---- JSON
 
 
