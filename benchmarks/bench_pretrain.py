@@ -39,7 +39,7 @@ from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
 from electra_core.packing import from_lengths, to_padded
-from electra_core.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.placement import autocast_context, keep_freed_memory, resolve_device, resolve_precision
 from electra_core.training import training_steps
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
@@ -333,6 +333,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     torch.set_num_threads(args.threads)
     device, preset = resolve_device(args.device), PRESETS[args.model]
+    if device.type == "cpu":
+        keep_freed_memory()  # as `electra pretrain` does; both sides are in this process, so it is the peer's, too
     encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     precisions = args.precision, args.their_precision or args.precision
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")

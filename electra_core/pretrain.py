@@ -28,7 +28,7 @@ from electra_core.guards import postmortem_name, said, spike, with_postmortem
 from electra_core.meter import Meter, flops_per_token
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
-from electra_core.placement import resolve_device
+from electra_core.placement import keep_freed_memory, resolve_device
 from electra_core.pretrain_setup import Job, Learner, agreed_checkpoint, build_learner, open_job, open_record
 from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
@@ -88,6 +88,8 @@ def pretrain(
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
     """
     run, place = Path(out), resolve_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
     job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -82,3 +84,26 @@ def test_info_tells_what_a_preset_needs(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["info", "--model", "tiny", "--memory", *sizes]) == 0
     assert "predicted peak" in capsys.readouterr().out
     assert main(["info", "--model", "nothing", "--memory"]) == 2
+
+
+def test_freed_memory_stays_the_processs() -> None:
+    """In a process of its own: the same 64 MB cost new pages each time by default, and soon no more."""
+    program = """
+import platform, resource, torch
+from electra_core.placement import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+by_default = faults()
+keep_freed_memory()
+for _ in range(20):
+    faults()
+print(platform.libc_ver()[0], by_default, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    library, by_default, kept = done.stdout.split()
+    if library != "glibc":
+        pytest.skip("another C library")
+    assert int(kept) < 100 < int(by_default)
