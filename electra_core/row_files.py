@@ -133,6 +133,8 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
         names = names or []
         if not problem and len(cells) != len(names):
             problem = f"expected {len(names)} columns, found {len(cells)}"
+            if not quoting and any(cell.startswith('"') for cell in cells):
+                problem += " (in a TSV quotes are ordinary characters; cells in quotes are read from a .csv)"
         yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells)))
 
 
@@ -158,6 +160,7 @@ def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], st
         (line + "\n" for _, line in read_lines(path)),
         delimiter=_delimiter(path),
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
+        skipinitialspace=True,  # else a quote behind ", " would be an ordinary character
         strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
     )
     while True:

@@ -78,6 +78,17 @@ def test_bad_rows_are_counted_in_words(tmp_path):
         assert words in refusal(file)
 
 
+def test_quotes_may_stand_behind_a_space(tmp_path):
+    file = write(tmp_path / "a.csv", 'label, text\n1, "fine, fine"\n"0", "dull"\n')
+    assert pairs(file) == [("fine, fine", "1"), ("dull", "0")]
+
+
+def test_a_tsv_with_cells_in_quotes_is_told_from_a_broken_one(tmp_path):
+    file = write(tmp_path / "a.tsv", 'text\tlabel\n"fine\nfine"\t1\n')
+    assert "a.tsv:2: expected 2 columns, found 1 (in a TSV quotes are ordinary characters" in refusal(file)
+    assert "quotes" not in refusal(write(file, "text\tlabel\nfine\n"))
+
+
 def test_columns_may_be_numbers_in_a_file_with_a_header(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,1\n")
     assert pairs(file, text="1", label="2") == [("fine", "1")]
