@@ -156,11 +156,12 @@ def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], st
                 yield number, line.split("\t"), ""
         return
     csv.field_size_limit(sys.maxsize)  # the default refuses cells beyond 128 kB
+    delimiter, spaced = _delimiter(path)
     reader = csv.reader(
         (line + "\n" for _, line in read_lines(path)),
-        delimiter=_delimiter(path),
+        delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        skipinitialspace=True,  # else a quote behind ", " would be an ordinary character
+        skipinitialspace=spaced,  # else a quote behind the space would be an ordinary character
         strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
     )
     while True:
@@ -183,12 +184,16 @@ def _csv_problem(error: csv.Error, first: int, last: int) -> str:
     return f"broken quoting ({error}{where})"
 
 
-def _delimiter(path: Path) -> str:
-    """A .csv may be cut by semicolons (spreadsheets in much of Europe) or tabs; its first line tells."""
+def _delimiter(path: Path) -> tuple[str, bool]:
+    """What a file is cut by, and whether a space goes with it; the first line tells.
+
+    A .csv may be cut by semicolons (spreadsheets in much of Europe) or tabs.
+    """
     if format_of(path) == ".tsv":
-        return "\t"
+        return "\t", False
     first = QUOTED.sub("", next((line for _, line in read_lines(path)), ""))
-    return max(",;\t", key=first.count)
+    delimiter = max(",;\t", key=first.count)
+    return delimiter, delimiter + " " in first
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

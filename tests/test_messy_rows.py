@@ -10,6 +10,7 @@ import pytest
 from electra_core.classify import Classify
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Columns, read_texts
+from electra_core.row_files import read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -81,6 +82,11 @@ def test_bad_rows_are_counted_in_words(tmp_path):
 def test_quotes_may_stand_behind_a_space(tmp_path):
     file = write(tmp_path / "a.csv", 'label, text\n1, "fine, fine"\n"0", "dull"\n')
     assert pairs(file) == [("fine, fine", "1"), ("dull", "0")]
+
+
+def test_spaces_at_the_start_of_a_cell_count(tmp_path):
+    file = write(tmp_path / "a.csv", "question,context\nWho?, Ann met Bob\n")
+    assert [row.cells["context"] for row in read_rows(file)] == [" Ann met Bob"]  # places are counted in it
 
 
 def test_a_tsv_with_cells_in_quotes_is_told_from_a_broken_one(tmp_path):
