@@ -59,8 +59,8 @@ def keep_freed_memory() -> None:
     """Has C's allocator (glibc's) keep what is freed, for the rest of the process.
 
     Every training step takes the same memory again. By default large pieces go back to the system each time, and
-    come again page by page, set to zero: 15% of a step of `base` on a virtual machine (docs/decisions.md). The peak
-    is the same; what is free in between is not other programs' to use.
+    come again page by page, set to zero: 15% of a step of `base` on a virtual machine (docs/decisions.md). The
+    peak is the same; what is free in between is not other programs' to use.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
