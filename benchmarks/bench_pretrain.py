@@ -12,8 +12,10 @@
            which is BERT with embeddings that may be narrower than the layers.
 
 Dropout 0.1 on both sides, the same batches of whole sequences (nothing to gain from packing), words as frequent
-as Zipf's law has them, everything prepared before the clock runs. Nothing is timed before both sides have shown
-the same losses and the same gradient norm for the same weights, masks and draws, in fp32 without dropout.
+as Zipf's law has them, everything prepared before the clock runs. On a CPU every program is a process of its own:
+what `electra pretrain` asks of C's allocator, theirs has not, and memory that one frees is not the other's.
+Nothing is timed before both sides have shown the same losses and the same gradient norm for the same weights,
+masks and draws, in fp32 without dropout.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import Comparison, compare, interleave, write_report
+from benchmarks.harness import Comparison, OwnProcess, compare, interleave, write_report
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
 from electra_core.hub_layout import hub_tensors
@@ -222,8 +224,9 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
     output.loss.backward()
     losses = [output.loss, output.mlm_loss, output.rtd_loss]
     pairs = {}
-    for name, theirs in hub_models(config, pretrain).items():
-        their_losses = losses_with_our_weights(ours, theirs.to(device), inputs, output, batch)
+    for name in peers(pretrain):
+        theirs = hub_model(config, pretrain, name).to(device)
+        their_losses = losses_with_our_weights(ours, theirs, inputs, output, batch)
         pairs[name] = list(zip(losses, their_losses)), gradient_norm(ours), gradient_norm(theirs)
     differences = {
         "loss": max(relative(a, b) for losses, _, _ in pairs.values() for a, b in losses),
@@ -234,11 +237,14 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
     return differences
 
 
-def hub_models(config: EncoderConfig, pretrain: PretrainConfig) -> dict[str, nn.Module]:
-    """Their programs for an objective."""
-    if pretrain.objective == "mlm":
-        return {LABELS: HubMaskedLM(config)}
-    return {name: HubElectra(config, pretrain, name == PICKED) for name in (LABELS, PICKED)}
+def peers(pretrain: PretrainConfig) -> tuple[str, ...]:
+    """Names of their programs for an objective."""
+    return (LABELS,) if pretrain.objective == "mlm" else (LABELS, PICKED)
+
+
+def hub_model(config: EncoderConfig, pretrain: PretrainConfig, name: str) -> nn.Module:
+    """The model of one of `peers`."""
+    return HubMaskedLM(config) if pretrain.objective == "mlm" else HubElectra(config, pretrain, name == PICKED)
 
 
 def losses_with_our_weights(
@@ -291,18 +297,38 @@ def measure(
         precisions: "auto", "bf16" or "fp32", ours and theirs.
         steps: optimizer steps of each program a round.
     """
-    our_autocast, their_autocast = (
-        autocast_context(device, resolve_precision(precision, device)) for precision in precisions
-    )
-    packed = [batch.to(device) for batch in batches]
-    padded = [{name: t.to(device) for name, t in padded_inputs(batch).items()} for batch in batches]
-    model = build_objective(config, pretrain).to(device)
-    loops: dict[str, Iterator[object]] = {OURS: our_steps(model, packed, pretrain, our_autocast)}
-    for name, theirs in hub_models(config, pretrain).items():
-        loops[name] = hub_steps(theirs.to(device), padded, pretrain, their_autocast)
-    programs: dict[str, Callable[[], object]] = {name: partial(take, loop, steps) for name, loop in loops.items()}
-    seconds = interleave(programs, rounds, device)
+    threads = torch.get_num_threads()
+    arguments = {
+        name: (config, pretrain, batches, precisions[name != OURS], device, steps, threads, name)
+        for name in (OURS, *peers(pretrain))
+    }
+    if device.type != "cpu":
+        seconds = interleave({name: program(*given) for name, given in arguments.items()}, rounds, device)
+    else:
+        programs = {name: OwnProcess(program, *given) for name, given in arguments.items()}
+        seconds = interleave(programs, rounds, device)
+        for running in programs.values():
+            running.close()
     return compare(pretrain.objective, "tokens/s", batches[0].tokens.num_tokens * steps, seconds, OURS)
+
+
+def program(
+    config: EncoderConfig, pretrain: PretrainConfig, batches: list[PretrainBatch], precision: str,
+    device: torch.device, steps: int, threads: int, name: str,
+) -> Callable[[], object]:  # fmt: skip
+    """One of the programs, ready to take `steps` optimizer steps a call."""
+    torch.set_num_threads(threads)
+    autocast = autocast_context(device, resolve_precision(precision, device))
+    loop: Iterator[object]
+    if name == OURS:
+        if device.type == "cpu":
+            keep_freed_memory()  # as `electra pretrain` does
+        model = build_objective(config, pretrain).to(device)
+        loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
+    else:
+        padded = [{key: t.to(device) for key, t in padded_inputs(batch).items()} for batch in batches]
+        loop = hub_steps(hub_model(config, pretrain, name).to(device), padded, pretrain, autocast)
+    return partial(take, loop, steps)
 
 
 def take(items: Iterator[object], count: int) -> None:
@@ -333,8 +359,6 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     torch.set_num_threads(args.threads)
     device, preset = resolve_device(args.device), PRESETS[args.model]
-    if device.type == "cpu":
-        keep_freed_memory()  # as `electra pretrain` does; both sides are in this process, so it is the peer's, too
     encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     precisions = args.precision, args.their_precision or args.precision
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")

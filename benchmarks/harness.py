@@ -14,6 +14,7 @@ both need stands here: medians with their spread, and what a figure was measured
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -82,7 +84,52 @@ def interleave(
     return seconds
 
 
+class OwnProcess:
+    """A program in a process of its own, as users run it: with its own memory and its own settings.
+
+    A call runs it once over there. It waits for its turn in between, and ends with `close` or its parent.
+
+    Args:
+        make: with `arguments` returns the program; both travel to the process, so `make` is a module's function.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any):
+        self.seconds = 0.0, 0.0
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+        self._process.start()
+        there.close()
+        self()
+
+    def __call__(self) -> None:
+        """One run; `seconds` are its (wall, processor) seconds."""
+        self._pipe.send(True)
+        try:
+            self.seconds = self._pipe.recv()
+        except EOFError:
+            raise SystemExit("a program's process has ended; what it said stands above") from None
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+    run, cpu = make(*arguments), torch.device("cpu")
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_seconds(run, cpu))
+
+
 def _seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    if isinstance(run, OwnProcess):
+        run()
+        return run.seconds
     _wait_for(device)
     wall, processor = time.perf_counter(), time.process_time()
     run()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,9 @@ def test_both_sides_compute_the_same(objective: str) -> None:
 
 
 def test_a_difference_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = bench_pretrain.hub_models
+    model = bench_pretrain.hub_model
     wrong = replace(PRETRAIN, discriminator_weight=50.1)
-    monkeypatch.setattr(bench_pretrain, "hub_models", lambda config, _: models(config, wrong))
+    monkeypatch.setattr(bench_pretrain, "hub_model", lambda config, _, name: model(config, wrong, name))
     with pytest.raises(SystemExit, match="do not compute the same"):
         bench_pretrain.check_same(ENCODER, PRETRAIN, CPU)
 
@@ -45,7 +47,8 @@ def test_the_library_trains_every_weight_on_the_same_words() -> None:
     assert padded["input_ids"].shape == (2, 24) and bool(padded["attention_mask"].all())
     assert torch.equal(padded["input_ids"].flatten(), batch.masked_ids_T)
     assert int((padded["labels"] != -100).sum()) == len(batch.masked_positions_M) > 0
-    for model in bench_pretrain.hub_models(ENCODER, PRETRAIN).values():
+    for name in bench_pretrain.peers(PRETRAIN):
+        model = bench_pretrain.hub_model(ENCODER, PRETRAIN, name)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         bench_pretrain.take(bench_pretrain.hub_steps(model, [padded], PRETRAIN, nullcontext()), 1)
         assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
@@ -57,6 +60,11 @@ def test_programs_take_turns_and_ratios_are_within_rounds(monkeypatch: pytest.Mo
     rounds = harness.interleave(programs, rounds=3, device=CPU)
     assert "".join(order) == "ab" + "abbaab"
     assert [len(rows) for rows in rounds.values()] == [3, 3]
+
+    running = harness.OwnProcess(partial, time.sleep, 0.05)
+    ((wall, _),) = harness.interleave({"it": running}, rounds=1, device=CPU)["it"]
+    running.close()
+    assert 0.05 <= wall < 5.0
 
     seconds = {"ours": [(1.0, 2.0), (4.0, 2.0)], "theirs": [(3.0, 3.0), (4.0, 4.0)]}
     (found,) = harness.compare("speed", "tokens/s", 12.0, seconds, "ours")
