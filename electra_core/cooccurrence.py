@@ -17,17 +17,22 @@ Used by `PretrainConfig.embedding_init = "cooccurrence"`; the original starts fr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
+from electra_core.mixing import Mixture
 
 WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
 """What a neighbour at distance 1, 2, 3, 4 counts."""
 MOST_TOKENS = 20_000_000
 """Tokens counted at most, which bounds the time it takes; other limits were not compared."""
+STRETCHES = 64
+"""Of a shard that is too long to be counted whole: the beginnings of so many equal stretches are."""
 CONTEXT_SMOOTHING = 0.75
 LARGEST_VOCABULARY = 16_384
 """The table of counts is dense: 1 GB at this size."""
@@ -75,26 +80,44 @@ def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -
 def log_frequencies(corpus: Corpus) -> Tensor:
     """log p(word) around its mean, fp32 [V]: what an output bias converges to first."""
     counts = np.ones(corpus.tokenizer.vocab_size)
-    for shard in corpus.shards:
-        counts += np.bincount(shard.tokens[:MOST_TOKENS], minlength=len(counts))
+    for ids, factor in _sample(corpus):
+        counts += factor * np.bincount(ids, minlength=len(counts))
     logs = np.log(counts)
     return torch.from_numpy(logs - logs.mean()).float()
 
 
 def count_neighbours(corpus: Corpus, vocab_size: int) -> Tensor:
-    """Symmetric weighted counts, fp32 [V, V], over at most `MOST_TOKENS` tokens."""
+    """Symmetric weighted counts, fp32 [V, V], over at most about `MOST_TOKENS` tokens."""
     counts = np.zeros(vocab_size * vocab_size, dtype=np.float32)
-    left = MOST_TOKENS
-    for shard in corpus.shards:
-        ids = shard.tokens[:left].astype(np.int64)
+    for tokens, factor in _sample(corpus):
+        ids = tokens.astype(np.int64)
         for distance, weight in enumerate(WINDOW_WEIGHTS, start=1):
             pairs = ids[:-distance] * vocab_size + ids[distance:]
-            counts += weight * np.bincount(pairs, minlength=len(counts)).astype(np.float32)
-        left -= len(ids)
-        if left <= 0:
-            break
+            counts += np.float32(factor * weight) * np.bincount(pairs, minlength=len(counts)).astype(np.float32)
     table = torch.from_numpy(counts).view(vocab_size, vocab_size)
     return table + table.T
+
+
+def _sample(corpus: Corpus) -> Iterator[tuple[np.ndarray, float]]:
+    """(tokens, how often each counts): from everywhere in the corpus, of a mixture's parts by their weights."""
+    parts = corpus.corpora if isinstance(corpus, Mixture) else (corpus,)
+    weights = corpus.counts if isinstance(corpus, Mixture) else [1]
+    most = min(MOST_TOKENS, corpus.num_tokens)
+    for part, weight in zip(parts, weights):
+        wanted = most * weight / sum(weights)
+        share = min(1.0, wanted / max(1, part.num_tokens))
+        for shard in part.shards:
+            if len(ids := _spread(shard.tokens, share)):
+                yield ids, wanted * len(shard.tokens) / part.num_tokens / len(ids)
+
+
+def _spread(tokens: np.ndarray, share: float) -> np.ndarray:
+    """That share of the tokens; where stretches meet, words are taken for neighbours, once in thousands."""
+    if share == 1.0:
+        return tokens
+    starts = np.linspace(0, len(tokens), STRETCHES + 1).astype(np.int64)
+    ends = starts[:-1] + (np.diff(starts) * share).astype(np.int64)
+    return np.concatenate([tokens[start:end] for start, end in zip(starts, ends)])
 
 
 def _positive_mutual_information(counts_VV: Tensor) -> Tensor:

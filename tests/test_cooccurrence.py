@@ -19,6 +19,7 @@ from electra_core.cooccurrence import (
     log_frequencies,
 )
 from electra_core.errors import UserError
+from electra_core.mixing import Mixture
 
 VOCAB = 60
 
@@ -50,12 +51,26 @@ def test_counts_are_those_of_a_plain_loop() -> None:
     torch.testing.assert_close(count_neighbours(corpus_of(*shards), 12), expected)
 
 
-def test_no_more_than_so_many_tokens_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cooccurrence, "MOST_TOKENS", 10)
-    ids = language(30)
-    within = corpus_of(ids[:8], ids[8:10])
-    beyond = corpus_of(ids[:8], ids[8:20], ids[20:])
-    assert torch.equal(count_neighbours(beyond, VOCAB), count_neighbours(within, VOCAB))
+def test_a_long_corpus_is_counted_in_part_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "MOST_TOKENS", 3_000)
+    ids = np.repeat(np.arange(10, 50), 300).tolist()  # 12,000 tokens
+    counts = np.exp(log_frequencies(corpus_of(ids)).numpy())
+    counts *= 1.0 / counts[0]  # of a word that does not occur: one
+    assert 2_500 < counts.sum() - VOCAB <= 3_000 and (counts[10:50] > 40).all()
+    assert (
+        2 * 3_000 * sum(WINDOW_WEIGHTS) * 0.8
+        < count_neighbours(corpus_of(ids), VOCAB).sum()
+        <= 2 * 3_000 * sum(WINDOW_WEIGHTS)
+    )
+
+
+def test_a_mixtures_parts_count_by_their_weights() -> None:
+    mixture = object.__new__(Mixture)
+    mixture.corpora = (corpus_of([10, 11] * 300), corpus_of([20, 21] * 50))
+    mixture.counts, mixture.num_tokens = [256, 768], 700
+    counts_VV = count_neighbours(mixture, VOCAB)
+    first, second = counts_VV[10:12].sum(), counts_VV[20:22].sum()
+    assert second / first == pytest.approx(3, rel=0.05), "though its text is a sixth of the other's"
 
 
 def test_words_of_equal_contexts_get_similar_vectors() -> None:
