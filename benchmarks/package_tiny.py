@@ -1,6 +1,6 @@
 """A finished pre-training run -> the `tiny` model in the package, in bf16, with its model card.
 
-    python -m benchmarks.package_tiny RUN --data DATA --commit COMMIT --text "what the corpus was"
+    python -m benchmarks.package_tiny RUN --data DATA ... --commit COMMIT --commands FILE --text "what it is"
 
 Writes electra_core/tiny/discriminator and electra_core/tiny/generator, and the run's configuration and curve
 beside them (config.toml, curve.jsonl: the evaluations on held-out text).
@@ -28,30 +28,31 @@ def main() -> None:
     """Package one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="the corpus it was trained on")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="the corpora it was trained on")
     parser.add_argument("--commit", required=True, help="of this repository, when it was trained")
     parser.add_argument("--text", required=True, help="what the corpus was made from")
-    parser.add_argument("--files", default="TEXT", help="the text files, as the card's command names them")
+    parser.add_argument("--commands", type=Path, required=True, help="the commands that made it, for the card")
     parser.add_argument("--precision", default="fp32", help="what the run computed in")
+    parser.add_argument("--threads", default="one thread")
     parser.add_argument("--results", type=Path, help="Markdown of fine-tuning results to add to the card")
     options = parser.parse_args()
-    corpus = Corpus.open(options.data)
+    corpora = [Corpus.open(data) for data in options.data]
     curve = [row for row in read_metrics(options.run / "metrics.jsonl") if "eval_mlm_loss" in row]
-    card = model_card(options, corpus, curve)
+    card = model_card(options, corpora, curve)
     TINY.mkdir(exist_ok=True)
     for model, kind in (
         (load_discriminator(options.run), "discriminator"),
         (load_generator(options.run), "generator"),
     ):
         shutil.rmtree(TINY / kind, ignore_errors=True)
-        save_pretrained(model, TINY / kind, tokenizer=corpus.tokenizer, card=card, dtype=torch.bfloat16)
+        save_pretrained(model, TINY / kind, tokenizer=corpora[0].tokenizer, card=card, dtype=torch.bfloat16)
     shutil.copy(options.run / "config.toml", TINY / "config.toml")
     (TINY / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve), encoding="utf-8")
     size = sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file())
     print(f"{TINY}: {size / 1e6:.2f} MB")
 
 
-def model_card(options: argparse.Namespace, corpus: Corpus, curve: list[dict[str, float]]) -> str:
+def model_card(options: argparse.Namespace, corpora: list[Corpus], curve: list[dict[str, float]]) -> str:
     """README.md of both directories: where the weights come from, and what they can do."""
     rows = [curve[i] for i in sorted({*range(0, len(curve), max(1, len(curve) // 8)), len(curve) - 1})]
     table = "\n".join(
@@ -59,6 +60,9 @@ def model_card(options: argparse.Namespace, corpus: Corpus, curve: list[dict[str
         + " | ".join(f"{row[name]:.4f}" for name in SHOWN)
         + " |"
         for row in rows
+    )
+    commands = "\n".join(
+        "    " + line for line in options.commands.read_text(encoding="utf-8").strip().split("\n")
     )
     results = options.results.read_text(encoding="utf-8") if options.results else "Not yet measured.\n"
     return f"""---
@@ -71,19 +75,17 @@ tags: [electra, replaced-token-detection]
 
 A small ELECTRA for looking at, for tests and for the demo: a discriminator of 4 layers, 128 wide; a generator of
 1 layer, 32 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
-enough to be pre-trained on one CPU core in about an hour.
+enough to be pre-trained on two CPU cores in about 45 minutes.
 
 ## Where it comes from
 
-    electra prepare --text {options.files} \\
-        --out DATA --vocab-size 8192 --sample-characters 30000000 --drop-duplicates
-    electra pretrain --data DATA --out RUN --model tiny
+{commands}
     python -m benchmarks.package_tiny RUN --data DATA …
 
 - text: {options.text}
-- {corpus.num_tokens:,} training tokens; corpus fingerprint `{corpus.fingerprint[:16]}`
+- training tokens: {", ".join(f"{c.num_tokens:,} (corpus fingerprint `{c.fingerprint[:16]}`)" for c in corpora)}
 - commit `{options.commit}`, seed 0; every setting is in `config.toml` beside the two models
-- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, one thread, {_processor()};
+- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, {options.threads}, {_processor()};
   weights stored in bf16
 - how the recipe was found: `docs/decisions.md`
 
