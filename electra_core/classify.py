@@ -142,6 +142,12 @@ class Classify(_TextTask):
         weights = logits_NC.new_tensor(self.class_weights, dtype=torch.float32) if self.class_weights else None
         return classification_loss(logits_NC, batch.targets, weights)
 
+    def weight(self, batch: TaskBatch) -> float:
+        """Sequences, or the sum of their classes' weights."""
+        if not self.class_weights:
+            return super().weight(batch)
+        return sum(self.class_weights[target] for target in batch.targets.tolist())
+
     def decode(
         self, examples: Sequence[TextExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:

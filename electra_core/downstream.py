@@ -64,7 +64,14 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """A scalar, from the model's logits."""
+        """A scalar, from the model's logits: a mean over what `weight` counts."""
+
+    def weight(self, batch: TaskBatch) -> float:
+        """What the batch's loss is a mean over: units, words, weights of classes.
+
+        Parts of an accumulated step count by it, so that its loss and gradient are those of one batch.
+        """
+        return float(len(batch.unit_starts) - 1)
 
     @abstractmethod
     def decode(

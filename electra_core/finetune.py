@@ -183,7 +183,7 @@ class Part:
 
     batch: TaskBatch
     share: float
-    """Of the step's units that are in this part."""
+    """Of what the step's loss is a mean over (`Task.weight`)."""
     index: int
 
 
@@ -241,10 +241,14 @@ def _steps(
     settings, train = job.settings, job.data.train
 
     def parts(step: int) -> list[Part]:
-        units = sum(len(chosen) for chosen in plan[step])
-        batches = [train.batch(chosen).to(job.device) for chosen in plan[step]]
+        batches = [train.batch(chosen) for chosen in plan[step]]
         run.tokens += sum(batch.tokens.num_tokens for batch in batches)
-        return [Part(batch, len(plan[step][i]) / units, i) for i, batch in enumerate(batches)]
+        weights = [job.task.weight(batch) for batch in batches]  # on the host: nothing waits for a GPU
+        total = sum(weights) or 1.0
+        return [
+            Part(batch.to(job.device), weight / total, index)
+            for index, (batch, weight) in enumerate(zip(batches, weights))
+        ]
 
     def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(part.batch.tokens, seed=fold(seed, part.index))

@@ -147,6 +147,10 @@ class Tag(Task):
         """Cross-entropy at the words' first sub-tokens."""
         return tagging_loss(logits_TC, batch.targets)
 
+    def weight(self, batch: TaskBatch) -> float:
+        """Words that are judged in it: none, where overlapping windows judge them all."""
+        return float((batch.targets != UNLABELLED).sum())
+
     def decode(
         self, examples: Sequence[TaggedExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:

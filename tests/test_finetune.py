@@ -24,6 +24,7 @@ from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows, Columns, TextExample
 from electra_core.metrics_log import read_metrics
+from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
@@ -155,19 +156,50 @@ def test_early_stopping(model, data, tmp_path):
     assert report["seeds"][0]["steps"] == 30  # three epochs of ten: the first, and two without gain
 
 
-def test_accumulated_batches_give_the_step_of_the_whole(model, tmp_path):
-    files = [tiny_model.reviews(tmp_path / "train.tsv", 16)] * 2
-    for name, size, parts in (("whole", 16, 1), ("parts", 6, 3)):  # parts of 6, 6 and 4
+def mostly_good(path: Path, count: int, seed: int = 0) -> Path:
+    """Reviews of which an eighth is bad, so that a part may hold none of them."""
+    header, *rows = tiny_model.reviews(path, 8 * count, seed).read_text().splitlines()
+    bad, good = ([row for row in rows if row.endswith(label)] for label in ("neg", "pos"))
+    path.write_text("\n".join([header, *bad[: count // 8], *good[: count - count // 8]]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "task, make, name",
+    [
+        (Classify(), tiny_model.reviews, "train.tsv"),  # a mean over sequences
+        (Classify(), mostly_good, "weighted.tsv"),  # over the weights of their classes
+        (Tag(max_length=8), tiny_model.names_to_tag, "train.conll"),  # over words, some twice in windows
+        (Answer(max_length=64), tiny_model.questions, "train.json"),
+        (Choose(), tiny_model.choices, "train.jsonl"),
+    ],
+    ids=["classify", "class-weights", "tag", "qa", "choose"],
+)
+def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model, tmp_path, monkeypatch):
+    def descent(model, settings):  # moves by the gradient itself; Adam's first step is little more than its sign
+        return torch.optim.SGD(parameter_groups(model, learning_rate=1.0, weight_decay=0.0), lr=1.0, fused=True)
+
+    monkeypatch.setattr(module, "_optimizer", descent)
+    files = [make(tmp_path / name, 16)] * 2
+    for out, size, parts in (("whole", 99, 1), ("parts", 6, 99)):  # parts of 6, 6 and 4 of 16 units
         settings = replace(
-            QUICK, epochs=1, batch_size=size, accumulate=parts, optimizer="adamw", warmup=0.0, precision="fp32"
-        )
-        run(model, files, tmp_path / name, settings=settings)
+            QUICK, epochs=1, batch_size=size, accumulate=parts, learning_rate=1.0, warmup=0.0, dropout=0.0,
+            precision="fp32", class_weights=make is mostly_good,
+        )  # fmt: skip
+        run(model, files, tmp_path / out, task, settings)
+    rows = [
+        [row for row in read_metrics(tmp_path / out / "metrics.jsonl") if "loss" in row]
+        for out in ("whole", "parts")
+    ]
+    assert [len(steps) for steps in rows] == [1, 1]
+    for figure in ("loss", "gradient_norm"):
+        assert rows[1][0][figure] == pytest.approx(rows[0][0][figure], rel=1e-5)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     start = weights(model)
     moved = (whole["electra.embeddings.LayerNorm.bias"] - start["electra.embeddings.LayerNorm.bias"]).abs().max()
     assert moved > 1e-3
     for name in whole:
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-4, rtol=0, msg=name)
+        torch.testing.assert_close(whole[name], parts[name], atol=2e-6, rtol=0, msg=name)
 
 
 def test_freezing_and_random_starts(model, data, tmp_path):
