@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from electra_core.command_flags import MODEL_HELP, add_command, inference_flags
 from electra_core.errors import UserError, writing
@@ -75,17 +76,19 @@ def predict(options: Namespace) -> None:
         return _submission(predictor, options)
     if options.output and _is_same_file(options.input, options.output):
         raise UserError(f"--output {options.output}: is the input, which would be lost")
-    with writing(f"--output {options.output}"):
-        sink = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
-    try:
+    with ExitStack() as stack:
+
+        def opened() -> TextIO:
+            if not options.output:
+                stack.callback(sys.stdout.flush)
+                return sys.stdout
+            with writing(f"--output {options.output}"):
+                return stack.enter_context(open(options.output, "w", encoding="utf-8"))
+
         bad = predict_file(
-            predictor, options.input, sink, form=options.format, skip_bad_rows=options.skip_bad_rows,
+            predictor, options.input, opened, form=options.format, skip_bad_rows=options.skip_bad_rows,
             quiet=options.quiet or not options.output,
         )  # fmt: skip
-    finally:
-        sink.flush()
-        if options.output:
-            sink.close()
     _say_what_was_lost(bad, predictor)
 
 

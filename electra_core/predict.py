@@ -13,7 +13,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -202,7 +202,7 @@ def _guess_task(directory: Path) -> Task:
 def predict_file(
     predictor: Predictor,
     source: str | Path,
-    sink: TextIO,
+    sink: TextIO | Callable[[], TextIO],
     *,
     form: str = "jsonl",
     skip_bad_rows: bool = False,
@@ -211,6 +211,8 @@ def predict_file(
     """Predicts for every row of a file ("-": standard input) and writes one line for each, in its order.
 
     Args:
+        sink: where to, or what opens it: called when the input's first row has been read, so that an input of
+            no use empties no file.
         form: "jsonl", or "csv" with lists inside it as JSON.
 
     Returns:
@@ -221,16 +223,20 @@ def predict_file(
     """
     if form not in ("jsonl", "csv"):
         raise ValueError(f"form: expected jsonl or csv, got {form!r}")
-    bad = BadRows(source, skip=True)  # until the good rows have been written
+    bad = BadRows(source, skip=True)
     examples = predictor.task.read(source, bad, labelled=False)
+    first = list(itertools.islice(examples, 1))
+    bad.skip = skip_bad_rows or bool(first)  # else until the good rows have been written
+    bad.close()
+    file = sink() if callable(sink) else sink
     header: list[str] = []
     with progress("predict", None, "examples", quiet=quiet) as bar:
-        for example, prediction in predictor.stream(examples):
+        for example, prediction in predictor.stream(itertools.chain(first, examples)):
             row = {"id": example.id, **prediction}
             if form == "jsonl":
-                sink.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
-                header = _write_csv(sink, row, header)
+                header = _write_csv(file, row, header)
             bar.update()
     bad.skip = skip_bad_rows
     bad.close()

@@ -287,6 +287,14 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "predict: missing input": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(f / "x.txt")], r"x\.txt",
     ),
+    "predict: missing input, output full": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(f / "x.txt"),
+                      "--output", write(f / "out.jsonl", "of last week\n")], r"x\.txt",
+    ),
+    "predict: input of no use, output full": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.csv", "a,b\n1,2\n"),
+                      "--output", write(f / "out.jsonl", "of last week\n")], r"x\.csv",
+    ),
     "predict: a submission for no GLUE task": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
                       "--submission", "squad"], "no GLUE submission",

@@ -161,6 +161,18 @@ def test_bad_rows_are_named_after_the_good_ones_are_written(classifier, tmp_path
     assert predict_file(classifier, file, io.StringIO(), skip_bad_rows=True).count == 1
 
 
+def test_what_cannot_be_predicted_opens_no_output(tmp_path):
+    texts = untrained(Classify(labels=LABELS, max_length=64, pairs=False), tmp_path / "model")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2\na film,fine\n")
+    opened = []
+    with pytest.raises(UserError, match=r"pairs.csv:2: a pair of texts, where training had single texts"):
+        predict_file(texts, pairs, lambda: opened.append(io.StringIO()) or opened[-1])
+    assert not opened
+    bad = predict_file(texts, pairs, lambda: opened.append(io.StringIO()) or opened[-1], skip_bad_rows=True)
+    assert bad.count == 1 and [sink.getvalue() for sink in opened] == [""]
+
+
 def test_evaluation_scores_its_own_predictions(classifier, tmp_path):
     file = tiny_model.reviews(tmp_path / "dev.tsv", 30)
     result = evaluate(classifier, file)
