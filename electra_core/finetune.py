@@ -37,6 +37,7 @@ from electra_core.finetune_data import Data, adapted, encode_data, matching_toke
 from electra_core.finetune_folder import (
     Keeper,
     Run,
+    check_finished,
     check_identity,
     finished_report,
     identity,
@@ -99,8 +100,8 @@ def finetune(
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
 
     Raises:
-        UserError: data or model that cannot be used (nothing is written then), a checkpoint of another
-            fine-tuning, or a loss that diverges.
+        UserError: data or model that cannot be used (nothing is written then), a checkpoint or a finished
+            model of another fine-tuning, or a loss that diverges.
     """
     settings, out = settings or FinetuneSettings(), Path(out)
     on_device = resolve_device(device)
@@ -109,10 +110,8 @@ def finetune(
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
     config, _ = model_dir.load_config(directory)
     settings = settings.resolved(config)
-    if resume and (done := finished_report(out, settings)) is not None:
-        say(f"{out}: all is done already")
-        return done
-    checkpoint = find_checkpoint(out, resume, overwrite)
+    done = finished_report(out) if resume else None
+    checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
     tokenizer = matching_tokenizer(directory, config)
     task, train_examples, dev_examples, skipped = read_data(adapted(task, settings, config), train, dev, settings)
     for bad in skipped:
@@ -120,6 +119,10 @@ def finetune(
             say(bad.summary())
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
     same = identity(settings, task, directory, prints)
+    if done is not None:
+        check_finished(out, done, same)
+        say(f"{out}: all is done already")
+        return done
     if checkpoint is not None:
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
@@ -132,7 +135,7 @@ def finetune(
         with state, keeper.writer, StopRequest() as stop:
             stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
-            report = _report(job, keeper.runs, counts, skipped, stopped)
+            report = _report(job, keeper, counts, skipped, stopped)
             if len(report["seeds"]) > 1:
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
             write_json(out / "metrics.json", report)
@@ -308,10 +311,11 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
 
 
 def _report(
-    job: Job, runs: Sequence[Run], counts: dict[str, int], skipped: Sequence[BadRows], stopped: str | None
+    job: Job, keeper: Keeper, counts: dict[str, int], skipped: Sequence[BadRows], stopped: str | None
 ) -> dict[str, Any]:
     """What metrics.json holds."""
-    runs = [run for run in runs if run.metrics]  # the last one may have been stopped before its first evaluation
+    # The last one may have been stopped before its first evaluation.
+    runs = [run for run in keeper.runs if run.metrics]
     best = max(runs, key=lambda run: run.best)
     return {
         "task": job.task.kind,
@@ -333,6 +337,7 @@ def _report(
         "skipped_rows": sum(bad.count for bad in skipped),
         "stopped_by": stopped,
         "settings": asdict(job.settings),
+        "identity": {table: values for table, values in keeper.identity.items() if table != "settings"},
     }
 
 

@@ -131,36 +131,37 @@ def _digest(directory: Path) -> str:
 
 def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:
     """Raises UserError with the differences if a checkpoint is of another fine-tuning than `now`."""
-    was = checkpoint.meta.get("identity", {})
     if "runs" not in checkpoint.meta:
         raise UserError(f"cannot resume {checkpoint.path}: it is no checkpoint of a fine-tuning")
-    differences = [
+    if differences := _differences(checkpoint.meta.get("identity", {}), now):
+        raise UserError(f"cannot resume {checkpoint.path}: {differences}")
+
+
+def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
+    """What differs between two identities, in words; "" if nothing does."""
+    return "; ".join(
         f"{name} is another one" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"
         for table, values in now.items()
         for name, value in values.items()
         if was.get(table, {}).get(name) != value
-    ]  # fmt: skip
-    if differences:
-        raise UserError(f"cannot resume {checkpoint.path}: {'; '.join(differences)}")
+    )  # fmt: skip
 
 
-def finished_report(out: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
-    """metrics.json of a fine-tuning that was trained to its end; None if there is none.
-
-    Raises:
-        UserError: it was trained with other settings.
-    """
+def finished_report(out: Path) -> dict[str, Any] | None:
+    """metrics.json of a fine-tuning that was trained to its end; None if there is none."""
     try:
         report = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        stopped, was = report["stopped_by"], report["settings"]
+        return report if report["settings"] and not report["stopped_by"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if stopped:
-        return None
-    if was != asdict(settings):
-        raise UserError(f"{out}: holds a finished model of other settings; --overwrite starts anew")
-    return report  # type: ignore[no-any-return]
+
+
+def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError with the differences if a finished fine-tuning (its report) is another than `now`."""
+    was = {"settings": report["settings"], **report.get("identity", {})}  # which older versions did not write
+    if differences := _differences(was, {table: now[table] for table in was}):
+        raise UserError(f"{out}: holds another finished model; {differences}; --overwrite starts anew")
 
 
 def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunState:

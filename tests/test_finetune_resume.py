@@ -192,7 +192,9 @@ def stopped(model, data, tmp_path, monkeypatch) -> Path:
     return tmp_path / "out"
 
 
-def test_another_run_does_not_go_on(model, data, stopped, tmp_path):
+@pytest.fixture
+def another(model, data, tmp_path) -> dict[str, tuple[Path, tuple[Path, Path], FinetuneSettings]]:
+    """What makes it another fine-tuning, and what is said of it."""
     other = tiny_model.make_model(tmp_path / "other", dropout=0.1)
     weights = load_file(other / "model.safetensors")
     weights["electra.embeddings.LayerNorm.bias"] += 1
@@ -200,14 +202,17 @@ def test_another_run_does_not_go_on(model, data, stopped, tmp_path):
 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     fewer = tiny_model.reviews(tmp_path / "fewer.tsv", 158)
-    cases = {
+    return {
         "epochs was 2, is now 3": (model, data, replace(SETTINGS, epochs=3)),
         "training data is another one": (model, (fewer, data[1]), SETTINGS),
         "development data is another one": (model, (data[0], fewer), SETTINGS),
         "weights is another one": (other, data, SETTINGS),
     }
+
+
+def test_another_run_does_not_go_on(model, data, stopped, another):
     before = sorted(path.name for path in stopped.rglob("*"))
-    for message, (start, files, settings) in cases.items():
+    for message, (start, files, settings) in another.items():
         with pytest.raises(UserError, match=message) as caught:
             train(start, files, stopped, settings, resume=True)
         assert "\n" not in str(caught.value)
@@ -215,15 +220,17 @@ def test_another_run_does_not_go_on(model, data, stopped, tmp_path):
     train(model, data, stopped, replace(SETTINGS, log_every=7), resume=True)  # how it is watched may change
 
 
-def test_what_was_finished_is_not_trained_again(model, data, tmp_path):
+def test_what_was_finished_is_not_trained_again(model, data, another, tmp_path):
     report = train(model, data, tmp_path / "out")
     written = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
     lines: list[str] = []
     assert train(model, data, tmp_path / "out", resume=True, say=lines.append) == report
     assert lines == [f"{tmp_path / 'out'}: all is done already"]
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="finished model of other settings; --overwrite starts anew"):
-        train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
+    for message, (start, files, settings) in another.items():
+        with pytest.raises(UserError, match=f"another finished model; .*{message}.*; --overwrite starts anew$"):
+            train(start, files, tmp_path / "out", settings, resume=True)
+    assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
 
 
 def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
