@@ -1,14 +1,15 @@
 """Sentences with a tag for every word, as people have them -> examples; raw texts to be tagged, cut into words.
 
-CoNLL columns (word first, tag last, an empty line after a sentence), lists in JSON lines or Parquet, and for
-prediction also plain lines and the text column of a CSV or TSV.
+CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U, lists in JSON lines or Parquet, and
+for prediction also plain lines and the text column of a CSV or TSV.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ _LETTERS = rf"(?:\w{_JOINED}*)+"  # \w leaves out accents and vowel signs that a
 WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[^\w\s]{_JOINED}*")
 """Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
 
+CONLLU_COLUMNS = 10
+CONLLU_FIRST = re.compile(r"1(-\d+)?|0\.1")  # in the first column
+CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+\t")
+
+Line, Cells = tuple[int, str], tuple[int, list[str]]  # each with the line's number in the file
+
 
 @dataclass(frozen=True, slots=True)
 class TaggedExample:
@@ -59,9 +66,14 @@ def read_tagged(
 ) -> Iterator[TaggedExample]:
     """Sentences with a tag per word.
 
+    A file of CoNLL columns is CoNLL-U if its first line that is no comment (`# ...`) has that format's ten
+    columns, between tabs, and begins with the number of a first word: 1, 1-2 or 0.1. There comments, ranges
+    (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; elsewhere `#` and
+    `1-2` are words.
+
     Args:
         columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists.
-            None: the first and the last, or the usual names.
+            None: the first and the last (of CoNLL-U FORM and UPOS, the second and the fourth), or the usual names.
         bad: takes sentences that cannot be used; without it they raise at the end of the file.
         labelled: whether every sentence must have tags. Without, tags are not read, and a text instead of a
             list is cut into words here.
@@ -93,11 +105,13 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
 
 def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
     """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
-    word, tag = _number(path, columns.text, "text", 0), _number(path, columns.label, "label", -1)
+    lines, is_conllu = _looked_at(read_lines(path))
+    word = _number(path, columns.text, "text", 1 if is_conllu else 0)
+    tag = _number(path, columns.label, "label", 3 if is_conllu else -1)
     needed = max(word + 1, tag + 1, 2) if labelled else word + 1
-    for lines in _sentences(path):
-        number, rows = lines[0][0], [cells for _, cells in lines]
-        if problem := _conll_problem(lines, needed):
+    for sentence in _sentences(_conllu_rows(lines) if is_conllu else _rows(lines)):
+        number, rows = sentence[0][0], [cells for _, cells in sentence]
+        if problem := _conll_problem(sentence, needed):
             bad.add(number, problem)
             continue
         tags = tuple(row[tag] for row in rows) if labelled else None
@@ -114,26 +128,54 @@ def _number(path: Path, name: ColumnName, role: str, usual: int) -> int:
     return int(given) - 1
 
 
-def _sentences(path: Path) -> Iterator[list[tuple[int, list[str]]]]:
-    """The lines of each sentence: number, cells. Only spaces and tabs separate; a word may hold U+00A0."""
-    lines: list[tuple[int, list[str]]] = []
-    for number, line in read_lines(path):
-        if line.strip() and not line.startswith("-DOCSTART-"):
-            lines.append((number, re.split(r"[ \t]+", line.strip(" \t"))))
-        elif lines:
-            yield lines
-            lines = []
-    if lines:
-        yield lines
+def _looked_at(lines: Iterator[Line]) -> tuple[Iterator[Line], bool]:
+    """The same lines, and whether they are CoNLL-U."""
+    head: list[Line] = []
+    for number, line in lines:
+        head.append((number, line))
+        if line.strip() and not line.startswith("#"):
+            cells = line.split("\t")
+            is_conllu = len(cells) == CONLLU_COLUMNS and CONLLU_FIRST.fullmatch(cells[0]) is not None
+            return itertools.chain(head, lines), is_conllu
+    return iter(head), False
 
 
-def _conll_problem(lines: Sequence[tuple[int, list[str]]], needed: int) -> str:
+def _rows(lines: Iterable[Line]) -> Iterator[Cells]:
+    """Number and cells of each line. Only spaces and tabs separate; a word may hold U+00A0."""
+    for number, line in lines:
+        is_word = line.strip() and not line.startswith("-DOCSTART-")
+        yield number, re.split(r"[ \t]+", line.strip(" \t")) if is_word else []
+
+
+def _conllu_rows(lines: Iterable[Line]) -> Iterator[Cells]:
+    """As `_rows`, of CoNLL-U: only tabs separate, a word may hold spaces."""
+    for number, line in lines:
+        if not (line.startswith("#") or CONLLU_LEFT_OUT.match(line)):
+            yield number, line.split("\t") if line.strip() else []
+
+
+def _sentences(rows: Iterable[Cells]) -> Iterator[list[Cells]]:
+    """The rows of each sentence; one without cells stands between two."""
+    sentence: list[Cells] = []
+    for number, cells in rows:
+        if cells:
+            sentence.append((number, cells))
+        elif sentence:
+            yield sentence
+            sentence = []
+    if sentence:
+        yield sentence
+
+
+def _conll_problem(lines: Sequence[Cells], needed: int) -> str:
     columns = len(lines[0][1])
     for number, cells in lines:
         if len(cells) < needed:
             return f"a word without tag (line {number}: {' '.join(cells)!r})"
         if len(cells) != columns:
             return f"expected {columns} columns as before, found {len(cells)} (line {number})"
+        if "" in cells:
+            return f"an empty column (line {number})"
         if problem := text_problem(" ".join(cells)):
             return f"{problem} (line {number})"
     return ""

@@ -52,6 +52,53 @@ def test_words_alone_are_enough_for_a_prediction(tmp_path):
     assert "a word without tag" in refusal(file, Columns(label="4"))
 
 
+CONLLU = """\
+# newdoc
+# sent_id = 1
+# text = Il va du marché
+1\tIl\til\tPRON\t_\t_\t2\tnsubj\t_\t_
+2\tva\taller\tVERB\t_\t_\t0\troot\t_\t_
+2.1\tlà\t_\tADV\t_\t_\t_\t_\t_\t_
+3-4\tdu\t_\t_\t_\t_\t_\t_\t_\t_
+3\tde\tde\tADP\t_\t_\t5\tcase\t_\t_
+4\tle\tle\tDET\t_\t_\t5\tdet\t_\t_
+5\tmarché\tmarché\tNOUN\t_\t_\t2\tobl\t_\tSpaceAfter=No
+
+# sent_id = 2
+1-2\tDu\t_\t_\t_\t_\t_\t_\t_\t_
+1\tDe\tde\tADP\t_\t_\t3\tcase\t_\t_
+2\tLe\tle\tDET\t_\t_\t3\tdet\t_\t_
+3\t20 000\t20 000\tNUM\t_\t_\t0\troot\t_\t_
+"""
+
+
+@pytest.mark.parametrize("cut", [0, 11])  # with its second sentence alone it begins with a range
+def test_conllu_holds_more_lines_than_words(tmp_path, cut):
+    file = write(tmp_path / "a.conllu", "".join(CONLLU.splitlines(keepends=True)[cut:]))
+    sentences = [
+        (("Il", "va", "de", "le", "marché"), ("PRON", "VERB", "ADP", "DET", "NOUN")),
+        (("De", "Le", "20 000"), ("ADP", "DET", "NUM")),
+    ][1 if cut else 0 :]
+    assert [(example.words, example.tags) for example in read_tagged(file)] == sentences
+    heads = [example.tags for example in read_tagged(file, Columns(text="2", label="8"))]
+    assert heads[-1] == ("case", "det", "root")
+    assert words_to_predict(file) == [list(words) for words, _ in sentences]
+
+
+def test_elsewhere_a_number_sign_and_a_range_are_words(tmp_path):
+    file = write(tmp_path / "a.conll", "# O\nAnn B-PER\n\n# O\n1-2\tO\n1.1 O\n")
+    assert [(example.words, example.tags) for example in read_tagged(file)] == [
+        (("#", "Ann"), ("O", "B-PER")),
+        (("#", "1-2", "1.1"), ("O", "O", "O")),
+    ]
+    assert next(read_tagged(write(tmp_path / "b.conll", "# O\n"))).words == ("#",)
+
+
+def test_an_empty_column_of_conllu_is_no_tag(tmp_path):
+    file = write(tmp_path / "a.conllu", CONLLU.replace("\tVERB\t", "\t\t"))
+    assert "a.conllu:4: an empty column (line 5)" in refusal(file)
+
+
 # ---- rows
 
 
