@@ -13,20 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.classify import softmax
+from electra_core.columns import TEXT_NAMES, Columns, alternatives, table
 from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
-from electra_core.labelled import (
-    TEXT_NAMES,
-    BadRows,
-    Columns,
-    Ids,
-    alternatives,
-    checked,
-    label_text,
-    row_id,
-    table,
-    text_cell,
-)
+from electra_core.labelled import BadRows, Ids, checked, label_text, row_id, text_cell
 from electra_core.row_files import Row, text_problem
 from electra_core.tasks import MultipleChoice, choice_loss
 from electra_core.tokenizer import Tokenizer

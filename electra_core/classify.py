@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
-from electra_core.labelled import BadRows, Columns, TextExample, read_texts
+from electra_core.labelled import BadRows, TextExample, read_texts
 from electra_core.metrics import classification_metrics, regression_metrics
 from electra_core.tasks import SequenceClassifier, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer

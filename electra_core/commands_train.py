@@ -250,7 +250,7 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _columns(options: Namespace) -> Any:
-    from electra_core.labelled import Columns
+    from electra_core.columns import Columns
 
     names = {"text": options.text_column, "pair": options.text_pair_column, "label": options.label_column}
     return Columns(**{role: name for role, name in names.items() if name is not None})

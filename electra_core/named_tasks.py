@@ -16,9 +16,9 @@ from typing import Any
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
+from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
-from electra_core.labelled import Columns
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 

@@ -14,18 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from electra_core.columns import TEXT_NAMES, ColumnName, Columns, alternatives
 from electra_core.errors import UserError
-from electra_core.labelled import (
-    TEXT_NAMES,
-    BadRows,
-    ColumnName,
-    Columns,
-    Ids,
-    alternatives,
-    checked,
-    label_text,
-    row_id,
-)
+from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
 
 WORD_LISTS, TAG_LISTS = ("tokens", "words"), ("tags", "ner_tags", "labels")
@@ -40,7 +31,8 @@ CONLLU_COLUMNS = 10
 CONLLU_FIRST = re.compile(r"1(-\d+)?|0\.1")  # in the first column
 CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+\t")
 
-Line, Cells = tuple[int, str], tuple[int, list[str]]  # each with the line's number in the file
+Line = tuple[int, str]  # its number in the file, and what it holds
+Cells = tuple[int, list[str]]  # of the line of that number
 
 
 @dataclass(frozen=True, slots=True)

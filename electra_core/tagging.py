@@ -25,10 +25,11 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.classify import softmax
+from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows, Columns
+from electra_core.labelled import BadRows
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.tagged_files import TaggedExample, from_text, read_tagged
 from electra_core.tasks import TokenClassifier, tagging_loss

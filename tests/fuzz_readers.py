@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from electra_core.byte_files import ByteFile
 from electra_core.checkpoint import newest_intact
 from electra_core.choices import read_choices
+from electra_core.columns import Columns
 from electra_core.config import PRESETS, updated
 from electra_core.corpus import Corpus, prepare
 from electra_core.electra import Discriminator
 from electra_core.errors import UserError
 from electra_core.examples import Examples
 from electra_core.journal import Journal
-from electra_core.labelled import Columns, read_texts
+from electra_core.labelled import read_texts
 from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load
 from electra_core.progress import progress

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from electra_core import finetune as module
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
+from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import BadRows, Columns, TextExample
+from electra_core.labelled import BadRows, TextExample
 from electra_core.metrics_log import read_metrics
 from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load

@@ -13,9 +13,10 @@ from fuzz_readers import READERS, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from electra_core.columns import Columns
 from electra_core.config import PRESETS, updated
 from electra_core.errors import UserError
-from electra_core.labelled import Columns, read_texts
+from electra_core.labelled import read_texts
 from electra_core.mixing import open_data
 from electra_core.row_files import read_rows
 from electra_core.run_folder import read_config

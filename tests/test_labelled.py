@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from electra_core.choices import read_choices
+from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, Columns, label_text, read_texts
+from electra_core.labelled import BadRows, label_text, read_texts
 from electra_core.named_tasks import NAMED, choose_task, find_task, task_from_json, task_to_json
 from electra_core.row_files import read_lines
 from electra_core.squad_files import read_questions

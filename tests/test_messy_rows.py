@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from electra_core.classify import Classify
+from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, Columns, read_texts
+from electra_core.labelled import BadRows, read_texts
 from electra_core.row_files import read_rows
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_messy_rows import json_lines, write
 
+from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, Columns
+from electra_core.labelled import BadRows
 from electra_core.tagged_files import from_text, read_tagged
 from electra_core.tagging import Tag, to_iob2
 

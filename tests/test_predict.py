@@ -17,10 +17,11 @@ import torch
 
 from electra_core import predict as module
 from electra_core.classify import Classify, softmax
+from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.features import Window
 from electra_core.initialisation import initialise
-from electra_core.labelled import BadRows, Columns, TextExample
+from electra_core.labelled import BadRows, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
 from electra_core.named_tasks import find_task, save_task, write_submission
