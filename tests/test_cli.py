@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import tiny_model
-from test_pretrain import RUN, SIZES, write_text
+from small_runs import RUN, SIZES, write_text
 
 from electra_core.cli import build_parser, main
 from electra_core.tokenizer import WordPieceTokenizer

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import evaluation_of, local_share, pretrain_rank, run_ranks, stop_one, with_nan_on_rank_1
-from test_pretrain import ORIGINAL, RUN, SIZES, make_data, rows, state, train
+from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
 from electra_core.batches import Batches
 from electra_core.corpus import Corpus

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_pretrain import make_data, train
+from small_runs import make_data, train
 from torch import Tensor
 
 from electra_core.config import EncoderConfig, PretrainConfig, updated

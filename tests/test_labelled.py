@@ -17,11 +17,9 @@ from electra_core.choices import read_choices
 from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, label_text, read_texts
-from electra_core.named_tasks import NAMED, choose_task, find_task, task_from_json, task_to_json
 from electra_core.row_files import read_lines
 from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
-from electra_core.tagging import spans, to_iob2
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
@@ -199,87 +197,6 @@ def test_labels_as_text(value, expected):
     assert label_text(value) == expected
 
 
-CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nPeter NNP B-NP I-PER\n"
-
-
-def test_conll_columns(tmp_path):
-    file = write(tmp_path / "a.conll", CONLL)
-    assert [(e.line, e.words, e.tags) for e in read_tagged(file)] == [
-        (3, ("EU", "rejects"), ("I-ORG", "O")),
-        (7, ("Peter",), ("I-PER",)),
-    ]
-    assert [e.tags for e in read_tagged(file, Columns(label="2"))] == [("NNP", "VBZ"), ("NNP",)]
-    lists = {"tokens": ["EU", "rejects"], "tags": ["I-ORG", "O"]}
-    as_json = write(tmp_path / "a.jsonl", json.dumps(lists) + "\n")
-    assert next(read_tagged(as_json)).tags == ("I-ORG", "O")
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.conll", CONLL + "lonely\n", "a.conll:7: a word without tag"),
-        ("a.conll", CONLL + "two NNP\n", r"a.conll:7: expected 4 columns as before, found 2 \(line 8\)"),
-        (
-            "a.jsonl",
-            '{"words": ["a", "b"], "tags": ["O"]}\n',
-            r"a.jsonl:1: tag count .* \(1 tags, 2 words\)",
-        ),
-        ("a.jsonl", '{"words": ["a"]}\n', "a.jsonl:1: no list of tags"),
-        ("a.jsonl", '{"words": [], "tags": []}\n', "a.jsonl:1: no list of words"),
-        ("a.jsonl", '{"words": ["a", ""], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
-        ("a.jsonl", '{"words": ["a", null], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
-        ("a.jsonl", '{"words": ["\\ud800"], "tags": ["O"]}\n', "a.jsonl:1: not valid UTF-8"),
-        ("a.jsonl", '{"id": 7, "words": ["a"], "tags": ["O"]}\n' * 2, r"a.jsonl:2: duplicated id \(7\)"),
-    ],
-    ids=[
-        "no tag",
-        "columns differ",
-        "counts differ",
-        "no tags",
-        "no words",
-        "empty word",
-        "null",
-        "surrogate",
-        "id",
-    ],
-)
-def test_bad_tagged_rows(tmp_path, name, content, message):
-    with pytest.raises(UserError, match=message) as caught:
-        list(read_tagged(write(tmp_path / name, content)))
-    assert "\n" not in str(caught.value)
-
-
-def test_bad_tagged_rows_may_be_skipped(tmp_path):
-    rows = [
-        '{"id": 1, "words": ["a"], "tags": ["O"]}',
-        '{"id": 1, "words": ["b"], "tags": ["O"]}',
-        '{"words": ["c"]}',
-    ]
-    file = write(tmp_path / "a.jsonl", "\n".join(rows) + "\n")
-    bad = BadRows(file, skip=True)
-    assert [example.words for example in read_tagged(file, bad=bad)] == [("a",)]
-    assert (
-        bad.count == 2 and "duplicated id (1)" in bad.summary() and "a.jsonl:3: no list of tags" in bad.summary()
-    )
-    unlabelled = read_tagged(file, bad=BadRows(file, skip=True), labelled=False)
-    assert len(list(unlabelled)) == 3  # prediction keeps no ids
-
-
-@pytest.mark.parametrize(
-    "tags, expected",
-    [
-        (["I-A", "I-A", "B-A", "I-B", "O", "I-A"], ["B-A", "I-A", "B-A", "B-B", "O", "B-A"]),  # IOB1
-        (["B-A", "I-A", "O", "B-A"], ["B-A", "I-A", "O", "B-A"]),  # IOB2 stays
-        (["S-A", "B-B", "I-B", "E-B", "S-B", "O"], ["B-A", "B-B", "I-B", "I-B", "B-B", "O"]),  # IOBES
-        (["B-A", "L-A", "I-A"], ["B-A", "I-A", "B-A"]),  # what follows the end of a span is a new one
-    ],
-)
-def test_notations_of_spans(tags, expected):
-    assert to_iob2(tags) == expected
-    assert to_iob2(expected) == expected
-    assert spans(tags) == spans(expected)
-
-
 def squad(**qa) -> str:
     paragraph = {"context": "Ann met Bob. Bob left.", "qas": [{"id": "1", "question": "Who left?", **qa}]}
     return json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": [paragraph]}]})
@@ -398,67 +315,3 @@ def test_data_sets_of_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         texts_and_labels("hub:glue:sst2:validation")
-
-
-def test_a_name_or_kind_with_the_users_columns():
-    task, settings = choose_task("sts-b", Columns(text="a", header=False))
-    assert settings == {"epochs": 10.0} and task.columns == Columns("a", "sentence2", "score", header=False)
-    assert choose_task("tag")[0].kind == "tag" and choose_task("qa")[1] == {"epochs": 2.0}
-    with pytest.raises(UserError, match="takes no columns"):
-        choose_task("squad", Columns(text="a"))
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_named_tasks_survive_json(name):
-    task = NAMED[name].task
-    assert task_from_json(json.loads(json.dumps(task_to_json(task))), "x") == task
-
-
-def test_unknown_tasks():
-    assert find_task("classify") is None
-    assert find_task("sst2") is NAMED["sst-2"] and find_task("SQuAD-2") is NAMED["squad2"]
-    with pytest.raises(UserError, match="did you mean cola"):
-        find_task("colla")
-
-
-# Rows and counts published with the data sets (see the folder's README).
-GLUE_ROWS = {
-    "CoLA": (8551, 1043, 1063), "SST-2": (67349, 872, 1821), "MRPC": (3668, 408, 1725),
-    "STS-B": (5749, 1500, 1379), "RTE": (2490, 277, 3000), "WNLI": (635, 71, 146),
-}  # fmt: skip
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("name", GLUE_ROWS)
-def test_real_glue_files_lose_no_row(name):
-    folder = DATA / "glue" / name
-    if not folder.exists():
-        pytest.skip(f"{folder} is not there (ELECTRA_DATA)")
-    named = find_task(name)
-    counts = []
-    for split in ("train", "dev", "test"):
-        file = named.find(folder, split)
-        examples = list(named.task.read(file, BadRows(file), labelled=split != "test"))
-        counts.append(len(examples))
-        if split != "test" and named.task.kind == "classify":
-            assert {example.label for example in examples} == set(named.task.labels)
-    assert tuple(counts) == GLUE_ROWS[name]
-
-
-@pytest.mark.data
-def test_real_conll_has_the_published_counts():
-    if not (DATA / "conll2003").exists():
-        pytest.skip("conll2003 is not there (ELECTRA_DATA)")
-    examples = list(read_tagged(DATA / "conll2003/eng.testa"))
-    assert len(examples) == 3250
-    assert sum(len(e.words) for e in examples) == 51362
-    assert sum(len(spans(e.tags)) for e in examples) == 5942
-
-
-@pytest.mark.data
-def test_real_squad_has_the_published_counts():
-    if not (DATA / "squad").exists():
-        pytest.skip("squad is not there (ELECTRA_DATA)")
-    examples = list(read_questions(DATA / "squad/dev-v2.0.rebuilt.json"))
-    assert (sum(bool(e.answers) for e in examples), sum(not e.answers for e in examples)) == (5928, 5945)
-    assert all(e.context[s : s + len(t)] == t for e in examples for t, s in e.answers)

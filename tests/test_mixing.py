@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_pretrain import RUN, SIZES, one_thread  # noqa: F401
+from small_runs import RUN, SIZES, one_thread  # noqa: F401
 
 from electra_core.cli import main
 from electra_core.corpus import Corpus, prepare

@@ -27,7 +27,7 @@ OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "progress": quiet}
 
 
 @pytest.fixture(scope="module")
-def files(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def files(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The text in five files of different sizes and kinds, one of them empty."""
     folder = tmp_path_factory.mktemp("files")
     documents = documents_of(text)
@@ -42,7 +42,7 @@ def files(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa
 
 
 @pytest.fixture(scope="module")
-def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "corpus"
     prepare([files], out, tokenizer=tokenizer, **OPTIONS)
     return out
@@ -52,7 +52,7 @@ def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_the_same_call_again_does_nothing(
-    files: Path, tokenizer: Path, whole: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    files: Path, tokenizer: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(prepare_module, "read_documents", None)
     assert prepare([files], whole, tokenizer=tokenizer, **OPTIONS) == Manifest.read(whole / "manifest.json")
@@ -60,7 +60,7 @@ def test_the_same_call_again_does_nothing(
         prepare([files], whole, tokenizer=tokenizer, **{**OPTIONS, "heldout_fraction": 0.3})
 
 
-def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, progress=quiet)
     (tmp_path / "a.txt").write_text("same size")
@@ -90,7 +90,7 @@ if __name__ == "__main__":
 
 
 def test_killed_runs_are_gone_on_with(
-    files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Two real kills: within the third file, and behind it."""
     monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 3)
@@ -131,7 +131,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_a_killed_main_process(tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_workers_end_with_a_killed_main_process(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(WORKERS_OF_A_KILLED_PROCESS)
     done = subprocess.run([sys.executable, tmp_path / "run.py", tokenizer], stdout=subprocess.PIPE, timeout=120)
     workers = [Path(f"/proc/{number}") for number in done.stdout.decode().split()]
@@ -190,7 +190,7 @@ def test_two_writers_of_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def parts(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:  # noqa: F811
+def parts(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("parts")
     for part in (1, 2, 3):
         prepare([files], folder / str(part), tokenizer=tokenizer, shard=(part, 3), **OPTIONS)
@@ -205,7 +205,7 @@ def test_merged_parts_are_the_whole_byte_for_byte(whole: Path, parts: list[Path]
 
 
 def test_parts_that_do_not_make_a_whole(
-    whole: Path, parts: list[Path], files: Path, tokenizer: Path, tmp_path: Path  # noqa: F811
+    whole: Path, parts: list[Path], files: Path, tokenizer: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     def fails(which: list[Path], message: str) -> None:
         with pytest.raises(UserError, match=message):

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_pretrain import SLOW_RUN, assert_same_run, make_data, one_thread, train
+from small_runs import assert_same_run, make_data, one_thread, train
+from test_resume import SLOW_RUN
 
 from electra_core import meter
 from electra_core.cli import DIVERGED, main
