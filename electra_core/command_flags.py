@@ -50,7 +50,8 @@ def training_flags(command: argparse.ArgumentParser) -> None:
 
 
 def inference_flags(command: argparse.ArgumentParser) -> None:
-    """Of commands that run a fine-tuned model."""
+    """Of commands that run a fine-tuned model over a file."""
+    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
     command.add_argument("--quiet", action="store_true", help="no progress bars")

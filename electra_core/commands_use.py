@@ -29,7 +29,6 @@ def _evaluate_flags(commands: Any) -> None:
     command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
     command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
-    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     inference_flags(command)
 
 
@@ -63,7 +62,6 @@ def _predict_flags(commands: Any) -> None:
         "--submission", metavar="TASK",
         help="write the file that gluebenchmark.com takes for this GLUE task instead (--input: its test file)",
     )  # fmt: skip
-    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     inference_flags(command)
 
 
