@@ -43,6 +43,12 @@ TIMEOUT = timedelta(minutes=30)
 what only the network knows. Rank 0 alone counts words and writes models meanwhile, so it cannot be short."""
 
 
+_left: list[Any] = []
+"""Groups that were left, kept to the process's end. Whoever drops the last reference to one (its DDP replica, when
+`pretrain` returns) waits for gloo's threads and holds Python's lock; a thread that is still putting a message's
+tensors away waits for that lock, and neither goes on (seen with torch 2.13)."""
+
+
 class Ranks:
     """This process among all that train one model; without arguments the only one."""
 
@@ -149,6 +155,7 @@ class Ranks:
         else then, and torchrun ends them."""
         if self.size > 1:
             dist.barrier()
+            _left.append(dist.group.WORLD)
             dist.destroy_process_group()
 
     def _text_from(self, rank: int, text: str) -> str:

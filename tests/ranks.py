@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 SECONDS = 300
 
@@ -22,11 +23,10 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(["electra_core.pretrain", "torch.distributed.fsdp", __name__])
     results: Any = start.Queue()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    # Kept here, as torchrun does: a port that was free a moment ago may be another test's when rank 0 asks for it.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     processes = [
-        start.Process(target=_rank, args=(r, size, port, results, function, arguments)) for r in range(size)
+        start.Process(target=_rank, args=(r, size, store.port, results, function, arguments)) for r in range(size)
     ]
     for process in processes:
         process.start()
@@ -39,12 +39,12 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     return [found[rank] for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: str, results: Any, function: Callable[..., Any], arguments: Any) -> None:
+def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     try:
         results.put((rank, function(*arguments)))
     except Exception as error:
