@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, OwnProcess, compare, interleave, write_report
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.engine import choose_engine
 from electra_core.hub_layout import hub_tensors
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
@@ -318,10 +319,11 @@ def program(
 ) -> Callable[[], object]:  # fmt: skip
     """One of the programs, ready to take `steps` optimizer steps a call."""
     torch.set_num_threads(threads)
-    autocast = autocast_context(device, resolve_precision(precision, device))
+    dtype = resolve_precision(precision, device)
+    autocast = autocast_context(device, dtype)
     loop: Iterator[object]
     if name == OURS:
-        if device.type == "cpu":
+        if device.type == "cpu" and choose_engine("auto", device, 1, dtype) == "static":
             keep_freed_memory()  # as `electra pretrain` does
         model = build_objective(config, pretrain).to(device)
         loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)

@@ -88,8 +88,6 @@ def pretrain(
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
     """
     run, place = Path(out), resolve_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
     job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
@@ -159,6 +157,8 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[Step
     if engine != "eager":  # in fixed shapes, from batches on the host
         source = Batches(job.corpus, config, torch.device("cpu"))
         shapes, capture = Shapes.of_run(config), engine == "graph"
+        if device.type == "cpu":
+            keep_freed_memory()  # every step is of the same shapes, so what one has freed fits the next
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
     if device.type == "cuda":  # a CPU has nothing else to make them with
         source = Ahead(source)
