@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from electra_kernels.tiles import has_bf16_tiles
 from torch import Tensor, nn
 
 from electra_core.config import PretrainConfig
@@ -256,36 +257,42 @@ class Muon(ElectraAdam):
             if not self.state[p]:
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         momenta = [self.state[p]["momentum_buffer"] for p in params]
-        weights, before = torch.stack(params), torch.stack(momenta)
-        gradients = torch.stack([p.grad for p in params])
-        buffer = group["momentum"] * before + gradients
-        ahead = gradients + group["momentum"] * buffer
+        gradients, momentum, rate = [p.grad for p in params], group["momentum"], group["lr"]
+        if (found_inf := getattr(self, "found_inf", None)) is not None:  # then 1 B + 0 is B, and W - 0 is W
+            dropped = found_inf.bool()
+            gradients = [torch.where(dropped, 0.0, g) for g in gradients]
+            momentum, rate = (torch.where(dropped, *pair) for pair in ((1.0, momentum), (0.0, rate)))
+        torch._foreach_mul_(momenta, momentum)
+        torch._foreach_add_(momenta, gradients)
+        ahead = torch.stack(momenta).mul_(momentum).add_(torch.stack(gradients))
         rows, columns = ahead.shape[1] // parts, ahead.shape[2]
         updates = orthogonalise(ahead.view(-1, rows, columns)).reshape(ahead.shape)
-        updates = updates * (group["lr"] * math.sqrt(max(1.0, rows / columns)))
-        moved = weights * (1 - group["lr"] * group["weight_decay"]) - updates
-        if (found_inf := getattr(self, "found_inf", None)) is not None:
-            buffer, moved = (torch.where(found_inf.bool(), *pair) for pair in ((before, buffer), (weights, moved)))
-        torch._foreach_copy_(momenta, list(buffer.unbind()))
-        torch._foreach_copy_(params, list(moved.unbind()))
+        updates *= rate * math.sqrt(max(1.0, rows / columns))
+        torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+        torch._foreach_sub_(params, list(updates.unbind()))
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximately U V^T of each matrix U S V^T in [B, rows, columns], by a quintic Newton-Schulz iteration.
 
     The coefficients trade convergence for a steep slope at 0: singular values end between about 0.7 and 1.2.
-    bf16 on a GPU, where it is enough and twice as fast.
+    bf16 on a GPU and on processors with bf16 tiles, where it is enough and several times as fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(torch.bfloat16) if matrices.is_cuda else matrices
+    x = matrices.to(torch.bfloat16) if matrices.is_cuda or _in_tiles(matrices) else matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _in_tiles(matrices: Tensor) -> bool:
+    return matrices.is_cpu and matrices.dtype == torch.float32 and has_bf16_tiles()
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
