@@ -17,14 +17,13 @@ generator and discriminator alike.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from electra_kernels import attention, dropout_add_layer_norm, embedding_layer_norm
 from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from electra_core.config import EncoderConfig
-from electra_core.linear import Linear, autocast_dtype, cast_together
+from electra_core.linear import Linear, autocast_dtype, cast_together, gelu_of
 from electra_core.packing import TokenBatch
 
 STREAMS_PER_LAYER = 4
@@ -118,7 +117,7 @@ class Layer(nn.Module):
     def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
         branch = self.attention(hidden_TD, batch, seed)
         hidden_TD = self._add_norm(branch, hidden_TD, self.attention_norm, seed, self.streams[0])
-        branch = self.output(F.gelu(self.intermediate(hidden_TD)))
+        branch = self.output(gelu_of(self.intermediate, hidden_TD))
         return self._add_norm(branch, hidden_TD, self.output_norm, seed, self.streams[1])
 
     def _add_norm(

@@ -16,6 +16,7 @@ made by reading the kernels.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -126,19 +127,22 @@ class Recorder(TorchDispatchMode):
             self.launches.setdefault(self.stage, Counter())[name] += count
         if name in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::item"):
             self.waits.append(name)
+        # Gradients of one tensor are added up in one of them; for tensors that are not plain ones, in a third.
+        in_place = name == "aten::add" and _called_by_autograd()
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
-                self._note(tensor, self.stage)
+                self._note(tensor, self.stage, in_place)
         return output
 
-    def _note(self, tensor: Tensor, stage: str) -> None:
+    def _note(self, tensor: Tensor, stage: str, in_place: bool = False) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.live or not storage.nbytes():
             return
         self.live[key] = storage.nbytes(), stage
         self.bytes += storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
+        if not in_place:
+            self.peak = max(self.peak, self.bytes)
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
@@ -151,6 +155,14 @@ class Recorder(TorchDispatchMode):
         for size, stage in self.live.values():
             sums[stage] += size
         return dict(sums)
+
+
+def _called_by_autograd() -> bool:
+    """Whether the operation under way was called by autograd's engine itself and not from a function in Python."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name in ("_fn", "inner") and frame.f_back is not None:  # torch's wrappers around a mode
+        frame = frame.f_back
+    return frame.f_code.co_name == "_engine_run_backward"
 
 
 def launches(func: Any, args: tuple) -> int:

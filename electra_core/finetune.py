@@ -53,7 +53,13 @@ from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
 from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
-from electra_core.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.placement import (
+    KEPT_BETWEEN_BATCHES,
+    autocast_context,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+)
 from electra_core.predict import run_model
 from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
@@ -105,6 +111,8 @@ def finetune(
     """
     settings, out = settings or FinetuneSettings(), Path(out)
     on_device = resolve_device(device)
+    if on_device.type == "cpu":
+        keep_freed_memory(KEPT_BETWEEN_BATCHES)
     directory = model_dir.find_model(model)
     if out.resolve() in (directory.resolve(), *directory.resolve().parents):
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")

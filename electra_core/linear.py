@@ -44,6 +44,13 @@ class Linear(nn.Linear):
         return F.linear(input, *(self.copies or (self.weight, self.bias)))
 
 
+def gelu_of(layer: Linear, input: Tensor) -> Tensor:
+    """GELU(layer(input)), by erf; on tiles in one pass, where no backward pass needs what lies between."""
+    if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_bf16_tiles():
+        return _on_tiles(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
+    return F.gelu(layer(input))
+
+
 @contextmanager
 def cast_together(module: nn.Module) -> Iterator[None]:
     """Inside, the `Linear`s of `module` multiply with copies in autocast's dtype that one operation has made.
@@ -137,13 +144,23 @@ class _Fp32Products(torch.autograd.Function):
             return dx, dy_TO.T @ x_TI, dy_TO.sum(0)
 
 
+def _on_tiles(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+    """x Wᵀ + b of bf16 x and W, `then` "none" or "gelu", by oneDNN in one pass: torch's `F.linear` writes the bias
+    into every row first. The operator is the one that torch.compile takes; without it, the same in several."""
+    fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    with torch.autocast("cpu", enabled=False):
+        if fused is not None and x.numel():
+            return fused(x, weight, bias.to(torch.bfloat16), then, [], "none")  # type: ignore[no-any-return]
+        y = F.linear(x, weight, bias.to(torch.bfloat16))
+        return F.gelu(y) if then == "gelu" else y
+
+
 class _TileProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
         ctx.save_for_backward(x, weight)
-        with torch.autocast("cpu", enabled=False):
-            return F.linear(x, weight, bias.to(torch.bfloat16))
+        return _on_tiles(x, weight, bias)
 
     @staticmethod
     @once_differentiable

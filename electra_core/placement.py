@@ -12,7 +12,10 @@ from electra_kernels.tiles import has_bf16_tiles
 
 from electra_core.errors import UserError
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as in glibc's malloc.h
+KEPT_BETWEEN_BATCHES = 2**30
+"""Bytes for `keep_freed_memory` where batches differ in shape: fine-tuning, prediction."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
 
 
 def resolve_device(device: str) -> torch.device:
@@ -55,17 +58,25 @@ def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContex
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(most: int | None = None) -> None:
     """Has C's allocator (glibc's) keep what is freed, for the rest of the process.
 
-    Every training step takes the same memory again. By default large pieces go back to the system each time, and
-    come again page by page, set to zero: 15% of a step of `base` on a virtual machine (docs/decisions.md). The
-    peak is the same; what is free in between is not other programs' to use.
+    Every step takes about the same memory again. By default large pieces go back to the system each time, and come
+    again page by page, set to zero: 15% of a training step of `base`, a quarter of inference on long texts with
+    `small` (docs/decisions.md). The peak is the same; what is free in between is not other programs' to use.
+
+    Args:
+        most: bytes; None: everything, in pieces of any size, for steps of always the same shapes: what one has
+            freed fits the next. Where shapes differ the heap would creep so; with `most`, pieces of more than
+            32 MB still go back at once, and what is free at the heap's end beyond `most`.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 64 * 2**20)
+    if most is None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TOP_PAD, 64 * 2**20)
+    else:
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if most is None else most)

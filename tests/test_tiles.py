@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from electra_kernels import mlm_head, mlm_head_reference, native
 from electra_kernels.tiles import product_over_rows, products_in_bf16, turned
 from kernel_helpers import assert_within_budget
 
 from electra_core import linear
-from electra_core.linear import Linear
+from electra_core.linear import Linear, gelu_of
 
 needs_native = pytest.mark.skipif(native.problem() is not None, reason=f"no C loops: {native.problem()}")
 
@@ -59,6 +62,35 @@ def test_linear_with_tiles_is_as_exact_as_torch(shape: tuple[int, ...], monkeypa
         results.append([y.detach(), given.grad, layer.weight.grad, layer.bias.grad])
     for name, *values in zip(("y", "dx", "dweight", "dbias"), *results):
         assert_within_budget(name, *values)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (0, 24)], ids=str)
+def test_gelu_in_the_product_is_as_exact_as_after_it(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+    torch.manual_seed(0)
+    layer, x = Linear(24, 40), torch.randn(shape)
+    rounded = x.to(torch.bfloat16)
+    weight, bias = layer.weight.to(torch.bfloat16), layer.bias.to(torch.bfloat16)
+    exact = F.gelu(F.linear(rounded.double(), weight.double(), bias.double()))
+    same = F.gelu(F.linear(rounded, weight, bias))
+    results = []
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        results.append(gelu_of(layer, x))
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # a torch without the operator
+        results.append(gelu_of(layer, x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results.append(gelu_of(layer, x.requires_grad_()))
+    assert results[-1].requires_grad
+    for result in results:
+        assert_within_budget("gelu", result.detach(), same, exact)
+
+
+def test_gelu_without_tiles_is_torchs() -> None:
+    layer, x = Linear(24, 40), torch.randn(7, 24)
+    with torch.no_grad():
+        assert torch.equal(gelu_of(layer, x), F.gelu(layer(x)))
 
 
 def test_the_word_head_loses_nothing_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
