@@ -101,17 +101,16 @@ static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t c
 }
 
 
-/* e^x for x <= 0, as `exponential`. */
-INLINE __m512 exponentials(__m512 x) {
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.9875691500e-4f), f, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+#define LOG2_E 1.44269504f
+
+/* 2^x for x <= 0, to 1e-7: 2^n times a polynomial of degree 5, fitted to [-1/2, 1/2]. */
+INLINE __m512 powers_of_two(__m512 x) {
+    __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.001339086337f), f, _mm512_set1_ps(0.009676031918f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05550357114f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2402210749f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6931471880f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.000000075f));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -133,28 +132,41 @@ INLINE void keep_lanes(__mmask16 *kept, int64_t first, dropout_t dropout, uint32
     }
 }
 
-INLINE __m512 highest_of(const float *row, int64_t length, int64_t width, float scale) {
-    __m512 highest = _mm512_set1_ps(-INFINITY), factor = _mm512_set1_ps(scale);
-    for (int64_t v = 0; v < width / LANES; v++)
+INLINE __m512 highest_of(const float *row, int64_t length, __m512 factor) {
+    __m512 highest = _mm512_set1_ps(-INFINITY), other = highest;
+    int64_t v = 0, whole = length / LANES;
+    for (; v + 1 < whole; v += 2) {
+        highest = _mm512_max_ps(highest, _mm512_mul_ps(_mm512_loadu_ps(row + v * LANES), factor));
+        other = _mm512_max_ps(other, _mm512_mul_ps(_mm512_loadu_ps(row + (v + 1) * LANES), factor));
+    }
+    for (; v * LANES < length; v++)
         highest = _mm512_mask_max_ps(highest, keys_of(length, v), highest,
                                      _mm512_mul_ps(_mm512_loadu_ps(row + v * LANES), factor));
-    return _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+    return _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(highest, other)));
+}
+
+/* Vector `v` of a row of scores as exponentials; `kept` of them to p in bf16. */
+INLINE __m512 forward_vector(uint16_t *p, const float *row, int64_t v, __mmask16 keys, __mmask16 kept, __m512 factor,
+                             __m512 highest) {
+    __m512 e = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
+    if (keys != 0xFFFF) e = _mm512_maskz_mov_ps(keys, e);
+    __m256i rounded = to_bf16(kept != 0xFFFF ? _mm512_maskz_mov_ps(kept, e) : e);
+    _mm256_storeu_si256((__m256i *)(p + v * LANES), rounded);
+    return e;
 }
 
 /* Scores of one query -> kept exponentials in bf16; returns their sum before dropout. */
 static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t width, float scale, dropout_t dropout,
                          uint32_t t, uint32_t plane) {
-    __m512 highest = highest_of(row, length, width, scale), factor = _mm512_set1_ps(scale);
+    __m512 factor = _mm512_set1_ps(scale * LOG2_E), highest = highest_of(row, length, factor);
     __m512 total = _mm512_setzero_ps();
-    for (int64_t first = 0; first < width; first += NUMBERS) {
-        __mmask16 kept[NUMBERS / LANES];
-        keep_lanes(kept, first, dropout, t, plane);
-        for (int64_t v = first / LANES, i = 0; v < least(width, first + NUMBERS) / LANES; v++, i++) {
-            __m512 e = exponentials(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
-            e = _mm512_maskz_mov_ps(keys_of(length, v), e);
-            total = _mm512_add_ps(total, e);
-            _mm256_storeu_si256((__m256i *)(p + v * LANES), to_bf16(_mm512_maskz_mov_ps(kept[i], e)));
-        }
+    int64_t v = 0, whole = dropout.threshold ? 0 : length / LANES;
+    for (; v < whole; v++) total = _mm512_add_ps(total, forward_vector(p, row, v, 0xFFFF, 0xFFFF, factor, highest));
+    __mmask16 kept[NUMBERS / LANES];
+    for (int64_t fresh = -1; v < width / LANES; v++) {
+        int64_t slot = v % (NUMBERS / LANES);
+        if (v - slot != fresh) keep_lanes(kept, (fresh = v - slot) * LANES, dropout, t, plane);
+        total = _mm512_add_ps(total, forward_vector(p, row, v, keys_of(length, v), kept[slot], factor, highest));
     }
     return _mm512_reduce_add_ps(total);
 }
@@ -163,14 +175,14 @@ static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t 
    Returns 1 / sum of the exponentials; `delta` gets the row's sum of probability times gradient. */
 static float backward_row(float *row, float *dP, __mmask16 *kept, float *delta, int64_t length, int64_t width,
                           float scale, dropout_t dropout, uint32_t t, uint32_t plane) {
-    __m512 highest = highest_of(row, length, width, scale), factor = _mm512_set1_ps(scale);
+    __m512 factor = _mm512_set1_ps(scale * LOG2_E), highest = highest_of(row, length, factor);
     __m512 total = _mm512_setzero_ps(), slope = total, keep = _mm512_set1_ps(dropout.scale);
     for (int64_t first = 0; first < width; first += NUMBERS) {
         keep_lanes(kept + first / LANES, first, dropout, t, plane);
         for (int64_t v = first / LANES; v < least(width, first + NUMBERS) / LANES; v++) {
-            __m512 e = exponentials(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
+            __m512 e = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
             __m512 d = _mm512_maskz_mul_ps(kept[v], _mm512_loadu_ps(dP + v * LANES), keep);
-            e = _mm512_maskz_mov_ps(keys_of(length, v), e);
+            if (v * LANES + LANES > length) e = _mm512_maskz_mov_ps(keys_of(length, v), e);
             total = _mm512_add_ps(total, e), slope = _mm512_fmadd_ps(e, d, slope);
             _mm512_storeu_ps(row + v * LANES, e), _mm512_storeu_ps(dP + v * LANES, d);
         }
