@@ -37,12 +37,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from electra_kernels.tiles import has_bf16_tiles
 
 from benchmarks.harness import environment
 from electra_core import model_dir
 from electra_core.config import PRESETS
 from electra_core.features import Features, batch_order, sorted_batches
 from electra_core.initialisation import initialise
+from electra_core.linear import round_weights
 from electra_core.packing import from_padded
 from electra_core.placement import KEPT_BETWEEN_BATCHES, autocast_context, keep_freed_memory, resolve_precision
 from electra_core.tasks import SequenceClassifier, classification_loss
@@ -152,6 +154,8 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
         model = ElectraForSequenceClassification.from_pretrained(folder)
     model = model.to(device).train(train)
+    if way == "ours" and not train and device == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
+        round_weights(model)  # as `electra predict` does
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
 
     def loss_of(batch: Any, step: int) -> torch.Tensor:

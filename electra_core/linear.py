@@ -51,6 +51,13 @@ def gelu_of(layer: Linear, input: Tensor) -> Tensor:
     return F.gelu(layer(input))
 
 
+def round_weights(module: nn.Module) -> None:
+    """Keeps the `Linear`s of a module that is not trained in bf16, to which every product on tiles rounds them."""
+    for linear in module.modules():
+        if isinstance(linear, Linear):
+            linear.to(torch.bfloat16)
+
+
 @contextmanager
 def cast_together(module: nn.Module) -> Iterator[None]:
     """Inside, the `Linear`s of `module` multiply with copies in autocast's dtype that one operation has made.

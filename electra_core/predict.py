@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from electra_kernels.tiles import has_bf16_tiles
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
@@ -27,6 +28,7 @@ from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, sorted_batches
 from electra_core.labelled import BadRows
+from electra_core.linear import round_weights
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
 from electra_core.placement import (
     KEPT_BETWEEN_BATCHES,
@@ -159,6 +161,8 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
         keep_freed_memory(KEPT_BETWEEN_BATCHES)
     model = load_model(task, directory).to(on_device)
     dtype = resolve_precision(precision, on_device)
+    if on_device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
+        round_weights(model)
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 

@@ -87,6 +87,16 @@ def test_gelu_in_the_product_is_as_exact_as_after_it(
         assert_within_budget("gelu", result.detach(), same, exact)
 
 
+def test_weights_rounded_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+    layers, x = torch.nn.Sequential(Linear(24, 40), torch.nn.LayerNorm(40), Linear(40, 3)), torch.randn(7, 24)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = layers(x)
+        linear.round_weights(layers)
+        assert torch.equal(layers(x), before)
+    assert layers[0].weight.dtype == torch.bfloat16 and layers[1].weight.dtype == torch.float32
+
+
 def test_gelu_without_tiles_is_torchs() -> None:
     layer, x = Linear(24, 40), torch.randn(7, 24)
     with torch.no_grad():

@@ -4,13 +4,17 @@
    contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products on tiles: `attention_tiles.c`).
    Every sum runs in an order that does not depend on the number of threads.
 
-   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles, which have no other name. */
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles and the conversion to bf16,
+   which have no other name. */
 
 #ifndef COMMON_H
 #define COMMON_H
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16 /* numbers of a vector; processors with narrower ones split it */
@@ -36,7 +40,12 @@ static inline void load(float *to, const void *from, int64_t first, int64_t coun
 static inline void store(void *to, int64_t first, const float *from, int64_t count, int bf16) {
     if (!bf16) { memcpy((float *)to + first, from, 4 * count); return; }
     uint16_t *halves = (uint16_t *)to + first;
-    for (int64_t i = 0; i < count; i++) {
+    int64_t i = 0;
+#ifdef __AVX512BF16__
+    for (; i + LANES <= count; i += LANES)
+        _mm256_storeu_si256((__m256i *)(halves + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+#endif
+    for (; i < count; i++) {
         uint32_t bits = as_bits(from[i]);
         halves[i] = from[i] == from[i] ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FC0;
     }

@@ -6,45 +6,54 @@
 
 #define ROW_BLOCK 64 /* rows whose gradients of weight and bias are added up in one go */
 
-INLINE float sum(const float *values, int64_t count) {
+INLINE float number(const void *from, int64_t i, int bf16) {
+    return bf16 ? as_float((uint32_t)((const uint16_t *)from)[i] << 16) : ((const float *)from)[i];
+}
+
+/* values = residual + keep x of the row from `first` on; returns their sum. */
+INLINE float add_row(float *values, const float *keep, const void *x, const void *residual, int64_t first, int64_t size,
+                     int x_bf16, int residual_bf16) {
     float total = 0.0f;
 #pragma omp simd reduction(+ : total)
-    for (int64_t c = 0; c < count; c++) total += values[c];
+    for (int64_t c = 0; c < size; c++) {
+        values[c] = number(residual, first + c, residual_bf16) + number(x, first + c, x_bf16) * keep[c];
+        total += values[c];
+    }
     return total;
 }
 
-INLINE float dot(const float *a, const float *b, int64_t count) {
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int64_t c = 0; c < count; c++) total += a[c] * b[c];
-    return total;
-}
-
-/* (residual + keep x - mean) / deviation of row t, and 1 / deviation. */
-static float normalise(float *normed, const float *keep, const void *x, const void *residual, int64_t t, int64_t size,
-                       float eps, int x_bf16, int residual_bf16) {
-    float values[size];
-    load(values, x, t * size, size, x_bf16);
-    load(normed, residual, t * size, size, residual_bf16);
-    for (int64_t c = 0; c < size; c++) normed[c] += values[c] * keep[c];
-    float mean = sum(normed, size) / size;
-    for (int64_t c = 0; c < size; c++) normed[c] -= mean;
-    float scale = 1.0f / sqrtf(dot(normed, normed, size) / size + eps);
-    for (int64_t c = 0; c < size; c++) normed[c] *= scale;
-    return scale;
+/* residual + keep x - mean of row t; returns 1 / its deviation. */
+static float centre(float *values, const float *keep, const void *x, const void *residual, int64_t t, int64_t size,
+                    float eps, int x_bf16, int residual_bf16) {
+    int64_t first = t * size;
+    float total, squares = 0.0f;
+    if (x_bf16) /* one loop each, without a choice for every number */
+        total = residual_bf16 ? add_row(values, keep, x, residual, first, size, 1, 1)
+                              : add_row(values, keep, x, residual, first, size, 1, 0);
+    else
+        total = residual_bf16 ? add_row(values, keep, x, residual, first, size, 0, 1)
+                              : add_row(values, keep, x, residual, first, size, 0, 0);
+    float mean = total / size;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < size; c++) values[c] -= mean, squares += values[c] * values[c];
+    return 1.0f / sqrtf(squares / size + eps);
 }
 
 void layer_norm_forward(const void *x, const void *residual, const float *weight, const float *bias,
                         const int64_t *seed, void *out, int64_t rows, int64_t size, float eps, int64_t stream,
                         int32_t threshold, float scale, int x_bf16, int residual_bf16, int threads) {
     dropout_t drop = read_dropout(seed, stream, threshold, scale);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t t = 0; t < rows; t++) {
+#pragma omp parallel num_threads(threads)
+    {
         float keep[round_up(size, NUMBERS)], normed[size];
-        keep_row(keep, size, drop, (uint32_t)t, 0);
-        normalise(normed, keep, x, residual, t, size, eps, x_bf16, residual_bf16);
-        for (int64_t c = 0; c < size; c++) normed[c] = normed[c] * weight[c] + bias[c];
-        store(out, t * size, normed, size, x_bf16);
+        keep_row(keep, size, drop, 0, 0);
+#pragma omp for
+        for (int64_t t = 0; t < rows; t++) {
+            if (threshold) keep_row(keep, size, drop, (uint32_t)t, 0);
+            float inverse = centre(normed, keep, x, residual, t, size, eps, x_bf16, residual_bf16);
+            for (int64_t c = 0; c < size; c++) normed[c] = normed[c] * inverse * weight[c] + bias[c];
+            store(out, t * size, normed, size, x_bf16);
+        }
     }
 }
 
@@ -59,12 +68,19 @@ void layer_norm_backward(const void *dout, const void *x, const void *residual, 
         float keep[round_up(size, NUMBERS)], normed[size], grad[size];
         float *dw = dweight + block * size, *db = dbias + block * size;
         memset(dw, 0, 4 * size), memset(db, 0, 4 * size);
+        keep_row(keep, size, drop, 0, 0);
         for (int64_t t = block * ROW_BLOCK; t < least(rows, (block + 1) * ROW_BLOCK); t++) {
-            keep_row(keep, size, drop, (uint32_t)t, 0);
-            float inverse = normalise(normed, keep, x, residual, t, size, eps, x_bf16, residual_bf16);
+            if (threshold) keep_row(keep, size, drop, (uint32_t)t, 0);
+            float inverse = centre(normed, keep, x, residual, t, size, eps, x_bf16, residual_bf16);
+            float mean = 0.0f, slope = 0.0f;
             load(grad, dout, t * size, size, x_bf16);
-            for (int64_t c = 0; c < size; c++) dw[c] += grad[c] * normed[c], db[c] += grad[c], grad[c] *= weight[c];
-            float mean = sum(grad, size) / size, slope = dot(grad, normed, size) / size;
+#pragma omp simd reduction(+ : mean, slope)
+            for (int64_t c = 0; c < size; c++) {
+                normed[c] *= inverse;
+                dw[c] += grad[c] * normed[c], db[c] += grad[c], grad[c] *= weight[c];
+                mean += grad[c], slope += grad[c] * normed[c];
+            }
+            mean /= size, slope /= size;
             for (int64_t c = 0; c < size; c++) grad[c] = (grad[c] - mean - normed[c] * slope) * inverse;
             store(dresidual, t * size, grad, size, residual_bf16);
             if (!threshold) continue; /* dx is dresidual */
