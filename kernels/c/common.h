@@ -4,15 +4,15 @@
    contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products on tiles: `attention_tiles.c`).
    Every sum runs in an order that does not depend on the number of threads.
 
-   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles and the conversion to bf16,
-   which have no other name. */
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles, the conversion to bf16 and the
+   halves of products, which have no other name. */
 
 #ifndef COMMON_H
 #define COMMON_H
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -67,9 +67,16 @@ static inline dropout_t read_dropout(const int64_t *seed, int64_t stream, int32_
 
 /* High and low halves of the 32 x 32 -> 64 bit products; even and odd lanes apart. */
 INLINE words multiply(words a, uint32_t b, words *low) {
+#ifdef __AVX512F__ /* the same in half the instructions */
+    __m512i factor = _mm512_set1_epi64(b), even = _mm512_mul_epu32((__m512i)a, factor);
+    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+    *low = (words)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0x80);
+    return (words)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0x31);
+#else
     longs even = ((longs)a & 0xFFFFFFFF) * (uint64_t)b, odd = ((longs)a >> 32) * (uint64_t)b;
     *low = (words)((even & 0xFFFFFFFF) | odd << 32);
     return (words)(even >> 32 | (odd & 0xFFFFFFFF00000000));
+#endif
 }
 
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
