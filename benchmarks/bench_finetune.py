@@ -37,7 +37,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from electra_kernels.tiles import has_bf16_tiles
 
 from benchmarks.harness import environment
 from electra_core import model_dir
@@ -46,7 +45,7 @@ from electra_core.features import Features, batch_order, sorted_batches
 from electra_core.initialisation import initialise
 from electra_core.linear import round_weights
 from electra_core.packing import from_padded
-from electra_core.placement import KEPT_BETWEEN_BATCHES, autocast_context, keep_freed_memory, resolve_precision
+from electra_core.placement import autocast_context, keep_memory_between_batches, resolve_precision
 from electra_core.tasks import SequenceClassifier, classification_loss
 
 WAYS = ("ours", "hub, dynamic", "hub, maximum")
@@ -154,8 +153,8 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
         model = ElectraForSequenceClassification.from_pretrained(folder)
     model = model.to(device).train(train)
-    if way == "ours" and not train and device == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
-        round_weights(model)  # as `electra predict` does
+    if way == "ours" and not train:
+        round_weights(model, torch.device(device), dtype)  # as `electra predict` does
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
 
     def loss_of(batch: Any, step: int) -> torch.Tensor:
@@ -180,8 +179,8 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
 def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace) -> dict[str, float]:
     """Seconds for one pass over the examples (after a warm-up on some of them), and peak memory."""
-    if args.device == "cpu" and (way == "ours" or args.keep_freed_memory == "all"):
-        keep_freed_memory(KEPT_BETWEEN_BATCHES)
+    if way == "ours" or args.keep_freed_memory == "all":
+        keep_memory_between_batches(torch.device(args.device))
     rows = sequences(
         workload,
         args.examples or default_examples(workload, train, args.device),

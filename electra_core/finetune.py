@@ -54,9 +54,8 @@ from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
 from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
 from electra_core.placement import (
-    KEPT_BETWEEN_BATCHES,
     autocast_context,
-    keep_freed_memory,
+    keep_memory_between_batches,
     resolve_device,
     resolve_precision,
 )
@@ -111,8 +110,7 @@ def finetune(
     """
     settings, out = settings or FinetuneSettings(), Path(out)
     on_device = resolve_device(device)
-    if on_device.type == "cpu":
-        keep_freed_memory(KEPT_BETWEEN_BATCHES)
+    keep_memory_between_batches(on_device)
     directory = model_dir.find_model(model)
     if out.resolve() in (directory.resolve(), *directory.resolve().parents):
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")

@@ -51,11 +51,13 @@ def gelu_of(layer: Linear, input: Tensor) -> Tensor:
     return F.gelu(layer(input))
 
 
-def round_weights(module: nn.Module) -> None:
-    """Keeps the `Linear`s of a module that is not trained in bf16, to which every product on tiles rounds them."""
-    for linear in module.modules():
-        if isinstance(linear, Linear):
-            linear.to(torch.bfloat16)
+def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Rounds the `Linear`s of a module that is only asked, not trained, once instead of in every product: the same
+    results, where products are done in bf16 on a CPU's tiles. Does nothing elsewhere."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
+        for linear in module.modules():
+            if isinstance(linear, Linear):
+                linear.to(torch.bfloat16)
 
 
 @contextmanager

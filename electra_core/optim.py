@@ -258,7 +258,8 @@ class Muon(ElectraAdam):
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         momenta = [self.state[p]["momentum_buffer"] for p in params]
         gradients, momentum, rate = [p.grad for p in params], group["momentum"], group["lr"]
-        if (found_inf := getattr(self, "found_inf", None)) is not None:  # then 1 B + 0 is B, and W - 0 is W
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            # With 1, 0 and 0 in place of momentum, gradient and rate, B and W below stay the same numbers.
             dropped = found_inf.bool()
             gradients = [torch.where(dropped, 0.0, g) for g in gradients]
             momentum, rate = (torch.where(dropped, *pair) for pair in ((1.0, momentum), (0.0, rate)))
@@ -279,7 +280,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     bf16 on a GPU and on processors with bf16 tiles, where it is enough and several times as fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(torch.bfloat16) if matrices.is_cuda or _in_tiles(matrices) else matrices
+    on_tiles = matrices.is_cpu and matrices.dtype == torch.float32 and has_bf16_tiles()
+    x = matrices.to(torch.bfloat16) if matrices.is_cuda or on_tiles else matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -289,10 +291,6 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
-
-
-def _in_tiles(matrices: Tensor) -> bool:
-    return matrices.is_cpu and matrices.dtype == torch.float32 and has_bf16_tiles()
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:

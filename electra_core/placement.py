@@ -12,9 +12,7 @@ from electra_kernels.tiles import has_bf16_tiles
 
 from electra_core.errors import UserError
 
-KEPT_BETWEEN_BATCHES = 2**30
-"""Bytes for `keep_freed_memory` where batches differ in shape: fine-tuning, prediction."""
-
+KEPT_BETWEEN_BATCHES = 2**30  # bytes
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
 
 
@@ -80,3 +78,9 @@ def keep_freed_memory(most: int | None = None) -> None:
     else:
         mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if most is None else most)
+
+
+def keep_memory_between_batches(device: torch.device) -> None:
+    """`keep_freed_memory` on a CPU for batches that differ in shape: fine-tuning, prediction."""
+    if device.type == "cpu":
+        keep_freed_memory(KEPT_BETWEEN_BATCHES)

@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from electra_kernels.tiles import has_bf16_tiles
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
@@ -31,9 +30,8 @@ from electra_core.labelled import BadRows
 from electra_core.linear import round_weights
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
 from electra_core.placement import (
-    KEPT_BETWEEN_BATCHES,
     autocast_context,
-    keep_freed_memory,
+    keep_memory_between_batches,
     resolve_device,
     resolve_precision,
 )
@@ -157,12 +155,10 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     directory = model_dir.find_model(source)
     task = load_task(directory)
     on_device = resolve_device(device)
-    if on_device.type == "cpu":
-        keep_freed_memory(KEPT_BETWEEN_BATCHES)
+    keep_memory_between_batches(on_device)
     model = load_model(task, directory).to(on_device)
     dtype = resolve_precision(precision, on_device)
-    if on_device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
-        round_weights(model)
+    round_weights(model, on_device, dtype)
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 

@@ -100,7 +100,6 @@ static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t c
             }
 }
 
-
 #define LOG2_E 1.44269504f
 
 /* 2^x for x <= 0, to 1e-7: 2^n times a polynomial of degree 5, fitted to [-1/2, 1/2]. */
@@ -145,28 +144,20 @@ INLINE __m512 highest_of(const float *row, int64_t length, __m512 factor) {
     return _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(highest, other)));
 }
 
-/* Vector `v` of a row of scores as exponentials; `kept` of them to p in bf16. */
-INLINE __m512 forward_vector(uint16_t *p, const float *row, int64_t v, __mmask16 keys, __mmask16 kept, __m512 factor,
-                             __m512 highest) {
-    __m512 e = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
-    if (keys != 0xFFFF) e = _mm512_maskz_mov_ps(keys, e);
-    __m256i rounded = to_bf16(kept != 0xFFFF ? _mm512_maskz_mov_ps(kept, e) : e);
-    _mm256_storeu_si256((__m256i *)(p + v * LANES), rounded);
-    return e;
-}
-
 /* Scores of one query -> kept exponentials in bf16; returns their sum before dropout. */
 static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t width, float scale, dropout_t dropout,
                          uint32_t t, uint32_t plane) {
     __m512 factor = _mm512_set1_ps(scale * LOG2_E), highest = highest_of(row, length, factor);
     __m512 total = _mm512_setzero_ps();
-    int64_t v = 0, whole = dropout.threshold ? 0 : length / LANES;
-    for (; v < whole; v++) total = _mm512_add_ps(total, forward_vector(p, row, v, 0xFFFF, 0xFFFF, factor, highest));
-    __mmask16 kept[NUMBERS / LANES];
-    for (int64_t fresh = -1; v < width / LANES; v++) {
-        int64_t slot = v % (NUMBERS / LANES);
-        if (v - slot != fresh) keep_lanes(kept, (fresh = v - slot) * LANES, dropout, t, plane);
-        total = _mm512_add_ps(total, forward_vector(p, row, v, keys_of(length, v), kept[slot], factor, highest));
+    for (int64_t first = 0; first < width; first += NUMBERS) {
+        __mmask16 kept[NUMBERS / LANES];
+        keep_lanes(kept, first, dropout, t, plane);
+        for (int64_t v = first / LANES, i = 0; v < least(width, first + NUMBERS) / LANES; v++, i++) {
+            __m512 e = powers_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + v * LANES), factor, highest));
+            if (v * LANES + LANES > length) e = _mm512_maskz_mov_ps(keys_of(length, v), e);
+            total = _mm512_add_ps(total, e);
+            _mm256_storeu_si256((__m256i *)(p + v * LANES), to_bf16(_mm512_maskz_mov_ps(kept[i], e)));
+        }
     }
     return _mm512_reduce_add_ps(total);
 }
