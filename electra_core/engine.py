@@ -3,7 +3,7 @@
 | engine | what it is | where |
 |---|---|---|
 | `eager` | kernel by kernel, as the code reads | everywhere |
-| `static` | the same, in fixed shapes | everywhere; for CPUs with bf16 tiles |
+| `static` | the same, in fixed shapes | everywhere; for CPUs that are fast at bf16 |
 | `compile` | the model through `torch.compile`, in fixed shapes | where a compiler works |
 | `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU |
 
@@ -13,7 +13,7 @@ stay where they are: `StaticInputs` holds batch, seed and rate, and `training.ta
 finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
 engine's; only the capture itself needs a GPU.
 
-**On a CPU with bf16 tiles (AMX)** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each.
+**On a CPU that is fast at bf16** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each.
 With a T of its own in every step that takes longer than the products; in a few fixed shapes it happens once.
 
 **Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
@@ -30,8 +30,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.rng import fold
-from electra_kernels.tiles import has_bf16_tiles
 from torch import Tensor, nn
 
 from electra_core.distributed import Ranks
@@ -49,7 +49,7 @@ log = logging.getLogger("electra_core")
 def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: torch.dtype | None = None) -> str:
     """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
-    "auto" is "graph" on one GPU, "static" in bf16 on a CPU with tiles for it, and "eager" elsewhere: on a CPU
+    "auto" is "graph" on one GPU, "static" in bf16 on a CPU that is fast at it, and "eager" elsewhere: on a CPU
     compiling was measured not to pay (docs/performance.md).
 
     Args:
@@ -63,8 +63,8 @@ def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: 
     if engine == "auto":
         if not problems["graph"]:
             return "graph"
-        tiles = device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles()
-        return "static" if tiles and not problems["static"] else "eager"
+        fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16()
+        return "static" if fast and not problems["static"] else "eager"
     if problems.get(engine):
         log.warning("--engine %s: %s; going on with the eager engine", engine, problems[engine])
         return "eager"

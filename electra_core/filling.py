@@ -1,9 +1,9 @@
 """Filling sequences, so that batches have one of a few numbers of tokens.
 
-On a CPU with bf16 tiles oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The batches
-of fine-tuning and prediction hold as many tokens as their texts have, nearly every time another number. Filled
-up to the next of `SIZES_PER_OCTAVE` sizes between a power of two and the next one, they cost 3% more to multiply
-and need new code only now and then.
+On a CPU that is fast at bf16 oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The
+batches of fine-tuning and prediction hold as many tokens as their texts have, nearly every time another number.
+Filled up to the next of `SIZES_PER_OCTAVE` sizes between a power of two and the next one, they cost 3% more to
+multiply and need new code only now and then.
 
 What fills up is a sequence behind the batch's own: attention stays within a sequence, and no token of the batch
 moves to another row, which decides what dropout draws. Whoever fills cuts the rows behind the batch's own off
@@ -14,9 +14,9 @@ shapes: `static_batch.py`.)
 from __future__ import annotations
 
 import torch
+from electra_kernels.fast_bf16 import has_fast_bf16
 from torch import Tensor
 
-from electra_core.linear import has_bf16_tiles
 from electra_core.packing import TokenBatch
 
 SIZES_PER_OCTAVE = 16
@@ -47,11 +47,11 @@ def filled_size(tokens: int) -> int:
 
 
 def wants_filling(tensor: Tensor) -> bool:
-    """Whether products are done in bf16 on a CPU that has tiles for it; not while torch.compile traces."""
+    """Whether products are done in bf16 on a CPU that is fast at it; not while torch.compile traces."""
     return (
         tensor.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and not torch.compiler.is_compiling()
-        and has_bf16_tiles()
+        and has_fast_bf16()
     )

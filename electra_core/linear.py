@@ -4,14 +4,14 @@
 converts their gradients back one by one. `cast_together` does that for all `Linear`s of a module at once: the same
 numbers with a few launches instead of four for every layer.
 
-**On a CPU**, bf16 autocast multiplies in bf16. Processors with AVX-512 but without AMX tiles do that at half the
-speed of fp32 (docs/decisions.md). There `Linear` keeps what bf16 saves, the memory of activations, and multiplies
+**On a CPU**, bf16 autocast multiplies in bf16, which many processors do at half the speed of fp32
+(`electra_kernels/fast_bf16.py`). There `Linear` keeps what bf16 saves, the memory of activations, and multiplies
 in fp32:
 
     y = bf16(x W^T + b),  dx = bf16(dy W),  dW = dy^T x,  db = sum over rows of dy        x, y, dx, dy in bf16
 
 Each operand is the number that a bf16 product would take, save for W, which is not rounded; so the result is no
-farther from the exact one. Processors with AMX tiles multiply in bf16, the sum over tokens dW = dy^T x by
+farther from the exact one. Processors that are fast at bf16 multiply in it, the sum over tokens dW = dy^T x by
 `product_over_rows`.
 """
 
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from electra_kernels.dispatch import use_triton
-from electra_kernels.tiles import has_bf16_tiles, product_over_rows
+from electra_kernels.fast_bf16 import has_fast_bf16, product_over_rows
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -39,22 +39,22 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         if multiplies_by_itself(input):
-            products = _TileProducts if has_bf16_tiles() else _Fp32Products
+            products = _Bf16Products if has_fast_bf16() else _Fp32Products
             return products.apply(input, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
         return F.linear(input, *(self.copies or (self.weight, self.bias)))
 
 
 def gelu_of(layer: Linear, input: Tensor) -> Tensor:
-    """GELU(layer(input)), by erf; on tiles in one pass, where no backward pass needs what lies between."""
-    if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_bf16_tiles():
-        return _on_tiles(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
+    """GELU(layer(input)), by erf; in fast bf16 in one pass, where no backward pass needs what lies between."""
+    if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
+        return _in_bf16(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
     return F.gelu(layer(input))
 
 
 def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Rounds the `Linear`s of a module that is only asked, not trained, once instead of in every product: the same
-    results, where products are done in bf16 on a CPU's tiles. Does nothing elsewhere."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and has_bf16_tiles():
+    results, where products are done in bf16 on a CPU. Does nothing elsewhere."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():
         for linear in module.modules():
             if isinstance(linear, Linear):
                 linear.to(torch.bfloat16)
@@ -153,7 +153,7 @@ class _Fp32Products(torch.autograd.Function):
             return dx, dy_TO.T @ x_TI, dy_TO.sum(0)
 
 
-def _on_tiles(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+def _in_bf16(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
     """x Wᵀ + b of bf16 x and W, `then` "none" or "gelu", by oneDNN in one pass: torch's `F.linear` writes the bias
     into every row first. The operator is the one that torch.compile takes; without it, the same in several."""
     fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -164,12 +164,12 @@ def _on_tiles(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Te
         return F.gelu(y) if then == "gelu" else y
 
 
-class _TileProducts(torch.autograd.Function):
+class _Bf16Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
         ctx.save_for_backward(x, weight)
-        return _on_tiles(x, weight, bias)
+        return _in_bf16(x, weight, bias)
 
     @staticmethod
     @once_differentiable

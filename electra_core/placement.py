@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from electra_kernels.tiles import has_bf16_tiles
+from electra_kernels.fast_bf16 import has_fast_bf16
 
 from electra_core.errors import UserError
 
@@ -41,13 +41,12 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The compute dtype for "auto" | "bf16" | "fp32".
 
-    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor with AMX tiles.
-    Processors with AVX-512 BF16 alone multiply bf16 at half the speed of fp32 (measured,
-    docs/decisions.md).
+    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor that
+    `has_fast_bf16`.
     """
     if precision == "auto":
         has_gpu_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_gpu_bf16 or (device.type == "cpu" and has_bf16_tiles()) else torch.float32
+        return torch.bfloat16 if has_gpu_bf16 or (device.type == "cpu" and has_fast_bf16()) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -1,8 +1,8 @@
 """Attention by loops in C (maths: see `attention`): every sequence and head by itself, some queries at a time, so
 that probabilities never leave the cache. The backward pass computes them again.
 
-`c/attention.c` computes in fp32. `c/attention_tiles.c` multiplies bf16 numbers on the processor's tiles (AMX),
-where there are any: the same dropout decisions, and values as rounded as bf16 products leave them on a GPU.
+`c/attention.c` computes in fp32. `c/attention_bf16.c` multiplies bf16 numbers as such, on processors that are fast
+at it (`fast_bf16.py`): the same dropout decisions, and values as rounded as bf16 products leave them on a GPU.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from electra_kernels import native
+from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
 
 LANES = 16  # as in c/common.h: head dims are whole vectors
-DEPTH = 32  # as in c/attention_tiles.c: there head dims are whole rows of a tile
+DEPTH = 32  # as in c/attention_bf16.c: there head dims are whole rows of a tile
 LONGEST = 4096  # tokens of a sequence; beyond, PyTorch's own blocked kernels are the better choice
-SHORT = 128  # tokens; without tiles, longer sequences without dropout are faster by PyTorch's own kernel
+SHORT = 128  # tokens; with products in fp32, longer sequences without dropout are faster by PyTorch's own kernel
 
 
 def takes(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
@@ -28,12 +29,12 @@ def takes(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
 
 def is_slower(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
     """Whether PyTorch's own fused kernel, where it can do the same, is the faster one."""
-    return max_seqlen > SHORT and not _on_tiles(qkv_T3HK)
+    return max_seqlen > SHORT and not _in_bf16(qkv_T3HK)
 
 
-def _on_tiles(qkv_T3HK: Tensor) -> bool:
+def _in_bf16(qkv_T3HK: Tensor) -> bool:
     fits = qkv_T3HK.device.type == "cpu" and qkv_T3HK.dtype == torch.bfloat16 and qkv_T3HK.shape[-1] % DEPTH == 0
-    return fits and native.has_tiles()
+    return fits and has_fast_bf16() and native.has_bf16_products()
 
 
 @operator("native_attention")
@@ -93,8 +94,8 @@ def _run(
         qkv_T3HK, offsets, seed, dout_THK, out, len(offsets) - 1, max_seqlen, heads, dim,
         softmax_scale, *dropout_arguments(dropout_p, stream),
     )  # fmt: skip
-    if _on_tiles(qkv_T3HK):
-        call("attention_on_tiles", *arguments, threads)
+    if _in_bf16(qkv_T3HK):
+        call("attention_in_bf16", *arguments, threads)
     else:
         call("attention", *arguments, c_int(qkv_T3HK.dtype == torch.bfloat16), threads)
     return out

@@ -1,10 +1,10 @@
 """`mlm_head` in plain PyTorch: the specification, and the training path on CPUs (maths: see `mlm_head`).
 
 Operands have hidden's dtype; products, sums and statistics are fp32, also for bf16: that keeps the logits exact,
-and is faster on CPUs without tiles for bf16 (`tiles.py` for those with). Rows are taken in chunks whose
-logits stay in the cache, so memory is O(chunk · V). The passes over a chunk are kept few: one buffer is
-reused, the softmax is never normalised (1/Σ is applied to M numbers, not M·V), and the upstream gradient g
-scales hidden instead of P.
+and is faster on most CPUs. Those that are fast at bf16 (`fast_bf16.py`) multiply in it for the gradients, and for
+the logits where that leaves them exact. Rows are taken in chunks whose logits stay in the cache, so memory is
+O(chunk · V). The passes over a chunk are kept few: one buffer is reused, the softmax is never normalised (1/Σ is
+applied to M numbers, not M·V), and the upstream gradient g scales hidden instead of P.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from electra_kernels.fast_bf16 import has_fast_bf16, has_tiles, products_in_bf16
 from electra_kernels.operators import statistics_dtype
 from electra_kernels.sample_replace_reference import draw, tempered_weights, tile_sums
-from electra_kernels.tiles import has_bf16_tiles, products_in_bf16
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21  # logits held at a time: 8 MB in fp32, the fastest of 2^18 ... 2^22 at V = 30522 and 8192
-TILES_CHUNK_ELEMENTS = 1 << 23  # for bf16 on a CPU with tiles, where every product lays the embedding out anew
+BF16_CHUNK_ELEMENTS = 1 << 23  # for bf16 where it is fast: every product lays the embedding out anew
 
 
 def mlm_head(
@@ -40,16 +40,16 @@ def mlm_head(
 
 
 def _logit_chunks(
-    hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, tiles: bool
+    hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, in_bf16: bool
 ) -> Iterator[tuple[slice, Tensor]]:
     """(rows, their logits) for all rows, in one reused buffer that the caller may overwrite."""
     rows, vocabulary = len(hidden_ME), len(embedding_VE)
-    size = min(rows, max(1, (TILES_CHUNK_ELEMENTS if tiles else CHUNK_ELEMENTS) // max(1, vocabulary)))
+    size = min(rows, max(1, (BF16_CHUNK_ELEMENTS if in_bf16 else CHUNK_ELEMENTS) // max(1, vocabulary)))
     buffer_RV = hidden_ME.new_empty(size, vocabulary)
     for start in range(0, rows, max(1, size)):
         block = slice(start, min(start + size, rows))
         logits_RV = buffer_RV[: block.stop - block.start]
-        with products_in_bf16(tiles):
+        with products_in_bf16(in_bf16):
             torch.mm(hidden_ME[block], embedding_VE.T, out=logits_RV)  # with addmm the product took 1.5x as long
         yield block, logits_RV.add_(bias_V)
 
@@ -67,7 +67,7 @@ class _ChunkedHead(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtypes = hidden_ME.dtype, embedding_VE.dtype, bias_V.dtype
-        ctx.tiles = hidden_ME.is_cpu and hidden_ME.dtype == torch.bfloat16 and has_bf16_tiles()
+        ctx.in_bf16 = hidden_ME.is_cpu and hidden_ME.dtype == torch.bfloat16 and has_fast_bf16()
         dtype = statistics_dtype(hidden_ME)
         embedding_VE = embedding_VE.to(hidden_ME.dtype).to(dtype)
         hidden_ME, bias_V = hidden_ME.to(dtype), bias_V.to(dtype)
@@ -75,7 +75,7 @@ class _ChunkedHead(torch.autograd.Function):
         target_logit_M = torch.empty_like(logsumexp_M)
         sampled_M = torch.empty_like(target_M)
         rows_M = torch.arange(len(hidden_ME), device=hidden_ME.device)
-        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.tiles):
+        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
             max_R1 = logits_RV.amax(-1, keepdim=True)
             target_logit_M[block] = logits_RV.gather(1, target_M[block, None])[:, 0]
             drawn_RV = tempered_weights(logits_RV, max_R1, temperature) if temperature != 1.0 else None
@@ -97,12 +97,20 @@ class _ChunkedHead(torch.autograd.Function):
         dhidden_ME = torch.empty_like(hidden_ME)
         dembedding_VE = torch.zeros_like(embedding_VE)
         dbias_V = torch.zeros_like(bias_V)
-        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.tiles):
+        rounds_itself = ctx.in_bf16 and not has_tiles()
+        if rounds_itself:
+            rounded_VE, scaled_rounded_ME = embedding_VE.to(torch.bfloat16), scaled_ME.to(torch.bfloat16)
+        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
             errors_RV = logits_RV.sub_(logsumexp_M[block, None]).exp_()  # P, then P - onehot
             errors_RV.scatter_add_(1, target_M[block, None], errors_RV.new_full((len(errors_RV), 1), -1.0))
-            with products_in_bf16(ctx.tiles):
-                torch.mm(errors_RV, embedding_VE, out=dhidden_ME[block])
-                dembedding_VE.addmm_(errors_RV.T, scaled_ME[block])
+            if rounds_itself:
+                rounded_RV = errors_RV.to(torch.bfloat16)
+                dhidden_ME[block] = rounded_RV @ rounded_VE
+                dembedding_VE += rounded_RV.T @ scaled_rounded_ME[block]
+            else:
+                with products_in_bf16(ctx.in_bf16):
+                    torch.mm(errors_RV, embedding_VE, out=dhidden_ME[block])
+                    dembedding_VE.addmm_(errors_RV.T, scaled_ME[block])
             dbias_V.addmv_(errors_RV.T, grad_loss_M[block])
         gradients = dhidden_ME.mul_(grad_loss_M[:, None]), dembedding_VE, dbias_V
         casts = (gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes))

@@ -55,15 +55,16 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 
 
 @torch.compiler.assume_constant_result
-def has_tiles() -> bool:
-    """Whether `attention_on_tiles` can run: built for a processor with bf16 tiles (AMX), and Linux lends them."""
-    return _has_tiles()
+def has_bf16_products() -> bool:
+    """Whether `attention_in_bf16` can run: built for a processor with AVX-512 BF16 and, if it is one with tiles (AMX),
+    Linux lends them."""
+    return _has_bf16_products()
 
 
 @functools.cache
-def _has_tiles() -> bool:
+def _has_bf16_products() -> bool:
     library = _load()[0]
-    return library is not None and bool(library.have_tiles())
+    return library is not None and bool(library.have_bf16_products())
 
 
 def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:

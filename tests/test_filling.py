@@ -82,12 +82,12 @@ def test_logits_and_gradients_are_those_of_the_batch(kind, train, monkeypatch):
         torch.testing.assert_close(others[name], gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_only_bf16_on_tiles_wants_it(monkeypatch):
+def test_only_fast_bf16_wants_it(monkeypatch):
     ids = torch.zeros(3, dtype=torch.int64)
-    for tiles in (False, True):
-        monkeypatch.setattr("electra_core.filling.has_bf16_tiles", lambda tiles=tiles: tiles)
+    for fast in (False, True):
+        monkeypatch.setattr("electra_core.filling.has_fast_bf16", lambda fast=fast: fast)
         assert not wants_filling(ids)
         with torch.autocast("cpu", dtype=torch.float16):
             assert not wants_filling(ids)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert wants_filling(ids) is tiles
+            assert wants_filling(ids) is fast

@@ -16,9 +16,9 @@ from electra_core.linear import Linear
 
 
 @pytest.fixture(autouse=True)
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever processor the test runs on."""
-    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: False)
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: False)
 
 
 def value_and_gradients(layer: nn.Linear, x: Tensor, dy: Tensor, autocast: bool) -> list[Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from electra_kernels import attention, available, dropout_add_layer_norm, native, rng, use
+from electra_kernels import attention, attention_native, available, dropout_add_layer_norm, native, rng, use
 from electra_kernels.dispatch import Implementation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +62,7 @@ def run_layer_norm(path: Implementation, tensors: Sequence[Tensor], dropout_p: f
 
 
 @pytest.mark.parametrize(
-    ("dtype", "dim", "tiles"),
+    ("dtype", "dim", "in_bf16"),
     [
         (torch.float32, 48, False),
         (torch.bfloat16, 48, False),
@@ -79,12 +79,12 @@ def test_attention_is_within_the_error_budget(
     dropout_p: float,
     dtype: torch.dtype,
     dim: int,
-    tiles: bool,
+    in_bf16: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if tiles and not native.has_tiles():
-        pytest.skip("the processor has no bf16 tiles")
-    monkeypatch.setattr(native, "has_tiles", lambda: tiles)
+    if in_bf16 and not native.has_bf16_products():
+        pytest.skip("the processor has no products of bf16")
+    monkeypatch.setattr(attention_native, "has_fast_bf16", lambda: in_bf16)
     qkv, dout = leaves((sum(lengths), 3, 2, dim), (sum(lengths), 2, dim), dtype=dtype)
     exact = run_attention("reference", qkv.double(), dout.double(), lengths, dropout_p)
     same = run_attention("reference", qkv, dout, lengths, dropout_p)

@@ -96,7 +96,7 @@ def test_orthogonalise_keeps_directions_and_flattens_the_spectrum() -> None:
         rotated = u.mT @ out @ vh.mT  # diagonal if the singular vectors are unchanged
         off_diagonal = rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))
         assert off_diagonal.abs().max() < 1e-8
-        rounded = optim.orthogonalise(g.float())  # in bf16 where the processor has tiles for it
+        rounded = optim.orthogonalise(g.float())  # in bf16 where the processor is fast at it
         assert (rounded - out).norm() < 0.03 * out.norm()
 
 

@@ -1,10 +1,10 @@
 /* What the loops in C have in common: vectors, rows of fp32 or bf16, the bits of `rng.py`.
 
    Built and loaded by `native.py`: what makes training on a CPU fast. GCC's and Clang's vector types. Tensors are
-   contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products on tiles: `attention_tiles.c`).
+   contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products in bf16: `attention_bf16.c`).
    Every sum runs in an order that does not depend on the number of threads.
 
-   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for tiles, the conversion to bf16 and the
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for products of bf16, the conversion to bf16 and the
    halves of products, which have no other name. */
 
 #ifndef COMMON_H

@@ -1,4 +1,4 @@
-/* Transposing matrices of 16-bit numbers (what for: `tiles.py`). */
+/* Transposing matrices of 16-bit numbers (what for: `fast_bf16.py`). */
 
 #include "common.h"
 

@@ -1,35 +1,42 @@
-/* Attention on bf16 tiles (AMX), for bf16 tensors: products on tiles with sums in fp32; softmax and dropout between
-   them in vectors of fp32; probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
+/* Attention for bf16 tensors with bf16 products, whose sums are fp32; softmax and dropout between them in vectors of
+   fp32; probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
 
+   Products go by tiles (AMX), or by dot products of pairs (AVX-512 BF16), which take the right-hand side in the same layout.
    A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers lie as 16 rows of
    pairs: word [r][n] holds B[2r][n] below B[2r + 1][n]. So a matrix M has two layouts for the right-hand side:
      `pack_paired`  for M itself: rows 2r and 2r + 1 are interleaved;
      `pack_turned`  for its transpose: M[n][2r] and M[n][2r + 1] are neighbours already, so words are turned over.
 
-   Tiles have no name but the processor's own, so this file has intrinsics, and is empty for processors without. */
+   Neither has a name but the processor's own, so this file has intrinsics, and is empty for processors without. */
 
 #include "attention.h"
 
-#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__) || !defined(__linux__)
+#if !defined(__AVX512BF16__)
 
-int have_tiles(void) { return 0; }
+int have_bf16_products(void) { return 0; }
 
 #else
 #include <immintrin.h>
 #include <math.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #define SIZE 16   /* rows of a tile, and words in one */
 #define DEPTH 32  /* bf16 numbers in a tile's row */
 #define STEP 32   /* queries whose probabilities are held in fp32 at a time */
 #define BLOCK 64  /* queries whose probabilities are held in bf16 for the gradients of k and v */
 
-/* Linux gives a process tiles when it asks (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
-int have_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+/* ---------------------------------------------------------------- C [32, n] (+)= A [32, k] B, n and k multiples of 32
 
-static void begin_tiles(void) {
+   B's tile of columns 16 j and rows 32 p is at B + j * b_n + p * b_k words. */
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux gives a process tiles when it asks (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
+int have_bf16_products(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+static void begin_products(void) {
     struct {
         uint8_t palette, start, reserved[14];
         uint16_t bytes[16];
@@ -39,10 +46,10 @@ static void begin_tiles(void) {
     _tile_loadconfig(&shape);
 }
 
-/* C [32, n] (+)= A [32, k] B, n and k multiples of 32. B's tile of columns 16 j and rows 32 p is at
-   B + j * b_n + p * b_k words. */
-static void product_of_tiles(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n,
-                             int64_t b_k, int64_t n, int64_t k, int add) {
+static void end_products(void) { _tile_release(); }
+
+static void product(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n, int64_t b_k,
+                    int64_t n, int64_t k, int add) {
     for (int64_t j = 0; j < n; j += 2 * SIZE) {
         float *c = C + j, *below = c + SIZE * c_row;
         if (add) {
@@ -62,12 +69,51 @@ static void product_of_tiles(float *C, int64_t c_row, const uint16_t *A, int64_t
     }
 }
 
+#else
+int have_bf16_products(void) { return 1; }
+static void begin_products(void) {}
+static void end_products(void) {}
+
+#define ROWS 8 /* of C, two vectors of each, are held in registers */
+
+static void product(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n, int64_t b_k,
+                    int64_t n, int64_t k, int add) {
+    for (int64_t i = 0; i < 2 * SIZE; i += ROWS, C += ROWS * c_row, A += ROWS * a_row)
+        for (int64_t j = 0; j < n; j += 2 * SIZE) {
+            __m512 left[ROWS], right[ROWS];
+            for (int r = 0; r < ROWS; r++) {
+                left[r] = add ? _mm512_loadu_ps(C + r * c_row + j) : _mm512_setzero_ps();
+                right[r] = add ? _mm512_loadu_ps(C + r * c_row + j + SIZE) : _mm512_setzero_ps();
+            }
+            for (int64_t p = 0; p < k / DEPTH; p++) {
+                const words *b = B + j / SIZE * b_n + p * b_k;
+                for (int pair = 0; pair < SIZE; pair++) {
+                    __m512bh b_left = (__m512bh)b[pair], b_right = (__m512bh)b[b_n + pair];
+                    for (int r = 0; r < ROWS; r++) {
+                        int32_t numbers;
+                        memcpy(&numbers, A + r * a_row + p * DEPTH + 2 * pair, sizeof numbers);
+                        __m512bh a = (__m512bh)_mm512_set1_epi32(numbers);
+                        left[r] = _mm512_dpbf16_ps(left[r], a, b_left);
+                        right[r] = _mm512_dpbf16_ps(right[r], a, b_right);
+                    }
+                }
+            }
+            for (int r = 0; r < ROWS; r++) {
+                _mm512_storeu_ps(C + r * c_row + j, left[r]);
+                _mm512_storeu_ps(C + r * c_row + j + SIZE, right[r]);
+            }
+        }
+}
+#endif
+
+/* ---------------------------------------------------------------- layouts of the right-hand side */
+
 INLINE __m256i to_bf16(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
 INLINE words paired(__m256i low, __m256i high) {
     return (words)_mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
-/* A square of words, rows `row` words apart, turned over in registers as `turn_square` does; the result's rows are
+/* A square of words, rows `row` words apart, turned over in registers as in turn.c; the result's rows are
    `to_row` words apart. */
 INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_t row) {
     words tile[SIZE], zipped[SIZE];
@@ -99,6 +145,8 @@ static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t c
                                   _mm256_loadu_si256((const __m256i *)(row + columns)));
             }
 }
+
+/* ---------------------------------------------------------------- softmax and dropout */
 
 #define LOG2_E 1.44269504f
 
@@ -233,20 +281,20 @@ static void scatter_rows(uint16_t *to, const float *from, const float *factors, 
     }
 }
 
-static void tiles_forward(head_t at, const uint16_t *qkv, uint16_t *out, float scale, const space_t *s) {
+static void bf16_forward(head_t at, const uint16_t *qkv, uint16_t *out, float scale, const space_t *s) {
     int64_t width = s->width, dim = at.dim;
     gather_head(s->q, qkv, at, width, 0, 3), gather_head(s->k, qkv, at, width, 1, 3);
     gather_head(s->v, qkv, at, width, 2, 3);
     pack_turned(s->kT, s->k, width, dim), pack_paired(s->v_rows, s->v, width, dim);
     for (int64_t first = 0; first < at.length; first += STEP) {
         float factors[STEP];
-        product_of_tiles(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+        product(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
         for (int64_t t = 0; t < STEP; t++) {
             float total = forward_row(s->p + t * width, s->scores + t * width, at.length, width, scale, at.dropout,
                                       (uint32_t)(at.start + first + t), (uint32_t)at.head);
             factors[t] = at.dropout.scale / total;
         }
-        product_of_tiles(s->out, dim, s->p, width, s->v_rows, SIZE, dim, dim, width, 0);
+        product(s->out, dim, s->p, width, s->v_rows, SIZE, dim, dim, width, 0);
         scatter_rows(out, s->out, factors, at, first, STEP, 0, 1);
     }
 }
@@ -255,8 +303,8 @@ static void tiles_forward(head_t at, const uint16_t *qkv, uint16_t *out, float s
 static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv, float scale, const space_t *s) {
     int64_t width = s->width, dim = at.dim, row_masks = round_up(width, NUMBERS) / LANES;
     __m512 keep = _mm512_set1_ps(at.dropout.scale), factor = _mm512_set1_ps(scale);
-    product_of_tiles(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
-    product_of_tiles(s->dP, width, s->dO + first * dim, dim, s->vT, dim / 2, SIZE, width, dim, 0);
+    product(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+    product(s->dP, width, s->dO + first * dim, dim, s->vT, dim / 2, SIZE, width, dim, 0);
     for (int64_t t = 0; t < STEP; t += 2) {
         float inverse[2], delta[2];
         for (int r = 0; r < 2; r++)
@@ -281,11 +329,11 @@ static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv
         turn_tile((uint32_t *)(s->pT + j * BLOCK + slot * STEP), BLOCK / 2, s->p_pairs + j, width);
         turn_tile((uint32_t *)(s->dsT + j * BLOCK + slot * STEP), BLOCK / 2, s->ds_pairs + j, width);
     }
-    product_of_tiles(s->out, dim, s->ds, width, s->k_rows, SIZE, dim, dim, width, 0);
+    product(s->out, dim, s->ds, width, s->k_rows, SIZE, dim, dim, width, 0);
     scatter_rows(dqkv, s->out, NULL, at, first, STEP, 0, 3);
 }
 
-static void tiles_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, uint16_t *dqkv, float scale,
+static void bf16_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, uint16_t *dqkv, float scale,
                            const space_t *s) {
     int64_t width = s->width, dim = at.dim;
     gather_head(s->q, qkv, at, width, 0, 3), gather_head(s->k, qkv, at, width, 1, 3);
@@ -300,18 +348,18 @@ static void tiles_backward(head_t at, const uint16_t *qkv, const uint16_t *dout,
         pack_paired(s->dO_rows, s->dO + first * dim, queries, dim);
         for (int64_t j = 0; j < width; j += STEP) {
             const uint16_t *pT = s->pT + j * BLOCK, *dsT = s->dsT + j * BLOCK;
-            product_of_tiles(s->dv + j * dim, dim, pT, BLOCK, s->dO_rows, SIZE, dim, dim, queries, first > 0);
-            product_of_tiles(s->dk + j * dim, dim, dsT, BLOCK, s->q_rows, SIZE, dim, dim, queries, first > 0);
+            product(s->dv + j * dim, dim, pT, BLOCK, s->dO_rows, SIZE, dim, dim, queries, first > 0);
+            product(s->dk + j * dim, dim, dsT, BLOCK, s->q_rows, SIZE, dim, dim, queries, first > 0);
         }
     }
     scatter_rows(dqkv, s->dk, NULL, at, 0, width, 1, 3), scatter_rows(dqkv, s->dv, NULL, at, 0, width, 2, 3);
 }
 
-/* dim is a multiple of DEPTH; `have_tiles` has been asked. With `dout` == NULL the forward pass, else the gradient of
+/* dim is a multiple of DEPTH; `have_bf16_products` has been asked. With `dout` == NULL the forward pass, else the gradient of
    qkv. */
-int attention_on_tiles(const uint16_t *qkv, const int64_t *offsets, const int64_t *seed, const uint16_t *dout,
-                       uint16_t *out, int64_t sequences, int64_t longest, int64_t heads, int64_t dim,
-                       float softmax_scale, int64_t stream, int32_t threshold, float scale, int threads) {
+int attention_in_bf16(const uint16_t *qkv, const int64_t *offsets, const int64_t *seed, const uint16_t *dout,
+                      uint16_t *out, int64_t sequences, int64_t longest, int64_t heads, int64_t dim,
+                      float softmax_scale, int64_t stream, int32_t threshold, float scale, int threads) {
     dropout_t drop = read_dropout(seed, stream, threshold, scale);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
@@ -322,16 +370,16 @@ int attention_on_tiles(const uint16_t *qkv, const int64_t *offsets, const int64_
 #pragma omp atomic write
             failed = 1;
         }
-        begin_tiles();
+        begin_products();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < sequences * heads; task++) {
             head_t at = find_head(offsets, task, heads, dim, drop);
             if (!memory || !at.length) continue;
             lay_out(&space, memory, round_up(at.length, DEPTH), dim);
-            if (dout) tiles_backward(at, qkv, dout, out, softmax_scale, &space);
-            else tiles_forward(at, qkv, out, softmax_scale, &space);
+            if (dout) bf16_backward(at, qkv, dout, out, softmax_scale, &space);
+            else bf16_forward(at, qkv, out, softmax_scale, &space);
         }
-        _tile_release();
+        end_products();
         free(memory);
     }
     return failed;

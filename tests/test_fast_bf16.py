@@ -1,14 +1,15 @@
-"""Products on processors with bf16 tiles: exact where they must be, whichever processor the test runs on."""
+"""Products on processors that are fast at bf16: exact where they must be, whichever processor the test runs on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from electra_kernels import mlm_head, mlm_head_reference, native
-from electra_kernels.tiles import product_over_rows, products_in_bf16, turned
+from electra_kernels import fast_bf16, mlm_head, mlm_head_reference, native
+from electra_kernels.fast_bf16 import product_over_rows, products_in_bf16, turned
 from kernel_helpers import assert_within_budget
 
 from electra_core import linear
@@ -17,7 +18,7 @@ from electra_core.linear import Linear, gelu_of
 
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that pretend to have tiles do without oneDNN's operator where it does not multiply in bf16."""
+    """Tests that pretend to be fast do without oneDNN's operator where it does not multiply in bf16."""
     if not getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
         monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
 
@@ -36,6 +37,7 @@ def test_turned_is_the_transpose(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("rows", [1, 101, 177, 200, 256])
 def test_what_memory_held_before_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN reads behind a row's end, up to the next whole tile."""
+    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: True)
     full = torch.Tensor.new_full
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda tensor, *size: full(tensor, size, float("nan")))
     a, b = torch.randn(rows, 32).to(torch.bfloat16), torch.randn(rows, 64).to(torch.bfloat16)
@@ -45,6 +47,7 @@ def test_what_memory_held_before_does_not_matter(rows: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("rows", "out", "width"), [(40, 24, 24), (7, 16, 48), (50, 33, 20), (0, 4, 8)])
 def test_products_over_rows(rows: int, out: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: True)
     a, b = torch.randn(rows, out).to(torch.bfloat16), torch.randn(rows, width).to(torch.bfloat16)
     same, exact = a.T @ b, a.double().T @ b.double()
     for problem in (native.problem(), "none wanted"):
@@ -55,8 +58,8 @@ def test_products_over_rows(rows: int, out: int, width: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (0, 24)], ids=str)
-def test_linear_with_tiles_is_as_exact_as_torch(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+def test_linear_in_fast_bf16_is_as_exact_as_torch(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
     ours, theirs, exact = Linear(24, 40), torch.nn.Linear(24, 40), torch.nn.Linear(24, 40).double()
     theirs.load_state_dict(ours.state_dict())
     exact.load_state_dict(ours.state_dict())
@@ -76,7 +79,7 @@ def test_linear_with_tiles_is_as_exact_as_torch(shape: tuple[int, ...], monkeypa
 def test_gelu_in_the_product_is_as_exact_as_after_it(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
     torch.manual_seed(0)
     layer, x = Linear(24, 40), torch.randn(shape)
     rounded = x.to(torch.bfloat16)
@@ -96,7 +99,7 @@ def test_gelu_in_the_product_is_as_exact_as_after_it(
 
 
 def test_weights_rounded_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_bf16_tiles", lambda: True)
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
     layers, x = torch.nn.Sequential(Linear(24, 40), torch.nn.LayerNorm(40), Linear(40, 3)), torch.randn(7, 24)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         before = layers(x)
@@ -107,31 +110,68 @@ def test_weights_rounded_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch
     assert layers[0].weight.dtype == torch.bfloat16 and layers[1].weight.dtype == torch.float32
 
 
-def test_gelu_without_tiles_is_torchs() -> None:
+def test_gelu_without_fast_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: False)
     layer, x = Linear(24, 40), torch.randn(7, 24)
     with torch.no_grad():
         assert torch.equal(gelu_of(layer, x), F.gelu(layer(x)))
 
 
-def test_the_word_head_loses_nothing_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_word_head_loses_nothing_in_fast_bf16(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same losses and draws as fp32 products of the same bf16 numbers; gradients within bf16's rounding."""
     torch.manual_seed(0)
     hidden = torch.randn(20, 32).to(torch.bfloat16)
     weight, bias, target = torch.randn(300, 32) * 0.3, torch.randn(300) * 0.1, torch.randint(300, (20,))
+    monkeypatch.setattr(mlm_head_reference, "BF16_CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(mlm_head_reference, "has_tiles", lambda: tiles)
     runs = []
-    for tiles in (False, True):
-        monkeypatch.setattr(mlm_head_reference, "has_bf16_tiles", lambda tiles=tiles: tiles)
-        monkeypatch.setattr(mlm_head_reference, "TILES_CHUNK_ELEMENTS", 1000)
+    for fast in (False, True):
+        monkeypatch.setattr(mlm_head_reference, "has_fast_bf16", lambda fast=fast: fast)
         inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
         out = mlm_head(*inputs, target, seed=3)
         out.loss_M.mean().backward()
         runs.append((out, [t.grad for t in inputs]))
-    (plain, plain_grads), (tiled, tiled_grads) = runs
-    torch.testing.assert_close(tiled.loss_M, plain.loss_M, rtol=1e-5, atol=1e-5)
-    assert torch.equal(tiled.sampled_ids_M, plain.sampled_ids_M)
-    for got, want in zip(tiled_grads, plain_grads):
-        assert got is not None and want is not None
+    (plain, plain_grads), (fast_, fast_grads) = runs
+    torch.testing.assert_close(fast_.loss_M, plain.loss_M, rtol=1e-5, atol=1e-5)
+    assert torch.equal(fast_.sampled_ids_M, plain.sampled_ids_M)
+    for got, want in zip(fast_grads, plain_grads):
+        assert got is not None and want is not None and got.dtype == want.dtype
         assert float((got - want).norm() / want.norm()) < 2**-7
+
+
+@pytest.mark.parametrize(
+    ("maker", "has_avx512_bf16", "tiles", "fast"),
+    [
+        ("GenuineIntel", True, True, True),
+        ("GenuineIntel", True, False, False),
+        ("AuthenticAMD", True, False, True),
+        ("AuthenticAMD", False, False, False),
+        ("", False, False, False),
+    ],
+)
+def test_which_processors_are_fast(
+    maker: str, has_avx512_bf16: bool, tiles: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_bf16, "_maker", lambda: maker)
+    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
+    assert fast_bf16._has_fast_bf16.__wrapped__() is fast
+
+
+def test_the_maker_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_args, **_options: text)
+    assert fast_bf16._maker() == "AuthenticAMD"
+    monkeypatch.setattr(Path, "read_text", lambda *_args, **_options: "Processor: ARMv8\n")
+    assert fast_bf16._maker() == ""
+
+    def missing(*_args: object, **_options: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr("platform.processor", lambda: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
+    assert fast_bf16._maker() == "AuthenticAMD"
 
 
 def test_the_switch_is_put_back() -> None:
