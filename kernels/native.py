@@ -56,7 +56,7 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 
 @torch.compiler.assume_constant_result
 def has_bf16_products() -> bool:
-    """Whether `attention_in_bf16` can run: built for a processor with AVX-512 BF16; for one with tiles (AMX), Linux
+    """Whether `attention_in_bf16` can run: built for a processor with AVX-512 BF16; if it has tiles (AMX), Linux
     must lend them."""
     return _has_bf16_products()
 
