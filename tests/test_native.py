@@ -11,7 +11,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from electra_kernels import attention, attention_native, available, dropout_add_layer_norm, native, rng, use
+from electra_kernels import (
+    attention,
+    attention_native,
+    available,
+    dropout_add_layer_norm,
+    fast_bf16,
+    native,
+    rng,
+    use,
+)
 from electra_kernels.dispatch import Implementation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,16 +70,35 @@ def run_layer_norm(path: Implementation, tensors: Sequence[Tensor], dropout_p: f
         return [out.detach(), *torch.autograd.grad(out, inputs, dout.to(out.dtype))]
 
 
+@pytest.fixture
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How attention multiplies: in fp32, or bf16 on tiles, or bf16 in pairs (on processors with tiles, too)."""
+    monkeypatch.setattr(attention_native, "has_fast_bf16", lambda: request.param != "fp32")
+    if request.param == "tiles" and not (fast_bf16.has_tiles() and native.has_bf16_products()):
+        pytest.skip("the processor has no tiles")
+    if request.param == "pairs":
+        if not torch.cpu._is_avx512_bf16_supported():
+            pytest.skip("the processor has no AVX-512 BF16")
+        library = native._build_and_load((*native.ATTEMPTS[0], "-mno-amx-bf16"))
+        monkeypatch.setattr(native, "_load", lambda: (library, None))
+        monkeypatch.setattr(native, "_has_bf16_products", lambda: bool(library.have_bf16_products()))
+        assert native.has_bf16_products()
+    return str(request.param)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "dim", "in_bf16"),
+    ("dtype", "dim", "products"),
     [
-        (torch.float32, 48, False),
-        (torch.bfloat16, 48, False),
-        (torch.bfloat16, 32, False),
-        (torch.bfloat16, 32, True),
-        (torch.bfloat16, 128, True),
+        (torch.float32, 48, "fp32"),
+        (torch.bfloat16, 48, "fp32"),
+        (torch.bfloat16, 32, "fp32"),
+        (torch.bfloat16, 32, "tiles"),
+        (torch.bfloat16, 128, "tiles"),
+        (torch.bfloat16, 32, "pairs"),
+        (torch.bfloat16, 128, "pairs"),
     ],
     ids=str,
+    indirect=["products"],
 )
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -79,12 +107,8 @@ def test_attention_is_within_the_error_budget(
     dropout_p: float,
     dtype: torch.dtype,
     dim: int,
-    in_bf16: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    products: str,
 ) -> None:
-    if in_bf16 and not native.has_bf16_products():
-        pytest.skip("the processor has no products of bf16")
-    monkeypatch.setattr(attention_native, "has_fast_bf16", lambda: in_bf16)
     qkv, dout = leaves((sum(lengths), 3, 2, dim), (sum(lengths), 2, dim), dtype=dtype)
     exact = run_attention("reference", qkv.double(), dout.double(), lengths, dropout_p)
     same = run_attention("reference", qkv, dout, lengths, dropout_p)
