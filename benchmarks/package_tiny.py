@@ -75,7 +75,7 @@ tags: [electra, replaced-token-detection]
 
 A small ELECTRA for looking at, for tests and for the demo: a discriminator of 4 layers, 128 wide; a generator of
 1 layer, 32 wide; 8,192 lower-case words that both share. Far too small to compete with ELECTRA-Small; small
-enough to be pre-trained on two CPU cores in about 45 minutes.
+enough to be pre-trained on one CPU core in an hour.
 
 ## Where it comes from
 
