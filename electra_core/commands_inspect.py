@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
 def _detect_flags(commands: Any) -> None:
     command = add_command(
         commands, detect, "how likely each token was replaced",
-        'electra detect "the cat sat on the mayor"',
+        'electra detect "the cat sat on the mayor."',
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
     command.add_argument("--model", help=f"{MODEL_HELP}; default: the tiny model in the package")
@@ -56,6 +56,8 @@ def detect(options: Namespace) -> None:
     else:
         print(detection.to_terminal(text, scores, colour=sys.stdout.isatty()))
         print(f"most likely replaced: {detection.most_suspicious(scores)}")
+        if detection.ends_openly(text, scores):
+            print("(sentences end in a full stop where the model learned; without one its last word stands out)")
 
 
 def _shipped_discriminator() -> Path:
@@ -69,7 +71,7 @@ def _shipped_discriminator() -> Path:
 def _trace_flags(commands: Any) -> None:
     command = add_command(
         commands, trace, "one pre-training step in slow motion, on your own sentence",
-        'electra trace "the chef cooked the meal" --html trace.html',
+        'electra trace "the chef cooked the meal." --html trace.html',
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
     command.add_argument(

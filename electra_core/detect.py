@@ -158,6 +158,15 @@ def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
     return ", ".join(f"{score.token.strip('▁')} {score.probability:.0%}" for score in likely)
 
 
+def ends_openly(text: str, scores: Sequence[TokenScore]) -> bool:
+    """Whether the last token is suspicious and no punctuation ends the text, which may be the reason.
+
+    >>> ends_openly("a cat", [TokenScore("cat", 2, 5, 0.75)]), ends_openly("a cat.", [TokenScore(".", 5, 6, 0.75)])
+    (True, False)
+    """
+    return bool(scores) and scores[-1].probability >= SUSPICIOUS and text.rstrip()[-1:].isalnum()
+
+
 def _surfaces(text: str, scores: Sequence[TokenScore]) -> list[tuple[str, str, TokenScore]]:
     """(text before the token, the token's own text, score); tokens that share characters share them once."""
     parts = []

@@ -14,6 +14,7 @@ from electra_core.config import EncoderConfig
 from electra_core.detect import (
     TokenScore,
     detect,
+    ends_openly,
     replaced_probabilities,
     shade,
     to_html,
@@ -144,3 +145,18 @@ def test_page_is_whole_and_counts() -> None:
     assert html.startswith("<!doctype html>") and html.rstrip().endswith("</html>")
     assert "read 3 tokens" in html and "2 of them more likely replaced" in html
     assert "a &lt;model&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "probability", "openly"),
+    [
+        ("the quick fox", 0.8, True),
+        ("the quick fox ", 0.8, True),
+        ("the quick fox", 0.2, False),
+        ("fox.", 0.8, False),
+    ],
+)
+def test_a_sentence_without_its_end_is_noticed(text: str, probability: float, openly: bool) -> None:
+    scores = [TokenScore("the", 0, 3, 0.9), TokenScore("last", len(text) - 1, len(text), probability)]
+    assert ends_openly(text, scores) is openly
+    assert not ends_openly("", [])
