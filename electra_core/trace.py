@@ -335,6 +335,17 @@ def pieces_note(result: Trace) -> str:
     return ""
 
 
+def temperature_note(result: Trace) -> str:
+    """What the draw's temperature does to the probabilities that are shown; empty at 1."""
+    if result.temperature == 1:
+        return ""
+    effect = "flatter" if result.temperature > 1 else "steeper"
+    return (
+        f"Words are drawn at temperature {result.temperature:g}: logits are divided by it before the softmax, so "
+        f"these probabilities are {effect} than the generator's own, which the loss goes by."
+    )
+
+
 def percent(probability: float) -> str:
     """ "93%", "4.2%", "0.08%", "<0.01%" """
     value = 100 * probability

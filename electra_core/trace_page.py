@@ -9,7 +9,16 @@ from html import escape
 from electra_core.detect import SCALE_HTML
 from electra_core.masking import KEEP_PROBABILITY
 from electra_core.pages import page
-from electra_core.trace import Candidate, Draw, TokenTrace, Trace, percent, pieces_note, why_chosen
+from electra_core.trace import (
+    Candidate,
+    Draw,
+    TokenTrace,
+    Trace,
+    percent,
+    pieces_note,
+    temperature_note,
+    why_chosen,
+)
 from electra_core.trace_probes import PartGradient
 
 
@@ -140,7 +149,8 @@ def _masked(trace: Trace) -> str:
 def _candidates(trace: Trace) -> str:
     cards = "".join(_draw_card(draw, trace.tokens[draw.position]) for draw in trace.draws)
     legend = _keys(("tone2", "the original"), ("tone1", "drawn"), ("tone3", "other candidates"))
-    return f'<div class="draws">{cards}</div>{legend}'
+    note = f"<p>{temperature_note(trace)}</p>" if temperature_note(trace) else ""
+    return f'{note}<div class="draws">{cards}</div>{legend}'
 
 
 def _draw_card(draw: Draw, token: TokenTrace) -> str:

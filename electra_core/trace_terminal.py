@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 from electra_core.detect import shade
-from electra_core.trace import Draw, TokenTrace, Trace, percent, pieces_note, why_chosen
+from electra_core.trace import Draw, TokenTrace, Trace, percent, pieces_note, temperature_note, why_chosen
 
 WIDTH = 88
 BLUE, ORANGE, GREEN, BOLD, FAINT = "34", "33", "32", "1", "2"
@@ -87,7 +87,7 @@ def _masked(trace: Trace, paint: Paint) -> list[str]:
 
 
 def _draws(trace: Trace, paint: Paint) -> list[str]:
-    lines: list[str] = []
+    lines = _wrap(temperature_note(trace))
     for draw in trace.draws:
         lines += [f"position {draw.position}: {paint(draw.original.token, GREEN)}, loss {draw.mlm_loss:.2f}"]
         lines += _candidates(draw, paint)

@@ -93,6 +93,16 @@ def test_figures_agree_with_the_models_losses(tokenizer: Tokenizer, dropout: flo
         assert not token.replaced or token.chosen
 
 
+@pytest.mark.parametrize(("temperature", "note"), [(1.0, None), (1.5, "flatter than"), (0.5, "steeper than")])
+def test_a_temperature_is_said(tokenizer: Tokenizer, temperature: float, note: str | None) -> None:
+    """Where the shown probabilities are not those that the loss goes by."""
+    t = trace(build(temperature=temperature), tokenizer, TEXT, seed=1)
+    for shown in (to_terminal(t, colour=False), to_html(t)):
+        words = " ".join(shown.split())
+        assert ("drawn at temperature" in words) == (note is not None)
+        assert note is None or (f"at temperature {temperature:g}" in words and note in words)
+
+
 def test_candidates_hold_the_original_and_the_drawn_word(result: Trace) -> None:
     assert [draw.position for draw in result.draws] == [t.position for t in result.tokens if t.chosen]
     for draw in result.draws:
