@@ -10,7 +10,7 @@ from style import MONO, save_svg, target
 import electra_core
 from electra_core.trace import TokenTrace, load_electra, percent, trace
 
-TEXT, SEED = "he was born in london and studied at the university of oxford.", 138  # both outcomes of a draw
+TEXT, SEED = "he was born in london and studied at the university of oxford.", 227  # both outcomes of a draw
 CHARACTER, ROW, LEFT, TOP, GAP = 8.1, 50.0, 118.0, 34.0, 8.0
 
 electra, tokenizer = load_electra(Path(electra_core.__file__).parent / "tiny" / "discriminator")
