@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench_pretrain import batches_like_text
+from benchmarks.harness import environment
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.distributed import Ranks
 from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
@@ -134,9 +134,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         for name in names
     }
     return {
-        "command": f"python -m benchmarks.bench_step --model {options.model} --batch {options.batch} "
-        f"--length {options.length} --precision {options.precision} --steps {options.steps}",
-        "machine": f"{device}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "environment": environment(device),
         "stages": rows,
         "launches": trace.total_launches,
         "kept_bytes_per_token": round(trace.activations / trace.tokens),
@@ -147,7 +145,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> str:
     """The report as a table."""
     lines = [
-        result["machine"],
+        "{device}, {threads} thread(s)".format(**result["environment"]),
         f"{'stage':24} {'ms':>9} {'launches':>9} {'kept B/token':>13} {'floor ms, H200':>15}",
     ]
     for name, row in result["stages"].items():

@@ -190,6 +190,18 @@ def inputs(path: Path, report: Report) -> Section:
     }
 
 
+def stages(path: Path, report: Report) -> Section:
+    """A step's stages (`bench_step`); times are of the machine, launches and bytes of a GPU's kernels."""
+    rows = report["stages"]
+    heads = list(dict.fromkeys(name for row in rows.values() for name in row))
+    total = {name: report.get(name) for name in heads}
+    total["milliseconds"] = round(sum(row["milliseconds"] or 0 for row in rows.values()), 1) or None
+    lines = ["| stage | " + " | ".join(map(_words, heads)) + " |", "|---" * (len(heads) + 1) + "|"]
+    for stage, row in {**rows, "**all**": total}.items():
+        lines.append(f"| {stage} | " + " | ".join(_cell(row.get(name)) for name in heads) + " |")
+    return titled(path, report, lines), {}
+
+
 def sweep(path: Path, rows: list[Report]) -> Section:
     """Throughput over batch and length (`sweep`)."""
     return titled(path, rows, render_speed.sweep_tables(rows)), render_speed.sweep_figures(path.stem, rows)
@@ -305,6 +317,7 @@ FORMATS: Iterable[tuple[Callable[[Any], bool], Callable[[Path, Any], Section]]] 
     (_has("workloads", "results"), finetuning),
     (_has_task_rows, tasks),
     (_has("ways", "plan"), inputs),
+    (_has("stages", "environment"), stages),
     (_has_kind("throughput", "split"), sweep),
     (lambda report: isinstance(report, list), learning),
 )

@@ -47,6 +47,15 @@ def test_a_figure_in_the_json_is_the_figure_on_the_page(tmp_path: Path) -> None:
     assert page["benchmarks.md"].count("not yet measured") >= len(CATALOGUE)
 
 
+def test_a_steps_stages_are_a_table_with_their_sum(tmp_path: Path) -> None:
+    stages = {"draw": {"milliseconds": 1.25, "launches": 0}, "backward": {"milliseconds": 30.5, "launches": 621}}
+    report = {"environment": {"device": "a machine"}, "stages": stages, "launches": 621}
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "step.json").write_text(json.dumps(report))
+    page = render.pages(tmp_path)["benchmarks.md"]
+    assert "| backward | 30.5 | 621 |" in page and "| **all** | 31.8 | 621 |" in page
+
+
 def test_figures_are_svg_even_with_nothing_in_them() -> None:
     curve = svg.Curve("a < b", [(0.0, [1.0, 2.0, 4.0]), (5.0, [3.0])])
     for figure in (svg.bars("t & u", "x", []), svg.curves("t", "x", "y", []), svg.curves("t", "x", "y", [curve])):
