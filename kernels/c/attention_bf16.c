@@ -1,7 +1,7 @@
 /* Attention for bf16 tensors with bf16 products, whose sums are fp32; softmax and dropout between them in vectors of
    fp32; probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
 
-   Products go by tiles (AMX), or by dot products of pairs (AVX-512 BF16), which take the right-hand side in the same layout.
+   Products go by tiles (AMX), or by dot products of pairs (AVX-512 BF16), whose right-hand side lies the same way.
    A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers lie as 16 rows of
    pairs: word [r][n] holds B[2r][n] below B[2r + 1][n]. So a matrix M has two layouts for the right-hand side:
      `pack_paired`  for M itself: rows 2r and 2r + 1 are interleaved;
@@ -113,18 +113,11 @@ INLINE words paired(__m256i low, __m256i high) {
     return (words)_mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
-/* A square of words, rows `row` words apart, turned over in registers as in turn.c; the result's rows are
-   `to_row` words apart. */
+/* A square of words, rows `row` words apart, turned over; the result's rows are `to_row` words apart. */
 INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_t row) {
-    words tile[SIZE], zipped[SIZE];
+    words tile[SIZE];
     for (int r = 0; r < SIZE; r++) memcpy(tile + r, from + r * row, sizeof(words));
-    for (int round = 0; round < 4; round++) {
-        for (int r = 0; r < SIZE / 2; r++) {
-            zipped[2 * r] = ZIP_LOW(tile[r], tile[r + 8]);
-            zipped[2 * r + 1] = ZIP_HIGH(tile[r], tile[r + 8]);
-        }
-        memcpy(tile, zipped, sizeof tile);
-    }
+    turn_square(tile);
     for (int r = 0; r < SIZE; r++) memcpy(to + r * to_row, tile + r, sizeof(words));
 }
 
@@ -355,8 +348,8 @@ static void bf16_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, 
     scatter_rows(dqkv, s->dk, NULL, at, 0, width, 1, 3), scatter_rows(dqkv, s->dv, NULL, at, 0, width, 2, 3);
 }
 
-/* dim is a multiple of DEPTH; `have_bf16_products` has been asked. With `dout` == NULL the forward pass, else the gradient of
-   qkv. */
+/* dim is a multiple of DEPTH; `have_bf16_products` has been asked. With `dout` == NULL the forward pass, else the
+   gradient of qkv. */
 int attention_in_bf16(const uint16_t *qkv, const int64_t *offsets, const int64_t *seed, const uint16_t *dout,
                       uint16_t *out, int64_t sequences, int64_t longest, int64_t heads, int64_t dim,
                       float softmax_scale, int64_t stream, int32_t threshold, float scale, int threads) {

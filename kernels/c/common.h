@@ -4,8 +4,8 @@
    contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products in bf16: `attention_bf16.c`).
    Every sum runs in an order that does not depend on the number of threads.
 
-   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for products of bf16, the conversion to bf16 and the
-   halves of products, which have no other name. */
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for products of bf16, the conversion to
+   bf16 and the halves of products, which have no other name. */
 
 #ifndef COMMON_H
 #define COMMON_H
@@ -81,6 +81,19 @@ INLINE words multiply(words a, uint32_t b, words *low) {
 
 #define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+
+/* A square of words, turned over: rows i and i + 8 are zipped four times, so that the index bits (row, column) rotate
+   into (column, row). */
+INLINE void turn_square(words *rows) {
+    words zipped[LANES];
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < LANES / 2; i++) {
+            zipped[2 * i] = ZIP_LOW(rows[i], rows[i + LANES / 2]);
+            zipped[2 * i + 1] = ZIP_HIGH(rows[i], rows[i + LANES / 2]);
+        }
+        memcpy(rows, zipped, sizeof zipped);
+    }
+}
 
 /* `NUMBERS` numbers of one row from column `first` on, in the order of the columns. */
 INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {

@@ -6,21 +6,14 @@
 #define WIDE LANES
 typedef uint16_t halves __attribute__((vector_size(2 * WIDE), aligned(2)));
 
-/* Two rows make one of words. Rows i and i + 8 of words are zipped four times over, so that the square's index bits (row,
-   column) rotate into (column, row). */
+/* Two rows make one of words. */
 INLINE void turn_block(const uint16_t *in, int64_t in_row, uint16_t *out, int64_t out_row) {
-    words rows[WIDE], zipped[WIDE];
+    words rows[WIDE];
     for (int i = 0; i < WIDE; i++) {
         words even = __builtin_convertvector(*(const halves *)(in + 2 * i * in_row), words);
         rows[i] = even | __builtin_convertvector(*(const halves *)(in + (2 * i + 1) * in_row), words) << 16;
     }
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < WIDE / 2; i++) {
-            zipped[2 * i] = ZIP_LOW(rows[i], rows[i + 8]);
-            zipped[2 * i + 1] = ZIP_HIGH(rows[i], rows[i + 8]);
-        }
-        memcpy(rows, zipped, sizeof rows);
-    }
+    turn_square(rows);
     for (int i = 0; i < WIDE; i++) memcpy(out + i * out_row, rows + i, sizeof(words));
 }
 
