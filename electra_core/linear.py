@@ -47,7 +47,7 @@ class Linear(nn.Linear):
 def gelu_of(layer: Linear, input: Tensor) -> Tensor:
     """GELU(layer(input)), by erf; in fast bf16 in one pass, where no backward pass needs what lies between."""
     if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
-        return _in_bf16(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
+        return _product_in_bf16(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
     return F.gelu(layer(input))
 
 
@@ -153,7 +153,7 @@ class _Fp32Products(torch.autograd.Function):
             return dx, dy_TO.T @ x_TI, dy_TO.sum(0)
 
 
-def _in_bf16(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+def _product_in_bf16(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
     """x Wᵀ + b of bf16 x and W, `then` "none" or "gelu", by oneDNN in one pass: torch's `F.linear` writes the bias
     into every row first. The operator is the one that torch.compile takes; without it, the same in several."""
     fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -169,7 +169,7 @@ class _Bf16Products(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
         ctx.save_for_backward(x, weight)
-        return _in_bf16(x, weight, bias)
+        return _product_in_bf16(x, weight, bias)
 
     @staticmethod
     @once_differentiable

@@ -149,8 +149,8 @@ def _masked(trace: Trace) -> str:
 def _candidates(trace: Trace) -> str:
     cards = "".join(_draw_card(draw, trace.tokens[draw.position]) for draw in trace.draws)
     legend = _keys(("tone2", "the original"), ("tone1", "drawn"), ("tone3", "other candidates"))
-    note = f"<p>{temperature_note(trace)}</p>" if temperature_note(trace) else ""
-    return f'{note}<div class="draws">{cards}</div>{legend}'
+    note = temperature_note(trace)
+    return (f"<p>{note}</p>" if note else "") + f'<div class="draws">{cards}</div>{legend}'
 
 
 def _draw_card(draw: Draw, token: TokenTrace) -> str:

@@ -63,9 +63,8 @@ def _maker() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor().rpartition(", ")[
-            2
-        ]  # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+        # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+        return platform.processor().rpartition(", ")[2]
     found = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 

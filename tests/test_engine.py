@@ -119,9 +119,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_static_step_trains_as_the_eager_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        optim, "has_fast_bf16", lambda: False
-    )  # rounding to bf16 would make much of fp32's last bits
+    # Muon rounds to bf16 on some processors, which would make much of fp32's last bits.
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda: False)
     config = updated(CONFIG, CASES[name], "test")
     (eager, model), (static, other) = run("eager", config), run("graph", config)
     for a, b in zip(eager, static, strict=True):
