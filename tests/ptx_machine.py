@@ -1,0 +1,166 @@
+"""A machine that runs PTX on a CPU: the compiled kernels, one instruction at a time, for all threads of a program.
+
+Triton's interpreter runs a kernel's Python. This runs what its compiler made of it for a GPU: layouts, shuffles,
+shared memory and barriers, pipelined copies, tensor-core instructions. Every access is checked on the way
+(`ptx_memory`). What a real GPU may still do differently: the last step, from PTX to machine code; approximate
+functions (here: NumPy's); the order of sums inside a tensor core; and everything about time.
+
+A register is an array of one element per thread, unsigned, as wide as the register. Threads that part at a branch
+are run lowest program counter first, and meet again at the latest at the next instruction for all of them. Asynchronous copies land when they
+are waited for, not before: a wait that is missing reads old values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import ptx_memory as memory
+from ptx_memory import SHARED_BASE, UNSIGNED, Array, GlobalMemory, MemoryFault, SharedMemory
+from ptx_program import Instruction, Operand, Program
+
+REGISTER_BYTES = {"rs": 2, "r": 4, "rd": 8, "p": 1}
+TOGETHER = ("bar", "barrier", "shfl", "redux", "ldmatrix", "stmatrix", "mma", "wgmma")
+LONGEST = 5_000_000  # instructions of one program, then it is taken to hang
+
+
+class Machine:
+    """One program (CUDA's block of threads): registers, shared memory, copies under way."""
+
+    def __init__(
+        self, program: Program, arguments: Sequence[int], grid: tuple[int, ...], place: tuple[int, ...],
+        global_memory: GlobalMemory, shared_bytes: int,
+    ):  # fmt: skip
+        self.program, self.threads = program, program.threads
+        self.arguments = dict(zip(program.parameters, arguments, strict=True))
+        self.global_memory, self.shared = global_memory, SharedMemory(shared_bytes, program.threads)
+        self.number = place[0] + grid[0] * (place[1] + grid[1] * place[2])  # which program of the launch
+        self.registers: dict[str, Array] = {}
+        self.every = np.arange(self.threads)
+        self.special = {"%tid.x": self.every}
+        for axis, here, size in zip("xyz", place, grid, strict=True):
+            self.special[f"%ctaid.{axis}"] = np.full(self.threads, here)
+            self.special[f"%nctaid.{axis}"] = np.full(self.threads, size)
+        self.active: Array = np.ones(self.threads, bool)  # the threads that this instruction is for
+        self.copies: list[list[Callable[[], None]]] = [[]]  # cp.async by group; the last group is still open
+        self.constants: dict[tuple[str, int], Array] = {}
+
+    # ------------------------------------------------------------ operands
+
+    def read(self, name: str, width: int) -> Array:
+        """An operand of `width` bytes, unsigned, for all threads."""
+        if name.startswith("%") and name not in self.special:
+            if name not in self.registers:
+                raise MemoryFault(f"{name} is read and was never written")
+            value = self.registers[name]
+            return value if value.dtype.itemsize == width else value.astype(UNSIGNED[width])
+        key = name, width
+        if key not in self.constants:
+            value = self.special[name] if name in self.special else np.full(self.threads, _constant(name, width))
+            self.constants[key] = value.astype(UNSIGNED[width])
+        return self.constants[key]
+
+    def predicate(self, name: str) -> Array:
+        """A predicate register or constant, with `!` in front for its opposite."""
+        if name.startswith("!"):
+            return ~self.predicate(name[1:])
+        if name.startswith("%"):
+            return self.registers[name]
+        return np.full(self.threads, bool(int(name)))
+
+    def write(self, name: str, value: Array) -> None:
+        """To the active threads' register; narrower values are extended by zeros."""
+        if name == "_":
+            return
+        kind = name[1:].rstrip("0123456789")
+        value = value if kind == "p" else value.astype(UNSIGNED[REGISTER_BYTES[kind]], copy=False)
+        if not self.active.all():
+            value = np.where(self.active, value, self.registers.get(name, np.zeros_like(value)))
+        self.registers[name] = value
+
+    def address(self, operand: Operand) -> Array:
+        """The address `register + number` or `global_smem + number`, for the active threads."""
+        assert isinstance(operand, str)
+        base, _, offset = operand.partition("+")
+        width = 8 if base.startswith("%rd") else 4
+        start = self.read(base.strip(), width)[self.active].astype(np.int64)
+        return np.asarray(start + int(offset or 0))
+
+    # ------------------------------------------------------------ control
+
+    def run(self) -> None:
+        """Every thread, to its end."""
+        from ptx_instructions import execute
+
+        instructions, labels = self.program.instructions, self.program.labels
+        waiting = {0: np.ones(self.threads, bool)}  # program counter -> the threads that are there
+        done = 0
+        while waiting:
+            # At an instruction for all threads, those who are there wait for those who took another way.
+            counter = min(waiting, key=lambda place: (instructions[place].opcode[0] in TOGETHER, place))
+            here = waiting.pop(counter)
+            instruction = instructions[counter]
+            self.active = here if instruction.guard is None else here & self.predicate(instruction.guard)
+            done += 1
+            if done > LONGEST:
+                raise MemoryFault(f"{self.program.name} does not end")
+            try:
+                match instruction.opcode[0]:
+                    case "ret":
+                        self._go(waiting, counter + 1, here & ~self.active)
+                        continue
+                    case "bra":
+                        (target,) = instruction.operands
+                        self._go(waiting, labels[str(target)], self.active)
+                        self._go(waiting, counter + 1, here & ~self.active)
+                        continue
+                    case "bar" | "barrier" if instruction.opcode[1] == "sync":
+                        if waiting or not self.active.all():
+                            raise MemoryFault("a barrier that not all threads reach")
+                        self.shared.barrier()
+                    case _ if self.active.any():
+                        execute(self, instruction)
+            except Exception as error:
+                raise type(error)(f"{error}\n  at {self.program.name}: {instruction.text}") from error
+            self._go(waiting, counter + 1, here)
+        if any(self.copies):
+            raise MemoryFault("the program ends before its cp.async do")
+
+    @staticmethod
+    def _go(waiting: dict[int, Array], counter: int, threads: Array) -> None:
+        if threads.any():
+            waiting[counter] = waiting[counter] | threads if counter in waiting else threads
+
+    # ------------------------------------------------------------ asynchronous copies
+
+    def finish_copies(self, still_open: int) -> None:
+        """cp.async.wait_group: all committed groups but the last `still_open` land."""
+        while len(self.copies) - 1 > still_open:
+            for copy in self.copies.pop(0):
+                copy()
+
+
+def _constant(name: str, width: int) -> int:
+    """The bits of a literal or symbol."""
+    if name == "global_smem":
+        return SHARED_BASE
+    if name[:2] in ("0f", "0d", "0F", "0D"):
+        return int(name[2:], 16)
+    if name in ("true", "false"):
+        return int(name == "true")
+    return int(name.rstrip("U"), 0) % (1 << 8 * width)
+
+
+def launch(
+    program: Program, arguments: Sequence[int], grid: tuple[int, int, int], tensors: Sequence[object],
+    shared_bytes: int,
+) -> None:  # fmt: skip
+    """All programs of a grid, one after the other, last one first: nothing promises an order."""
+    global_memory = memory.GlobalMemory(tensors)  # type: ignore[arg-type]
+    places = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
+    with np.errstate(all="ignore"):
+        for place in reversed(places):
+            Machine(program, arguments, grid, place, global_memory, shared_bytes).run()
+
+
+__all__ = ["Instruction", "Machine", "launch"]

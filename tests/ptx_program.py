@@ -1,0 +1,71 @@
+"""PTX text, as Triton's compiler leaves it, parsed into instructions and labels."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Operand = str | tuple[str, ...]
+"""A register, number or symbol; a memory operand without its brackets; the members of a {vector}."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """`@guard opcode operands;`"""
+
+    guard: str | None
+    """Predicate register, with a leading `!` if it must be off."""
+    opcode: tuple[str, ...]
+    """The parts between dots: `("ld", "global", "v4", "b32")`."""
+    operands: tuple[Operand, ...]
+    text: str
+    """As it stands in the PTX, for messages."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One kernel."""
+
+    name: str
+    threads: int
+    parameters: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+    """Label -> index of the instruction that follows it."""
+
+
+_STATEMENT = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
+_OPERAND = re.compile(r"\{([^}]*)\}|\[([^\]]*)\]|([^,{}\[\]]+)")
+
+
+def parse(ptx: str) -> Program:
+    """The only kernel of a PTX module."""
+    entry = re.search(r"\.entry (\w+)\((.*?)\)(.*?)\n\{(.*?)\n\}", ptx, re.DOTALL)
+    assert entry is not None, "no .entry"
+    name, parameters, directives, body = entry.groups()
+    threads = re.search(r"\.(?:reqntid|maxntid) (\d+)", directives)
+    assert threads is not None, "no .reqntid"
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in body.split("\n"):
+        line = line.partition("//")[0].strip()
+        if label := re.match(r"(\$\w+):$", line):
+            labels[label[1]] = len(instructions)
+        elif line and not line.startswith("."):
+            instructions += [_instruction(part.strip()) for part in line.split(";") if part.strip()]
+    return Program(
+        name, int(threads[1]), tuple(re.findall(r"(\w+_param_\d+)", parameters)), tuple(instructions), labels
+    )
+
+
+def _instruction(text: str) -> Instruction:
+    found = _STATEMENT.fullmatch(text)
+    assert found is not None, f"not an instruction: {text}"
+    guard, opcode, rest = found.groups()
+    operands: list[Operand] = []
+    for vector, memory, plain in _OPERAND.findall(rest):
+        if vector:
+            operands.append(tuple(part.strip() for part in vector.split(",")))
+        elif memory or plain.strip():
+            operands.append((memory or plain).strip())
+    return Instruction(guard, tuple(re.split(r"[.]|::", opcode)), tuple(operands), text)
