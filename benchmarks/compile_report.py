@@ -132,7 +132,11 @@ def compile_case(case: CompileCase, capability: int) -> Row:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={
+            "num_warps": case.num_warps,
+            "num_stages": case.num_stages,
+            "enable_fp_fusion": case.enable_fp_fusion,
+        },
     )
     return _read(case, capability, compiled.asm["cubin"], compiled.metadata.shared)
 

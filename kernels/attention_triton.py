@@ -15,6 +15,7 @@ import torch
 import triton
 from electra_kernels import attention_kernels as kernels
 from electra_kernels import rng
+from electra_kernels.blocks_triton import FUSED
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import architecture, operator, statistics_dtype
 from torch import Tensor
@@ -83,7 +84,7 @@ def tile(kernel: str, capability: int, dtype: torch.dtype, head_dim: int) -> Til
 def _short_options(dtype: torch.dtype, max_seqlen: int) -> dict[str, int]:
     block = max(16, triton.next_power_of_2(max_seqlen))
     warps = SHORT_WARPS[block] if dtype.itemsize == 2 else SHORT_WARPS_FLOAT32
-    return {"BLOCK_S": block, "num_warps": warps, "num_stages": 1}
+    return {"BLOCK_S": block, "num_warps": warps, "num_stages": 1, **FUSED}
 
 
 def _options(tile: Tile) -> dict[str, int]:
@@ -92,6 +93,7 @@ def _options(tile: Tile) -> dict[str, int]:
         "BLOCK_J": tile.keys,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **FUSED,
     }
 
 
@@ -234,7 +236,7 @@ def dropout_mask(tokens: int, keys: int, heads: int, dropout_p: float, seed: Ten
     grid = (triton.cdiv(tokens, 32), triton.cdiv(keys, 32), heads)
     with torch.cuda.device_of(seed):
         kernels.dropout_mask_kernel[grid](
-            seed, mask, stream, tokens, keys, rng.dropout_threshold(dropout_p), BLOCK_Q=32, BLOCK_J=32
+            seed, mask, stream, tokens, keys, rng.dropout_threshold(dropout_p), BLOCK_Q=32, BLOCK_J=32, **FUSED
         )
     return mask.bool()
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
+# Launch options: whether a·b + c is rounded once. Said by every launch, because Triton 3.10 changes the default.
+FUSED: dict[str, Any] = {"enable_fp_fusion": True}
+ROUNDED: dict[str, Any] = {"enable_fp_fusion": False}
+"""For kernels in which several lanes of a warp hold one sum. Fused, lane A adds its own product, not rounded, to
+B's, which is, and B the other way round: two values of one sum, and which of them is stored is not promised."""
 
 
 @triton.jit

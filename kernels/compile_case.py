@@ -33,6 +33,8 @@ class CompileCase:
     """Value of every constexpr argument."""
     num_warps: int
     num_stages: int
+    enable_fp_fusion: bool = True
+    """Whether the launch says `FUSED` or `ROUNDED` (`blocks_triton`)."""
     multiples_of_16: Sequence[str] = ()
     """Integer arguments which are multiples of 16 in this case (Triton specialises on that at launch)."""
     needs_dot: bool = False

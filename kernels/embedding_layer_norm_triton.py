@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import load_rows, store_rows
+from electra_kernels.blocks_triton import ROUNDED, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop, normalise, normalise_backward
 from electra_kernels.operators import operator, statistics_dtype
@@ -101,8 +101,9 @@ def forward(
     inputs = (input_ids_T, position_ids_T, segment_ids_T, words_VE, positions_SE, segments_CE, weight_E, bias_E)
     if out_TE.numel():
         _forward_kernel[(triton.cdiv(tokens, shapes["BLOCK_T"]),)](
-            *(tensor.contiguous() for tensor in inputs), seed, out_TE, tokens, eps, stream, **shapes, num_warps=4
-        )
+            *(tensor.contiguous() for tensor in inputs), seed, out_TE, tokens, eps, stream,
+            **shapes, num_warps=4, **ROUNDED,
+        )  # fmt: skip
     return out_TE
 
 
@@ -129,7 +130,7 @@ def backward(
     inputs = (input_ids_T, position_ids_T, segment_ids_T, words_VE, positions_SE, segments_CE, weight_E)
     _backward_kernel[(programs,)](
         *(tensor.contiguous() for tensor in inputs), seed, dout_TE.contiguous(), ds_TE, partial[0], partial[1],
-        tokens, eps, stream, **shapes, num_warps=4,
+        tokens, eps, stream, **shapes, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return ds_TE, partial.sum(1)
 
@@ -178,4 +179,4 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
             signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
             label = f"embedding_layer_norm_{name}[E={size} p={dropout_p}]"
-            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True)
+            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

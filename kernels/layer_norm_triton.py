@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import load_rows, store_rows
+from electra_kernels.blocks_triton import ROUNDED, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_autograd import register_autograd
 from electra_kernels.operators import operator, statistics_dtype
@@ -129,7 +129,7 @@ def dropout_add_layer_norm(
     if out_TD.numel():
         _forward_kernel[(triton.cdiv(len(x_TD), shapes["BLOCK_T"]),)](
             x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), bias_D.contiguous(), seed, out_TD,
-            len(x_TD), eps, stream, **shapes, num_warps=4,
+            len(x_TD), eps, stream, **shapes, num_warps=4, **ROUNDED,
         )  # fmt: skip
     return out_TD
 
@@ -155,7 +155,7 @@ def backward(
     partial = x_TD.new_empty(2, programs, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
         dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
-        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream, **shapes, num_warps=4,
+        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream, **shapes, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return dresidual_TD, dx_TD, partial.sum(1)
 
@@ -188,4 +188,4 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
             signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
             label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
-            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True)
+            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import LOG2E, dot, finite_or_zero, load_bias2, load_rows, store_rows
+from electra_kernels.blocks_triton import FUSED, LOG2E, dot, finite_or_zero, load_bias2, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import architecture
 from electra_kernels.sample_replace_triton import TILE_V
@@ -192,7 +192,7 @@ def tile_sums(
     _tile_sums_kernel[(triton.cdiv(rows, tile.block), splits)](
         hidden_ME, embedding_VE, bias_V, *sums, rows, per_split, inverse,
         **_shapes(hidden_ME, embedding_VE), BLOCK_M=tile.block, TEMPERED=sums[1] is not sums[2],
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **FUSED,
     )  # fmt: skip
 
 
@@ -208,18 +208,19 @@ def backward(
     partial = logsumexp_M.new_empty(splits, rows, size)
     _dhidden_kernel[(triton.cdiv(rows, tile.block), splits)](
         hidden_ME, embedding_VE, bias_V, logsumexp_M, partial, rows, per_split,
-        **shapes, BLOCK_M=tile.block, num_warps=tile.warps, num_stages=tile.stages,
+        **shapes, BLOCK_M=tile.block, num_warps=tile.warps, num_stages=tile.stages, **FUSED,
     )  # fmt: skip
     dhidden_ME = torch.empty_like(hidden_ME)
     _finish_dhidden_kernel[(triton.cdiv(rows, 16),)](
-        partial, embedding_VE, target_M, grad_M, dhidden_ME, rows, splits, **shapes, BLOCK_M=16, num_warps=4
-    )
+        partial, embedding_VE, target_M, grad_M, dhidden_ME, rows, splits,
+        **shapes, BLOCK_M=16, num_warps=4, **FUSED,
+    )  # fmt: skip
     dembedding_VE = torch.empty_like(embedding_VE, dtype=embedding_dtype)
     dbias_V = torch.empty_like(bias_V)
     _dembedding_kernel[(triton.cdiv(len(embedding_VE), words_tile.block),)](
         hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M, grad_M, grad_max, dembedding_VE, dbias_V, rows,
         **shapes, BLOCK_V=words_tile.block, BLOCK_M=words_tile.step,
-        num_warps=words_tile.warps, num_stages=words_tile.stages,
+        num_warps=words_tile.warps, num_stages=words_tile.stages, **FUSED,
     )  # fmt: skip
     return dhidden_ME, dembedding_VE, dbias_V
 

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
-from electra_kernels.blocks_triton import LOG2E, finite_or_zero, load_bias2, load_rows
+from electra_kernels.blocks_triton import FUSED, LOG2E, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
@@ -116,7 +116,8 @@ def forward(
     _kernels(hidden_ME).tile_sums(hidden_ME, embedding_VE, bias_V, sums, inverse)
     _draw_kernel[(rows,)](
         hidden_ME, embedding_VE, bias_V, target_M, seed, *sums, loss_M, sampled_M, logsumexp_M, stream, inverse,
-        V=vocabulary, E=size, BLOCK_E=_draw_block(size), TILES_P2=triton.next_power_of_2(tiles), num_warps=4,
+        V=vocabulary, E=size, BLOCK_E=_draw_block(size), TILES_P2=triton.next_power_of_2(tiles),
+        num_warps=4, **FUSED,
     )  # fmt: skip
     return loss_M, sampled_M, logsumexp_M
 

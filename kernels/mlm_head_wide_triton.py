@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import LOG2E, dot, load_bias2, load_rows
+from electra_kernels.blocks_triton import FUSED, LOG2E, dot, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.mlm_head_narrow_triton import store_tile_sums
 from electra_kernels.sample_replace_triton import TILE_V
@@ -96,7 +96,7 @@ def tile_sums(
     _wide_tile_sums_kernel[(triton.cdiv(rows, block_m), triton.cdiv(vocabulary, TILE_V.value))](
         hidden_ME, embedding_VE, bias_V, *sums, rows, inverse,
         V=vocabulary, E=size, BLOCK_E=block_e, BLOCK_M=block_m, TEMPERED=sums[1] is not sums[2],
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **FUSED,
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def backward(
         _errors_kernel[(row_blocks, triton.cdiv(last - first, tile))](
             hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M, grad_M, grad_max, errors, dbias_parts,
             rows, first, words,
-            V=vocabulary, E=size, BLOCK_E=block_e, BLOCK_M=block_m, num_warps=warps, num_stages=stages,
+            V=vocabulary, E=size, BLOCK_E=block_e, BLOCK_M=block_m, num_warps=warps, num_stages=stages, **FUSED,
         )  # fmt: skip
         chunk = errors[:, : last - first]
         dembedding_VE[first:last] = _exact_product(chunk.T, hidden_ME, statistics) * grad_max

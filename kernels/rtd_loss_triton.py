@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import load_rows, store_rows
+from electra_kernels.blocks_triton import FUSED, ROUNDED, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
@@ -178,7 +178,9 @@ def _head_blocks(size: int) -> tuple[int, int]:
 def _finish(partial: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     loss, inverse = partial.new_empty(()), partial.new_empty(())
     total = torch.empty(4, dtype=torch.int64, device=partial.device)
-    _finish_kernel[(1,)](partial, counts, loss, inverse, total, len(partial), BLOCK=FINISH_BLOCK, num_warps=4)
+    _finish_kernel[(1,)](
+        partial, counts, loss, inverse, total, len(partial), BLOCK=FINISH_BLOCK, num_warps=4, **FUSED
+    )
     return loss, inverse, total
 
 
@@ -200,7 +202,7 @@ def rtd_loss(
     partial, counts = _partials(logits_T, programs, dlogits_T.dtype)
     _loss_kernel[(programs,)](
         *_contiguous(logits_T, is_replaced_T, weights_T), dlogits_T, partial, counts, len(logits_T),
-        BLOCK_T=BLOCK_T, WEIGHTED=weights_T is not None, num_warps=4,
+        BLOCK_T=BLOCK_T, WEIGHTED=weights_T is not None, num_warps=4, **FUSED,
     )  # fmt: skip
     loss, inverse, total = _finish(partial, counts)
     return loss, total, dlogits_T, inverse
@@ -218,7 +220,7 @@ def rtd_loss_backward(grad: Tensor, dlogits_T: Tensor, inverse: Tensor, dtype: t
     out_T = torch.empty_like(dlogits_T, dtype=dtype)
     if len(out_T):
         grid = (triton.cdiv(len(out_T), BLOCK_T),)
-        _scale_kernel[grid](dlogits_T, inverse, grad, out_T, len(out_T), BLOCK_T=BLOCK_T, num_warps=4)
+        _scale_kernel[grid](dlogits_T, inverse, grad, out_T, len(out_T), BLOCK_T=BLOCK_T, num_warps=4, **FUSED)
     return out_T
 
 
@@ -255,7 +257,7 @@ def rtd_head(
     partial, counts = _partials(hidden_TD, programs, dtype)
     _head_kernel[(programs,)](
         *_contiguous(hidden_TD, weight_D, bias, is_replaced_T, weights_T), logits_T, dlogits_T, partial, counts,
-        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, WEIGHTED=weights_T is not None, num_warps=4,
+        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, WEIGHTED=weights_T is not None, num_warps=4, **ROUNDED,
     )  # fmt: skip
     loss, inverse, total = _finish(partial, counts)
     return loss, logits_T, total, dlogits_T, inverse
@@ -282,7 +284,7 @@ def rtd_head_backward(
     dweight, dbias = dlogits_T.new_empty(programs, size), dlogits_T.new_empty(programs)
     _head_backward_kernel[(programs,)](
         hidden_TD.contiguous(), weight_D.contiguous(), dlogits_T, inverse, grad, dhidden_TD, dweight, dbias,
-        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4,
+        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return dhidden_TD, dweight.sum(0).to(weight_D.dtype), dbias.sum().to(bias.dtype).reshape(bias.shape)
 
@@ -339,5 +341,8 @@ def _case(
     if kernel is _finish_kernel:
         types["p_counts"] = "*i64"
     signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
-    wide_stores = kernel is _head_backward_kernel
-    return CompileCase(name, kernel, signature, constexprs, 4, 3, streaming=streaming, wide_stores=wide_stores)
+    return CompileCase(
+        name, kernel, signature, constexprs, num_warps=4, num_stages=3, streaming=streaming,
+        wide_stores=kernel is _head_backward_kernel,
+        **(ROUNDED if kernel in (_head_kernel, _head_backward_kernel) else FUSED),
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels import sample_replace_reference as reference
-from electra_kernels.blocks_triton import finite_or_zero
+from electra_kernels.blocks_triton import FUSED, finite_or_zero
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator
 from electra_kernels.rng_triton import philox
@@ -134,7 +134,7 @@ def sample_and_replace(
             corrupted_T, is_replaced_T, sampled_M,
             logits_MV.stride(0), len(input_ids_T), stream, inverse_temperature(temperature),
             V=vocabulary, DIVISOR=_divisor(logits_MV.stride(0)), TILES=tiles,
-            STEPS_P2=_steps(vocabulary, tiles), num_warps=4,
+            STEPS_P2=_steps(vocabulary, tiles), num_warps=4, **FUSED,
         )  # fmt: skip
     return corrupted_T, is_replaced_T, sampled_M
 
@@ -166,7 +166,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
                 "V": vocabulary, "DIVISOR": _divisor(vocabulary), "TILES": tiles,
                 "STEPS_P2": _steps(vocabulary, tiles),
             },
-            num_warps=4,
+            num_warps=4, **FUSED,
             num_stages=3,
             multiples_of_16=("stride_m",) if vocabulary % 16 == 0 else (),
             # Rows of 30522 half-precision logits start on 4-byte boundaries only.

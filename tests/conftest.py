@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 # Triton reads this when it is imported, so it has to be set before any test module is.
+PTX = int(
+    os.environ.get("ELECTRA_PTX", "0")
+)  # 80 or 90: kernels are compiled for it, and their PTX runs on the CPU
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ["TRITON_INTERPRET"] = "0" if PTX else os.environ.get("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
@@ -23,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=bool(PTX))
+def _ptx_gpu() -> Iterator[None]:
+    """With ELECTRA_PTX: every kernel of the session runs as PTX."""
+    from ptx_driver import LAUNCHED, ptx_gpu
+
+    with ptx_gpu(PTX):
+        yield
+    print(f"\nran as PTX for sm_{PTX}, launches: {LAUNCHED}")
 
 
 @pytest.fixture(scope="session")

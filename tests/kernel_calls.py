@@ -19,14 +19,14 @@ from electra_kernels import (
     sample_and_replace,
     use,
 )
-from kernel_helpers import DEVICE
+from kernel_helpers import DEVICE, INTERPRETED
 from torch import Tensor
 
-ON_GPU = DEVICE == "cuda"
+COMPILED = not INTERPRETED
 Call = Callable[[Tensor], tuple[Tensor, ...]]
 """Seed tensor `[key, first_row]` -> results and gradients, by the Triton kernels."""
 
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+DTYPE = torch.bfloat16 if COMPILED else torch.float32
 DRAWING = ("attention-short", "attention-general", "mlm-narrow", "mlm-wide", "sample", "layer-norm", "embedding")
 """The calls whose results depend on the seed."""
 
@@ -53,7 +53,7 @@ def _differentiated(function: Callable[[Tensor], tuple[Tensor, ...]], leaves: li
 
 
 def _attention(lengths: list[int]) -> Call:
-    qkv = _normal(sum(lengths), 3, 2, 64 if ON_GPU else 16)
+    qkv = _normal(sum(lengths), 3, 2, 64 if COMPILED else 16)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
     longest = max(lengths)
     return _differentiated(lambda seed: (attention(qkv, cu_seqlens, longest, dropout_p=0.1, seed=seed),), [qkv])
@@ -103,14 +103,14 @@ def _embedding(tokens: int, size: int) -> Call:
 
 
 CALLS: dict[str, Callable[[], Call]] = {
-    "attention-short": lambda: _attention([128, 0, 77, 1] if ON_GPU else [16, 0, 9]),
-    "attention-general": lambda: _attention([512, 300] if ON_GPU else [40, 3]),
-    "mlm-narrow": lambda: _mlm(*((300, 1000, 128) if ON_GPU else (5, 140, 16))),
-    "mlm-wide": lambda: _mlm(*((300, 1000, 768) if ON_GPU else (5, 140, 136))),
-    "sample": lambda: _sample(*((64, 5000, 300) if ON_GPU else (4, 140, 9))),
-    "rtd": lambda: _rtd(*((2000, 256) if ON_GPU else (50, 24))),
-    "layer-norm": lambda: _layer_norm(*((300, 256) if ON_GPU else (9, 24))),
-    "embedding": lambda: _embedding(*((300, 128) if ON_GPU else (9, 24))),
+    "attention-short": lambda: _attention([128, 0, 77, 1] if COMPILED else [16, 0, 9]),
+    "attention-general": lambda: _attention([512, 300] if COMPILED else [40, 3]),
+    "mlm-narrow": lambda: _mlm(*((300, 1000, 128) if COMPILED else (5, 140, 16))),
+    "mlm-wide": lambda: _mlm(*((300, 1000, 768) if COMPILED else (5, 140, 136))),
+    "sample": lambda: _sample(*((64, 5000, 300) if COMPILED else (4, 140, 9))),
+    "rtd": lambda: _rtd(*((2000, 256) if COMPILED else (50, 24))),
+    "layer-norm": lambda: _layer_norm(*((300, 256) if COMPILED else (9, 24))),
+    "embedding": lambda: _embedding(*((300, 128) if COMPILED else (9, 24))),
 }
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     """Every call once: what `make sanitize` runs under compute-sanitizer."""
     for name, make in CALLS.items():
         make()(seed_of(1))
-        if ON_GPU:
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
         print(f"{name} ran on {DEVICE}", flush=True)
 

@@ -7,14 +7,17 @@ precision, plus a small absolute term (times the largest exact value) for result
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Compiled kernels need neither a GPU (`ptx_machine`) nor the tiny tiles that the interpreter gets.
+INTERPRETED = DEVICE == "cpu" and "ELECTRA_PTX" not in os.environ
 # bfloat16 products are wrong in Triton's interpreter (it multiplies raw bits), float64 ones slow on a GPU.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 
 # Four units in the last place: sums in another order differ by this much even where PyTorch is exact.
 ALL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

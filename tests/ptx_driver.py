@@ -1,7 +1,7 @@
 """A driver for Triton whose GPU is the PTX machine: kernels are compiled as for a GPU and run on CPU tensors.
 
-    with ptx_gpu(90):
-        ...  # kernel[grid](...) compiles for sm_90 and runs the PTX
+with ptx_gpu(90):
+    ...  # kernel[grid](...) compiles for sm_90 and runs the PTX
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import functools
 import struct
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import ptx_machine
 import torch
 import triton
+from electra_kernels import dispatch
 from ptx_program import Program, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # a program's at most (CUDA programming guide)
+TILED = ("attention_triton", "mlm_head_narrow_triton")
 LAUNCHED: dict[str, int] = {}
 """Kernel -> launches so far."""
 
@@ -53,7 +56,7 @@ class _Launcher:
         self.scratch = metadata.global_scratch_size
 
     def __call__(self, x: int, y: int, z: int, stream: int, function: Program, *rest: Any) -> None:
-        _, _, enter, leave, *values = rest
+        values = rest[4:]  # after the metadata and the hooks
         assert self.scratch == 0, "global scratch memory is not emulated"
         arguments = [_bits(values[i], self.types[i]) for i in self.passed] + [0, 0]
         tensors = [value for value in values if isinstance(value, Tensor)]
@@ -106,10 +109,12 @@ def ptx_gpu(capability: int) -> Iterator[None]:
         kernel.function = parsed(kernel.asm["ptx"])
 
     original, driver = CompiledKernel._init_handles, triton.runtime.driver
-    CompiledKernel._init_handles = init_handles
-    driver.set_active(Driver(capability))
-    try:
+    with contextlib.ExitStack() as stack:
+        replace = functools.partial(stack.enter_context)
+        replace(mock.patch.object(CompiledKernel, "_init_handles", init_handles))
+        replace(mock.patch.object(dispatch, "interpreting", lambda: True))
+        for name in TILED:  # which tables of tiles they take
+            replace(mock.patch(f"electra_kernels.{name}.architecture", lambda device: capability))
+        driver.set_active(Driver(capability))
+        stack.callback(driver.set_active, None)
         yield
-    finally:
-        CompiledKernel._init_handles = original
-        driver._active = None

@@ -168,22 +168,33 @@ COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
 }  # fmt: skip
 
 
-def _setp(machine: Machine, instruction: Instruction) -> None:
-    _, how, *_, type_ = instruction.opcode
-    out, a, b = instruction.operands
-    x, y = typed(machine, a, type_), typed(machine, b, type_)
+def _compare(how: str, x: Array, y: Array) -> Array:
     unordered = (x != x) | (y != y)
     if how in ("nan", "num"):
-        result = unordered if how == "nan" else ~unordered
-    elif how == "ne":
-        result = (x != y) & ~unordered
-    elif how in COMPARISONS:
-        result = COMPARISONS[how](x, y)
-    elif how == "neu":
-        result = x != y
-    else:  # ltu, geu, …: also if one of them is NaN
-        result = COMPARISONS[how.removesuffix("u")](x, y) | unordered
-    machine.write(str(out), result)
+        return unordered if how == "nan" else ~unordered
+    if how in ("ne", "neu"):
+        return np.asarray((x != y) & ~unordered if how == "ne" else x != y)
+    if how in COMPARISONS:
+        return COMPARISONS[how](x, y)
+    return np.asarray(COMPARISONS[how.removesuffix("u")](x, y) | unordered)  # ltu, …: also if one of them is NaN
+
+
+def _setp(machine: Machine, instruction: Instruction) -> None:
+    """One predicate, or two (`p|q`) for the lower and the upper half of a packed type."""
+    _, how, *_, type_ = instruction.opcode
+    out, a, b = (str(operand) for operand in instruction.operands)
+    if not type_.endswith("x2"):
+        return machine.write(out, _compare(how, typed(machine, a, type_), typed(machine, b, type_)))
+    for half, name in enumerate(out.split("|")):
+        x, y = (unpacked(machine.read(source, 4), type_, half) for source in (a, b))
+        machine.write(name, _compare(how, x, y))
+    return None
+
+
+def unpacked(bits: Array, type_: str, half: int) -> Array:
+    """The lower (0) or upper (1) number of two."""
+    part = (bits >> np.uint32(16 * half)).astype(np.uint16)
+    return bf16_to_f32(part) if type_ == "bf16x2" else part.view(np.float16)
 
 
 def _selp(machine: Machine, instruction: Instruction) -> None:
@@ -283,7 +294,9 @@ def _copy(machine: Machine, instruction: Instruction) -> None:
         return
     to, source, size = instruction.operands[:3]
     length, threads = int(str(size), 0), machine.every[machine.active]
-    wanted = machine.read(str(instruction.operands[3]), 4)[machine.active] if len(instruction.operands) > 3 else length
+    wanted = (
+        machine.read(str(instruction.operands[3]), 4)[machine.active] if len(instruction.operands) > 3 else length
+    )
     reads = np.broadcast_to(wanted, threads.shape) > 0
     if not np.isin(wanted, (0, length)).all():
         raise NotImplementedError("cp.async of a part")
@@ -328,7 +341,9 @@ def _reduce(machine: Machine, instruction: Instruction) -> None:
     how, type_ = instruction.opcode[2], instruction.opcode[-1]
     out, source = instruction.operands[:2]
     value = typed(machine, source, type_).reshape(-1, 32)
-    function = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}[how]
+    function = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}[
+        how
+    ]
     result = function.reduce(value, axis=1, dtype=value.dtype)
     machine.write(str(out), bits_of(np.repeat(result, 32), type_))
 

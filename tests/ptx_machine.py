@@ -1,4 +1,4 @@
-"""A machine that runs PTX on a CPU: the compiled kernels, one instruction at a time, for all threads of a program.
+"""A machine that runs PTX on a CPU: compiled kernels, one instruction at a time, for all threads of a program.
 
 Triton's interpreter runs a kernel's Python. This runs what its compiler made of it for a GPU: layouts, shuffles,
 shared memory and barriers, pipelined copies, tensor-core instructions. Every access is checked on the way
@@ -6,8 +6,8 @@ shared memory and barriers, pipelined copies, tensor-core instructions. Every ac
 functions (here: NumPy's); the order of sums inside a tensor core; and everything about time.
 
 A register is an array of one element per thread, unsigned, as wide as the register. Threads that part at a branch
-are run lowest program counter first, and meet again at the latest at the next instruction for all of them. Asynchronous copies land when they
-are waited for, not before: a wait that is missing reads old values.
+are run lowest program counter first, and meet again at the latest at the next instruction for all of them.
+Asynchronous copies land when they are waited for, not before: a wait that is missing reads old values.
 """
 
 from __future__ import annotations

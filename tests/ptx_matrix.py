@@ -42,7 +42,7 @@ def _stack(machine: Machine, names: object) -> Array:
 
 
 def _matrix_places(machine: Machine, instruction: Instruction, operand: object, count: int) -> Array:
-    """[warps, count, 8, 16]: where the rows of each 8 x 8 tile of 16-bit numbers lie; lane 8·i + r has row r of i."""
+    """[warps, count, 8, 16]: the bytes of 8 x 8 tiles of 16-bit numbers; lane 8·i + r has row r of tile i."""
     _all_threads(machine)
     if "m8n8" not in instruction.opcode:
         raise NotImplementedError(instruction.text)
@@ -91,7 +91,9 @@ def _left_tile(registers: Array, kind: str) -> Array:
     tile = np.empty((len(values), 16, 16), np.float32)
     for register in range(4):
         for half in range(2):
-            tile[:, GROUP + 8 * (register % 2), 2 * PAIR + half + 8 * (register // 2)] = values[:, :, register, half]
+            tile[:, GROUP + 8 * (register % 2), 2 * PAIR + half + 8 * (register // 2)] = values[
+                :, :, register, half
+            ]
     return tile
 
 

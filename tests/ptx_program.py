@@ -47,8 +47,10 @@ def parse(ptx: str) -> Program:
     assert threads is not None, "no .reqntid"
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for line in body.split("\n"):
+    for number, line in enumerate(body.split("\n")):
         line = line.partition("//")[0].strip()
+        if local := re.fullmatch(r"\{\s*\.reg \.b32 (\w+);(.*)\}", line):  # a block with a register of its own
+            line = re.sub(rf"\b{local[1]}\b", f"%r{10**6 + number}", local[2])
         if label := re.match(r"(\$\w+):$", line):
             labels[label[1]] = len(instructions)
         elif line and not line.startswith("."):

@@ -17,7 +17,7 @@ from electra_kernels import attention, attention_triton, rng, use
 from electra_kernels.attention import attention_dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import DEVICE, DTYPES, INTERPRETED, assert_within_budget, dtype_id, poisoned_memory
 from torch import Tensor
 
 SEED = torch.tensor([-1234567890123, 7])
@@ -37,7 +37,7 @@ LENGTHS = {
 @pytest.fixture(autouse=True)
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Under the interpreter: blocks so small that tiny sequences already make several."""
-    if DEVICE == "cpu":
+    if INTERPRETED:
         monkeypatch.setattr(attention_triton, "tile", lambda *_: attention_triton.Tile(32, 16, 1, 1))
     yield
 
@@ -261,7 +261,7 @@ def test_offsets_beyond_31_bits() -> None:
 def test_sequences_of_8192(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward of the general path; keys of the last tile alone must matter."""
     tile = attention_triton.Tile(1024, 1024, 8, 1)
-    monkeypatch.setattr(attention_triton, "tile", lambda *_: tile) if DEVICE == "cpu" else None
+    monkeypatch.setattr(attention_triton, "tile", lambda *_: tile) if INTERPRETED else None
     check([8192], torch.float32, 0.0, heads=1)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_calls import CALLS, DRAWING, ON_GPU, Call, seed_of
+from kernel_calls import CALLS, DRAWING, Call, seed_of
+from kernel_helpers import DEVICE
 from torch import Tensor
 
 EVERY = pytest.mark.parametrize(("name", "make"), CALLS.items(), ids=CALLS)
@@ -25,7 +26,7 @@ def test_the_same_bits_every_time(name: str, make: Make) -> None:
     call = make()
     first = call(seed_of(1))
     assert all(result.isfinite().all() for result in first if result.is_floating_point())
-    for _ in range(100 if ON_GPU else 1):
+    for _ in range(100 if DEVICE == "cuda" else 1):
         assert equal(call(seed_of(1)), first)
     assert equal(call(seed_of(2)), first) == (name not in DRAWING)
 

@@ -25,7 +25,7 @@ from electra_kernels import (
 from electra_kernels import mlm_head_wide_triton as wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import DEVICE, DTYPES, INTERPRETED, assert_within_budget, dtype_id, poisoned_memory
 from torch import Tensor
 
 # NaN and infinity go in on purpose, and NumPy, under the interpreter, says so.
@@ -47,13 +47,14 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Chooses the implementation, with chunks small enough that tiny shapes make several."""
     monkeypatch.setattr(mlm_head_reference, "CHUNK_ELEMENTS", 1000)
     monkeypatch.setattr(wide, "CHUNK_ELEMENTS", 2000)
-    if request.param != "reference" and DEVICE == "cpu":
+    if request.param != "reference" and INTERPRETED:
         small = mlm_head_narrow_triton.Tile(16, 16, 4, 1)
         tiles = mlm_head_narrow_triton.Tiles(small, small, small._replace(block=64))
         monkeypatch.setattr(mlm_head_narrow_triton, "TILES", {90: tiles})
         monkeypatch.setattr(wide, "_tile", lambda itemsize: (16, 32, 4, 1))
-        kernels = {"narrow": mlm_head_narrow_triton, "wide": wide}[request.param]
-        monkeypatch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: kernels)
+        monkeypatch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: mlm_head_narrow_triton)
+    if request.param == "wide":  # (compiled, `narrow` is what width and type choose: fp32 would not fit on chip)
+        monkeypatch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: wide)
     with use("reference" if request.param == "reference" else "triton"):
         yield request.param
 
