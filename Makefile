@@ -1,6 +1,7 @@
 # Each target does the set-up it needs: a fresh clone and Python >= 3.10 are enough.
 #   make demo     the whole story, in minutes           make test     the test suite
-#   make check    lint, format, types                   make test-gpu, bench-kernels, tune: with an NVIDIA GPU
+#   make check    lint, format, types                   make test-ptx: the compiled kernels, without a GPU
+#                                                       make test-gpu, bench-kernels, tune: with an NVIDIA GPU
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_
 GPU_TESTS := tests/test_attention_gpu.py
 NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
 
-.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest compile-report bench-gpu bench-kernels tune clean
+.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest test-ptx compile-report bench-gpu bench-kernels tune clean
 
 setup: $(READY)
 
@@ -66,6 +67,14 @@ $(OLDEST)/.ready: $(READY)
 test-triton-oldest: $(OLDEST)/.ready
 	@PYTHONPATH=$(OLDEST) $(BIN)/python -c "import triton; print('triton', triton.__version__)"
 	@PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(KERNEL_TESTS)
+
+# The kernels as compiled for a GPU, run on the CPU one PTX instruction at a time, every access checked (minutes).
+PTX := 90 80
+test-ptx: $(READY)
+	@for capability in $(PTX); do \
+		echo "the kernels' PTX for sm_$$capability"; \
+		ELECTRA_PTX=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(filter-out %compile_report.py,$(KERNEL_TESTS)) || exit 1; \
+	done
 
 compile-report: $(READY)
 	@$(BIN)/python -m benchmarks.compile_report

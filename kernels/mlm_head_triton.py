@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
-from electra_kernels.blocks_triton import FUSED, LOG2E, finite_or_zero, load_bias2, load_rows
+from electra_kernels.blocks_triton import LOG2E, ROUNDED, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
@@ -117,7 +117,7 @@ def forward(
     _draw_kernel[(rows,)](
         hidden_ME, embedding_VE, bias_V, target_M, seed, *sums, loss_M, sampled_M, logsumexp_M, stream, inverse,
         V=vocabulary, E=size, BLOCK_E=_draw_block(size), TILES_P2=triton.next_power_of_2(tiles),
-        num_warps=4, **FUSED,
+        num_warps=4, **ROUNDED,
     )  # fmt: skip
     return loss_M, sampled_M, logsumexp_M
 
@@ -182,6 +182,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         types |= {**integers, "inverse_temperature": "fp32"}
         constexprs = {"V": 30522, "E": size, "BLOCK_E": _draw_block(size), "TILES_P2": 256}
         signature = {a: types.get(a, "*fp32") for a in _draw_kernel.arg_names if a not in constexprs}
-        yield CompileCase(f"mlm_head_draw[{dtype} E={size}]", _draw_kernel, signature, constexprs, 4, 3)
+        name = f"mlm_head_draw[{dtype} E={size}]"
+        yield CompileCase(name, _draw_kernel, signature, constexprs, num_warps=4, num_stages=3, **ROUNDED)
     yield from narrow.compile_cases(capability)
     yield from wide.compile_cases(capability)

@@ -7,6 +7,7 @@ compute-sanitizer (`python tests/kernel_calls.py`). Under the interpreter the sh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from electra_kernels import (
@@ -22,11 +23,11 @@ from electra_kernels import (
 from kernel_helpers import DEVICE, INTERPRETED
 from torch import Tensor
 
-COMPILED = not INTERPRETED
+T = TypeVar("T")
 Call = Callable[[Tensor], tuple[Tensor, ...]]
 """Seed tensor `[key, first_row]` -> results and gradients, by the Triton kernels."""
 
-DTYPE = torch.bfloat16 if COMPILED else torch.float32
+DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 DRAWING = ("attention-short", "attention-general", "mlm-narrow", "mlm-wide", "sample", "layer-norm", "embedding")
 """The calls whose results depend on the seed."""
 
@@ -53,7 +54,7 @@ def _differentiated(function: Callable[[Tensor], tuple[Tensor, ...]], leaves: li
 
 
 def _attention(lengths: list[int]) -> Call:
-    qkv = _normal(sum(lengths), 3, 2, 64 if COMPILED else 16)
+    qkv = _normal(sum(lengths), 3, 2, 16 if INTERPRETED else 64)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
     longest = max(lengths)
     return _differentiated(lambda seed: (attention(qkv, cu_seqlens, longest, dropout_p=0.1, seed=seed),), [qkv])
@@ -102,15 +103,20 @@ def _embedding(tokens: int, size: int) -> Call:
     )
 
 
+def _sizes(gpu: T, compiled: T, interpreted: T) -> T:
+    """Real shapes on a GPU; several tiles, the last one partial, on the PTX machine; tiny ones in the interpreter."""
+    return gpu if DEVICE == "cuda" else interpreted if INTERPRETED else compiled
+
+
 CALLS: dict[str, Callable[[], Call]] = {
-    "attention-short": lambda: _attention([128, 0, 77, 1] if COMPILED else [16, 0, 9]),
-    "attention-general": lambda: _attention([512, 300] if COMPILED else [40, 3]),
-    "mlm-narrow": lambda: _mlm(*((300, 1000, 128) if COMPILED else (5, 140, 16))),
-    "mlm-wide": lambda: _mlm(*((300, 1000, 768) if COMPILED else (5, 140, 136))),
-    "sample": lambda: _sample(*((64, 5000, 300) if COMPILED else (4, 140, 9))),
-    "rtd": lambda: _rtd(*((2000, 256) if COMPILED else (50, 24))),
-    "layer-norm": lambda: _layer_norm(*((300, 256) if COMPILED else (9, 24))),
-    "embedding": lambda: _embedding(*((300, 128) if COMPILED else (9, 24))),
+    "attention-short": lambda: _attention(_sizes([128, 0, 77, 1], [128, 0, 77, 1], [16, 0, 9])),
+    "attention-general": lambda: _attention(_sizes([512, 300], [200, 70], [40, 3])),
+    "mlm-narrow": lambda: _mlm(*_sizes((300, 1000, 128), (140, 400, 128), (5, 140, 16))),
+    "mlm-wide": lambda: _mlm(*_sizes((300, 1000, 768), (140, 270, 136), (5, 140, 136))),
+    "sample": lambda: _sample(*_sizes((64, 5000, 300), (4, 5000, 300), (4, 140, 9))),
+    "rtd": lambda: _rtd(*_sizes((2000, 256), (1100, 256), (50, 24))),
+    "layer-norm": lambda: _layer_norm(*_sizes((300, 256), (300, 256), (9, 24))),
+    "embedding": lambda: _embedding(*_sizes((300, 128), (300, 128), (9, 24))),
 }
 
 

@@ -16,7 +16,7 @@ from unittest import mock
 import ptx_machine
 import torch
 import triton
-from electra_kernels import dispatch
+from electra_kernels import dispatch, mlm_head_triton
 from ptx_program import Program, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -96,6 +96,12 @@ class Driver:
         return torch.device("cpu")
 
 
+def _kernels_of_a_gpu(hidden_ME: Tensor) -> Any:
+    """As on a GPU: where `mlm_head_triton._kernels` sees a CPU, it chooses for the interpreter."""
+    narrow = mlm_head_triton.narrow
+    return narrow if hidden_ME.shape[1] <= narrow.WIDEST and hidden_ME.itemsize == 2 else mlm_head_triton.wide
+
+
 parsed = functools.cache(parse)
 
 
@@ -115,6 +121,7 @@ def ptx_gpu(capability: int) -> Iterator[None]:
         replace(mock.patch.object(dispatch, "interpreting", lambda: True))
         for name in TILED:  # which tables of tiles they take
             replace(mock.patch(f"electra_kernels.{name}.architecture", lambda device: capability))
+        replace(mock.patch.object(mlm_head_triton, "_kernels", _kernels_of_a_gpu))
         driver.set_active(Driver(capability))
         stack.callback(driver.set_active, None)
         yield

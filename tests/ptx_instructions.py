@@ -49,7 +49,10 @@ def bits_of(value: Array, type_: str) -> Array:
     if type_ == "bf16":
         return f32_to_bf16(value.astype(np.float32, copy=False))
     dtype = np.dtype(TYPES[type_])
-    return np.ascontiguousarray(value.astype(dtype, copy=False)).view(UNSIGNED[dtype.itemsize])
+    bits = np.ascontiguousarray(value.astype(dtype, copy=False)).view(UNSIGNED[dtype.itemsize])
+    if dtype.kind == "f":  # a GPU knows one NaN; an x86 passes on the one it was given
+        bits = np.where(np.isnan(value), UNSIGNED[dtype.itemsize](2 ** (8 * dtype.itemsize - 1) - 1), bits)
+    return bits
 
 
 # ---------------------------------------------------------------- arithmetic

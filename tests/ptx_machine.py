@@ -34,7 +34,7 @@ class Machine:
         self.program, self.threads = program, program.threads
         self.arguments = dict(zip(program.parameters, arguments, strict=True))
         self.global_memory, self.shared = global_memory, SharedMemory(shared_bytes, program.threads)
-        self.number = place[0] + grid[0] * (place[1] + grid[1] * place[2])  # which program of the launch
+        self.number = 1 + place[0] + grid[0] * (place[1] + grid[1] * place[2])  # which program of the launch
         self.registers: dict[str, Array] = {}
         self.every = np.arange(self.threads)
         self.special = {"%tid.x": self.every}
@@ -124,7 +124,7 @@ class Machine:
                 raise type(error)(f"{error}\n  at {self.program.name}: {instruction.text}") from error
             self._go(waiting, counter + 1, here)
         if any(self.copies):
-            raise MemoryFault("the program ends before its cp.async do")
+            raise MemoryFault(f"the program ends before its cp.async do\n  at {self.program.name}: its end")
 
     @staticmethod
     def _go(waiting: dict[int, Array], counter: int, threads: Array) -> None:

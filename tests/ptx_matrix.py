@@ -98,8 +98,10 @@ def _left_tile(registers: Array, kind: str) -> Array:
 
 
 def mma(machine: Machine, instruction: Instruction) -> None:
-    """mma.m16n8k16: D = A B + C of each warp, fp32 sums."""
+    """mma.m16n8k16: D = A B + C of each warp, fp32 sums; and mma.m8n8k4 of fp64."""
     _, _, _, shape, left, right, *types = instruction.opcode
+    if shape == "m8n8k4" and types[0] == "f64":
+        return _mma_f64(machine, instruction)
     if (shape, left, right, types[0], types[3]) != ("m16n8k16", "row", "col", "f32", "f32"):
         raise NotImplementedError(instruction.text)
     _all_threads(machine)
@@ -117,6 +119,18 @@ def mma(machine: Machine, instruction: Instruction) -> None:
         place = GROUP + 8 * (register // 2), 2 * PAIR + register % 2
         result = (sums[:, :, register] + product[:, place[0], place[1]]).astype(np.float32)
         machine.write(out[register], np.ascontiguousarray(result).view(np.uint32).ravel())
+    return None
+
+
+def _mma_f64(machine: Machine, instruction: Instruction) -> None:
+    """A lane holds one number of A [8, 4] and of B [4, 8], and two of C."""
+    _all_threads(machine)
+    out, a, b, c = ([operand] if isinstance(operand, str) else operand for operand in instruction.operands)
+    left, right = (machine.read(name, 8).view(np.float64).reshape(-1, 8, 4) for name in (a[0], b[0]))
+    product = left @ right.swapaxes(1, 2)
+    for half in range(2):
+        sums = machine.read(c[half], 8).view(np.float64).reshape(-1, 32)
+        machine.write(out[half], (sums + product[:, GROUP, 2 * PAIR + half]).view(np.uint64).ravel())
 
 
 def _descriptor_tile(machine: Machine, descriptor: int, rows: int, transposed: bool, kind: str) -> Array:

@@ -41,8 +41,8 @@ class Region:
     def __init__(self, base: int, size: int):
         self.base, self.size = base, size
         self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(base), np.uint8)
-        self.writer = np.full(size, NOBODY, np.int32)
-        self.reader = np.full(size, NOBODY, np.int32)
+        # By number, from 1 on, 0 for nobody: pages that nobody touches take no memory, however large the tensor.
+        self.writer, self.reader = np.zeros(size, np.int32), np.zeros(size, np.int32)
 
 
 class GlobalMemory:
@@ -69,10 +69,10 @@ class GlobalMemory:
         region, offsets = self._locate(addresses, size, "global load")
         places = offsets[:, None] + np.arange(size)
         others = region.writer[places]
-        if ((others != NOBODY) & (others != program)).any():
+        if ((others != 0) & (others != program)).any():
             raise MemoryFault("global load: another program of this launch wrote here")
         seen = region.reader[places]
-        region.reader[places] = np.where((seen == NOBODY) | (seen == program), program, SEVERAL)
+        region.reader[places] = np.where((seen == 0) | (seen == program), program, SEVERAL)
         return list(region.bytes[places].view(UNSIGNED[width]).T)
 
     def store(self, addresses: Array, values: list[Array], program: int) -> None:
@@ -84,7 +84,7 @@ class GlobalMemory:
         places = offsets[:, None] + np.arange(size)
         new = np.ascontiguousarray(np.stack(values, 1)).view(np.uint8)
         for who, did in ((region.writer[places], "wrote"), (region.reader[places], "read")):
-            foreign = (who != NOBODY) & (who != program)
+            foreign = (who != 0) & (who != program)
             if (foreign & (new != region.bytes[places])).any():
                 raise MemoryFault(f"global store: another program of this launch {did} here")
         region.writer[places] = program

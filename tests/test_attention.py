@@ -17,7 +17,15 @@ from electra_kernels import attention, attention_triton, rng, use
 from electra_kernels.attention import attention_dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, INTERPRETED, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    ON_PTX_MACHINE,
+    assert_within_budget,
+    dtype_id,
+    poisoned_memory,
+)
 from torch import Tensor
 
 SEED = torch.tensor([-1234567890123, 7])
@@ -258,6 +266,7 @@ def test_offsets_beyond_31_bits() -> None:
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.skipif(ON_PTX_MACHINE, reason="a million blocks: hours on the PTX machine")
 def test_sequences_of_8192(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward of the general path; keys of the last tile alone must matter."""
     tile = attention_triton.Tile(1024, 1024, 8, 1)

@@ -259,8 +259,8 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
 
 
 def test_width_and_dtype_choose_the_kernels() -> None:
-    assert mlm_head_triton._kernels(torch.zeros(1, 128)) is mlm_head_narrow_triton
-    assert mlm_head_triton._kernels(torch.zeros(1, 129)) is wide
+    for size, kernels in ((128, mlm_head_narrow_triton), (129, wide)):
+        assert mlm_head_triton._kernels(torch.zeros(1, size, dtype=torch.bfloat16)) is kernels
 
 
 @pytest.mark.gpu
