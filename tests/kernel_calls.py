@@ -104,7 +104,7 @@ def _embedding(tokens: int, size: int) -> Call:
 
 
 def _sizes(gpu: T, compiled: T, interpreted: T) -> T:
-    """Real shapes on a GPU; several tiles, the last one partial, on the PTX machine; tiny ones in the interpreter."""
+    """On a GPU real shapes; on the PTX machine a few tiles, the last partial; in the interpreter tiny ones."""
     return gpu if DEVICE == "cuda" else interpreted if INTERPRETED else compiled
 
 

@@ -42,7 +42,9 @@ class Machine:
             self.special[f"%ctaid.{axis}"] = np.full(self.threads, here)
             self.special[f"%nctaid.{axis}"] = np.full(self.threads, size)
         self.active: Array = np.ones(self.threads, bool)  # the threads that this instruction is for
-        self.copies: list[list[Callable[[], None]]] = [[]]  # cp.async by group; the last group is still open
+        # Under way, in groups of which the last is still open: cp.async, and the bytes that wgmma reads.
+        self.copies: list[list[Callable[[], None]]] = [[]]
+        self.products: list[list[Array]] = [[]]
         self.constants: dict[tuple[str, int], Array] = {}
 
     # ------------------------------------------------------------ operands
@@ -123,21 +125,27 @@ class Machine:
             except Exception as error:
                 raise type(error)(f"{error}\n  at {self.program.name}: {instruction.text}") from error
             self._go(waiting, counter + 1, here)
-        if any(self.copies):
-            raise MemoryFault(f"the program ends before its cp.async do\n  at {self.program.name}: its end")
+        if any(self.copies) or any(self.products):
+            raise MemoryFault(f"the program ends before its cp.async or wgmma\n  at {self.program.name}: its end")
 
     @staticmethod
     def _go(waiting: dict[int, Array], counter: int, threads: Array) -> None:
         if threads.any():
             waiting[counter] = waiting[counter] | threads if counter in waiting else threads
 
-    # ------------------------------------------------------------ asynchronous copies
+    # ------------------------------------------------------------ what is under way
 
     def finish_copies(self, still_open: int) -> None:
         """cp.async.wait_group: all committed groups but the last `still_open` land."""
         while len(self.copies) - 1 > still_open:
             for copy in self.copies.pop(0):
                 copy()
+
+    def finish_products(self, still_open: int) -> None:
+        """wgmma.wait_group, likewise."""
+        while len(self.products) - 1 > still_open:
+            for places in self.products.pop(0):
+                self.shared.product_ended(places)
 
 
 def _constant(name: str, width: int) -> int:

@@ -151,15 +151,21 @@ def _descriptor_tile(machine: Machine, descriptor: int, rows: int, transposed: b
         address = start + row // 8 * stride + row % 8 * swizzle + k * 2
     address = address ^ (address >> 7 & swizzle // 16 - 1) << 4  # the swizzle: 16-byte pieces change places
     places = machine.shared.places(address.ravel(), 2, "wgmma")
-    raw = machine.shared.seen_by_tensor_cores(places).view(np.uint16).reshape(rows, 16)
+    machine.products[-1].append(places)
+    raw = machine.shared.read_by_product(places).view(np.uint16).reshape(rows, 16)
     return _halves(raw.view(np.uint32), kind).reshape(rows, 16)
 
 
 def wgmma(machine: Machine, instruction: Instruction) -> None:
     """wgmma.mma_async: D = A B (+ D) of four warps; A from shared memory or registers, B from shared memory.
 
-    It runs at once. The other wgmma instructions only order it, and have nothing to order here.
+    The product is there at once; what it reads counts as being read until it is waited for.
     """
+    match instruction.opcode[1]:
+        case "commit_group":
+            machine.products.append([])
+        case "wait_group":
+            machine.finish_products(int(str(instruction.operands[0])))
     if instruction.opcode[1] != "mma_async":
         return
     _all_threads(machine)

@@ -100,14 +100,16 @@ class SharedMemory:
         self.warp_epoch = np.zeros(threads // 32, np.int64)  # a warp's own barriers so far
         # Of each byte's last write and last read: when, and which thread (SEVERAL: of one warp; its warp is kept).
         self.last = {kind: np.full((4, size), NOBODY, np.int64) for kind in ("write", "read")}
-        self.unfenced = np.zeros(size, bool)  # written by threads, not yet seen by the tensor cores' proxy
+        # wgmma reads by a way of its own ("the asynchronous proxy"), and at a time of its own.
+        self.unfenced = np.zeros(size, bool)  # written by threads, with no fence for that way since
+        self.in_use = np.zeros(size, np.int16)  # products under way that read here
 
     def barrier(self) -> None:
         """All threads have met."""
         self.epoch += 1
 
     def fence(self) -> None:
-        """fence.proxy.async: the tensor cores, which read by another way, see what was written until now."""
+        """fence.proxy.async: wgmma sees what was written until now."""
         self.unfenced[:] = False
 
     def places(self, addresses: Array, size: int, what: str) -> Array:
@@ -168,16 +170,25 @@ class SharedMemory:
         for kind, did in (("write", "wrote"), ("read", "read")):
             if (self._conflicts(kind, places, threads) & different).any():
                 raise MemoryFault(f"shared store: another thread {did} here, and no barrier has come between")
+        if (different & (self.in_use[places] > 0)).any():
+            raise MemoryFault("shared store: a wgmma that reads here was not waited for")
         self.bytes[places] = new
         if (self.bytes[places] != new).any():
             raise MemoryFault("shared store: two threads write different values to one place")
         self._note("write", places, threads)
         self.unfenced[places] = True
 
-    def seen_by_tensor_cores(self, places: Array) -> Array:
-        """The bytes at `places`, read by the asynchronous proxy for a whole group of warps."""
+    def read_by_product(self, places: Array) -> Array:
+        """The bytes at `places`, read by a wgmma until `product_ended` says that it was waited for."""
         if self.unfenced[places].any():
             raise MemoryFault("wgmma: reads what was written without a fence.proxy.async since")
         if (self.last["write"][0][places] == self.epoch).any():
             raise MemoryFault("wgmma: reads what was written since the last barrier")
+        self.in_use[places] += 1
         return np.ascontiguousarray(self.bytes[places])
+
+    def product_ended(self, places: Array) -> None:
+        """Warps that go on may write here after a barrier: another group's product may have read it, too."""
+        self.in_use[places] -= 1
+        for row, value in enumerate((self.epoch, 0, SEVERAL, SEVERAL)):
+            self.last["read"][row, places] = value

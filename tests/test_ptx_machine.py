@@ -230,7 +230,7 @@ FAULTS = {
         "setp.lt.s32 %p1, %r1, 5;\n@%p1 bra $L__end;\nbar.sync 0;\n$L__end:", "not all threads reach"),
     "shuffle-in-a-branch": (
         "setp.lt.s32 %p1, %r1, 5;\n@%p1 shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;", "some lanes of a warp"),
-    "copy-not-waited-for-at-the-end": (COPY, "ends before its cp.async do"),
+    "copy-not-waited-for-at-the-end": (COPY, "ends before its cp.async"),
     "register-never-written": ("add.s32 %r9, %r1, %r77;", "was never written"),
     "tensor-cores-without-a-fence": (
         f"{COPY}\ncp.async.wait_group 0;\nbar.sync 0;\n{WGMMA}", "without a fence.proxy"),
