@@ -70,10 +70,11 @@ test-triton-oldest: $(OLDEST)/.ready
 
 # The kernels as compiled for a GPU, run on the CPU one PTX instruction at a time, every access checked (minutes).
 PTX := 90 80
+PTX_TESTS := tests/test_ptx_kernels.py $(filter-out %compile_report.py,$(KERNEL_TESTS))
 test-ptx: $(READY)
 	@for capability in $(PTX); do \
 		echo "the kernels' PTX for sm_$$capability"; \
-		ELECTRA_PTX=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(filter-out %compile_report.py,$(KERNEL_TESTS)) || exit 1; \
+		ELECTRA_PTX=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PTX_TESTS) || exit 1; \
 	done
 
 compile-report: $(READY)

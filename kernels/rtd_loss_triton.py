@@ -68,7 +68,7 @@ def _store_partial(p_partial, p_counts, b_loss, b_total, b_counts):
     tl.store(p_counts + program * 4 + tl.arange(0, 4), tl.sum(b_counts, 0))
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit  # twice: for any T, and for multiples of 16, the only ones that load 16 bytes at once
 def _loss_kernel(
     p_logits, p_labels, p_weights, p_dlogits, p_partial, p_counts, T,
     BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -134,7 +134,7 @@ def _finish_kernel(p_partial, p_counts_in, p_loss, p_inverse, p_counts, programs
     tl.store(p_counts + tl.arange(0, 4), tl.sum(counts, 0))
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
 def _scale_kernel(p_dlogits, p_inverse, p_grad, p_out, T, BLOCK_T: tl.constexpr):
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     b_out = tl.load(p_dlogits + o_t, mask=o_t < T, other=0.0) * (tl.load(p_grad) * tl.load(p_inverse))
@@ -322,6 +322,9 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         label = " weighted" if weighted else ""
         loss: dict[str, object] = {"BLOCK_T": BLOCK_T, "WEIGHTED": weighted}
         yield _case(f"rtd_loss[bf16{label}]", _loss_kernel, "bf16", loss)
+        yield _case(
+            f"rtd_loss[bf16 T=16n{label}]", _loss_kernel, "bf16", loss, streaming=True, multiples_of_16=("T",)
+        )
     for dtype, size, weighted in (("bf16", 256, False), ("bf16", 768, True), ("fp16", 1024, False)):
         block_t, block_d = _head_blocks(size)
         shapes: dict[str, object] = {"D": size, "BLOCK_D": block_d, "BLOCK_T": block_t}
@@ -332,8 +335,9 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
 
 
 def _case(
-    name: str, kernel: triton.JITFunction, dtype: str, constexprs: dict[str, object], streaming: bool = False
-) -> CompileCase:
+    name: str, kernel: triton.JITFunction, dtype: str, constexprs: dict[str, object], streaming: bool = False,
+    multiples_of_16: tuple[str, ...] = (),
+) -> CompileCase:  # fmt: skip
     types = dict.fromkeys(("p_logits", "p_hidden", "p_dhidden", "p_out"), f"*{dtype}")
     if kernel is _head_kernel:
         types["p_logits"] = "*fp32"
@@ -343,6 +347,6 @@ def _case(
     signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
     return CompileCase(
         name, kernel, signature, constexprs, num_warps=4, num_stages=3, streaming=streaming,
-        wide_stores=kernel is _head_backward_kernel,
+        wide_stores=kernel is _head_backward_kernel, multiples_of_16=multiples_of_16,
         **(ROUNDED if kernel in (_head_kernel, _head_backward_kernel) else FUSED),
     )  # fmt: skip

@@ -114,7 +114,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "mlm-narrow": lambda: _mlm(*_sizes((300, 1000, 128), (140, 400, 128), (5, 140, 16))),
     "mlm-wide": lambda: _mlm(*_sizes((300, 1000, 768), (140, 270, 136), (5, 140, 136))),
     "sample": lambda: _sample(*_sizes((64, 5000, 300), (4, 5000, 300), (4, 140, 9))),
-    "rtd": lambda: _rtd(*_sizes((2000, 256), (1100, 256), (50, 24))),
+    "rtd": lambda: _rtd(*_sizes((2000, 256), (1104, 256), (50, 24))),
     "layer-norm": lambda: _layer_norm(*_sizes((300, 256), (300, 256), (9, 24))),
     "embedding": lambda: _embedding(*_sizes((300, 128), (300, 128), (9, 24))),
 }

@@ -245,7 +245,7 @@ def _move(machine: Machine, instruction: Instruction) -> None:
     return machine.write(out, value)
 
 
-def _names(operand: object) -> tuple[str, ...]:
+def names_of(operand: object) -> tuple[str, ...]:
     return operand if isinstance(operand, tuple) else (str(operand),)
 
 
@@ -259,7 +259,7 @@ def _spread(machine: Machine, values: Array) -> Array:
 def _load(machine: Machine, instruction: Instruction) -> None:
     space, type_ = instruction.opcode[1], instruction.opcode[-1]
     out, place = instruction.operands
-    names, width = _names(out), int(type_[1:]) // 8
+    names, width = names_of(out), int(type_[1:]) // 8
     if space == "param":
         bits = machine.arguments[str(place)]
         value = np.full(machine.threads, bits % (1 << 8 * width)).astype(UNSIGNED[width])
@@ -279,7 +279,7 @@ def _load(machine: Machine, instruction: Instruction) -> None:
 def _store(machine: Machine, instruction: Instruction) -> None:
     width = int(instruction.opcode[-1][1:]) // 8
     place, source = instruction.operands
-    values = [machine.read(name, width)[machine.active] for name in _names(source)]
+    values = [machine.read(name, width)[machine.active] for name in names_of(source)]
     address = machine.address(place)
     if instruction.opcode[1] == "global":
         machine.global_memory.store(address, values, machine.number)
@@ -313,9 +313,8 @@ def _copy(machine: Machine, instruction: Instruction) -> None:
     if (address % length).any():
         raise MemoryFault(f"cp.async: {length} bytes to an address that is no multiple of it")
     places = shared.places(address, length, "cp.async")
-    before = shared.read(places, threads)  # nobody may be writing there; and what is read now may be overwritten
-    shared.write(places, before ^ np.uint8(0), threads)
-    machine.copies[-1].append(lambda: shared.write(places, values, threads))
+    shared.copy_begins(places, threads)
+    machine.copies[-1].append(lambda: shared.copy_lands(places, values, threads))
 
 
 # ---------------------------------------------------------------- across a warp

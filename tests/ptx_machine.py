@@ -5,14 +5,14 @@ shared memory and barriers, pipelined copies, tensor-core instructions. Every ac
 (`ptx_memory`). What a real GPU may still do differently: the last step, from PTX to machine code; approximate
 functions (here: NumPy's); the order of sums inside a tensor core; and everything about time.
 
-A register is an array of one element per thread, unsigned, as wide as the register. Threads that part at a branch
-are run lowest program counter first, and meet again at the latest at the next instruction for all of them.
-Asynchronous copies land when they are waited for, not before: a wait that is missing reads old values.
+A register is an array of one element per thread, unsigned, as wide as the register. Asynchronous copies land when
+they are waited for, not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import ptx_memory as memory
@@ -20,8 +20,16 @@ from ptx_memory import SHARED_BASE, UNSIGNED, Array, GlobalMemory, MemoryFault, 
 from ptx_program import Instruction, Operand, Program
 
 REGISTER_BYTES = {"rs": 2, "r": 4, "rd": 8, "p": 1}
-TOGETHER = ("bar", "barrier", "shfl", "redux", "ldmatrix", "stmatrix", "mma", "wgmma")
 LONGEST = 5_000_000  # instructions of one program, then it is taken to hang
+
+
+@dataclass
+class Path:
+    """Threads that go on together from `counter`, until they come to `stop`."""
+
+    counter: int
+    threads: Array
+    stop: int
 
 
 class Machine:
@@ -91,47 +99,58 @@ class Machine:
     # ------------------------------------------------------------ control
 
     def run(self) -> None:
-        """Every thread, to its end."""
+        """Every thread, to its end.
+
+        Threads that part at a branch meet again where its ways do: on the stack lie the threads that go on from
+        there, above them those on either way.
+        """
         from ptx_instructions import execute
 
-        instructions, labels = self.program.instructions, self.program.labels
-        waiting = {0: np.ones(self.threads, bool)}  # program counter -> the threads that are there
+        end = len(self.program.instructions)
+        stack = [Path(0, np.ones(self.threads, bool), end)]
         done = 0
-        while waiting:
-            # At an instruction for all threads, those who are there wait for those who took another way.
-            counter = min(waiting, key=lambda place: (instructions[place].opcode[0] in TOGETHER, place))
-            here = waiting.pop(counter)
-            instruction = instructions[counter]
-            self.active = here if instruction.guard is None else here & self.predicate(instruction.guard)
+        while stack:
+            path = stack[-1]
+            if path.counter == path.stop or not path.threads.any():
+                stack.pop()
+                continue
+            instruction = self.program.instructions[path.counter]
+            self.active = path.threads
+            if instruction.guard is not None:
+                self.active = path.threads & self.predicate(instruction.guard)
             done += 1
             if done > LONGEST:
                 raise MemoryFault(f"{self.program.name} does not end")
+            path.counter += 1
             try:
                 match instruction.opcode[0]:
                     case "ret":
-                        self._go(waiting, counter + 1, here & ~self.active)
-                        continue
+                        for waiting in stack:
+                            waiting.threads = waiting.threads & ~self.active
                     case "bra":
-                        (target,) = instruction.operands
-                        self._go(waiting, labels[str(target)], self.active)
-                        self._go(waiting, counter + 1, here & ~self.active)
-                        continue
+                        stack += self._branch(path, self.program.labels[str(instruction.operands[0])])
                     case "bar" | "barrier" if instruction.opcode[1] == "sync":
-                        if waiting or not self.active.all():
+                        if not (self.active == stack[0].threads).all():
                             raise MemoryFault("a barrier that not all threads reach")
                         self.shared.barrier()
                     case _ if self.active.any():
                         execute(self, instruction)
             except Exception as error:
                 raise type(error)(f"{error}\n  at {self.program.name}: {instruction.text}") from error
-            self._go(waiting, counter + 1, here)
         if any(self.copies) or any(self.products):
-            raise MemoryFault(f"the program ends before its cp.async or wgmma\n  at {self.program.name}: its end")
+            raise MemoryFault(
+                f"the program ends before its cp.async or wgmma do\n  at {self.program.name}: its end"
+            )
 
-    @staticmethod
-    def _go(waiting: dict[int, Array], counter: int, threads: Array) -> None:
-        if threads.any():
-            waiting[counter] = waiting[counter] | threads if counter in waiting else threads
+    def _branch(self, path: Path, target: int) -> list[Path]:
+        """Paths to put on the stack; `path` goes on with them or after them."""
+        taken, others = self.active, path.threads & ~self.active
+        if not others.any():
+            path.counter = target
+        if not taken.any() or not others.any():
+            return []
+        further, path.counter = path.counter, self.program.meeting_points[path.counter - 1]
+        return [Path(further, others, path.counter), Path(target, taken, path.counter)]
 
     # ------------------------------------------------------------ what is under way
 

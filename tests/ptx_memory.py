@@ -103,6 +103,7 @@ class SharedMemory:
         # wgmma reads by a way of its own ("the asynchronous proxy"), and at a time of its own.
         self.unfenced = np.zeros(size, bool)  # written by threads, with no fence for that way since
         self.in_use = np.zeros(size, np.int16)  # products under way that read here
+        self.landing = np.zeros(size, np.int16)  # copies (cp.async) under way to here
 
     def barrier(self) -> None:
         """All threads have met."""
@@ -154,6 +155,8 @@ class SharedMemory:
         """The bytes at `places`, row i for thread i."""
         if self._conflicts("write", places, threads).any():
             raise MemoryFault("shared load: another thread wrote here, and no barrier has come between")
+        if self.landing[places].any():
+            raise MemoryFault("shared load: a cp.async to here was not waited for")
         self._note("read", places, threads)
         return np.ascontiguousarray(self.bytes[places])
 
@@ -172,17 +175,33 @@ class SharedMemory:
                 raise MemoryFault(f"shared store: another thread {did} here, and no barrier has come between")
         if (different & (self.in_use[places] > 0)).any():
             raise MemoryFault("shared store: a wgmma that reads here was not waited for")
+        if self.landing[places].any():
+            raise MemoryFault("shared store: a cp.async to here was not waited for")
         self.bytes[places] = new
         if (self.bytes[places] != new).any():
             raise MemoryFault("shared store: two threads write different values to one place")
         self._note("write", places, threads)
         self.unfenced[places] = True
 
+    def copy_begins(self, places: Array, threads: Array) -> None:
+        """A cp.async may write here from now on, until `copy_lands`."""
+        for kind, did in (("write", "wrote"), ("read", "read")):
+            if self._conflicts(kind, places, threads).any():
+                raise MemoryFault(f"cp.async: another thread {did} here, and no barrier has come between")
+        if self.in_use[places].any():
+            raise MemoryFault("cp.async: a wgmma that reads here was not waited for")
+        self.landing[places] += 1
+
+    def copy_lands(self, places: Array, values: Array, threads: Array) -> None:
+        """It has been waited for by its threads; others see it after a barrier."""
+        self.landing[places] -= 1
+        self.write(places, values, threads)
+
     def read_by_product(self, places: Array) -> Array:
         """The bytes at `places`, read by a wgmma until `product_ended` says that it was waited for."""
         if self.unfenced[places].any():
             raise MemoryFault("wgmma: reads what was written without a fence.proxy.async since")
-        if (self.last["write"][0][places] == self.epoch).any():
+        if self.landing[places].any() or (self.last["write"][0][places] == self.epoch).any():
             raise MemoryFault("wgmma: reads what was written since the last barrier")
         self.in_use[places] += 1
         return np.ascontiguousarray(self.bytes[places])

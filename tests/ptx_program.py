@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -32,6 +35,43 @@ class Program:
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
     """Label -> index of the instruction that follows it."""
+
+    @functools.cached_property
+    def meeting_points(self) -> dict[int, int]:
+        """Branch -> the first instruction that all its ways come to (its immediate post-dominator).
+
+        What every way from an instruction to the end passes is itself and what every way from each of its
+        successors does. The nearest of these is the one that passes all the others.
+        """
+        end = len(self.instructions)
+        starts = sorted({0, end, *self.labels.values(), *(i + 1 for i in range(end) if self._leaves(i))})
+        after = {
+            first: {starts[bisect.bisect_right(starts, place) - 1] for place in self._successors(last - 1)}
+            for first, last in itertools.pairwise(starts)
+        }
+        passed = {first: set(starts) for first in after} | {end: {end}}
+        changed = True
+        while changed:
+            changed = False
+            for first in reversed(after):
+                found = {first}.union(set.intersection(*(passed[place] for place in after[first])))
+                changed, passed[first] = changed or found != passed[first], found
+        return {
+            last - 1: max(passed[first] - {first}, key=lambda place: len(passed[place]))
+            for first, last in itertools.pairwise(starts)
+            if self.instructions[last - 1].opcode[0] == "bra"
+        }
+
+    def _leaves(self, place: int) -> bool:
+        return self.instructions[place].opcode[0] in ("bra", "ret")
+
+    def _successors(self, place: int) -> list[int]:
+        instruction, after = self.instructions[place], [place + 1]
+        if not self._leaves(place):
+            return after
+        is_branch = instruction.opcode[0] == "bra"
+        target = self.labels[str(instruction.operands[0])] if is_branch else len(self.instructions)
+        return [target] if instruction.guard is None else [target, *after]
 
 
 _STATEMENT = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)

@@ -231,6 +231,10 @@ FAULTS = {
     "shuffle-in-a-branch": (
         "setp.lt.s32 %p1, %r1, 5;\n@%p1 shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;", "some lanes of a warp"),
     "copy-not-waited-for-at-the-end": (COPY, "ends before its cp.async"),
+    "copy-over-what-others-may-read": (
+        f"st.shared.b32 [%r4], %r1;\nbar.sync 0;\n{NEIGHBOUR.format(bytes=128)}\n{COPY}",
+        "cp.async: another thread read"),
+    "store-over-a-copy": (f"{COPY}\nst.shared.b32 [%r4], %r1;", "store: a cp.async to here was not waited for"),
     "register-never-written": ("add.s32 %r9, %r1, %r77;", "was never written"),
     "tensor-cores-without-a-fence": (
         f"{COPY}\ncp.async.wait_group 0;\nbar.sync 0;\n{WGMMA}", "without a fence.proxy"),
@@ -245,13 +249,13 @@ def test_faults(body: str, message: str) -> None:
     assert " at kernel: " in str(raised.value), "says which instruction"
 
 
-def test_an_early_look_at_a_copy_sees_old_values() -> None:
+def test_a_copy_is_there_once_it_was_waited_for() -> None:
     source, out = torch.arange(THREADS, dtype=torch.int32), torch.zeros(THREADS, dtype=torch.int32)
     wait, look = "cp.async.wait_group 0;", "ld.shared.b32 %r9, [%r4];\nst.global.b32 [ %rd5 + 0 ], { %r9 };"
     run(f"{COPY}\n{wait}\n{look}", source, out)
     assert torch.equal(out, source)
-    run(f"{COPY}\n{look}\n{wait}", source, out)
-    assert (out == -1).all(), "shared memory that nobody wrote is all ones"
+    with pytest.raises(MemoryFault, match=r"shared load: a cp.async to here was not waited for"):
+        run(f"{COPY}\n{look}\n{wait}", source, out)
 
 
 @pytest.mark.parametrize(
