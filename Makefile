@@ -69,7 +69,7 @@ test-triton-oldest: $(OLDEST)/.ready
 	@PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(KERNEL_TESTS)
 
 # The kernels as compiled for a GPU, run on the CPU one PTX instruction at a time, every access checked (minutes).
-PTX := 90 80
+PTX := 80 90 100
 PTX_TESTS := tests/test_ptx_kernels.py $(filter-out %compile_report.py,$(KERNEL_TESTS))
 test-ptx: $(READY)
 	@for capability in $(PTX); do \

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import ptx_blackwell
 import ptx_matrix
 from ptx_machine import Machine
 from ptx_memory import UNSIGNED, Array, MemoryFault
@@ -38,6 +40,8 @@ def typed(machine: Machine, name: object, type_: str) -> Array:
         return machine.predicate(name)
     if type_ == "bf16":
         return bf16_to_f32(machine.read(name, 2))
+    if type_ == "f32x2":
+        return machine.read(name, 8).view(np.float32).reshape(-1, 2)
     dtype = np.dtype(TYPES[type_])
     return machine.read(name, dtype.itemsize).view(dtype)
 
@@ -48,6 +52,8 @@ def bits_of(value: Array, type_: str) -> Array:
         return value
     if type_ == "bf16":
         return f32_to_bf16(value.astype(np.float32, copy=False))
+    if type_ == "f32x2":
+        return np.ascontiguousarray(bits_of(value, "f32")).view(np.uint64).ravel()
     dtype = np.dtype(TYPES[type_])
     bits = np.ascontiguousarray(value.astype(dtype, copy=False)).view(UNSIGNED[dtype.itemsize])
     if dtype.kind == "f":  # a GPU knows one NaN; an x86 passes on the one it was given
@@ -70,13 +76,13 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
     return np.asarray((a.astype(np.float64) * b + c).astype(np.float32))
 
 
-def _max(a: Array, b: Array) -> Array:
+def _max(*values: Array) -> Array:
     """Of a number and NaN the number, for floats."""
-    return np.asarray(np.fmax(a, b) if a.dtype.kind == "f" else np.maximum(a, b))
+    return functools.reduce(np.fmax if values[0].dtype.kind == "f" else np.maximum, values)
 
 
-def _min(a: Array, b: Array) -> Array:
-    return np.asarray(np.fmin(a, b) if a.dtype.kind == "f" else np.minimum(a, b))
+def _min(*values: Array) -> Array:
+    return functools.reduce(np.fmin if values[0].dtype.kind == "f" else np.minimum, values)
 
 
 def _shl(a: Array, count: Array) -> Array:
@@ -148,7 +154,13 @@ def _arithmetic(machine: Machine, instruction: Instruction) -> None:
     name, *modifiers, type_ = instruction.opcode
     out, *sources = instruction.operands
     counts = COUNTS.get(name, ())
-    values = [typed(machine, s, "u32" if i in counts else type_) for i, s in enumerate(sources)]
+    types = ["u32" if i in counts else type_ for i in range(len(sources))]
+    if modifiers[-1:] == ["f32"]:  # fp32 with factors in half precision
+        types, type_ = [*[type_] * (len(sources) - 1), "f32"], "f32"
+    values = [
+        np.float32(1) * typed(machine, s, t) if t in ("f16", "bf16") and t != type_ else typed(machine, s, t)
+        for s, t in zip(sources, types)
+    ]
     result_type = type_
     if "wide" in modifiers or "hi" in modifiers:
         values = [v.astype(WIDER[type_]) for v in values[:2]] + values[2:]
@@ -234,6 +246,8 @@ def _move(machine: Machine, instruction: Instruction) -> None:
         part = width // len(source)
         value = np.zeros(machine.threads, UNSIGNED[width])
         for place, name in enumerate(source):
+            if name not in machine.registers and name.startswith("%"):
+                continue  # half of a pair that nobody uses
             value |= machine.read(name, part).astype(UNSIGNED[width]) << UNSIGNED[width](8 * part * place)
         return machine.write(str(out), value)
     value = machine.read(source, width)
@@ -343,9 +357,17 @@ def _reduce(machine: Machine, instruction: Instruction) -> None:
     how, type_ = instruction.opcode[2], instruction.opcode[-1]
     out, source = instruction.operands[:2]
     value = typed(machine, source, type_).reshape(-1, 32)
-    function = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}[
-        how
-    ]
+    if value.dtype.kind == "f":
+        how = {"max": "fmax", "min": "fmin"}[how]
+    function = {
+        "add": np.add,
+        "fmax": np.fmax,
+        "fmin": np.fmin,
+        "min": np.minimum,
+        "max": np.maximum,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+    }[how]
     result = function.reduce(value, axis=1, dtype=value.dtype)
     machine.write(str(out), bits_of(np.repeat(result, 32), type_))
 
@@ -367,7 +389,8 @@ OPERATIONS: dict[str, Callable[[Machine, Instruction], None]] = {
     "setp": _setp, "selp": _selp, "cvt": _convert, "mov": _move, "ld": _load, "st": _store, "cp": _copy,
     "shfl": _shuffle, "redux": _reduce, "bar": _warp_barrier, "fence": _fence,
     "ldmatrix": ptx_matrix.load_matrix, "stmatrix": ptx_matrix.store_matrix, "mma": ptx_matrix.mma,
-    "wgmma": ptx_matrix.wgmma,
+    "wgmma": ptx_matrix.wgmma, "tcgen05": ptx_blackwell.tcgen05, "mbarrier": ptx_blackwell.mbarrier,
+    "elect": ptx_blackwell.elect,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import ptx_memory as memory
+from ptx_blackwell import Barrier, TensorMemory
 from ptx_memory import SHARED_BASE, UNSIGNED, Array, GlobalMemory, MemoryFault, SharedMemory
 from ptx_program import Instruction, Operand, Program
 
@@ -53,6 +54,7 @@ class Machine:
         # Under way, in groups of which the last is still open: cp.async, and the bytes that wgmma reads.
         self.copies: list[list[Callable[[], None]]] = [[]]
         self.products: list[list[Array]] = [[]]
+        self.tensor_memory, self.barriers = TensorMemory(), dict[int, Barrier]()  # of sm_100
         self.constants: dict[tuple[str, int], Array] = {}
 
     # ------------------------------------------------------------ operands
@@ -164,7 +166,7 @@ class Machine:
         """wgmma.wait_group, likewise."""
         while len(self.products) - 1 > still_open:
             for places in self.products.pop(0):
-                self.shared.product_ended(places)
+                self.shared.product_ended(places, everybody_knows=False)
 
 
 def _constant(name: str, width: int) -> int:

@@ -24,7 +24,7 @@ def _all_threads(machine: Machine) -> None:
         raise MemoryFault("a warp's instruction in divergent code")
 
 
-def _halves(registers: Array, kind: str) -> Array:
+def halves(registers: Array, kind: str) -> Array:
     """[..., 2·registers] float32 of registers that hold two numbers each, low half first."""
     pairs = np.ascontiguousarray(registers).view(np.uint16)
     if kind == "f16":
@@ -87,7 +87,7 @@ def store_matrix(machine: Machine, instruction: Instruction) -> None:
 
 def _left_tile(registers: Array, kind: str) -> Array:
     """[w, 16, 16] from the four registers of each lane: rows group (+ 8 in 1 and 3), columns + 8 in 2 and 3."""
-    values = _halves(registers, kind).reshape(-1, 32, 4, 2)
+    values = halves(registers, kind).reshape(-1, 32, 4, 2)
     tile = np.empty((len(values), 16, 16), np.float32)
     for register in range(4):
         for half in range(2):
@@ -108,7 +108,7 @@ def mma(machine: Machine, instruction: Instruction) -> None:
     out, a, b, c = instruction.operands
     kind = types[1]
     left_tile = _left_tile(_stack(machine, a), kind)
-    values = _halves(_stack(machine, b), kind).reshape(-1, 32, 2, 2)
+    values = halves(_stack(machine, b), kind).reshape(-1, 32, 2, 2)
     right_tile = np.empty((len(values), 16, 8), np.float32)
     for register in range(2):
         for half in range(2):
@@ -133,14 +133,15 @@ def _mma_f64(machine: Machine, instruction: Instruction) -> None:
         machine.write(out[half], (sums + product[:, GROUP, 2 * PAIR + half]).view(np.uint64).ravel())
 
 
-def _descriptor_tile(machine: Machine, descriptor: int, rows: int, transposed: bool, kind: str) -> Array:
-    """[rows, 16] of a matrix in shared memory, as a wgmma descriptor says it lies there.
+def shared_tile(
+    machine: Machine, descriptor: int, swizzle: int | None, rows: int, transposed: bool, kind: str
+) -> Array:
+    """[rows, 16] of a matrix in shared memory, as a descriptor says it lies there, and that it is being read.
 
     Plain: the inner index k is contiguous; rows stand `swizzle` bytes apart in groups of 8, groups `stride` apart.
     Transposed: rows are contiguous, in runs of `swizzle` bytes `leading` apart; k in groups of 8 `stride` apart.
     """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
-    swizzle = {1: 128, 2: 64, 3: 32}.get(descriptor >> 62 & 3)
     if swizzle is None or descriptor >> 49 & 7:
         raise NotImplementedError("a descriptor without a swizzle, or with a base offset")
     row, k = np.arange(rows)[:, None], np.arange(16)[None, :]
@@ -150,10 +151,10 @@ def _descriptor_tile(machine: Machine, descriptor: int, rows: int, transposed: b
     else:
         address = start + row // 8 * stride + row % 8 * swizzle + k * 2
     address = address ^ (address >> 7 & swizzle // 16 - 1) << 4  # the swizzle: 16-byte pieces change places
-    places = machine.shared.places(address.ravel(), 2, "wgmma")
+    places = machine.shared.places(address.ravel(), 2, "product")
     machine.products[-1].append(places)
     raw = machine.shared.read_by_product(places).view(np.uint16).reshape(rows, 16)
-    return _halves(raw.view(np.uint32), kind).reshape(rows, 16)
+    return halves(raw.view(np.uint32), kind).reshape(rows, 16)
 
 
 def wgmma(machine: Machine, instruction: Instruction) -> None:
@@ -190,9 +191,9 @@ def wgmma(machine: Machine, instruction: Instruction) -> None:
             left = left_registers[4 * group : 4 * group + 4].reshape(64, 16)
         else:
             description = _uniform(machine.read(str(a), 8)[first : first + 128])
-            left = _descriptor_tile(machine, description, 64, transposed[0] == "1", kind)
+            left = shared_tile(machine, description, _swizzle(description), 64, transposed[0] == "1", kind)
         description = _uniform(machine.read(b, 8)[first : first + 128])
-        right = _descriptor_tile(machine, description, columns, transposed[-1] == "1", kind)
+        right = shared_tile(machine, description, _swizzle(description), columns, transposed[-1] == "1", kind)
         product = left.astype(np.float64) @ right.T.astype(np.float64)
         for warp in range(4):
             for i in range(2):  # rows 8·i + group of the warp's sixteen
@@ -204,6 +205,11 @@ def wgmma(machine: Machine, instruction: Instruction) -> None:
     flat = results.view(np.uint32).reshape(machine.threads, len(out))
     for register, name in enumerate(out):
         machine.write(name, np.ascontiguousarray(flat[:, register]))
+
+
+def _swizzle(descriptor: int) -> int | None:
+    """Of wgmma's descriptors, in bytes."""
+    return {1: 128, 2: 64, 3: 32}.get(descriptor >> 62 & 3)
 
 
 def _uniform(values: Array) -> int:

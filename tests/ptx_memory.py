@@ -100,7 +100,7 @@ class SharedMemory:
         self.warp_epoch = np.zeros(threads // 32, np.int64)  # a warp's own barriers so far
         # Of each byte's last write and last read: when, and which thread (SEVERAL: of one warp; its warp is kept).
         self.last = {kind: np.full((4, size), NOBODY, np.int64) for kind in ("write", "read")}
-        # wgmma reads by a way of its own ("the asynchronous proxy"), and at a time of its own.
+        # Products of matrices read by a way of their own ("the asynchronous proxy"), in their own time.
         self.unfenced = np.zeros(size, bool)  # written by threads, with no fence for that way since
         self.in_use = np.zeros(size, np.int16)  # products under way that read here
         self.landing = np.zeros(size, np.int16)  # copies (cp.async) under way to here
@@ -174,7 +174,7 @@ class SharedMemory:
             if (self._conflicts(kind, places, threads) & different).any():
                 raise MemoryFault(f"shared store: another thread {did} here, and no barrier has come between")
         if (different & (self.in_use[places] > 0)).any():
-            raise MemoryFault("shared store: a wgmma that reads here was not waited for")
+            raise MemoryFault("shared store: a product that reads here was not waited for")
         if self.landing[places].any():
             raise MemoryFault("shared store: a cp.async to here was not waited for")
         self.bytes[places] = new
@@ -189,7 +189,7 @@ class SharedMemory:
             if self._conflicts(kind, places, threads).any():
                 raise MemoryFault(f"cp.async: another thread {did} here, and no barrier has come between")
         if self.in_use[places].any():
-            raise MemoryFault("cp.async: a wgmma that reads here was not waited for")
+            raise MemoryFault("cp.async: a product that reads here was not waited for")
         self.landing[places] += 1
 
     def copy_lands(self, places: Array, values: Array, threads: Array) -> None:
@@ -198,16 +198,18 @@ class SharedMemory:
         self.write(places, values, threads)
 
     def read_by_product(self, places: Array) -> Array:
-        """The bytes at `places`, read by a wgmma until `product_ended` says that it was waited for."""
+        """The bytes at `places`, read by tensor cores until `product_ended` says that it was waited for."""
         if self.unfenced[places].any():
-            raise MemoryFault("wgmma: reads what was written without a fence.proxy.async since")
+            raise MemoryFault("a product reads what was written without a fence.proxy.async since")
         if self.landing[places].any() or (self.last["write"][0][places] == self.epoch).any():
-            raise MemoryFault("wgmma: reads what was written since the last barrier")
+            raise MemoryFault("a product reads what was written since the last barrier")
         self.in_use[places] += 1
         return np.ascontiguousarray(self.bytes[places])
 
-    def product_ended(self, places: Array) -> None:
-        """Warps that go on may write here after a barrier: another group's product may have read it, too."""
+    def product_ended(self, places: Array, everybody_knows: bool) -> None:
+        """Waited for by all threads, or by some: then others may write here only after a barrier."""
         self.in_use[places] -= 1
+        if everybody_knows:
+            return
         for row, value in enumerate((self.epoch, 0, SEVERAL, SEVERAL)):
             self.last["read"][row, places] = value

@@ -6,6 +6,7 @@ import bisect
 import functools
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 Operand = str | tuple[str, ...]
@@ -80,24 +81,48 @@ _OPERAND = re.compile(r"\{([^}]*)\}|\[([^\]]*)\]|([^,{}\[\]]+)")
 
 def parse(ptx: str) -> Program:
     """The only kernel of a PTX module."""
-    entry = re.search(r"\.entry (\w+)\((.*?)\)(.*?)\n\{(.*?)\n\}", ptx, re.DOTALL)
+    entry = re.search(r"\.entry (\w+)\((.*?)\)(.*?)\n\{\n", ptx, re.DOTALL)
     assert entry is not None, "no .entry"
-    name, parameters, directives, body = entry.groups()
+    name, parameters, directives = entry.groups()
     threads = re.search(r"\.(?:reqntid|maxntid) (\d+)", directives)
     assert threads is not None, "no .reqntid"
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for number, line in enumerate(body.split("\n")):
-        line = line.partition("//")[0].strip()
-        if local := re.fullmatch(r"\{\s*\.reg \.b32 (\w+);(.*)\}", line):  # a block with a register of its own
-            line = re.sub(rf"\b{local[1]}\b", f"%r{10**6 + number}", local[2])
-        if label := re.match(r"(\$\w+):$", line):
+    for line in _lines(ptx[entry.end() :]):
+        if label := re.fullmatch(r"(\$?\w+):", line):
             labels[label[1]] = len(instructions)
-        elif line and not line.startswith("."):
+        elif not line.startswith("."):
             instructions += [_instruction(part.strip()) for part in line.split(";") if part.strip()]
     return Program(
         name, int(threads[1]), tuple(re.findall(r"(\w+_param_\d+)", parameters)), tuple(instructions), labels
     )
+
+
+def _lines(body: str) -> Iterator[str]:
+    """Lines of a kernel without comments and inner braces; names that belong to a block get its number."""
+    blocks: list[tuple[int, dict[str, str]]] = []
+    for number, line in enumerate(body.split("\n")):
+        line = line.partition("//")[0].strip()
+        whole = re.fullmatch(r"\{(\s*\.reg .*)\}", line)  # a block on one line
+        if line == "{" or whole:
+            blocks.append((10**6 + number, {}))
+        if line == "}" and not blocks:
+            return
+        for part in whole[1].split(";") if whole else [line.strip("{}") if line in ("{", "}") else line]:
+            part = part.strip()
+            if blocks:
+                block, names = blocks[-1]
+                if declared := re.fullmatch(r"\.reg \.(pred|b32) (\w+);?", part):
+                    names[declared[2]] = f"%{'p' if declared[1] == 'pred' else 'r'}{block}"
+                    continue
+                for old, new in names.items():
+                    part = re.sub(rf"(?<![\w$%]){old}\b", new, part)
+                part = re.sub(r"^(\w+):$", rf"$\1_{block}:", part)
+                part = re.sub(r"(\bbra(?:\.uni)?\s+)(\w+)", rf"\1$\2_{block}", part)
+            if part:
+                yield part
+        if line == "}" or whole:
+            blocks.pop()
 
 
 def _instruction(text: str) -> Instruction:

@@ -2,7 +2,8 @@
 
 Global memory moves sectors of 32 bytes: a warp's access takes as many as its threads touch, and needs as many as
 its bytes fill. Shared memory has 32 banks of 4 bytes and serves each once per wavefront: threads that want
-different words of one bank wait for each other. (16-byte accesses go a quarter of a warp at a time, 8-byte ones half.)
+different words of one bank wait for each other. (16-byte accesses go a quarter of a warp at a time, 8-byte ones
+half.)
 """
 
 from __future__ import annotations
