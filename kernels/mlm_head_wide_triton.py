@@ -77,7 +77,7 @@ def _errors_kernel(
     b_error = tl.where(o_v[None, :] == b_target[:, None], b_error - 1.0, b_error) * b_grad[:, None]
     p_tile = p_errors + o_m.to(tl.int64)[:, None] * words + o_column[None, :]
     tl.store(p_tile, b_error.to(p_errors.dtype.element_ty), mask=m_m[:, None])
-    # Zeros outside are zeros already. The choice keeps the product above from being fused with the sum, which would
+    # Outside are zeros already. The choice keeps the product above from being fused with the sum, which would
     # leave two values of it in two lanes (`blocks_triton.ROUNDED`, which would cost the exponent its precision).
     b_dbias = tl.sum(tl.where(m_m[:, None], b_error, 0.0), 0)
     tl.store(p_dbias_parts + tl.program_id(0).to(tl.int64) * words + o_column, b_dbias)

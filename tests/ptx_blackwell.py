@@ -1,7 +1,7 @@
 """sm_100's tensor cores on the PTX machine: tensor memory, tcgen05 instructions, the barriers they arrive at.
 
 Tensor memory is 128 lanes x 512 columns of 32 bits; an address is lane << 16 | column. A warp reaches the quarter
-of the lanes with its number (modulo 4). A product of 128 rows has row i in lane i, one of 64 rows takes one half of
+of the lanes with its number (modulo 4). A product of 128 rows has row i in lane i, one of 64 rows takes a half of
 each quarter. fp32 results take a column each, 16-bit factors share one by pairs.
 
 Products run at once; what they read counts as being read until a wait for their barrier has succeeded. Not
@@ -93,7 +93,7 @@ def _allocate(machine: Machine, instruction: Instruction) -> None:
 
 
 def _load_or_store(machine: Machine, instruction: Instruction) -> None:
-    """32x32b: lane l of a warp has lane l of its quarter. 16x32bx2: lanes 16 on have the first 16, other columns."""
+    """32x32b: lane l of a warp has lane l of its quarter. 16x32bx2: lanes from 16 on, others' other columns."""
     is_load = instruction.opcode[1] == "ld"
     shape, operands = instruction.opcode[4], list(instruction.operands)
     names = operands.pop(0 if is_load else -1)

@@ -37,7 +37,7 @@ def without(program: Program, place: int) -> Program:
     return dataclasses.replace(program, instructions=changed)
 
 
-@pytest.mark.parametrize("name", ["attention-short", "attention-general", "layer-norm"])
+@pytest.mark.parametrize("name", ["attention-short", "layer-norm", "sample"])
 def test_a_missing_barrier_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each barrier, wait and fence left out by itself. (The compiler may set one that nothing needs.)"""
     launch, call, programs = ptx_machine.launch, CALLS[name](), {}
@@ -62,8 +62,7 @@ def test_a_missing_barrier_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
                 same = all(bool((a == b).all()) for a, b in zip(results, expected))
                 found, missed = found + (not same), missed + [f"{kernel}: {instruction.text}"] * same
     barriers = [text for text in missed if "bar" in text]
-    # Around wgmma Triton sets barriers to be safe: a quarter of the general path's for sm_90 are not needed.
-    assert found >= 8 and len(barriers) <= found // 2, missed
+    assert found >= 8 and len(barriers) <= found // 5, missed
 
 
 STREAMING = {  # sectors taken per sector needed
