@@ -98,9 +98,9 @@ def _left_tile(registers: Array, kind: str) -> Array:
 
 
 def mma(machine: Machine, instruction: Instruction) -> None:
-    """mma.m16n8k16: D = A B + C of each warp, fp32 sums; and mma.m8n8k4 of fp64."""
+    """mma.m16n8k16: D = A B + C of each warp, fp32 sums; and the shapes of fp64."""
     _, _, _, shape, left, right, *types = instruction.opcode
-    if shape == "m8n8k4" and types[0] == "f64":
+    if types[0] == "f64":
         return _mma_f64(machine, instruction)
     if (shape, left, right, types[0], types[3]) != ("m16n8k16", "row", "col", "f32", "f32"):
         raise NotImplementedError(instruction.text)
@@ -123,14 +123,19 @@ def mma(machine: Machine, instruction: Instruction) -> None:
 
 
 def _mma_f64(machine: Machine, instruction: Instruction) -> None:
-    """A lane holds one number of A [8, 4] and of B [4, 8], and two of C."""
+    """m8n8k4 to m16n8k16: lane holds row `group` (+ 8) of A and column `group` of B, at every fourth k."""
     _all_threads(machine)
     out, a, b, c = ([operand] if isinstance(operand, str) else operand for operand in instruction.operands)
-    left, right = (machine.read(name, 8).view(np.float64).reshape(-1, 8, 4) for name in (a[0], b[0]))
-    product = left @ right.swapaxes(1, 2)
-    for half in range(2):
-        sums = machine.read(c[half], 8).view(np.float64).reshape(-1, 32)
-        machine.write(out[half], (sums + product[:, GROUP, 2 * PAIR + half]).view(np.uint64).ravel())
+    blocks = len(c) // 2  # of eight rows
+    product = np.zeros((machine.threads // 32, 8 * blocks, 8))
+    for i, name in enumerate(a):
+        left = machine.read(name, 8).view(np.float64).reshape(-1, 8, 4)
+        right = machine.read(b[i // blocks], 8).view(np.float64).reshape(-1, 8, 4)
+        product[:, 8 * (i % blocks) :][:, :8] += left @ right.swapaxes(1, 2)
+    for i, name in enumerate(c):
+        sums = machine.read(name, 8).view(np.float64).reshape(-1, 32)
+        result = sums + product[:, GROUP + 8 * (i // 2), 2 * PAIR + i % 2]
+        machine.write(out[i], result.view(np.uint64).ravel())
 
 
 def shared_tile(

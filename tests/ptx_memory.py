@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import triton
 from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -24,6 +25,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SHARED_BASE = 1024  # no valid address is near 0; tensor cores want tiles at multiples of 1024
 NOBODY, SEVERAL = -1, -2
+# Before a product that reads what cp.async has written the PTX ISA asks for a fence. Triton 3.6 sets none there.
+COPIES_NEED_A_FENCE = not triton.__version__.startswith("3.6.")
 
 
 class MemoryFault(Exception):
@@ -195,7 +198,10 @@ class SharedMemory:
     def copy_lands(self, places: Array, values: Array, threads: Array) -> None:
         """It has been waited for by its threads; others see it after a barrier."""
         self.landing[places] -= 1
+        fenced = ~self.unfenced[places]
         self.write(places, values, threads)
+        if not COPIES_NEED_A_FENCE:
+            self.unfenced[places] &= ~fenced
 
     def read_by_product(self, places: Array) -> Array:
         """The bytes at `places`, read by tensor cores until `product_ended` says that it was waited for."""
