@@ -31,6 +31,22 @@ def store_rows(p_matrix, rows, m_rows, columns, values, COLUMNS: tl.constexpr):
     tl.store(p_rows, values.to(p_matrix.dtype.element_ty), mask=mask)
 
 
+def folded_rows(rows: int, columns: int) -> int:
+    """ROWS for `column_sums` of a [rows, columns] tile: 128 threads load 1024 numbers in one go, eight each."""
+    return min(rows, max(1, 1024 // columns))
+
+
+@triton.jit
+def column_sums(values, ROWS: tl.constexpr):
+    """[rows, columns] -> [ROWS, columns], row i the sum of rows i, i + ROWS, …
+
+    With `folded_rows` these are a thread's own numbers. A sum down to one row would go through shared memory, in
+    every turn of a loop, and with Triton 3.6 make a warp wait 32 times for one of its banks; the rest of the sum
+    is left to whoever adds up what the programs leave.
+    """
+    return tl.sum(tl.reshape(values, (values.shape[0] // ROWS, ROWS, values.shape[1])), 0)
+
+
 @triton.jit
 def dot(a, b):
     """Matrix product with fp32 (fp64 for fp64) sums; fp32 stays fp32, never tf32."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import ROUNDED, load_rows, store_rows
+from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop, normalise, normalise_backward
 from electra_kernels.operators import operator, statistics_dtype
@@ -64,10 +64,11 @@ def _backward_kernel(
     p_input_ids, p_position_ids, p_segment_ids, p_words, p_positions, p_segments, p_weight, p_seed, p_dout,
     p_ds, p_dweight, p_dbias, T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
-    b_dweight, b_dbias = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_D,), ACC)
+    b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((ROWS, BLOCK_D), ACC)
     for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < T
@@ -78,12 +79,12 @@ def _backward_kernel(
         b_dout = load_rows(p_dout, o_t, m_t, o_d, D).to(ACC)
         if THRESHOLD > 0:
             b_dout = drop(b_dout, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
-        b_dweight += tl.sum(b_dout * b_n, 0)
-        b_dbias += tl.sum(b_dout, 0)
+        b_dweight += column_sums(b_dout * b_n, ROWS)
+        b_dbias += column_sums(b_dout, ROWS)
         store_rows(p_ds, o_t, m_t, o_d, normalise_backward(b_dout * b_weight[None, :], b_n, b_rstd, D), D)
-    program = tl.program_id(0)
-    tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
-    tl.store(p_dbias + program * D + o_d, b_dbias, mask=o_d < D)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    store_rows(p_dweight, o_row, o_row >= 0, o_d, b_dweight, D)
+    store_rows(p_dbias, o_row, o_row >= 0, o_d, b_dbias, D)
 
 
 # ---------------------------------------------------------------- custom operators and autograd
@@ -126,11 +127,12 @@ def backward(
     tokens, shapes = len(input_ids_T), constexprs(words_VE, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, shapes["BLOCK_T"])))
     ds_TE = words_VE.new_empty(tokens, words_VE.shape[1], dtype=statistics_dtype(words_VE))
-    partial = ds_TE.new_empty(2, programs, words_VE.shape[1])
+    rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
+    partial = ds_TE.new_empty(2, programs * rows, words_VE.shape[1])
     inputs = (input_ids_T, position_ids_T, segment_ids_T, words_VE, positions_SE, segments_CE, weight_E)
     _backward_kernel[(programs,)](
         *(tensor.contiguous() for tensor in inputs), seed, dout_TE.contiguous(), ds_TE, partial[0], partial[1],
-        tokens, eps, stream, **shapes, num_warps=4, **ROUNDED,
+        tokens, eps, stream, **shapes, ROWS=rows, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return ds_TE, partial.sum(1)
 
@@ -177,6 +179,8 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         types |= {"p_out": "*bf16", "p_dout": "*bf16", "T": "i32", "eps": "fp32", "stream": "i32"}
         shapes = {"ACC": tl.float32, **blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
+            if kernel is _backward_kernel:
+                shapes["ROWS"] = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
             signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
             label = f"embedding_layer_norm_{name}[E={size} p={dropout_p}]"
             yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

@@ -7,8 +7,8 @@ With s = residual + keep ∘ x · keep_scale, n = (s - mean) · rstd and a row's
 
 A program holds whole rows, so backward recomputes s, mean, rstd and the dropout decisions from x, residual
 and the counter: nothing is stored for it, and s never loses bits to half precision. (Storing s moves the same
-bytes: one write more forward, one read less backward.) Programs stride over the rows and keep dweight and
-dbias in registers; their partial sums are added in a fixed order.
+bytes: one write more forward, one read less backward.) Programs stride over the rows and keep sums for dweight and
+dbias in registers; what they leave is added in a fixed order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import ROUNDED, load_rows, store_rows
+from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.layer_norm_autograd import register_autograd
 from electra_kernels.operators import operator, statistics_dtype
@@ -83,24 +83,25 @@ def _forward_kernel(
 def _backward_kernel(
     p_dout, p_x, p_residual, p_weight, p_seed, p_dresidual, p_dx, p_dweight, p_dbias, T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
-    b_dweight, b_dbias = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_D,), ACC)
+    b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((ROWS, BLOCK_D), ACC)
     for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < T
         b_n, b_rstd = _normalise(p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
         b_dout = load_rows(p_dout, o_t, m_t, o_d, D).to(ACC)
-        b_dweight += tl.sum(b_dout * b_n, 0)
-        b_dbias += tl.sum(b_dout, 0)
+        b_dweight += column_sums(b_dout * b_n, ROWS)
+        b_dbias += column_sums(b_dout, ROWS)
         b_ds = normalise_backward(b_dout * b_weight[None, :], b_n, b_rstd, D)
         store_rows(p_dresidual, o_t, m_t, o_d, b_ds, D)
         if THRESHOLD > 0:
             store_rows(p_dx, o_t, m_t, o_d, drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D), D)
-    program = tl.program_id(0)
-    tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
-    tl.store(p_dbias + program * D + o_d, b_dbias, mask=o_d < D)
+    o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    store_rows(p_dweight, o_row, o_row >= 0, o_d, b_dweight, D)
+    store_rows(p_dbias, o_row, o_row >= 0, o_d, b_dbias, D)
 
 
 # ---------------------------------------------------------------- custom operators and autograd
@@ -152,10 +153,12 @@ def backward(
     programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
     dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    partial = x_TD.new_empty(2, programs, x_TD.shape[1], dtype=statistics_dtype(x_TD))
+    rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
+    partial = x_TD.new_empty(2, programs * rows, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
         dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
-        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream, **shapes, num_warps=4, **ROUNDED,
+        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream,
+        **shapes, ROWS=rows, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return dresidual_TD, dx_TD, partial.sum(1)
 
@@ -186,6 +189,8 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         types |= {"p_seed": "*i64", "T": "i32", "eps": "fp32", "stream": "i32"}
         shapes = {"ACC": tl.float32, **blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
+            if kernel is _backward_kernel:
+                shapes["ROWS"] = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
             signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
             label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
             yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

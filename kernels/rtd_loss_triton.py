@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import FUSED, ROUNDED, load_rows, store_rows
+from electra_kernels.blocks_triton import FUSED, ROUNDED, column_sums, folded_rows, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
@@ -144,14 +144,14 @@ def _scale_kernel(p_dlogits, p_inverse, p_grad, p_out, T, BLOCK_T: tl.constexpr)
 @triton.jit(do_not_specialize=["T"])
 def _head_backward_kernel(
     p_hidden, p_weight, p_dlogits, p_inverse, p_grad, p_dhidden, p_dweight, p_dbias, T,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """dhidden = dlogit · weight · gelu'(hidden); per program Σ dlogit · gelu(hidden) and Σ dlogit."""
     ACC: tl.constexpr = p_dlogits.dtype.element_ty
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
     scale = tl.load(p_grad) * tl.load(p_inverse)
-    b_dweight, b_dbias = tl.zeros((BLOCK_D,), ACC), tl.zeros((BLOCK_T,), ACC)
+    b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((BLOCK_T,), ACC)
     for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < T
@@ -160,10 +160,11 @@ def _head_backward_kernel(
         b_cdf = 0.5 + 0.5 * tl.erf(b_hidden * 0.7071067811865476)
         b_slope = b_cdf + b_hidden * tl.exp(-0.5 * b_hidden * b_hidden) * 0.3989422804014327
         store_rows(p_dhidden, o_t, m_t, o_d, b_dlogit[:, None] * b_weight[None, :] * b_slope, D)
-        b_dweight += tl.sum(b_dlogit[:, None] * b_hidden * b_cdf, 0)
+        b_dweight += column_sums(b_dlogit[:, None] * b_hidden * b_cdf, ROWS)
         b_dbias += b_dlogit
     program = tl.program_id(0)
-    tl.store(p_dweight + program * D + o_d, b_dweight, mask=o_d < D)
+    o_row = program * ROWS + tl.arange(0, ROWS)
+    store_rows(p_dweight, o_row, o_row >= 0, o_d, b_dweight, D)
     tl.store(p_dbias + program, tl.sum(b_dbias, 0))
 
 
@@ -281,10 +282,11 @@ def rtd_head_backward(
     block_t, block_d = _head_blocks(size)
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, block_t)))
     dhidden_TD = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format)
-    dweight, dbias = dlogits_T.new_empty(programs, size), dlogits_T.new_empty(programs)
+    rows = folded_rows(block_t, block_d)
+    dweight, dbias = dlogits_T.new_empty(programs * rows, size), dlogits_T.new_empty(programs)
     _head_backward_kernel[(programs,)](
         hidden_TD.contiguous(), weight_D.contiguous(), dlogits_T, inverse, grad, dhidden_TD, dweight, dbias,
-        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4, **ROUNDED,
+        tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, ROWS=rows, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return dhidden_TD, dweight.sum(0).to(weight_D.dtype), dbias.sum().to(bias.dtype).reshape(bias.shape)
 
@@ -331,7 +333,8 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         head, label = {**shapes, "WEIGHTED": weighted}, " weighted" if weighted else ""
         yield _case(f"rtd_head[{dtype} D={size}{label}]", _head_kernel, dtype, head, streaming=True)
         name = f"rtd_head_backward[{dtype} D={size}]"
-        yield _case(name, _head_backward_kernel, dtype, shapes, streaming=True)
+        backward = {**shapes, "ROWS": folded_rows(block_t, block_d)}
+        yield _case(name, _head_backward_kernel, dtype, backward, streaming=True)
 
 
 def _case(

@@ -198,10 +198,8 @@ class SharedMemory:
     def copy_lands(self, places: Array, values: Array, threads: Array) -> None:
         """It has been waited for by its threads; others see it after a barrier."""
         self.landing[places] -= 1
-        fenced = ~self.unfenced[places]
         self.write(places, values, threads)
-        if not COPIES_NEED_A_FENCE:
-            self.unfenced[places] &= ~fenced
+        self.unfenced[places] = COPIES_NEED_A_FENCE
 
     def read_by_product(self, places: Array) -> Array:
         """The bytes at `places`, read by tensor cores until `product_ended` says that it was waited for."""

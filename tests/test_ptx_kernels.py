@@ -87,6 +87,6 @@ def test_accesses_fill_what_the_memory_moves(name: str, most: float) -> None:
     assert traffic
     for (kernel, kind), count in traffic.items():
         if kind == "shared":
-            assert count.waste == 1, f"{kernel}: bank conflicts, {count}"
+            assert count.waste <= 1.25, f"{kernel}: bank conflicts, {count}"
         elif kernel not in PER_ROW:
             assert count.waste <= most, f"{kernel}, {kind}: {count}"
