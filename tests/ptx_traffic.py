@@ -3,12 +3,16 @@
 Global memory moves sectors of 32 bytes: a warp's access takes as many as its threads touch, and needs as many as
 its bytes fill. Shared memory has 32 banks of 4 bytes and serves each once per wavefront: threads that want
 different words of one bank wait for each other. (16-byte accesses go a quarter of a warp at a time, 8-byte ones
-half.)
+half. Matrices by `ldmatrix` and `stmatrix` are not counted.)
+
+    ELECTRA_PTX=90 python tests/ptx_traffic.py [CALL…]      the calls of `kernel_calls`, as compiled for sm_90
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,3 +99,24 @@ def counted() -> Iterator[Traffic]:
     looks = {"ld": look, "st": look, "cp": look_at_copy}
     with mock.patch.dict(ptx_instructions.OPERATIONS, {name: before(name, look) for name, look in looks.items()}):
         yield traffic
+
+
+def main() -> None:
+    """Prints what each kernel of the named calls moves."""
+    import triton
+    from kernel_calls import CALLS, seed_of
+    from ptx_driver import ptx_gpu
+
+    capability = int(os.environ["ELECTRA_PTX"])
+    print(
+        f"Triton {triton.__version__}, sm_{capability}: sectors (global) and wavefronts (shared), taken and needed"
+    )
+    for name in sys.argv[1:] or CALLS:
+        with ptx_gpu(capability), counted() as traffic:
+            CALLS[name]()(seed_of(1))
+        for (kernel, kind), count in traffic.items():
+            print(f"{name:<18}{kernel:<26}{kind:<14}{count.taken:>9,}{count.needed:>9,}{count.waste:>7.2f}")
+
+
+if __name__ == "__main__":
+    main()
