@@ -116,7 +116,7 @@ def ptx_gpu(capability: int) -> Iterator[None]:
 
     original, driver = CompiledKernel._init_handles, triton.runtime.driver
     with contextlib.ExitStack() as stack:
-        replace = functools.partial(stack.enter_context)
+        replace = stack.enter_context
         replace(mock.patch.object(CompiledKernel, "_init_handles", init_handles))
         replace(mock.patch.object(dispatch, "interpreting", lambda: True))
         for name in TILED:  # which tables of tiles they take

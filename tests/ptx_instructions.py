@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ptx_blackwell
 import ptx_matrix
-from ptx_machine import Machine
 from ptx_memory import UNSIGNED, Array, MemoryFault
-from ptx_program import Instruction
+
+if TYPE_CHECKING:
+    from ptx_machine import Machine
+    from ptx_program import Instruction
 
 TYPES: dict[str, Any] = {
     "f32": np.float32, "f64": np.float64, "f16": np.float16,

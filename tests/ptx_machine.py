@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import ptx_memory as memory
 from ptx_blackwell import Barrier, TensorMemory
+from ptx_instructions import execute
 from ptx_memory import SHARED_BASE, UNSIGNED, Array, GlobalMemory, MemoryFault, SharedMemory
-from ptx_program import Instruction, Operand, Program
+from ptx_program import Operand, Program
+from torch import Tensor
 
 REGISTER_BYTES = {"rs": 2, "r": 4, "rd": 8, "p": 1}
 LONGEST = 5_000_000  # instructions of one program, then it is taken to hang
@@ -76,9 +77,11 @@ class Machine:
         """A predicate register or constant, with `!` in front for its opposite."""
         if name.startswith("!"):
             return ~self.predicate(name[1:])
-        if name.startswith("%"):
-            return self.registers[name]
-        return np.full(self.threads, bool(int(name)))
+        if not name.startswith("%"):
+            return np.full(self.threads, bool(int(name)))
+        if name not in self.registers:
+            raise MemoryFault(f"{name} is read and was never written")
+        return self.registers[name]
 
     def write(self, name: str, value: Array) -> None:
         """To the active threads' register; narrower values are extended by zeros."""
@@ -106,8 +109,6 @@ class Machine:
         Threads that part at a branch meet again where its ways do: on the stack lie the threads that go on from
         there, above them those on either way.
         """
-        from ptx_instructions import execute
-
         end = len(self.program.instructions)
         stack = [Path(0, np.ones(self.threads, bool), end)]
         done = 0
@@ -181,15 +182,12 @@ def _constant(name: str, width: int) -> int:
 
 
 def launch(
-    program: Program, arguments: Sequence[int], grid: tuple[int, int, int], tensors: Sequence[object],
+    program: Program, arguments: Sequence[int], grid: tuple[int, int, int], tensors: Sequence[Tensor],
     shared_bytes: int,
 ) -> None:  # fmt: skip
     """All programs of a grid, one after the other, last one first: nothing promises an order."""
-    global_memory = memory.GlobalMemory(tensors)  # type: ignore[arg-type]
+    global_memory = GlobalMemory(tensors)
     places = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     with np.errstate(all="ignore"):
         for place in reversed(places):
             Machine(program, arguments, grid, place, global_memory, shared_bytes).run()
-
-
-__all__ = ["Instruction", "Machine", "launch"]
