@@ -6,6 +6,7 @@ That they compute the right thing is what all other tests of kernels show when t
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from kernel_helpers import ON_PTX_MACHINE
@@ -15,10 +16,17 @@ if not ON_PTX_MACHINE:
 
 import ptx_driver
 import ptx_machine
+import torch
+from electra_kernels import use
 from kernel_calls import CALLS, seed_of
 from ptx_memory import MemoryFault
 from ptx_program import Instruction, Program
 from ptx_traffic import counted
+from test_engine import CONFIG, ENCODER, batch_of
+
+from electra_core.config import updated
+from electra_core.initialisation import initialise
+from electra_core.objectives import build_objective
 
 ORDERING = {"bar", "cp.async.wait_group", "fence.proxy.async"}
 
@@ -63,6 +71,28 @@ def test_a_missing_barrier_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
                 found, missed = found + (not same), missed + [f"{kernel}: {instruction.text}"] * same
     barriers = [text for text in missed if "bar" in text]
     assert found >= 8 and len(barriers) <= found // 5, missed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pretraining_step_is_the_twins(precision: str) -> None:
+    """Forward and backward of generator and discriminator, with dropout: the same words drawn, gradients alike."""
+    config = updated(CONFIG, {}, "test")
+    encoder = replace(ENCODER, hidden_size=64, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    (part, *_) = batch_of(0, config)
+    outputs, gradients = [], []
+    for implementation in ("triton", "reference"):
+        model = build_objective(encoder, config)
+        initialise(model, 0.1, seed=0)
+        with use(implementation), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):  # type: ignore
+            output = model(part, 5)
+        output.loss.backward()
+        outputs.append(output)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    ours, twins = outputs
+    assert torch.equal(ours.corrupted_ids_T, twins.corrupted_ids_T)
+    close = {"fp32": 1e-5, "bf16": 2e-2}[precision]
+    torch.testing.assert_close(ours.loss, twins.loss, rtol=close, atol=0)
+    assert (gradients[0] - gradients[1]).norm() <= close * gradients[1].norm()
 
 
 STREAMING = {  # sectors taken per sector needed
