@@ -189,8 +189,8 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         types |= {"p_seed": "*i64", "T": "i32", "eps": "fp32", "stream": "i32"}
         shapes = {"ACC": tl.float32, **blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
-            if kernel is _backward_kernel:
-                shapes["ROWS"] = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
-            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in shapes}
+            rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
+            known = {**shapes, "ROWS": rows} if kernel is _backward_kernel else shapes
+            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in known}
             label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
-            yield CompileCase(label, kernel, signature, shapes, 4, 3, streaming=True, wide_stores=True, **ROUNDED)
+            yield CompileCase(label, kernel, signature, known, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

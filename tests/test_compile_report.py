@@ -7,6 +7,7 @@ test with ELECTRA_COMPILE_ALL=1) compiles every kernel at every tile for every a
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -55,6 +56,17 @@ def test_kernels_keep_the_rules(capability: int) -> None:
     for row in rows:
         assert row["problems"] == [] and row["capability"] == capability
         assert row["registers"] > 0 and row["instructions"] > 0 and row["programs_per_multiprocessor"] > 0
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_case_names_every_argument(capability: int) -> None:
+    names = []
+    for module in compile_report.MODULES:
+        for case in list(importlib.import_module(module).compile_cases(capability)):
+            names.append(case.name)
+            given = [*case.signature, *case.constexprs]
+            assert sorted(given) == sorted(case.kernel.arg_names), case.name
+    assert len(names) > 100 and len(set(names)) == len(names)
 
 
 ROW = Row(
