@@ -117,9 +117,10 @@ def sweep_figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def split_table(report: Row, title: str) -> list[str]:
-    """Stages of a step (`bench_step`)."""
+    """Stages of a step (`bench_step`): its own report, counts without a device, or a row of a sweep."""
+    command = report.get("command") or report["environment"]["command"]
     lines = [
-        f"{title} (`{report['command']}`):\n",
+        f"{title} (`{command}`):\n",
         "| stage | ms | share | launches | kept bytes a token | floor on an H200, ms |",
     ]
     lines.append("|---|---|---|---|---|---|")
