@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+# 80, 90 or 100: kernels are compiled for it, and their PTX runs on the CPU (`ptx_machine.py`).
+PTX = int(os.environ.get("ELECTRA_PTX", "0"))
 # Triton reads this when it is imported, so it has to be set before any test module is.
-PTX = int(
-    os.environ.get("ELECTRA_PTX", "0")
-)  # 80 or 90: kernels are compiled for it, and their PTX runs on the CPU
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "0" if PTX else os.environ.get("TRITON_INTERPRET", "1")
+if PTX:
+    os.environ["TRITON_INTERPRET"] = "0"
+elif not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
@@ -22,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips `gpu` tests, visibly, where there is no GPU."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not PTX:
         return
     for item in items:
         if "gpu" in item.keywords:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Compiled kernels need neither a GPU (`ptx_machine`) nor the tiny tiles that the interpreter gets.
 ON_PTX_MACHINE = "ELECTRA_PTX" in os.environ
+DEVICE = "cuda" if torch.cuda.is_available() and not ON_PTX_MACHINE else "cpu"
 INTERPRETED = DEVICE == "cpu" and not ON_PTX_MACHINE
 # bfloat16 products are wrong in Triton's interpreter (it multiplies raw bits), float64 ones slow on a GPU.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
