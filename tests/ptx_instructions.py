@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ptx_blackwell
 import ptx_matrix
+from ptx_matrix import bf16_to_f32, halves
 from ptx_memory import UNSIGNED, Array, MemoryFault
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ TYPES: dict[str, Any] = {
        for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 WIDER = {"s32": np.int64, "u32": np.uint64, "s16": np.int32, "u16": np.uint32}
-
-
-def bf16_to_f32(bits: Array) -> Array:
-    """bf16 is the upper half of an fp32."""
-    return np.asarray(bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def f32_to_bf16(values: Array) -> Array:
@@ -116,18 +112,6 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray((np.sign(a) * np.sign(b) * quotient).astype(a.dtype))
 
 
-def _remainder(a: Array, b: Array) -> Array:
-    return np.asarray(a - _divide(a, b) * b)
-
-
-def _lop3(a: Array, b: Array, c: Array, table: Array) -> Array:
-    out = np.zeros_like(a)
-    for case in range(8):
-        term = (a if case & 4 else ~a) & (b if case & 2 else ~b) & (c if case & 1 else ~c)
-        out |= np.where((table >> case) & 1 == 1, term, a.dtype.type(0))
-    return out
-
-
 def _prmt(a: Array, b: Array, selector: Array) -> Array:
     """Four bytes picked from the eight of b:a."""
     whole = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
@@ -142,13 +126,12 @@ def _prmt(a: Array, b: Array, selector: Array) -> Array:
 
 
 ARITHMETIC: dict[str, Callable[..., Array]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": _fma, "div": _divide, "rem": _remainder,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": _fma, "div": _divide,
     "min": _min, "max": _max, "abs": np.abs, "neg": np.negative, "mad": lambda a, b, c: a * b + c,
-    "sqrt": np.sqrt, "rsqrt": lambda a: 1 / np.sqrt(a), "rcp": lambda a: 1 / a, "ex2": np.exp2, "lg2": np.log2,
-    "tanh": np.tanh, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "shl": _shl, "shr": _shr, "bfe": _bfe, "prmt": _prmt, "lop3": _lop3,
+    "sqrt": np.sqrt, "ex2": np.exp2, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "not": np.invert, "shl": _shl, "shr": _shr, "bfe": _bfe, "prmt": _prmt,
 }  # fmt: skip
-COUNTS = {"shl": (1,), "shr": (1,), "bfe": (1, 2), "prmt": (2,), "lop3": (3,)}
+COUNTS = {"shl": (1,), "shr": (1,), "bfe": (1, 2), "prmt": (2,)}
 """Which sources are unsigned 32-bit numbers whatever the instruction's type."""
 
 
@@ -159,10 +142,7 @@ def _arithmetic(machine: Machine, instruction: Instruction) -> None:
     types = ["u32" if i in counts else type_ for i in range(len(sources))]
     if modifiers[-1:] == ["f32"]:  # fp32 with factors in half precision
         types, type_ = [*[type_] * (len(sources) - 1), "f32"], "f32"
-    values = [
-        np.float32(1) * typed(machine, s, t) if t in ("f16", "bf16") and t != type_ else typed(machine, s, t)
-        for s, t in zip(sources, types)
-    ]
+    values = [typed(machine, source, its) for source, its in zip(sources, types)]
     result_type = type_
     if "wide" in modifiers or "hi" in modifiers:
         values = [v.astype(WIDER[type_]) for v in values[:2]] + values[2:]
@@ -203,15 +183,9 @@ def _setp(machine: Machine, instruction: Instruction) -> None:
     if not type_.endswith("x2"):
         return machine.write(out, _compare(how, typed(machine, a, type_), typed(machine, b, type_)))
     for half, name in enumerate(out.split("|")):
-        x, y = (unpacked(machine.read(source, 4), type_, half) for source in (a, b))
+        x, y = (halves(machine.read(s, 4), type_.removesuffix("x2"))[half::2] for s in (a, b))
         machine.write(name, _compare(how, x, y))
     return None
-
-
-def unpacked(bits: Array, type_: str, half: int) -> Array:
-    """The lower (0) or upper (1) number of two."""
-    part = (bits >> np.uint32(16 * half)).astype(np.uint16)
-    return bf16_to_f32(part) if type_ == "bf16x2" else part.view(np.float16)
 
 
 def _selp(machine: Machine, instruction: Instruction) -> None:

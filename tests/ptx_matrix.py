@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ptx_memory import SHARED_BASE, Array, MemoryFault
+from ptx_memory import Array, MemoryFault
 
 if TYPE_CHECKING:
     from ptx_machine import Machine
@@ -24,12 +24,17 @@ def _all_threads(machine: Machine) -> None:
         raise MemoryFault("a warp's instruction in divergent code")
 
 
+def bf16_to_f32(bits: Array) -> Array:
+    """bf16 is the upper half of an fp32."""
+    return np.asarray(bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def halves(registers: Array, kind: str) -> Array:
     """[..., 2·registers] float32 of registers that hold two numbers each, low half first."""
     pairs = np.ascontiguousarray(registers).view(np.uint16)
     if kind == "f16":
         return pairs.view(np.float16).astype(np.float32)
-    return np.asarray(pairs.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bf16_to_f32(pairs)
 
 
 def _stack(machine: Machine, names: object) -> Array:
@@ -169,11 +174,11 @@ def wgmma(machine: Machine, instruction: Instruction) -> None:
     """
     match instruction.opcode[1]:
         case "commit_group":
-            machine.products.append([])
+            return machine.products.append([])
         case "wait_group":
-            machine.finish_products(int(str(instruction.operands[0])))
-    if instruction.opcode[1] != "mma_async":
-        return
+            return machine.finish_products(int(str(instruction.operands[0])))
+        case "fence":  # orders registers, which have nothing to wait for here
+            return None
     _all_threads(machine)
     shape, result, kind = instruction.opcode[4:7]
     if result != "f32" or not shape.startswith("m64n") or not shape.endswith("k16"):
@@ -210,6 +215,7 @@ def wgmma(machine: Machine, instruction: Instruction) -> None:
     flat = results.view(np.uint32).reshape(machine.threads, len(out))
     for register, name in enumerate(out):
         machine.write(name, np.ascontiguousarray(flat[:, register]))
+    return None
 
 
 def _swizzle(descriptor: int) -> int | None:
@@ -221,6 +227,3 @@ def _uniform(values: Array) -> int:
     if (values != values[0]).any():
         raise MemoryFault("wgmma: the threads of a group name different matrices")
     return int(values[0])
-
-
-__all__ = ["SHARED_BASE", "load_matrix", "mma", "store_matrix", "wgmma"]

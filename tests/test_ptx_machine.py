@@ -237,7 +237,7 @@ FAULTS = {
     "store-over-a-copy": (f"{COPY}\nst.shared.b32 [%r4], %r1;", "store: a cp.async to here was not waited for"),
     "register-never-written": ("add.s32 %r9, %r1, %r77;", "was never written"),
     "tensor-cores-without-a-fence": (
-        f"{COPY}\ncp.async.wait_group 0;\nbar.sync 0;\n{WGMMA}", "without a fence.proxy"),
+        f"st.shared.b32 [%r4], %r1;\nbar.sync 0;\n{WGMMA}", "without a fence.proxy"),
     "unknown": ("sin.approx.f32 %r9, %r1;", "does not know it"),
 }  # fmt: skip
 
