@@ -71,7 +71,7 @@ def _store_partial(p_partial, p_counts, b_loss, b_total, b_counts):
     tl.store(p_counts + program * 4 + o_field, tl.sum(b_fields.to(tl.int32), 0))
 
 
-@triton.jit  # twice: for any T, and for multiples of 16, the only ones that load 16 bytes at once
+@triton.jit  # compiled for any T, and again for multiples of 16, the only ones that load 16 bytes at once
 def _loss_kernel(
     p_logits, p_labels, p_weights, p_dlogits, p_partial, p_counts, T,
     BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,

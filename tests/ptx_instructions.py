@@ -64,7 +64,7 @@ def bits_of(value: Array, type_: str) -> Array:
 
 def _flush(value: Array) -> Array:
     """.ftz: subnormal numbers count as zero."""
-    return np.where(np.abs(value) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), value), value)
+    return np.where(np.abs(value) < np.finfo(value.dtype).tiny, np.copysign(value.dtype.type(0), value), value)
 
 
 def _fma(a: Array, b: Array, c: Array) -> Array:
@@ -128,8 +128,8 @@ def _prmt(a: Array, b: Array, selector: Array) -> Array:
 ARITHMETIC: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": _fma, "div": _divide,
     "min": _min, "max": _max, "abs": np.abs, "neg": np.negative, "mad": lambda a, b, c: a * b + c,
-    "sqrt": np.sqrt, "ex2": np.exp2, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "not": np.invert, "shl": _shl, "shr": _shr, "bfe": _bfe, "prmt": _prmt,
+    "sqrt": np.sqrt, "rcp": lambda a: 1 / a, "ex2": np.exp2, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor, "not": np.invert, "shl": _shl, "shr": _shr, "bfe": _bfe, "prmt": _prmt,
 }  # fmt: skip
 COUNTS = {"shl": (1,), "shr": (1,), "bfe": (1, 2), "prmt": (2,)}
 """Which sources are unsigned 32-bit numbers whatever the instruction's type."""
