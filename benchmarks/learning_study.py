@@ -13,8 +13,10 @@ A study may grow: the same command goes on with it after points, seeds or tasks 
 The study goes piece by piece (a pre-training run, or one fine-tuning), the most valuable first. Each writes its
 row to FILE.jsonl as it ends, and the same command goes on where it was stopped: pieces that have a row are
 done, a run that was cut off continues from its last checkpoint. Rows of another study (another preset, budget,
-corpus) are refused. `--piece-minutes` and `--minutes` bound a piece's and the whole command's time.
-`python -m benchmarks render` draws the figures.
+corpus, machine) are refused. `--piece-minutes` and `--minutes` bound a piece's and the whole command's time.
+`python -m benchmarks render` draws the figures. With `--elsewhere` a study goes on on another kind of machine:
+scores for equal FLOPs do not depend on it, seconds do, so such rows name their machine and their seconds are not
+shown.
 
 WORK holds runs and data and is not needed afterwards. Tasks whose data are not under $ELECTRA_DATA are left out,
 and said to be.
@@ -64,11 +66,15 @@ class Study:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.budget = options, BUDGETS[options.budget]
+        self.preset = PRESETS[self.budget.model]
+        if options.temperature is not None:
+            changed = replace(self.preset.pretrain, temperature=options.temperature)
+            self.preset = replace(self.preset, pretrain=changed)
         self.device = resolve_device(options.device)
         self.clock: Callable[[], float] = time.process_time if self.device.type == "cpu" else time.monotonic
         self.corpus = Corpus.open(options.data)
         self.rows = read_rows(options.out)
-        check_study(self.rows, self._identity(), options.out)
+        check_study(self.rows, self._identity(), options.out, options.elsewhere)
 
     def run(self) -> None:
         """Do what is left, until the minutes are over."""
@@ -79,7 +85,8 @@ class Study:
         }
         for task in sorted(missing):
             print(f"{task}: its data are not here, it is left out (set ELECTRA_DATA)", file=sys.stderr)
-        self._write({"piece": "environment", "study": self._identity(), **self._environment()})
+        elsewhere = {"elsewhere": True} if self.options.elsewhere else {}
+        self._write({"piece": "environment", "study": self._identity(), **self._environment(), **elsewhere})
         deadline = time.monotonic() + 60 * self.options.minutes
         for piece in todo:
             if time.monotonic() > deadline:
@@ -87,22 +94,27 @@ class Study:
                 return
             if isinstance(piece, Finetuning) and piece.task in missing:
                 continue
+            run = piece if isinstance(piece, Pretraining) else piece.run
+            if self.options.elsewhere and run.equal == "seconds":
+                continue
             row = self._pretrain(piece) if isinstance(piece, Pretraining) else self._finetune(piece)
             if row is None:
                 print(f"{piece.name}: the piece's minutes are over; the same command goes on")
                 return
-            self._write({"piece": piece.name, **row})
+            machine = {"machine": self._machine()} if self.options.elsewhere else {}
+            self._write({"piece": piece.name, **row, **machine})
             print(f"{piece.name}: {summary(row)}", flush=True)
 
     def _pretrain(self, run: Pretraining) -> Row | None:
         """One pre-training run; None if its minutes were over before it was."""
         steps, out = self._steps(run), self.options.work / "runs" / run.name
-        preset = PRESETS[self.budget.model].pretrain
+        preset = self.preset.pretrain
         rate = chosen_rate(self.rows, run.objective) if run.trial is None else run.trial
         changes = {
             "objective": "electra" if run.objective == START else run.objective,
             "steps": steps,
             "seed": run.seed,
+            "temperature": preset.temperature,
             "learning_rate": rate * preset.learning_rate,
             "muon_learning_rate": rate * preset.muon_learning_rate,
             "warmup_steps": max(1, min(preset.warmup_steps, steps // 5)),
@@ -151,31 +163,36 @@ class Study:
         return steps_for_equal_seconds(self.rows, run)
 
     def _flops(self, run: Pretraining) -> float:
-        preset = PRESETS[self.budget.model]
-        encoder = replace(preset.discriminator, vocab_size=self.corpus.tokenizer.vocab_size)
-        objective = "electra" if run.objective == START else run.objective
-        return (
-            0.0 if run.objective == START else step_flops(encoder, replace(preset.pretrain, objective=objective))
-        )
+        encoder = replace(self.preset.discriminator, vocab_size=self.corpus.tokenizer.vocab_size)
+        if run.objective == START:
+            return 0.0
+        return step_flops(encoder, replace(self.preset.pretrain, objective=run.objective))
 
     def _identity(self) -> Row:
         """What rows of one study have in common; JSON values."""
         tasks = {*self.budget.tasks, *self.budget.later_tasks, *self.budget.rate_tasks}
         values = {
             "budget": asdict(self.budget),
-            "preset": asdict(PRESETS[self.budget.model]),
+            "preset": asdict(self.preset),
             "tasks": {name: asdict(TASKS[name]) for name in sorted(tasks)},
             "corpus": self.corpus.fingerprint,
-            "machine": environment(self.device)["device"],
+            "machine": self._machine(),
         }
         return dict(json.loads(json.dumps(values)))
+
+    def _machine(self) -> str:
+        return str(environment(self.device)["device"])
 
     def _environment(self) -> Row:
         corpus = {"fingerprint": self.corpus.fingerprint, "tokens": self.corpus.num_tokens}
         command = (
-            "python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl"  # no paths of a machine
+            "python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl"  # no machine's paths
         )
-        measured_with = {**environment(self.device), "command": f"{command} --budget {self.options.budget}"}
+        command += f" --budget {self.options.budget}"
+        if self.options.temperature is not None:
+            command += f" --temperature {self.options.temperature:g}"
+        command += " --elsewhere" * self.options.elsewhere
+        measured_with = {**environment(self.device), "command": command}
         return {"kind": "environment", "corpus": corpus, "environment": measured_with}
 
     def _write(self, row: Row) -> None:
@@ -239,13 +256,19 @@ def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
     return times
 
 
-def check_study(rows: list[Row], identity: Row, path: Path) -> None:
-    """Raises UserError if `rows` are of another study than `identity`: their figures do not belong together."""
+def check_study(rows: list[Row], identity: Row, path: Path, elsewhere: bool = False) -> None:
+    """Raises UserError if `rows` are of another study than `identity`: their figures do not belong together.
+
+    Machines may differ `elsewhere`.
+    """
     for row in rows:
         if row.get("kind") != "environment":
             continue
         before = row.get("study") or {}
-        changed = [name for name in identity if not _agree(name, before.get(name), identity[name])]
+        told = identity.keys() - ({"machine"} if elsewhere or row.get("elsewhere") else set())
+        changed = [
+            name for name in identity if name in told and not _agree(name, before.get(name), identity[name])
+        ]
         if changed:
             other = ", another ".join(changed)
             raise UserError(f"{path}: has rows of a study with another {other}; take another file")
@@ -262,6 +285,8 @@ def _agree(name: str, before: Any, now: Any) -> bool:
         if before["electra_steps"][:points] != now["electra_steps"][:points]:
             return False
         before, now = ({k: v for k, v in part.items() if k not in GROWING} for part in (before, now))
+    if name == "preset" and isinstance(before, dict):  # every run says how many steps it has
+        before, now = (part | {"pretrain": {**part["pretrain"], "steps": None}} for part in (before, now))
     if name == "tasks" and before:
         return all(before[task] == now[task] for task in before.keys() & now.keys())
     return bool(before == now)
@@ -283,6 +308,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one row per piece")
     parser.add_argument("--budget", default="minutes", choices=tuple(BUDGETS))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--temperature", type=float, help="words are drawn at; default: the preset's")
+    parser.add_argument("--elsewhere", action="store_true", help="go on with a study of another kind of machine")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after this long")
     parser.add_argument(
         "--piece-minutes", type=float, default=None, help="cut a pre-training run off, to go on later"

@@ -125,7 +125,8 @@ def made_on(path: Path | None) -> str:
 def environment_of(report: Any) -> Report:
     """What a result says of the machine that it was made on, in whichever of the forms."""
     if isinstance(report, list):
-        rows = [row["environment"] for row in report if row.get("kind") == "environment"]
+        found = (row for row in report if row.get("kind") == "environment" and not row.get("elsewhere"))
+        rows = [row["environment"] for row in found]
         return dict(rows[-1]) if rows else {}
     if "environment" in report:
         return dict(report["environment"])

@@ -49,6 +49,11 @@ def _pretraining(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "pretraining" and row.get("trial") is None]
 
 
+def _seconds(row: Row) -> float | None:
+    """What a run took, if it was on the study's own machine."""
+    return None if "machine" in row else float(row["seconds"])
+
+
 def _judged(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "finetuning" and row.get("trial") is None]
 
@@ -138,10 +143,12 @@ def _runs(rows: Sequence[Row]) -> list[str]:
             f"| {objective} | {'' if objective == START else equal} | {len(group)} | "
             f"{_shown(over(lambda row: row['steps']), ',.0f')} | "
             f"{mean(over(lambda row: row['tokens'])) / 1e6:.2f} | "
-            f"{mean(over(lambda row: row['flops'])):.3g} | {_shown(over(lambda row: row['seconds']), ',.0f')} | "
+            f"{mean(over(lambda row: row['flops'])):.3g} | {_shown(over(_seconds), ',.0f')} | "
             f"{figure('mlm_loss')} | {figure('word_loss')} | {figure('rtd_auc')} |"
         )
-    return [*lines, ""]
+    machines = sorted({row["machine"] for row in _pretraining(rows) if "machine" in row})
+    note = [f"\nWithout seconds: runs on another machine, {', '.join(machines)}."] if machines else []
+    return [*lines, *note, ""]
 
 
 def _scores(rows: Sequence[Row]) -> list[str]:
@@ -167,10 +174,12 @@ def _chart(rows: Sequence[Row], task: str, axis: str, label: str) -> str:
     groups, scores = _groups(_pretraining(rows)), _percent(rows, task)
     points: dict[str, list[tuple[float, Values]]] = {}
     for key, values in scores.items():
-        if key in groups and (key[1] == "flops" or axis == "seconds"):
-            points.setdefault(key[0], []).append((mean(row[axis] for row in groups[key]), values))
+        group = groups.get(key, [])
+        own = [row for row in group if axis != "seconds" or _seconds(row) is not None]
+        if own and (key[1] == "flops" or axis == "seconds"):
+            points.setdefault(key[0], []).append((mean(row[axis] for row in own), values))
     start = [(0.0, values) for _, values in points.pop(START, [])]
-    series = [svg.Curve(name, sorted([*start, *own])) for name, own in points.items()]
+    series = [svg.Curve(name, sorted([*start, *measured])) for name, measured in points.items()]
     return svg.curves(
         f"{task}, dev score, %, against pre-training", label, "%", series or [svg.Curve(START, start)]
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import learning_study, learning_tasks, render
+from benchmarks import learning_study, learning_tasks, render, render_learning
 from benchmarks.learning_plan import (
     BUDGETS,
     START,
@@ -134,7 +134,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     done: list[str] = []
     study = object.__new__(learning_study.Study)
     study.budget, study.device = BUDGETS["quick"], torch.device("cpu")
-    study.options = argparse.Namespace(out=tmp_path / "s.jsonl", minutes=1e9)
+    study.options = argparse.Namespace(out=tmp_path / "s.jsonl", minutes=1e9, elsewhere=False)
     monkeypatch.setattr(study, "_environment", lambda: {"kind": "environment"})
     monkeypatch.setattr(study, "_identity", lambda: {"budget": 1})
     monkeypatch.setattr(learning_study, "summary", lambda row: "")
@@ -159,6 +159,30 @@ def test_rows_of_another_study_are_refused(tmp_path: Path) -> None:
         learning_study.check_study(rows, {"preset": 2, "corpus": "b"}, tmp_path)
     with pytest.raises(UserError, match="another preset"):
         learning_study.check_study([{"kind": "environment"}], {"preset": 2}, tmp_path)
+
+
+def test_another_machine_may_go_on_if_it_is_said(tmp_path: Path) -> None:
+    """And then the first one may, too."""
+    preset = {"pretrain": {"steps": 9, "temperature": 1.0}}
+    here = {"preset": preset, "machine": "a"}
+    rows = [{"kind": "environment", "study": here}]
+    with pytest.raises(UserError, match="another machine; take"):
+        learning_study.check_study(rows, {**here, "machine": "b"}, tmp_path)
+    there = {"preset": {"pretrain": {"steps": 7, "temperature": 1.0}}, "machine": "b"}  # steps are the runs' own
+    learning_study.check_study(rows, there, tmp_path, elsewhere=True)
+    learning_study.check_study([*rows, {"kind": "environment", "study": there, "elsewhere": True}], here, tmp_path)
+    with pytest.raises(UserError, match="another preset; take"):
+        learning_study.check_study(rows, {"preset": {"pretrain": {"steps": 9, "temperature": 1.5}}}, tmp_path)
+
+
+def test_runs_from_elsewhere_show_no_seconds() -> None:
+    rows = [run_row("electra", 0), run_row("mlm", 0, machine="b"), task_row("electra", 0, "one", 0.5)]
+    rows += [task_row("mlm", 0, "one", 0.4, machine="b")]
+    text = "\n".join(render_learning.tables(rows))
+    assert "| electra | flops | 1 | 10 | 2.00 | 3e+12 | 50 |" in text
+    assert "| mlm | flops | 1 | 10 | 2.00 | 3e+12 |  |" in text and "another machine, b." in text
+    charts = render_learning.figures("s", rows)
+    assert "mlm" in charts["s_0.svg"] and "mlm" not in charts["s_seconds.svg"]
 
 
 def test_a_study_may_grow_and_not_change(tmp_path: Path) -> None:
