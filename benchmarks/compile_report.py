@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
 
-    python -m benchmarks.compile_report [--json] [--check] [--only TEXT…] [--capability 80 90 100] [--jobs N]
+    python -m benchmarks.compile_report [--json] [--check] [--only TEXT…] [--capability 80 90 …] [--jobs N]
         [--out FILE.json FILE.md]
 
 Kernels are found through `compile_cases(capability)` of each module in `MODULES`; see
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from electra_kernels.compile_case import CAPABILITIES, CompileCase
+from electra_kernels.compile_case import CAPABILITIES, CompileCase, tiles_of
 
 from benchmarks.harness import environment
 
@@ -58,15 +58,21 @@ class Chip:
     shared_per_program: int
     shared_total: int
     tensor_flops_per_cycle: int | None
-    """Dense half-precision FLOPs per cycle; None where the instruction does not show its shape."""
+    """Dense half-precision FLOPs per cycle; None where the instruction does not show its shape, or where cards of
+    one architecture differ."""
+    warps: int = 64
+    programs: int = 32
 
 
 CHIPS = {
     80: Chip(163 * 1024, 164 * 1024, 2048),
+    86: Chip(99 * 1024, 100 * 1024, None, warps=48, programs=16),
+    89: Chip(99 * 1024, 100 * 1024, None, warps=48, programs=24),
     90: Chip(227 * 1024, 228 * 1024, 4096),
     100: Chip(227 * 1024, 228 * 1024, None),
+    120: Chip(99 * 1024, 100 * 1024, None, warps=48, programs=24),
 }
-REGISTERS, WARPS, PROGRAMS, RESERVED_SHARED = 65536, 64, 32, 1024
+REGISTERS, RESERVED_SHARED = 65536, 1024
 
 
 @dataclass(frozen=True)
@@ -245,8 +251,8 @@ def occupancy(registers: int, shared: int, warps: int, capability: int) -> tuple
     fits = {
         "registers": REGISTERS // (per_warp * warps),
         "shared memory": CHIPS[capability].shared_total // (shared + RESERVED_SHARED),
-        "warps": WARPS // warps,
-        "programs": PROGRAMS,
+        "warps": CHIPS[capability].warps // warps,
+        "programs": CHIPS[capability].programs,
     }
     limit = min(fits, key=lambda resource: fits[resource])
     return fits[limit], limit
@@ -278,7 +284,7 @@ def tensor_flops(opcode: str, warps: int) -> int:
 
 
 def _row(module: str, capability: int, index: int) -> Row:
-    cases = list(importlib.import_module(module).compile_cases(capability))
+    cases = list(importlib.import_module(module).compile_cases(tiles_of(capability)))
     return compile_case(cases[index], capability)
 
 
@@ -288,7 +294,7 @@ def report(only: list[str], capabilities: tuple[int, ...] = CAPABILITIES, jobs: 
         (module, capability, index)
         for module in MODULES
         for capability in capabilities
-        for index, case in enumerate(importlib.import_module(module).compile_cases(capability))
+        for index, case in enumerate(importlib.import_module(module).compile_cases(tiles_of(capability)))
         if any(text in case.name for text in only)
     ]
     if jobs == 1:
@@ -362,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a kernel breaks a rule")
     parser.add_argument("--only", nargs="+", default=[""], help="only cases whose name holds one of these texts")
-    parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, choices=CAPABILITIES)
+    parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, choices=CHIPS)
     parser.add_argument(
         "--out", type=Path, nargs="+", default=[], metavar="FILE", help="write .json and .md files"
     )

@@ -77,7 +77,7 @@ class PretrainConfig:
     model: str = "small"
     """Name of the preset that the other defaults came from."""
     objective: str = "electra"
-    """electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.4)."""
+    """electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.5)."""
     steps: int = 1_000_000
     """Optimizer steps (T in the schedule)."""
     batch_size: int = 128

@@ -241,14 +241,12 @@ def truncate(ids: list[int], size: int, how: str = "head") -> list[int]:
 
 
 def truncate_pair(first: list[int], second: list[int], size: int, how: str) -> tuple[list[int], list[int]]:
-    """Two texts in `size` ids together: the longer one gives until they fit (as the original does)."""
-    longer, shorter = max(len(first), len(second)), min(len(first), len(second))
-    if longer + shorter <= size:
+    """Two texts in `size` ids together: the longer one gives until they fit, of equal ones the second (as in the
+    original)."""
+    if len(first) + len(second) <= size:
         return first, second
-    kept_short = min(shorter, size // 2)
-    kept_long = size - kept_short
-    sizes = (kept_long, kept_short) if len(first) >= len(second) else (kept_short, kept_long)
-    return truncate(first, sizes[0], how), truncate(second, sizes[1], how)
+    kept = min(len(first), max(size - len(second), (size + 1) // 2))
+    return truncate(first, kept, how), truncate(second, size - kept, how)
 
 
 @dataclass(frozen=True)

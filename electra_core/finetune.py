@@ -144,6 +144,7 @@ def finetune(
             report = _report(job, keeper, counts, skipped, stopped)
             if len(report["seeds"]) > 1:
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
+                say(f"at the last step instead of the best: {shown(report['last_over_seeds'])}")
             write_json(out / "metrics.json", report)
             state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
@@ -180,7 +181,7 @@ def _train_seeds(
             runs.append(Run(seed))
         if not runs[-1].over and runs[-1].seed == seed:
             _train(job, keeper, stop, quiet, say)
-            say(f"seed {seed}: {shown(runs[-1].metrics)} (best at step {runs[-1].best_step})")
+            say(f"seed {seed}: {_result(job, runs[-1])}")
         if stop:
             break
     return None if len(runs) == seeds and all(run.over for run in runs) else stop.reason
@@ -308,12 +309,21 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
     if tuned != task:  # a threshold has moved: predictions are to be made with it
         predictions = tuned.decode(data.dev_examples, data.dev, outputs)
     metrics = tuned.score(data.dev_examples, predictions)
-    run.evaluations += 1
+    run.evaluations, run.last = run.evaluations + 1, metrics
     if metrics[task.metric] > run.best or not run.metrics:
         run.best, run.metrics = metrics[task.metric], metrics
         run.best_step, run.best_evaluation = run.steps, run.evaluations
         keeper.offer(model, tuned, data.tokenizer, metrics)
     return metrics
+
+
+def _result(job: Job, run: Run) -> str:
+    """A seed's best evaluation, and what was chosen by at the last one."""
+    if not run.metrics:
+        return "not evaluated yet"
+    metric = job.task.metric
+    last = "" if run.last[metric] == run.best else f"; {metric} {run.last[metric]:.4g} at the last"
+    return f"{shown(run.metrics)} (best at step {run.best_step}{last})"
 
 
 def _report(
@@ -328,6 +338,7 @@ def _report(
         "metric": job.task.metric,
         "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
         "over_seeds": spread([run.best for run in runs]),
+        "last_over_seeds": spread([run.last[job.task.metric] for run in runs]),
         "seeds": [
             {
                 "seed": run.seed,
@@ -336,6 +347,7 @@ def _report(
                 "seconds": round(run.seconds, 2),
                 "tokens_per_second": round(run.tokens / max(run.seconds, 1e-9)),
                 "metrics": run.metrics,
+                "last": run.last,
             }
             for run in runs
         ],

@@ -50,6 +50,8 @@ class Run:
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best evaluation; empty before the first one."""
+    last: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation: after the last step, if training was not stopped before it."""
     evaluations: int = 0
     best_evaluation: int = 0
     steps: int = 0

@@ -1,4 +1,4 @@
-"""The objectives that the paper compares ELECTRA with (section 3.4, table 5), in the same shape.
+"""The objectives that the paper compares ELECTRA with (section 3.5, table 5), in the same shape.
 
 | objective | text that is read | what is predicted | where |
 |---|---|---|---|

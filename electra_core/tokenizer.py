@@ -29,7 +29,7 @@ from electra_core.tokenizer_parts import (
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 BATCH_CHARACTERS = 1 << 22  # that the library encodes at a time
-LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as BERT does
+LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as the Hub's tokenizers do
 
 # Goes into the fingerprint: whatever normalises differently gives other ids for one of these.
 _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u00a0x\u200by\u0085z a\u0301 [MASK]▁e-mail"

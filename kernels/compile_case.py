@@ -4,7 +4,7 @@ Every `*_triton.py` exposes
 
     def compile_cases(capability: int) -> Iterator[CompileCase]
 
-which yields each of its kernels at each tile its table holds for that architecture (80, 90 or 100), with the
+which yields each of its kernels at each tile its table holds for that architecture (`CAPABILITIES`), with the
 types and the specialisations its launcher really uses. `benchmarks.compile_report` compiles them all,
 without a GPU, and its test asserts no spills, tensor cores, wide accesses and shared memory within the chip.
 """
@@ -16,6 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 CAPABILITIES = (80, 90, 100)
+"""Architectures with tables of tiles of their own."""
+
+
+def tiles_of(capability: int) -> int:
+    """Which architecture's tiles a GPU takes; those of sm_80 fit into any newer one's shared memory."""
+    return {9: 90, 10: 100}.get(capability // 10, 80)
 
 
 @dataclass(frozen=True)

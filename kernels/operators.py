@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from electra_kernels.compile_case import tiles_of
 from torch import Tensor
 from torch.library import CustomOpDef
 
@@ -42,5 +43,5 @@ def architecture(device: torch.device) -> int:
     """Which architecture's tiles `device` takes: 80, 90 or 100; Triton's interpreter counts as 90."""
     if device.type != "cuda":
         return 90
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: 90, 10: 100}.get(major, 80)
+    major, minor = torch.cuda.get_device_capability(device)
+    return tiles_of(10 * major + minor)

@@ -124,7 +124,8 @@ def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):
     settings = replace(QUICK, epochs=2, evaluations=2, seeds=2, seed=5, learning_rate=1e-3)
     lines = []
     report = run(model, data, tmp_path / "out", settings=settings, say=lines.append)
-    assert lines[-1].startswith(f"accuracy over 2 seeds: median {report['over_seeds']['median']:.4g}, mean ")
+    assert lines[-2].startswith(f"accuracy over 2 seeds: median {report['over_seeds']['median']:.4g}, mean ")
+    assert lines[-1].startswith("at the last step instead of the best: median ")
     logs = {seed: read_metrics(tmp_path / f"out/seed-{seed}/metrics.jsonl") for seed in (5, 6)}
     figures = {seed: [row["dev_accuracy"] for row in rows if "dev_accuracy" in row] for seed, rows in logs.items()}
     assert [len(values) for values in figures.values()] == [4, 4]
@@ -133,6 +134,8 @@ def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):
     bests = [max(values) for values in figures.values()]
     assert report["over_seeds"]["mean"] == pytest.approx(np.mean(bests))
     assert report["over_seeds"]["max"] == report["best"]["accuracy"]
+    assert [run["last"]["accuracy"] for run in report["seeds"]] == [values[-1] for values in figures.values()]
+    assert report["last_over_seeds"]["mean"] == pytest.approx(np.mean([values[-1] for values in figures.values()]))
     assert [run["seed"] for run in report["seeds"]] == [5, 6]
 
 

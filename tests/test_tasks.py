@@ -224,6 +224,17 @@ def test_the_longer_of_a_pair_gives_first():
 
 
 @settings(max_examples=200, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
+def test_a_pair_is_cut_as_in_the_original(first, second, size):
+    """google-research/electra takes tokens off one at a time: the longer text's, of equal ones the second's."""
+    kept = [first, second]
+    while sum(kept) > size:
+        kept[0 if kept[0] > kept[1] else 1] -= 1
+    cut = truncate_pair(list(range(first)), list(range(second)), size, "head")
+    assert [len(ids) for ids in cut] == kept
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 50), st.data())
 def test_every_token_is_owned_once_where_its_context_is_best(length, size, data):
     stride = data.draw(st.integers(1, size))
