@@ -15,6 +15,15 @@ from electra_core.errors import UserError
 
 OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
 TYINGS = ("embeddings", "disentangled", "none", "all")
+SHORTEST_EXAMPLE = 8
+"""Tokens that an example may have at least at most, [CLS] and [SEP] included."""
+
+LEAST = {
+    "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
+    "checkpoint_every": 1, "keep_checkpoints": 1, "eval_every": 1, "eval_examples": 1, "log_every": 1,
+    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0,
+}  # fmt: skip
+"""The least values that a run's settings may have."""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -165,18 +174,22 @@ class PretrainConfig:
         _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
         _one_of("engine", self.engine, ("auto", "eager", "static", "compile", "graph"))
         _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
-        for name in ("batch_size", "max_length", "checkpoint_every", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.accumulate < 0:
-            raise UserError(f"accumulate: expected at least 0, got {self.accumulate}")
-        if not 0 < self.mask_fraction < 1:
-            raise UserError(f"mask_fraction: expected a number between 0 and 1, got {self.mask_fraction}")
+        for name, least in LEAST.items():
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        if not 0 < self.mask_fraction < 0.5:  # from there on a short example has fewer words than are asked for
+            raise UserError(f"mask_fraction: expected a number between 0 and 0.5, got {self.mask_fraction}")
 
     @property
     def max_predictions(self) -> int:
         """Most masked positions in one example (19 for 128 tokens at 15%), as the original counts them."""
-        return int((self.mask_fraction + 0.005) * self.max_length)
+        return max(1, int((self.mask_fraction + 0.005) * self.max_length))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The transformer encoder: embeddings and post-LayerNorm layers.
 
-    x = LayerNorm(word + position + segment), projected to the hidden size
+    x = dropout(LayerNorm(word + position + segment)), projected to the hidden size
     for each layer (Vaswani et al. 2017, post-LayerNorm as in BERT):
         x = LayerNorm(x + dropout(attention(x)))
         x = LayerNorm(x + dropout(W2 gelu(W1 x)))

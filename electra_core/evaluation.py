@@ -30,6 +30,8 @@ def evaluate(
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
 
     Each of `ranks` takes a stretch of the batches, and all get the same figures, which are those of one process.
+    What is said of a discriminator is over all tokens, and of `electra-15` over those that it is trained on, the
+    masked ones.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -53,8 +55,9 @@ def evaluate(
             counts = len(batch.masked_positions_M), batch.tokens.num_tokens
             rows.append([*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss])
             hits.append(hit_M.cpu())
-            logits.append(output.rtd_logits_T.float().cpu())
-            labels.append(output.is_replaced_T.cpu())
+            judged = batch.masked_positions_M if config.objective == "electra-15" else slice(None)
+            logits.append(output.rtd_logits_T[judged].float().cpu())
+            labels.append(output.is_replaced_T[judged].cpu())
     if hasattr(electra, "reshard"):
         electra.reshard()  # type: ignore[operator]  # FSDP has kept embeddings and heads whole for a backward pass
     table = ranks.joined(torch.tensor(rows, dtype=torch.float64).flatten()).view(-1, 5)
@@ -62,12 +65,13 @@ def evaluate(
     replaced, score, hit = (ranks.joined(torch.cat(values)) for values in (labels, logits, hits))
     figures = {"eval_mlm_loss": _weighted(mlm_losses, masked), "eval_mlm_accuracy": float(hit.float().mean())}
     if not math.isnan(word_losses[0]):
-        figures["eval_word_loss"] = _weighted(word_losses, words)
+        predicted = words if config.objective == "all-tokens-mlm" else masked
+        figures["eval_word_loss"] = _weighted(word_losses, predicted)
     fraction = float(replaced.float().mean())
     if 0 < fraction < 1 and config.objective in ("electra", "electra-15"):
         said = score > 0
         figures |= {
-            "eval_rtd_loss": _weighted(rtd_losses, words),
+            "eval_rtd_loss": _weighted(rtd_losses, masked if config.objective == "electra-15" else words),
             "eval_rtd_accuracy": float((said == replaced).float().mean()),
             "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
             "eval_rtd_recall": float(said[replaced].float().mean()),

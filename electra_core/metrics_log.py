@@ -58,12 +58,22 @@ class MetricsLog:
         if self.wandb is not None:
             self.wandb.log(numbers, step=step)
 
-    def close(self) -> None:
-        """Flush what else is written to."""
+    def close(self, failed: bool = False) -> None:
+        """Flush what else is written to.
+
+        Args:
+            failed: for Weights & Biases: the run ended by an error.
+        """
         if self.tensorboard is not None:
             self.tensorboard.close()
         if self.wandb is not None:
-            self.wandb.finish()
+            self.wandb.finish(exit_code=1 if failed else 0)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 def read_metrics(path: Path) -> list[Row]:

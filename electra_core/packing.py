@@ -1,6 +1,7 @@
 """TokenBatch: sequences laid end to end, no padding.
 
-Padding never enters the model, so there is no attention mask and "all tokens" means all `T`.
+There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shapes have filling tokens behind the
+batch's own, sequences of their own with weight 0: `static_batch.py`, `filling.py`.)
 Padded tensors exist only at the border, in `from_padded` and `to_padded`.
 
     sequences   [CLS] a b [SEP]     [CLS] c [SEP]

@@ -103,7 +103,13 @@ def pretrain(
     warnings: list[str] = []
     reason: str | None = None
 
-    with progress("pre-training", config.steps, "step", quiet=quiet) as bar, stop, record.state, record.writer:
+    with (
+        progress("pre-training", config.steps, "step", quiet=quiet) as bar,
+        stop,
+        record.state,
+        log,
+        record.writer,
+    ):
         bar.update(step)
         for result in steps:
             step = result.step
@@ -128,7 +134,6 @@ def pretrain(
                 _save(job, learner, record.writer, step, meter.tokens, evaluation if evaluated else None)
             if reason:
                 break
-        log.close()
         card = model_card(run, job.encoder, config, job.corpus, step, meter.tokens, evaluation)
         whole = _whole(job, learner.electra)
         ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))

@@ -242,6 +242,7 @@ class Record:
     state: RunState
     """Whether it runs, and how it ended; a context around the training."""
     log: MetricsLog
+    """Of losses and figures; a context likewise."""
     writer: CheckpointWriter
     """Of checkpoints; a context likewise."""
 

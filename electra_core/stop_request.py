@@ -19,7 +19,7 @@ from electra_core.distributed import Ranks
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
-    A second signal ends the process at once, by Python's own handler; what was saved stays whole. Under torchrun a
+    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. Under torchrun a
     scheduler's signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the
     first is the first.
 

@@ -92,6 +92,7 @@ def training_steps(
     in_a_row, count = torch.zeros((), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
+        # Steps 2 and 3 share their keys with the coins and masks of examples, which nothing compares them with.
         parts, key, rate = batches(step), fold(seed, step), schedule(step)
         done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast, ranks)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)

@@ -3,7 +3,7 @@
 Logits are held in units of log 2, x = (hidden · embedding + bias) · log2 e, so that 2^x is one instruction.
 
 **Tile sums.** The vocabulary is cut into tiles of 128 words. For each row and tile the maximum and the sum of
-2^(x - maximum) are stored: 2 x 240 numbers per row instead of 30522 logits. How tiles are spread over
+2^(x - maximum) are stored: 2 x 239 numbers per row instead of 30522 logits. How tiles are spread over
 programs changes no number. With a temperature ≠ 1 the sum at that temperature is stored beside.
 **Draw.** One program per row merges the tile sums to the logsumexp, computes the target's logit and the loss,
 draws the tile, computes its 128 logits again and draws the word: one random call per row.

@@ -37,12 +37,6 @@ def philox(p_seed, row, column, stream, plane):
 
 
 @triton.jit
-def uniform(bits):
-    """uint32 bits -> float32 strictly inside (0, 1): the upper 23 bits and a half. Not `rng.uniform`'s float64."""
-    return ((bits >> 9).to(tl.float32) + 0.5) * (2.0**-23)
-
-
-@triton.jit
 def keep_tile(p_seed, rows, first_column, stream, plane, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
     """Dropout decisions [len(rows), COLUMNS] for columns first_column + 0 ..; `rng.keep_mask`.
 

@@ -17,11 +17,13 @@ import ptx_machine
 import torch
 import triton
 from electra_kernels import dispatch, mlm_head_triton
+from electra_kernels.compile_case import tiles_of
 from ptx_program import Program, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a program's at most (CUDA programming guide)
+# A program's at most (CUDA programming guide).
+SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TILED = ("attention_triton", "mlm_head_narrow_triton")
 LAUNCHED: dict[str, int] = {}
 """Kernel -> launches so far."""
@@ -120,7 +122,7 @@ def ptx_gpu(capability: int) -> Iterator[None]:
         replace(mock.patch.object(CompiledKernel, "_init_handles", init_handles))
         replace(mock.patch.object(dispatch, "interpreting", lambda: True))
         for name in TILED:  # which tables of tiles they take
-            replace(mock.patch(f"electra_kernels.{name}.architecture", lambda device: capability))
+            replace(mock.patch(f"electra_kernels.{name}.architecture", lambda device: tiles_of(capability)))
         replace(mock.patch.object(mlm_head_triton, "_kernels", _kernels_of_a_gpu))
         driver.set_active(Driver(capability))
         stack.callback(driver.set_active, None)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from electra_core.batches import Batches
 from electra_core.cli import main
+from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra
 from electra_core.errors import UserError
+from electra_core.metrics_log import MetricsLog
 from electra_core.optim import ElectraAdam, build_optimizer
 from electra_core.pretrain_setup import resolve_config
 from electra_core.run_folder import read_config
@@ -85,6 +87,54 @@ def test_a_run_leaves_what_it_promises(data: Path, base: Path) -> None:
     seen = sum(part.tokens.num_tokens for step in range(8) for part in batches(step))
     assert evaluation["tokens"] == seen
     assert 0 <= evaluation["eval_rtd_auc"] <= 1 and evaluation["eval_mlm_loss"] > 0
+
+
+def test_electra_15_is_evaluated_where_it_is_trained(data: Path, tmp_path: Path) -> None:
+    """At the masked positions, of which nearly all are replaced; ELECTRA's figures are over all tokens."""
+    changes = {"steps": 1, "eval_every": 1, "eval_examples": 32}
+    everywhere, masked = (
+        train(data, tmp_path / name, changes | {"objective": name}).evaluation
+        for name in ("electra", "electra-15")
+    )
+    assert everywhere["eval_replaced_fraction"] < 0.2 and masked["eval_replaced_fraction"] > 0.5
+    share = masked["eval_replaced_fraction"]
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert masked["eval_base_rate_loss"] == pytest.approx(entropy)
+    assert everywhere["eval_mlm_loss"] == pytest.approx(masked["eval_mlm_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0), ("eval_examples", 0), ("keep_checkpoints", 0), ("max_length", 2), ("warmup_steps", -5),
+        ("clip_norm", 0.0), ("temperature", 0.0), ("temperature", math.nan), ("learning_rate", -1e-3),
+        ("weight_decay", -0.1), ("adam_beta2", 1.0), ("mask_fraction", 0.5),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{field}: expected"):
+        PretrainConfig(**{field: value})
+
+
+def test_the_shortest_examples_are_trained_on(data: Path, tmp_path: Path) -> None:
+    changes = {"steps": 2, "max_length": 8, "mask_fraction": 0.01}
+    assert train(data, tmp_path / "short", changes).steps == 2
+
+
+def test_the_log_is_closed_whatever_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[bool] = []
+    monkeypatch.setattr(MetricsLog, "close", lambda self, failed=False: ends.append(failed))
+    train(data, tmp_path / "good", {"steps": 1})
+
+    def broken(*_: object) -> None:
+        raise UserError("no evaluation today")
+
+    monkeypatch.setattr("electra_core.pretrain.evaluate", broken)
+    with pytest.raises(UserError, match="today"):
+        train(data, tmp_path / "bad", {"steps": 1})
+    assert ends == [False, True]
 
 
 def test_same_seed_same_run_bit_for_bit(data: Path, base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels import rng
-from electra_kernels.rng_triton import keep_tile, philox, uniform
+from electra_kernels.rng_triton import keep_tile, philox
 from kernel_helpers import DEVICE
 from scipy import stats
 from torch import Tensor
@@ -58,7 +58,7 @@ def test_fold_is_stable_and_tells_its_parts_apart() -> None:
 
 
 @triton.jit(do_not_specialize=["stream", "plane"])
-def _words_kernel(p_seed, p_words, p_uniform, stream, plane, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _words_kernel(p_seed, p_words, stream, plane, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     word0, word1, word2, word3 = philox(p_seed, rows.to(tl.int64)[:, None], columns[None, :], stream, plane)
     p_first = p_words + (rows[:, None] * COLUMNS + columns[None, :]) * 4
@@ -66,33 +66,21 @@ def _words_kernel(p_seed, p_words, p_uniform, stream, plane, ROWS: tl.constexpr,
     tl.store(p_first + 1, word1.to(tl.int64))
     tl.store(p_first + 2, word2.to(tl.int64))
     tl.store(p_first + 3, word3.to(tl.int64))
-    tl.store(p_uniform + rows[:, None] * COLUMNS + columns[None, :], uniform(word0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_triton_draws_the_same_bits(seed: rng.Seed) -> None:
     got = torch.full((8, 4, 4), -1, device=DEVICE)
-    uniforms = torch.full((8, 4), -1.0, device=DEVICE)
     seed_2 = rng.seed_tensor(seed).to(DEVICE)
-    _words_kernel[(1,)](seed_2, got, uniforms, 5, 2**31 - 1, ROWS=8, COLUMNS=4)
+    _words_kernel[(1,)](seed_2, got, 5, 2**31 - 1, ROWS=8, COLUMNS=4)
     expected = words(seed, 8, 4, stream=5, plane=2**31 - 1)
     assert torch.equal(got.cpu(), expected)
-    torch.testing.assert_close(uniforms.cpu().double(), rng.uniform(expected[..., 0]), atol=2.0**-23, rtol=0)
-
-
-@triton.jit
-def _uniform_kernel(p_bits, p_uniform, SIZE: tl.constexpr):
-    offsets = tl.arange(0, SIZE)
-    tl.store(p_uniform + offsets, uniform(tl.load(p_bits + offsets).to(tl.uint32)))
 
 
 def test_uniforms_exclude_both_ends() -> None:
-    bits = torch.tensor([0, 1, ONES - 1, ONES])
-    out = torch.empty(4, device=DEVICE)
-    _uniform_kernel[(1,)](bits.to(DEVICE), out, SIZE=4)
-    for uniforms in (rng.uniform(bits), out.cpu()):
-        assert 0 < uniforms.min() and uniforms.max() < 1
-        assert torch.isfinite(uniforms.log()).all() and torch.isfinite((-uniforms).log1p()).all()
+    uniforms = rng.uniform(torch.tensor([0, 1, ONES - 1, ONES]))
+    assert 0 < uniforms.min() and uniforms.max() < 1
+    assert torch.isfinite(uniforms.log()).all() and torch.isfinite((-uniforms).log1p()).all()
 
 
 @triton.jit(do_not_specialize=["stream", "plane"])
