@@ -101,7 +101,7 @@ def clocks_under_load(device: str) -> dict[str, str]:
         "nvidia-smi",
         f"--query-gpu={names}",
         "--format=csv,noheader",
-        f"--id={torch.cuda.current_device()}",
+        f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}",
     ]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()

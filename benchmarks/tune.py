@@ -83,7 +83,9 @@ def _first(present: Any, candidates: Sequence[Any]) -> list[Any]:
 
 def attention_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
     """Warps of the short kernels; tiles of the three general ones."""
-    short, general = (128, options.length) if options.on_gpu else (16, 20)
+    capability = architecture(torch.device(options.device))
+    limit = attention_tiles.short_limit(capability, options.dtype, options.head_dim)
+    short, general = (limit, options.length) if options.on_gpu else (16, 20)
     warps = (1, 2, 4, 8, 16) if options.on_gpu else (1,)
     name = "SHORT_WARPS" if options.dtype.itemsize == 2 else "SHORT_WARPS_FLOAT32"
     table = getattr(attention_tiles, name)

@@ -141,6 +141,7 @@ def _memory(options: Namespace) -> None:
     facts: dict[str, dict[str, Any]] = {
         device: summary(predict(encoder, config, *sizes, torch.device(device))) for device in ("cuda", "cpu")
     }
+    del facts["cpu"]["predicted_peak_with_graphs"]
     if options.measure:
         facts["cpu"]["measured_peak"] = measure_on_cpu(encoder, config, *sizes)
     if options.json:

@@ -19,17 +19,20 @@ With a T of its own in every step that takes longer than the products; in a few 
 **Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
 over a stream of its own. The first step of every shape is carried out eagerly (Triton compiles what it has to,
 the optimizer makes its state, and the step counts), the second is captured, and from then on it is replayed. The
-graphs of all shapes share one pool of memory, because never two of them run at a time.
+graphs of all shapes share one pool of memory, because never two of them run at a time. A pool only grows, and what
+a small shape has left in pieces no larger one can use, so the largest shape is rehearsed and captured before the
+first step, in vain: its loss is NaN, and such a step changes nothing. Beside the pool an eager step needs its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from electra_kernels.attention import KERNEL_HEAD_DIMS
 from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.rng import fold
 from torch import Tensor, nn
@@ -46,7 +49,10 @@ StepFunction = Callable[[StaticInputs], Done]
 log = logging.getLogger("electra_core")
 
 
-def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: torch.dtype | None = None) -> str:
+def choose_engine(
+    engine: str, device: torch.device, processes: int = 1, dtype: torch.dtype | None = None,
+    head_sizes: Collection[int] = (),
+) -> str:  # fmt: skip
     """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
     "auto" is "graph" on one GPU, "static" in bf16 on a CPU that is fast at it, and "eager" elsewhere: on a CPU
@@ -54,9 +60,10 @@ def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: 
 
     Args:
         dtype: what the run computes in.
+        head_sizes: of the models' attention.
     """
     problems = {
-        "graph": graph_problem(device, processes),
+        "graph": graph_problem(device, processes, head_sizes),
         "compile": compile_problem(device, processes),
         "static": f"batches are shared by {processes} processes" if processes > 1 else None,
     }
@@ -71,12 +78,15 @@ def choose_engine(engine: str, device: torch.device, processes: int = 1, dtype: 
     return engine
 
 
-def graph_problem(device: torch.device, processes: int) -> str | None:
+def graph_problem(device: torch.device, processes: int, head_sizes: Collection[int] = ()) -> str | None:
     """Why a step cannot be captured here, or None."""
+    widest = max(head_sizes, default=0)
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, the device is {device}"
     if processes > 1:
         return f"gradients are exchanged between {processes} processes, which is not captured"
+    if widest > KERNEL_HEAD_DIMS[-1]:
+        return f"attention heads {widest} wide have no kernel, and what stands in for it reads lengths on the host"
     return None
 
 
@@ -140,8 +150,13 @@ def static_steps(
         inputs.fill(parts, fold(seed, step), schedule(step))
         return inputs
 
-    runner = (_GraphRunner if capture else _PlainRunner)(step_function, device)
-    runner.send(prepare(first_step) if first_step < steps else None)
+    runner: _GraphRunner | _PlainRunner = (_GraphRunner if capture else _PlainRunner)(step_function, device)
+    first = prepare(first_step) if first_step < steps else None
+    if isinstance(runner, _GraphRunner) and first is not None:
+        model.train()
+        runner.rehearse(StaticInputs(shapes.largest(len(first.parts)), len(first.parts), pinned=first.pinned))
+        in_a_row.zero_()
+    runner.send(first)
     for step in range(first_step, steps):
         model.train()
         done = runner.run()
@@ -187,6 +202,13 @@ class _GraphRunner:
         with torch.cuda.stream(self.copies):
             self.sent = StaticInputs(inputs.shape, len(inputs.parts), self.device)
             self.sent.copy_(inputs)
+
+    def rehearse(self, inputs: StaticInputs) -> None:
+        """Capture a shape by two steps in vain, so that the pool holds it in one piece."""
+        inputs.fill_in_vain()
+        for _ in range(2):
+            self.send(inputs)
+            self.run()
 
     def run(self) -> Done:
         """Take the step whose input was sent last; the caller's stream continues behind it."""

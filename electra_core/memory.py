@@ -25,6 +25,12 @@ MARGIN = 0.15
 """Part of the free memory that the choice of parts leaves alone."""
 
 
+def peak_with_graphs(trace: StepTrace) -> int:
+    """Most bytes of a run whose steps are captured: what a captured step needs stays its graph's own, and the
+    first step of every shape, which is taken eagerly, needs as much again beside it."""
+    return 2 * trace.peak - trace.weights - trace.optimizer
+
+
 def predict(
     encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int, device: torch.device
 ) -> StepTrace:
@@ -96,9 +102,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting_parts(
-    encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, free: int | None = None
-) -> int:
+    encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, free: int | None = None,
+    graphs: bool = False,
+) -> int:  # fmt: skip
     """The fewest parts in which a process's share of a batch fits into `free` bytes of the device's memory.
+
+    Args:
+        graphs: steps are captured.
 
     Raises:
         UserError: not even one sequence fits.
@@ -106,7 +116,8 @@ def fitting_parts(
     free = free_bytes(device) if free is None else free
     share = config.batch_size // processes
     for parts in (parts for parts in range(1, share + 1) if share % parts == 0):
-        needed = predict(encoder, config, share // parts, config.max_length, device).peak
+        trace = predict(encoder, config, share // parts, config.max_length, device)
+        needed = peak_with_graphs(trace) if graphs else trace.peak
         if needed <= free * (1 - MARGIN):
             return parts
     raise UserError(
@@ -125,4 +136,5 @@ def summary(trace: StepTrace) -> dict[str, Any]:
         "kept_for_backward": trace.kept,
         "kept_bytes_per_token": round(trace.activations / trace.tokens),
         "predicted_peak": trace.peak,
+        "predicted_peak_with_graphs": peak_with_graphs(trace),
     }

@@ -33,9 +33,12 @@ def resolve_device(device: str) -> torch.device:
             )
         device = f"cuda:{local_rank}"
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device}: expected auto, cpu or cuda") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    return place
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

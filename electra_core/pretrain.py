@@ -22,14 +22,22 @@ from electra_core.batches import Ahead, Batches
 from electra_core.checkpoint import CheckpointWriter, snapshot
 from electra_core.distributed import gathered, join_ranks
 from electra_core.electra import PretrainBatch, PretrainOutput
-from electra_core.engine import choose_engine, static_steps
+from electra_core.engine import static_steps
 from electra_core.evaluation import evaluate, health, heldout_loss
 from electra_core.guards import postmortem_name, said, spike, with_postmortem
 from electra_core.meter import Meter, flops_per_token
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
 from electra_core.placement import keep_freed_memory, resolve_device
-from electra_core.pretrain_setup import Job, Learner, agreed_checkpoint, build_learner, open_job, open_record
+from electra_core.pretrain_setup import (
+    Job,
+    Learner,
+    agreed_checkpoint,
+    build_learner,
+    open_job,
+    open_record,
+    with_agreed_parts,
+)
 from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
 from electra_core.static_batch import Shapes
@@ -91,6 +99,7 @@ def pretrain(
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
     job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
+    job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, resume, overwrite)
     learner = build_learner(job, checkpoint, (init_discriminator, init_generator), quiet)
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
@@ -149,8 +158,7 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[Step
 
     Where they diverge, a post-mortem is left in RUN.
     """
-    config, device = job.config, job.device
-    engine = choose_engine(config.engine, device, job.ranks.size, job.dtype)
+    config, device, engine = job.config, job.device, job.engine
     model = torch.compile(learner.replica) if engine == "compile" else learner.replica
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:

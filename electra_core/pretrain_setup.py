@@ -23,12 +23,13 @@ from torch import nn
 
 from electra_core.batches import Batches
 from electra_core.checkpoint import Checkpoint, CheckpointWriter
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
 from electra_core.distributed import Ranks, shard
 from electra_core.electra import Generator
 from electra_core.encoder import Layer, set_recompute
+from electra_core.engine import choose_engine
 from electra_core.errors import UserError
 from electra_core.memory import fitting_parts
 from electra_core.metrics_log import MetricsLog
@@ -65,6 +66,8 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     """That products are computed in."""
+    engine: str
+    """eager | static | compile | graph: how steps are carried out (`engine.py`)."""
     ranks: Ranks
 
     @property
@@ -96,11 +99,28 @@ def open_job(
     if heldout.num_tokens == 0:
         raise UserError(f"{heldout.directory}: no held-out text; prepare it with a larger --heldout-fraction")
     encoder, config = resolve_config(model, changes, encoder_changes, corpus)
-    if config.accumulate == 0:
-        config = replace(config, accumulate=fitting_parts(encoder, config, device, ranks.size))
-    batches = Batches(corpus, config, device, ranks.rank, ranks.size)
     dtype = resolve_precision(config.precision, device)
-    return Job(corpus, heldout, encoder, config, batches, device, dtype, ranks)
+    head_sizes = {encoder.head_size, generator_config(encoder, config).head_size}
+    engine = choose_engine(config.engine, device, ranks.size, dtype, head_sizes)
+    if config.accumulate == 0:
+        parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")
+        config = replace(config, accumulate=parts)
+    batches = Batches(corpus, config, device, ranks.rank, ranks.size)
+    return Job(corpus, heldout, encoder, config, batches, device, dtype, engine, ranks)
+
+
+def with_agreed_parts(job: Job) -> Job:
+    """The job in as many parts on every rank as on the one whose memory asks for most.
+
+    The ranks of a sharded model wait for one another in every part.
+    """
+    most = int(job.ranks.joined(torch.tensor([job.config.accumulate])).max())
+    if most == job.config.accumulate:
+        return job
+    config = replace(job.config, accumulate=most)
+    return replace(
+        job, config=config, batches=Batches(job.corpus, config, job.device, job.ranks.rank, job.ranks.size)
+    )
 
 
 def resolve_config(

@@ -16,6 +16,7 @@ whole input to the device: batch, seed and learning rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,9 +66,15 @@ class Shapes:
 
     def fit(self, parts: Sequence[PretrainBatch]) -> Shape:
         """The smallest shape that holds each of `parts` and at least one filling token."""
-        tokens = max(part.tokens.num_tokens for part in parts) + 1
+        return self._shape(max(part.tokens.num_tokens for part in parts) + 1, len(parts))
+
+    def largest(self, parts: int) -> Shape:
+        """That of a step in which every sequence is as long as it can be."""
+        return self._shape(self.sequences * self.max_length + 1, parts)
+
+    def _shape(self, tokens: int, parts: int) -> Shape:
         # One part leaves less than a bucket free; the shorter of several may leave nearly everything.
-        filling = -(-self.bucket // self.max_length) + (self.sequences if len(parts) > 1 else 0)
+        filling = -(-self.bucket // self.max_length) + (self.sequences if parts > 1 else 0)
         masked = self.sequences * self.max_predictions
         return Shape(-(-tokens // self.bucket) * self.bucket, self.sequences + filling, masked, self.max_length)
 
@@ -84,7 +91,7 @@ class StaticInputs:
 
     def __init__(self, shape: Shape, parts: int, device: torch.device | str = "cpu", pinned: bool = False):
         integers, floats = _sizes(shape)
-        self.shape = shape
+        self.shape, self.pinned = shape, pinned
         self.integers = torch.empty(parts * integers + 1, dtype=torch.int64, device=device, pin_memory=pinned)
         self.floats = torch.empty(parts * floats + 1, dtype=torch.float32, device=device, pin_memory=pinned)
         self.seed, self.rate = self.integers[-1:], self.floats[-1]
@@ -103,6 +110,17 @@ class StaticInputs:
         self.rate.fill_(rate)
         for views, part in zip(self.parts, parts, strict=True):
             _fill(views, part, self.shape)
+
+    def fill_in_vain(self) -> None:
+        """Write a step that has no text and a loss that is NaN, so that nothing is updated."""
+        self.integers.zero_()
+        self.floats.fill_(math.nan)
+        self.rate.zero_()
+        for part in self.parts:
+            ends = self.shape.max_seqlen * torch.arange(self.shape.sequences + 1)
+            part.tokens.cu_seqlens.copy_(ends.clamp(max=self.shape.tokens))
+            part.tokens.position_ids_T.copy_(torch.arange(self.shape.tokens) % self.shape.max_seqlen)
+            part.masked_positions_M.copy_(torch.arange(self.shape.masked))
 
     def copy_(self, other: StaticInputs) -> None:
         """Take over the values of `other`; from pinned memory without waiting for the copy."""

@@ -193,32 +193,32 @@ def span_loss(logits_T2: Tensor, spans_N2: Tensor, batch: TokenBatch) -> Tensor:
         spans_N2: first and last token of the answer, counted from the sequence's start; (0, 0), the [CLS],
             where the sequence holds no answer.
     """
-    owner_T = torch.repeat_interleave(batch.lengths.long())
     targets_N2 = spans_N2 + batch.cu_seqlens[:-1, None]
-    return grouped_cross_entropy(logits_T2.float(), owner_T, targets_N2).mean()
+    return grouped_cross_entropy(logits_T2.float(), batch.lengths.long(), targets_N2).mean()
 
 
 def choice_loss(logits_N: Tensor, right_U: Tensor, unit_starts: Tensor) -> Tensor:
     """Mean cross-entropy of the right ending among each question's endings, however many there are."""
-    owner_N = torch.repeat_interleave(unit_starts.diff())
     targets_U1 = (unit_starts[:-1] + right_U)[:, None]
-    return grouped_cross_entropy(logits_N.float()[:, None], owner_N, targets_U1).mean()
+    return grouped_cross_entropy(logits_N.float()[:, None], unit_starts.diff(), targets_U1).mean()
 
 
-def grouped_cross_entropy(scores_RK: Tensor, group_R: Tensor, targets_GK: Tensor) -> Tensor:
+def grouped_cross_entropy(scores_RK: Tensor, rows_G: Tensor, targets_GK: Tensor) -> Tensor:
     """-log softmax within groups of rows, for K independent columns of scores.
 
     Args:
         scores_RK: scores of R rows.
-        group_R: int64, the group (0 to G - 1) that each row belongs to.
+        rows_G: int64, how many rows each group has; they lie one group behind the other.
         targets_GK: int64, the right row of each group, as an index into all R.
 
     Returns:
         [G, K]: log-sum-exp of the group's scores minus the target's score.
     """
+    group_R = torch.repeat_interleave(rows_G)
     index_RK = group_R[:, None].expand_as(scores_RK)
     peak_GK = scores_RK.new_full(targets_GK.shape, -torch.inf)
     peak_GK = peak_GK.scatter_reduce(0, index_RK, scores_RK.detach(), "amax")
     shifted_RK = (scores_RK - peak_GK[group_R]).exp()
-    sums_GK = torch.zeros_like(peak_GK).index_add(0, group_R, shifted_RK)
+    # Not `index_add`, which adds in any order on a GPU.
+    sums_GK = torch.segment_reduce(shifted_RK, "sum", lengths=rows_G, unsafe=True)
     return sums_GK.log() + peak_GK - scores_RK.gather(0, targets_GK)

@@ -150,7 +150,7 @@ class LateNumber:
             return float(number)
         before, copy, arrived = self._on_its_way, torch.empty((), pin_memory=True), torch.cuda.Event()
         copy.copy_(number, non_blocking=True)
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(number.device))  # which need not be the current device
         self._on_its_way = copy, arrived
         if before is None:
             return 0.0

@@ -16,12 +16,14 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from electra_kernels import attention_native, attention_reference, rng
 from electra_kernels.checks import FLOATS, INTEGERS, check_dropout, check_tensor
 from electra_kernels.dispatch import checks_values, use_native, use_triton
 from torch import Tensor
 
-KERNEL_HEAD_DIMS = (16, 32, 64, 128)  # others take the twin on every device
+KERNEL_HEAD_DIMS = (16, 32, 64, 128)
+"""Of the kernels. Heads of another width are filled up with zeros to the next; wider ones take the twin."""
 
 
 def attention(
@@ -58,11 +60,14 @@ def attention(
     key = _no_seed(qkv_T3HK) if key is None else key
     scale = qkv_T3HK.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
     numbers = (max_seqlen, dropout_p, stream, scale)
-    if qkv_T3HK.shape[-1] in KERNEL_HEAD_DIMS and use_triton(qkv_T3HK):
+    if qkv_T3HK.shape[-1] <= KERNEL_HEAD_DIMS[-1] and use_triton(qkv_T3HK):
         from electra_kernels import attention_triton
 
-        out_THK, _ = attention_triton.forward(qkv_T3HK.contiguous(), cu_seqlens, key, *numbers)
-        return out_THK
+        head_dim = qkv_T3HK.shape[-1]
+        missing = next(size for size in KERNEL_HEAD_DIMS if size >= head_dim) - head_dim
+        filled = F.pad(qkv_T3HK, (0, missing)) if missing else qkv_T3HK
+        out_THK, _ = attention_triton.forward(filled.contiguous(), cu_seqlens, key, *numbers)
+        return out_THK[..., :head_dim].contiguous() if missing else out_THK
     supported = attention_native.takes(qkv_T3HK, max_seqlen)
     slower = attention_reference.is_fused(qkv_T3HK, dropout_p) and attention_native.is_slower(qkv_T3HK, max_seqlen)
     if use_native(qkv_T3HK, dropout_p=dropout_p, supported=supported, twin_is_faster=slower):

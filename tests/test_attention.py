@@ -158,7 +158,7 @@ def test_kernels_are_within_the_error_budget(lengths: list[int], dropout_p: floa
     check(lengths, dtype, dropout_p)
 
 
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 5, 24, 48, 96])
 @pytest.mark.parametrize("lengths", [[13], [40, 7]], ids=["short", "general"])
 def test_head_dims(lengths: list[int], head_dim: int) -> None:
     check(lengths, torch.float32, 0.3, heads=3, head_dim=head_dim)

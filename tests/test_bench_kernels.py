@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import time
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -124,11 +125,13 @@ def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="12-ab"))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.ones(2, 2))
     printed = "1980 MHz, 2619 MHz, 1980 MHz, 500.00 W, 700.00 W, 50, 570.1"
     done = subprocess.CompletedProcess([], 0, stdout=printed + "\n")
-    with mock.patch.object(kernel_report.subprocess, "run", return_value=done):
+    with mock.patch.object(kernel_report.subprocess, "run", return_value=done) as asked:
         clocks = kernel_report.clocks_under_load("cpu")
+    assert "--id=GPU-12-ab" in asked.call_args.args[0], "nvidia-smi does not count as torch does"
     assert clocks["clocks.sm"] == "1980 MHz" and clocks["driver_version"] == "570.1"
     facts = kernel_report.environment("cuda", clocks)
     assert facts["device"] == "a GPU" and facts["clocks_under_load"] == clocks

@@ -17,10 +17,27 @@ from torch import Tensor, nn
 
 from electra_core.config import updated
 from electra_core.electra import Generator
+from electra_core.errors import UserError
 from electra_core.objectives import build_objective
+from electra_core.placement import resolve_device
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
 
 META = torch.device("meta")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no CUDA device"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
+    with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, counted from 0"):
+        resolve_device("cuda:2")
+    with pytest.raises(UserError, match="expected auto, cpu or cuda"):
+        resolve_device("cuda:x")
+
+
 WIDE_HEADS = replace(ENCODER, hidden_size=32)  # heads of 16, which the kernels take
 NAMES = [name for name in CASES if name != "disallow-correct"]  # autocast does not know `meta`
 

@@ -8,18 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from small_runs import ORIGINAL, SIZES, make_data
 from test_engine import CONFIG, ENCODER, batch_of
 
 from electra_core.cli import main
 from electra_core.config import PRESETS
+from electra_core.distributed import Ranks
 from electra_core.encoder import set_recompute
 from electra_core.errors import UserError
 from electra_core.fake_step import StepTrace, trace_step
-from electra_core.memory import fitting_parts, measure_on_cpu, predict
+from electra_core.memory import fitting_parts, measure_on_cpu, peak_with_graphs, predict
 from electra_core.objectives import build_objective
+from electra_core.pretrain_setup import open_job, with_agreed_parts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WIDE = replace(
@@ -79,6 +84,28 @@ def test_parts_are_as_few_as_fit() -> None:
         fitting_parts(WIDE, config, GPU, 1, free=1000)
 
 
+def test_captured_steps_need_their_memory_twice() -> None:
+    trace = predict(WIDE, replace(CONFIG, batch_size=32), 32, 24, GPU)
+    step = trace.peak - trace.weights - trace.optimizer
+    assert peak_with_graphs(trace) == trace.weights + trace.optimizer + 2 * step
+    config, free = replace(CONFIG, batch_size=32), 3 * trace.peak
+    assert fitting_parts(WIDE, config, GPU, 1, free) == 1
+    free = round(1.3 * trace.peak)
+    assert fitting_parts(WIDE, config, GPU, 1, free) == 1 < fitting_parts(WIDE, config, GPU, 1, free, graphs=True)
+
+
+def test_ranks_agree_on_the_parts_of_a_batch(tmp_path: Path) -> None:
+    """A GPU that others use, too, may need more of them."""
+    job = open_job(
+        make_data(tmp_path), None, "tiny", {"batch_size": 8, "accumulate": 2} | ORIGINAL, SIZES, CPU, Ranks()
+    )
+    assert with_agreed_parts(job) is job
+    ranks = mock.create_autospec(Ranks, instance=True, rank=0, size=1)
+    ranks.joined.return_value = torch.tensor([2, 4])
+    agreed = with_agreed_parts(replace(job, ranks=ranks))
+    assert agreed.config.accumulate == 4 and len(agreed.batches(0)) == 4
+
+
 def test_a_trace_is_the_same_for_a_number_of_layers_and_grows_with_tokens() -> None:
     # Enough tokens that the weights' copies in half precision, which do not grow, weigh little.
     small, large = (trace_step(WIDE, WIDE_CONFIG, n, 32) for n in (64, 128))
@@ -92,6 +119,8 @@ def test_info_tells_what_a_preset_needs(capsys: pytest.CaptureFixture[str]) -> N
     facts = json.loads(capsys.readouterr().out)
     assert facts["cpu"]["predicted_peak"] == pytest.approx(facts["cpu"]["measured_peak"], rel=0.1)
     assert facts["cuda"]["weights"] == facts["cpu"]["weights"] and facts["cuda"]["kept_for_backward"]
+    assert facts["cuda"]["predicted_peak_with_graphs"] > facts["cuda"]["predicted_peak"]
+    assert "predicted_peak_with_graphs" not in facts["cpu"]
     assert main(["info", "--model", "tiny", "--memory", *sizes]) == 0
     assert "predicted peak" in capsys.readouterr().out
     assert main(["info", "--model", "nothing", "--memory"]) == 2
