@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled import BadRows, TextExample, read_texts
 from electra_core.metrics import classification_metrics, regression_metrics
-from electra_core.tasks import SequenceClassifier, classification_loss, regression_loss
+from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from Python 3.11
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class _TextTask(Task):
         else:
             text, pair = value, None
         if isinstance(text, str) and isinstance(pair, str | None):
+            if self.pairs is not None and self.pairs != (pair is not None):
+                trained, got = (
+                    ("pairs of texts", "a single text") if self.pairs else ("single texts", "a pair of texts")
+                )
+                raise ValueError(f"inputs: this model was trained on {trained}, got {got}: {value!r:.80}")
             return TextExample(name, 0, text, pair)
         raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
 
@@ -219,6 +228,21 @@ class Regress(_TextTask):
     ) -> list[dict[str, Any]]:
         """For each example: value."""
         return [{"value": float(logits_11[0, 0]) * self.scale + self.offset} for logits_11 in outputs]
+
+    @contextmanager
+    @torch.no_grad()
+    def as_saved(self, model: TaskModel) -> Iterator[Self]:
+        """Offset and scale go into the model's last layer, so that its output is the number itself."""
+        assert isinstance(model, SequenceClassifier)
+        weight, bias = model.classifier.out_proj.weight, model.classifier.out_proj.bias
+        before = weight.clone(), bias.clone()
+        weight.mul_(self.scale)
+        bias.mul_(self.scale).add_(self.offset)
+        try:
+            yield replace(self, offset=0.0, scale=1.0)
+        finally:
+            weight.copy_(before[0])
+            bias.copy_(before[1])
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """pearson, spearman, their mean, mse."""

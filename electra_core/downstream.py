@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,6 +87,10 @@ class Task(ABC):
     def tuned(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> Self:
         """The task with what is tuned on development data after training (a threshold)."""
         return self
+
+    def as_saved(self, model: TaskModel) -> AbstractContextManager[Self]:
+        """Inside, the model is as it is to be saved, and with it the task that comes out."""
+        return nullcontext(self)
 
 
 def read_all(task: Task, path: Path | str, *, skip_bad_rows: bool = False) -> tuple[list[Any], BadRows]:

@@ -16,6 +16,8 @@ generator and discriminator alike.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from electra_kernels import attention, dropout_add_layer_norm, embedding_layer_norm
 from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
@@ -162,7 +164,7 @@ class Encoder(nn.Module):
 
         Args:
             batch: N packed sequences, none longer than `max_position_embeddings`.
-            seed: for dropout; None, or evaluation mode, means no dropout.
+            seed: for dropout, another one in every step; None, or evaluation mode, means no dropout.
 
         Returns:
             [T, D], in the compute dtype (bf16 under autocast).
@@ -175,9 +177,20 @@ class Encoder(nn.Module):
                 f"batch: expected sequences of at most {self.config.max_position_embeddings} tokens, "
                 f"got one of {batch.max_seqlen}"
             )
+        if self.training and seed is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._warn_of_no_dropout()
         seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
         with cast_together(self):
             return self._hidden_states(batch, seed)
+
+    def _warn_of_no_dropout(self) -> None:
+        probabilities = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
+        if any(probabilities):
+            warnings.warn(
+                "seed: a model in training mode got none, so it trains without dropout; model(batch, seed), with "
+                "another number in every step, has it",
+                stacklevel=5,
+            )
 
     def _hidden_states(self, batch: TokenBatch, seed: Tensor | None) -> Tensor:
         dropout_p = self.config.hidden_dropout_prob if seed is not None else 0.0

@@ -85,8 +85,9 @@ class Keeper:
         if self.best is None or figure > self.best:
             self.best = figure
             card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {shown(metrics)}.\n"
-            model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
-            save_task(task, self.out)
+            with task.as_saved(model) as saved:
+                model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
+                save_task(saved, self.out)
 
     def save(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
         """Begins to write a checkpoint. Its number counts the steps of all seeds."""

@@ -27,7 +27,7 @@ from electra_core.config import EncoderConfig, updated
 from electra_core.electra import Discriminator, Generator
 from electra_core.encoder import Encoder
 from electra_core.errors import UserError
-from electra_core.tasks import MultipleChoice, TaskModel
+from electra_core.tasks import MultipleChoice, SequenceClassifier, TaskModel
 
 _IN_LAYER = {
     "attention.dense": "attention.output.dense",
@@ -127,6 +127,8 @@ def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     if labels := getattr(model, "labels", ()):
         fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
         fields["label2id"] = {label: index for index, label in enumerate(labels)}
+    if isinstance(model, SequenceClassifier) and len(labels) == 1:
+        fields["problem_type"] = "regression"  # otherwise the Hub's pipelines put the number through a sigmoid
     return fields
 
 

@@ -105,7 +105,7 @@ class Predictor:
         """How many inputs were longer than the model reads, so far."""
 
     def __call__(self, inputs: Any) -> Any:
-        """Predictions for a list of inputs, or one for a single text.
+        """Predictions for a list of inputs, or one for a single text (for a tuple of two, if the model takes pairs).
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
         context (qa), a text and a list of endings (choose); or a dict with those names.
@@ -113,7 +113,8 @@ class Predictor:
         Raises:
             ValueError: an input of another form.
         """
-        if isinstance(inputs, (str, dict)):
+        one_pair = isinstance(inputs, tuple) and len(inputs) == 2 and getattr(self.task, "pairs", False)
+        if isinstance(inputs, str | dict) or (one_pair and all(isinstance(text, str) for text in inputs)):
             return self([inputs])[0]
         return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(inputs, 1)])
 
@@ -201,6 +202,10 @@ def _guess_task(directory: Path) -> Task:
     kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
     if kind is None:
         raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
+    if raw.get("problem_type") == "multi_label_classification":
+        raise UserError(
+            f"{directory}: gives a text any number of labels; this implementation has one label a text"
+        )
     length = config.max_position_embeddings
     labels = model_dir.read_labels(raw, str(directory / "config.json"))
     if kind is Classify and len(labels) == 1:

@@ -97,7 +97,13 @@ def test_captured_steps_need_their_memory_twice() -> None:
 def test_ranks_agree_on_the_parts_of_a_batch(tmp_path: Path) -> None:
     """A GPU that others use, too, may need more of them."""
     job = open_job(
-        make_data(tmp_path), None, "tiny", {"batch_size": 8, "accumulate": 2} | ORIGINAL, SIZES, CPU, Ranks()
+        make_data(tmp_path),
+        None,
+        "tiny",
+        {"batch_size": 8, "accumulate": 2, "max_length": 24} | ORIGINAL,
+        SIZES,
+        CPU,
+        Ranks(),
     )
     assert with_agreed_parts(job) is job
     ranks = mock.create_autospec(Ranks, instance=True, rank=0, size=1)

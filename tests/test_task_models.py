@@ -1,0 +1,96 @@
+"""Task models beyond training: what others make of them, what they refuse, and how they are used by hand."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+
+from electra_core import model_dir
+from electra_core.classify import Classify, Regress
+from electra_core.config import EncoderConfig
+from electra_core.errors import UserError
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.model_dir import save_pretrained
+from electra_core.packing import from_lengths
+from electra_core.predict import Predictor, load
+from electra_core.tasks import SequenceClassifier
+from electra_core.tokenizer import load_tokenizer
+
+QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
+
+
+def test_a_number_comes_out_of_the_saved_model_itself(model: Path, tmp_path: Path) -> None:
+    """Whatever reads the directory: the scale that the labels were trained in is in its last layer."""
+    transformers = pytest.importorskip("transformers")
+    file = tiny_model.reviews(tmp_path / "numbers.tsv", 160)
+    rows = [line.split("\t") for line in file.read_text().splitlines()[1:]]
+    lines = ["\t".join([row[0], "104.0" if row[1] == "pos" else "101.0"]) for row in rows]
+    file.write_text("\n".join(["text\tlabel", *lines]))
+    report = finetune(model, Regress(), file, file, tmp_path / "out", QUICK, quiet=True)
+    text = "the film is great"
+    value = load(tmp_path / "out", precision="fp32")(text)["value"]
+    assert value == pytest.approx(104, abs=1) and report["best"]["mse"] < 0.5
+    hub = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert float(hub(**tokenizer(text, return_tensors="pt")).logits.detach()) == pytest.approx(value, rel=1e-5)
+    pipeline = transformers.pipeline("text-classification", model=str(tmp_path / "out"))
+    assert pipeline(text)[0]["score"] == pytest.approx(value, rel=1e-5)
+
+
+def test_saving_leaves_a_model_as_it_is() -> None:
+    config = EncoderConfig(hidden_size=16, embedding_size=16, num_attention_heads=1, num_hidden_layers=1)
+    model, task = SequenceClassifier(config, labels=["value"]), Regress(scale=3.0, offset=1.0)
+    last = model.classifier.out_proj
+    before = last.weight.clone(), last.bias.clone()
+    with task.as_saved(model) as saved:
+        assert (saved.scale, saved.offset) == (1.0, 0.0)
+        torch.testing.assert_close(last.weight, 3 * before[0])
+        torch.testing.assert_close(last.bias, 3 * before[1] + 1)
+    assert torch.equal(last.weight, before[0]) and torch.equal(last.bias, before[1])
+
+
+def test_pairs_are_not_single_texts(model: Path, tmp_path: Path) -> None:
+    pairs = Classify(labels=("a", "b"), pairs=True)
+    config = model_dir.load_config(model)[0]
+    both = Predictor(SequenceClassifier(config, labels=["a", "b"]), pairs, load_tokenizer(model))
+    assert both(("the film", "is great"))["label"] in "ab" and len(both([("the film", "is great")])) == 1
+    with pytest.raises(ValueError, match="trained on pairs of texts, got a single text: 'the film'"):
+        both("the film")
+    single = Predictor(both.model, replace(pairs, pairs=False), both.tokenizer)
+    assert len(single(("the film", "is great"))) == 2
+    with pytest.raises(ValueError, match="trained on single texts, got a pair of texts"):
+        single([("the film", "is great")])
+
+
+def test_any_number_of_labels_is_refused(model: Path, tmp_path: Path) -> None:
+    config, _ = model_dir.load_config(model)
+    save_pretrained(SequenceClassifier(config, labels=["a", "b"]), tmp_path, tokenizer=load_tokenizer(model))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
+    with pytest.raises(UserError, match="any number of labels"):
+        load(tmp_path)
+
+
+def test_training_without_a_seed_says_that_nothing_is_dropped(model: Path) -> None:
+    config = replace(model_dir.load_config(model)[0], hidden_dropout_prob=0.1)
+    classifier, batch = SequenceClassifier(config), from_lengths(*[torch.ones(4, dtype=torch.int64)] * 2, [4])
+    with pytest.warns(UserWarning, match="trains without dropout"):
+        classifier.train()(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier(batch, seed=1)
+        classifier.eval()(batch)
+        with torch.no_grad():
+            classifier.train()(batch)
