@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.classify import softmax
-from electra_core.columns import TEXT_NAMES, Columns, alternatives, table
+from electra_core.columns import TEXT_NAMES, Columns, names_of, table
 from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id, text_cell
@@ -66,7 +66,7 @@ def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Ite
 
 
 def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
-    names = alternatives(columns.text) or CHOICE_TEXT_NAMES
+    names = names_of(columns, "text", CHOICE_TEXT_NAMES)
     text, problem = text_cell(row, next((name for name in names if name in row.cells), names[0]))
     if problem:
         return None, problem
@@ -75,7 +75,7 @@ def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample |
         return None, problem
     index = None
     if labelled:
-        names = alternatives(columns.label) or ANSWER_NAMES
+        names = names_of(columns, "label", ANSWER_NAMES)
         label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
         if label is None:
             return None, "the label is missing"

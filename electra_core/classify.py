@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from electra_core.columns import Columns
+from electra_core.columns import Columns, may_be_header
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
@@ -77,6 +77,11 @@ class _TextTask(Task):
             else:
                 bad.add(example.place, "a pair of texts, where training had single texts (expected one column)")
 
+    def _header_hint(self, path: Path | str, example: TextExample) -> str:
+        """What may be wrong with a label that is none."""
+        is_suspect = may_be_header(Path(path), example.line, self.columns)
+        return "; if this is the header: --header" if is_suspect else ""
+
     def from_value(self, value: Any, name: str) -> TextExample:
         """A text, a pair of texts, or {"text": ..., "pair": ...}."""
         if isinstance(value, dict):
@@ -121,10 +126,8 @@ class Classify(_TextTask):
             if example.label is not None:
                 example = replace(example, label=shown.get(example.label, example.label))
                 if labelled and self.labels and example.label not in self.labels:
-                    known = ", ".join(self.labels[:10])
-                    bad.add(
-                        example.place, f"the label does not occur in training ({example.label!r}; known: {known})"
-                    )
+                    known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
+                    bad.add(example.place, f"the label does not occur in training ({example.label!r}; {known})")
                     continue
             yield example
 
@@ -197,7 +200,8 @@ class Regress(_TextTask):
         for example in self._read(path, bad, labelled):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
-                    bad.add(example.place, f"the label is no number ({example.label!r})")
+                    hint = self._header_hint(path, example)
+                    bad.add(example.place, f"the label is no number ({example.label!r}{hint})")
                     continue
                 example = replace(example, label=None)
             yield example

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.row_files import Row, read_rows
+from electra_core.row_files import DELIMITERS, Row, format_of, read_rows
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
 PAIR_NAMES = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
-    ("text_a", "text_b"), ("question", "sentence"), ("question", "passage"), ("#1 String", "#2 String"),
+    ("text_a", "text_b"), ("text", "pair"), ("question", "sentence"), ("question", "passage"),
+    ("#1 String", "#2 String"),
 )  # fmt: skip
 LABEL_NAMES = (
     "label", "labels", "class", "category", "sentiment", "target", "gold_label", "is_duplicate", "score",
@@ -40,9 +42,42 @@ class Columns:
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
 
 
+@dataclass(frozen=True)
+class TrainedColumns(Columns):
+    """What the training file's columns were called. Another file may have the usual names instead."""
+
+    asked: frozenset[str] = frozenset()
+    """The roles (text, pair, label) that were named for this very file."""
+
+
+ROLE_FLAGS = {"text": "--text-column", "pair": "--text-pair-column", "label": "--label-column"}
+
+
+def with_given(columns: Columns, given: Columns) -> Columns:
+    """`columns` with what `given` names instead."""
+    return replace(columns, **{role: value for role, value in vars(given).items() if value is not None})
+
+
+def for_another_file(columns: Columns, given: Columns) -> TrainedColumns:
+    """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
+    asked = frozenset(role for role in ROLE_FLAGS if getattr(given, role) is not None)
+    return TrainedColumns(**vars(with_given(columns, given)), asked=asked)
+
+
 def alternatives(name: ColumnName) -> tuple[str, ...]:
     """A column's possible names as a tuple."""
     return (name,) if isinstance(name, str) else name or ()
+
+
+def may_be_usual(columns: Columns, role: str) -> bool:
+    """Whether a column may have a usual name although it has another one here, which the training file had."""
+    return isinstance(columns, TrainedColumns) and role not in columns.asked
+
+
+def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ...]:
+    """The names that a role's column may have, the likeliest first."""
+    given = alternatives(getattr(columns, role))
+    return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,11 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     return read_rows(path, header=header, wanted=names or USUAL_NAMES, quoting=columns.quoting)
 
 
+def may_be_header(path: Path, line: int, columns: Columns) -> bool:
+    """Whether an example's line may be a header that was read as data: nobody said that there is none."""
+    return line == 1 and columns.header is None and format_of(path) in DELIMITERS
+
+
 def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Found:
     """The column for every role: those asked for, checked, and the usual names for the others.
 
@@ -74,6 +114,8 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     if not labelled and wanted.pair is None and list(present) == ["text"]:
         # Plain lines to predict, whatever the training data's column was called.
         return Found("text", None, None, None)
+    if isinstance(wanted, TrainedColumns):
+        wanted = _usual_instead(wanted, present)
     asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
     names = {}
     for role, name in asked.items():
@@ -91,22 +133,55 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
         if role not in names:
             raise UserError(
                 f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
-                f"name it with --{role}-column"
+                f"name it with {ROLE_FLAGS[role]}{_or_no_header(path, wanted)}"
             )
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"))
 
 
+def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
+    """For names of the training file that are not there, the usual ones, where exactly one is (or one pair)."""
+    named = {role: alternatives(getattr(wanted, role)) for role in ROLE_FLAGS if may_be_usual(wanted, role)}
+    absent = {role for role, names in named.items() if names and _match(present, names) is None}
+    changes: dict[str, Any] = {}
+    if absent >= {"text", "pair"}:
+        pairs = [pair for pair in PAIR_NAMES if set(pair) <= set(present)]
+        changes |= zip(("text", "pair"), pairs[0]) if len(pairs) == 1 else ()
+    elif "text" in absent and wanted.pair is None:
+        texts = [name for name in TEXT_NAMES if name in present]
+        changes |= {"text": texts[0]} if len(texts) == 1 else {}
+    labels = [name for name in LABEL_NAMES if name in present]
+    if "label" in absent and len(labels) == 1:
+        changes["label"] = labels[0]
+    return replace(wanted, **changes)
+
+
+def _or_no_header(path: Path, wanted: Columns) -> str:
+    """The way out for a file whose first line was taken for its header, and is none."""
+    if format_of(path) not in DELIMITERS:
+        return ""
+    if wanted.header is False:
+        return ", by its number from 1"
+    return " (if that line is no header: --no-header, and a number from 1)"
+
+
 def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: str, optional: bool) -> str | None:
+    match = _match(present, names)
+    if match is None and not optional:
+        raise UserError(
+            f"{path}: there is no {role} column {' or '.join(map(repr, names))}; "
+            f"the columns are {', '.join(present)}; {ROLE_FLAGS[role]} names another"
+        )
+    return match
+
+
+def _match(present: Sequence[str], names: tuple[str, ...]) -> str | None:
+    """The first of `names` that is there, as a name or a number from 1."""
     for name in names:
         if name in present:
             return name
         if name.isdecimal() and 1 <= int(name) <= len(present):
             return present[int(name) - 1]
-    if optional:
-        return None
-    raise UserError(
-        f"{path}: there is no {role} column {' or '.join(map(repr, names))}; the columns are {', '.join(present)}"
-    )
+    return None
 
 
 def _guess_texts(present: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from electra_core.columns import Columns
+
 MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
 
 
@@ -55,6 +57,32 @@ def inference_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool = True) -> None:
+    """Of commands that read labelled files, or files of that form.
+
+    Args:
+        usual: what is read where no column is named, for the help.
+        labelled: whether the label is read.
+    """
+    command.add_argument("--text-column", metavar="COLUMN", help=f"name, or number from 1 (default: {usual})")
+    command.add_argument("--text-pair-column", metavar="COLUMN", help="second text, for pairs")
+    if labelled:
+        command.add_argument("--label-column", metavar="COLUMN", help="the label")
+    command.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
+                         help="whether the first line of a CSV or TSV names the columns (default: it does; where "
+                              "columns are given by number, if it holds a usual name)")  # fmt: skip
+
+
+def given_columns(options: argparse.Namespace) -> Columns:
+    """What the flags of `column_flags` say; None where they say nothing."""
+    return Columns(
+        text=options.text_column,
+        pair=options.text_pair_column,
+        label=getattr(options, "label_column", None),
+        header=options.header,
+    )
 
 
 def config_flags(group: Any, config: type, skip: tuple[str, ...] = ()) -> None:

@@ -37,6 +37,7 @@ def _detect_flags(commands: Any) -> None:
 def detect(options: Namespace) -> None:
     """Replaced-token probability of every token."""
     from electra_core import detect as detection
+    from electra_core.data_warnings import unknown_words
     from electra_core.model_dir import find_model, load_discriminator
     from electra_core.tokenizer import load_tokenizer
 
@@ -49,6 +50,8 @@ def detect(options: Namespace) -> None:
             f"the model one of {discriminator.config.vocab_size:,}"
         )
     scores = detection.detect(discriminator, tokenizer, text)
+    if warning := unknown_words(sum(score.token == "[UNK]" for score in scores), len(scores)):
+        print(f"warning: {warning}", file=sys.stderr)
     if options.html:
         _write_page(options.html, detection.to_html(text, scores, options.model or SHIPPED_NAME))
     if options.json:
@@ -224,7 +227,8 @@ def _write_page(file: str, html: str) -> None:
 
 
 def _text(text: str) -> str:
-    text = sys.stdin.read() if text == "-" else text
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")  # whose bytes the tokenizer names
     if not text.strip():
         raise UserError("the text is empty")
     return text.strip()

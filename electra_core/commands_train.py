@@ -14,7 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from electra_core.command_flags import MODEL_HELP, add_command, config_flags, given, output_flags, training_flags
+from electra_core.command_flags import (
+    MODEL_HELP,
+    add_command,
+    column_flags,
+    config_flags,
+    given,
+    given_columns,
+    output_flags,
+    training_flags,
+)
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
@@ -62,7 +71,7 @@ def _prepare_flags(commands: Any) -> None:
         commands, prepare, "text files -> tokenizer and token shards",
         "electra prepare --text books/ wiki.txt.xz --out DATA",
     )  # fmt: skip
-    files = ".txt, .jsonl, .parquet (also .gz .xz .zst), folders, or - for standard input"
+    files = ".txt, .jsonl, .json, .csv, .tsv, .parquet (also .gz .xz .zst), folders, or - for standard input"
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", metavar="PATH", help=files)
     source.add_argument("--merge", nargs="+", metavar="DIR", help="make one corpus of all parts made with --shard")
@@ -75,12 +84,13 @@ def _prepare_flags(commands: Any) -> None:
                          help="sentencepiece or wordpiece trains one; a path takes an existing one")  # fmt: skip
     command.add_argument("--vocab-size", type=int, default=8192, help="words of a trained vocabulary")
     command.add_argument("--model-type", default="unigram", choices=("unigram", "bpe"), help="of SentencePiece")
-    command.add_argument("--cased", action="store_true", help="keep upper case and accents")
+    command.add_argument("--cased", action="store_true", help="keep upper case and accents, in a trained one")
     command.add_argument("--lines", default="auto", choices=("auto", "sentence", "paragraph", "wrapped"),
                          help="what a line of the text is")  # fmt: skip
-    command.add_argument("--text-field", default="text", help="field of JSON lines, column of Parquet")
+    command.add_argument("--text-field", default="text", help="field of JSON rows, column of CSV, TSV or Parquet")
     command.add_argument("--workers", type=int, default=1, help="processes; the result is the same for any number")
-    command.add_argument("--heldout-fraction", type=float, default=0.005, help="of the documents, for evaluation")
+    command.add_argument("--heldout-fraction", type=float, default=0.005,
+                         help="of the documents, for evaluation; of several at least one")  # fmt: skip
     command.add_argument("--sample-characters", type=int, default=50_000_000,
                          help="of text that a vocabulary is trained on")  # fmt: skip
     command.add_argument("--drop-duplicates", action="store_true", help="leave out documents seen before")
@@ -94,8 +104,7 @@ def prepare(options: Namespace) -> None:
     from electra_core.prepare import prepare, train_tokenizer
     from electra_core.progress import progress
 
-    if not 0 < options.heldout_fraction < 1:
-        raise UserError(f"--heldout-fraction: expected a number between 0 and 1, got {options.heldout_fraction:g}")
+    _check_prepare(options)
     shared = {"overwrite": options.overwrite, "progress": partial(progress, quiet=options.quiet)}
     of_text = {
         "tokenizer": options.tokenizer, "vocab_size": options.vocab_size, "model_type": options.model_type,
@@ -120,8 +129,34 @@ def prepare(options: Namespace) -> None:
         print(f"{split}: {counts.tokens:,} tokens, {counts.sentences:,} sentences, {counts.documents:,} documents")
     if options.shard:
         print("electra prepare --merge PART... --out DATA   makes one corpus of all parts")
-    else:
+    elif manifest.splits["heldout"].documents:
         print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+    elif manifest.splits["train"].documents > 1:
+        raise UserError(f"{options.out}: no document is held out, which pre-training needs; make it anew, with a "
+                        "larger --heldout-fraction and --overwrite")  # fmt: skip
+    else:
+        raise UserError(f"{options.out}: the text is one document, and pre-training needs another one, held out; "
+                        "give it more (in a .txt file a blank line ends a document)")  # fmt: skip
+
+
+def _check_prepare(options: Namespace) -> None:
+    """Raises UserError for values that make no sense."""
+    numbers = (
+        ("heldout_fraction", 0 < options.heldout_fraction < 1, "a number between 0 and 1"),
+        ("workers", options.workers >= 1, "at least 1"),
+        ("vocab_size", options.vocab_size >= 1, "at least 1"),
+        ("sample_characters", options.sample_characters >= 1, "at least 1"),
+        ("seed", 0 <= options.seed < 1 << 64, "a number from 0 to below 2^64"),
+    )
+    for name, good, expected in numbers:
+        if not good:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected {expected}, got {getattr(options, name)}")
+    if options.cased and options.tokenizer not in ("sentencepiece", "wordpiece"):
+        raise UserError(
+            f"--cased: expected with a tokenizer that is trained, got --tokenizer {options.tokenizer}, "
+            "which decides that itself"
+        )
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -214,9 +249,7 @@ def _finetune_flags(commands: Any) -> None:
         "--cache", metavar="DIR",
         help="folder that keeps tokenised data for later runs (default: ~/.cache/electra-core/tokens; none: off)",
     )  # fmt: skip
-    command.add_argument("--text-column", help="name, or number from 1 (default: the usual names)")
-    command.add_argument("--text-pair-column", help="second text, for pairs")
-    command.add_argument("--label-column", help="the label")
+    column_flags(command, "the usual names")
     training_flags(command)
     group = command.add_argument_group("settings")
     config_flags(group, FinetuneSettings)
@@ -230,7 +263,7 @@ def finetune(options: Namespace) -> int:
     from electra_core.named_tasks import choose_task, find_task
     from electra_core.token_cache import default_folder
 
-    task, recommended = choose_task(options.task, _columns(options))
+    task, recommended = choose_task(options.task, given_columns(options))
     named, train, dev = find_task(options.task), Path(options.train), options.dev
     if named is not None and train.is_dir() and (task.kind != "classify" or _is_data_set(train)):
         train, dev = named.find(train, "train"), dev or named.find(train, "dev")
@@ -247,10 +280,3 @@ def finetune(options: Namespace) -> int:
 def _is_data_set(folder: Path) -> bool:
     """A data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
     return not (folder / "pos").is_dir()
-
-
-def _columns(options: Namespace) -> Any:
-    from electra_core.columns import Columns
-
-    names = {"text": options.text_column, "pair": options.text_pair_column, "label": options.label_column}
-    return Columns(**{role: name for role, name in names.items() if name is not None})

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from electra_core.command_flags import MODEL_HELP, add_command, inference_flags
+from electra_core.command_flags import MODEL_HELP, add_command, column_flags, given_columns, inference_flags
 from electra_core.errors import UserError, writing
+
+AS_TRAINED = "the training file's names, or where they are not there the usual ones"
 
 
 def add_commands(commands: Any) -> None:
@@ -29,6 +31,7 @@ def _evaluate_flags(commands: Any) -> None:
     command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
     command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
+    column_flags(command, AS_TRAINED)
     inference_flags(command)
 
 
@@ -54,14 +57,17 @@ def _predict_flags(commands: Any) -> None:
         "electra predict --model MODEL --input texts.txt > predictions.jsonl",
     )  # fmt: skip
     command.add_argument("--model", required=True, help=MODEL_HELP)
-    command.add_argument("--input", required=True, help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; "
-                         "- for standard input")  # fmt: skip
+    command.add_argument("--input", required=True,
+                         help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
+                              "plain lines, or JSON lines: of pairs with text and pair, of questions with "
+                              "question and context, of choices with text and choices")  # fmt: skip
     command.add_argument("--format", default="jsonl", choices=("jsonl", "csv"), help="of the output")
     command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
     command.add_argument(
         "--submission", metavar="TASK",
         help="write the file that gluebenchmark.com takes for this GLUE task instead (--input: its test file)",
     )  # fmt: skip
+    column_flags(command, AS_TRAINED, labelled=False)
     inference_flags(command)
 
 
@@ -112,18 +118,25 @@ def _submission(predictor: Any, options: Namespace) -> None:
 
 
 def _say_what_was_lost(bad: Any, predictor: Any) -> None:
-    """Rows that were skipped, and texts that were cut."""
+    """Rows that were skipped, texts that were cut, words that the vocabulary has not."""
+    from electra_core.data_warnings import unknown_words
+
     if bad.count:
         print(bad.summary(), file=sys.stderr)
     if predictor.truncated:
         limit = f"longer than {predictor.task.max_length} tokens"
         print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were cut", file=sys.stderr)
+    if warning := unknown_words(predictor.unknown, predictor.words):
+        print(f"warning: {bad.path}: {warning}", file=sys.stderr)
 
 
 def _predictor(options: Namespace) -> Any:
+    from electra_core.named_tasks import for_reading
     from electra_core.predict import load
 
-    return load(options.model, device=options.device, precision=options.precision)
+    predictor = load(options.model, device=options.device, precision=options.precision)
+    predictor.task = for_reading(predictor.task, given_columns(options))
+    return predictor
 
 
 def _export_flags(commands: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,9 +22,17 @@ SHORTEST_EXAMPLE = 8
 LEAST = {
     "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
     "checkpoint_every": 1, "keep_checkpoints": 1, "eval_every": 1, "eval_examples": 1, "log_every": 1,
-    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0,
+    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
+    "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
 }  # fmt: skip
 """The least values that a run's settings may have."""
+ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
+"""Settings that have to be more than nothing."""
+SIZES = (
+    "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
+"""Fields of an encoder that count something there has to be one of."""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -38,7 +47,11 @@ def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of one transformer encoder (a generator or a discriminator)."""
+    """Sizes of one transformer encoder (a generator or a discriminator).
+
+    Raises:
+        ValueError: a value that no encoder has.
+    """
 
     vocab_size: int = 30522
     """Words in the vocabulary (V)."""
@@ -68,7 +81,16 @@ class EncoderConfig:
     """Id of [PAD]; kept for the Hub's config.json, never used inside the model."""
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+        for name in SIZES:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
             )
@@ -174,10 +196,16 @@ class PretrainConfig:
         _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
         _one_of("engine", self.engine, ("auto", "eager", "static", "compile", "graph"))
         _one_of("precision", self.precision, ("auto", "bf16", "fp32"))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name}: expected a finite number, got {value}")
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm"):
+        for name in ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("adam_beta1", "adam_beta2"):
@@ -185,6 +213,11 @@ class PretrainConfig:
                 raise UserError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
         if not 0 < self.mask_fraction < 0.5:  # from there on a short example has fewer words than are asked for
             raise UserError(f"mask_fraction: expected a number between 0 and 0.5, got {self.mask_fraction}")
+        if self.generator_hidden_size % self.generator_attention_heads:
+            raise UserError(
+                f"generator_attention_heads: expected a divisor of generator_hidden_size "
+                f"{self.generator_hidden_size}, got {self.generator_attention_heads}"
+            )
 
     @property
     def max_predictions(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from electra_core.errors import UserError
 from electra_core.prepare import prepare
-from electra_core.shards import OFFSET, SPLITS, Manifest, shard_name, token_dtype
+from electra_core.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Corpus", "Manifest", "Shard", "prepare"]
@@ -25,24 +24,6 @@ __all__ = ["Corpus", "Manifest", "Shard", "prepare"]
 LARGE = 1_000_000_000
 """Tokens from which on borders of sentences that examples look up are read page by page. In smaller corpora
 reading around a page brings what is needed soon; beyond, a hundred times what is needed (docs/scaling.md)."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Read-only mapped arrays of one shard, all offsets from its own beginning.
-
-    Sentence i has `tokens[sentences[i] : sentences[i + 1]]`, document j the sentences from `documents[j]` up to,
-    not including, `documents[j + 1]`, and `tokens[starts[j] : starts[j + 1]]`.
-    """
-
-    tokens: np.ndarray
-    """uint16 or uint32 [number of tokens]"""
-    sentences: np.ndarray
-    """uint64 [number of sentences + 1]"""
-    documents: np.ndarray
-    """uint64 [number of documents + 1]"""
-    starts: np.ndarray
-    """uint64 [number of documents + 1]: `sentences[documents]`, without reading the sentences"""
 
 
 class Corpus:

@@ -152,6 +152,12 @@ class Features:
         """Tokens in all."""
         return len(self._ids)
 
+    def unknown(self, unk_id: int) -> tuple[int, int]:
+        """How many tokens are `unk_id`, and how many are of texts: all but [CLS] and [SEP]."""
+        ids = np.asarray(self._ids, dtype=np.int32)
+        borders = int(np.count_nonzero((ids == self.cls_id) | (ids == self.sep_id)))
+        return int(np.count_nonzero(ids == unk_id)), len(ids) - borders
+
     @property
     def has_targets(self) -> bool:
         """Whether every unit has a target."""

@@ -119,10 +119,8 @@ def finetune(
     done = finished_report(out) if resume else None
     checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
     tokenizer = matching_tokenizer(directory, config)
-    task, train_examples, dev_examples, skipped = read_data(adapted(task, settings, config), train, dev, settings)
-    for bad in skipped:
-        if bad.count:
-            say(bad.summary())
+    task = adapted(task, settings, config)
+    task, train_examples, dev_examples, skipped = read_data(task, train, dev, settings, say)
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
     same = identity(settings, task, directory, prints)
     if done is not None:
@@ -324,7 +322,7 @@ def _result(job: Job, run: Run) -> str:
     metric = job.task.metric
     last = run.last.get(metric, run.best)  # a checkpoint of an earlier version says nothing of it
     at_the_last = "" if last == run.best else f"; {metric} {last:.4g} at the last"
-    return f"{shown(run.metrics)} (best at step {run.best_step}{at_the_last})"
+    return f"{shown(run.metrics, job.task.labels)} (best at step {run.best_step}{at_the_last})"
 
 
 def _report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ from electra_kernels.rng import fold
 
 from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
+from electra_core.data_warnings import copies, header_as_example, input_of, unknown_words
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
+from electra_core.metrics import OF_CLASSES, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
+from electra_core.tagging import marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 HELD_OUT = 0.1  # of the training data, where no dev file is given
+SPLIT_SEED = 0  # not the run's: figures of two seeds are of the same held-out examples
 ORDER_STREAM, SPLIT_STREAM = 1, 2  # of the random numbers of a fine-tuning run; finetune has the first
 
 
@@ -44,9 +48,9 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
 
 
 def read_data(
-    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings
+    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings, say: Callable[[str], None]
 ) -> tuple[Task, list[Any], list[Any], list[BadRows]]:
-    """Training and development examples.
+    """Training and development examples. `say` is told what was skipped and what is odd about them.
 
     Returns:
         The task fitted to its training data, training examples, dev examples, the rows that were skipped.
@@ -54,27 +58,70 @@ def read_data(
     Raises:
         UserError: unreadable or empty data, bad rows that are not to be skipped, labels unseen in training.
     """
-    examples, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
-    skipped = [bad]
+    read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
+    examples, skipped = read, [bad]
     if dev is None:
-        order = np.random.Generator(np.random.Philox(key=fold(settings.seed, SPLIT_STREAM))).permutation(
-            len(examples)
-        )
-        count = max(1, round(len(examples) * HELD_OUT))
-        if len(examples) < 2:
-            raise UserError(f"{train}: a single example cannot be split; give a dev file")
-        dev_examples = [examples[index] for index in sorted(order[:count])]
-        examples = [examples[index] for index in sorted(order[count:])]
+        examples, dev_examples = _split(read, train)
         task = _fitted(task, examples + dev_examples, train)
     else:
         task = _fitted(task, examples, train)
         dev_examples, bad = read_all(task, dev, skip_bad_rows=settings.skip_bad_rows)
         skipped.append(bad)
+    if settings.metric:
+        task = _chosen_by(task, settings.metric)
     if settings.class_weights:
         if not isinstance(task, Classify):
             raise UserError(f"class_weights: only for classification, the task is {task.kind}")
         task = task.balanced(examples)
+    for bad in skipped:
+        if bad.count:
+            say(bad.summary())
+    if isinstance(task, Classify) and (warning := header_as_example(train, read, task.columns)):
+        say(f"warning: {warning}")
+    if dev is not None and (warning := copies(examples, dev_examples)):
+        say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
+
+
+def _chosen_by(task: Task, metric: str) -> Task:
+    """The fitted task, its best evaluation chosen by another of its figures."""
+    of_classes = OF_CLASSES + (OF_TWO_CLASSES if len(task.labels) == 2 else ())
+    figures = {
+        "classify": of_classes,
+        "regress": OF_NUMBERS,
+        "tag": OF_SPANS if marks_spans(task.labels) else of_classes,
+        "qa": ("exact_match", "f1"),
+        "choose": ("accuracy",),
+    }[task.kind]
+    if metric not in figures:
+        raise UserError(f"metric: expected one of {', '.join(figures)}, got {metric!r}")
+    return replace(task, metric=metric)  # type: ignore[type-var]
+
+
+def _split(examples: Sequence[Any], train: str | Path) -> tuple[list[Any], list[Any]]:
+    """Training and held-out examples, each in the file's order; what has the same input stays together.
+
+    Groups of one input are held out in a random order, the same for every run, as long as they fit into a tenth;
+    if none does, the smallest one is.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(input_of(example), []).append(index)
+    if len(groups) < 2:
+        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples that have one input"
+        raise UserError(f"{train}: {what} cannot be split; give a dev file")
+    order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
+    in_order = list(dict.fromkeys(input_of(examples[index]) for index in order))
+    count, held_out = max(1, round(len(examples) * HELD_OUT)), set[int]()
+    for group in in_order:
+        if len(held_out) + len(groups[group]) <= count:
+            held_out.update(groups[group])
+    smallest = min((groups[group] for group in in_order), key=len)
+    held_out = held_out or {*smallest}
+    parts: tuple[list[Any], list[Any]] = [], []
+    for index, example in enumerate(examples):
+        parts[index in held_out].append(example)
+    return parts
 
 
 def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:
@@ -119,6 +166,9 @@ def encode_data(
     train_features, dev_features = encoded(train, True), encoded(dev, False)
     if cut := train_features.truncated + dev_features.truncated:
         say(f"{cut} of {len(train) + len(dev)} examples are longer than {task.max_length} tokens and were cut")
+    counts = [features.unknown(tokenizer.unk_id) for features in (train_features, dev_features)]
+    if warning := unknown_words(*map(sum, zip(*counts))):
+        say(f"warning: {warning}")
     return Data(train_features, dev_features, dev, tokenizer)
 
 

@@ -30,6 +30,7 @@ from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.metrics import shown_name
 from electra_core.named_tasks import save_task, task_to_json
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
@@ -37,8 +38,8 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer
 
 KEPT_CHECKPOINTS = 1
-FREE = {"log_every", "checkpoint_every", "skip_bad_rows"}
-"""Settings that may change between a run and its resumption."""
+FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric"}
+"""Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
 
 @dataclass
@@ -84,7 +85,8 @@ class Keeper:
         figure = metrics[task.metric]
         if self.best is None or figure > self.best:
             self.best = figure
-            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {shown(metrics)}.\n"
+            figures = shown(metrics, task.labels)
+            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {figures}.\n"
             with task.as_saved(model) as saved:
                 model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
                 save_task(saved, self.out)
@@ -199,9 +201,9 @@ def log_folder(out: Path, settings: FinetuneSettings, seed: int) -> Path:
     return folder
 
 
-def shown(metrics: dict[str, float]) -> str:
-    """Figures in one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
+    """Figures in one line; those of classes with the labels, which may be needed to say of which class."""
+    return ", ".join(f"{shown_name(name, labels)} {value:.4g}" for name, value in metrics.items())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -45,12 +45,14 @@ class FinetuneSettings:
     """What is not trained: none | embeddings | encoder | a number: embeddings and that many lowest layers."""
     evaluations: int = 1
     """Evaluations on the dev data per epoch."""
+    metric: str = ""
+    """What the best evaluation is chosen by, as in metrics.json (accuracy, macro_f1, ...); empty: the task's."""
     patience: int = 0
     """Stop after this many evaluations without a better figure; 0: never."""
     seeds: int = 1
     """How many times to train, with seeds `seed`, `seed` + 1, ..."""
     seed: int = 0
-    """Decides the head's start, the order of the data and the dropout."""
+    """Decides the head's start, the order of the data and the dropout; not which examples are held out."""
     random_start: bool = False
     """Forget the pre-trained weights and start as the original does: the baseline of pre-training."""
     skip_bad_rows: bool = False
@@ -65,31 +67,35 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
 
+        positive, not_negative = "a number above 0", "a number from 0"
         checks = {
-            "epochs": 0 < self.epochs < math.inf,
-            "batch_size": self.batch_size >= 1,
-            "tokens_per_batch": self.tokens_per_batch >= 0,
-            "accumulate": self.accumulate >= 1,
-            "learning_rate": 0 <= self.learning_rate < math.inf,
-            "layerwise_decay": 0 <= self.layerwise_decay <= 1,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "clip_norm": self.clip_norm > 0,
-            "patience": self.patience >= 0,
-            "evaluations": self.evaluations >= 1,
-            "seeds": self.seeds >= 1,
-            "max_length": self.max_length == 0 or self.max_length >= 8,
-            "warmup": 0 <= self.warmup < 1,
-            "dropout": self.dropout < 1,
-            "log_every": self.log_every >= 1,
-            "checkpoint_every": self.checkpoint_every >= 0,
-            "truncate": self.truncate in ("", *TRUNCATIONS),
-            "optimizer": self.optimizer in ("electra-adam", "adamw"),
-            "precision": self.precision in ("auto", "bf16", "fp32"),
-            "freeze": self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(),
+            "epochs": (0 < self.epochs < math.inf, positive),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "tokens_per_batch": (self.tokens_per_batch >= 0, not_negative),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "learning_rate": (0 <= self.learning_rate < math.inf, not_negative),
+            "layerwise_decay": (0 <= self.layerwise_decay <= 1, "a number from 0 to 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, not_negative),
+            "clip_norm": (self.clip_norm > 0, positive),
+            "patience": (self.patience >= 0, not_negative),
+            "evaluations": (self.evaluations >= 1, "at least 1"),
+            "seeds": (self.seeds >= 1, "at least 1"),
+            "max_length": (self.max_length == 0 or self.max_length >= 8, "at least 8, or 0 for the task's"),
+            "warmup": (0 <= self.warmup < 1, "a number from 0 to below 1"),
+            "dropout": (self.dropout < 1, "a number below 1"),
+            "log_every": (self.log_every >= 1, "at least 1"),
+            "checkpoint_every": (self.checkpoint_every >= 0, not_negative),
+            "truncate": _one_of(self.truncate, *TRUNCATIONS, ""),
+            "optimizer": _one_of(self.optimizer, "electra-adam", "adamw"),
+            "precision": _one_of(self.precision, "auto", "bf16", "fp32"),
+            "freeze": (
+                self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(),
+                "none, embeddings, encoder or a number of layers",
+            ),
         }
-        for name, good in checks.items():
+        for name, (good, expected) in checks.items():
             if not good:
-                raise UserError(f"{name}: {getattr(self, name)!r} is out of range (see electra finetune --help)")
+                raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def resolved(self, config: EncoderConfig) -> FinetuneSettings:
         """With the recipe's values for a model of this size."""
@@ -101,3 +107,8 @@ class FinetuneSettings:
             learning_rate=self.learning_rate or rate,
             layerwise_decay=self.layerwise_decay or decay,
         )
+
+
+def _one_of(value: str, *allowed: str) -> tuple[bool, str]:
+    """Whether it is, and what to say if it is not."""
+    return value in allowed, f"one of {', '.join(filter(None, allowed))}"

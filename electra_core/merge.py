@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from electra_core import progress as progress_module
-from electra_core.corpus import Corpus, Shard
+from electra_core.corpus import Corpus
 from electra_core.errors import UserError
+from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.new_folder import new_folder
 from electra_core.prepare import ProgressMaker, check_target, notes
-from electra_core.shards import SPLITS, Block, Manifest, ShardWriter, token_dtype
-
-BLOCK_TOKENS = 1 << 22
-"""Copied at a time, and a document more."""
+from electra_core.shards import SPLITS, Manifest, ShardWriter, token_dtype
 
 
 def merge(
@@ -57,6 +53,10 @@ def merge(
         shutil.copytree(opened[0].directory / "tokenizer", folder / "tokenizer")
         writers = {split: _copy(opened, split, folder, settings["shard_tokens"], progress) for split in SPLITS}
         splits = {split: writer.counts for split, writer in writers.items()}
+        if held_one_out := lacks_heldout(splits, settings["heldout_fraction"]):
+            dtype = token_dtype(first.vocab_size)
+            writers = hold_one_out(folder, splits["train"], dtype, settings["shard_tokens"])
+            splits = {split: writer.counts for split, writer in writers.items()}
         if not splits["train"].tokens:
             raise UserError("no part has a document to train on")
         manifest = Manifest(
@@ -66,7 +66,7 @@ def merge(
             files={name: entry for writer in writers.values() for name, entry in writer.files.items()},
             settings=settings,
             counts=dict(counts),
-            notes=tuple(notes(splits, counts)),
+            notes=tuple(notes(splits, counts, held_one_out)),
         )
         manifest.write(folder / "manifest.json")
     return manifest
@@ -116,20 +116,8 @@ def _copy(
     with progress(f"copying {split}", total, "token") as bar:
         for corpus in parts:
             for shard in Corpus(corpus.directory, split, corpus.manifest).shards:
-                for block in _blocks(shard):
+                for block in shard.blocks():
                     writer.add(block)
                     bar.update(int(block.sentence_tokens.sum()))
     writer.close()
     return writer
-
-
-def _blocks(shard: Shard) -> Iterator[Block]:
-    """A shard's documents, about BLOCK_TOKENS at a time."""
-    first, last = 0, len(shard.documents) - 1
-    while first < last:
-        end = np.searchsorted(shard.starts, shard.starts[first] + np.uint64(BLOCK_TOKENS))
-        stop = min(max(int(end), first + 1), last)
-        documents = shard.documents[first : stop + 1].astype(np.int64)
-        sentences = shard.sentences[documents[0] : documents[-1] + 1].astype(np.int64)
-        yield Block(shard.tokens[sentences[0] : sentences[-1]].tobytes(), np.diff(sentences), np.diff(documents))
-        first = stop

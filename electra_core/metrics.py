@@ -13,6 +13,18 @@ import numpy as np
 from electra_core.errors import UserError
 
 CALIBRATION_BINS = 10
+OF_CLASSES, OF_TWO_CLASSES = ("accuracy", "mcc", "macro_f1"), ("f1", "acc_and_f1")
+OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse
+OF_SPANS = ("precision", "recall", "f1", "accuracy")
+
+
+def shown_name(figure: str, labels: Sequence[str]) -> str:
+    """A figure's name for a reader: the f1 of two classes says of which one it is.
+
+    >>> shown_name("f1", ["spam", "legit"]), shown_name("f1", ["a", "b", "c"])
+    ('f1 (legit)', 'f1')
+    """
+    return f"{figure} ({labels[1]})" if figure == "f1" and len(labels) == 2 else figure
 
 
 def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> dict[str, float]:

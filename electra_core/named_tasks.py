@@ -16,7 +16,7 @@ from typing import Any
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
-from electra_core.columns import Columns
+from electra_core.columns import Columns, for_another_file, with_given
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
 from electra_core.squad import Answer
@@ -187,13 +187,32 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
     named = find_task(name)
     task = KINDS[name.lower()]() if named is None else named.task
     if columns is not None and columns != Columns():
-        if not hasattr(task, "columns"):
-            raise UserError(f"{name}: takes no columns, its files name their fields (question, context, answers)")
-        given = {key: value for key, value in vars(columns).items() if value is not None}
-        task = dataclasses.replace(task, columns=dataclasses.replace(task.columns, **given))  # type: ignore[type-var]
+        task = _with_columns(task, with_given(_columns_of(task, name), columns))
     if named is None:
         return task, {"epochs": 2.0} if task.kind == "qa" else {}
     return task, {"epochs": named.epochs, **named.settings}
+
+
+def for_reading(task: Task, given: Columns) -> Task:
+    """A fine-tuned task that reads a file with the columns `given`, for the others those of its training file or,
+    where they are not there, the usual ones.
+
+    Raises:
+        UserError: columns for questions.
+    """
+    if given == Columns() and not hasattr(task, "columns"):
+        return task
+    return _with_columns(task, for_another_file(_columns_of(task, task.kind), given))
+
+
+def _columns_of(task: Task, name: str) -> Columns:
+    if not hasattr(task, "columns"):
+        raise UserError(f"{name}: takes no columns, its files name their fields (question, context, answers)")
+    return task.columns
+
+
+def _with_columns(task: Task, columns: Columns) -> Task:
+    return dataclasses.replace(task, columns=columns)  # type: ignore[type-var]
 
 
 def task_to_json(task: Task) -> dict[str, Any]:

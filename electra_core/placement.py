@@ -20,7 +20,7 @@ def resolve_device(device: str) -> torch.device:
     """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists; several processes get a GPU each.
 
     Raises:
-        UserError: CUDA asked for where there is none, or too little of it.
+        UserError: CUDA asked for where there is none, or too little of it; another kind of device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise UserError(f"--device {device}: expected auto, cpu or cuda") from None
+        place = torch.device("meta")  # as unknown here as torch's other devices
+    if place.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: expected auto, cpu or cuda")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return place

@@ -90,6 +90,9 @@ class Predictor:
         precision: dtype of the computation; the logits are fp32.
     """
 
+    unknown = words = 0
+    """How many of the inputs' tokens were [UNK] so far, and how many there were."""
+
     def __init__(
         self,
         model: TaskModel,
@@ -105,7 +108,7 @@ class Predictor:
         """How many inputs were longer than the model reads, so far."""
 
     def __call__(self, inputs: Any) -> Any:
-        """Predictions for a list of inputs, or one for a single text (for a tuple of two, if the model takes pairs).
+        """Predictions for a list of inputs, or one for a single text (or a tuple of two, to a model of pairs).
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
         context (qa), a text and a list of endings (choose); or a dict with those names.
@@ -122,6 +125,8 @@ class Predictor:
         """Predictions for examples that the task has read."""
         features = encode_all(self.task, examples, self.tokenizer)
         self.truncated += features.truncated
+        unknown, words = features.unknown(self.tokenizer.unk_id)
+        self.unknown, self.words = self.unknown + unknown, self.words + words
         return self.task.decode(examples, features, self.logits(features, bar))
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:

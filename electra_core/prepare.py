@@ -24,6 +24,7 @@ import numpy as np
 from electra_core import progress as progress_module
 from electra_core.encoding import MAX_SENTENCE_TOKENS, Batch, Document, encode_all
 from electra_core.errors import UserError
+from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.journal import Journal
 from electra_core.new_folder import new_folder, partial_folder
 from electra_core.progress import Progress
@@ -75,10 +76,11 @@ def prepare(
         tokenizer: "sentencepiece" or "wordpiece" trains one on the text; else the path of one.
         vocab_size, model_type, lowercase: of a trained one; `model_type` is SentencePiece's "unigram" or "bpe".
         lines: what the lines of a document are, see `sentences.split_document`.
-        text_field: the field of JSON lines and the column of Parquet files that holds the text.
+        text_field: the field of JSON rows and the column of CSV, TSV and Parquet files that holds the text.
         workers: processes; the result is the same, byte for byte, for any number. With more than one, a script
             needs the usual `if __name__ == "__main__":`.
-        heldout_fraction: of the documents, drawn by their contents, kept out of training.
+        heldout_fraction: of the documents, drawn by their contents, kept out of training; if none of several is
+            drawn, one is all the same (`hold_out.py`; not in a part, but in what is merged), unless it is 0.
         seed: of that draw, and of the sample.
         drop_duplicates: documents equal to an earlier one are left out (about 70 bytes of memory for each).
         sample_characters: of text that a vocabulary is trained on.
@@ -127,6 +129,8 @@ def prepare(
         chosen.save(folder / "tokenizer")
         run = _Run(folder, chosen, shard_tokens, journal)
         run.encode(text, lines, workers, seed, heldout_fraction, drop_duplicates)
+        if shard is None:
+            run.hold_out(heldout_fraction)
         text.remove_spooled()
         manifest = run.manifest(settings, text.report)
         manifest.write(folder / "manifest.json")
@@ -284,6 +288,7 @@ class _Run:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, journal: Journal) -> None:
         self._tokenizer, self._dtype, self._journal = tokenizer, token_dtype(tokenizer.vocab_size), journal
+        self._folder, self._shard_tokens, self._held_one_out = folder, shard_tokens, False
         self._before = journal.state
         state = self._before or {"writers": dict.fromkeys(SPLITS), "unknown": 0}
         self._writers = {
@@ -329,9 +334,20 @@ class _Run:
             ids = np.frombuffer(block.tokens, self._dtype)
             self._unknown += int(np.count_nonzero(ids == self._tokenizer.unk_id))
 
+    @property
+    def _splits(self) -> dict[str, SplitCounts]:
+        return {split: writer.counts for split, writer in self._writers.items()}
+
+    def hold_out(self, heldout_fraction: float) -> None:
+        """Holds a document out if none is and one should be."""
+        if lacks_heldout(self._splits, heldout_fraction):
+            self._journal.remove()  # it tells of the shards that are there, not of those that come
+            self._writers = hold_one_out(self._folder, self._splits["train"], self._dtype, self._shard_tokens)
+            self._held_one_out = True
+
     def manifest(self, settings: Mapping[str, Any], report: ReadReport) -> Manifest:
         """Raises UserError if there is nothing to train on, unless this is only a part."""
-        splits = {split: writer.counts for split, writer in self._writers.items()}
+        splits = self._splits
         if not splits["train"].tokens and "shard" not in settings:
             raise UserError("no document is left to train on: the text is too small for a held-out part")
         counts = {name: getattr(report, name) for name in ("empty_files", "cut_lines", "cut_documents")}
@@ -343,17 +359,23 @@ class _Run:
             files={name: entry for writer in self._writers.values() for name, entry in writer.files.items()},
             settings=settings,
             counts=counts,
-            notes=tuple(notes(splits, counts)),
+            notes=tuple(notes(splits, counts, self._held_one_out)),
         )
 
 
-def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int]) -> Iterator[str]:
-    """Sentences for the user about what is out of the ordinary."""
+def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one_out: bool) -> Iterator[str]:
+    """Sentences for the user about what is out of the ordinary.
+
+    Args:
+        held_one_out: whether `hold_one_out` was needed.
+    """
     of_reading = {name: count for name, count in counts.items() if name != "unknown_tokens"}
     yield from ReadReport(**of_reading).notes()
     tokens = sum(split.tokens for split in splits.values())
     if counts["unknown_tokens"] > MUCH_UNKNOWN * tokens:
         share_of_unknown = counts["unknown_tokens"] / tokens
         yield f"{share_of_unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
+    if held_one_out:
+        yield "of so few documents the draw held out none, so one of about average length is held out"
     if not splits["heldout"].documents:
         yield "no document is held out; a larger held-out fraction or more documents give some"

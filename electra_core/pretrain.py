@@ -34,6 +34,7 @@ from electra_core.pretrain_setup import (
     Learner,
     agreed_checkpoint,
     build_learner,
+    check_request,
     open_job,
     open_record,
     with_agreed_parts,
@@ -86,9 +87,9 @@ def pretrain(
         model: name of a preset.
         changes: fields of `PretrainConfig` that differ from the preset's.
         encoder_changes: fields of the discriminator's `EncoderConfig` that differ.
-        init_discriminator, init_generator: model directories to go on from, both or neither.
+        init_discriminator, init_generator: model directories to go on from, both or neither; not in `out`.
         device: auto | cpu | cuda.
-        max_minutes: save and stop after this long.
+        max_minutes: save and stop after this long; 0: after one step.
         wandb: project of Weights & Biases to log to as well.
         on_evaluation: is given the figures of every evaluation, and "step" and "tokens".
 
@@ -98,10 +99,12 @@ def pretrain(
     run, place = Path(out), resolve_device(device)
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
+    start_from = init_discriminator, init_generator
+    ranks.together(lambda: check_request(run, start_from, max_minutes))
     job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, resume, overwrite)
-    learner = build_learner(job, checkpoint, (init_discriminator, init_generator), quiet)
+    learner = build_learner(job, checkpoint, start_from, quiet)
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
     stop, started = StopRequest(max_minutes, ranks), time.monotonic()

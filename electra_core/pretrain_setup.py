@@ -39,7 +39,14 @@ from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.placement import autocast_context, resolve_precision
 from electra_core.progress import progress
-from electra_core.run_folder import check_identity, find_checkpoint, make_run, run_identity, write_config
+from electra_core.run_folder import (
+    check_identity,
+    check_start,
+    find_checkpoint,
+    make_run,
+    run_identity,
+    write_config,
+)
 from electra_core.run_state import RunState
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
 
@@ -86,6 +93,17 @@ class Job:
         return run_identity(self.encoder, self.config, self.corpus)
 
 
+def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> None:
+    """Looks at what is asked for besides the configuration; nothing is written. For the arguments see `pretrain`.
+
+    Raises:
+        UserError: a model to start from lies in RUN, or `max_minutes` is no time.
+    """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise UserError(f"--max-minutes: expected a number of at least 0, got {max_minutes:g}")
+    check_start(run, start_from)
+
+
 def open_job(
     data: Data, mix: Sequence[float] | None, model: str, changes: dict[str, Any], encoder_changes: dict[str, Any],
     device: torch.device, ranks: Ranks,
@@ -97,7 +115,9 @@ def open_job(
     """
     corpus, heldout = open_data(data, mix), open_data(data, mix, "heldout")
     if heldout.num_tokens == 0:
-        raise UserError(f"{heldout.directory}: no held-out text; prepare it with a larger --heldout-fraction")
+        raise UserError(
+            f"{heldout.directory}: no held-out text; prepare more documents, or with a larger --heldout-fraction"
+        )
     encoder, config = resolve_config(model, changes, encoder_changes, corpus)
     dtype = resolve_precision(config.precision, device)
     head_sizes = {encoder.head_size, generator_config(encoder, config).head_size}
@@ -132,6 +152,12 @@ def resolve_config(
     preset = PRESETS[model]
     encoder = updated(preset.discriminator, encoder_changes, "discriminator")
     encoder = replace(encoder, vocab_size=corpus.tokenizer.vocab_size, pad_token_id=corpus.tokenizer.pad_id)
+    if encoder.type_vocab_size < 2:
+        raise UserError(
+            f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size}"
+        )
+    if encoder.initializer_range == 0:
+        raise UserError("initializer_range: expected a number above 0, got 0.0: weights that are all 0 stay equal")
     config = updated(preset.pretrain, changes, "configuration")
     if config.max_length > encoder.max_position_embeddings:
         raise UserError(

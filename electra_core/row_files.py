@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,14 +46,21 @@ def format_of(path: Path) -> str:
     return bare.suffix.lower()
 
 
+def check_exists(source: Path | str) -> None:
+    """Raises UserError if there is nothing of that name ("-" is standard input)."""
+    if str(source) != "-" and not os.path.exists(source):
+        raise UserError(f"{source}: there is no such file or folder")
+
+
 def read_lines(source: Path | str) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, line without its end); bytes that are not UTF-8 become lone surrogates.
 
     A byte-order mark is dropped. "-" is standard input.
 
     Raises:
-        UserError: unreadable, damaged compression, UTF-16, or binary.
+        UserError: missing, unreadable, damaged compression, UTF-16, or binary.
     """
+    check_exists(source)
     with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
         for number, raw in enumerate(_byte_lines(file), 1):
             if number == 1:
@@ -105,10 +113,11 @@ def read_rows(
         quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
 
     Raises:
-        UserError: a file that cannot be read, or whose format is unknown.
+        UserError: a file that is not there, cannot be read, or whose format is unknown.
     """
     if str(path).startswith(HUB):
         return _read_hub(str(path))
+    check_exists(path)
     kind = format_of(path)
     if kind in DELIMITERS:
         return _read_delimited(path, header, wanted, quoting=kind == ".csv" if quoting is None else quoting)

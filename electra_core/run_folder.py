@@ -16,6 +16,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,49 @@ from electra_core.checkpoint import Checkpoint, newest_intact
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
-from electra_core.model_dir import save_pretrained
+from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
+
+_FOLDERS = ("checkpoints", "discriminator", "generator", "tensorboard")
+"""What a run makes in RUN, and a new one removes."""
+
+_SIGNS = {"state.json", ".state.json.new", "checkpoints"}
+"""One of these lies in RUN from its first moment on; before, a user's config.toml may."""
+
+
+def check_start(run: Path, start_from: tuple[Path | str | None, Path | str | None]) -> None:
+    """Looks whether the model to start from is out of the way of a new run in RUN.
+
+    Args:
+        start_from: directories of a discriminator and a generator, as `find_model` takes them.
+
+    Raises:
+        UserError: one of them, or a file that a link in it means, lies where the new run removes or writes.
+    """
+    ours = [path.resolve() for path in (run, *(run / name for name in _FOLDERS))]
+    for kind, source in zip(("discriminator", "generator"), start_from):
+        if source is None or not Path(source).is_dir():  # on the Hub, or not there, which is said later
+            continue
+        if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
+            raise UserError(
+                f"{run}: holds the model to start from (--init-{kind} {source}); the new run needs a folder "
+                "of its own"
+            )
+
+
+def _real_paths(directory: Path) -> Iterator[Path]:
+    """Where a model directory and its files lie, links followed."""
+    yield directory.resolve()
+    yield from (path.resolve() for path in directory.iterdir() if path.is_file())
 
 
 def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
     """The checkpoint to go on from, if any; nothing is written.
 
     Raises:
-        UserError: RUN holds something and is neither to be resumed nor overwritten, or nothing intact is left.
+        UserError: RUN holds something and is neither to be resumed nor overwritten, is to be resumed and holds
+            something else than a run, or nothing intact is left.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; --out names a folder")
@@ -45,12 +79,20 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
             print(line, file=sys.stderr)
         if damaged and checkpoint is None:
             raise UserError(f"{run}: no intact checkpoint is left to resume from")
+        if checkpoint is None and not overwrite and _is_foreign(run):
+            raise UserError(f"{run} is not empty and holds no run to resume; --overwrite starts one in it")
         if checkpoint is not None and (others := checkpoint.other_versions()):
             print(f"{run}: goes on, but perhaps not bit for bit: {'; '.join(others)}", file=sys.stderr)
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
         raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
     return None
+
+
+def _is_foreign(run: Path) -> bool:
+    """Whether there are files in the folder, but nothing of a run."""
+    found = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    return bool(found - {"config.toml"}) and not found & _SIGNS
 
 
 def make_run(run: Path, resumed: bool) -> RunState:
@@ -70,7 +112,7 @@ def make_run(run: Path, resumed: bool) -> RunState:
 
 def _remove_run(run: Path) -> None:
     """Remove what a run wrote, and nothing else that may lie in the folder."""
-    for name in ("checkpoints", "discriminator", "generator", "tensorboard"):
+    for name in _FOLDERS:
         shutil.rmtree(run / name, ignore_errors=True)
     for pattern in ("config.toml", "metrics.jsonl", "state.json", "postmortem*.json"):
         for file in run.glob(pattern):

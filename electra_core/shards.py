@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +32,8 @@ READABLE_VERSIONS = (1, 2)
 SPLITS = ("train", "heldout")
 PARTS = ("tokens", "sentences", "documents", "starts")
 OFFSET = np.dtype("<u8")
+BLOCK_TOKENS = 1 << 22
+"""Copied at a time, and a document more."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -128,6 +130,36 @@ class Block(NamedTuple):
     """Tokens in each sentence."""
     document_sentences: np.ndarray
     """Sentences in each document."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Read-only mapped arrays of one shard, all offsets from its own beginning.
+
+    Sentence i has `tokens[sentences[i] : sentences[i + 1]]`, document j the sentences from `documents[j]` up to,
+    not including, `documents[j + 1]`, and `tokens[starts[j] : starts[j + 1]]`.
+    """
+
+    tokens: np.ndarray
+    """uint16 or uint32 [number of tokens]"""
+    sentences: np.ndarray
+    """uint64 [number of sentences + 1]"""
+    documents: np.ndarray
+    """uint64 [number of documents + 1]"""
+    starts: np.ndarray
+    """uint64 [number of documents + 1]: `sentences[documents]`, without reading the sentences"""
+
+    def blocks(self, first: int = 0, end: int | None = None) -> Iterator[Block]:
+        """The documents from `first` up to, not including, `end`, about BLOCK_TOKENS at a time."""
+        end = len(self.documents) - 1 if end is None else end
+        while first < end:
+            full = np.searchsorted(self.starts, self.starts[first] + np.uint64(BLOCK_TOKENS))
+            stop = min(max(int(full), first + 1), end)
+            documents = self.documents[first : stop + 1].astype(np.int64)
+            sentences = self.sentences[documents[0] : documents[-1] + 1].astype(np.int64)
+            tokens = self.tokens[sentences[0] : sentences[-1]].tobytes()
+            yield Block(tokens, np.diff(sentences), np.diff(documents))
+            first = stop
 
 
 class ShardWriter:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +16,22 @@ import numpy as np
 from electra_core.byte_files import COMPRESSED_SUFFIXES
 from electra_core.errors import UserError
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")
+"""Of files that are texts wherever they lie."""
+TABLE_SUFFIXES = (".json", ".csv", ".tsv")
+"""Of files of rows that beside texts may be about them: such a folder's are skipped."""
+UNREADABLE = {
+    "unpack it first": (".zip", ".tar", ".tgz", ".7z", ".rar"),
+    "unpack it, or pack it as .gz, .xz or .zst": (".bz2", ".lz4", ".lzma", ".br"),
+    "save its rows as .parquet or .jsonl": (".arrow", ".feather", ".avro", ".orc", ".sqlite", ".db", ".pkl"),
+    "save its table as .csv": (".xlsx", ".xls", ".ods"),
+    "save its text as .txt": (".pdf", ".docx", ".doc", ".odt", ".rtf", ".epub"),
+    "save its text, without the tags, as .txt": (".html", ".htm", ".xhtml", ".xml"),
+}
+"""What to do, and the suffixes of the files that nothing here reads."""
 ENDS_BYTES = 1 << 16
+
+log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
@@ -39,18 +55,23 @@ class Source(NamedTuple):
 def find_sources(paths: Sequence[str | Path]) -> list[Source]:
     """The files that `paths` mean: "-" is standard input, folders are searched recursively in sorted order.
 
-    Hidden files and folders inside a folder are left out.
+    Inside a folder hidden files and folders are left out, and files that are no TEXT_SUFFIXES (where there is none
+    of these, no TABLE_SUFFIXES); how many is logged. A file that is named and of no known suffix is a plain text,
+    which is logged, too.
 
     Raises:
-        UserError: a path does not exist, a folder cannot be searched or has no text in it, "-" comes twice.
+        UserError: a path does not exist, a folder cannot be searched or has no text in it, a file is of a kind
+            that is not read, "-" comes twice.
     """
     sources: list[Source] = []
+    plain: list[str] = []
     for path in map(str, paths):
         if path == "-":
             sources.append(Source("standard input", None))
         elif os.path.isdir(path):
             sources += _inside(path)
         elif os.path.exists(path):
+            plain += _named(path)
             sources.append(Source(path, Path(path)))
         else:
             raise UserError(f"{path}: there is no such file or folder")
@@ -58,7 +79,18 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
         raise UserError("standard input (-) can be read only once")
     if not sources:
         raise UserError("no text file was given")
+    if plain:
+        log.info("%s: no known suffix, read as plain text", plain[0] if len(plain) == 1 else _counted(plain))
     return sources
+
+
+def _named(path: str) -> list[str]:
+    """The path, if it is of no known suffix."""
+    suffix = _suffix(path)
+    for advice, suffixes in UNREADABLE.items():
+        if suffix in suffixes:
+            raise UserError(f"{path}: {suffix} is not read; {advice}")
+    return [] if text_kind(path) else [path]
 
 
 def _inside(folder: str) -> list[Source]:
@@ -68,18 +100,40 @@ def _inside(folder: str) -> list[Source]:
     found: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in files if not name.startswith(".") and text_kind(name)]
-    if not found:
-        raise UserError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    return [Source(path, Path(path), may_be_empty=True) for path in sorted(found)]
+        found += [os.path.join(parent, name) for name in files if not name.startswith(".")]
+    for suffixes in (TEXT_SUFFIXES, TABLE_SUFFIXES):
+        if taken := sorted(path for path in found if text_kind(path) in suffixes):
+            break
+    else:
+        there = f"; there are {_counted(found)}" if found else ""
+        raise UserError(f"{folder}: no {', '.join(TEXT_SUFFIXES + TABLE_SUFFIXES)} file in this folder{there}")
+    if skipped := set(found).difference(taken):
+        log.info("%s: skipped %s (to have such a file read, name it)", folder, _counted(skipped))
+    return [Source(path, Path(path), may_be_empty=True) for path in taken]
+
+
+def _counted(paths: Iterable[str]) -> str:
+    """How many files of which suffixes."""
+    counts = sorted(Counter(_suffix(path) or "without suffix" for path in paths).items())
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
+
+
+def _suffix(path: str) -> str:
+    """A file's suffix in lower case, the one of its compression left out; "" if it has none."""
+    return os.path.splitext(_uncompressed(path))[1]
+
+
+def _uncompressed(path: str) -> str:
+    name = os.path.basename(path).lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def text_kind(name: str) -> str | None:
-    """Which of TEXT_SUFFIXES a file name has, below a suffix of compression; None if none of them."""
-    stem = name.lower()
-    for suffix in COMPRESSED_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return next((suffix for suffix in TEXT_SUFFIXES if stem.endswith(suffix)), None)
+    """Which of TEXT_SUFFIXES and TABLE_SUFFIXES a file has, below one of compression; None if none of them."""
+    name = _uncompressed(name)
+    return next((suffix for suffix in TEXT_SUFFIXES + TABLE_SUFFIXES if name.endswith(suffix)), None)
 
 
 def share(sources: Sequence[Source], part: int, parts: int) -> list[Source]:
@@ -107,7 +161,11 @@ def share(sources: Sequence[Source], part: int, parts: int) -> list[Source]:
 def describe(source: Source) -> dict[str, Any]:
     """What a file is known by on every machine: its name, size, and first and last ENDS_BYTES (None of a pipe)."""
     ends = _ends_digest(source.path) if source.is_regular and source.path else None
-    return {"name": Path(source.name).name, "bytes": source.size, "ends_sha256": ends}
+    known = {"name": Path(source.name).name, "bytes": source.size, "ends_sha256": ends}
+    kind = text_kind(source.path.name) if source.path else None
+    if kind in (".ndjson", *TABLE_SUFFIXES):  # which once were taken for plain text
+        known["read_as"] = kind
+    return known
 
 
 def digest(value: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from electra_core.columns import TEXT_NAMES, ColumnName, Columns, alternatives
+from electra_core.columns import TEXT_NAMES, Columns, alternatives, may_be_usual, names_of
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
@@ -98,8 +98,8 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
 def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
     """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
     lines, is_conllu = _looked_at(read_lines(path))
-    word = _number(path, columns.text, "text", 1 if is_conllu else 0)
-    tag = _number(path, columns.label, "label", 3 if is_conllu else -1)
+    word = _number(path, columns, "text", 1 if is_conllu else 0)
+    tag = _number(path, columns, "label", 3 if is_conllu else -1)
     needed = max(word + 1, tag + 1, 2) if labelled else word + 1
     for sentence in _sentences(_conllu_rows(lines) if is_conllu else _rows(lines)):
         number, rows = sentence[0][0], [cells for _, cells in sentence]
@@ -110,10 +110,10 @@ def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
         yield TaggedExample(str(number), number, tuple(row[word] for row in rows), tags)
 
 
-def _number(path: Path, name: ColumnName, role: str, usual: int) -> int:
+def _number(path: Path, columns: Columns, role: str, usual: int) -> int:
     """Index of a column given by its number from 1."""
-    given = next(iter(alternatives(name)), None)
-    if given is None:
+    given = next(iter(names_of(columns, role, ())), None)
+    if given is None or (not given.isdecimal() and may_be_usual(columns, role)):
         return usual
     if not (given.isdecimal() and int(given) > 0):
         raise UserError(f"{path}: {role} column: expected a number from 1, got {given!r}")
@@ -177,16 +177,16 @@ def _conll_problem(lines: Sequence[Cells], needed: int) -> str:
 
 
 def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
-    word_names, tag_names = alternatives(columns.text), alternatives(columns.label) or TAG_LISTS
+    word_names, tag_names = names_of(columns, "text", WORD_LISTS), names_of(columns, "label", TAG_LISTS)
     if not labelled:  # also plain lines, whatever the training data's column was called
-        word_names = (*word_names, *WORD_LISTS, *TEXT_NAMES)
+        word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
     ids = Ids(labelled)
-    for row in read_rows(path):
-        words, tags = _first(row, word_names or WORD_LISTS), _first(row, tag_names)
+    for row in read_rows(path, header=columns.header):
+        words, tags = _first(row, word_names), _first(row, tag_names)
         if isinstance(words, str) and not labelled:
             problem = row.problem or text_problem(words)
         else:
-            problem = row.problem or _words_problem(words, word_names or WORD_LISTS)
+            problem = row.problem or _words_problem(words, word_names)
             if labelled:
                 problem = problem or _tags_problem(words, tags, tag_names) or ids.problem(row.cells.get("id"))
         if problem:

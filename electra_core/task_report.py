@@ -19,7 +19,7 @@ import numpy as np
 
 from electra_core.downstream import Task
 from electra_core.errors import UserError
-from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, span_metrics
+from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, shown_name, span_metrics
 from electra_core.pages import page
 from electra_core.predict import Evaluation
 from electra_core.squad_metrics import f1_score
@@ -53,13 +53,15 @@ class TaskReport:
     baseline: dict[str, float] = field(default_factory=dict)
     """Figures of always giving the most frequent class, or the mean."""
     tables: list[Table] = field(default_factory=list)
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
 
 
 def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
     """Analyses an evaluation; `model` and `data` are names for the title."""
     baseline, tables = _ANALYSES[evaluation.task.kind](evaluation)
     kind, count = evaluation.task.kind, len(evaluation.examples)
-    return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables)
+    return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables, evaluation.task.labels)
 
 
 def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -238,7 +240,8 @@ def to_text(report: TaskReport) -> str:
 
 
 def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
-    return [(name, value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
+    names = {name: shown_name(name, report.labels) for name in report.metrics}
+    return [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:

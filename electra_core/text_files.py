@@ -1,7 +1,8 @@
-"""Streaming readers of text: `.txt`, `.jsonl`, `.parquet`, each also `.gz`, `.xz`, `.zst`; folders; `-` (stdin).
+"""Streaming readers of text: `.txt`, JSON, tables and Parquet, each also `.gz`, `.xz`, `.zst`; `-` (stdin).
 
 Everything comes out as documents, a document being a list of lines (str, none of them blank, without their
-ends). In a `.txt` file a blank line ends a document; in the others a row is one. Lines end at "\\n" only: U+0085
+ends). In a `.txt` file a blank line ends a document; in the others a row is one. Which files there are and of
+which kind, `sources.py` finds; rows are read in `text_tables.py`. Lines end at "\\n" only: U+0085
 and its kin occur inside real text. Memory stays bounded whatever the files hold: a line or a document beyond the
 limits below goes on as the next one, and `ReadReport` counts how often.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -22,10 +22,11 @@ from typing import Any
 from electra_core.byte_files import ByteFile
 from electra_core.errors import UserError
 from electra_core.sources import Source, text_kind
+from electra_core.text_tables import csv_texts, json_line_texts, json_texts
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
-MAX_ROW_BYTES = 1 << 27  # a JSON line has to be in memory as a whole
+MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table has to be in memory as a whole
 MAX_DOCUMENT_CHARACTERS = 1 << 22
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -64,8 +65,8 @@ def read_documents(
             document; files that were read to their end are not opened again.
 
     Raises:
-        UserError: naming file and place: not readable, damaged, binary, not UTF-8, not JSON, no such field,
-            no text at all.
+        UserError: naming file and place: not readable, damaged, binary, not UTF-8, not JSON or CSV, no such
+            field or column, no text at all.
     """
     report = report if report is not None else ReadReport()
     before = sum(source.size or 0 for source in sources[: report.source])
@@ -89,19 +90,30 @@ def read_documents(
 
 def _documents_of(source: Source, text_field: str, report: ReadReport, before: int) -> Iterator[list[str]]:
     """A file's documents; keeps `report.position`, which starts at `before`."""
-    kind = text_kind(source.path.name) if source.path else ".txt"
     with ByteFile(source.name, source.path) as file:
-        rows: Iterator[Iterator[str]]
-        if kind == ".parquet" and source.path:
-            rows = (_pieces(text, report) for text in _parquet_texts(file, source.path, text_field))
-        elif kind == ".jsonl":
-            rows = (_pieces(text, report) for text in _json_texts(file, text_field))
-        else:
+        texts = _row_texts(file, source.path, text_field)
+        if texts is None:
             rows = _paragraphs(_lines(file, MAX_LINE, report))
+        else:
+            rows = (_pieces(text, report) for text in texts)
         for document in _bounded(rows, report):
             report.position = before + file.position
             yield document
         report.position = before + file.position
+
+
+def _row_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterator[str] | None:
+    """The texts of a file of rows; None for one of plain text."""
+    kind = text_kind(path.name) if path else None
+    if kind == ".parquet" and path:
+        return _parquet_texts(file, path, text_field)
+    if kind in (".jsonl", ".ndjson"):
+        return json_line_texts(file.name, _lines(file, MAX_ROW_BYTES), text_field)
+    if kind == ".json":
+        return json_texts(file.name, _characters(file), text_field, MAX_ROW_BYTES)
+    if kind in (".csv", ".tsv"):
+        return csv_texts(file.name, _lines(file, MAX_ROW_BYTES), kind == ".tsv", text_field, MAX_ROW_BYTES)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ plain lines
@@ -150,6 +162,24 @@ def _lines(file: ByteFile, limit: int, report: ReadReport | None = None) -> Iter
         yield _decoded(file.name, b"".join(held), offset)
 
 
+def _characters(file: ByteFile) -> Iterator[str]:
+    """The characters of a file in UTF-8, some at a time."""
+    held, offset, ended = b"", 0, False  # `offset` is the place of `held` in the file
+    while not ended:
+        block = file.read(BLOCK_BYTES)
+        ended = not block
+        if offset == len(held) == 0:
+            block, offset = _checked_start(file.name, block)
+        held += block
+        try:
+            text, used = codecs.utf_8_decode(held, "strict", ended)
+        except UnicodeDecodeError as error:
+            raise _invalid_utf8(file.name, held, offset, error) from None
+        if text:
+            yield text
+        held, offset = held[used:], offset + used
+
+
 def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
     """The first block without its byte-order mark, and the mark's length."""
     if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -174,29 +204,15 @@ def _decoded(name: str, line: bytes, offset: int) -> str:
     try:
         return line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
-        place, bad = offset + error.start, line[error.start]
-        raise UserError(f"{name}: invalid UTF-8 at byte {place:,} (0x{bad:02x}, counted from 0)") from None
+        raise _invalid_utf8(name, line, offset, error) from None
+
+
+def _invalid_utf8(name: str, data: bytes, offset: int, error: UnicodeDecodeError) -> UserError:
+    place, bad = offset + error.start, data[error.start]
+    return UserError(f"{name}: invalid UTF-8 at byte {place:,} (0x{bad:02x}, counted from 0)")
 
 
 # ------------------------------------------------------------------------------------------------------- rows
-
-
-def _json_texts(file: ByteFile, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(file, MAX_ROW_BYTES), start=1):
-        if not line.strip():
-            continue
-        place = f"{file.name}: line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        if text_field not in row:
-            raise UserError(f"{place}: no field {text_field!r}; present are {', '.join(map(repr, row)) or 'none'}")
-        if not isinstance(row[text_field], str):
-            raise UserError(f"{place}: field {text_field!r} holds {type(row[text_field]).__name__}, not text")
-        yield row[text_field]
 
 
 def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]:

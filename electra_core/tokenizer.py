@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
+from electra_core.row_files import text_problem
 from electra_core.tokenizer_parts import (
     SPACE_MARK,
     SPECIAL_TOKENS,
@@ -67,8 +69,13 @@ class Tokenizer:
         return self._engine
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without [CLS] and [SEP]."""
-        return self._engine.encode(text, add_special_tokens=False).ids
+        """The ids of `text`, without [CLS] and [SEP].
+
+        Raises:
+            UserError: here and in all others that encode, a text with lone surrogates, which is no valid Unicode.
+        """
+        with _valid_unicode([text]):
+            return self._engine.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
@@ -87,7 +94,8 @@ class Tokenizer:
         yield from self._encode(batch)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        with _valid_unicode(texts):
+            encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -95,7 +103,8 @@ class Tokenizer:
 
         Ranges do not go back, but one character that is written out ("½") may be covered by several tokens.
         """
-        encoding = self._engine.encode(text, add_special_tokens=False)
+        with _valid_unicode([text]):
+            encoding = self._engine.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -315,6 +324,19 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     if isinstance(engine.model, models.Unigram | models.BPE):
         return SentencePieceTokenizer(engine)
     raise UserError(f"a tokenizer of the kind {type(engine.model).__name__}; expected WordPiece, Unigram or BPE")
+
+
+@contextmanager
+def _valid_unicode(texts: Sequence[str]) -> Iterator[None]:
+    """The library's TypeError about surrogates (bytes of a command line that are not UTF-8, halves of a character
+    in JSON) as a UserError that says where the first one stands."""
+    try:
+        yield
+    except TypeError:
+        problem = next(filter(None, (text_problem(text) for text in texts if isinstance(text, str))), None)
+        if problem is None:
+            raise
+        raise UserError(f"the text is {problem}") from None
 
 
 def _lowercase_beside(vocab: Path) -> bool:

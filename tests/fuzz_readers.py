@@ -128,7 +128,13 @@ def of_folder(folder: Path, valid: Path, names: list[str], read: Callable[[Path]
 
 def text(folder: Path) -> Reader:
     rows = [{"text": paragraph} for paragraph in TEXT.split("\n\n")]
-    files = {".txt": TEXT.encode(), ".jsonl": lines_of(rows), ".parquet": parquet(rows)}
+    files = {
+        ".txt": TEXT.encode(),
+        ".jsonl": lines_of(rows),
+        ".json": json.dumps(rows).encode(),
+        ".csv": "\n".join(["text", *(f'"{row["text"]}"' for row in rows)]).encode(),
+        ".parquet": parquet(rows),
+    }
 
     def read(path: Path) -> None:
         for document in read_documents(find_sources([path])):

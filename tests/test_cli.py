@@ -174,6 +174,26 @@ def test_a_text_too_long_is_cut_and_said_once(
     assert said == ["3 of 27 examples are longer than 32 tokens and were cut"]
 
 
+@pytest.mark.parametrize("name", ["t.txt", "t.md"])
+@pytest.mark.parametrize("documents", [1, 2])
+def test_prepare_says_what_comes_next(
+    spine: Spine, tmp_path: Path, documents: int, name: str, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Pre-training, if a document is held out, as one of two is; else what to do, and exit 2."""
+    caplog.set_level("INFO", "electra_core")
+    text = write(tmp_path / name, "\n\n".join(["the cat sat on the mat", "a big old dog saw it"][:documents]))
+    tokenizer = str(spine.folder / "data" / "tokenizer")
+    out = str(tmp_path / "out")
+    status = main(["prepare", "--text", text, "--out", out, "--tokenizer", tokenizer, "--quiet"])
+    captured = capsys.readouterr()
+    assert status == (2 if documents == 1 else 0)
+    assert ("goes on from here" in captured.out) == (documents == 2)
+    assert ("the text is one document" in captured.err) == (documents == 1)
+    assert caplog.messages == ([f"{text}: no known suffix, read as plain text"] if name == "t.md" else [])
+    assert main([*PRETRAIN, "--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]) == status
+
+
 # Bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +232,25 @@ def occupied(folder: Path, spine: Spine) -> list[str]:
     (folder / "out").mkdir()
     write(folder / "out" / "letter.txt", "dear")
     return pretrain_with()(folder, spine)
+
+
+def over_its_start(flag: str) -> Callable[[Path, Spine], list[str]]:
+    """Pre-training anew in the folder of the model that it starts from."""
+
+    def arguments(folder: Path, spine: Spine) -> list[str]:
+        shutil.copytree(spine.folder / "run", folder / "out")
+        pair = {"--init-discriminator": str(spine.folder / "run"), "--init-generator": str(spine.folder / "run")}
+        pair[flag] = str(folder / "out" / flag.removeprefix("--init-"))
+        return [*pretrain_with("--overwrite")(folder, spine), *(part for item in pair.items() for part in item)]
+
+    return arguments
+
+
+def resumed_in_a_foreign_folder(folder: Path, spine: Spine) -> list[str]:
+    (folder / "out").mkdir()
+    write(folder / "out" / "README.md", "mine")
+    write(folder / "out" / "config.json", "{}")
+    return finetune_on(REVIEWS, "--resume")(folder, spine)
 
 
 def out_is_a_file(folder: Path, spine: Spine) -> list[str]:
@@ -254,6 +293,14 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "prepare: corpus too small": (prepare_of("one two\n", "t.txt", "--vocab-size", "5000"), "5,?000"),
     "prepare: no such tokenizer": (prepare_of(LONG, "t.txt", "--tokenizer", "no/such"), "no/such"),
     "prepare: held-out share": (prepare_of(LONG, "t.txt", "--heldout-fraction", "1.5"), "heldout"),
+    "prepare: no worker": (prepare_of(LONG, "t.txt", "--workers", "0"), "--workers: expected at least 1, got 0"),
+    "prepare: seed below 0": (prepare_of(LONG, "t.txt", "--seed", "-1"), "--seed: expected .* got -1"),
+    "prepare: no vocabulary": (prepare_of(LONG, "t.txt", "--vocab-size", "0"), "--vocab-size: expected"),
+    "prepare: cased, with a tokenizer": (
+        prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"), "--cased: expected .* got --tokenizer words",
+    ),
+    "prepare: a kind not read": (prepare_of(b"%PDF-1.4", "t.pdf"), r"t\.pdf: \.pdf is not read; save its text as"),
+    "prepare: no such column": (prepare_of("id,body\n1,x\n", "t.csv"), "no column 'text'.* are 'id', 'body'"),
     "pretrain: no corpus": (lambda f, s: [*PRETRAIN, "--data", str(f), "--out", str(f / "out")], "not a prepared"),
     "pretrain: damaged corpus": (changed_shards, "train-00000.tokens"),
     "pretrain: unknown key": (pretrain_with(toml="lerning_rate = 1e-3\n"), r"lerning_rate.*learning_rate"),
@@ -266,6 +313,15 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: too long": (pretrain_with("--max-length", "64"), "64.* 32 positions"),
     "pretrain: uneven parts": (pretrain_with("--accumulate", "3"), "accumulate 3"),
     "pretrain: no such device": (pretrain_with("--device", "tpu"), "tpu"),
+    "pretrain: a device not known": (pretrain_with("--device", "mps"), "--device mps: expected auto, cpu or cuda"),
+    "pretrain: dropout": (pretrain_with("--hidden-dropout-prob", "1.5"), "hidden_dropout_prob: .* got 1.5"),
+    "pretrain: one segment": (pretrain_with("--type-vocab-size", "1"), "type_vocab_size: expected at least 2.* 1"),
+    "pretrain: generator's heads": (
+        pretrain_with("--generator-attention-heads", "3"), "generator_attention_heads: expected .* got 3",
+    ),
+    "pretrain: time limit": (pretrain_with("--max-minutes", "-1"), "--max-minutes: expected .* got -1"),
+    "pretrain: over its discriminator": (over_its_start("--init-discriminator"), "holds the model to start from"),
+    "pretrain: over its generator": (over_its_start("--init-generator"), "holds the model to start from"),
     "pretrain: occupied folder": (occupied, "not empty.*--resume.*--overwrite"),
     "pretrain: half a pair": (pretrain_with("--init-generator", "x"), "go together"),
     "finetune: missing": (lambda f, s: [*finetune_on(REVIEWS)(f, s), "--train", str(f / "no.tsv")], r"no\.tsv"),
@@ -275,6 +331,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "finetune: missing column": (finetune_on(REVIEWS, "--text-column", "review"), "review.*sentence.*label"),
     "finetune: unseen label": (finetune_on(REVIEWS, dev="sentence\tlabel\na film\tmixed\n"), "mixed"),
     "finetune: one class": (finetune_on("sentence\tlabel\nfine\tpos\nbad\tpos\n"), r"train\.tsv: every .* 'pos'"),
+    "finetune: resumed in a foreign folder": (resumed_in_a_foreign_folder, "not empty and holds no run to resume"),
     "finetune: no such model": (finetune_on(REVIEWS, "--model", "no/such/model"), "no/such/model"),
     "finetune: unknown task": (finetune_on(REVIEWS, "--task", "clasify"), "clasify"),
     "evaluate: no model": (lambda f, s: ["evaluate", "--model", str(f / "m"), "--data", "x.tsv"], "/m"),

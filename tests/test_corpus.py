@@ -214,6 +214,45 @@ def test_what_is_held_out_does_not_depend_on_the_rest(
         assert set(part) <= set(whole)
 
 
+FEW = {
+    "unlike lengths": [
+        "one",
+        "long text of all",
+        "all of text long",
+        *["words with a copy of them"] * 2,
+        "the word " * 40,
+    ],
+    "the last": ["the word " * 40, "the word " * 41, "a word"],
+    "copies": ["the word", "the word"],
+}
+
+
+@pytest.mark.parametrize("shard_tokens", [8, 1 << 28])
+@pytest.mark.parametrize("name", FEW)
+def test_of_few_documents_one_is_held_out(tokenizer: Path, tmp_path: Path, name: str, shard_tokens: int) -> None:
+    """The longest up to the average, the first of equals, one without a copy; the rest stays as it is."""
+    (tmp_path / "a.txt").write_text("\n\n".join(FEW[name]))
+    options = {"tokenizer": tokenizer, "shard_tokens": shard_tokens, "progress": quiet}
+    prepare([tmp_path / "a.txt"], tmp_path / "all", heldout_fraction=0, **options)
+    manifest = prepare([tmp_path / "a.txt"], tmp_path / "few", **options)
+    everything, train, heldout = (
+        stored_documents(Corpus.open(tmp_path / folder, split))
+        for folder, split in (("all", "train"), ("few", "train"), ("few", "heldout"))
+    )
+    place = {"unlike lengths": 1, "the last": 2, "copies": 0}[name]
+    assert heldout == [everything[place]] and train == everything[:place] + everything[place + 1 :]
+    assert manifest.notes[-1].startswith("of so few documents the draw held out none, so one ")
+    Corpus.open(tmp_path / "few").verify()
+    assert not (tmp_path / "few" / "before").exists()
+
+
+def test_a_document_alone_is_not_held_out(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one document")
+    manifest = prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+    assert [manifest.splits[split].documents for split in SPLITS] == [1, 0]
+    assert manifest.notes[-1].startswith("no document is held out")
+
+
 @pytest.fixture
 def part(text: Path, tmp_path: Path) -> Path:
     """The first chapters."""

@@ -34,8 +34,9 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, counted from 0"):
         resolve_device("cuda:2")
-    with pytest.raises(UserError, match="expected auto, cpu or cuda"):
-        resolve_device("cuda:x")
+    for other in ("cuda:x", "mps", "meta", "tpu", ""):
+        with pytest.raises(UserError, match=f"--device {other}: expected auto, cpu or cuda"):
+            resolve_device(other)
 
 
 WIDE_HEADS = replace(ENCODER, hidden_size=32)  # heads of 16, which the kernels take

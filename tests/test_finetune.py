@@ -363,29 +363,31 @@ def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "name, value, expected",
     [
-        {"epochs": 0.0},
-        {"truncate": "middle"},
-        {"freeze": "all"},
-        {"seeds": 0},
-        {"precision": "fp8"},
-        {"max_length": 3},
-        {"epochs": math.inf},
-        {"epochs": math.nan},
-        {"learning_rate": -1e-4},
-        {"learning_rate": math.nan},
-        {"layerwise_decay": 1.1},
-        {"weight_decay": -0.01},
-        {"clip_norm": 0.0},
-        {"tokens_per_batch": -1},
-        {"patience": -1},
-        {"freeze": "²"},
+        ("epochs", 0.0, "a number above 0"),
+        ("truncate", "middle", "one of head, tail, both"),
+        ("freeze", "all", "none, embeddings, encoder or a number of layers"),
+        ("seeds", 0, "at least 1"),
+        ("precision", "fp8", "one of auto, bf16, fp32"),
+        ("max_length", 4, "at least 8, or 0 for the task's"),
+        ("epochs", math.inf, "a number above 0"),
+        ("epochs", math.nan, "a number above 0"),
+        ("learning_rate", -1e-4, "a number from 0"),
+        ("learning_rate", math.nan, "a number from 0"),
+        ("layerwise_decay", 1.1, "a number from 0 to 1"),
+        ("weight_decay", -0.01, "a number from 0"),
+        ("warmup", 1.0, "a number from 0 to below 1"),
+        ("clip_norm", 0.0, "a number above 0"),
+        ("tokens_per_batch", -1, "a number from 0"),
+        ("patience", -1, "a number from 0"),
+        ("freeze", "²", "none, embeddings, encoder or a number of layers"),
     ],
 )
-def test_settings_out_of_range_are_named(settings):
-    with pytest.raises(UserError, match=next(iter(settings))):
-        FinetuneSettings(**settings)
+def test_settings_out_of_range_are_named_with_their_range(name, value, expected):
+    with pytest.raises(UserError) as caught:
+        FinetuneSettings(**{name: value})
+    assert str(caught.value) == f"{name}: expected {expected}, got {value!r}"
 
 
 def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path):
@@ -393,7 +395,11 @@ def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path)
         tmp_path / "alike.tsv", "sentence\tlabel", *["a film\tpos", "a film\tpos", "a film\tneg"] * 8
     )
     for settings, files, expected in (
-        (replace(QUICK, epochs=1), (alike, alike), ["Only 2 steps in all", "most frequent class"]),
+        (
+            replace(QUICK, epochs=1),
+            (alike, alike),
+            ["24 of the 24 dev texts are also in", "Only 2 steps in all", "most frequent class"],
+        ),
         (replace(QUICK, epochs=5), data, []),  # 50 steps, and learned
     ):
         lines = []

@@ -204,6 +204,7 @@ def another(model, data, tmp_path) -> dict[str, tuple[Path, tuple[Path, Path], F
     fewer = tiny_model.reviews(tmp_path / "fewer.tsv", 158)
     return {
         "epochs was 2, is now 3": (model, data, replace(SETTINGS, epochs=3)),
+        "metric was 'accuracy', is now 'macro_f1'": (model, data, replace(SETTINGS, metric="macro_f1")),
         "training data is another one": (model, (fewer, data[1]), SETTINGS),
         "development data is another one": (model, (data[0], fewer), SETTINGS),
         "weights is another one": (other, data, SETTINGS),

@@ -165,8 +165,11 @@ def test_empty_files(tmp_path, content):
 
 
 def test_missing_files_and_unknown_formats(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        texts_and_labels(tmp_path / "none.csv")
+    for name in ("none.csv", "none", "none.parquet", "none.jsonl.gz", "none.doc"):
+        readers = (read_texts, read_choices, read_questions) + (() if name == "none.csv" else (read_tagged,))
+        for reader in readers:
+            with pytest.raises(UserError, match=f"{name}: there is no such file or folder"):
+                list(reader(tmp_path / name))
     with pytest.raises(UserError, match=r"unknown format \.doc"):
         texts_and_labels(write(tmp_path / "a.doc", "x"))
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(as_csv(ROWS).encode())[:-12])

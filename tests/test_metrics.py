@@ -17,6 +17,7 @@ from electra_core.metrics import (
     confusion_matrix,
     per_class_metrics,
     regression_metrics,
+    shown_name,
     span_metrics,
     spread,
 )
@@ -251,6 +252,12 @@ def compare_with_seqeval(truth: list[list[str]], draw: random.Random) -> None:
         for name, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
             assert row[name] == pytest.approx(report[row["label"]][theirs])
         assert row["support"] == report[row["label"]]["support"]
+
+
+def test_f1_of_two_classes_says_of_which_one_it_is():
+    assert shown_name("f1", ["spam", "legit"]) == "f1 (legit)"
+    assert shown_name("f1", ["a", "b", "c"]) == shown_name("f1", []) == "f1"
+    assert shown_name("accuracy", ["spam", "legit"]) == "accuracy"
 
 
 def test_span_scores_equal_seqevals():

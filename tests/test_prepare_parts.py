@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_corpus import contents, documents_of, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
 
+from electra_core import hold_out
 from electra_core import prepare as prepare_module
 from electra_core.cli import main
 from electra_core.corpus import Corpus, Manifest, prepare
@@ -117,6 +118,30 @@ def test_killed_runs_are_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_killed_while_one_document_was_taken_out(
+    files: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The journal tells of the shards before; by then it is gone, and all begins anew."""
+    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 1)
+    options = {**OPTIONS, "tokenizer": tokenizer, "heldout_fraction": 1e-9}
+    prepare([files], tmp_path / "whole", **options)
+    left = tmp_path / ".out.partial"
+    real = hold_out._spare
+
+    def watched(shards, counts):  # type: ignore[no-untyped-def]
+        shutil.copytree(left, tmp_path / "left")
+        return real(shards, counts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hold_out, "_spare", watched)
+        prepare([files], tmp_path / "out", **options)
+    assert (tmp_path / "left" / "before").is_dir() and not (tmp_path / "left" / "journal.json").exists()
+    shutil.rmtree(tmp_path / "out")
+    shutil.move(tmp_path / "left", left)
+    prepare([files], tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole") and not left.exists()
+
+
 WORKERS_OF_A_KILLED_PROCESS = """
 import multiprocessing, os, signal, sys
 from electra_core.encoding import Document, encode_all
@@ -139,7 +164,7 @@ def test_workers_end_with_a_killed_main_process(tokenizer: Path, tmp_path: Path)
     wait_until(lambda: not any(worker.exists() for worker in workers))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv"])
 @pytest.mark.parametrize("limits", [{}, {"BLOCK_BYTES": 16, "MAX_LINE": 40, "MAX_DOCUMENT_CHARACTERS": 100}])
 def test_reading_goes_on_behind_any_document(
     name: str, limits: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,8 +174,14 @@ def test_reading_goes_on_behind_any_document(
     for folder in ("1", "2", "3"):
         (tmp_path / folder).mkdir()
         texts = [" ".join(f"{folder}w{i}" for i in range(40 * (j % 3) + 1)) for j in range(5)]
-        content = "\n\n".join(texts) if name == "a.txt" else "\n".join(json.dumps({"text": t}) for t in texts)
-        (tmp_path / folder / name).write_text(content if folder != "2" else "")
+        rows = [{"text": text} for text in texts]
+        content = {
+            "a.txt": "\n\n".join(texts),
+            "a.jsonl": "\n".join(map(json.dumps, rows)),
+            "a.json": json.dumps(rows),
+            "a.csv": "\n".join(["text", *texts]),
+        }
+        (tmp_path / folder / name).write_text(content[name] if folder != "2" else "")
     sources = find_sources([tmp_path])
     report = ReadReport()
     seen: list[tuple[ReadReport, list[str]]] = []
@@ -223,6 +254,26 @@ def test_parts_that_do_not_make_a_whole(
     tokens = shutil.copytree(parts[0], tmp_path / "damaged") / "train-00000.tokens"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"\xff")
     fails([tmp_path / "damaged", *parts[1:]], r"train-00000\.tokens: damaged")
+
+
+@pytest.mark.parametrize("shard_tokens", [10, 1 << 28])
+def test_parts_without_held_out_documents_make_a_whole_with_one(
+    tokenizer: Path, tmp_path: Path, shard_tokens: int
+) -> None:  # fmt: skip
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number, words in enumerate((5, 9, 2)):
+        (texts / f"{number}.txt").write_text(f"{'word ' * words}\n\n{'letter ' * words}")
+    options = {**OPTIONS, "tokenizer": tokenizer, "heldout_fraction": 1e-9, "shard_tokens": shard_tokens}
+    parts = [tmp_path / f"part{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        assert not prepare([texts], part, shard=(number, 2), **options).splits["heldout"].documents
+    for workers in (1, 2):
+        prepare([texts], tmp_path / f"whole{workers}", workers=workers, **options)
+    merge(parts, tmp_path / "merged", progress=quiet)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "whole1") == contents(tmp_path / "whole2")
+    assert Corpus.open(tmp_path / "merged", "heldout").num_documents == 1
+    Corpus.open(tmp_path / "merged").verify()
 
 
 @pytest.mark.parametrize("sizes", [[1] * 8, [9, 1, 1, 1], [1, 1, 1, 9], [0, 0, 5], [3, 1, 4, 1, 5, 9, 2, 6]])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from electra_core.batches import Batches
 from electra_core.cli import main
-from electra_core.config import PretrainConfig
+from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra
 from electra_core.errors import UserError
@@ -108,12 +108,41 @@ def test_electra_15_is_evaluated_where_it_is_trained(data: Path, tmp_path: Path)
     [
         ("steps", 0), ("eval_examples", 0), ("keep_checkpoints", 0), ("max_length", 2), ("warmup_steps", -5),
         ("clip_norm", 0.0), ("temperature", 0.0), ("temperature", math.nan), ("learning_rate", -1e-3),
-        ("weight_decay", -0.1), ("adam_beta2", 1.0), ("mask_fraction", 0.5),
+        ("weight_decay", -0.1), ("adam_beta2", 1.0), ("mask_fraction", 0.5), ("learning_rate", math.inf),
+        ("clip_norm", math.inf), ("discriminator_weight", math.nan), ("generator_layers", 0),
+        ("generator_hidden_size", 0), ("generator_intermediate_size", 0), ("generator_attention_heads", 3),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{field}: expected"):
         PretrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_dropout_prob", 1.5), ("hidden_dropout_prob", math.nan), ("attention_probs_dropout_prob", 1.0),
+        ("initializer_range", -1.0), ("initializer_range", 0.0), ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", math.inf), ("type_vocab_size", 1), ("num_hidden_layers", 0), ("embedding_size", 0),
+        ("hidden_size", -16), ("intermediate_size", 0), ("num_attention_heads", 0), ("max_position_embeddings", 0),
+    ],
+)  # fmt: skip
+def test_sizes_that_make_no_sense_are_refused_by_name(
+    data: Path, tmp_path: Path, field: str, value: float
+) -> None:
+    with pytest.raises(UserError, match=f"{field}: expected .* got {value}"):
+        train(data, tmp_path / "run", sizes={field: value})
+    assert not (tmp_path / "run").exists()
+    if (field, value) not in {("initializer_range", 0.0), ("type_vocab_size", 1)}:  # elsewhere those may be
+        with pytest.raises(ValueError, match=f"{field}: expected"):
+            EncoderConfig(**{field: value})
+
+
+@pytest.mark.parametrize("minutes", [-1.0, math.nan])
+def test_a_time_limit_is_a_time(data: Path, tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(UserError, match=f"--max-minutes: expected a number of at least 0, got {minutes:g}"):
+        train(data, tmp_path / "run", max_minutes=minutes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shortest_examples_are_trained_on(data: Path, tmp_path: Path) -> None:

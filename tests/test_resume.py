@@ -174,8 +174,8 @@ def test_how_a_run_is_watched_may_change(data: Path, base: Path, tmp_path: Path)
 
 
 def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_path: Path) -> None:
-    """Continued pre-training starts from both halves' weights: at a rate of 0 it ends with them."""
-    still = {"learning_rate": 0.0, "weight_decay": 0.0, "optimizer": "adamw"}
+    """Continued pre-training starts from both halves' weights: at next to no rate it ends with them."""
+    still = {"learning_rate": 1e-30, "weight_decay": 0.0, "optimizer": "adamw"}
     pair = {"init_discriminator": base / "discriminator", "init_generator": base / "generator"}
     train(data, tmp_path / "more", still, **pair)
     for kind in ("discriminator", "generator"):
@@ -183,6 +183,51 @@ def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_p
         after = load_file(tmp_path / "more" / kind / "model.safetensors")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}], ids=str)
+def test_a_run_does_not_go_over_the_model_it_starts_from(
+    data: Path, base: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    """Neither where it lies in RUN, whatever the way there, nor where RUN has links to it; nothing is removed."""
+    run, apart = shutil.copytree(base, tmp_path / "run"), shutil.copytree(base, tmp_path / "apart")
+    linked, bare = tmp_path / "linked", tmp_path / "bare"
+    linked.symlink_to(run)
+    for kind in ("discriminator", "generator"):
+        (tmp_path / "files" / kind).mkdir(parents=True)
+        for file in (run / kind).iterdir():
+            (tmp_path / "files" / kind / file.name).symlink_to(file)
+        (bare / kind).parent.mkdir(exist_ok=True)
+        (bare / kind).symlink_to(apart / kind)
+    before = contents(tmp_path)
+    for out, ours, theirs in (
+        (run, run / "discriminator", apart / "generator"), (run, apart / "discriminator", run / "generator"),
+        (run, run, run), (run, linked, linked), (linked, run, run), (run / "discriminator", run, run),
+        (run, tmp_path / "files/discriminator", tmp_path / "files/generator"), (bare, apart, apart),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"holds the model to start from .*a folder of its own"):
+            train(data, out, init_discriminator=ours, init_generator=theirs, **options)
+    assert contents(tmp_path) == before
+    train(data, tmp_path / "run" / "more", {"steps": 1}, init_discriminator=run, init_generator=run)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_without_a_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint begins anew, somebody's files stay what they are."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="theirs is not empty and holds no run to resume"):
+        train(data, tmp_path / "theirs", resume=True)
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["README.md"]
+    for place, name in enumerate(("state.json", "config.toml", "")):
+        run = tmp_path / str(place)
+        run.mkdir()
+        if name:
+            (run / name).write_text("")
+        assert train(data, run, {"steps": 1}, resume=True).steps == 1
 
 
 def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path) -> None:

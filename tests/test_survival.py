@@ -241,12 +241,12 @@ def test_weights_and_biases_gets_the_figures(tmp_path: Path, monkeypatch: pytest
     wandb: Any = types.ModuleType("wandb")
     wandb.init = lambda **options: calls.append(options) or wandb
     wandb.log = lambda numbers, step: calls.append((step, numbers))
-    wandb.finish = lambda: calls.append("finished")
+    wandb.finish = lambda exit_code: calls.append(("finished", exit_code))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     log = MetricsLog(tmp_path, wandb="project")
     log.write(3, loss=2.0, warnings=["said"])
     log.close()
     assert calls == [
         {"project": "project", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"},
-        (3, {"loss": 2.0}), "finished",
+        (3, {"loss": 2.0}), ("finished", 0),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Readers of text: what comes out as documents, and what bad input is told."""
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from electra_core import text_files
+from electra_core import text_files, text_tables
 from electra_core.byte_files import ByteFile
 from electra_core.errors import UserError
 from electra_core.sources import find_sources
@@ -39,8 +40,17 @@ def as_bytes(kind: str) -> bytes:
     rows = ["\n".join(document) for document in DOCUMENTS]
     if kind == ".txt":
         return TEXT.encode()
-    if kind == ".jsonl":
+    if kind in (".jsonl", ".ndjson", "lines.json"):
         return "".join(f"{json.dumps({'id': 1, 'text': row})}\n\n" for row in rows).encode()
+    if kind.endswith(".json"):
+        indent = 2 if kind == "indented.json" else None
+        return json.dumps([{"id": 1, "text": row} for row in rows], indent=indent, ensure_ascii=False).encode()
+    if kind.endswith(".csv"):
+        table = io.StringIO()
+        delimiter = ";" if kind == "semicolons.csv" else ","
+        writer = csv.writer(table, delimiter=delimiter)
+        writer.writerows([("id", "text"), ("1; 2", rows[0]), ("3", ""), (), ('"4"', rows[1])])
+        return table.getvalue().encode()
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": [rows[0], None, rows[1]]}), stream)
     return stream.getvalue()
@@ -50,7 +60,13 @@ def as_bytes(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ".txt", ".jsonl", ".ndjson", ".parquet", "lines.json", "array.json", "indented.json", ".csv",
+        "semicolons.csv",
+    ],
+)  # fmt: skip
 def test_formats_and_compressions(tmp_path: Path, kind: str, compression: str) -> None:
     path = tmp_path / f"text{kind}{compression}"
     path.write_bytes(COMPRESSIONS[compression](as_bytes(kind)))
@@ -58,6 +74,48 @@ def test_formats_and_compressions(tmp_path: Path, kind: str, compression: str) -
     assert read(path, report=report) == DOCUMENTS
     assert 0 < report.position <= path.stat().st_size
     assert report.notes() == []
+
+
+def test_quotes_in_a_tsv_are_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('id\ttext \n1\t"Yes, he said.\n\n2\tNo\r\n')
+    assert read(tmp_path / "a.tsv") == [['"Yes, he said.'], ["No"]]
+
+
+def test_rows_of_json_need_no_lines(tmp_path: Path) -> None:
+    for content in (
+        '{\n "text":\n "a"}\n {"text": "b"\n}{"text": "c"}',
+        '[{"text": "a"},{"text":\n"b"} ,\n{"text": "c"}\n]\n',
+    ):
+        (tmp_path / "a.json").write_text(content)
+        assert read(tmp_path / "a.json") == [["a"], ["b"], ["c"]]
+
+
+def test_a_folder_of_tables_and_one_of_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Beside texts a table may be about them; alone it is the text. What is skipped is counted, in one line."""
+    caplog.set_level("INFO")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'[{"text": "a"}]'))
+    (tmp_path / "b.csv").write_text("text\nb\n")
+    for name in ("c.md", "LICENSE", "d.py", "e.PY.xz"):
+        (tmp_path / name).write_text("no text")
+    assert read(tmp_path) == [["a"], ["b"]]
+    (tmp_path / "c.ndjson").write_text('{"text": "c"}')
+    assert read(tmp_path) == [["c"]]
+    assert caplog.messages == [
+        f"{tmp_path}: skipped {counts} (to have such a file read, name it)"
+        for counts in ("1 .md, 2 .py, 1 without suffix", "1 .csv, 1 .json, 1 .md, 2 .py, 1 without suffix")
+    ]
+
+
+def test_an_unknown_suffix_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for name in ("a.md", "b.md.gz", "c.txt"):
+        (tmp_path / name).write_bytes(gzip.compress(b"text") if name.endswith("gz") else b"text")
+    find_sources([tmp_path / "a.md", tmp_path / "c.txt"])
+    find_sources([tmp_path / "a.md", tmp_path / "b.md.gz"])
+    find_sources([tmp_path / "c.txt", "-"])
+    assert caplog.messages == [
+        f"{name}: no known suffix, read as plain text" for name in (tmp_path / "a.md", "2 .md")
+    ]
 
 
 def test_folders_files_and_order(tmp_path: Path) -> None:
@@ -160,6 +218,41 @@ def read_lazily(path: str, report: ReadReport) -> Iterator[list[str]]:
     return read_documents(find_sources([path]), report=report)
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_json_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
+    monkeypatch.setattr(text_tables, "BLOCK_CHARACTERS", size)
+    for kind in ("lines.json", "array.json", "indented.json"):
+        (tmp_path / kind).write_bytes(as_bytes(kind))
+        assert read(tmp_path / kind) == DOCUMENTS
+
+
+def test_a_large_array_and_a_large_table_need_little_memory(tmp_path: Path) -> None:
+    text = "seven letters " * 1000
+    with open(tmp_path / "a.json", "w") as array, open(tmp_path / "a.csv", "w") as table:
+        array.write("[")
+        table.write("text\n")
+        for number in range(3000):
+            array.write(("," if number else "") + json.dumps({"text": text}))
+            table.write(f'"{text}"\n')
+        array.write("]")
+    for name in ("a.json", "a.csv"):
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in read_lazily(str(tmp_path / name), ReadReport())) == 3000
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 10e6 < 42e6 <= (tmp_path / name).stat().st_size
+
+
+def test_a_row_of_a_json_array_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_ROW_BYTES", 1 << 20)
+    (tmp_path / "a.json").write_text('[{"text": "x"},\n' + json.dumps({"text": "y" * (3 << 20)}) + "]")
+    with pytest.raises(UserError, match="row 2: not JSON, or longer than 1 MiB"):
+        read(tmp_path / "a.json")
+
+
 def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "MAX_ROW_BYTES", 1 << 20)
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + json.dumps({"text": "y" * (3 << 20)}))
@@ -191,7 +284,41 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; present are 'body', 'id'"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: field 'text' holds int, not text"),
         ("a.parquet", b"PAR1 not really", "a.parquet: not a readable Parquet file"),
-        ("b.bz2", bz2.compress(b"text" * 99), "b.bz2: (is a binary|invalid UTF-8)"),
+        (
+            "a.json",
+            b'[{"text": "x"}, {"text": "y"}',
+            "a.json: expected , or ] behind row 2, got the end of the file",
+        ),
+        ("a.json", b'[{"text": "x"} {"text": "y"}]', "a.json: expected , or ] behind row 1, got {"),
+        ("a.json", b'[{"text": "x"},]', r"a.json: row 2: not JSON \(Expecting value\)"),
+        ("a.json", b'[{"text": "x"}] {"text": "y"}', "a.json: expected nothing behind the array of rows, got {"),
+        ("a.json", b'["x"]', "a.json: row 1: expected a JSON object, got str"),
+        ("a.json", b'{"text": "x"}\n{"text": "y\n', "a.json: row 2: not JSON"),
+        ("a.json", b'{"data": [{"text": "x"}]}', "row 1: no field 'text'; present are 'data'"),
+        ("a.json", b"[]", "a.json: there is no text in it"),
+        ("a.json", b"[" * 100_000, "a.json: row 1: not JSON"),
+        ("a.json", b'[{"text": "caf\xe9"}]', r"a.json: invalid UTF-8 at byte 14 \(0xe9"),
+        ("a.json", b'\xef\xbb\xbf[{"text": "caf\xc3', r"a.json: invalid UTF-8 at byte 17 \(0xc3"),
+        ("a.json", "[]".encode("utf-16"), "a.json: is UTF-16"),
+        ("a.csv", b"", "a.csv: there is no text in it"),
+        ("a.csv", b"text\n", "a.csv: there is no text in it"),
+        ("a.csv", b"id,body\n1,x\n", "a.csv: no column 'text' in its first line; present are 'id', 'body'"),
+        ("a.csv", b"text,text\nx,y\n", "a.csv: two columns are called 'text'"),
+        ("a.csv", b'id,text\n1,"x\ny"\n2,y,z\n', "a.csv: line 4: expected 2 columns, got 3; cells that hold ','"),
+        ("a.csv", b'text\nx\n"y\nz\n', "a.csv: line 3: not CSV"),
+        ("a.csv", b"text\nx\ry\n", "a.csv: line 2: not CSV"),
+        ("a.csv", b"text\ncaf\xe9\n", "a.csv: invalid UTF-8 at byte 8 "),
+        ("a.tsv", b"id\ttext\n1\n", "a.tsv: line 2: expected 2 columns, got 1$"),
+        ("a.tsv.gz", b"no gzip", "a.tsv.gz: the compressed file is damaged"),
+        (
+            "b.bz2",
+            bz2.compress(b"text" * 99),
+            "b.bz2: .bz2 is not read; unpack it, or pack it as .gz, .xz or .zst",
+        ),
+        ("b.tar.gz", b"", "b.tar.gz: .tar is not read; unpack it first"),
+        ("b.XML", b"<a/>", "b.XML: .xml is not read; save its text, without the tags, as .txt"),
+        ("b.docx", b"PK", "b.docx: .docx is not read; save its text as .txt"),
+        ("b.arrow", b"", "b.arrow: .arrow is not read; save its rows as .parquet or .jsonl"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -219,7 +346,10 @@ def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="no text file was given"):
         find_sources([])
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder: no \.txt, \.jsonl, \.parquet file"):
+    with pytest.raises(UserError, match=r"folder: no \.txt, .*, \.tsv file in this folder$"):
+        find_sources([tmp_path / "folder"])
+    (tmp_path / "folder" / "a.md").touch()
+    with pytest.raises(UserError, match=r"folder: no .* file in this folder; there are 1 \.md$"):
         find_sources([tmp_path / "folder"])
     with pytest.raises(UserError, match="Is a directory"):
         ByteFile("folder", tmp_path / "folder")

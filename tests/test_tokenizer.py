@@ -1,6 +1,7 @@
 """Tokenizers against the libraries they have to agree with: `transformers`, `sentencepiece`, and themselves."""
 
 import json
+import re
 import shutil
 from itertools import islice, pairwise
 from pathlib import Path
@@ -309,3 +310,17 @@ def test_folders_that_hold_no_tokenizer(tmp_path: Path, name: str, content: byte
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such tokenizer"):
         load_tokenizer(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text, said", [("caf\udce9", "byte 0xe9 at character 4"), ("\ud83d", "surrogate U+D83D")])
+def test_what_is_no_unicode_is_refused_wherever_it_is_encoded(wordpiece: Tokenizer, text: str, said: str) -> None:
+    for encode in (
+        wordpiece.encode,
+        wordpiece.encode_with_offsets,
+        wordpiece.as_plain_text().encode,
+        lambda text: wordpiece.encode_batch(["the cat", text]),
+    ):
+        with pytest.raises(UserError, match=f"the text is not valid UTF-8 .*{re.escape(said)}"):
+            encode(text)
+    with pytest.raises(TypeError):  # the programmer's mistake
+        wordpiece.encode(None)  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""What is odd about labelled data, in a line each for the user: copies in the development data, a header that was
+read as an example, text that the vocabulary cannot write. What is wrong with a single row, `BadRows` says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from electra_core.choices import ChoiceExample
+from electra_core.columns import Columns, may_be_header
+from electra_core.labelled import TextExample
+from electra_core.squad_files import QuestionExample
+from electra_core.tagged_files import TaggedExample
+
+MANY_COPIES = 0.1
+"""Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
+MUCH_UNKNOWN = 0.1
+"""Share of the tokens from which on [UNK] is told."""
+
+
+def input_of(example: Any) -> Hashable:
+    """What examples have in common that are not to be learned from and judged by: the text, the pair of texts, the
+    words, the text with its endings; of questions their context."""
+    if isinstance(example, QuestionExample):
+        return example.context
+    if isinstance(example, TaggedExample):
+        return example.words
+    if isinstance(example, ChoiceExample):
+        return example.text, example.choices
+    return example.text, example.pair
+
+
+def copies(train: Sequence[Any], dev: Sequence[Any]) -> str | None:
+    """Says how many of the development data's inputs stand in the training data, too, if they are many."""
+    known = {input_of(example) for example in train}
+    count = sum(input_of(example) in known for example in dev)
+    if count <= MANY_COPIES * len(dev):
+        return None
+    return f"{count:,} of the {len(dev):,} dev {_called(dev[0])} are also in the training data"
+
+
+def _called(example: Any) -> str:
+    """What inputs are called, several of them."""
+    if isinstance(example, QuestionExample):
+        return "questions' contexts"
+    if isinstance(example, TaggedExample):
+        return "sentences"
+    return "pairs" if isinstance(example, TextExample) and example.pair is not None else "texts"
+
+
+def header_as_example(path: str | Path, examples: Sequence[Any], columns: Columns) -> str | None:
+    """Says that the first line of a CSV or TSV looks like a header, if nobody knows and its class has no other
+    example while another class has.
+
+    Args:
+        examples: of classes, as they were read from `path`.
+    """
+    first = examples[0]
+    if not may_be_header(Path(path), first.line, columns):
+        return None
+    counts = Counter(example.label for example in examples)
+    if counts[first.label] > 1 or max(counts.values()) == 1:
+        return None
+    return (
+        f"{path}:1: was read as an example, but looks like a header: no other has the label {first.label!r} "
+        "(--header leaves it out, --no-header says that it is none)"
+    )
+
+
+def unknown_words(unknown: int, tokens: int) -> str | None:
+    """Says which share of the tokens is [UNK], if it is large."""
+    if unknown <= MUCH_UNKNOWN * tokens:
+        return None
+    return f"{unknown / tokens:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"

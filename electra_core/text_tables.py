@@ -1,0 +1,193 @@
+"""The texts of files of rows: JSON lines, JSON, CSV and TSV. `text_files.py` makes documents of them.
+
+Rows come one at a time, whatever the size of the file; only a row has to be in memory as a whole. A row that is
+not like the others ends the reading: text to train on is not to be lost in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from electra_core.errors import UserError
+
+BLOCK_CHARACTERS = 1 << 16  # of a .json file, held at least when more is needed
+_QUOTED = re.compile(r'"[^"]*("|$)')
+_NOT_SPACE = re.compile(r"[^ \t\n\r]")
+
+
+def json_line_texts(name: str, lines: Iterator[str], text_field: str) -> Iterator[str]:
+    """The texts of JSON lines.
+
+    Args:
+        name: what error messages call the file.
+        lines: all of its lines, without their ends.
+
+    Raises:
+        UserError: naming the line, from 1: not a JSON object, no such field, or no text in it.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{name}: line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error})") from None
+        yield _text_of(place, row, text_field)
+
+
+def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> Iterator[str]:
+    """The texts of a .json file: rows in one array, or one after the other, on one line each or on many.
+
+    Args:
+        name: what error messages call the file.
+        blocks: its characters, some at a time.
+        most: characters that a row may have.
+
+    Raises:
+        UserError: naming the row, from 1: as `json_line_texts`; something that is no row, or too long.
+    """
+    text, number = _Characters(blocks), 0
+    in_array = text.peek() == "["
+    if in_array:
+        text.take()
+    while text.peek() != ("]" if in_array else ""):
+        if in_array and number and (found := text.take()) != ",":
+            raise UserError(f"{name}: expected , or ] behind row {number}, got {found or 'the end of the file'}")
+        number += 1
+        place = f"{name}: row {number}"
+        try:
+            row = text.value(most)
+        except (ValueError, RecursionError) as error:
+            too_long = f", or longer than {most >> 20} MiB" if text.held > most else ""
+            raise UserError(f"{place}: not JSON{too_long} ({getattr(error, 'msg', error)})") from None
+        yield _text_of(place, row, text_field)
+    if in_array and text.take() and (found := text.peek()):
+        raise UserError(f"{name}: expected nothing behind the array of rows, got {found}")
+
+
+class _Characters:
+    """JSON that comes in blocks; what was taken is not held any longer."""
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self._blocks, self._text, self._at = blocks, "", 0
+        self._decoder = json.JSONDecoder()
+
+    @property
+    def held(self) -> int:
+        """Characters that are there and not taken."""
+        return len(self._text) - self._at
+
+    def peek(self) -> str:
+        """The next character that is no white space, "" at the end; the white space is taken."""
+        while not (found := _NOT_SPACE.search(self._text, self._at)):
+            self._at = len(self._text)
+            if not self._more():
+                return ""
+        self._at = found.start()
+        return found[0]
+
+    def take(self) -> str:
+        """As `peek`, and takes it."""
+        character = self.peek()
+        self._at += len(character)
+        return character
+
+    def value(self, most: int) -> Any:
+        """Takes a JSON value of at most about `most` characters; ValueError or RecursionError if there is none."""
+        self.peek()
+        while True:
+            try:
+                value, self._at = self._decoder.raw_decode(self._text, self._at)
+                return value
+            except (ValueError, RecursionError):
+                if self.held > most or not self._more():
+                    raise
+
+    def _more(self) -> bool:
+        """Holds about twice as much as now, so that a long value is not decoded often; False at the end."""
+        pieces = [self._text[self._at :]]
+        wanted = size = max(self.held, BLOCK_CHARACTERS)
+        while wanted > 0 and (block := next(self._blocks, "")):
+            pieces.append(block)
+            wanted -= len(block)
+        self._text, self._at = "".join(pieces), 0
+        return wanted < size
+
+
+def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most: int) -> Iterator[str]:
+    """The texts of a CSV or TSV file whose first line names the columns.
+
+    A CSV may be cut by semicolons or tabs, too, as its first line tells. In a TSV quotes are ordinary characters.
+
+    Args:
+        name: what error messages call the file.
+        lines: all of its lines, without their ends.
+        tabs: whether it is a TSV.
+        most: characters that a cell may have.
+
+    Raises:
+        UserError: no such column, or two; naming the line, from 1: another number of cells, or broken quoting.
+    """
+    first = next(lines, "")
+    delimiter = "\t" if tabs else max(",;\t", key=_QUOTED.sub("", first).count)
+    csv.field_size_limit(most)
+    reader = csv.reader(
+        (line + "\n" for line in chain([first], lines)),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        skipinitialspace=delimiter + " " in first,  # else a quote behind the space would be an ordinary character
+        strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
+    )
+    rows = _rows(name, reader)
+    header = next(rows, None)
+    if header is None:
+        return
+    names = [cell.strip() for cell in header[1]]
+    column = _column(name, names, text_field)
+    for line, cells in rows:
+        if len(cells) != len(names):
+            hint = "" if tabs or len(cells) < len(names) else f"; cells that hold {delimiter!r} are put in quotes"
+            raise UserError(f"{name}: line {line}: expected {len(names)} columns, got {len(cells)}{hint}")
+        yield cells[column]
+
+
+def _rows(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(its first line, cells) of every row that is not blank."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{name}: line {line}: not CSV ({error})") from None
+        if cells:
+            yield line, cells
+
+
+def _column(name: str, names: list[str], text_field: str) -> int:
+    """Where the text is."""
+    if text_field not in names:
+        raise UserError(
+            f"{name}: no column {text_field!r} in its first line; present are {', '.join(map(repr, names))}"
+        )
+    if names.count(text_field) > 1:
+        raise UserError(f"{name}: two columns are called {text_field!r}; give one of them another name")
+    return names.index(text_field)
+
+
+def _text_of(place: str, row: Any, text_field: str) -> str:
+    """The text of a row that was JSON."""
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
+    if text_field not in row:
+        raise UserError(f"{place}: no field {text_field!r}; present are {', '.join(map(repr, row)) or 'none'}")
+    if not isinstance(text := row[text_field], str):
+        raise UserError(f"{place}: field {text_field!r} holds {type(text).__name__}, not text")
+    return text

@@ -1,0 +1,135 @@
+"""Columns by name and by number, with a header and without, and those of a file that was not trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from electra_core.choices import Choose
+from electra_core.classify import Classify, Regress
+from electra_core.columns import Columns
+from electra_core.errors import UserError
+from electra_core.labelled import BadRows, read_texts
+from electra_core.named_tasks import for_reading
+from electra_core.squad import Answer
+from electra_core.tagging import Tag
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def read(file: Path, columns: Columns, *, labelled: bool = True, given: Columns | None = None) -> list[tuple]:
+    """(text, pair, label) of a file as a model reads it that was trained with `columns`."""
+    task = for_reading(Classify(columns=columns), given or Columns())
+    return [(e.text, e.pair, e.label) for e in task.read(file, BadRows(file), labelled=labelled)]
+
+
+def refusal(file: Path, columns: Columns, **more) -> str:
+    with pytest.raises(UserError) as caught:
+        read(file, columns, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- header
+
+
+@pytest.mark.parametrize("header, first", [(None, "Kommentar"), (True, "fein"), (False, "Kommentar")])
+def test_a_header_is_what_it_is_said_to_be(tmp_path, header, first):
+    file = write(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,0")
+    assert next(read_texts(file, Columns("1", None, "2", header=header))).text == first
+
+
+def test_a_file_without_header_and_columns_without_names(tmp_path):
+    file = write(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
+    said = refusal(file, Columns())
+    assert "which column holds the text? The columns are I hated it 6890, 0; name it with --text-column" in said
+    assert said.endswith("(if that line is no header: --no-header, and a number from 1)")
+    assert refusal(file, Columns(header=False)).endswith("name it with --text-column, by its number from 1")
+    assert "--no-header" not in refusal(write(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
+    assert len(read(file, Columns("1", None, "2", header=False))) == 2
+
+
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        (Classify(labels=("0", "1"), columns=Columns("1", None, "2")), "known: 0, 1; if this is the header: --"),
+        (Regress(columns=Columns("1", None, "2")), r"the label is no number \('Note'; if this is the header: --"),
+    ],
+)
+def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
+    file = write(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,Note")
+    with pytest.raises(UserError, match=f"a.csv:1: .*{message}"):
+        list(task.read(file, BadRows(file)))
+    bad = BadRows(file, skip=True)
+    list(task.read(file, bad))
+    assert "--header" in bad.first[0] and "--header" not in bad.first[1]
+
+
+# ---- another file than the one that was trained on
+
+
+def test_the_usual_names_stand_in_for_those_of_the_training_file(tmp_path):
+    trained = Columns("review_text", None, "stars")
+    same = write(tmp_path / "a.csv", "review_text,stars,text,label", "fine,1,other,0")
+    usual = write(tmp_path / "b.csv", "n,sentence,category", "7,fine,1")
+    assert read(same, trained) == read(usual, trained) == [("fine", None, "1")]
+    with pytest.raises(UserError, match="there is no text column 'review_text'"):  # not in training
+        list(read_texts(usual, trained))
+
+
+def test_of_several_usual_names_none_is_taken(tmp_path):
+    trained = Columns("review_text", None, "stars")
+    several = write(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
+    assert refusal(several, trained).endswith(
+        "there is no text column 'review_text'; the columns are text, comment, label; --text-column names another"
+    )
+    assert read(several, trained, given=Columns(text="comment")) == [("other", None, "1")]
+    labels = write(tmp_path / "b.csv", "text,label,score", "fine,1,0.5")
+    assert "there is no label column 'stars'" in refusal(labels, trained)
+    assert read(labels, trained, labelled=False) == [("fine", None, None)]
+
+
+def test_a_column_that_is_named_for_the_file_must_be_there(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label", "fine,1")
+    for columns in (Columns(), Columns("review_text")):
+        assert "there is no text column 'satz'" in refusal(file, columns, given=Columns(text="satz"))
+
+
+def test_pairs_stand_in_together(tmp_path):
+    trained = Columns("premisse", "hypothese", "label")
+    usual = write(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
+    assert read(usual, trained) == [("fine", "dull", "1")]
+    half = write(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
+    assert "there is no pair column 'hypothese'" in refusal(half, trained)
+    assert refusal(half, trained).endswith("--text-pair-column names another")
+    assert read(half, trained, given=Columns(pair="sentence2")) == [("fine", "dull", "1")]
+
+
+@pytest.mark.parametrize("trained", [Columns(), Columns("premise", "hypothesis"), Columns("1", "2")])
+def test_pairs_to_predict_are_called_text_and_pair(tmp_path, trained):
+    file = write(tmp_path / "a.jsonl", json.dumps({"text": "fine", "pair": "dull"}))
+    assert read(file, trained, labelled=False) == [("fine", "dull", None)]
+
+
+def test_other_tasks_find_the_usual_names_too(tmp_path):
+    tags = write(tmp_path / "a.jsonl", json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}))
+    tagger = for_reading(Tag(columns=Columns("woerter", None, "marken")), Columns())
+    assert next(tagger.read(tags, BadRows(tags))).tags == ("O", "B-X")
+    conll = write(tmp_path / "a.conll", "a O", "b B-X")
+    assert next(tagger.read(conll, BadRows(conll))).tags == ("O", "B-X")
+    choices = write(tmp_path / "b.jsonl", json.dumps({"question": "q", "choices": ["x", "y"], "answer": 1}))
+    chooser = for_reading(Choose(columns=Columns("frage", None, "antwort")), Columns())
+    assert next(chooser.read(choices, BadRows(choices))).label == 1
+    with pytest.raises(UserError, match="no list of tags"):
+        list(for_reading(Tag(), Columns(label="x")).read(tags, BadRows(tags)))
+
+
+def test_questions_have_no_columns():
+    assert for_reading(Answer(), Columns()) == Answer()
+    with pytest.raises(UserError, match="qa: takes no columns"):
+        for_reading(Answer(), Columns(text="a"))

@@ -1,0 +1,145 @@
+"""What is odd about data is said in one line, and nothing is said of what is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_model
+
+from electra_core.choices import ChoiceExample
+from electra_core.classify import Classify
+from electra_core.columns import Columns
+from electra_core.data_warnings import copies, header_as_example, unknown_words
+from electra_core.features import Features
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import TextExample, read_texts
+from electra_core.predict import load
+from electra_core.squad_files import QuestionExample
+from electra_core.tagged_files import TaggedExample
+
+QUICK = FinetuneSettings(epochs=1, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def warnings(model, train, dev, out, task=None, **settings) -> list[str]:
+    """What fine-tuning warns of, but for few steps and for learning nothing."""
+    lines: list[str] = []
+    finetune(model, task or Classify(), train, dev, out, replace(QUICK, **settings), quiet=True, say=lines.append)
+    usual = ("Only ", "The most frequent class")
+    found = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    assert not any("\n" in line for line in found)
+    return [line for line in found if not line.startswith(usual)]
+
+
+# ---- copies
+
+
+def texts(*words: str) -> list[TextExample]:
+    return [TextExample(str(n), n, word, None, "1") for n, word in enumerate(words)]
+
+
+def test_copies_are_counted_whatever_their_label():
+    train = texts(*"abcdefghij")
+    assert copies(train, texts("a", "x", "b", "b")) == "3 of the 4 dev texts are also in the training data"
+    assert copies(train, texts("a", *"klmnopqrst")) is None  # one of eleven
+    assert copies(train, texts("x")) is None
+
+
+@pytest.mark.parametrize(
+    "example, called",
+    [
+        (TextExample("1", 1, "a", "b", "1"), "pairs"),
+        (TaggedExample("1", 1, ("a",), ("O",)), "sentences"),
+        (QuestionExample("1", "1", "who?", "a", ()), "questions' contexts"),
+        (ChoiceExample("1", 1, "a", ("x", "y"), 0), "texts"),
+    ],
+)
+def test_copies_are_called_what_they_are(example, called):
+    assert copies([example], [example]) == f"1 of the 1 dev {called} are also in the training data"
+    other = {"question": "other?"} if called.startswith("questions") else {"line": 7}
+    assert copies([replace(example, **other)], [example])
+
+
+def test_fine_tuning_tells_of_copies(model, tmp_path):
+    train = tiny_model.reviews(tmp_path / "train.tsv", 160)
+    dev = tiny_model.reviews(tmp_path / "dev.tsv", 40, seed=1)
+    assert warnings(model, train, dev, tmp_path / "a") == warnings(model, train, None, tmp_path / "b") == []
+    mixed = write(tmp_path / "mixed.tsv", *dev.read_text().splitlines()[:3], *train.read_text().splitlines()[1:49])
+    assert warnings(model, train, mixed, tmp_path / "c") == [
+        "48 of the 50 dev texts are also in the training data"
+    ]
+
+
+# ---- a header
+
+
+ROWS = [f"{'good' if n % 2 else 'bad'} film {'a ' * n},{n % 2}" for n in range(40)]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
+def test_fine_tuning_tells_of_a_header_that_became_an_example(model, tmp_path, name):
+    lines = [line.replace(",", "\t") if name.endswith("tsv") else line for line in ["Kommentar,Note", *ROWS]]
+    file, columns = write(tmp_path / name, *lines), Columns("1", None, "2")
+    (said,) = warnings(model, file, None, tmp_path / "out", Classify(columns=columns))
+    assert said.startswith(f"{file}:1: was read as an example, but looks like a header") and "'Note'" in said
+    assert "Note" in json.loads((tmp_path / "out/config.json").read_text())["label2id"]
+    task = Classify(columns=replace(columns, header=True))
+    assert warnings(model, file, None, tmp_path / "header", task) == []
+    assert list(json.loads((tmp_path / "header/config.json").read_text())["label2id"]) == ["0", "1"]
+    task = Classify(columns=replace(columns, header=False))
+    assert warnings(model, file, None, tmp_path / "none", task) == []
+
+
+@pytest.mark.parametrize(
+    "name, lines",
+    [
+        ("a.csv", ROWS),
+        ("a.csv", ["text,label", *ROWS]),  # a usual name: not read as an example
+        ("a.csv", ["a,x", "b,y", "c,z"]),  # every class has one example
+        ("a.jsonl", ['{"t": "a", "l": "x"}', '{"t": "b", "l": "y"}', '{"t": "c", "l": "y"}']),
+    ],
+    ids=["no header", "a header", "all differ", "no table"],
+)
+def test_other_first_lines_are_no_headers(tmp_path, name, lines):
+    file, columns = write(tmp_path / name, *lines), Columns("1", None, "2")
+    assert header_as_example(file, list(read_texts(file, columns)), columns) is None
+
+
+# ---- words that are none
+
+
+@pytest.mark.parametrize("unknown, tokens, said", [(1, 2, "50.0%"), (11, 100, "11.0%"), (10, 100, ""), (0, 0, "")])
+def test_a_tenth_of_unknown_words_is_no_matter(unknown, tokens, said):
+    line = f"{said} of the tokens are [UNK]; the vocabulary does not suit this text" if said else None
+    assert unknown_words(unknown, tokens) == line
+
+
+def test_unknown_tokens_are_counted_without_what_stands_around_texts():
+    features = Features(2, 3)
+    assert features.unknown(1) == (0, 0)
+    features.add(0, [1, 7, 1], [8])
+    features.add(1, [9])
+    assert features.unknown(1) == (2, 5)
+
+
+def test_text_that_the_vocabulary_cannot_write_is_told(model, tmp_path):
+    file = write(tmp_path / "a.tsv", "text\tlabel", *(f"good 東京\t{n % 2}" for n in range(20)), "a film\t1")
+    (said,) = warnings(model, file, file, tmp_path / "out", max_length=32)[1:]
+    assert said == "64.5% of the tokens are [UNK]; the vocabulary does not suit this text"
+    predictor = load(tmp_path / "out")
+    predictor(["good 東京", "a film"])
+    predictor("東")
+    assert (predictor.unknown, predictor.words) == (3, 6)

@@ -1,0 +1,164 @@
+"""What is held out has no copy among what is trained on, and is the same for every run."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_model
+
+from electra_core.choices import Choose
+from electra_core.classify import Classify, Regress
+from electra_core.data_warnings import input_of
+from electra_core.downstream import Task
+from electra_core.errors import UserError
+from electra_core.finetune_data import read_data
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.squad import Answer
+from electra_core.tagging import Tag
+
+SETTINGS = FinetuneSettings()
+
+
+def ignore(line: str) -> None:
+    pass
+
+
+def split(task: Task, file: Path, settings: FinetuneSettings = SETTINGS) -> tuple[list, list]:
+    _, train, dev, _ = read_data(task, file, None, settings, ignore)
+    return train, dev
+
+
+def labelled(path: Path, texts: list[str]) -> Path:
+    draw = random.Random(0)
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{draw.choice('01')}\n" for text in texts))
+    return path
+
+
+def twice(make: Callable[[Path, int], Path]) -> Callable[[Path, int], Path]:
+    """A file of rows, each of them twice."""
+
+    def made(path: Path, count: int) -> Path:
+        header, *rows = make(path, count).read_text().splitlines(keepends=True)
+        path.write_text("".join([header, *rows, *rows]))
+        return path
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "task, make, name",
+    [
+        (Classify(), twice(tiny_model.reviews), "train.tsv"),
+        (Tag(), tiny_model.names_to_tag, "train.conll"),  # of few words, so many sentences are alike
+        (Answer(), tiny_model.questions, "train.json"),
+        (Choose(), tiny_model.choices, "train.jsonl"),
+    ],
+    ids=["classify", "tag", "qa", "choose"],
+)
+def test_the_same_input_is_never_on_both_sides(task, make, name, tmp_path):
+    train, dev = split(task, make(tmp_path / name, 200))
+    assert dev and {input_of(example) for example in train}.isdisjoint(map(input_of, dev))
+    everything = Counter(example.id for example in [*train, *dev])
+    assert everything.total() == len(everything) >= 200  # nobody is lost or there twice
+
+
+def test_noise_cannot_be_learned_by_heart(tmp_path):
+    """A hundred texts, each five times: the tenth that is held out is ten of them, whole."""
+    draw = random.Random(1)
+    texts = ["".join(draw.choices("abcdefgh", k=20)) for _ in range(100)] * 5
+    draw.shuffle(texts)
+    train, dev = split(Classify(), labelled(tmp_path / "noise.tsv", texts))
+    assert (len(train), len(dev)) == (450, 50)
+    assert set(Counter(example.text for example in dev).values()) == {5}
+
+
+def test_pairs_are_the_same_if_both_texts_are(tmp_path):
+    file = tmp_path / "pairs.csv"
+    rows = [f"a{n % 5},b{n % 4},{n % 2}" for n in range(40)]  # twenty pairs, each twice
+    file.write_text("\n".join(["text1,text2,label", *rows]) + "\n")
+    train, dev = split(Classify(), file)
+    assert len(dev) == 4 and len({(example.text, example.pair) for example in dev}) == 2
+    assert {example.text for example in train} & {example.text for example in dev}
+
+
+def test_all_questions_on_a_context_stay_together(tmp_path):
+    import json
+
+    paragraphs = [
+        {"context": f"Bob {n} left.", "qas": [
+            {"id": f"{n}-{q}", "question": "Who?", "answers": [{"text": "Bob", "answer_start": 0}]}
+            for q in range(3)
+        ]}
+        for n in range(20)
+    ]  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    _, dev = split(Answer(), tmp_path / "a.json")
+    assert sorted(Counter(example.context for example in dev).values()) == [3, 3]
+
+
+def test_the_seed_does_not_choose_what_is_held_out(tmp_path):
+    file = tiny_model.reviews(tmp_path / "train.tsv", 160)
+    for settings in (SETTINGS, replace(SETTINGS, seed=7), replace(SETTINGS, batch_size=3)):
+        train, dev = split(Classify(), file, settings)
+        assert (len(train), len(dev)) == (144, 16)
+        assert [example.line for example in dev] == sorted(example.line for example in dev)
+        assert split(Classify(), file, settings) == split(Classify(), file)
+
+
+@pytest.mark.parametrize(
+    "texts, held_out",
+    [(["a"] * 30 + ["b"] * 20 + ["c"] * 50, 20), (["a"] * 90 + list("bcdefghijk"), 10)],
+    ids=["none fits into a tenth", "one is most of all"],
+)
+def test_large_groups_are_held_out_only_if_there_are_no_others(tmp_path, texts, held_out):
+    _, dev = split(Classify(), labelled(tmp_path / "a.tsv", texts))
+    assert len(dev) == held_out and "a" not in {example.text for example in dev}
+
+
+@pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples that have one inp")])
+def test_what_cannot_be_split_is_said(tmp_path, count, message):
+    with pytest.raises(UserError, match=f"a.tsv: {message}.*; give a dev file"):
+        split(Regress(), labelled(tmp_path / "a.tsv", ["same"] * count))
+
+
+# ---- the figure that is chosen by
+
+
+def test_what_is_chosen_by_can_be_any_figure_of_the_task(tmp_path):
+    two = tiny_model.reviews(tmp_path / "two.tsv", 40)
+    three = labelled(tmp_path / "three.tsv", [f"text {n}" for n in range(40)])
+    three.write_text(three.read_text() + "text a\t2\ntext b\t2\n")
+    tags = tiny_model.names_to_tag(tmp_path / "a.conll", 40)
+    cases: list[tuple[Task, Path, list[str], list[str]]] = [
+        (Classify(), two, ["accuracy", "mcc", "macro_f1", "f1", "acc_and_f1"], ["F1", "mse"]),
+        (Classify(), three, ["accuracy", "mcc", "macro_f1"], ["f1"]),
+        (Regress(), three, ["pearson", "spearman", "pearson_and_spearman"], ["mse"]),  # of which less is better
+        (Tag(), tags, ["precision", "recall", "f1", "accuracy"], ["macro_f1"]),
+        (Answer(), tiny_model.questions(tmp_path / "a.json", 20), ["exact_match", "f1"], ["accuracy"]),
+        (Choose(), tiny_model.choices(tmp_path / "a.jsonl", 20), ["accuracy"], ["f1"]),
+    ]
+    for task, file, figures, others in cases:
+        for figure in figures:
+            fitted, _, dev, _ = read_data(task, file, None, replace(SETTINGS, metric=figure), ignore)
+            assert fitted.metric == figure and figure in fitted.score(dev, right_answers(fitted, dev))
+        for other in others:
+            with pytest.raises(UserError, match=f"metric: expected one of {', '.join(figures)}, got '{other}'"):
+                read_data(task, file, None, replace(SETTINGS, metric=other), ignore)
+    assert read_data(Tag(), tags, None, SETTINGS, ignore)[0].metric == "f1"
+
+
+def right_answers(task: Task, examples: list) -> list[dict]:
+    """Predictions that are all right."""
+    of_kind: dict[str, Callable] = {
+        "classify": lambda e: {"label": e.label},
+        "regress": lambda e: {"value": float(e.label)},
+        "tag": lambda e: {"tags": list(e.tags)},
+        "qa": lambda e: {"answer": e.answers[0][0]},
+        "choose": lambda e: {"choice": e.label},
+    }
+    return [of_kind[task.kind](example) for example in examples]
