@@ -127,7 +127,8 @@ def _say_what_was_lost(bad: Any, predictor: Any) -> None:
         limit = f"longer than {predictor.task.max_length} tokens"
         print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were cut", file=sys.stderr)
     if warning := unknown_words(predictor.unknown, predictor.words):
-        print(f"warning: {bad.path}: {warning}", file=sys.stderr)
+        source = "standard input" if str(bad.path) == "-" else bad.path
+        print(f"warning: {source}: {warning}", file=sys.stderr)
 
 
 def _predictor(options: Namespace) -> Any:

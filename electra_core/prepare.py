@@ -376,6 +376,6 @@ def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one
         share_of_unknown = counts["unknown_tokens"] / tokens
         yield f"{share_of_unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
     if held_one_out:
-        yield "of so few documents the draw held out none, so one of about average length is held out"
+        yield "documents are few and the draw held out none, so one of about average length is held out"
     if not splits["heldout"].documents:
         yield "no document is held out; a larger held-out fraction or more documents give some"

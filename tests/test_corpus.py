@@ -241,7 +241,7 @@ def test_of_few_documents_one_is_held_out(tokenizer: Path, tmp_path: Path, name:
     )
     place = {"unlike lengths": 1, "the last": 2, "copies": 0}[name]
     assert heldout == [everything[place]] and train == everything[:place] + everything[place + 1 :]
-    assert manifest.notes[-1].startswith("of so few documents the draw held out none, so one ")
+    assert manifest.notes[-1].startswith("documents are few and the draw held out none, so one ")
     Corpus.open(tmp_path / "few").verify()
     assert not (tmp_path / "few" / "before").exists()
 
