@@ -85,6 +85,10 @@ CATALOGUE = (
     ),
     _sweep("base", ("--shapes", "32x512", "256x128", "--compiled", "1", "--steps", "3"), None),
     Benchmark(
+        "native", "On a CPU: loops in C beside the twins and PyTorch's operations", "benchmarks.bench_native",
+        None, ("--threads", "1"), ("--rounds", "1", "--calls", "1", "--shapes", "2x16"),
+    ),
+    Benchmark(
         "input", "Examples and masks on the host, by stage, in processes and threads", "benchmarks.bench_input",
         (), (), ("--rounds", "1", "--seconds", "0.1", "--ways", "1x1"),
     ),

@@ -5,9 +5,11 @@ They are what trains on a CPU, and optional: without a C compiler the twins run,
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_helpers import assert_within_budget, dtype_id
 from torch import Tensor
+
+from benchmarks import bench_native
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=f"no loops in C: {native.problem()}")
 
@@ -271,3 +275,16 @@ def test_two_processes_building_at_once_both_load(tmp_path) -> None:  # type: ig
     both = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     assert len(list((tmp_path / "electra-core").iterdir())) == 1
+
+
+def test_the_benchmark_compares_ways_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "native.json"
+    arguments = ["--rounds", "1", "--calls", "1", "--shapes", "2x16", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench_native", *arguments])
+    threads = torch.get_num_threads()
+    bench_native.main()
+    torch.set_num_threads(threads)
+    compared = json.loads(out.read_text())["comparisons"]
+    assert {row["peer"] for row in compared} == {"twin", "PyTorch"} and len(compared) == 8
+    with pytest.raises(SystemExit, match="it: differ by 1"):
+        bench_native.check([torch.zeros(2)], [torch.ones(2)], "it")
