@@ -278,7 +278,7 @@ def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) ->
     begin = time.monotonic()
     rate = _steps_per_second(out, device, seed)
     left = max(seconds - (time.monotonic() - begin), seconds / 2)  # a slow machine still gets a run
-    steps = max(48, round(0.9 * left * rate))  # a tenth for evaluations and saving
+    steps = max(2 * CALIBRATION_STEPS["cpu"], round(0.9 * left * rate))  # a tenth for evaluations and saving
     changes = {
         "steps": steps,
         "warmup_steps": max(1, steps // 10),

@@ -126,9 +126,10 @@ def fitting_parts(
     )
 
 
-def summary(trace: StepTrace) -> dict[str, Any]:
-    """A trace's memory, in bytes, as `electra info --memory --json` prints it."""
-    return {
+def summary(trace: StepTrace, graphs: bool = False) -> dict[str, Any]:
+    """A trace's memory, in bytes, as `electra info --memory --json` prints it; with `graphs` also that of steps
+    that are captured."""
+    facts = {
         "tokens": trace.tokens,
         "weights": trace.weights,
         "gradients": trace.gradients,
@@ -136,5 +137,5 @@ def summary(trace: StepTrace) -> dict[str, Any]:
         "kept_for_backward": trace.kept,
         "kept_bytes_per_token": round(trace.activations / trace.tokens),
         "predicted_peak": trace.peak,
-        "predicted_peak_with_graphs": peak_with_graphs(trace),
     }
+    return facts | {"predicted_peak_with_graphs": peak_with_graphs(trace)} if graphs else facts

@@ -12,13 +12,13 @@ import csv
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
+from electra_core.delimited import delimiter_of, split_cells
 from electra_core.errors import UserError
 
 BLOCK_BYTES = 1 << 20
@@ -26,7 +26,6 @@ WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-QUOTED = re.compile(r'"[^"]*("|$)')
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
 
@@ -164,26 +163,9 @@ def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], st
             if line:
                 yield number, line.split("\t"), ""
         return
-    csv.field_size_limit(sys.maxsize)  # the default refuses cells beyond 128 kB
     delimiter, spaced = _delimiter(path)
-    reader = csv.reader(
-        (line + "\n" for _, line in read_lines(path)),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        skipinitialspace=spaced,  # else a quote behind the space would be an ordinary character
-        strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
-    )
-    while True:
-        first_line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield first_line, [], _csv_problem(error, first_line, reader.line_num)
-            continue
-        if cells:
-            yield first_line, cells, ""
+    for row in split_cells((line for _, line in read_lines(path)), delimiter, spaced, quoting=quoting):
+        yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
 def _csv_problem(error: csv.Error, first: int, last: int) -> str:
@@ -194,15 +176,10 @@ def _csv_problem(error: csv.Error, first: int, last: int) -> str:
 
 
 def _delimiter(path: Path) -> tuple[str, bool]:
-    """What a file is cut by, and whether a space goes with it; the first line tells.
-
-    A .csv may be cut by semicolons (spreadsheets in much of Europe) or tabs.
-    """
+    """What a file is cut by, and whether a space goes with it."""
     if format_of(path) == ".tsv":
         return "\t", False
-    first = QUOTED.sub("", next((line for _, line in read_lines(path)), ""))
-    delimiter = max(",;\t", key=first.count)
-    return delimiter, delimiter + " " in first
+    return delimiter_of(next((line for _, line in read_lines(path)), ""))
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

@@ -214,7 +214,7 @@ def grouped_cross_entropy(scores_RK: Tensor, rows_G: Tensor, targets_GK: Tensor)
     Returns:
         [G, K]: log-sum-exp of the group's scores minus the target's score.
     """
-    group_R = torch.repeat_interleave(rows_G)
+    group_R = torch.repeat_interleave(rows_G, output_size=len(scores_RK))  # told, the host need not ask a GPU
     index_RK = group_R[:, None].expand_as(scores_RK)
     peak_GK = scores_RK.new_full(targets_GK.shape, -torch.inf)
     peak_GK = peak_GK.scatter_reduce(0, index_RK, scores_RK.detach(), "amax")

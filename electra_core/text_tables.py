@@ -6,17 +6,16 @@ not like the others ends the reading: text to train on is not to be lost in sile
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from electra_core.delimited import Cells, delimiter_of, split_cells
 from electra_core.errors import UserError
 
 BLOCK_CHARACTERS = 1 << 16  # of a .json file, held at least when more is needed
-_QUOTED = re.compile(r'"[^"]*("|$)')
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")
 
 
@@ -135,16 +134,8 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
         UserError: no such column, or two; naming the line, from 1: another number of cells, or broken quoting.
     """
     first = next(lines, "")
-    delimiter = "\t" if tabs else max(",;\t", key=_QUOTED.sub("", first).count)
-    csv.field_size_limit(most)
-    reader = csv.reader(
-        (line + "\n" for line in chain([first], lines)),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        skipinitialspace=delimiter + " " in first,  # else a quote behind the space would be an ordinary character
-        strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
-    )
-    rows = _rows(name, reader)
+    delimiter, spaced = ("\t", False) if tabs else delimiter_of(first)
+    rows = _whole(name, split_cells(chain([first], lines), delimiter, spaced, quoting=not tabs, most=most))
     header = next(rows, None)
     if header is None:
         return
@@ -157,18 +148,12 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
         yield cells[column]
 
 
-def _rows(name: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """(its first line, cells) of every row that is not blank."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{name}: line {line}: not CSV ({error})") from None
-        if cells:
-            yield line, cells
+def _whole(name: str, rows: Iterator[Cells]) -> Iterator[tuple[int, list[str]]]:
+    """(its first line, cells) of every row; a broken one ends the reading."""
+    for row in rows:
+        if row.error is not None:
+            raise UserError(f"{name}: line {row.first}: not CSV ({row.error})")
+        yield row.first, row.cells
 
 
 def _column(name: str, names: list[str], text_field: str) -> int:

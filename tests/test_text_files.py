@@ -17,6 +17,7 @@ import zstandard
 
 from electra_core import text_files, text_tables
 from electra_core.byte_files import ByteFile
+from electra_core.delimited import delimiter_of
 from electra_core.errors import UserError
 from electra_core.sources import find_sources
 from electra_core.text_files import ReadReport, document_hash, read_documents, spool
@@ -225,6 +226,17 @@ def test_json_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     for kind in ("lines.json", "array.json", "indented.json"):
         (tmp_path / kind).write_bytes(as_bytes(kind))
         assert read(tmp_path / kind) == DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("first_line", "expected"),
+    [
+        ("id,text", (",", False)), ("id; text", (";", True)), ("id\ttext,more", ("\t", False)),
+        ('"a, b; c",text', (",", False)),  # what is in quotes says nothing
+    ],
+)  # fmt: skip
+def test_the_first_line_tells_what_a_table_is_cut_by(first_line: str, expected: tuple[str, bool]) -> None:
+    assert delimiter_of(first_line) == expected
 
 
 def test_a_large_array_and_a_large_table_need_little_memory(tmp_path: Path) -> None:
