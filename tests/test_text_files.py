@@ -231,7 +231,7 @@ def test_json_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
 @pytest.mark.parametrize(
     ("first_line", "expected"),
     [
-        ("id,text", (",", False)), ("id; text", (";", True)), ("id\ttext,more", ("\t", False)),
+        ("id,text", (",", False)), ("id; text", (";", True)), ("id\ttext\tone, two", ("\t", False)),
         ('"a, b; c",text', (",", False)),  # what is in quotes says nothing
     ],
 )  # fmt: skip
