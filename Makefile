@@ -11,7 +11,7 @@ TEST_JOBS ?= auto
 # Most of a kernel's test on a GPU is its compilation, which is the host's work.
 GPU_JOBS ?= 8
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_contract mlm_head sample_replace rtd_loss layer_norm \
-	embedding_layer_norm every_kernel compile_report))
+	bias_gelu embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
 NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
 
@@ -88,7 +88,7 @@ tune: $(READY)
 # Each kernel against its twin and the strongest peers; needs a CUDA device.
 bench-kernels: $(READY)
 	@$(NEEDS_GPU)
-	@status=0; for name in attention mlm_head sample_replace rtd_loss layer_norm; do \
+	@status=0; for name in attention mlm_head sample_replace rtd_loss layer_norm bias_gelu; do \
 		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || status=1; \
 	done; exit $$status
 

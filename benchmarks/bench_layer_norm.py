@@ -2,47 +2,54 @@
 
     python -m benchmarks.bench_layer_norm [--out FILE] [--no-compile]
 
-Without dropout, values and gradients are compared with PyTorch's in fp32 before timing; with it, PyTorch draws
-other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU it takes tiny shapes.
+dropout_add_layer_norm as an encoder calls it: with a bias for x, the result handed to two readers who both send
+a gradient back. Without dropout, values and gradients are compared with PyTorch's in fp32 before timing; with
+it, PyTorch draws other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU it takes
+tiny shapes.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import dropout_add_layer_norm, embedding_layer_norm
+from electra_kernels import dropout_add_layer_norm_twice, embedding_layer_norm
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
+from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
 CPU_SHAPES = ((60, 32),)
 EPS = 1e-12
-Step = Callable[..., Tensor]
+Step = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 def residual_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
-    """x, residual, weight and bias as leaves (bf16 on a GPU), the gradient of the result, the seed."""
+    """x, residual, weight, bias and x's bias as leaves (bf16 on a GPU), the gradient of a result, the seed."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    shapes = (tokens, size), (tokens, size), (size,), (size,)
+    shapes = (tokens, size), (tokens, size), (size,), (size,), (size,)
     leaves = (torch.randn(*shape, device=device, dtype=dtype).requires_grad_() for shape in shapes)
     dout = torch.randn(tokens, size, device=device, dtype=dtype)
     return *leaves, dout, torch.tensor([1, 0], device=device)
 
 
 def residual_steps(dropout_p: float) -> dict[str, Step]:
-    """Forward functions of (x, residual, weight, bias, dout, seed)."""
+    """Forward functions of what `residual_inputs` gives; their result for two readers."""
 
-    def ours(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor, seed: Tensor) -> Tensor:
-        return dropout_add_layer_norm(x, residual, weight, bias, eps=EPS, dropout_p=dropout_p, seed=seed)
+    def ours(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, residual, weight, bias, x_bias, _, seed = inputs
+        numbers: dict[str, Any] = {"eps": EPS, "dropout_p": dropout_p, "seed": seed}
+        return dropout_add_layer_norm_twice(x, residual, weight, bias, x_bias_D=x_bias, **numbers)
 
-    def eager(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor, seed: Tensor) -> Tensor:
-        return F.layer_norm(F.dropout(x, dropout_p) + residual, x.shape[1:], weight, bias, EPS)
+    def eager(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, residual, weight, bias, x_bias, *_ = inputs
+        out = F.layer_norm(F.dropout(x + x_bias, dropout_p) + residual, x.shape[1:], weight, bias, EPS)
+        return out, out
 
     return {"ours": ours, "eager": eager}
 
@@ -70,6 +77,19 @@ def embedding_steps(dropout_p: float) -> dict[str, Step]:
     return {"ours": ours, "eager": eager}
 
 
+def for_all_readers(function: Step, leaves: int) -> Callable[..., tuple[Tensor, ...]]:
+    """`function`'s value and the gradients of its first `leaves` arguments, of which the next is the gradient that
+    every reader of the value sends back."""
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        results = function(*inputs)
+        results = (results,) if isinstance(results, Tensor) else results
+        incoming = [inputs[leaves]] * len(results)
+        return results[0].detach(), *torch.autograd.grad(results, inputs[:leaves], incoming)
+
+    return run
+
+
 def run(
     name: str,
     steps: Callable[[float], dict[str, Step]],
@@ -85,8 +105,8 @@ def run(
         contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
         if options.compile:
             contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(eager)}
-        both = {contender: with_gradients(function, leaves) for contender, function in contenders.items()}
-        wanted = with_gradients(twin(ours) if dropout_p else eager, leaves)(*exact)
+        both = {contender: for_all_readers(function, leaves) for contender, function in contenders.items()}
+        wanted = for_all_readers(twin(ours) if dropout_p else eager, leaves)(*exact)
         same_masks = {c: f for c, f in both.items() if not dropout_p or not c.startswith("PyTorch")}
         case, tolerance = f"{name} p={dropout_p} both", 1e-4 if options.device == "cpu" else 3e-2
         agreed = agreeing(case, same_masks, wanted, inputs, options, tolerance)
@@ -101,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
         inputs = residual_inputs(tokens, size, options.device)
         elements = tokens * size
-        moved = 8.0 * elements * inputs[0].element_size()  # read x, residual twice and dout; write three
+        moved = 9.0 * elements * inputs[0].element_size()  # read x and residual twice, two douts; write three
         run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
         inputs = embedding_inputs(tokens, size, options.device)
         moved = 4.0 * (9 * elements + 30522 * size)  # three tables read twice, out, dout, ds; dwords

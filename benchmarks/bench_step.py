@@ -3,13 +3,14 @@
     python -m benchmarks.bench_step [--model small] [--batch 16] [--length 128] [--precision fp32|bf16]
         [--steps 5] [--device auto] [--json FILE] [--trace FILE] [--no-timing]
 
-**Counts** do not depend on the machine: launches and bytes come from a trace on fake tensors with a GPU's kernels
-(`electra_core/fake_step.py`), at the same batch in bf16. They are computed anywhere.
+**Counts** do not depend on the machine: launches, bytes kept for the backward pass and bytes moved (every operand
+of every operation once) come from a trace on fake tensors with a GPU's kernels (`electra_core/fake_step.py`), at
+the same batch in bf16. They are computed anywhere.
 **Times** are of the steps as they run here, medians over steps; stages of the forward pass by hooks on modules,
 on a GPU with a synchronisation at every border, which a run does not have. "draw" is the preparation of masks
 (`masking.py`) for a batch that is already read.
 **Floors** are for one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, both measured ceilings) at the matrix products of
-the stage (`flops.py`); they say nothing about the machine of the times.
+the stage (`flops.py`), and of the bytes moved; they say nothing about the machine of the times.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             "milliseconds": round(1e3 * seconds[name], 2) if name in seconds else None,
             "launches": sum(trace.launches.get(name, {}).values()),
             "kept_bytes_per_token": round(trace.kept.get(name, 0) / trace.tokens),
+            "moved_megabytes": round(sum(trace.traffic.get(name, {}).values()) / 1e6, 1),
+            "moved_milliseconds_h200": round(1e3 * sum(trace.traffic.get(name, {}).values()) / BANDWIDTH, 3),
             "floor_milliseconds_h200": round(1e3 * least[name], 4) if name in least else None,
         }
         for name in names
@@ -138,6 +141,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "stages": rows,
         "launches": trace.total_launches,
         "kept_bytes_per_token": round(trace.activations / trace.tokens),
+        "moved_bytes": trace.total_traffic,
         "predicted_peak_bytes": trace.peak,
     }
 
@@ -146,13 +150,20 @@ def show(result: dict[str, Any]) -> str:
     """The report as a table."""
     lines = [
         "{device}, {threads} thread(s)".format(**result["environment"]),
-        f"{'stage':24} {'ms':>9} {'launches':>9} {'kept B/token':>13} {'floor ms, H200':>15}",
+        f"{'':24} {'':9} {'':9} {'':13} {'':9} {'least ms on an H200, of':>24}",
+        "{:24} {:>9} {:>9} {:>13} {:>9} {:>11} {:>12}".format(
+            "stage", "ms", "launches", "kept B/token", "MB moved", "these", "products"
+        ),
     ]
     for name, row in result["stages"].items():
         values = ["-" if value is None else f"{value:,}" for value in row.values()]
-        lines.append(f"{name:24} {values[0]:>9} {values[1]:>9} {values[2]:>13} {values[3]:>15}")
+        lines.append("{:24} {:>9} {:>9} {:>13} {:>9} {:>11} {:>12}".format(name, *values))
     total = sum(row["milliseconds"] or 0 for row in result["stages"].values())
-    lines.append(f"{'all':24} {total:>9,.0f} {result['launches']:>9,} {result['kept_bytes_per_token']:>13,}")
+    moved, kept = result["moved_bytes"], result["kept_bytes_per_token"]
+    lines.append(
+        f"{'all':24} {total:>9,.0f} {result['launches']:>9,} {kept:>13,} {moved / 1e6:>9,.0f} "
+        f"{1e3 * moved / BANDWIDTH:>11,.2f}"
+    )
     return "\n".join(lines)
 
 

@@ -67,6 +67,7 @@ CATALOGUE = (
         out="--json",
     ),
     _kernel("layer_norm", "Dropout, residual sum and LayerNorm; embeddings and LayerNorm"),
+    _kernel("bias_gelu", "Bias and GELU between the products of a feed-forward branch"),
     _kernel("sample_replace", "Draw and replace"),
     _kernel("rtd_loss", "The RTD head and its loss"),
     Benchmark(

@@ -44,6 +44,7 @@ MODULES = (
     "electra_kernels.sample_replace_triton",
     "electra_kernels.rtd_loss_triton",
     "electra_kernels.layer_norm_triton",
+    "electra_kernels.bias_gelu_triton",
     "electra_kernels.embedding_layer_norm_triton",
 )
 

@@ -121,18 +121,20 @@ def split_table(report: Row, title: str) -> list[str]:
     command = report.get("command") or report["environment"]["command"]
     lines = [
         f"{title} (`{command}`):\n",
-        "| stage | ms | share | launches | kept bytes a token | floor on an H200, ms |",
+        "| stage | ms | share | launches | kept bytes a token | moved MB | products' floor on an H200, ms |",
     ]
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|")
     total = sum(row["milliseconds"] or 0.0 for row in report["stages"].values())
     for name, row in report["stages"].items():
         time = row["milliseconds"]
         share = f"{time / total:.0%}" if time is not None and total else ""
-        floor = row["floor_milliseconds_h200"]
+        floor, moved = row["floor_milliseconds_h200"], row.get("moved_megabytes")  # of reports since 29 November
         lines.append(
             f"| {name} | {'' if time is None else f'{time:,.2f}'} | {share} | {row['launches']:,} | "
-            f"{row['kept_bytes_per_token']:,} | {'' if floor is None else f'{floor:.4f}'} |"
+            f"{row['kept_bytes_per_token']:,} | {'' if moved is None else f'{moved:,.0f}'} | "
+            f"{'' if floor is None else f'{floor:.4f}'} |"
         )
     spent = f"{total:,.1f}" if total else ""
-    lines.append(f"| all | {spent} | | {report['launches']:,} | {report['kept_bytes_per_token']:,} | |")
+    moved = f"{report['moved_bytes'] / 1e6:,.0f}" if "moved_bytes" in report else ""
+    lines.append(f"| all | {spent} | | {report['launches']:,} | {report['kept_bytes_per_token']:,} | {moved} | |")
     return lines

@@ -29,7 +29,9 @@ from unittest import mock
 import torch
 from electra_kernels import (
     attention,
-    dropout_add_layer_norm,
+    bias_gelu,
+    bias_gelu_triton,
+    dropout_add_layer_norm_twice,
     layer_norm_triton,
     mlm_head,
     mlm_head_narrow_triton,
@@ -168,11 +170,20 @@ def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
     seed = torch.tensor([1, 0], device=options.device)
     matrix, vector = _normal(options, tokens, size), _normal(options, size)
 
-    def norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, _: Tensor) -> Tensor:
-        return dropout_add_layer_norm(x, residual, weight, bias, eps=1e-12, dropout_p=options.dropout, seed=seed)
+    def norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor, dout: Tensor) -> Any:
+        outs = dropout_add_layer_norm_twice(
+            x, residual, weight, bias, eps=1e-12, x_bias_D=x_bias, dropout_p=options.dropout, seed=seed
+        )
+        return torch.autograd.grad(outs, (x, residual, weight, bias, x_bias), (dout, dout))
 
-    inputs = (matrix, _normal(options, tokens, size), vector, _normal(options, size), matrix.detach())
-    yield Sweep("layer_norm", _constant(layer_norm_triton, "ELEMENTS"), elements, with_gradients(norm, 4), inputs)
+    vectors = (vector, _normal(options, size), _normal(options, size))
+    inputs = (matrix, _normal(options, tokens, size), *vectors, matrix.detach())
+    yield Sweep("layer_norm", _constant(layer_norm_triton, "ELEMENTS"), elements, norm, inputs)
+
+    wide = _normal(options, tokens, 4 * size)
+    inputs = (wide, _normal(options, 4 * size), wide.detach())
+    gelu = with_gradients(lambda x, bias, _: bias_gelu(x, bias), 2)
+    yield Sweep("bias_gelu", _constant(bias_gelu_triton, "ELEMENTS"), elements, gelu, inputs)
 
     def head(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         return rtd_head(hidden, weight, bias, labels).loss

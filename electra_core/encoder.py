@@ -5,6 +5,9 @@
         x = LayerNorm(x + dropout(attention(x)))
         x = LayerNorm(x + dropout(W2 gelu(W1 x)))
 
+The last product of each branch leaves its bias to the LayerNorm that follows, and x goes through the layers twice,
+as `hidden_TD` and as `residual_TD`: both for the sake of the gradients (`electra_kernels/layer_norm.py`).
+
 Everything works on packed tokens (`packing.TokenBatch`): there is no padding and no mask. Names of the
 modules are the Hub's wherever shapes allow; query, key and value are one matrix here (`qkv`) because one
 product of three times the width is faster than three.
@@ -19,7 +22,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from electra_kernels import attention, dropout_add_layer_norm, embedding_layer_norm
+from electra_kernels import attention, dropout_add_layer_norm_twice, embedding_layer_norm
 from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -84,7 +87,7 @@ class DisentangledEmbeddings(Embeddings):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each sequence, and its output projection."""
+    """Multi-head self-attention within each sequence, and its output projection but for the bias."""
 
     def __init__(self, config: EncoderConfig, stream: int):
         super().__init__()
@@ -99,7 +102,7 @@ class SelfAttention(nn.Module):
         context_THK = attention(
             qkv_T3HK, batch.cu_seqlens, batch.max_seqlen, dropout_p=dropout_p, seed=seed, stream=self.stream
         )
-        return self.dense(context_THK.flatten(1))
+        return self.dense(context_THK.flatten(1), add_bias=False)
 
 
 class Layer(nn.Module):
@@ -116,23 +119,29 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=self.eps)
         self.streams = (first_stream + ATTENTION_OUTPUT_STREAM, first_stream + OUTPUT_STREAM)
 
-    def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
-        branch = self.attention(hidden_TD, batch, seed)
-        hidden_TD = self._add_norm(branch, hidden_TD, self.attention_norm, seed, self.streams[0])
-        branch = self.output(gelu_of(self.intermediate, hidden_TD))
-        return self._add_norm(branch, hidden_TD, self.output_norm, seed, self.streams[1])
+    def forward(
+        self, hidden_TD: Tensor, residual_TD: Tensor, batch: TokenBatch, seed: Seed | None
+    ) -> tuple[Tensor, Tensor]:
+        branch_TD = self.attention(hidden_TD, batch, seed)
+        hidden_TD, residual_TD = self._add_norm(
+            branch_TD, self.attention.dense.bias, residual_TD, self.attention_norm, seed, self.streams[0]
+        )
+        branch_TD = self.output(gelu_of(self.intermediate, hidden_TD), add_bias=False)
+        return self._add_norm(branch_TD, self.output.bias, residual_TD, self.output_norm, seed, self.streams[1])
 
     def _add_norm(
-        self, branch: Tensor, residual: Tensor, norm: nn.LayerNorm, seed: Seed | None, stream: int
-    ) -> Tensor:
-        dropout_p = self.dropout_p if seed is not None else 0.0
-        return dropout_add_layer_norm(
-            branch,
-            residual,
+        self, branch_TD: Tensor, bias_D: Tensor, residual_TD: Tensor, norm: nn.LayerNorm, seed: Seed | None,
+        stream: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """LayerNorm(residual + dropout(branch + bias)), as the next branch's input and as its residual."""
+        return dropout_add_layer_norm_twice(
+            branch_TD,
+            residual_TD,
             norm.weight,
             norm.bias,
             eps=self.eps,
-            dropout_p=dropout_p,
+            x_bias_D=bias_D,
+            dropout_p=self.dropout_p if seed is not None else 0.0,
             seed=seed,
             stream=stream,
         )
@@ -197,13 +206,13 @@ class Encoder(nn.Module):
         hidden_TD = self.embeddings(batch, dropout_p, seed, self.first_stream + EMBEDDING_STREAM)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
+        residual_TD = hidden_TD
         for layer in self.layers:
+            inputs = hidden_TD, residual_TD, batch, seed
             if self.recompute and torch.is_grad_enabled():
-                hidden_TD = checkpoint(
-                    layer, hidden_TD, batch, seed, use_reentrant=False, preserve_rng_state=False
-                )
+                hidden_TD, residual_TD = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden_TD = layer(hidden_TD, batch, seed)
+                hidden_TD, residual_TD = layer(*inputs)
         return hidden_TD
 
 

@@ -9,6 +9,10 @@ that could fall behind it.
 stage of the model that was running. What is alive when the backward pass begins is what the forward pass keeps.
 Memory that a kernel takes and returns inside is not seen.
 
+**Traffic.** What an operation reads and writes if it touches every operand once, of a table the rows that it
+takes; operations without a launch move nothing. What the kernels of one operation pass to each other is not seen,
+nor what a cache saves.
+
 **Launches.** An operation that only changes how memory is looked at costs none; PyTorch's others count 1, lists
 of tensors as many as their multi-tensor kernels take, our own operators what `KERNELS` says, a table that was
 made by reading the kernels.
@@ -16,6 +20,7 @@ made by reading the kernels.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections import Counter
@@ -57,6 +62,7 @@ BACKWARD, OPTIMIZER = "backward", "optimizer"
 KERNELS = {
     "attention": 1, "attention_backward": 1,  # one more where a sequence does not fit a tile: LONG_ATTENTION
     "dropout_add_layer_norm": 1, "dropout_add_layer_norm_backward": 2,
+    "bias_gelu": 1, "bias_gelu_backward": 2,
     "embedding_layer_norm": 1, "embedding_layer_norm_backward": 2,
     "mlm_head": 3, "mlm_head_backward": 6,
     "rtd_loss": 2, "rtd_loss_backward": 1, "rtd_head": 2, "rtd_head_backward": 3,
@@ -74,6 +80,8 @@ SEVERAL = {
     # Indices are sorted, runs of equal ones found, then summed (torch's EmbeddingBackwardKernel.cu, Indexing.cu).
     "aten::embedding_dense_backward": 15, "aten::index_put": 8,
 }  # fmt: skip
+TAKE_ROWS = {"aten::embedding", "aten::index_select", "aten::index", "aten::gather"}
+OVERWRITE = {"aten::copy_", "aten::fill_", "aten::zero_", "aten::_foreach_copy_", "aten::_foreach_zero_"}
 # torch's MultiTensorApply.cuh: tensors and blocks that one launch takes, elements of a block.
 TENSORS_PER_LAUNCH, BLOCKS_PER_LAUNCH, BLOCK = (110, 64, 48, 36, 30), 320, 65536
 
@@ -93,6 +101,8 @@ class StepTrace:
     """Most bytes alive at one time, weights and all."""
     launches: dict[str, Counter[str]] = field(default_factory=dict)
     """Stage -> operation -> launches; "backward" and "optimizer" are stages, too."""
+    traffic: dict[str, Counter[str]] = field(default_factory=dict)
+    """Stage -> operation -> bytes read and written."""
 
     @property
     def activations(self) -> int:
@@ -104,6 +114,11 @@ class StepTrace:
         """Of the whole step."""
         return sum(sum(counter.values()) for counter in self.launches.values())
 
+    @property
+    def total_traffic(self) -> int:
+        """Bytes, of the whole step."""
+        return sum(sum(counter.values()) for counter in self.traffic.values())
+
 
 class Recorder(TorchDispatchMode):
     """Counts what the operations under it launch and hold; works on fake tensors and on real ones."""
@@ -114,6 +129,7 @@ class Recorder(TorchDispatchMode):
         self.live: dict[int, tuple[int, str]] = {}
         self.bytes = self.peak = 0
         self.launches: dict[str, Counter[str]] = {}
+        self.traffic: dict[str, Counter[str]] = {}
         self.waits: list[str] = []
         """Operations that would hold up the host, or take something from it."""
         for tensor in known or ():
@@ -125,6 +141,7 @@ class Recorder(TorchDispatchMode):
         count = launches(func, args)
         if count:
             self.launches.setdefault(self.stage, Counter())[name] += count
+            self.traffic.setdefault(self.stage, Counter())[name] += moved_bytes(func, args, kwargs or {}, output)
         if name in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::item"):
             self.waits.append(name)
         # Gradients of one tensor are added up in one of them; for tensors that are not plain ones, in a third.
@@ -179,6 +196,28 @@ def launches(func: Any, args: tuple) -> int:
         fused = {"_fused_adamw_": 4}.get(name, len(lists))
         return multi_tensor_launches([tensor.numel() for tensor in lists[0]], fused)
     return SEVERAL.get(full, 1)
+
+
+def moved_bytes(func: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> int:
+    """Bytes that one operation reads and writes (see the header)."""
+    name, schema = func.name().split(".")[0], func._schema
+    given = dict(zip((a.name for a in schema.arguments), args)) | kwargs
+    overwritten = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    written = _bytes_of(output) if len(schema.returns) else _bytes_of([given[name] for name in overwritten])
+    if name in TAKE_ROWS:
+        indices = [v for v in given.values() if isinstance(v, Tensor) and v.dtype == torch.int64]
+        return 2 * written + _bytes_of(indices)
+    unread = overwritten if name in OVERWRITE else set()
+    return written + _bytes_of([value for name, value in given.items() if name not in unread])
+
+
+def _bytes_of(tree: Any) -> int:
+    """Of all tensors in it; what an expanded one repeats counts once."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return sum(
+        t.element_size() * math.prod(n if stride else min(n, 1) for n, stride in zip(t.shape, t.stride()))
+        for t in tensors
+    )
 
 
 def multi_tensor_launches(sizes: list[int], depth: int) -> int:
@@ -249,7 +288,7 @@ def record_step(
     with recorder:
         run(recorded)
     handle.remove()
-    trace.peak, trace.launches = recorder.peak, recorder.launches
+    trace.peak, trace.launches, trace.traffic = recorder.peak, recorder.launches, recorder.traffic
     return trace
 
 

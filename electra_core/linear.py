@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from electra_kernels import bias_gelu
 from electra_kernels.dispatch import use_triton
 from electra_kernels.fast_bf16 import has_fast_bf16, product_over_rows
 from torch import Tensor, nn
@@ -36,18 +37,22 @@ class Linear(nn.Linear):
     copies: tuple[Tensor, Tensor] | None = None
     """Weight and bias in half precision, inside `cast_together`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out]"""
+    def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
+        """[..., in] -> [..., out]; the product alone if the bias is left to what follows."""
         if multiplies_by_itself(input):
             products = _Bf16Products if has_fast_bf16() else _Fp32Products
-            return products.apply(input, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
-        return F.linear(input, *(self.copies or (self.weight, self.bias)))
+            return products.apply(input, self.weight, self.bias if add_bias else None)  # type: ignore[no-any-return, no-untyped-call]
+        weight, bias = self.copies or (self.weight, self.bias)
+        return F.linear(input, weight, bias if add_bias else None)
 
 
 def gelu_of(layer: Linear, input: Tensor) -> Tensor:
-    """GELU(layer(input)), by erf; in fast bf16 in one pass, where no backward pass needs what lies between."""
+    """GELU(layer(input)), by erf: in fewer passes where a kernel adds the bias, or where oneDNN computes GELU in
+    its product (in fast bf16 on a CPU, if no backward pass needs what lies between)."""
     if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
         return _product_in_bf16(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
+    if use_triton(input) and not torch.compiler.is_compiling():  # which joins these by itself
+        return bias_gelu(layer(input, add_bias=False), layer.bias)
     return F.gelu(layer(input))
 
 
@@ -137,44 +142,46 @@ def multiplies_by_itself(tensor: Tensor) -> bool:
 
 class _Fp32Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.to(torch.bfloat16)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, ctx.has_bias = x.to(torch.bfloat16), bias is not None
         ctx.save_for_backward(x, weight)
         with torch.autocast("cpu", enabled=False):
             return F.linear(x.float(), weight, bias).to(torch.bfloat16)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         dy_TO, x_TI = dy.flatten(0, -2).float(), x.flatten(0, -2).float()
         with torch.autocast("cpu", enabled=False):
             dx = (dy_TO @ weight).to(torch.bfloat16).view(x.shape)
-            return dx, dy_TO.T @ x_TI, dy_TO.sum(0)
+            return dx, dy_TO.T @ x_TI, dy_TO.sum(0) if ctx.has_bias else None
 
 
-def _product_in_bf16(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+def _product_in_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """x Wᵀ + b of bf16 x and W, `then` "none" or "gelu", by oneDNN in one pass: torch's `F.linear` writes the bias
     into every row first. The operator is the one that torch.compile takes; without it, the same in several."""
     fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    bias = None if bias is None else bias.to(torch.bfloat16)
     with torch.autocast("cpu", enabled=False):
         if fused is not None and x.numel():
-            return fused(x, weight, bias.to(torch.bfloat16), then, [], "none")  # type: ignore[no-any-return]
-        y = F.linear(x, weight, bias.to(torch.bfloat16))
+            return fused(x, weight, bias, then, [], "none")  # type: ignore[no-any-return]
+        y = F.linear(x, weight, bias)
         return F.gelu(y) if then == "gelu" else y
 
 
 class _Bf16Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, weight, ctx.has_bias = x.to(torch.bfloat16), weight.to(torch.bfloat16), bias is not None
         ctx.save_for_backward(x, weight)
         return _product_in_bf16(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         dy_TO, x_TI = dy.flatten(0, -2).contiguous(), x.flatten(0, -2).contiguous()
         dx = (dy_TO @ weight).view(x.shape)
-        return dx, product_over_rows(dy_TO, x_TI).float(), dy_TO.sum(0).float()
+        db = dy_TO.sum(0).float() if ctx.has_bias else None
+        return dx, product_over_rows(dy_TO, x_TI).float(), db

@@ -1,20 +1,30 @@
 """Dropout + residual + LayerNorm in one pass: the end of every sub-layer of a post-norm Transformer.
 
-    out = LayerNorm(residual + dropout(x)) · weight + bias
+    out = LayerNorm(residual + dropout(x + x_bias)) · weight + bias
 
 Dropout keeps feature c of token t as `rng.keep_mask(rows=token, columns=feature, plane=0)` says and scales
 what it keeps by `rng.keep_scale`; backward recomputes the decisions from the counter instead of storing
 them. Statistics are fp32; the result has x's dtype.
+
+Two things are here for their gradients. `x_bias` is the bias of the product that x comes from: its gradient is the
+sum of dx over the tokens, which the backward pass has at hand, and which PyTorch would read dx once more for. And
+the next sub-layer reads the result twice, as its input and as its residual: `…_twice` hands it out for both, and
+adds their gradients as it reads them, where autograd would add them in a pass of its own.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import torch
 from electra_kernels import layer_norm_native as native
 from electra_kernels import layer_norm_reference as reference
 from electra_kernels.checks import FLOATS, check_dropout, check_tensor
 from electra_kernels.dispatch import use_native, use_triton
+from electra_kernels.layer_norm_autograd import Twice
 from electra_kernels.rng import Seed
 from torch import Tensor
+from torch.library import CustomOpDef
 
 
 def dropout_add_layer_norm(
@@ -24,17 +34,19 @@ def dropout_add_layer_norm(
     bias_D: Tensor,
     *,
     eps: float,
+    x_bias_D: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Seed | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x)); gradients reach x, residual, weight and bias.
+    """LayerNorm(residual + dropout(x + x_bias)); gradients reach all five tensors.
 
     Args:
         x_TD, residual_TD: fp32, bf16, fp16 or fp64, of one shape; dtypes may differ (residual fp32 beside
             x bf16, say). The sum is formed in fp32, the result has x's dtype.
         weight_D, bias_D: any float dtype.
         eps: added to the variance.
+        x_bias_D: added to x before dropout, in any float dtype.
         dropout_p: in [0, 1); probability that a value of x is dropped.
         seed: int or int64 tensor `[key]` or `[key, first_row]` (see `rng`); needed iff dropout_p > 0.
             `first_row` is what the batch's first token counts as.
@@ -43,17 +55,62 @@ def dropout_add_layer_norm(
     Raises:
         ValueError: wrong shape, dtype, device or range; dropout without a seed.
     """
+    arguments = _checked(x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, seed, stream)
+    operators = _operators(x_TD, residual_TD, dropout_p)
+    return (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)
+
+
+def dropout_add_layer_norm_twice(
+    x_TD: Tensor,
+    residual_TD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    *,
+    eps: float,
+    x_bias_D: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Seed | None = None,
+    stream: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """`dropout_add_layer_norm` for two readers: its result twice, in the same memory (write into neither).
+
+    Args and errors: as there.
+    """
+    arguments = _checked(x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, seed, stream)
+    operators = _operators(x_TD, residual_TD, dropout_p)
+    if operators is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        out_TD = (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)
+        return out_TD, out_TD
+    return Twice.apply(*operators, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Operators(NamedTuple):
+    forward: CustomOpDef
+    backward: CustomOpDef
+
+
+def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operators | None:
+    """The fast form that runs here, or None for the twin."""
+    if use_triton(x_TD):
+        from electra_kernels import layer_norm_triton
+
+        return _Operators(layer_norm_triton.forward, layer_norm_triton.backward)
+    if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
+        return _Operators(native.forward, native.backward)
+    return None
+
+
+def _checked(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, x_bias_D: Tensor | None, eps: float,
+    dropout_p: float, seed: Seed | None, stream: int,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What every implementation takes."""
     check_tensor("x_TD", x_TD, (None, None), FLOATS)
     device, (tokens, size) = x_TD.device, x_TD.shape
     check_tensor("residual_TD", residual_TD, (tokens, size), FLOATS, device)
     check_tensor("weight_D", weight_D, (size,), FLOATS, device)
     check_tensor("bias_D", bias_D, (size,), FLOATS, device)
+    if x_bias_D is not None:
+        check_tensor("x_bias_D", x_bias_D, (size,), FLOATS, device)
     key = check_dropout(dropout_p, seed, x_TD)
-    arguments = (x_TD, residual_TD, weight_D, bias_D, eps, dropout_p, key, stream)
-    if use_triton(x_TD):
-        from electra_kernels import layer_norm_triton
-
-        return layer_norm_triton.dropout_add_layer_norm(*arguments)
-    if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
-        return native.forward(*arguments)
-    return reference.dropout_add_layer_norm(*arguments)
+    return x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, key, stream

@@ -1,10 +1,11 @@
-"""The autograd formula of dropout + residual + LayerNorm, for the operators of both its fast forms.
+"""The autograd formulas of dropout + residual + LayerNorm, for the operators of both its fast forms.
 
-    forward(x, residual, weight, bias, eps, dropout_p, seed, stream) -> out
-    backward(dout, x, residual, weight, eps, dropout_p, seed, stream) -> dresidual, dx, [dweight, dbias]
+    forward(x, residual, weight, bias, x_bias, eps, dropout_p, seed, stream) -> out
+    backward(dout, dout_again, x, residual, weight, x_bias, eps, dropout_p, seed, stream)
+        -> dresidual, dx, [dweight, dbias, dx_bias]
 
-Backward computes everything again from the inputs, so nothing else is saved. dweight and dbias are the two rows
-of one tensor: a single sum over the partial sums, and an operator's results must not share memory.
+Backward computes everything again from the inputs, so nothing else is saved. The parameters' gradients are the
+rows of one tensor: a single sum over the partial sums, and an operator's results must not share memory.
 """
 
 from __future__ import annotations
@@ -12,26 +13,82 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from electra_kernels.operators import statistics_dtype
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.library import CustomOpDef
 
 Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Gradients = tuple[Tensor | None, ...]
 
 
 def register_autograd(forward: CustomOpDef, backward: Backward) -> None:
     """Makes `backward` the derivative of `forward`."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x_TD, residual_TD, weight_D, bias_D, ctx.eps, ctx.dropout_p, seed, ctx.stream = inputs
-        ctx.bias_dtype = bias_D.dtype
-        ctx.save_for_backward(x_TD, residual_TD, weight_D, seed)
+        _save(ctx, *inputs)
 
-    def differentiate(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, residual_TD, weight_D, seed = ctx.saved_tensors
-        numbers = (ctx.eps, ctx.dropout_p, seed, ctx.stream)
-        dresidual_TD, dx_TD, (dweight_D, dbias_D) = backward(dout_TD, x_TD, residual_TD, weight_D, *numbers)
-        dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
-        parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype)
-        return dx_TD, dresidual_TD, *parameters, None, None, None, None
+    def differentiate(ctx: Any, dout_TD: Tensor) -> Gradients:
+        return _differentiate(ctx, backward, dout_TD, None)
 
     forward.register_autograd(differentiate, setup_context=save)
+
+
+class Twice(torch.autograd.Function):
+    """`forward`'s result for two readers, whose gradients `backward` adds as it reads them."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: CustomOpDef, backward: Backward, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """(out, out again), which share memory."""
+        _save(ctx, *inputs)
+        ctx.backward_operator = backward
+        ctx.set_materialize_grads(False)
+        out_TD = forward(*inputs)
+        return out_TD, out_TD.view_as(out_TD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_TD: Tensor | None, dout_again_TD: Tensor | None) -> Gradients:
+        """For `forward`'s two operators, None; for its tensors, their gradients."""
+        if dout_TD is None:
+            dout_TD, dout_again_TD = dout_again_TD, None
+        if dout_TD is None:
+            return (None,) * (2 + NUMBER_OF_INPUTS)
+        return None, None, *_differentiate(ctx, ctx.backward_operator, dout_TD, dout_again_TD)
+
+
+NUMBER_OF_INPUTS = 9
+"""Of the forward operators."""
+
+
+def _save(
+    ctx: Any, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, x_bias_D: Tensor | None,
+    eps: float, dropout_p: float, seed: Tensor | None, stream: int,
+) -> None:  # fmt: skip
+    ctx.eps, ctx.dropout_p, ctx.stream, ctx.bias_dtype = eps, dropout_p, stream, bias_D.dtype
+    ctx.save_for_backward(x_TD, residual_TD, weight_D, x_bias_D, seed)
+
+
+def _differentiate(ctx: Any, backward: Backward, dout_TD: Tensor, dout_again_TD: Tensor | None) -> Gradients:
+    x_TD, residual_TD, weight_D, x_bias_D, seed = ctx.saved_tensors
+    tensors = dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D
+    dresidual_TD, dx_TD, sums = backward(*tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
+    dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
+    dx_bias_D = None if x_bias_D is None else sums[2].to(x_bias_D.dtype)
+    parameters = sums[0].to(weight_D.dtype), sums[1].to(ctx.bias_dtype), dx_bias_D
+    return dx_TD, dresidual_TD, *parameters, None, None, None, None
+
+
+def number_of_sums(x_bias_D: Tensor | None) -> int:
+    """How many parameters' gradients the backward pass adds up."""
+    return 2 if x_bias_D is None else 3
+
+
+def outputs_of_backward(
+    x_TD: Tensor, residual_TD: Tensor, x_bias_D: Tensor | None, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors like those that the backward operators return, not filled."""
+    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
+    sums = x_TD.new_empty(number_of_sums(x_bias_D), x_TD.shape[1], dtype=statistics_dtype(x_TD))
+    return residual_TD.new_empty(residual_TD.shape), dx_TD, sums

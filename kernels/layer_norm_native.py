@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from electra_kernels.layer_norm_autograd import register_autograd
+from electra_kernels.layer_norm_autograd import number_of_sums, outputs_of_backward, register_autograd
 from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
@@ -25,14 +25,14 @@ def takes(x_TD: Tensor, residual_TD: Tensor) -> bool:
 
 @operator("native_dropout_add_layer_norm")
 def forward(
-    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, x_bias_D: Tensor | None, eps: float,
+    dropout_p: float, seed: Tensor | None, stream: int,
 ) -> Tensor:  # fmt: skip
-    """LayerNorm(residual + dropout(x)); see the contract in `layer_norm`."""
+    """LayerNorm(residual + dropout(x + x_bias)); see the contract in `layer_norm`."""
     x_TD, residual_TD = x_TD.contiguous(), residual_TD.contiguous()
     out_TD = torch.empty_like(x_TD)
     call(
-        "layer_norm_forward", x_TD, residual_TD, weight_D.float().contiguous(), bias_D.float().contiguous(), seed,
+        "layer_norm_forward", x_TD, residual_TD, _row(weight_D), _row(bias_D), _row(x_bias_D), seed,
         out_TD, *x_TD.shape, eps, *dropout_arguments(dropout_p, stream), *_flags(x_TD, residual_TD),
     )  # fmt: skip
     return out_TD
@@ -45,33 +45,34 @@ def _(x_TD: Tensor, *_: Any) -> Tensor:
 
 @operator("native_dropout_add_layer_norm_backward")
 def backward(
-    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
+    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
+    x_bias_D: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, [dweight_D, dbias_D]); without dropout dx is dresidual, and stays empty here."""
+    """As the Triton kernels' (`layer_norm_triton.backward`)."""
     x_TD, residual_TD, dout_TD = x_TD.contiguous(), residual_TD.contiguous(), dout_TD.contiguous()
+    dout_again_TD = None if dout_again_TD is None else dout_again_TD.contiguous()
     rows, size = x_TD.shape
-    dresidual_TD, dx_TD, _ = _backward_outputs(x_TD, residual_TD, dropout_p)
-    partial = x_TD.new_empty(2, -(-rows // ROW_BLOCK), size, dtype=torch.float32)
+    dresidual_TD, dx_TD, _ = outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
+    sums = number_of_sums(x_bias_D)
+    partial = x_TD.new_empty(sums, -(-rows // ROW_BLOCK), size, dtype=torch.float32)
     call(
-        "layer_norm_backward", dout_TD, x_TD, residual_TD, weight_D.float().contiguous(), seed, dx_TD,
-        dresidual_TD, partial[0], partial[1], rows, size, eps, *dropout_arguments(dropout_p, stream),
-        *_flags(x_TD, residual_TD),
+        "layer_norm_backward", dout_TD, dout_again_TD, x_TD, residual_TD, _row(weight_D), _row(x_bias_D), seed,
+        dx_TD, dresidual_TD, partial[0], partial[1], partial[2] if sums == 3 else None, rows, size, eps,
+        *dropout_arguments(dropout_p, stream), *_flags(x_TD, residual_TD),
     )  # fmt: skip
     return dresidual_TD, dx_TD, partial.sum(1)
 
 
 @backward.register_fake
 def _(
-    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward_outputs(x_TD, residual_TD, dropout_p)
+    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
+    x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
 
 
-def _backward_outputs(x_TD: Tensor, residual_TD: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
-    dx_TD = x_TD.new_empty(x_TD.shape if p > 0 else (0, x_TD.shape[1]))
-    dparameters = x_TD.new_empty(2, x_TD.shape[1], dtype=torch.float32)
-    return residual_TD.new_empty(residual_TD.shape), dx_TD, dparameters
+def _row(parameter_D: Tensor | None) -> Tensor | None:
+    return None if parameter_D is None else parameter_D.float().contiguous()
 
 
 def _flags(x_TD: Tensor, residual_TD: Tensor) -> tuple[Any, Any, Any]:

@@ -14,6 +14,7 @@ def dropout_add_layer_norm(
     residual_TD: Tensor,
     weight_D: Tensor,
     bias_D: Tensor,
+    x_bias_D: Tensor | None,
     eps: float,
     dropout_p: float,
     seed: Tensor | None,
@@ -23,6 +24,8 @@ def dropout_add_layer_norm(
     statistics = statistics_dtype(x_TD)
     with torch.autocast(x_TD.device.type, enabled=False):
         sum_TD = x_TD.to(statistics)
+        if x_bias_D is not None:
+            sum_TD = sum_TD + x_bias_D.to(statistics)
         if seed is not None:
             rows_T = torch.arange(len(x_TD), device=x_TD.device)
             keep_TD = keep_mask(seed, rows_T, x_TD.shape[1], dropout_p, stream)

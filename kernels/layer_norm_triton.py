@@ -1,14 +1,15 @@
 """Dropout + residual + LayerNorm on Triton, one pass each way (maths: `layer_norm`).
 
-With s = residual + keep ∘ x · keep_scale, n = (s - mean) · rstd and a row's gradient a = dout ∘ weight:
+With s = residual + keep ∘ (x + x_bias) · keep_scale, n = (s - mean) · rstd and a row's gradient a = dout ∘ weight:
 
     ds = rstd · (a - mean(a) - n · mean(a ∘ n)),   dresidual = ds,   dx = keep ∘ ds · keep_scale,
-    dweight = Σ_t dout ∘ n,   dbias = Σ_t dout
+    dweight = Σ_t dout ∘ n,   dbias = Σ_t dout,   dx_bias = Σ_t dx
 
-A program holds whole rows, so backward recomputes s, mean, rstd and the dropout decisions from x, residual
-and the counter: nothing is stored for it, and s never loses bits to half precision. (Storing s moves the same
-bytes: one write more forward, one read less backward.) Programs stride over the rows and keep sums for dweight and
-dbias in registers; what they leave is added in a fixed order.
+dout is the sum of two gradients where the result was handed out twice. A program holds whole rows, so backward
+recomputes s, mean, rstd and the dropout decisions from x, residual and the counter: nothing is stored for it,
+and s never loses bits to half precision. (Storing s moves the same bytes: one write more forward, one read less
+backward.) Programs stride over the rows and keep the parameters' sums in registers; what they leave is added in
+a fixed order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase
-from electra_kernels.layer_norm_autograd import register_autograd
+from electra_kernels.layer_norm_autograd import number_of_sums, outputs_of_backward, register_autograd
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
@@ -55,12 +56,22 @@ def normalise_backward(b_a, b_n, b_rstd, D: tl.constexpr):
 
 
 @triton.jit
+def _load_row(p_row, o_d, ACC: tl.constexpr, D: tl.constexpr):
+    """[1, len(o_d)]: a parameter; zeros beyond D, and where there is none."""
+    if p_row is None:
+        b_row = tl.zeros(o_d.shape, ACC)
+    else:
+        b_row = tl.load(p_row + o_d, mask=o_d < D, other=0.0).to(ACC)
+    return b_row[None, :]
+
+
+@triton.jit
 def _normalise(
-    p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream,
+    p_x, b_x_bias, p_residual, p_seed, o_t, m_t, o_d, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, THRESHOLD: tl.constexpr,
 ):  # fmt: skip
-    """(s - mean) · rstd and rstd, for rows of s = residual + dropout(x); zeros beyond D."""
-    b_x = load_rows(p_x, o_t, m_t, o_d, D).to(ACC)
+    """(s - mean) · rstd and rstd, for rows of s = residual + dropout(x + x_bias); zeros beyond D."""
+    b_x = load_rows(p_x, o_t, m_t, o_d, D).to(ACC) + b_x_bias
     if THRESHOLD > 0:
         b_x = drop(b_x, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
     return normalise(b_x + load_rows(p_residual, o_t, m_t, o_d, D).to(ACC), o_d, eps, D)
@@ -68,40 +79,51 @@ def _normalise(
 
 @triton.jit(do_not_specialize=["T", "stream"])
 def _forward_kernel(
-    p_x, p_residual, p_weight, p_bias, p_seed, p_out, T, eps, stream,
+    p_x, p_residual, p_weight, p_bias, p_x_bias, p_seed, p_out, T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
 ):  # fmt: skip
     o_t, o_d = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     m_t = o_t < T
-    b_n, _ = _normalise(p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
-    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
-    b_bias = tl.load(p_bias + o_d, mask=o_d < D, other=0.0).to(ACC)
-    store_rows(p_out, o_t, m_t, o_d, b_n * b_weight[None, :] + b_bias[None, :], D)
+    b_x_bias = _load_row(p_x_bias, o_d, ACC, D)
+    b_n, _ = _normalise(p_x, b_x_bias, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
+    b_weight, b_bias = _load_row(p_weight, o_d, ACC, D), _load_row(p_bias, o_d, ACC, D)
+    store_rows(p_out, o_t, m_t, o_d, b_n * b_weight + b_bias, D)
 
 
 @triton.jit(do_not_specialize=["T", "stream"])
 def _backward_kernel(
-    p_dout, p_x, p_residual, p_weight, p_seed, p_dresidual, p_dx, p_dweight, p_dbias, T, eps, stream,
+    p_dout, p_dout_again, p_x, p_residual, p_weight, p_x_bias, p_seed, p_dresidual, p_dx, p_dweight, p_dbias,
+    p_dx_bias, T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     o_d = tl.arange(0, BLOCK_D)
-    b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
+    b_weight, b_x_bias = _load_row(p_weight, o_d, ACC, D), _load_row(p_x_bias, o_d, ACC, D)
     b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((ROWS, BLOCK_D), ACC)
+    b_dx_bias = tl.zeros((ROWS, BLOCK_D), ACC)
     for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < T
-        b_n, b_rstd = _normalise(p_x, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD)
+        b_n, b_rstd = _normalise(
+            p_x, b_x_bias, p_residual, p_seed, o_t, m_t, o_d, eps, stream, ACC, D, BLOCK_D, THRESHOLD
+        )  # fmt: skip
         b_dout = load_rows(p_dout, o_t, m_t, o_d, D).to(ACC)
+        if p_dout_again is not None:
+            b_dout += load_rows(p_dout_again, o_t, m_t, o_d, D).to(ACC)
         b_dweight += column_sums(b_dout * b_n, ROWS)
         b_dbias += column_sums(b_dout, ROWS)
-        b_ds = normalise_backward(b_dout * b_weight[None, :], b_n, b_rstd, D)
+        b_ds = normalise_backward(b_dout * b_weight, b_n, b_rstd, D)
         store_rows(p_dresidual, o_t, m_t, o_d, b_ds, D)
         if THRESHOLD > 0:
-            store_rows(p_dx, o_t, m_t, o_d, drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D), D)
+            b_ds = drop(b_ds, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
+            store_rows(p_dx, o_t, m_t, o_d, b_ds, D)
+        if p_x_bias is not None:
+            b_dx_bias += column_sums(b_ds, ROWS)
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     store_rows(p_dweight, o_row, o_row >= 0, o_d, b_dweight, D)
     store_rows(p_dbias, o_row, o_row >= 0, o_d, b_dbias, D)
+    if p_x_bias is not None:
+        store_rows(p_dx_bias, o_row, o_row >= 0, o_d, b_dx_bias, D)
 
 
 # ---------------------------------------------------------------- custom operators and autograd
@@ -120,44 +142,42 @@ def blocks(size: int) -> dict[str, int]:
 
 
 @operator("dropout_add_layer_norm")
-def dropout_add_layer_norm(
-    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
+def forward(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, x_bias_D: Tensor | None, eps: float,
+    dropout_p: float, seed: Tensor | None, stream: int,
 ) -> Tensor:  # fmt: skip
-    """LayerNorm(residual + dropout(x)); see the contract in `layer_norm`."""
+    """LayerNorm(residual + dropout(x + x_bias)); see the contract in `layer_norm`."""
     out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
     shapes = constexprs(x_TD, dropout_p)
     if out_TD.numel():
         _forward_kernel[(triton.cdiv(len(x_TD), shapes["BLOCK_T"]),)](
-            x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), bias_D.contiguous(), seed, out_TD,
+            *_contiguous(x_TD, residual_TD, weight_D, bias_D, x_bias_D), seed, out_TD,
             len(x_TD), eps, stream, **shapes, num_warps=4, **ROUNDED,
         )  # fmt: skip
     return out_TD
 
 
-@dropout_add_layer_norm.register_fake
-def _(
-    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
-) -> Tensor:  # fmt: skip
+@forward.register_fake
+def _(x_TD: Tensor, *_: Any) -> Tensor:
     return x_TD.new_empty(x_TD.shape)
 
 
 @operator("dropout_add_layer_norm_backward")
 def backward(
-    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
+    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
+    x_bias_D: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, [dweight_D, dbias_D]); without dropout dx is dresidual, and stays empty here."""
+    """(dresidual_TD, dx_TD, [dweight_D, dbias_D, dx_bias_D]); what is not asked for is left out or empty: dx
+    without dropout (it is dresidual then), dx_bias without x_bias."""
     shapes = constexprs(x_TD, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
     dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
-    partial = x_TD.new_empty(2, programs * rows, x_TD.shape[1], dtype=statistics_dtype(x_TD))
+    rows, sums = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"]), number_of_sums(x_bias_D)
+    partial = x_TD.new_empty(sums, programs * rows, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
-        dout_TD.contiguous(), x_TD.contiguous(), residual_TD.contiguous(), weight_D.contiguous(), seed,
-        dresidual_TD, dx_TD, partial[0], partial[1], len(x_TD), eps, stream,
+        *_contiguous(dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D), seed, dresidual_TD, dx_TD,
+        partial[0], partial[1], partial[2] if sums == 3 else None, len(x_TD), eps, stream,
         **shapes, ROWS=rows, num_warps=4, **ROUNDED,
     )  # fmt: skip
     return dresidual_TD, dx_TD, partial.sum(1)
@@ -165,32 +185,37 @@ def backward(
 
 @backward.register_fake
 def _(
-    dout_TD: Tensor, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, dropout_p: float,
-    seed: Tensor | None, stream: int,
+    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
+    x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    dparameters = x_TD.new_empty(2, x_TD.shape[1], dtype=statistics_dtype(x_TD))
-    return residual_TD.new_empty(residual_TD.shape), dx_TD, dparameters
+    return outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
 
 
-register_autograd(dropout_add_layer_norm, backward)
+def _contiguous(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    return (None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+register_autograd(forward, backward)
 
 
 # ---------------------------------------------------------------- what is compiled ahead of time
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """Both kernels at the widths of Small, Base and Large, with dropout and (Base) without."""
-    for dtype, size, dropout_p in (
-        ("bf16", 256, 0.1), ("bf16", 768, 0.0), ("fp16", 1024, 0.1),
+    """Both kernels at the widths of Small, Base and Large, as an encoder calls them; at Base's also without
+    dropout, a bias for x and a second reader."""
+    halves = ("p_x", "p_residual", "p_out", "p_dout", "p_dout_again", "p_dresidual", "p_dx")
+    for dtype, size, dropout_p, whole in (
+        ("bf16", 256, 0.1, True), ("bf16", 768, 0.1, True), ("bf16", 768, 0.0, False), ("fp16", 1024, 0.1, True),
     ):  # fmt: skip
-        halves = ("p_x", "p_residual", "p_out", "p_dout", "p_dresidual", "p_dx")
         types = dict.fromkeys(halves, f"*{dtype}")
         types |= {"p_seed": "*i64", "T": "i32", "eps": "fp32", "stream": "i32"}
+        left_out = {} if whole else dict.fromkeys(("p_dout_again", "p_x_bias", "p_dx_bias"))
         shapes = {"ACC": tl.float32, **blocks(size), "THRESHOLD": dropout_threshold(dropout_p)}
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
             rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
             known = {**shapes, "ROWS": rows} if kernel is _backward_kernel else shapes
+            known |= {a: None for a in left_out if a in kernel.arg_names}
             signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in known}
-            label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}]"
+            label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}{'' if whole else ' bare'}]"
             yield CompileCase(label, kernel, signature, known, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

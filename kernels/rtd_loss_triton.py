@@ -6,9 +6,7 @@ under a megabyte: the gain over PyTorch is fewer launches.
 
 `rtd_head` reads the T x D pre-activation once forward (logit, loss, dlogit) and once backward, where one pass
 gives dhidden and the partial sums of dweight and dbias. Storing dhidden in the forward pass instead would
-write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding. Of
-gelu(h) = h Φ(h) with Φ(h) = (1 + erf(h / √2)) / 2 the slope is Φ(h) + h φ(h), φ(h) = exp(-h² / 2) / √(2π);
-0.7071… below is 1 / √2, 0.3989… is 1 / √(2π).
+write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +17,15 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import FUSED, ROUNDED, column_sums, folded_rows, load_rows, store_rows
+from electra_kernels.blocks_triton import (
+    FUSED,
+    ROUNDED,
+    column_sums,
+    folded_rows,
+    load_rows,
+    normal,
+    store_rows,
+)
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
@@ -107,8 +113,8 @@ def _head_kernel(
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < T
         b_hidden = load_rows(p_hidden, o_t, m_t, o_d, D).to(ACC)
-        b_gelu = b_hidden * (0.5 + 0.5 * tl.erf(b_hidden * 0.7071067811865476))
-        b_x = tl.sum(b_gelu * b_weight[None, :], 1) + bias
+        b_cdf, _ = normal(b_hidden)
+        b_x = tl.sum(b_hidden * b_cdf * b_weight[None, :], 1) + bias
         b_y, b_w = _load_tokens(p_labels, p_weights, o_t, m_t, ACC, WEIGHTED)
         b_term, b_dlogit = _token_terms(b_x, b_y, b_w)
         tl.store(p_logits + o_t, b_x, mask=m_t)
@@ -160,8 +166,8 @@ def _head_backward_kernel(
         m_t = o_t < T
         b_hidden = load_rows(p_hidden, o_t, m_t, o_d, D).to(ACC)
         b_dlogit = tl.load(p_dlogits + o_t, mask=m_t, other=0.0) * scale
-        b_cdf = 0.5 + 0.5 * tl.erf(b_hidden * 0.7071067811865476)
-        b_slope = b_cdf + b_hidden * tl.exp(-0.5 * b_hidden * b_hidden) * 0.3989422804014327
+        b_cdf, b_density = normal(b_hidden)
+        b_slope = b_cdf + b_hidden * b_density
         store_rows(p_dhidden, o_t, m_t, o_d, b_dlogit[:, None] * b_weight[None, :] * b_slope, D)
         b_dweight += column_sums(b_dlogit[:, None] * b_hidden * b_cdf, ROWS)
         b_dbias += b_dlogit

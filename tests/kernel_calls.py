@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from electra_kernels import (
     attention,
-    dropout_add_layer_norm,
+    bias_gelu,
+    dropout_add_layer_norm_twice,
     embedding_layer_norm,
     mlm_head,
     rtd_head,
@@ -89,10 +90,19 @@ def _rtd(tokens: int, size: int) -> Call:
 
 
 def _layer_norm(tokens: int, size: int) -> Call:
-    leaves = [_normal(tokens, size), _normal(tokens, size), _normal(size), _normal(size)]
-    return _differentiated(
-        lambda seed: (dropout_add_layer_norm(*leaves, eps=1e-6, dropout_p=0.1, seed=seed),), leaves
-    )
+    leaves = [_normal(tokens, size), _normal(tokens, size), _normal(size), _normal(size), _normal(size)]
+
+    def for_two_readers(seed: Tensor) -> tuple[Tensor, ...]:
+        *tensors, x_bias = leaves
+        first, second = dropout_add_layer_norm_twice(*tensors, eps=1e-6, x_bias_D=x_bias, dropout_p=0.1, seed=seed)
+        return (first + second.square(),)
+
+    return _differentiated(for_two_readers, leaves)
+
+
+def _bias_gelu(tokens: int, size: int) -> Call:
+    leaves = [_normal(tokens, size), _normal(size)]
+    return _differentiated(lambda _: (bias_gelu(*leaves),), leaves)
 
 
 def _embedding(tokens: int, size: int) -> Call:
@@ -116,6 +126,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "sample": lambda: _sample(*_sizes((64, 5000, 300), (4, 5000, 300), (4, 140, 9))),
     "rtd": lambda: _rtd(*_sizes((2000, 256), (1104, 256), (50, 24))),
     "layer-norm": lambda: _layer_norm(*_sizes((300, 256), (300, 256), (9, 24))),
+    "bias-gelu": lambda: _bias_gelu(*_sizes((300, 1024), (150, 300), (9, 24))),
     "embedding": lambda: _embedding(*_sizes((300, 128), (300, 128), (9, 24))),
 }
 

@@ -17,7 +17,14 @@ import torch
 from benchmarks import kernel_report, kernel_timing
 from benchmarks.kernel_report import Mismatch
 
-BENCHMARKS = ("bench_attention", "bench_mlm_head", "bench_sample_replace", "bench_rtd_loss", "bench_layer_norm")
+BENCHMARKS = (
+    "bench_attention",
+    "bench_mlm_head",
+    "bench_sample_replace",
+    "bench_rtd_loss",
+    "bench_layer_norm",
+    "bench_bias_gelu",
+)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

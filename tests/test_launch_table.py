@@ -57,7 +57,7 @@ def arguments(length: int = 32) -> dict[str, tuple[Any, ...]]:
     seed, offsets = seed_of(1), torch.tensor([0, length], device=DEVICE, dtype=torch.int32)
     attention = (half(length, 3, 2, 64), offsets, seed, length, 0.1, 0, 0.125)
     context, lse = half(length, 2, 64), single(2, length)
-    norm = (half(8, 256), half(8, 256), single(256), single(256), 1e-12, 0.1, seed, 0)
+    norm = (half(8, 256), half(8, 256), single(256), single(256), single(256), 1e-12, 0.1, seed, 0)
     tables = (single(9, 128), single(16, 128), single(2, 128), single(128), single(128))
     embedding = (ids(8), ids(8), ids(8), *tables, 1e-12, 0.1, seed, 0)
     word_head = (half(5, 128), single(300, 128), single(300), ids(5), seed, 0, 1.0)
@@ -67,7 +67,9 @@ def arguments(length: int = 32) -> dict[str, tuple[Any, ...]]:
         "attention": attention,
         "attention_backward": (context, context, lse, *attention),
         "dropout_add_layer_norm": norm,
-        "dropout_add_layer_norm_backward": (half(8, 256), *norm[:3], *norm[4:]),
+        "dropout_add_layer_norm_backward": (half(8, 256), half(8, 256), *norm[:3], *norm[4:]),
+        "bias_gelu": (half(8, 256), single(256)),
+        "bias_gelu_backward": (half(8, 256), half(8, 256), single(256)),
         "embedding_layer_norm": (*embedding, BF16),
         "embedding_layer_norm_backward": (half(8, 128), *embedding[:7], *embedding[8:]),
         "mlm_head": word_head,

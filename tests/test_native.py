@@ -18,6 +18,7 @@ from electra_kernels import (
     attention_native,
     available,
     dropout_add_layer_norm,
+    dropout_add_layer_norm_twice,
     fast_bf16,
     native,
     rng,
@@ -66,12 +67,16 @@ def run_attention(
 
 
 def run_layer_norm(path: Implementation, tensors: Sequence[Tensor], dropout_p: float) -> list[Tensor]:
-    """The result and the gradients of x, residual, weight and bias."""
+    """The result, read twice, and the gradients of x, residual, weight, bias and x's bias."""
     *inputs, dout = (tensor.clone() for tensor in tensors)
-    inputs = [tensor.requires_grad_() for tensor in inputs]
+    inputs = [tensor.requires_grad_() for tensor in (*inputs, inputs[-1].flip(0))]
+    *leaves, x_bias = inputs
     with use(path):
-        out = dropout_add_layer_norm(*inputs, eps=1e-6, dropout_p=dropout_p, seed=SEED, stream=STREAM)
-        return [out.detach(), *torch.autograd.grad(out, inputs, dout.to(out.dtype))]
+        outs = dropout_add_layer_norm_twice(
+            *leaves, eps=1e-6, x_bias_D=x_bias, dropout_p=dropout_p, seed=SEED, stream=STREAM
+        )
+        douts = [d.to(outs[0].dtype) for d in (dout, dout.flip(0))]
+        return [outs[0].detach(), *torch.autograd.grad(outs, inputs, douts)]
 
 
 @pytest.fixture
@@ -131,7 +136,7 @@ def test_layer_norm_is_within_the_error_budget(
     exact = run_layer_norm("reference", [tensor.double() for tensor in tensors], dropout_p)
     same = run_layer_norm("reference", tensors, dropout_p)
     got = run_layer_norm("native", tensors, dropout_p)
-    for name, *values in zip(("out", "dx", "dresidual", "dweight", "dbias"), got, same, exact):
+    for name, *values in zip(("out", "dx", "dresidual", "dweight", "dbias", "dx_bias"), got, same, exact):
         assert_within_budget(name, *values)
 
 
@@ -227,7 +232,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.electra_kernels.native_attention.default, arguments)
     tensors = [tensor.requires_grad_() for tensor in leaves((6, 24), (6, 24), (24,), (24,))]
     torch.library.opcheck(
-        torch.ops.electra_kernels.native_dropout_add_layer_norm.default, (*tensors, 1e-6, 0.2, SEED, STREAM)
+        torch.ops.electra_kernels.native_dropout_add_layer_norm.default, (*tensors, None, 1e-6, 0.2, SEED, STREAM)
     )
 
 

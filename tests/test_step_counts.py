@@ -1,8 +1,9 @@
-"""What a step launches and keeps, compared with committed counts; none of it depends on the machine's speed."""
+"""What a step launches, moves and keeps, compared with committed counts; independent of the machine's speed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from electra_kernels import use
 from test_engine import CONFIG, ENCODER
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,12 +25,13 @@ from electra_core.training import take_step
 COUNTS = Path(__file__).parents[1] / "benchmarks" / "results" / "step_counts_small.json"
 
 
-def test_a_step_launches_and_keeps_no_more_than_was_committed() -> None:
+def test_a_step_launches_moves_and_keeps_no_more_than_was_committed() -> None:
     """After an improvement: python -m benchmarks.bench_step --batch 128 --no-timing --json <the file>."""
     committed = json.loads(COUNTS.read_text(encoding="utf-8"))
     preset = PRESETS["small"]
     trace = trace_step(preset.discriminator, preset.pretrain, 128, 128)
     assert trace.total_launches <= committed["launches"]
+    assert trace.total_traffic <= 1.01 * committed["moved_bytes"]
     assert trace.activations / trace.tokens <= 1.01 * committed["kept_bytes_per_token"]
     assert trace.peak <= 1.01 * committed["predicted_peak_bytes"]
 
@@ -74,6 +77,30 @@ def test_the_model_is_one_graph_for_torch_compile() -> None:
     part.masked_positions_M.copy_(torch.arange(4) * 8)
     torch.compile(model, backend="eager", fullgraph=True)(part, inputs.seed).loss.backward()
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "bytes_moved"),
+    {
+        "reads two, writes one": (lambda a, b: a + b, 3 * 4000),
+        "reads and writes in place": (lambda a, b: a.add_(b), 3 * 4000),
+        "overwrites": (lambda a, b: a.copy_(b), 2 * 4000),
+        "fills": (lambda a, b: a.zero_(), 4000),
+        "looks at": (lambda a, b: a.view(10, 100), 0),
+        "takes rows": (
+            lambda a, b: torch.nn.functional.embedding(torch.tensor([1, 3]), a.view(100, 10)),
+            2 * 80 + 16,
+        ),
+        "repeats": (lambda a, b: a[:1].expand(1000) + b, 4 + 2 * 4000),
+        "lists": (lambda a, b: torch._foreach_add_([a, b], [b, a]), 6 * 4000),
+    }.values(),
+    ids=range(8),
+)
+def test_bytes_moved(operation: Callable[[Tensor, Tensor], object], bytes_moved: int) -> None:
+    a, b = torch.ones(1000), torch.ones(1000)
+    with Recorder() as recorder:
+        operation(a, b)
+    assert sum(sum(counter.values()) for counter in recorder.traffic.values()) == bytes_moved
 
 
 def test_multi_tensor_kernels_take_so_many_tensors_and_blocks() -> None:
