@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from electra_kernels.rng import fold
 from torch import Tensor, nn
 
 from electra_core.batches import Ahead, Batches
@@ -44,6 +45,8 @@ from electra_core.run_folder import model_card, save_models
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
 from electra_core.training import StepResult, training_steps
+
+TRAINING_STREAM = 1 << 31  # of random numbers; the examples have the small ones, and one for every epoch
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,16 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[Step
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
     if device.type == "cuda":  # a CPU has nothing else to make them with
         source = Ahead(source)
+    seed = fold(config.seed, TRAINING_STREAM)
     steps = take(
         learner.electra, learner.optimizer, loss_function, meter.timing(source),
-        first_step=learner.first_step, steps=config.steps, seed=config.seed,
+        first_step=learner.first_step, steps=config.steps, seed=seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
         clip_norm=config.clip_norm, autocast=job.autocast,
     )  # fmt: skip
     file = run / postmortem_name(job.ranks.rank)
     return with_postmortem(
-        steps, file, learner.electra, loss_function, job.batches, config.seed, job.autocast, config.batch_size
+        steps, file, learner.electra, loss_function, job.batches, seed, job.autocast, config.batch_size
     )
 
 
