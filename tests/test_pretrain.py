@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from electra_kernels.rng import fold
 from small_runs import ORIGINAL, RUN, SIZES, assert_same_run, base, data, one_thread, rows, state, train  # noqa: F401
 from torch import Tensor, nn
 
+from electra_core import examples, masking, training
 from electra_core.batches import Batches
 from electra_core.cli import main
 from electra_core.config import EncoderConfig, PretrainConfig
@@ -169,6 +171,28 @@ def test_the_log_is_closed_whatever_ends_the_run(
 def test_same_seed_same_run_bit_for_bit(data: Path, base: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "again")
     assert_same_run(tmp_path / "again", base)
+
+
+def test_no_two_uses_of_randomness_share_a_key(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every key that a run draws with: of the examples' order, borders and coins, of masks, of each step."""
+    keys: dict[str, list[int]] = {}
+
+    def recording(name: str) -> Callable[..., int]:
+        def recorded(*parts: int) -> int:
+            keys.setdefault(name, []).append(fold(*parts))
+            return keys[name][-1]
+
+        return recorded
+
+    for module in (examples, masking, training):
+        monkeypatch.setattr(module, "fold", recording(module.__name__))
+    train(data, tmp_path / "run", ORIGINAL)
+    of_steps = keys.pop(training.__name__)
+    assert len(set(of_steps)) == len(of_steps) == RUN["steps"]
+    others = {key for found in keys.values() for key in found}
+    assert len(keys) == 2 and len(others) >= 4 and others.isdisjoint(of_steps)
 
 
 def test_another_seed_another_run(data: Path, base: Path, tmp_path: Path) -> None:
