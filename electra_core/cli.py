@@ -16,7 +16,13 @@ from collections.abc import Sequence
 
 from electra_core import __version__, commands_inspect, commands_train, commands_use
 from electra_core.command_flags import Help
-from electra_core.errors import AnotherRankFailed, UserError, disk_trouble, threads_quiet_about_disks
+from electra_core.errors import (
+    AnotherRankFailed,
+    UserError,
+    disk_trouble,
+    memory_trouble,
+    threads_quiet_about_disks,
+)
 
 DIVERGED = 3
 """Exit status of a run that diverged: to start it again as it is would give the same."""
@@ -50,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (trouble := disk_trouble(error)) is None:
             raise
         return _failed(options, 2, f"{error.filename}: {trouble}" if error.filename else trouble)
+    except RuntimeError as error:
+        if (trouble := memory_trouble(error, options.command)) is None:
+            raise
+        return _failed(options, 2, trouble)
 
 
 def _failed(options: argparse.Namespace, status: int, why: object) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,37 @@ _DISK_TROUBLE = {
 def disk_trouble(error: BaseException | None) -> str | None:
     """In words, that a disk takes nothing more; None for any other exception."""
     return _DISK_TROUBLE.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+# What torch's allocators, the CUDA and HIP runtimes and cuBLAS say; all of them in RuntimeErrors.
+_MEMORY_TROUBLE = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
+_ELSEWHERE = "--device cpu uses the other memory"
+_MORE_MEMORY = {
+    "pretrain": "--accumulate 0 computes a step in as few parts as fit, --recompute keeps less of each; neither "
+                "changes what is learnt beyond rounding",
+    "finetune": "take a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
+    "evaluate": _ELSEWHERE, "predict": _ELSEWHERE, "demo": _ELSEWHERE,
+}  # fmt: skip
+"""Command -> what it can do with less."""
+
+
+def memory_trouble(error: BaseException | None, command: str) -> str | None:
+    """A line: memory does not suffice, and what `command` can do about it; None for any other exception.
+
+    The first exception of those that led to `error` counts: what ends a CUDA graph's capture hides it.
+    """
+    said = None
+    while error is not None:
+        if isinstance(error, RuntimeError) and _MEMORY_TROUBLE.search(str(error)):
+            said = str(error).strip().splitlines()[0]
+        error = error.__cause__ or error.__context__
+    if said is None:
+        return None
+    way_out = _MORE_MEMORY.get(command)
+    if way_out is None or (way_out == _ELSEWHERE and "alloc_cpu" in said):
+        return said
+    said = re.split(r" Including non-PyTorch| Of the allocated memory", said)[0]  # of torch's own bookkeeping
+    return f"{said.rstrip('. ')}; {way_out}"
 
 
 @contextmanager
