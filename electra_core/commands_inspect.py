@@ -128,10 +128,10 @@ def info(options: Namespace) -> None:
 
 
 def _memory(options: Namespace) -> None:
-    """Bytes of a pre-training step: on a GPU in bf16, on a CPU in fp32."""
+    """Bytes of a pre-training step: on a GPU (this machine's, or else one that runs the kernels), and on a CPU."""
     import torch
 
-    from electra_core.memory import measure_on_cpu, predict, summary
+    from electra_core.memory import measure_on_cpu, predict, summary, way_of
 
     if options.model not in PRESETS:
         raise UserError(f"--memory: --model expects one of {', '.join(PRESETS)}, got {options.model}")
@@ -141,9 +141,10 @@ def _memory(options: Namespace) -> None:
         raise UserError(f"--batch, --length: expected at least one sequence of 2 to {most} tokens")
     config = dataclasses.replace(preset.pretrain, recompute=options.recompute, max_length=options.length)
     sizes = (options.batch, options.length)
+    ways = {device: way_of(torch.device(device), config.precision) for device in ("cuda", "cpu")}
     facts: dict[str, dict[str, Any]] = {
-        device: summary(predict(encoder, config, *sizes, torch.device(device)), graphs=device == "cuda")
-        for device in ("cuda", "cpu")
+        device: summary(predict(encoder, config, *sizes, torch.device(device)), graphs=way.kernels == "triton")
+        for device, way in ways.items()
     }
     if options.measure:
         facts["cpu"]["measured_peak"] = measure_on_cpu(encoder, config, *sizes)
@@ -151,7 +152,9 @@ def _memory(options: Namespace) -> None:
         print(json.dumps(facts))
         return
     for device, figures in facts.items():
-        print({"cuda": "GPU, bf16 products, predicted", "cpu": "CPU, fp32, predicted"}[device])
+        products = "bf16" if ways[device].precision == torch.bfloat16 else "fp32"
+        without = ", without Triton kernels" if ways[device].kernels == "reference" else ""
+        print({"cuda": f"GPU, {products} products{without}, predicted", "cpu": "CPU, fp32, predicted"}[device])
         stages = {f"kept: {stage}": size for stage, size in figures.pop("kept_for_backward").items()}
         for name, value in {**figures, **stages}.items():
             counted = name in ("tokens", "kept_bytes_per_token")
