@@ -6,6 +6,7 @@ eager steps, with the reason said once, or a refusal that names a way out.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from electra_kernels import dispatch, triton_support, use
 from electra_kernels.fast_bf16 import has_gpu_bf16
 
 from electra_core import engine
+from electra_core.cli import main
 from electra_core.errors import UserError
 from electra_core.memory import free_bytes, way_of
 from electra_core.optim import orthogonalise
@@ -255,6 +257,23 @@ def test_a_gpu_that_does_not_start_ends_the_command(machine: Machine) -> None:
             resolve_device(device)
     trouble(machine, None)
     assert resolve_device("cuda:0") == GPU
+
+
+def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.with_gpu("Tesla T4", (7, 5))
+    machine.patch.setattr(torch.cuda, "mem_get_info", lambda _: (15 * 2**30, 16 * 2**30))
+    trouble(machine, None)
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["device"].startswith("cuda: Tesla T4, sm_75") and facts["memory free"] == "15.0 GiB"
+    assert (facts["precision"], facts["engine"], facts["Triton kernels"]) == ("fp32", "graph", "yes")
+    trouble(machine, "CUDA error: busy")
+    assert main(["info"]) == 0
+    assert "Tesla T4 does not compute: CUDA error: busy" in capsys.readouterr().out
+    trouble(machine, NO_IMAGE)
+    assert main(["info"]) == 0
+    assert re.search("device  cpu, ", capsys.readouterr().out)
+    assert main(["info", "--memory"]) == 2 and "--model expects one of" in capsys.readouterr().err
 
 
 def test_what_torch_says_of_a_gpu_comes_as_a_line() -> None:
