@@ -25,6 +25,7 @@ from electra_core import engine
 from electra_core.cli import main
 from electra_core.errors import UserError
 from electra_core.memory import free_bytes, way_of
+from electra_core.meter import _peak_flops
 from electra_core.optim import orthogonalise
 from electra_core.placement import _warn_once, resolve_device, resolve_precision
 
@@ -274,6 +275,17 @@ def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytes
     assert main(["info"]) == 0
     assert re.search("device  cpu, ", capsys.readouterr().out)
     assert main(["info", "--memory"]) == 2 and "--model expects one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12),
+     ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA A10G", None), ("NVIDIA RTX A1000", None),
+     ("Tesla T4", None), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None)],
+)  # fmt: skip
+def test_a_peak_is_that_of_the_very_card(name: str, peak: float | None, machine: Machine) -> None:
+    machine.with_gpu(name, (8, 0))
+    assert _peak_flops(GPU, 1) == peak
 
 
 def test_what_torch_says_of_a_gpu_comes_as_a_line() -> None:
