@@ -47,18 +47,31 @@ def memory_trouble(error: BaseException | None, command: str) -> str | None:
 
     The first exception of those that led to `error` counts: what ends a CUDA graph's capture hides it.
     """
-    said = None
-    while error is not None:
-        if isinstance(error, RuntimeError) and _MEMORY_TROUBLE.search(str(error)):
-            said = str(error).strip().splitlines()[0]
-        error = error.__cause__ or error.__context__
-    if said is None:
+    found = [e for e in _led_to(error) if isinstance(e, RuntimeError) and _MEMORY_TROUBLE.search(str(e))]
+    if not found:
         return None
+    said = str(found[-1]).strip().splitlines()[0]
     way_out = _MORE_MEMORY.get(command)
     if way_out is None or (way_out == _ELSEWHERE and "alloc_cpu" in said):
         return said
     said = re.split(r" Including non-PyTorch| Of the allocated memory", said)[0]  # of torch's own bookkeeping
     return f"{said.rstrip('. ')}; {way_out}"
+
+
+def is_of_the_gpu(error: BaseException) -> bool:
+    """Whether Triton or the GPU's runtime raised it, or what led to it: then the kernels may be at fault."""
+    texts = ("Triton Error", "CUDA error", "HIP error")
+    return any(
+        type(e).__module__.split(".")[0] == "triton" or any(text in str(e) for text in texts)
+        for e in _led_to(error)
+    )
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those in whose course it was raised, the first one last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from small_runs import ORIGINAL, SIZES, make_data
 from test_engine import CONFIG, ENCODER, batch_of
 
-from electra_core import commands_train
+from electra_core import commands_inspect, commands_train
 from electra_core.cli import build_parser, main
 from electra_core.config import PRESETS
 from electra_core.distributed import Ranks
@@ -204,3 +204,20 @@ def test_every_way_to_say_that_memory_does_not_suffice(command: str, way_out: st
     parser = build_parser()._subparsers._group_actions[0].choices[command]  # type: ignore[union-attr, index]
     flags = {flag for action in parser._actions for flag in action.option_strings}
     assert set(re.findall(r"--[a-z-]+", line)) <= flags
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "hinted"),
+    [("triton.runtime.errors", "out of resource: shared memory", True), ("builtins", "shapes differ", False),
+     ("torch", "CUDA error: an illegal memory access was encountered", True)],
+)  # fmt: skip
+def test_a_kernel_that_fails_comes_with_a_way_around_it(
+    module: str, said: str, hinted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def info(options: object) -> None:
+        raise type("Error", (Exception,), {"__module__": module})(said)
+
+    monkeypatch.setattr(commands_inspect, "info", info)
+    with pytest.raises(Exception, match=said):
+        main(["info"])
+    assert ("ELECTRA_TRITON=0" in capsys.readouterr().err) == hinted
