@@ -34,7 +34,7 @@ def disk_trouble(error: BaseException | None) -> str | None:
 _MEMORY_TROUBLE = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
 _ELSEWHERE = "--device cpu uses the other memory"
 _MORE_MEMORY = {
-    "pretrain": "--accumulate 0 computes a step in as few parts as fit, --recompute keeps less of each; neither "
+    "pretrain": "--resume --accumulate 0 goes on in as few parts as fit, --recompute keeps less of each; neither "
                 "changes what is learnt beyond rounding",
     "finetune": "take a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
     "evaluate": _ELSEWHERE, "predict": _ELSEWHERE, "demo": _ELSEWHERE,

@@ -20,6 +20,7 @@ import pytest
 import torch
 from electra_kernels import dispatch, triton_support, use
 from electra_kernels.fast_bf16 import has_gpu_bf16
+from electra_kernels.operators import architecture
 
 from electra_core import engine
 from electra_core.cli import main
@@ -116,6 +117,7 @@ def test_the_switch_turns_the_kernels_off_or_tries_them(
     assert not dispatch.use_triton(tensor_on_the_gpu(BF16)) and machine.launched == 0
     monkeypatch.setenv("ELECTRA_TRITON", "1")
     assert dispatch.use_triton(tensor_on_the_gpu(BF16)) and machine.launched == 1
+    assert architecture(GPU) == 80  # (9, 4) is no Hopper
     monkeypatch.setenv("ELECTRA_TRITON", "0")
     assert not dispatch.use_triton(tensor_on_the_gpu(BF16)) and "ELECTRA_TRITON=0 is set" in caplog.text
     with use("triton"), pytest.raises(RuntimeError, match="ELECTRA_TRITON=0 is set"):
