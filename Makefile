@@ -14,6 +14,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_
 	bias_gelu embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
 NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
+NEEDS_GPU += && $(BIN)/python -c "import sys, torch; from electra_kernels.dispatch import gpu_problem; sys.exit(gpu_problem(torch.device('cuda'), torch.bfloat16) and 1)"
 
 .PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest test-ptx compile-report bench-gpu bench-kernels tune clean
 

@@ -66,6 +66,7 @@ class Chip:
 
 
 CHIPS = {
+    75: Chip(64 * 1024, 64 * 1024, None, warps=32, programs=16),
     80: Chip(163 * 1024, 164 * 1024, 2048),
     86: Chip(99 * 1024, 100 * 1024, None, warps=48, programs=16),
     89: Chip(99 * 1024, 100 * 1024, None, warps=48, programs=24),

@@ -16,10 +16,21 @@ from collections.abc import Sequence
 
 from electra_core import __version__, commands_inspect, commands_train, commands_use
 from electra_core.command_flags import Help
-from electra_core.errors import AnotherRankFailed, UserError, disk_trouble, threads_quiet_about_disks
+from electra_core.errors import (
+    AnotherRankFailed,
+    UserError,
+    disk_trouble,
+    is_of_the_gpu,
+    memory_trouble,
+    threads_quiet_about_disks,
+)
 
 DIVERGED = 3
 """Exit status of a run that diverged: to start it again as it is would give the same."""
+WITHOUT_KERNELS = (
+    "the GPU, or a kernel on it, failed; ELECTRA_TRITON=0 in front of the command does without this project's "
+    "kernels. A report of it is welcome, with the output of `electra info` and what follows:"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (trouble := disk_trouble(error)) is None:
             raise
         return _failed(options, 2, f"{error.filename}: {trouble}" if error.filename else trouble)
+    except Exception as error:
+        if (trouble := memory_trouble(error, options.command)) is not None:
+            return _failed(options, 2, trouble)
+        if is_of_the_gpu(error):
+            _failed(options, 1, WITHOUT_KERNELS)
+        raise
 
 
 def _failed(options: argparse.Namespace, status: int, why: object) -> int:

@@ -100,8 +100,10 @@ def trace(options: Namespace) -> None:
 
 
 def _info_flags(commands: Any) -> None:
-    command = add_command(commands, info, "what a model is", "electra info --model RUN")
-    command.add_argument("--model", required=True, help=f"{MODEL_HELP}; with --memory a preset")
+    command = add_command(
+        commands, info, "what a model is; without one, what this machine computes with", "electra info --model RUN"
+    )
+    command.add_argument("--model", help=f"{MODEL_HELP}; with --memory a preset")
     command.add_argument("--memory", action="store_true", help="what a pre-training step of a preset needs")
     command.add_argument("--batch", type=int, default=128, help="sequences of that step")
     command.add_argument("--length", type=int, default=128, help="tokens of each")
@@ -111,39 +113,51 @@ def _info_flags(commands: Any) -> None:
 
 
 def info(options: Namespace) -> None:
-    """What a model directory holds, or what a step of a preset needs."""
+    """What a model directory holds, what a step of a preset needs, or what this machine computes with."""
     if options.memory:
         return _memory(options)
-    from electra_core.flops import discriminator_parameters
-    from electra_core.model_dir import find_model, load_config
-
-    directory = find_model(options.model)
-    config, raw = load_config(directory)
-    facts: dict[str, Any] = {"directory": str(directory), "architecture": (raw.get("architectures") or ["?"])[0]}
-    facts |= {"discriminator_parameters": discriminator_parameters(config), **dataclasses.asdict(config)}
+    facts = _machine() if options.model is None else _model(options.model)
     if options.json:
         print(json.dumps(facts))
     else:
         print("\n".join(f"{name:>30}  {_readable(value)}" for name, value in facts.items()))
 
 
+def _machine() -> dict[str, Any]:
+    from electra_core.machine import facts
+
+    return facts()
+
+
+def _model(source: str) -> dict[str, Any]:
+    from electra_core.flops import discriminator_parameters
+    from electra_core.model_dir import find_model, load_config
+
+    directory = find_model(source)
+    config, raw = load_config(directory)
+    facts: dict[str, Any] = {"directory": str(directory), "architecture": (raw.get("architectures") or ["?"])[0]}
+    return facts | {"discriminator_parameters": discriminator_parameters(config), **dataclasses.asdict(config)}
+
+
 def _memory(options: Namespace) -> None:
-    """Bytes of a pre-training step: on a GPU in bf16, on a CPU in fp32."""
+    """Bytes of a pre-training step: on a GPU (this machine's, or else one that runs the kernels), and on a CPU."""
     import torch
 
-    from electra_core.memory import measure_on_cpu, predict, summary
+    from electra_core.memory import measure_on_cpu, predict, summary, way_of
 
     if options.model not in PRESETS:
-        raise UserError(f"--memory: --model expects one of {', '.join(PRESETS)}, got {options.model}")
+        got = f", got {options.model}" if options.model else ""
+        raise UserError(f"--memory: --model expects one of {', '.join(PRESETS)}{got}")
     preset = PRESETS[options.model]
     encoder, most = preset.discriminator, preset.discriminator.max_position_embeddings
     if options.batch < 1 or not 1 < options.length <= most:
         raise UserError(f"--batch, --length: expected at least one sequence of 2 to {most} tokens")
     config = dataclasses.replace(preset.pretrain, recompute=options.recompute, max_length=options.length)
     sizes = (options.batch, options.length)
+    ways = {device: way_of(torch.device(device), config.precision) for device in ("cuda", "cpu")}
     facts: dict[str, dict[str, Any]] = {
-        device: summary(predict(encoder, config, *sizes, torch.device(device)), graphs=device == "cuda")
-        for device in ("cuda", "cpu")
+        device: summary(predict(encoder, config, *sizes, torch.device(device)), graphs=way.kernels == "triton")
+        for device, way in ways.items()
     }
     if options.measure:
         facts["cpu"]["measured_peak"] = measure_on_cpu(encoder, config, *sizes)
@@ -151,7 +165,9 @@ def _memory(options: Namespace) -> None:
         print(json.dumps(facts))
         return
     for device, figures in facts.items():
-        print({"cuda": "GPU, bf16 products, predicted", "cpu": "CPU, fp32, predicted"}[device])
+        products = "bf16" if ways[device].precision == torch.bfloat16 else "fp32"
+        without = ", without Triton kernels" if ways[device].kernels == "reference" else ""
+        print({"cuda": f"GPU, {products} products{without}, predicted", "cpu": "CPU, fp32, predicted"}[device])
         stages = {f"kept: {stage}": size for stage, size in figures.pop("kept_for_backward").items()}
         for name, value in {**figures, **stages}.items():
             counted = name in ("tokens", "kept_bytes_per_token")

@@ -5,7 +5,7 @@
 | `eager` | kernel by kernel, as the code reads | everywhere |
 | `static` | the same, in fixed shapes | everywhere; for CPUs that are fast at bf16 |
 | `compile` | the model through `torch.compile`, in fixed shapes | where a compiler works |
-| `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU |
+| `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU that runs the kernels |
 
 **The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
 depend on a value that the host would have to read, and nothing may come from the host but through buffers that
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from electra_kernels.attention import KERNEL_HEAD_DIMS
+from electra_kernels.dispatch import gpu_problem, launch_problem
 from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.rng import fold
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber
 LossFunction = Callable[[PretrainBatch, Any], tuple[Tensor, dict[str, Tensor]]]
 StepFunction = Callable[[StaticInputs], Done]
 
+OLDEST_COMPILED = (7, 0)
+"""Capability of the oldest GPUs that torch.compile generates code for."""
 log = logging.getLogger("electra_core")
 
 
@@ -55,30 +58,33 @@ def choose_engine(
 ) -> str:  # fmt: skip
     """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
-    "auto" is "graph" on one GPU, "static" in bf16 on a CPU that is fast at it, and "eager" elsewhere: on a CPU
-    compiling was measured not to pay (docs/performance.md).
+    "auto" is "graph" on one GPU that runs the Triton kernels, "static" in bf16 on a CPU that is fast at it, and
+    "eager" elsewhere: on a CPU compiling was measured not to pay (docs/performance.md).
 
     Args:
         dtype: what the run computes in.
         head_sizes: of the models' attention.
     """
-    problems = {
-        "graph": graph_problem(device, processes, head_sizes),
-        "compile": compile_problem(device, processes),
-        "static": f"batches are shared by {processes} processes" if processes > 1 else None,
+    problems: dict[str, Callable[[], str | None]] = {
+        "eager": lambda: None,
+        "graph": lambda: graph_problem(device, processes, dtype, head_sizes),
+        "compile": lambda: compile_problem(device, processes),
+        "static": lambda: f"batches are shared by {processes} processes" if processes > 1 else None,
     }
     if engine == "auto":
-        if not problems["graph"]:
+        if not problems["graph"]():
             return "graph"
         fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16()
-        return "static" if fast and not problems["static"] else "eager"
-    if problems.get(engine):
-        log.warning("--engine %s: %s; going on with the eager engine", engine, problems[engine])
+        return "static" if fast and not problems["static"]() else "eager"
+    if problem := problems[engine]():
+        log.warning("--engine %s: %s; going on with the eager engine", engine, problem)
         return "eager"
     return engine
 
 
-def graph_problem(device: torch.device, processes: int, head_sizes: Collection[int] = ()) -> str | None:
+def graph_problem(
+    device: torch.device, processes: int, dtype: torch.dtype | None = None, head_sizes: Collection[int] = ()
+) -> str | None:
     """Why a step cannot be captured here, or None."""
     widest = max(head_sizes, default=0)
     if device.type != "cuda":
@@ -87,6 +93,8 @@ def graph_problem(device: torch.device, processes: int, head_sizes: Collection[i
         return f"gradients are exchanged between {processes} processes, which is not captured"
     if widest > KERNEL_HEAD_DIMS[-1]:
         return f"attention heads {widest} wide have no kernel, and what stands in for it reads lengths on the host"
+    if problem := gpu_problem(device, dtype or torch.float32):
+        return f"what stands in for the Triton kernels reads lengths on the host ({problem})"
     return None
 
 
@@ -95,7 +103,9 @@ def compile_problem(device: torch.device, processes: int) -> str | None:
     if processes > 1:
         return f"the model is shared by {processes} processes, which is not compiled"
     if device.type == "cuda":
-        return None
+        if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_COMPILED:
+            return f"torch.compile needs a GPU of sm_{''.join(map(str, OLDEST_COMPILED))} or newer"
+        return launch_problem(device)  # its code is launched by Triton, too
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,50 @@ _DISK_TROUBLE = {
 def disk_trouble(error: BaseException | None) -> str | None:
     """In words, that a disk takes nothing more; None for any other exception."""
     return _DISK_TROUBLE.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+# What torch's allocators, the CUDA and HIP runtimes and cuBLAS say; all of them in RuntimeErrors.
+_MEMORY_TROUBLE = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
+_ELSEWHERE = "--device cpu uses the other memory"
+_MORE_MEMORY = {
+    "pretrain": "--resume --accumulate 0 goes on in as few parts as fit, --recompute keeps less of each; neither "
+                "changes what is learnt beyond rounding",
+    "finetune": "take a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
+    "evaluate": _ELSEWHERE, "predict": _ELSEWHERE, "demo": _ELSEWHERE,
+}  # fmt: skip
+"""Command -> what it can do with less."""
+
+
+def memory_trouble(error: BaseException | None, command: str) -> str | None:
+    """A line: memory does not suffice, and what `command` can do about it; None for any other exception.
+
+    The first exception of those that led to `error` counts: what ends a CUDA graph's capture hides it.
+    """
+    found = [e for e in _led_to(error) if isinstance(e, RuntimeError) and _MEMORY_TROUBLE.search(str(e))]
+    if not found:
+        return None
+    said = str(found[-1]).strip().splitlines()[0]
+    way_out = _MORE_MEMORY.get(command)
+    if way_out is None or (way_out == _ELSEWHERE and "alloc_cpu" in said):
+        return said
+    said = re.split(r" Including non-PyTorch| Of the allocated memory", said)[0]  # of torch's own bookkeeping
+    return f"{said.rstrip('. ')}; {way_out}"
+
+
+def is_of_the_gpu(error: BaseException) -> bool:
+    """Whether Triton or the GPU's runtime raised it, or what led to it: then the kernels may be at fault."""
+    texts = ("Triton Error", "CUDA error", "HIP error")
+    return any(
+        type(e).__module__.split(".")[0] == "triton" or any(text in str(e) for text in texts)
+        for e in _led_to(error)
+    )
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those in whose course it was raised, the first one last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

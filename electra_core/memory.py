@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from electra_kernels.dispatch import gpu_problem
 
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.distributed import Ranks
 from electra_core.errors import UserError
 from electra_core.fake_step import StepTrace, built, full_shape, trace_step
-from electra_core.placement import autocast_context
+from electra_core.placement import autocast_context, resolve_precision
 from electra_core.static_batch import StaticInputs
 from electra_core.training import take_step
 
@@ -31,16 +32,34 @@ def peak_with_graphs(trace: StepTrace) -> int:
     return 2 * trace.peak - trace.weights - trace.optimizer
 
 
+class Way(NamedTuple):
+    """How a step is computed, as far as its memory goes."""
+
+    kernels: str
+    """As `electra_kernels.use` takes it: "triton" on a GPU that runs the kernels, "reference" on another one."""
+    precision: torch.dtype
+    """Of the products."""
+
+
+def way_of(device: torch.device, precision: str) -> Way:
+    """How this machine computes on `device`; for GPUs where there is none, how one does that runs the kernels.
+
+    Args:
+        precision: auto | bf16 | fp32.
+    """
+    if device.type == "cuda" and torch.cuda.is_available():
+        dtype = resolve_precision(precision, device)
+        return Way("triton" if gpu_problem(device, dtype) is None else "reference", dtype)
+    on_gpu = device.type == "cuda"
+    half = precision == "bf16" or (on_gpu and precision == "auto")
+    return Way("triton" if on_gpu else "auto", torch.bfloat16 if half else torch.float32)
+
+
 def predict(
     encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int, device: torch.device
 ) -> StepTrace:
-    """What a step on `device` needs: a GPU's kernels in bf16 (unless `precision` is fp32), or a CPU's."""
-    on_gpu = device.type == "cuda"
-    half = config.precision == "bf16" or (on_gpu and config.precision == "auto")
-    return trace_step(
-        encoder, config, sequences, length, kernels="triton" if on_gpu else "auto",
-        precision=torch.bfloat16 if half else torch.float32,
-    )  # fmt: skip
+    """What a step on `device` needs (`way_of`)."""
+    return trace_step(encoder, config, sequences, length, **way_of(device, config.precision)._asdict())
 
 
 def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int) -> int:
@@ -95,10 +114,17 @@ def _fill_with_words(inputs: StaticInputs, vocabulary: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device` now."""
+    """Memory that is free on `device` now.
+
+    Raises:
+        UserError: the system does not tell (macOS does not).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        raise UserError("accumulate: this system does not tell how much memory is free; give a number") from None
 
 
 def fitting_parts(

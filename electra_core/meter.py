@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -115,4 +116,9 @@ def _peak_flops(device: torch.device, devices: int) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak * devices for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return next((peak * devices for part, peak in PEAK_FLOPS.items() if _is_named(name, part)), None)
+
+
+def _is_named(name: str, part: str) -> bool:
+    """Whether a GPU's name holds `part` as words, of the full card: an L40 is no L4, a laptop's RTX 4090 less."""
+    return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL|MIG))", name) is not None

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from electra_kernels.fast_bf16 import has_fast_bf16
+from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 from torch import Tensor, nn
 
 from electra_core.config import PretrainConfig
@@ -277,11 +277,12 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximately U V^T of each matrix U S V^T in [B, rows, columns], by a quintic Newton-Schulz iteration.
 
     The coefficients trade convergence for a steep slope at 0: singular values end between about 0.7 and 1.2.
-    bf16 on a GPU and on processors that are fast at it, where it is enough and several times as fast.
+    bf16 on a GPU that has it and on processors that are fast at it, where it is enough and several times as fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     fast_cpu = matrices.is_cpu and matrices.dtype == torch.float32 and has_fast_bf16()
-    x = matrices.to(torch.bfloat16) if matrices.is_cuda or fast_cpu else matrices
+    fast_gpu = matrices.is_cuda and has_gpu_bf16(matrices.device)
+    x = matrices.to(torch.bfloat16) if fast_gpu or fast_cpu else matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

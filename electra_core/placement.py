@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
 import os
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from electra_kernels.fast_bf16 import has_fast_bf16
+from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 
 from electra_core.errors import UserError
 
 KEPT_BETWEEN_BATCHES = 2**30  # bytes
+OTHER_GPUS = {"mps": "Apple computer", "xpu": "Intel computer"}
+NOT_BUILT_FOR = ("no kernel image", "invalid device function")  # what CUDA and HIP say of code for other GPUs
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
+log = logging.getLogger("electra_core")
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that exists; several processes get a GPU each.
+    """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that computes; several processes get a GPU each.
+
+    "auto" is the CPU where there is no GPU, or one that this torch was not built for, which is then logged.
 
     Raises:
-        UserError: CUDA asked for where there is none, or too little of it; another kind of device.
+        UserError: CUDA asked for where there is none, or too little of it; a GPU that does not compute; another
+            kind of device.
     """
+    wanted = device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -37,10 +46,47 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError:
         place = torch.device("meta")  # as unknown here as torch's other devices
     if place.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: expected auto, cpu or cuda")
+        unused = f"; the GPU of an {OTHER_GPUS[place.type]} is not used" if place.type in OTHER_GPUS else ""
+        raise UserError(f"--device {device}: expected auto, cpu or cuda{unused}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
-    return place
+    return place if place.type == "cpu" else _computing(place, wanted)
+
+
+def _computing(place: torch.device, wanted: str) -> torch.device:
+    """`place` if it computes, else the CPU where "auto" is wanted and this torch is not for such a GPU."""
+    if (problem := gpu_trouble(place)) is None:
+        return place
+    name = _name(place)
+    if not any(text in problem for text in NOT_BUILT_FOR):
+        raise UserError(f"--device {wanted}: {name} does not compute: {problem}; --device cpu does without it")
+    problem = f"this torch ({torch.__version__}) is not built for {name}; pytorch.org/get-started has other builds"
+    if wanted != "auto" or "LOCAL_RANK" in os.environ:  # ranks on different devices would not find each other
+        raise UserError(f"--device {wanted}: {problem}; --device cpu does without it")
+    log.warning("%s; going on with the CPU", problem)
+    return torch.device("cpu")
+
+
+def gpu_trouble(place: torch.device) -> str | None:
+    """What torch says when a GPU is to add two numbers, in a line; None if it does."""
+    try:
+        torch.ones(2, device=place).sum().item()
+    except Exception as error:  # torch's own are RuntimeErrors, those of its first start are not
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def _name(place: torch.device) -> str:
+    """Of a GPU, as its maker calls it; that of one which does not start may not be told."""
+    try:
+        return torch.cuda.get_device_name(place)
+    except Exception:
+        return str(place)
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -49,10 +95,10 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor that
     `has_fast_bf16`.
     """
-    if precision == "auto":
-        has_gpu_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_gpu_bf16 or (device.type == "cpu" and has_fast_bf16()) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    has_bf16 = has_gpu_bf16(device) if device.type == "cuda" else has_fast_bf16()
+    if precision == "bf16" and device.type == "cuda" and not has_bf16:
+        _warn_once(f"--precision bf16: {_name(device)} has none and emulates it; fp32 is faster")
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else torch.float32
 
 
 def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

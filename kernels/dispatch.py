@@ -1,9 +1,10 @@
 """Which implementation runs: chosen at call time, never at import.
 
-`auto` (the default) takes Triton for CUDA tensors and the plain-PyTorch twin for everything else; on a CPU, what
+`auto` (the default) takes Triton for tensors on a GPU that the kernels are for, and the plain-PyTorch twin for
+everything else; why it does so on a GPU is logged, once (`triton_support`). On a CPU, what
 has dropout in it (so: training) or is in bf16 runs the twin's loops in C where they could be built (`native`):
 PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in fp32. float64 on a GPU, a
-precision for checking results, takes the twin.
+precision for checking results, takes the twin. `use("triton")` takes the kernels on any GPU that launches them.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
-from electra_kernels import native
+from electra_kernels import native, triton_support
 from torch._subclasses.fake_tensor import FakeTensor
 
 Implementation = Literal["auto", "triton", "native", "reference"]
 # A plain global, because torch.compile can read one (and guard on it) but no context variable.
 _choice: Implementation = "auto"
+log = logging.getLogger("electra_kernels")
 
 
 @contextlib.contextmanager
@@ -43,17 +46,38 @@ def use(implementation: Implementation) -> Iterator[None]:
 
 @torch.compiler.assume_constant_result
 def triton_problem() -> str | None:
-    """Why Triton cannot be imported here, or None."""
-    return _import_problem()
+    """Why there is no Triton to use, or None."""
+    return triton_support.import_problem()
+
+
+@torch.compiler.assume_constant_result
+def launch_problem(device: torch.device) -> str | None:
+    """Why Triton launches nothing on this GPU, or None; the first call launches a small one, and waits for it."""
+    return triton_support.import_problem() or triton_support.launch_problem(_numbered(device))
+
+
+@torch.compiler.assume_constant_result
+def gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why "auto" takes the twins for such tensors on this GPU, or None; the log says it, once.
+
+    The order saves what is not needed: on a GPU of another kind nothing is launched.
+    """
+    device = _numbered(device)
+    problem = triton_support.import_problem() or triton_support.kind_problem(device, dtype)
+    problem = problem or triton_support.launch_problem(device)
+    if problem is not None:
+        _say_once(f"{device}: plain PyTorch in place of the Triton kernels, which is slower: {problem}")
+    return problem
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """`cuda` without a number is the current one."""
+    return device if device.index is not None else torch.device(device.type, torch.cuda.current_device())
 
 
 @functools.cache
-def _import_problem() -> str | None:
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"triton is not installed ({error}); pip install triton"
-    return None
+def _say_once(line: str) -> None:
+    log.warning(line)
 
 
 def interpreting() -> bool:
@@ -62,9 +86,11 @@ def interpreting() -> bool:
 
 
 def available() -> dict[str, str]:
-    """Implementation -> "yes", or the reason why it cannot run here."""
+    """Implementation -> "yes", or the reason why it cannot run here (for Triton: on the current GPU, in fp32)."""
     problem = triton_problem()
-    if problem is None and not torch.cuda.is_available() and not interpreting():
+    if problem is None and torch.cuda.is_available():
+        problem = gpu_problem(torch.device("cuda"), torch.float32)
+    elif problem is None and not interpreting():
         problem = "no CUDA device is visible; TRITON_INTERPRET=1 runs the kernels on a CPU, for tests"
     return {"reference": "yes", "native": native_problem() or "yes", "triton": problem or "yes"}
 
@@ -77,14 +103,21 @@ def use_triton(tensor: torch.Tensor) -> bool:
     """
     if _choice == "reference" or (tensor.is_cuda and tensor.dtype == torch.float64):
         return False
-    # A fake tensor (torch's FakeTensorMode) has a shape and no values: tracing it launches nothing.
-    runnable = (tensor.is_cuda or interpreting() or is_fake(tensor)) and triton_problem() is None
     if _choice == "triton":
-        if not runnable:
-            reason = triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
-            raise RuntimeError(f"triton was asked for but cannot run: {reason}")
+        if (problem := _asked_for_problem(tensor)) is not None:
+            raise RuntimeError(f"triton was asked for but cannot run: {problem}")
         return True
-    return tensor.is_cuda and runnable
+    return tensor.is_cuda and gpu_problem(tensor.device, tensor.dtype) is None
+
+
+def _asked_for_problem(tensor: torch.Tensor) -> str | None:
+    """Why Triton cannot run on `tensor`, whatever is known of the GPU's kind; or None."""
+    if tensor.is_cuda:
+        return launch_problem(tensor.device)
+    # A fake tensor (torch's FakeTensorMode) has a shape and no values: tracing it launches nothing.
+    if interpreting() or is_fake(tensor):
+        return triton_problem()
+    return triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
 
 
 @torch.compiler.assume_constant_result

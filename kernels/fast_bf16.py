@@ -48,6 +48,15 @@ def has_tiles() -> bool:
     return _has_tiles()
 
 
+@torch.compiler.assume_constant_result
+def has_gpu_bf16(device: torch.device) -> bool:
+    """Whether a GPU computes in bf16 by itself: NVIDIA's since Ampere (sm_80); of AMD's, torch says so of all.
+
+    `torch.cuda.is_bf16_supported` is true of older ones, too, which emulate it, several times slower than fp32.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @functools.cache
 def _has_fast_bf16() -> bool:
     return _has_tiles() or (torch.cpu._is_avx512_bf16_supported() and _maker() == "AuthenticAMD")

@@ -43,5 +43,7 @@ def architecture(device: torch.device) -> int:
     """Which architecture's tiles `device` takes: 80, 90 or 100; Triton's interpreter counts as 90."""
     if device.type != "cuda":
         return 90
+    if torch.version.hip:  # whose numbers mean something else: (9, 4) is an MI300, with 64 KB a program
+        return 80
     major, minor = torch.cuda.get_device_capability(device)
     return tiles_of(10 * major + minor)

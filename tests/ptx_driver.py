@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 # A program's at most (CUDA programming guide).
-SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+SHARED_KB = {75: 64, 80: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 TILED = ("attention_triton", "mlm_head_narrow_triton")
 LAUNCHED: dict[str, int] = {}
 """Kernel -> launches so far."""
@@ -36,7 +36,7 @@ class _Utilities:
         self.capability = capability
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_BYTES[self.capability], "multiprocessor_count": 1, "warpSize": 32}
+        return {"max_shared_mem": 1024 * SHARED_KB[self.capability], "multiprocessor_count": 1, "warpSize": 32}
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[Any, ...]:
         """(module, function, registers, spills, most threads)."""

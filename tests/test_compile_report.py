@@ -23,6 +23,7 @@ from benchmarks.compile_report import Row
 ROOT = Path(__file__).parents[1]
 # What the published ELECTRA-Small and -Base run: head dim 64, dropout, 128 and 512 tokens, V x E tied output.
 SAMPLE = {
+    75: ["backward_keys_kernel[fp32 K=128"],  # in fp32 only; of these tiles the one with the most shared memory
     80: ["backward_keys_kernel[bf16 K=64 Q=32 J=64 p=0.1"],
     90: [
         "short_backward_kernel[bf16 K=64 S=128 p=0.1",
@@ -49,7 +50,7 @@ def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("capability", SAMPLE)
 def test_kernels_keep_the_rules(capability: int) -> None:
-    only = [""] if EVERYTHING else SAMPLE[capability]
+    only = [""] if EVERYTHING and capability > 75 else SAMPLE[capability]
     done = run_report("--json", "--check", "--capability", str(capability), "--only", *only)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)

@@ -2,22 +2,26 @@
 
 **Placement.** The `meta` device stands for the GPU: its tensors have no values and do not mix with a CPU's, so a
 number or a tensor that is left on the host ends the step with an error, as it would on a GPU.
+**The twins**, which read lengths on the host, run on a second device that has values (`elsewhere.py`).
 **Autocast.** On a GPU it computes LayerNorm in fp32, on a CPU it does not.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from electra_kernels import use
+from elsewhere import Elsewhere, elsewhere
 from test_engine import CASES, CONFIG, ENCODER, batch_of
 from torch import Tensor, nn
 
 from electra_core.config import updated
 from electra_core.electra import Generator
 from electra_core.errors import UserError
+from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
 from electra_core.placement import resolve_device
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
@@ -31,6 +35,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("electra_core.placement.gpu_trouble", lambda place: None)
     assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, counted from 0"):
         resolve_device("cuda:2")
@@ -54,6 +59,41 @@ def test_nothing_of_a_step_is_left_on_the_host(name: str, training: bool) -> Non
         assert output.loss.device == META
         output.loss.backward()
     assert all(p.grad is None or p.grad.device == META for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_the_twins_leave_nothing_on_the_host(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on GPUs that the kernels are not for: the same loss and gradients as on the CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know `meta`
+    encoder = replace(WIDE_HEADS, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    config = updated(CONFIG, CASES[name], "test")
+    model, (part, *_) = build_objective(encoder, config).train(training), batch_of(0, config)
+    initialise(model, 0.1, seed=0)
+    with use("reference"):
+        loss = model(part, 5).loss
+        loss.backward()
+        expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        with elsewhere():
+            model.to(META)
+            output = model(part.to(META), 5)
+            output.loss.backward()
+    assert isinstance(output.loss, Elsewhere)
+    torch.testing.assert_close(output.loss.detach().inner, loss.detach(), rtol=1e-5, atol=0)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient.inner, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_device_does_not_mix_with_the_host() -> None:
+    with elsewhere():
+        x, y = torch.ones(2, device=META), torch.ones(2)
+        assert (x + 1).tolist() == [2, 2] and x.sum().item() == 2
+        with pytest.raises(RuntimeError, match="two devices"):
+            x + y
+        assert torch.equal((x + y.to(META)).cpu(), y + y)
 
 
 @pytest.mark.parametrize("kind", [SequenceClassifier, TokenClassifier, QuestionAnswerer, MultipleChoice])

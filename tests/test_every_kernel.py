@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from electra_kernels import probe_triton
 from kernel_calls import CALLS, DRAWING, Call, seed_of
 from kernel_helpers import DEVICE
 from torch import Tensor
@@ -19,6 +20,11 @@ Make = Callable[[], Call]
 
 def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_launch_that_tells_whether_triton_works() -> None:
+    """If it failed on a GPU that is in order, no kernel would ever be taken there."""
+    probe_triton.launch(torch.device(DEVICE))
 
 
 @EVERY

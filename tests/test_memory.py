@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ import torch
 from small_runs import ORIGINAL, SIZES, make_data
 from test_engine import CONFIG, ENCODER, batch_of
 
-from electra_core.cli import main
+from electra_core import commands_inspect, commands_train
+from electra_core.cli import build_parser, main
 from electra_core.config import PRESETS
 from electra_core.distributed import Ranks
 from electra_core.encoder import set_recompute
-from electra_core.errors import UserError
+from electra_core.errors import UserError, memory_trouble
 from electra_core.fake_step import StepTrace, trace_step
 from electra_core.memory import fitting_parts, measure_on_cpu, peak_with_graphs, predict
 from electra_core.objectives import build_objective
@@ -154,3 +156,68 @@ print(platform.libc_ver()[0], by_default, faults())
     if library != "glibc":
         pytest.skip("another C library")
     assert int(kept) < 100 < int(by_default)
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total capacity of 3.81 GiB of which 1.20 GiB is "
+    "free. Including non-PyTorch memory, this process has 2.60 GiB memory in use. Of the allocated memory 2 GiB …"
+)
+
+
+def test_memory_that_does_not_suffice_is_a_line_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def captured(options: object) -> None:
+        try:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+        finally:  # as the end of a capture does
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+
+    def other(options: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    captured.__name__ = other.__name__ = "pretrain"  # what the command is called after
+    monkeypatch.setattr(commands_train, "pretrain", captured)
+    assert main(["pretrain", "--data", "D", "--out", "R"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("electra pretrain: CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total")
+    assert "1.20 GiB is free; --resume --accumulate 0" in line and "--recompute" in line
+    monkeypatch.setattr(commands_train, "pretrain", other)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["pretrain", "--data", "D", "--out", "R"])
+
+
+@pytest.mark.parametrize(
+    ("command", "way_out"),
+    [("pretrain", "--accumulate 0"), ("finetune", "--batch-size"), ("predict", "--device cpu")],
+)
+@pytest.mark.parametrize(
+    "said",
+    ["HIP out of memory. Tried", "CUDA error: out of memory\nCompile with", "CUBLAS_STATUS_ALLOC_FAILED when",
+     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"],
+)  # fmt: skip
+def test_every_way_to_say_that_memory_does_not_suffice(command: str, way_out: str, said: str) -> None:
+    line = memory_trouble(RuntimeError(said), command) or ""
+    on_the_cpu = "alloc_cpu" in said and command == "predict"  # where else could it go
+    assert (way_out in line) == (not on_the_cpu) and line.startswith(said[:10]) and "\n" not in line
+    assert memory_trouble(ValueError(said), command) is None
+    parser = build_parser()._subparsers._group_actions[0].choices[command]  # type: ignore[union-attr, index]
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    assert set(re.findall(r"--[a-z-]+", line)) <= flags
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "hinted"),
+    [("triton.runtime.errors", "out of resource: shared memory", True), ("builtins", "shapes differ", False),
+     ("torch", "CUDA error: an illegal memory access was encountered", True)],
+)  # fmt: skip
+def test_a_kernel_that_fails_comes_with_a_way_around_it(
+    module: str, said: str, hinted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def info(options: object) -> None:
+        raise type("Error", (Exception,), {"__module__": module})(said)
+
+    monkeypatch.setattr(commands_inspect, "info", info)
+    with pytest.raises(Exception, match=said):
+        main(["info"])
+    assert ("ELECTRA_TRITON=0" in capsys.readouterr().err) == hinted

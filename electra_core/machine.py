@@ -1,0 +1,72 @@
+"""What this machine has and what a run would do with it: `electra info` without a model.
+
+The first thing to look at, and to send along, where a GPU does not do what was expected of it.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import electra_kernels
+import torch
+
+from electra_core import __version__
+from electra_core.engine import choose_engine
+from electra_core.errors import UserError
+from electra_core.memory import free_bytes
+from electra_core.placement import resolve_device, resolve_precision
+
+
+def facts() -> dict[str, Any]:
+    """Versions; the device, precision and engine that "auto" stands for; what can run, or why not. Strings.
+
+    A small kernel is launched on the GPU, and the loops in C are built, if nobody has before.
+    """
+    versions = {"electra-core": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {**versions, "triton": _triton_version(), **_choices(), **_implementations()}
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except Exception as error:  # a broken one may raise anything
+        return type(error).__name__
+    return str(triton.__version__)
+
+
+def _choices() -> dict[str, str]:
+    """What "auto" is."""
+    try:
+        device = resolve_device("auto")
+    except UserError as error:
+        return {"device": str(error)}
+    dtype = resolve_precision("auto", device)
+    return {
+        "device": _described(device),
+        "memory free": _free(device),
+        "precision": {torch.bfloat16: "bf16"}.get(dtype, "fp32"),
+        "engine": choose_engine("auto", device, dtype=dtype),
+    }
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    major, minor = torch.cuda.get_device_capability(device)
+    kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"sm_{major}{minor}, CUDA {torch.version.cuda}"
+    return f"{device}: {torch.cuda.get_device_name(device)}, {kind}"
+
+
+def _free(device: torch.device) -> str:
+    try:
+        return f"{free_bytes(device) / 2**30:.1f} GiB"
+    except UserError:
+        return "?"
+
+
+def _implementations() -> dict[str, str]:
+    """Of the kernels."""
+    names = {"triton": "Triton kernels", "native": "loops in C", "reference": "plain PyTorch"}
+    available = electra_kernels.available()
+    return {name: available[implementation] for implementation, name in names.items()}

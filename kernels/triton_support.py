@@ -1,0 +1,105 @@
+"""Where the Triton kernels can run, and if they cannot, why: a line for the person at the keyboard.
+
+Three things can stand in the way. The software: no Triton, a broken or an old one (`import_problem`). The kind of
+GPU: too old, or another maker's (`kind_problem`). And the machine: at its first launch Triton compiles a C file,
+looks for the driver and writes to its cache, any of which may fail, so a small kernel is launched on every GPU
+before the others are (`launch_problem`).
+
+ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 takes them on every kind of GPU that launches them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+OLDEST_TRITON = (3, 6)
+TENSOR_CORES = (8, 0)
+"""Capability from which the kernels take every precision: what Triton itself supports."""
+FP32_ONLY = (7, 5)
+"""Capability from which they take fp32. For GPUs before `TENSOR_CORES` Triton compiles products in half precision
+without tensor cores, and their tiles need more shared memory (128 KB) than such a GPU has."""
+
+
+def switch() -> str:
+    """ "0", "1" or "": what the user wants in any case."""
+    return os.environ.get("ELECTRA_TRITON", "")
+
+
+def import_problem() -> str | None:
+    """Why there is no Triton to use, or None."""
+    return "ELECTRA_TRITON=0 is set" if switch() == "0" else _import_problem()
+
+
+@functools.cache
+def _import_problem() -> str | None:
+    try:
+        import triton
+        import triton.language
+    except ImportError as error:
+        return f"triton is not installed ({error}); pip install triton"
+    except Exception as error:  # a broken one may raise anything
+        return f"triton cannot be imported ({_in_words(error)})"
+    version = [int(number) for number in re.findall(r"\d+", triton.__version__)[:2]]
+    if tuple(version) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"triton {triton.__version__} is too old, the kernels need {oldest}; pip install -U triton"
+    return None
+
+
+def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels are not for a GPU of this kind in this precision, or None. Nothing is launched."""
+    if switch() == "1":
+        return None
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    if torch.version.hip:
+        return f"they are made for NVIDIA's GPUs and have been tried on none of AMD's ({name})"
+    if capability >= TENSOR_CORES:
+        return None
+    architecture = f"{name}, sm_{capability[0]}{capability[1]}"
+    if capability < FP32_ONLY:
+        return f"they need a GPU of sm_{FP32_ONLY[0]}{FP32_ONLY[1]} or newer ({architecture})"
+    if dtype.is_floating_point and dtype.itemsize < 4:
+        return f"before sm_{TENSOR_CORES[0]}{TENSOR_CORES[1]} they take fp32 only ({architecture})"
+    return None
+
+
+def launch_problem(device: torch.device) -> str | None:
+    """What happened when a small kernel was launched on `device`, or None if it ran. Waits for the device once.
+
+    While a CUDA graph is being captured nothing may wait; then the answer is None, and is not kept.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    return _launch_problem(device)
+
+
+@functools.cache
+def _launch_problem(device: torch.device) -> str | None:
+    try:
+        from electra_kernels import probe_triton
+
+        with _disable_current_modes():  # real tensors, also where a step is traced
+            probe_triton.launch(device)
+    except Exception as error:
+        return _in_words(error)
+    return None
+
+
+def _in_words(error: Exception) -> str:
+    """One line for what importing or starting Triton raised."""
+    if isinstance(error, subprocess.CalledProcessError):
+        program = error.cmd if isinstance(error.cmd, str) else str(error.cmd[0])
+        return (
+            f"Triton compiles a C file when it first launches a kernel, and {program} failed, as above; often "
+            "Python's headers are missing: apt-get install python3-dev"
+        )
+    if "Failed to find C compiler" in str(error):
+        return "Triton needs a C compiler when it first launches a kernel: apt-get install gcc, or set CC"
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
