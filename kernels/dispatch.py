@@ -60,9 +60,22 @@ def launch_problem(device: torch.device) -> str | None:
 def gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why "auto" takes the twins for such tensors on this GPU, or None; the log says it, once.
 
-    The order saves what is not needed: on a GPU of another kind nothing is launched.
+    Every call of an operation asks, so the answer is kept, but for one given while a CUDA graph is being captured.
     """
-    device = _numbered(device)
+    asked = _numbered(device), dtype, triton_support.switch()
+    if asked not in _answers:
+        problem = _gpu_problem(*asked[:2])
+        if torch.cuda.is_current_stream_capturing():
+            return problem
+        _answers[asked] = problem
+    return _answers[asked]
+
+
+_answers: dict[tuple[torch.device, torch.dtype, str], str | None] = {}
+
+
+def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The order saves what is not needed: on a GPU of another kind nothing is launched."""
     problem = triton_support.import_problem() or triton_support.kind_problem(device, dtype)
     problem = problem or triton_support.launch_problem(device)
     if problem is not None:

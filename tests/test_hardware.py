@@ -39,7 +39,9 @@ def _nothing_remembered() -> Iterator[None]:
     caches = (triton_support._import_problem, triton_support._launch_problem, dispatch._say_once, _warn_once)
     for cache in caches:
         cache.cache_clear()
+    dispatch._answers.clear()
     yield
+    dispatch._answers.clear()
     for cache in caches:
         cache.cache_clear()
 
@@ -210,6 +212,21 @@ def test_a_triton_that_is_missing_or_broken(
     assert engine.choose_engine("auto", GPU, dtype=BF16) == "eager"
 
 
+def test_an_answer_is_kept(machine: Machine) -> None:
+    """An eager step asks a hundred times; what is asked of torch and Triton each time would add up."""
+    machine.with_gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16))
+
+    def asked_again(*_: object) -> None:
+        raise AssertionError("asked again")
+
+    machine.patch.setattr(triton_support, "kind_problem", asked_again)
+    machine.patch.setattr(triton_support, "launch_problem", asked_again)
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16))
+    with pytest.raises(AssertionError, match="asked again"):
+        dispatch.use_triton(tensor_on_the_gpu(FP32))
+
+
 def test_torch_compile_takes_the_answer_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -218,6 +235,7 @@ def test_torch_compile_takes_the_answer_as_a_constant(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(triton_support, "kind_problem", problem)
     monkeypatch.setattr(triton_support, "launch_problem", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(dispatch, "_numbered", lambda device: device)
 
     def function(x: torch.Tensor) -> torch.Tensor:
