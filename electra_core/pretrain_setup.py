@@ -213,6 +213,8 @@ class Learner:
     """The step to begin with: 0, or as many as the checkpoint has taken."""
     tokens: int
     """Seen before it."""
+    skipped: int
+    """Of the steps right before it, those that changed nothing (`StepResult.in_a_row`)."""
 
 
 def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, quiet: bool) -> Learner:
@@ -233,8 +235,11 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     optimizer = build_optimizer(electra, job.config)
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
-    first_step, tokens = (0, 0) if checkpoint is None else (checkpoint.step, int(checkpoint.meta["tokens"]))
-    return Learner(electra, job.ranks.data_parallel(electra), optimizer, first_step, tokens)
+    replica = job.ranks.data_parallel(electra)
+    if checkpoint is None:
+        return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0)
+    tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
+    return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped)
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:
