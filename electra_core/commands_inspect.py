@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from electra_core.command_flags import MODEL_HELP, add_command
+from electra_core.command_flags import MODEL_HELP, add_command, refuse_idle
 from electra_core.config import PRESETS
 from electra_core.errors import UserError, writing
 
@@ -114,6 +114,7 @@ def info(options: Namespace) -> None:
     """What a model directory holds, or what a step of a preset needs."""
     if options.memory:
         return _memory(options)
+    refuse_idle(options, ("batch", "length", "recompute", "measure"), "without --memory")
     from electra_core.flops import discriminator_parameters
     from electra_core.model_dir import find_model, load_config
 

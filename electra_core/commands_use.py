@@ -10,7 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from electra_core.command_flags import MODEL_HELP, add_command, column_flags, given_columns, inference_flags
+from electra_core.command_flags import (
+    MODEL_HELP,
+    add_command,
+    column_flags,
+    given_columns,
+    inference_flags,
+    refuse_idle,
+)
 from electra_core.errors import UserError, writing
 
 AS_TRAINED = "the training file's names, or where they are not there the usual ones"
@@ -75,9 +82,10 @@ def predict(options: Namespace) -> None:
     """One line per input."""
     from electra_core.predict import predict_file
 
-    predictor = _predictor(options)
     if options.submission:
-        return _submission(predictor, options)
+        refuse_idle(options, ("format",), "with --submission, which has a form of its own")
+        return _submission(_predictor(options), options)
+    predictor = _predictor(options)
     if options.output and _is_same_file(options.input, options.output):
         raise UserError(f"--output {options.output}: is the input, which would be lost")
     with ExitStack() as stack:

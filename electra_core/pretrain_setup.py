@@ -11,6 +11,7 @@ is written before `open_record`.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -49,6 +50,8 @@ from electra_core.run_folder import (
 )
 from electra_core.run_state import RunState
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+log = logging.getLogger("electra_core")
 
 Data = Path | str | Sequence[Path | str]
 """A prepared corpus, or several."""
@@ -121,6 +124,8 @@ def open_job(
     encoder, config = resolve_config(model, changes, encoder_changes, corpus)
     dtype = resolve_precision(config.precision, device)
     head_sizes = {encoder.head_size, generator_config(encoder, config).head_size}
+    if config.sharding == "fsdp" and ranks.size == 1:
+        log.warning("--sharding fsdp: there is one process, which holds the whole model")
     engine = choose_engine(config.engine, device, ranks.size, dtype, head_sizes)
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")

@@ -297,7 +297,8 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "prepare: seed below 0": (prepare_of(LONG, "t.txt", "--seed", "-1"), "--seed: expected .* got -1"),
     "prepare: no vocabulary": (prepare_of(LONG, "t.txt", "--vocab-size", "0"), "--vocab-size: expected"),
     "prepare: cased, with a tokenizer": (
-        prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"), "--cased: expected .* got --tokenizer words",
+        prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"),
+        "--vocab-size, --cased: no effect .* --tokenizer words",
     ),
     "prepare: a kind not read": (prepare_of(b"%PDF-1.4", "t.pdf"), r"t\.pdf: \.pdf is not read; save its text as"),
     "prepare: no such column": (prepare_of("id,body\n1,x\n", "t.csv"), "no column 'text'.* are 'id', 'body'"),
