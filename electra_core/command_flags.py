@@ -11,11 +11,14 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from electra_core.columns import Columns
 from electra_core.errors import UserError
+from electra_core.row_files import DELIMITERS, format_of
 
 MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
 
@@ -99,8 +102,15 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
                               "columns are given by number, if it holds a usual name)")  # fmt: skip
 
 
-def given_columns(options: argparse.Namespace) -> Columns:
-    """What the flags of `column_flags` say; None where they say nothing."""
+def given_columns(options: argparse.Namespace, file: str) -> Columns:
+    """What the flags of `column_flags` say; None where they say nothing.
+
+    Raises:
+        UserError: a flag that has no effect on a `file` of this kind.
+    """
+    if options.header is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
+        flag = "--header" if options.header else "--no-header"
+        raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
     return Columns(
         text=options.text_column,
         pair=options.text_pair_column,

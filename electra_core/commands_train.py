@@ -238,15 +238,12 @@ def pretrain(options: Namespace) -> int:
         print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
     if result.stopped_by:
-        print(
-            f"stopped by {result.stopped_by} after {result.steps:,} steps; the same command with --resume goes on"
-        )
+        print(f"stopped by {result.stopped_by} after {steps}; the same command with --resume goes on")
         # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
         return 0 if "LOCAL_RANK" in os.environ else STOPPED
-    print(
-        f"{result.steps:,} steps, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator"
-    )
+    print(f"{steps}, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator")
     return 0
 
 
@@ -302,7 +299,7 @@ def finetune(options: Namespace) -> int:
     from electra_core.named_tasks import choose_task, find_task
     from electra_core.token_cache import default_folder
 
-    task, recommended = choose_task(options.task, given_columns(options))
+    task, recommended = choose_task(options.task, given_columns(options, options.train))
     named, train, dev = find_task(options.task), Path(options.train), options.dev
     if named is not None and train.is_dir() and (task.kind != "classify" or _is_data_set(train)):
         train, dev = named.find(train, "train"), dev or named.find(train, "dev")

@@ -47,7 +47,7 @@ from electra_core.finetune_folder import (
     shown,
     write_json,
 )
-from electra_core.finetune_model import starting_model
+from electra_core.finetune_model import check_freeze, starting_model
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.guards import left_out
 from electra_core.labelled import BadRows
@@ -117,6 +117,7 @@ def finetune(
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
     config, _ = model_dir.load_config(directory)
     settings = settings.resolved(config)
+    check_freeze(settings.freeze, config.num_hidden_layers)
     done = finished_report(out) if resume else None
     checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
     tokenizer = matching_tokenizer(directory, config)

@@ -133,6 +133,7 @@ def pretrain(
                 log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
                 bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
             reason, last = stop.agreed(), step == config.steps
+            reason = None if last else reason  # all is done, and --resume would find nothing to do
             due = last or step % config.eval_every == 0
             if evaluated := due or reason == "time limit":
                 begin = time.monotonic()

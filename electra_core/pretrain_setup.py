@@ -168,6 +168,13 @@ def resolve_config(
         raise UserError(
             f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
         )
+    if config.tying == "all" and (generator := generator_config(encoder, config)) != encoder:
+        other = [
+            f"{name} {value} for {wanted}"
+            for (name, value), wanted in zip(vars(generator).items(), vars(encoder).values())
+            if value != wanted
+        ]
+        raise UserError(f"tying: all expects a generator of the discriminator's sizes, got {', '.join(other)}")
     if config.embedding_init == "cooccurrence":
         check_vocabulary(encoder.vocab_size, encoder.embedding_size)
     return encoder, config

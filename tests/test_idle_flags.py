@@ -50,6 +50,10 @@ IDLE: dict[str, list[str]] = {
     "tag: takes no --text-pair-column": [*FINETUNE, "tag", "--text-pair-column", "3"],
     "choose: takes no --text-pair-column": [*FINETUNE, "choose", "--text-pair-column", "b"],
     "--format: no effect with --submission": [*PREDICT, "--submission", "rte", "--format", "jsonl"],
+    "--header: no effect with x.jsonl": ["predict", "--model", "m", "--input", "x.jsonl", "--header"],
+    "--no-header: no effect with x.jsonl.gz": [
+        "evaluate", "--model", "m", "--data", "x.jsonl.gz", "--no-header",
+    ],
     "--minutes, --seed: no effect with --texts-only": [
         "demo", "--texts-only", "--out", "out", "--seed", "1", "--minutes", "3",
     ],
