@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from electra_core import __version__, commands_inspect, commands_train, commands_use
-from electra_core.command_flags import Help
+from electra_core.command_flags import CommandParser, Help
 from electra_core.errors import (
     AnotherRankFailed,
     UserError,
@@ -80,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="electra", description="ELECTRA: pre-train, fine-tune, inspect.", formatter_class=Help
     )
     parser.add_argument("--version", action="version", version=f"electra-core {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser
+    )
     for group in (commands_train, commands_use, commands_inspect):
         group.add_commands(commands)
     return parser

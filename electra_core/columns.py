@@ -111,7 +111,8 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     Raises:
         UserError: a column that is not there, or no way to tell which one holds the text or the label.
     """
-    if not labelled and wanted.pair is None and list(present) == ["text"]:
+    asked_for_text = isinstance(wanted, TrainedColumns) and "text" in wanted.asked
+    if not labelled and wanted.pair is None and list(present) == ["text"] and not asked_for_text:
         # Plain lines to predict, whatever the training data's column was called.
         return Found("text", None, None, None)
     if isinstance(wanted, TrainedColumns):

@@ -11,10 +11,14 @@ import ast
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from electra_core.columns import Columns
+from electra_core.errors import UserError
+from electra_core.row_files import DELIMITERS, format_of
 
 MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
 
@@ -26,6 +30,29 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         if action.default in (None, False, argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Of one command; notes in the options as `given_flags` which of them were on the command line."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, and once more with marked defaults: what is not marked any longer was given."""
+        options, rest = super().parse_known_args(args, namespace)
+        mark: list[Any] = []  # a list, as that is what action="extend" adds to
+        names = {action.dest for action in self._actions}
+        again, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(names, mark)))
+        options.given_flags = {name for name in names if getattr(again, name) is not mark}
+        return options, rest
+
+
+def refuse_idle(options: argparse.Namespace, names: Iterable[str], because: str) -> None:
+    """Raises UserError naming those of the flags (names as in the options) that were given, for nothing.
+
+    Args:
+        because: what leaves them without effect ("with --this").
+    """
+    if idle := [f"--{name.replace('_', '-')}" for name in names if name in options.given_flags]:
+        raise UserError(f"{', '.join(idle)}: no effect {because}")
 
 
 def add_command(
@@ -75,8 +102,15 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
                               "columns are given by number, if it holds a usual name)")  # fmt: skip
 
 
-def given_columns(options: argparse.Namespace) -> Columns:
-    """What the flags of `column_flags` say; None where they say nothing."""
+def given_columns(options: argparse.Namespace, file: str) -> Columns:
+    """What the flags of `column_flags` say; None where they say nothing.
+
+    Raises:
+        UserError: a flag that has no effect on a `file` of this kind.
+    """
+    if options.header is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
+        flag = "--header" if options.header else "--no-header"
+        raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
     return Columns(
         text=options.text_column,
         pair=options.text_pair_column,

@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from electra_core.command_flags import MODEL_HELP, add_command
+from electra_core.command_flags import MODEL_HELP, add_command, refuse_idle
 from electra_core.config import PRESETS
 from electra_core.errors import UserError, writing
 
@@ -116,6 +116,7 @@ def info(options: Namespace) -> None:
     """What a model directory holds, what a step of a preset needs, or what this machine computes with."""
     if options.memory:
         return _memory(options)
+    refuse_idle(options, ("batch", "length", "recompute", "measure"), "without --memory")
     facts = _machine() if options.model is None else _model(options.model)
     if options.json:
         print(json.dumps(facts))

@@ -22,14 +22,25 @@ from electra_core.command_flags import (
     given,
     given_columns,
     output_flags,
+    refuse_idle,
     training_flags,
 )
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
 
 STOPPED = 75
 """Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
+
+OF_A_VOCABULARY = ("vocab_size", "model_type", "cased", "sample_characters")
+"""Flags of `prepare` that say how one is learned."""
+OF_TOKENS = ("lines", "workers", "heldout_fraction", "drop_duplicates")
+"""Flags of `prepare` that say how text becomes tokens."""
+OF_A_GENERATOR = (
+    "generator_weight", "temperature", "disallow_correct", "uniform_generator", "tying", "generator_hidden_size",
+    "generator_attention_heads", "generator_intermediate_size", "generator_layers",
+)  # fmt: skip
+"""Flags of `pretrain` for the objectives that have a generator beside what is trained."""
 
 
 def add_commands(commands: Any) -> None:
@@ -55,6 +66,7 @@ def demo(options: Namespace) -> None:
     from electra_core.demo import run_demo, texts_only
 
     if options.texts_only:
+        refuse_idle(options, ("minutes", "seed", "device"), "with --texts-only")
         documents, task = texts_only(options.out, quiet=options.quiet, overwrite=options.overwrite)
         print(f"{options.out}/corpus.txt: {documents:,} docstrings, for electra prepare")
         print(f"{options.out}/task/train.jsonl, dev.jsonl: {len(task.train):,} + {len(task.dev):,} examples of "
@@ -152,11 +164,17 @@ def _check_prepare(options: Namespace) -> None:
         if not good:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: expected {expected}, got {getattr(options, name)}")
-    if options.cased and options.tokenizer not in ("sentencepiece", "wordpiece"):
-        raise UserError(
-            f"--cased: expected with a tokenizer that is trained, got --tokenizer {options.tokenizer}, "
-            "which decides that itself"
+    if options.merge:
+        of_text = ("tokenizer", *OF_A_VOCABULARY, *OF_TOKENS, "text_field", "seed", "shard", "tokenizer_only")
+        refuse_idle(options, of_text, "with --merge: the parts are made already")
+    if options.tokenizer not in ("sentencepiece", "wordpiece"):
+        refuse_idle(
+            options, OF_A_VOCABULARY, f"with --tokenizer {options.tokenizer}, which has a vocabulary already"
         )
+    elif options.tokenizer == "wordpiece":
+        refuse_idle(options, ("model_type",), "with --tokenizer wordpiece")
+    if options.tokenizer_only:
+        refuse_idle(options, (*OF_TOKENS, "shard"), "with --tokenizer-only")
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -205,8 +223,10 @@ def pretrain(options: Namespace) -> int:
     changes, encoder_changes = read_config(options.config) if options.config else ({}, {})
     model = options.model or changes.get("model", "small")
     changes.pop("model", None)
+    changes |= given(options, PretrainConfig)
+    _check_pretrain(options, model, changes)
     result = pretrain(
-        options.data, options.out, mix=options.mix, model=model, changes=changes | given(options, PretrainConfig),
+        options.data, options.out, mix=options.mix, model=model, changes=changes,
         encoder_changes=encoder_changes | given(options, EncoderConfig),
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume, overwrite=options.overwrite, device=options.device,
@@ -218,16 +238,32 @@ def pretrain(options: Namespace) -> int:
         print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
     if result.stopped_by:
-        print(
-            f"stopped by {result.stopped_by} after {result.steps:,} steps; the same command with --resume goes on"
-        )
+        print(f"stopped by {result.stopped_by} after {steps}; the same command with --resume goes on")
         # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
         return 0 if "LOCAL_RANK" in os.environ else STOPPED
-    print(
-        f"{result.steps:,} steps, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator"
-    )
+    print(f"{steps}, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator")
     return 0
+
+
+def _check_pretrain(options: Namespace, model: str, changes: dict[str, Any]) -> None:
+    """Raises UserError for flags that change nothing, as the others are. (A file of `--config` may have all.)"""
+    if model not in PRESETS:  # which is said where it is looked for
+        return
+    config = updated(PRESETS[model].pretrain, changes, "configuration")
+    objective = f"with --objective {config.objective}"
+    if config.objective == "mlm":
+        refuse_idle(options, OF_A_GENERATOR, f"{objective}, which has no generator")
+    if config.objective not in ("electra", "electra-15"):
+        refuse_idle(options, ("discriminator_weight",), f"{objective}, which predicts words")
+    if config.uniform_generator:
+        refuse_idle(options, ("temperature", "generator_weight"), "with --uniform-generator")
+    if config.optimizer != "muon":
+        refuse_idle(options, ("muon_learning_rate",), f"with --optimizer {config.optimizer}")
+    if options.init_discriminator:
+        start = ("embedding_init", "position_init", "initializer_range")
+        refuse_idle(options, start, "with --init-discriminator, whose weights are gone on with")
 
 
 def _finetune_flags(commands: Any) -> None:
@@ -263,11 +299,13 @@ def finetune(options: Namespace) -> int:
     from electra_core.named_tasks import choose_task, find_task
     from electra_core.token_cache import default_folder
 
-    task, recommended = choose_task(options.task, given_columns(options))
+    task, recommended = choose_task(options.task, given_columns(options, options.train))
     named, train, dev = find_task(options.task), Path(options.train), options.dev
     if named is not None and train.is_dir() and (task.kind != "classify" or _is_data_set(train)):
         train, dev = named.find(train, "train"), dev or named.find(train, "dev")
     settings = FinetuneSettings(**{**recommended, **given(options, FinetuneSettings)})
+    if settings.tokens_per_batch:
+        refuse_idle(options, ("batch_size",), "with --tokens-per-batch")
     report = finetune(
         options.model, task, train, dev, options.out, settings, device=options.device,
         resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,

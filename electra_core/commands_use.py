@@ -10,7 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from electra_core.command_flags import MODEL_HELP, add_command, column_flags, given_columns, inference_flags
+from electra_core.command_flags import (
+    MODEL_HELP,
+    add_command,
+    column_flags,
+    given_columns,
+    inference_flags,
+    refuse_idle,
+)
 from electra_core.errors import UserError, writing
 
 AS_TRAINED = "the training file's names, or where they are not there the usual ones"
@@ -42,7 +49,7 @@ def evaluate(options: Namespace) -> None:
 
     if options.report:
         task_report.check_name(options.report)
-    predictor = _predictor(options)
+    predictor = _predictor(options, options.data)
     result = evaluate(predictor, options.data, skip_bad_rows=options.skip_bad_rows, quiet=options.quiet)
     _say_what_was_lost(result.skipped, predictor)
     report = task_report.make_report(result, str(options.model), str(options.data))
@@ -61,7 +68,8 @@ def _predict_flags(commands: Any) -> None:
                          help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
                               "plain lines, or JSON lines: of pairs with text and pair, of questions with "
                               "question and context, of choices with text and choices")  # fmt: skip
-    command.add_argument("--format", default="jsonl", choices=("jsonl", "csv"), help="of the output")
+    command.add_argument("--format", choices=("jsonl", "csv"),
+                         help="of the output (default: csv where --output ends in .csv, else jsonl)")  # fmt: skip
     command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
     command.add_argument(
         "--submission", metavar="TASK",
@@ -75,11 +83,13 @@ def predict(options: Namespace) -> None:
     """One line per input."""
     from electra_core.predict import predict_file
 
-    predictor = _predictor(options)
     if options.submission:
-        return _submission(predictor, options)
+        refuse_idle(options, ("format",), "with --submission, which has a form of its own")
+        return _submission(_predictor(options, options.input), options)
+    predictor = _predictor(options, options.input)
     if options.output and _is_same_file(options.input, options.output):
         raise UserError(f"--output {options.output}: is the input, which would be lost")
+    form = options.format or ("csv" if str(options.output).lower().endswith(".csv") else "jsonl")
     with ExitStack() as stack:
 
         def opened() -> TextIO:
@@ -90,7 +100,7 @@ def predict(options: Namespace) -> None:
                 return stack.enter_context(open(options.output, "w", encoding="utf-8"))
 
         bad = predict_file(
-            predictor, options.input, opened, form=options.format, skip_bad_rows=options.skip_bad_rows,
+            predictor, options.input, opened, form=form, skip_bad_rows=options.skip_bad_rows,
             quiet=options.quiet or not options.output,
         )  # fmt: skip
     _say_what_was_lost(bad, predictor)
@@ -106,6 +116,14 @@ def _submission(predictor: Any, options: Namespace) -> None:
     from electra_core.named_tasks import submitted_task, write_submission
 
     source, named = Path(options.input), submitted_task(options.submission)
+    if predictor.task.kind != named.task.kind:
+        raise UserError(
+            f"--submission {options.submission}: expected a model that was fine-tuned to {named.task.kind}, "
+            f"got one for {predictor.task.kind}"
+        )
+    known = {*named.task.labels, *(raw for raw, _ in getattr(named.task, "label_names", ()))}
+    if foreign := [label for label in predictor.task.labels if label not in known]:
+        print(f"warning: {named.name} has no label {', '.join(foreign)}; written as it is", file=sys.stderr)
     if source.is_dir():
         source = named.find(source, "test")
     if options.skip_bad_rows:
@@ -131,12 +149,14 @@ def _say_what_was_lost(bad: Any, predictor: Any) -> None:
         print(f"warning: {source}: {warning}", file=sys.stderr)
 
 
-def _predictor(options: Namespace) -> Any:
+def _predictor(options: Namespace, source: str) -> Any:
+    """The model, as it reads the file `source`."""
     from electra_core.named_tasks import for_reading
     from electra_core.predict import load
 
+    columns = given_columns(options, source)
     predictor = load(options.model, device=options.device, precision=options.precision)
-    predictor.task = for_reading(predictor.task, given_columns(options))
+    predictor.task = for_reading(predictor.task, columns)
     return predictor
 
 

@@ -19,6 +19,7 @@ seed of every start at a time, until the minutes are over. Whatever comes out is
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -115,9 +116,10 @@ def run_demo(
         UserError: the folder is occupied, no CUDA device where one is asked for, ...
     """
     place = resolve_device(device)
-    minutes = minutes or (GPU_MINUTES if place.type == "cuda" else CPU_MINUTES)
-    if minutes < 0.1:
-        raise UserError(f"--minutes: expected at least 0.1, got {minutes:g}")
+    if minutes is None:
+        minutes = GPU_MINUTES if place.type == "cuda" else CPU_MINUTES
+    if not 0.1 <= minutes < math.inf:
+        raise UserError(f"--minutes: expected a number of at least 0.1, got {minutes:g}")
     out, clock = Path(out_dir), Clock(60 * minutes)
     shipped = shipped_model()
     for line in introduction(place, minutes, shipped):

@@ -42,7 +42,7 @@ from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
 from electra_core.optim import make_capturable
 from electra_core.static_batch import Shape, Shapes, StaticInputs
-from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Done, LateNumber, StepResult, take_step
+from electra_core.training import Done, LateNumber, StepResult, stop_if_diverged, take_step
 
 LossFunction = Callable[[PretrainBatch, Any], tuple[Tensor, dict[str, Tensor]]]
 StepFunction = Callable[[StaticInputs], Done]
@@ -131,6 +131,7 @@ def static_steps(
     seed: int,
     clip_norm: float,
     autocast: AbstractContextManager[Any] | None = None,
+    skipped_before: int = 0,
 ) -> Iterator[StepResult]:
     """`training.training_steps` in fixed shapes.
 
@@ -140,11 +141,11 @@ def static_steps(
         shapes: what those batches are filled up to.
 
     Raises:
-        Diverged: as in `training_steps`.
+        Diverged: as `training_steps`.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     make_capturable(optimizer, device)
-    in_a_row, count = torch.zeros((), device=device), LateNumber()
+    in_a_row, count = torch.tensor(float(skipped_before), device=device), LateNumber()
 
     def step_function(inputs: StaticInputs) -> Done:
         done = take_step(
@@ -165,16 +166,15 @@ def static_steps(
     if isinstance(runner, _GraphRunner) and first is not None:
         model.train()
         runner.rehearse(StaticInputs(shapes.largest(len(first.parts)), len(first.parts), pinned=first.pinned))
-        in_a_row.zero_()
+        in_a_row.fill_(skipped_before)
     runner.send(first)
     for step in range(first_step, steps):
         model.train()
         done = runner.run()
         runner.send(prepare(step + 1) if step + 1 < steps else None)  # while the device is busy
-        if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
-            message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
-            raise Diverged(message, step)
-        yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, schedule(step), done.skipped)
+        stop_if_diverged(in_a_row, count, step, steps)
+        figures = done.loss, done.figures, done.gradient_norm
+        yield StepResult(step + 1, *figures, schedule(step), done.skipped, in_a_row.clone())
 
 
 class _PlainRunner:

@@ -33,8 +33,6 @@ def evaluate(
     What is said of a discriminator is over all tokens, and of `electra-15` over those that it is trained on, the
     masked ones.
     """
-    from sklearn.metrics import roc_auc_score
-
     electra.eval()
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
     starts = range(0, config.eval_examples, 64)
@@ -75,7 +73,7 @@ def evaluate(
             "eval_rtd_accuracy": float((said == replaced).float().mean()),
             "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
             "eval_rtd_recall": float(said[replaced].float().mean()),
-            "eval_rtd_auc": float(roc_auc_score(replaced.numpy(), score.numpy())),
+            "eval_rtd_auc": _auc(replaced, score),
             "eval_replaced_fraction": fraction,
             "eval_base_rate_loss": -fraction * math.log(fraction) - (1 - fraction) * math.log(1 - fraction),
         }
@@ -109,6 +107,15 @@ def _mlm_hits(electra: Any, batch: PretrainBatch) -> Tensor:
     """bool [M]: where the generator's first choice is the original word."""
     masked = batch.tokens.with_ids(batch.masked_ids_T)
     return electra.generator(masked, batch.masked_positions_M).argmax(-1) == batch.target_ids_M
+
+
+def _auc(replaced: Tensor, score: Tensor) -> float:
+    """Area under the curve; NaN of a model that has diverged."""
+    from sklearn.metrics import roc_auc_score
+
+    if not score.isfinite().all():
+        return math.nan
+    return float(roc_auc_score(replaced.numpy(), score.numpy()))
 
 
 def _weighted(values: list[float], weights: list[float]) -> float:

@@ -47,8 +47,9 @@ from electra_core.finetune_folder import (
     shown,
     write_json,
 )
-from electra_core.finetune_model import starting_model
+from electra_core.finetune_model import check_freeze, starting_model
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.guards import left_out
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
@@ -116,6 +117,7 @@ def finetune(
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
     config, _ = model_dir.load_config(directory)
     settings = settings.resolved(config)
+    check_freeze(settings.freeze, config.num_hidden_layers)
     done = finished_report(out) if resume else None
     checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
     tokenizer = matching_tokenizer(directory, config)
@@ -229,10 +231,14 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
                 last = run.over and run.seed == settings.seed + settings.seeds - 1
                 due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
                 if (due or stop) and not last:
+                    run.skipped = int(result.in_a_row)
                     keeper.save(model, optimizer)
                 # Neither in checkpoint nor log: a run that goes on never was here.
                 if stop and keeper.best is None:
                     _evaluate(job, model, run, keeper)
+                if result.step == len(plan):
+                    for warning in left_out(result):
+                        say(f"warning: {warning}")
                 if stop or run.over:
                     break
                 started = time.perf_counter()  # evaluations and saving are not counted as training
@@ -267,7 +273,7 @@ def _steps(
         model, optimizer, loss, parts,
         schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
         first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
-        autocast=autocast_context(job.device, job.dtype),
+        autocast=autocast_context(job.device, job.dtype), skipped_before=run.skipped,
     )  # fmt: skip
 
 

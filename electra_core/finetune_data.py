@@ -39,10 +39,16 @@ class Data:
 
 
 def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Task:
-    """The task with what the settings change in it, its sequences no longer than the model's positions."""
+    """The task with what the settings change in it, its sequences no longer than the model's positions.
+
+    Raises:
+        UserError: `truncate`, for a task that has a way of its own with long texts.
+    """
     length = min(settings.max_length or task.max_length, config.max_position_embeddings)
     changes: dict[str, Any] = {"max_length": length}
-    if settings.truncate and hasattr(task, "truncate"):
+    if settings.truncate:
+        if not hasattr(task, "truncate"):
+            raise UserError(f"truncate: only for classification and regression, the task is {task.kind}")
         changes["truncate"] = settings.truncate
     return replace(task, **changes)  # type: ignore[type-var]
 

@@ -60,6 +60,8 @@ class Run:
     """Of training, without the evaluations."""
     tokens: int = 0
     """Trained on, counted once for every epoch."""
+    skipped: int = 0
+    """Of the last steps, those that changed nothing (`StepResult.in_a_row`); known where it is saved."""
     over: bool = False
     """Whether it has taken all its steps, or was stopped early by its evaluations."""
 

@@ -26,7 +26,7 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
     """The model before training: the pre-trained encoder with a new head, or all new.
 
     Raises:
-        UserError: no such model, or more layers to freeze than it has.
+        UserError: no such model.
     """
     with _head_may_be_new():
         model = model_dir.load(task.model_class, directory, labels=task.labels, seed=seed)
@@ -54,10 +54,14 @@ def _head_may_be_new() -> Iterator[None]:
         model_dir.log.setLevel(level)
 
 
+def check_freeze(what: str, layers: int) -> None:
+    """Raises UserError for more layers to freeze than the model has."""
+    if what.isdecimal() and int(what) > layers:
+        raise UserError(f"freeze: the model has {layers} layers, got {what}")
+
+
 def _freeze(model: TaskModel, what: str) -> None:
     encoder = model.encoder
-    if what.isdecimal() and int(what) > len(encoder.layers):
-        raise UserError(f"freeze: the model has {len(encoder.layers)} layers, got {what}")
     frozen: list[torch.nn.Module | None] = []
     if what == "encoder":
         frozen = [encoder]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
@@ -20,8 +20,9 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
+from electra_core.optim import gradient_norm
 from electra_core.progress import Progress
-from electra_core.training import Diverged
+from electra_core.training import Diverged, StepResult
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -41,6 +42,16 @@ def spike(losses: Sequence[float], loss: float) -> str | None:
     if loss <= middle + max(SPIKE * usual, 0.1 * abs(middle)):
         return None
     return f"The loss has jumped to {loss:.4g}; the median of the {len(losses)} rows before is {middle:.4g}."
+
+
+def left_out(last: StepResult) -> list[str]:
+    """A warning if a run's `last` step changed nothing, and how many before it; empty if it did."""
+    count = int(last.in_a_row)
+    if not count:
+        return []
+    which = f"{count} steps" if count > 1 else "step"
+    before = last.step - count
+    return [f"No finite loss and gradient in the last {which}: the model is as it was after step {before}."]
 
 
 def said(warnings: Sequence[str | None], bar: Progress) -> dict[str, list[str]]:
@@ -65,8 +76,10 @@ def with_postmortem(
     seed: int,
     autocast: AbstractContextManager[Any],
     batch_size: int,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`steps` (`training_steps`), and where they diverge, `file` with the post-mortem.
+
+    So it does where whoever takes the steps throws `Diverged`.
 
     Args:
         batch_size: sequences in a step: `file` names the examples of the batch by their indices in the run.
@@ -97,8 +110,9 @@ def examine(
 
     Returns:
         "verdict", a sentence; "first_not_finite" of modules in forward order (None if all outputs are finite),
-        "losses", "weights_not_finite" and "gradients_not_finite" by name, and for each "layer" the norm of its
-        weights and gradients and the root mean square of its output. Numbers that are not finite are strings.
+        "losses", "weights_not_finite" and "gradients_not_finite" by name, "gradient_norm" of all together, and for
+        each "layer" the norm of its weights and gradients and the root mean square of its output. Numbers that are
+        not finite are strings.
     """
     outputs: list[dict[str, Any]] = []
 
@@ -133,6 +147,7 @@ def examine(
         "gradients_not_finite": [
             name for name, p in model.named_parameters() if p.grad is not None and not _finite([p.grad])
         ],
+        "gradient_norm": _number(float(gradient_norm([p for p in model.parameters() if p.grad is not None]))),
         "layers": _layers(model, outputs),
     }
     model.zero_grad(set_to_none=True)
@@ -149,6 +164,8 @@ def _verdict(found: dict[str, Any]) -> str:
         return f"every module's output is finite, but {', '.join(bad)} is not"
     if bad := found["gradients_not_finite"]:
         return f"the forward pass is finite, the gradients of {len(bad)} weights are not, {bad[0]} for one"
+    if isinstance(found["gradient_norm"], str):
+        return "loss and gradients are finite, but so large that the norm of all together is not"
     return "the same batch gave finite values when it was run again: suspect the hardware"
 
 

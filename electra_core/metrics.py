@@ -117,7 +117,8 @@ def span_metrics(
     """Entity-level precision, recall, f1 (as conlleval) and accuracy per word, from IOB2 tags by sentence.
 
     Returns:
-        The figures, and per entity type: label, precision, recall, f1, support.
+        The figures, and per entity type: label ("_" where the tags are B, I and O alone), precision, recall, f1,
+        support.
 
     Raises:
         UserError: seqeval is not installed.
@@ -132,7 +133,7 @@ def span_metrics(
     figures = {name: float(value) for name, value in zip(("precision", "recall", "f1"), micro)}
     figures["accuracy"] = float(accuracy_score(wanted, got))
     columns = precision_recall_fscore_support(wanted, got, average=None, zero_division=0)
-    types = sorted({tag[2:] for tags in (*wanted, *got) for tag in tags if tag != "O"})
+    types = sorted({tag[2:] or "_" for tags in (*wanted, *got) for tag in tags if tag != "O"})
     table = [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for label, p, r, f, s in zip(types, *columns)

@@ -315,6 +315,9 @@ def _compare(
     )
     if new_head:
         missing, wrong = ([name for name in names if name not in head] for names in (missing, wrong))
+    if head and missing == head and not isinstance(model, tasks.TaskModel):
+        what = (raw.get("architectures") or ["a model"])[0]
+        raise UserError(f"{directory}: holds {what}, not {architecture(model)} with its pre-trained head")
     problems = [f"missing: {name} {list(expected[name])}" for name in missing]
     problems += [f"wrong shape: {name} {list(shapes[name])}, expected {list(expected[name])}" for name in wrong]
     problems += [f"unexpected: {name} {list(shapes[name])}" for name in unexpected]

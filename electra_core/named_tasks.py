@@ -182,12 +182,13 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
         The task, and the settings of `FinetuneSettings` that differ from the usual for it.
 
     Raises:
-        UserError: neither a task nor a kind; or columns for questions, whose format names its fields.
+        UserError: neither a task nor a kind; or columns for questions, whose format names its fields, or of a
+            second text for words to tag or endings to choose from.
     """
     named = find_task(name)
     task = KINDS[name.lower()]() if named is None else named.task
     if columns is not None and columns != Columns():
-        task = _with_columns(task, with_given(_columns_of(task, name), columns))
+        task = _with_columns(task, with_given(_columns_of(task, name, columns), columns))
     if named is None:
         return task, {"epochs": 2.0} if task.kind == "qa" else {}
     return task, {"epochs": named.epochs, **named.settings}
@@ -198,14 +199,16 @@ def for_reading(task: Task, given: Columns) -> Task:
     where they are not there, the usual ones.
 
     Raises:
-        UserError: columns for questions.
+        UserError: as `choose_task` of columns.
     """
     if given == Columns() and not hasattr(task, "columns"):
         return task
-    return _with_columns(task, for_another_file(_columns_of(task, task.kind), given))
+    return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given))
 
 
-def _columns_of(task: Task, name: str) -> Columns:
+def _columns_of(task: Task, name: str, given: Columns) -> Columns:
+    if given.pair is not None and isinstance(task, Tag | Choose):
+        raise UserError(f"{name}: takes no --text-pair-column, there is no second text in its files")
     if not hasattr(task, "columns"):
         raise UserError(f"{name}: takes no columns, its files name their fields (question, context, answers)")
     return task.columns

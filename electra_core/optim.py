@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -77,12 +77,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         The norm before, a scalar on the gradients' device; nothing waits for it.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
+    norm = gradient_norm(with_gradient)
     gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if any(is_sharded(p) for p in with_gradient):
-        norm = norm_over_shards(norm)
     torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))
     return norm
+
+
+def gradient_norm(with_gradient: Sequence[nn.Parameter]) -> Tensor:
+    """Of all gradients as one vector, in their precision; a scalar on their device."""
+    gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm_over_shards(norm) if any(is_sharded(p) for p in with_gradient) else norm
 
 
 def parameter_groups(

@@ -8,8 +8,9 @@ how the run is judged.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from electra_core.distributed import gathered, join_ranks
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.engine import static_steps
 from electra_core.evaluation import evaluate, health, heldout_loss
-from electra_core.guards import postmortem_name, said, spike, with_postmortem
+from electra_core.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.meter import Meter, flops_per_token
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
@@ -44,7 +45,7 @@ from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
-from electra_core.training import StepResult, training_steps
+from electra_core.training import Diverged, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples have the small ones, and one for every epoch
 
@@ -135,18 +136,21 @@ def pretrain(
                 log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
                 bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
             reason, last = stop.agreed(), step == config.steps
+            reason = None if last else reason  # all is done, and --resume would find nothing to do
             due = last or step % config.eval_every == 0
             if evaluated := due or reason == "time limit":
                 begin = time.monotonic()
                 evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks)
-                warnings = health(evaluation)
+                warnings = [*health(evaluation), *(left_out(result) if last else ())]
                 if due:  # the log is that of an uninterrupted run
                     log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": meter.tokens, **evaluation})
+                if last and not math.isfinite(heldout_loss(evaluation, config)):
+                    steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))
             if reason or last or step % config.checkpoint_every == 0:
-                _save(job, learner, record.writer, step, meter.tokens, evaluation if evaluated else None)
+                _save(job, learner, record.writer, result, meter.tokens, evaluation if evaluated else None)
             if reason:
                 break
         card = model_card(run, job.encoder, config, job.corpus, step, meter.tokens, evaluation)
@@ -159,7 +163,7 @@ def pretrain(
     return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
 
 
-def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[StepResult]:
+def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[StepResult, None, None]:
     """The run's steps, taken by the engine that was asked for or suits the device (`engine.py`).
 
     Where they diverge, a post-mortem is left in RUN.
@@ -186,7 +190,7 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Iterator[Step
         learner.electra, learner.optimizer, loss_function, meter.timing(source),
         first_step=learner.first_step, steps=config.steps, seed=seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=job.autocast,
+        clip_norm=config.clip_norm, autocast=job.autocast, skipped_before=learner.skipped,
     )  # fmt: skip
     file = run / postmortem_name(job.ranks.rank)
     return with_postmortem(
@@ -207,18 +211,20 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
 
 
 def _save(
-    job: Job, learner: Learner, writer: CheckpointWriter, step: int, tokens: int,
+    job: Job, learner: Learner, writer: CheckpointWriter, result: StepResult, tokens: int,
     evaluation: dict[str, float] | None,
 ) -> None:  # fmt: skip
     """Begins to write a checkpoint.
 
     Args:
+        result: of the step before.
         evaluation: of this very step, if there is one: by its loss the best checkpoint is known.
     """
     score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
     writer.wait()
     tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
-    writer.save(step, tensors, {"tokens": tokens, "identity": job.identity, **score})
+    meta = {"tokens": tokens, "skipped_in_a_row": int(result.in_a_row), "identity": job.identity, **score}
+    writer.save(result.step, tensors, meta)
 
 
 def _whole(job: Job, electra: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ is written before `open_record`.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -49,6 +50,8 @@ from electra_core.run_folder import (
 )
 from electra_core.run_state import RunState
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+log = logging.getLogger("electra_core")
 
 Data = Path | str | Sequence[Path | str]
 """A prepared corpus, or several."""
@@ -121,6 +124,8 @@ def open_job(
     encoder, config = resolve_config(model, changes, encoder_changes, corpus)
     dtype = resolve_precision(config.precision, device)
     head_sizes = {encoder.head_size, generator_config(encoder, config).head_size}
+    if config.sharding == "fsdp" and ranks.size == 1:
+        log.warning("--sharding fsdp: there is one process, which holds the whole model")
     engine = choose_engine(config.engine, device, ranks.size, dtype, head_sizes)
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")
@@ -163,6 +168,13 @@ def resolve_config(
         raise UserError(
             f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
         )
+    if config.tying == "all" and (generator := generator_config(encoder, config)) != encoder:
+        other = [
+            f"{name} {value} for {wanted}"
+            for (name, value), wanted in zip(vars(generator).items(), vars(encoder).values())
+            if value != wanted
+        ]
+        raise UserError(f"tying: all expects a generator of the discriminator's sizes, got {', '.join(other)}")
     if config.embedding_init == "cooccurrence":
         check_vocabulary(encoder.vocab_size, encoder.embedding_size)
     return encoder, config
@@ -213,6 +225,8 @@ class Learner:
     """The step to begin with: 0, or as many as the checkpoint has taken."""
     tokens: int
     """Seen before it."""
+    skipped: int
+    """Of the steps right before it, those that changed nothing (`StepResult.in_a_row`)."""
 
 
 def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, quiet: bool) -> Learner:
@@ -233,8 +247,11 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     optimizer = build_optimizer(electra, job.config)
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
-    first_step, tokens = (0, 0) if checkpoint is None else (checkpoint.step, int(checkpoint.meta["tokens"]))
-    return Learner(electra, job.ranks.data_parallel(electra), optimizer, first_step, tokens)
+    replica = job.ranks.data_parallel(electra)
+    if checkpoint is None:
+        return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0)
+    tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
+    return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped)
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:

@@ -1,7 +1,7 @@
 """Sentences with a tag for every word, as people have them -> examples; raw texts to be tagged, cut into words.
 
-CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U, lists in JSON lines or Parquet, and
-for prediction also plain lines and the text column of a CSV or TSV.
+CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U and CoNLL-U Plus, lists in JSON lines
+or Parquet, and for prediction also plain lines and the text column of a CSV or TSV.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _LETTERS = rf"(?:\w{_JOINED}*)+"  # \w leaves out accents and vowel signs that a
 WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[^\w\s]{_JOINED}*")
 """Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
 
-CONLLU_COLUMNS = 10
+CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 CONLLU_FIRST = re.compile(r"1(-\d+)?|0\.1")  # in the first column
-CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+\t")
+CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+")  # in the column ID
+CONLLU_PLUS = re.compile(r"#\s*global\.columns\s*=(.+)")  # a comment before the first sentence
 
 Line = tuple[int, str]  # its number in the file, and what it holds
 Cells = tuple[int, list[str]]  # of the line of that number
@@ -61,11 +62,12 @@ def read_tagged(
     A file of CoNLL columns is CoNLL-U if its first line that is no comment (`# ...`) has that format's ten
     columns, between tabs, and begins with the number of a first word: 1, 1-2 or 0.1. There comments, ranges
     (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; elsewhere `#` and
-    `1-2` are words.
+    `1-2` are words. It is CoNLL-U Plus if a comment before that line names the columns (`# global.columns = ...`).
 
     Args:
-        columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists.
-            None: the first and the last (of CoNLL-U FORM and UPOS, the second and the fourth), or the usual names.
+        columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists; of
+            CoNLL-U also names of columns. None: the first and the last, or the usual names; of CoNLL-U FORM and
+            UPOS, where it has them.
         bad: takes sentences that cannot be used; without it they raise at the end of the file.
         labelled: whether every sentence must have tags. Without, tags are not read, and a text instead of a
             list is cut into words here.
@@ -97,11 +99,11 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
 
 def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
     """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
-    lines, is_conllu = _looked_at(read_lines(path))
-    word = _number(path, columns, "text", 1 if is_conllu else 0)
-    tag = _number(path, columns, "label", 3 if is_conllu else -1)
+    lines, names = _looked_at(read_lines(path))
+    word = _number(path, columns, "text", names.index("FORM") if "FORM" in names else 0, names)
+    tag = _number(path, columns, "label", names.index("UPOS") if "UPOS" in names else -1, names)
     needed = max(word + 1, tag + 1, 2) if labelled else word + 1
-    for sentence in _sentences(_conllu_rows(lines) if is_conllu else _rows(lines)):
+    for sentence in _sentences(_conllu_rows(lines, names) if names else _rows(lines)):
         number, rows = sentence[0][0], [cells for _, cells in sentence]
         if problem := _conll_problem(sentence, needed):
             bad.add(number, problem)
@@ -110,26 +112,31 @@ def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
         yield TaggedExample(str(number), number, tuple(row[word] for row in rows), tags)
 
 
-def _number(path: Path, columns: Columns, role: str, usual: int) -> int:
-    """Index of a column given by its number from 1."""
+def _number(path: Path, columns: Columns, role: str, usual: int, names: Sequence[str]) -> int:
+    """Index of a column given by its number from 1, or by its name, where they have `names`."""
     given = next(iter(names_of(columns, role, ())), None)
+    if given in names:
+        return names.index(given)
     if given is None or (not given.isdecimal() and may_be_usual(columns, role)):
         return usual
     if not (given.isdecimal() and int(given) > 0):
-        raise UserError(f"{path}: {role} column: expected a number from 1, got {given!r}")
+        known = f" or one of {', '.join(names)}" if names else ""
+        raise UserError(f"{path}: {role} column: expected a number from 1{known}, got {given!r}")
     return int(given) - 1
 
 
-def _looked_at(lines: Iterator[Line]) -> tuple[Iterator[Line], bool]:
-    """The same lines, and whether they are CoNLL-U."""
+def _looked_at(lines: Iterator[Line]) -> tuple[Iterator[Line], tuple[str, ...]]:
+    """The same lines, and the names of their columns if they are CoNLL-U (Plus)."""
     head: list[Line] = []
     for number, line in lines:
         head.append((number, line))
+        if plus := CONLLU_PLUS.fullmatch(line):
+            return itertools.chain(head, lines), tuple(plus[1].split())
         if line.strip() and not line.startswith("#"):
             cells = line.split("\t")
-            is_conllu = len(cells) == CONLLU_COLUMNS and CONLLU_FIRST.fullmatch(cells[0]) is not None
-            return itertools.chain(head, lines), is_conllu
-    return iter(head), False
+            is_conllu = len(cells) == len(CONLLU_COLUMNS) and CONLLU_FIRST.fullmatch(cells[0]) is not None
+            return itertools.chain(head, lines), CONLLU_COLUMNS if is_conllu else ()
+    return iter(head), ()
 
 
 def _rows(lines: Iterable[Line]) -> Iterator[Cells]:
@@ -139,11 +146,15 @@ def _rows(lines: Iterable[Line]) -> Iterator[Cells]:
         yield number, re.split(r"[ \t]+", line.strip(" \t")) if is_word else []
 
 
-def _conllu_rows(lines: Iterable[Line]) -> Iterator[Cells]:
+def _conllu_rows(lines: Iterable[Line], names: Sequence[str]) -> Iterator[Cells]:
     """As `_rows`, of CoNLL-U: only tabs separate, a word may hold spaces."""
+    place = names.index("ID") if "ID" in names else None
     for number, line in lines:
-        if not (line.startswith("#") or CONLLU_LEFT_OUT.match(line)):
-            yield number, line.split("\t") if line.strip() else []
+        if line.startswith("#"):
+            continue
+        cells = line.split("\t") if line.strip() else []
+        if place is None or not CONLLU_LEFT_OUT.fullmatch("".join(cells[place : place + 1])):
+            yield number, cells
 
 
 def _sentences(rows: Iterable[Cells]) -> Iterator[list[Cells]]:

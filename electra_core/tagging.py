@@ -7,7 +7,8 @@ Tags that mark spans come in several notations; everything here works in IOB2:
     IOB2    B-ORG  O         B-PER   O     O    B-LOC     every span begins with B-
     IOBES   S-ORG  O         S-PER   O     O    S-LOC     E- ends a span, S- is a span of one word (also L-, U-)
 
-In all of them the marks may be small letters, and M- stand for I-.
+In all of them the marks may be small letters, and M- stand for I-. Where all spans are of one kind, the marks may
+stand alone (B, I, O); since a single letter may also be a part of speech, only all tags of a file tell.
 
 A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
 overlapping windows, each word judged where it has most context.
@@ -16,7 +17,7 @@ overlapping windows, each word judged where it has most context.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,33 +37,44 @@ from electra_core.tasks import TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
 SPAN_TAG = re.compile(r"O|[BIMELSU]-.+", re.IGNORECASE)
+MARKS = frozenset("OBIMELSU")
 
 
-def marks_spans(tags: Sequence[str]) -> bool:
-    """Whether these are tags of spans (O, B-X, I-X, ...) rather than, say, parts of speech."""
-    return any(tag.upper() != "O" for tag in tags) and all(SPAN_TAG.fullmatch(tag) for tag in tags)
+def marks_spans(tags: Collection[str]) -> bool:
+    """Whether these are all tags of a file of spans (O, B-X, I-X, ...) rather than, say, parts of speech."""
+    typed = any(tag.upper() != "O" for tag in tags) and all(SPAN_TAG.fullmatch(tag) for tag in tags)
+    return typed or are_marks_alone(tags)
+
+
+def are_marks_alone(tags: Collection[str]) -> bool:
+    """Whether these are all tags of a file whose spans have no types: O, and B or I, and perhaps E, S, ..."""
+    marks = {tag.upper() for tag in tags}
+    return marks <= MARKS and "O" in marks and not marks.isdisjoint("BI")
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
     """IOB1, IOB2 or IOBES tags of one sentence -> IOB2."""
-    result, open_kind = [], ""
+    result: list[str] = []
+    open_kind: str | None = None
     for tag in tags:
         mark, kind = tag[0].upper(), tag[2:]
-        if mark == "O":
-            result.append("O")
-        else:
-            result.append(("I-" if mark in "IMEL" and kind == open_kind else "B-") + kind)
-        open_kind = kind if mark in "BIM" else ""
+        goes_on = mark in "IMEL" and kind == open_kind
+        result.append("O" if mark == "O" else _tag("I" if goes_on else "B", kind))
+        open_kind = kind if mark in "BIM" else None
     return result
 
 
+def _tag(mark: str, kind: str) -> str:
+    return f"{mark}-{kind}" if kind else mark
+
+
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, word behind the last) of every span in any of the notations."""
+    """(type, first word, word behind the last) of every span in any of the notations; "" for a mark alone."""
     found: list[tuple[str, int, int]] = []
     for index, tag in enumerate(to_iob2(tags)):
-        if tag.startswith("B-"):
+        if tag[0] == "B":
             found.append((tag[2:], index, index + 1))
-        elif tag.startswith("I-"):
+        elif tag[0] == "I":
             kind, start, _ = found[-1]
             found[-1] = (kind, start, index + 1)
     return found
@@ -86,9 +98,16 @@ class Tag(Task):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""
-        for example in read_tagged(path, self.columns, bad, labelled=labelled):
+        examples: Iterable[TaggedExample] = read_tagged(path, self.columns, bad, labelled=labelled)
+        known: Iterable[str] = self.labels
+        if labelled and not known:
+            examples = list(examples)
+            known = {tag for example in examples for tag in example.tags or ()}
+        in_marks = are_marks_alone(set(known))
+        for example in examples:
             tags = example.tags or ()
-            if tags and all(SPAN_TAG.fullmatch(tag) for tag in tags):
+            marks = all(tag.upper() in MARKS for tag in tags) if in_marks else all(map(SPAN_TAG.fullmatch, tags))
+            if tags and marks:
                 tags = tuple(to_iob2(tags))
                 example = replace(example, tags=tags)
             unknown = [tag for tag in tags if self.labels and tag not in self.labels]
@@ -114,7 +133,7 @@ class Tag(Task):
             raise UserError(f"every word for training has the tag {min(tags)!r}; there is nothing to learn")
         if marks_spans(sorted(tags)):
             kinds = sorted({tag[2:] for tag in tags if tag != "O"})
-            return replace(self, labels=("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI")))
+            return replace(self, labels=("O", *(_tag(mark, kind) for kind in kinds for mark in "BI")))
         if "O" in tags and any(tag.startswith("B-") for tag in tags):
             raise UserError(_odd_tag(examples))
         return replace(self, labels=tuple(sorted(tags)), metric="accuracy")

@@ -287,7 +287,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_dir():
         found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder")
+            inside = next((path / name for name in ("tokenizer", "discriminator") if (path / name).is_dir()), None)
+            hint = f"; {inside} may be meant" if inside else ""
+            raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder{hint}")
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: there is no such tokenizer")

@@ -43,10 +43,15 @@ class StepResult:
     """Rate of this step's update."""
     skipped: Tensor
     """Scalar, true if loss or gradient was not finite, so that nothing was updated."""
+    in_a_row: Tensor
+    """Scalar: how many steps up to this one were skipped, one after the other."""
 
 
 class Diverged(FloatingPointError):
-    """Too many steps in a row had a loss or gradient that is not finite; `step` counts from 0."""
+    """Too many steps in a row had a loss or gradient that is not finite, or what was learned is not of use.
+
+    `step` is the last one taken, from 0.
+    """
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -66,6 +71,7 @@ def training_steps(
     clip_norm: float,
     autocast: AbstractContextManager[Any] | None = None,
     ranks: Ranks | None = None,
+    skipped_before: int = 0,
 ) -> Iterator[StepResult]:
     """Train from `first_step` up to `steps`, handing out each step's figures.
 
@@ -77,10 +83,10 @@ def training_steps(
         schedule: step (from 0) -> learning rate.
         autocast: context of the forward pass, for mixed precision.
         ranks: the processes that train together, each with parts of its own; their gradients and figures add up.
+        skipped_before: `in_a_row` of the step before the first one.
 
     Raises:
-        Diverged: after `MOST_SKIPPED_STEPS` steps in a row without a finite loss and gradient; on a GPU one step
-            later, because the host reads the count of the step before.
+        Diverged: see `stop_if_diverged`.
         ValueError: an optimizer that cannot drop a step.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -89,17 +95,15 @@ def training_steps(
         )
     autocast, ranks = autocast or nullcontext(), ranks or Ranks()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    in_a_row, count = torch.zeros((), device=parameters[0].device), LateNumber()
+    in_a_row, count = torch.tensor(float(skipped_before), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
         # Steps 2 and 3 share their keys with the coins and masks of examples, which nothing compares them with.
         parts, key, rate = batches(step), fold(seed, step), schedule(step)
         done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast, ranks)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
-        if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
-            message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
-            raise Diverged(message, step)
-        yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped)
+        stop_if_diverged(in_a_row, count, step, steps)
+        yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped, in_a_row)
 
 
 class Done(NamedTuple):
@@ -156,6 +160,30 @@ class LateNumber:
             return 0.0
         before[1].synchronize()
         return float(before[0])
+
+
+def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int) -> None:
+    """Ends a run of `steps` steps that has diverged, after `step` (from 0) and before anybody hears of that step.
+
+    It has after `MOST_SKIPPED_STEPS` skipped steps in a row; on a GPU that is noticed one step later, because the
+    host reads the count of the step before. A run that ends amid such a row may be too short for that: it has
+    diverged if they are half of its steps. Only there the host waits: nothing comes after the last step.
+
+    Args:
+        in_a_row: as in `StepResult`, on the device.
+        count: that reads it.
+
+    Raises:
+        Diverged: says after how many.
+    """
+    if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
+        message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
+        raise Diverged(message, step)
+    if step + 1 < steps:
+        return
+    if (at_the_end := int(in_a_row)) >= min(MOST_SKIPPED_STEPS, (steps + 1) // 2):
+        message = f"step {step + 1}: no finite loss and gradient in the last {at_the_end} of {steps} steps"
+        raise Diverged(message, step)
 
 
 def _backward_all(

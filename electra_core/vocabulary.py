@@ -29,6 +29,7 @@ MAX_WORD_CHARACTERS = 2_000_000  # 250,000 English words; unigram takes 270 MB a
 CHARACTER_COVERAGE = 0.9995  # of all characters in the text; the rarest become [UNK]
 SCORE_STEP = 2.0**-8  # scores are natural logarithms, about -2 to -15
 PIECE_FIELD, SCORE_FIELD = 1, 2  # in SentencePiece's model files
+NORMALIZER_FIELD, RULE_FILE_FIELD = 3, 6
 THREADS = 4  # fixed, as sums of floats depend on how they are split
 
 
@@ -92,7 +93,8 @@ def train_sentencepiece(
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(_training_problem(str(error), vocab_size)) from None
-    return SentencePieceTokenizer.from_model(_with_round_scores(model.getvalue()), lowercase=lowercase)
+    learned = _without_rule_file(_with_round_scores(model.getvalue()))
+    return SentencePieceTokenizer.from_model(learned, lowercase=lowercase)
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: bool = True) -> WordPieceTokenizer:
@@ -172,6 +174,24 @@ def _with_round_scores(spiece_model: bytes) -> bytes:
     return bytes(rounded)
 
 
+def _without_rule_file(spiece_model: bytes) -> bytes:
+    """The model without the path of the normaliser's rules, a temporary file: no two runs wrote the same.
+
+    Its field 3 says how text is normalised; field 6 of that is the path. The rules themselves are in field 2.
+    """
+    kept, start = bytearray(), 0
+    for number, begin, stop in _fields(spiece_model, 0, len(spiece_model)):
+        field = spiece_model[start:stop]
+        if number == NORMALIZER_FIELD:
+            content, place = bytearray(), begin
+            for inner, _, end in _fields(spiece_model, begin, stop):
+                content += b"" if inner == RULE_FILE_FIELD else spiece_model[place:end]
+                place = end
+            field = _as_varint(NORMALIZER_FIELD << 3 | 2) + _as_varint(len(content)) + content
+        kept, start = kept + field, stop
+    return bytes(kept)
+
+
 def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(field number, begin, end) of the contents of each field of a protocol buffer's message."""
     while begin < end:
@@ -195,6 +215,15 @@ def _varint(message: bytes, place: int) -> tuple[int, int]:
         value |= (message[place] & 0x7F) << shift
         place, shift = place + 1, shift + 7
     return value | message[place] << shift, place + 1
+
+
+def _as_varint(value: int) -> bytes:
+    """What `_varint` reads."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
 
 
 def _training_problem(message: str, vocab_size: int) -> str:

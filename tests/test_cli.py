@@ -133,6 +133,29 @@ def test_predict_writes_a_glue_submission(
     assert all(label in ("neg", "pos") for _, label in rows), "labels as the model was trained with"
 
 
+def test_a_submission_of_another_kind_is_refused_and_of_other_labels_told(
+    spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--output", str(tmp_path)]
+    file = write(tmp_path / "test.tsv", "index\tsentence\n0\ta great film\n")
+    assert main([*predict, "--submission", "sts-b", "--input", file]) == 2
+    assert "expected a model that was fine-tuned to regress, got one for classify" in capsys.readouterr().err
+    assert main([*predict, "--submission", "sst-2", "--input", file]) == 0
+    assert capsys.readouterr().err == "warning: SST-2 has no label neg, pos; written as it is\n"
+
+
+def test_predictions_in_a_csv_are_csv(spine: Spine, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.txt", "fine\n")
+    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--input", file]
+    for flags, first in (
+        (["--output", "a.csv"], "i"),
+        (["--output", "a.csv", "--format", "jsonl"], "{"),
+        (["--output", "a.jsonl"], "{"),
+    ):
+        assert main([*predict, *flags[:1], str(tmp_path / flags[1]), *flags[2:]]) == 0
+        assert (tmp_path / flags[1]).read_text()[0] == first
+
+
 def test_detect(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     arguments = ["detect", "the cat sat on the mat", "--model", str(spine.folder / "run")]
@@ -292,12 +315,17 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "prepare: no such field": (prepare_of('{"body": "a"}\n', "t.jsonl"), "text"),
     "prepare: corpus too small": (prepare_of("one two\n", "t.txt", "--vocab-size", "5000"), "5,?000"),
     "prepare: no such tokenizer": (prepare_of(LONG, "t.txt", "--tokenizer", "no/such"), "no/such"),
+    "prepare: a corpus for a tokenizer": (
+        lambda f, s: ["prepare", "--text", write(f / "t.txt", LONG), "--out", str(f / "out"), "--tokenizer",
+                      str(s.folder / "data")], "data/tokenizer may be meant",
+    ),
     "prepare: held-out share": (prepare_of(LONG, "t.txt", "--heldout-fraction", "1.5"), "heldout"),
     "prepare: no worker": (prepare_of(LONG, "t.txt", "--workers", "0"), "--workers: expected at least 1, got 0"),
     "prepare: seed below 0": (prepare_of(LONG, "t.txt", "--seed", "-1"), "--seed: expected .* got -1"),
     "prepare: no vocabulary": (prepare_of(LONG, "t.txt", "--vocab-size", "0"), "--vocab-size: expected"),
     "prepare: cased, with a tokenizer": (
-        prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"), "--cased: expected .* got --tokenizer words",
+        prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"),
+        "--vocab-size, --cased: no effect .* --tokenizer words",
     ),
     "prepare: a kind not read": (prepare_of(b"%PDF-1.4", "t.pdf"), r"t\.pdf: \.pdf is not read; save its text as"),
     "prepare: no such column": (prepare_of("id,body\n1,x\n", "t.csv"), "no column 'text'.* are 'id', 'body'"),
@@ -323,6 +351,10 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: over its discriminator": (over_its_start("--init-discriminator"), "holds the model to start from"),
     "pretrain: over its generator": (over_its_start("--init-generator"), "holds the model to start from"),
     "pretrain: occupied folder": (occupied, "not empty.*--resume.*--overwrite"),
+    "pretrain: one network of two sizes": (
+        pretrain_with("--tying", "all", "--generator-layers", "7"),
+        "tying: all expects .* num_hidden_layers 7 for 1",
+    ),
     "pretrain: half a pair": (pretrain_with("--init-generator", "x"), "go together"),
     "finetune: missing": (lambda f, s: [*finetune_on(REVIEWS)(f, s), "--train", str(f / "no.tsv")], r"no\.tsv"),
     "finetune: empty": (finetune_on(""), r"train\.tsv"),
@@ -332,6 +364,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "finetune: unseen label": (finetune_on(REVIEWS, dev="sentence\tlabel\na film\tmixed\n"), "mixed"),
     "finetune: one class": (finetune_on("sentence\tlabel\nfine\tpos\nbad\tpos\n"), r"train\.tsv: every .* 'pos'"),
     "finetune: resumed in a foreign folder": (resumed_in_a_foreign_folder, "not empty and holds no run to resume"),
+    "finetune: more layers to freeze than there are": (finetune_on(REVIEWS, "--freeze", "9"), "1 layers, got 9"),
     "finetune: no such model": (finetune_on(REVIEWS, "--model", "no/such/model"), "no/such/model"),
     "finetune: unknown task": (finetune_on(REVIEWS, "--task", "clasify"), "clasify"),
     "evaluate: no model": (lambda f, s: ["evaluate", "--model", str(f / "m"), "--data", "x.tsv"], "/m"),
@@ -382,6 +415,14 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
                       "--submission", "rte", "--skip-bad-rows"], "every row needs an answer",
     ),
     "detect: empty text": (lambda f, s: ["detect", "  ", "--model", str(s.folder / "run")], "text is empty"),
+    "detect: fine-tuned": (
+        lambda f, s: ["detect", "a film", "--model", str(s.folder / "model")],
+        "holds ElectraForSequenceClassification, not ElectraForPreTraining",
+    ),
+    "predict: a text column of plain lines": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+                      "--text-column", "review"], "no text column 'review'",
+    ),
     "detect: another tokenizer": (other_tokenizer, "vocab|shape"),
     "detect: broken weights": (broken_weights, "model.safetensors"),
     "info: not a model": (lambda f, s: ["info", "--model", str(f)], "config.json"),

@@ -114,8 +114,9 @@ def test_whole_story_and_again_with_a_shipped_model(
 
 
 def test_bad_arguments(tmp_path: Path, small: None) -> None:
-    with pytest.raises(UserError, match="--minutes"):
-        run_demo(tmp_path / "x", minutes=0.01)
+    for minutes in (0.01, 0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--minutes"):
+            run_demo(tmp_path / "x", minutes=minutes)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         run_demo(tmp_path / "file", say=lambda line: None)

@@ -411,3 +411,9 @@ def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path)
 def test_diverging_runs_say_so(model, data, tmp_path):
     with pytest.raises(UserError, match="lower learning rate"):
         run(model, data, tmp_path / "out", settings=replace(QUICK, learning_rate=1e30, epochs=8, warmup=0.0))
+
+
+def test_a_diverging_run_too_short_for_twenty_bad_steps_says_so_too(model, data, tmp_path):
+    settings = replace(QUICK, learning_rate=1e30, epochs=1, warmup=0.0)  # ten steps
+    with pytest.raises(UserError, match="last 9 of 10 steps; try a lower learning rate"):
+        run(model, data, tmp_path / "out", settings=settings)

@@ -11,8 +11,9 @@ from test_messy_rows import json_lines, write
 from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows
+from electra_core.metrics import span_metrics
 from electra_core.tagged_files import from_text, read_tagged
-from electra_core.tagging import Tag, to_iob2
+from electra_core.tagging import Tag, spans, to_iob2
 
 
 def refusal(path: Path, columns: Columns | None = None, **more) -> str:
@@ -100,6 +101,40 @@ def test_an_empty_column_of_conllu_is_no_tag(tmp_path):
     assert "a.conllu:4: an empty column (line 5)" in refusal(file)
 
 
+CONLLU_PLUS = """\
+# newdoc
+# global.columns = FORM ID UPOS NE:TYPE
+Ann\t1\tPROPN\tB-PER
+von\t2-3\t_\t_
+vo\t2\tADP\tO
+n\t3\tDET\tO
+
+# text = 1-2
+1-2\t1\tNUM\tO
+"""
+
+
+def test_conllu_plus_names_its_columns(tmp_path):
+    file = write(tmp_path / "a.conllup", CONLLU_PLUS)
+    by_name = Columns(label="NE:TYPE")
+    assert [(example.words, example.tags) for example in read_tagged(file)] == [
+        (("Ann", "vo", "n"), ("PROPN", "ADP", "DET")),
+        (("1-2",), ("NUM",)),
+    ]
+    for columns in (by_name, Columns(label="4"), Columns(text="FORM", label="4")):
+        assert [example.tags for example in read_tagged(file, columns)] == [("B-PER", "O", "O"), ("O",)]
+    assert words_to_predict(file, by_name) == [["Ann", "vo", "n"], ["1-2"]]
+    without = write(tmp_path / "b.conllup", CONLLU_PLUS.replace("UPOS", "POS"))
+    assert [example.tags for example in read_tagged(without)] == [("B-PER", "O", "O"), ("O",)]
+    with pytest.raises(UserError, match="a number from 1 or one of FORM, ID, UPOS, NE:TYPE, got 'NE'"):
+        list(read_tagged(file, Columns(label="NE")))
+
+
+def test_columns_of_conllu_have_names(tmp_path):
+    file = write(tmp_path / "a.conllu", CONLLU)
+    assert [example.tags for example in read_tagged(file, Columns(label="DEPREL"))][-1] == ("case", "det", "root")
+
+
 # ---- rows
 
 
@@ -154,13 +189,38 @@ def test_marks_may_be_small_letters_and_the_middle_may_be_m():
         (["o", "b-per"], ("O", "B-per", "I-per")),
         (["I-X", "I-Y"], ("O", "B-X", "I-X", "B-Y", "I-Y")),  # no word outside of a span
         (["NN", "O"], ("NN", "O")),
+        (["B", "O"], ("O", "B", "I")),
+        (["i", "o"], ("O", "B", "I")),
+        (["S", "O"], ("O", "S")),  # a subject and an object, for all that is known
+        (["I", "E"], ("E", "I")),  # no O
+        (["I", "N"], ("I", "N")),  # an interjection and a noun
     ],
 )
 def test_what_counts_as_tags_of_spans(tmp_path, tags, labels):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": tags})
     task = Tag()
     task = task.fitted(list(task.read(file, BadRows(file))))
-    assert task.labels == labels and task.metric == ("accuracy" if "NN" in tags else "f1")
+    assert task.labels == labels and task.metric == ("f1" if labels[1][0] == "B" else "accuracy")
+
+
+def test_spans_without_types(tmp_path):
+    file = write(tmp_path / "a.conll", "Ann B\nLee E\nmet O\n\nHi I\n\nBob S\nEve I\n")
+    examples = list(Tag().read(file, BadRows(file)))
+    assert [example.tags for example in examples] == [("B", "I", "O"), ("B",), ("B", "B")]
+    task = Tag().fitted(examples)
+    assert [example.tags for example in task.read(file, BadRows(file))] == [example.tags for example in examples]
+    assert spans(["I", "O", "B", "I", "B"]) == [("", 0, 1), ("", 2, 4), ("", 4, 5)]
+    predictions = [{"tags": list(example.tags)} for example in examples]
+    assert task.score(examples, predictions)["f1"] == 1.0
+    predictions[0]["tags"] = ["B", "O", "O"]
+    assert task.score(examples, predictions)["f1"] == 0.75
+    (row,) = span_metrics([example.tags for example in examples], [p["tags"] for p in predictions])[1]
+    assert (row["label"], row["support"]) == ("_", 4)
+
+
+def test_a_letter_is_a_part_of_speech_where_others_are(tmp_path):
+    file = write(tmp_path / "a.conll", "oh I\n\nAnn N\nand O\n")
+    assert [example.tags for example in Tag().read(file, BadRows(file))] == [("I",), ("N", "O")]
 
 
 def test_a_header_or_a_slip_does_not_turn_spans_into_plain_tags(tmp_path):

@@ -245,3 +245,8 @@ def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
     vocabulary.unlink()  # without a tokenizer there is nothing to compare with
     train(data, tmp_path / "run", {"steps": 1}, **pair)
+
+
+def test_a_request_to_stop_at_the_last_step_stops_nothing(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", {"steps": 1}, max_minutes=0.0)
+    assert (result.steps, result.stopped_by) == (1, None)

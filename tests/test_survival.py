@@ -226,7 +226,9 @@ def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
         assert watched.timing(slow)(step) == step
         clock[0] += 2.0
         figures = {"loss": step * one, "tokens": torch.tensor(2000.0)}
-        result = StepResult(step, one, figures, gradient_norm=one, learning_rate=0.1, skipped=zero.bool())
+        result = StepResult(
+            step, one, figures, gradient_norm=one, learning_rate=0.1, skipped=zero.bool(), in_a_row=zero
+        )
         watched.add(result)
     clock[0] += 7.0
     watched.leave_out(clock[0] - 7.0)  # an evaluation

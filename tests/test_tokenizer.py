@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from itertools import islice, pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -181,6 +182,22 @@ def test_the_vocabulary_depends_on_the_text_alone(lines: list[str]) -> None:
     cased = train_sentencepiece(lines[:1000], 300, lowercase=False)
     assert once.to_json() == again.to_json()
     assert len({once.fingerprint(), other.fingerprint(), cased.fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_every_file_of_a_vocabulary_is_the_same_each_time(
+    lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """Whatever the folder for temporary files is called."""
+    for name in ("a", "b" * 150):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+        train_sentencepiece(lines[:1000], 300, model_type=model_type).save(tmp_path / f"out-{name}")
+    one, other = sorted(tmp_path.glob("out-*"))
+    files = {path.name: path.read_bytes() for path in one.iterdir()}
+    assert "spiece.model" in files
+    assert files == {path.name: path.read_bytes() for path in other.iterdir()}
+    assert str(tmp_path).encode() not in files["spiece.model"]
 
 
 def test_wordpiece_vocabulary(lines: list[str]) -> None:
