@@ -20,7 +20,7 @@ SHORTEST_EXAMPLE = 8
 """Tokens that an example may have at least at most, [CLS] and [SEP] included."""
 
 LEAST = {
-    "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
+    "seed": 0, "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
     "checkpoint_every": 1, "keep_checkpoints": 1, "eval_every": 1, "eval_examples": 1, "log_every": 1,
     "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
     "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,

@@ -146,7 +146,7 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
     bad.close()
     if not count:
         reason = f"none of its {bad.count} rows can be used ({bad.first[0]})" if bad.count else "holds no rows"
-        raise UserError(f"{path}: {reason}")
+        raise UserError(f"{'standard input' if str(path) == '-' else path}: {reason}")
 
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:

@@ -58,7 +58,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        _make(partial)
         remove_leftovers(target.parent, target.name)
         lock = os.open(partial, os.O_RDONLY)
         try:
@@ -94,7 +94,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target.parent)
         remove_leftovers(target.parent, target.name)
         lock = _claim(temporary)
         try:
@@ -104,6 +104,13 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             os.close(lock)
     except OSError as error:
         raise users_error(target, error) from None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # of /proc and the like
+        raise UserError(f"{folder.parent}: no folder can be made here") from None
 
 
 def users_error(path: Path, error: OSError) -> Exception:

@@ -38,7 +38,7 @@ from electra_core.vocabulary import draw_sample, train_sentencepiece, train_word
 TRAINED = ("sentencepiece", "wordpiece")
 BATCH_CHARACTERS = 1 << 20  # of text in one unit of work
 JOURNAL_BATCHES = 64  # units of work between two entries of the journal
-SAMPLE_CHARACTERS = 30_000_000  # of text that a vocabulary is trained on
+SAMPLE_CHARACTERS = 50_000_000  # of text that a vocabulary is trained on
 SHARD_TOKENS = 1 << 28
 MUCH_UNKNOWN = 0.01  # the share of [UNK] from which on the user is told
 

@@ -61,7 +61,7 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
 
     Raises:
         UserError: a path does not exist, a folder cannot be searched or has no text in it, a file is of a kind
-            that is not read, "-" comes twice.
+            that is not read, "-" or a file comes twice.
     """
     sources: list[Source] = []
     plain: list[str] = []
@@ -77,11 +77,26 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
             raise UserError(f"{path}: there is no such file or folder")
     if sum(source.path is None for source in sources) > 1:
         raise UserError("standard input (-) can be read only once")
+    if twice := _given_twice(sources):
+        raise UserError(
+            f"{twice}: this file is given twice, by itself or in a folder; its text would count double"
+        )
     if not sources:
         raise UserError("no text file was given")
     if plain:
         log.info("%s: no known suffix, read as plain text", plain[0] if len(plain) == 1 else _counted(plain))
     return sources
+
+
+def _given_twice(sources: Iterable[Source]) -> str | None:
+    seen: set[str] = set()
+    for source in sources:
+        if source.is_regular and source.path:
+            real = os.path.realpath(source.path)
+            if real in seen:
+                return source.name
+            seen.add(real)
+    return None
 
 
 def _named(path: str) -> list[str]:

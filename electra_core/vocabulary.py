@@ -233,6 +233,8 @@ def _training_problem(message: str, vocab_size: int) -> str:
         return f"the text is too small for a vocabulary of {vocab_size:,}; the largest possible one is {largest:,}"
     if found := re.search(r"required_chars\D*(\d+) vs (\d+)", message):
         return _too_few(vocab_size, int(found[2]))
+    if "sentences_.empty()" in message:
+        return "the text holds nothing that a vocabulary could be learned from (only lines of one enormous word?)"
     return f"SentencePiece could not learn a vocabulary of {vocab_size:,}: {message}"
 
 

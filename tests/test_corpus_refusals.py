@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from test_corpus import contents, copied, data, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
 
+from electra_core.cli import build_parser
 from electra_core.corpus import Corpus, prepare
 from electra_core.errors import UserError
+from electra_core.prepare import SAMPLE_CHARACTERS
 from electra_core.shards import Manifest
 from electra_core.vocabulary import train_sentencepiece
 
@@ -27,6 +29,31 @@ def test_bad_arguments(text: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
             prepare([text], tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_given_twice_would_count_double(text: Path, tokenizer: Path, tmp_path: Path) -> None:
+    shutil.copy(text, tmp_path / "a.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for paths in ([text, text], [tmp_path / "a.txt", tmp_path], [tmp_path]):
+        with pytest.raises(UserError, match=r"\.txt: this file is given twice"):
+            prepare(paths, tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which none can be made")
+def test_no_folder_can_be_made(text: Path, tokenizer: Path) -> None:
+    with pytest.raises(UserError, match=r"/proc/x: no folder can be made here"):
+        prepare([text], Path("/proc/x/y"), tokenizer=tokenizer, progress=quiet)
+
+
+def test_text_without_a_word_to_learn(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 3_000_000)
+    with pytest.raises(UserError, match="holds nothing that a vocabulary could be learned from"):
+        prepare([tmp_path / "a.txt"], tmp_path / "out", progress=quiet)
+
+
+def test_the_command_learns_from_as_much_text_as_the_function() -> None:
+    options = build_parser().parse_args(["prepare", "--text", "a.txt", "--out", "DATA"])
+    assert options.sample_characters == SAMPLE_CHARACTERS
 
 
 @pytest.mark.parametrize("bad", ["absent.txt", "latin.txt", "small.txt", "empty.txt", "tokenizer"])
