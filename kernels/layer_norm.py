@@ -22,9 +22,9 @@ from electra_kernels import layer_norm_reference as reference
 from electra_kernels.checks import FLOATS, check_dropout, check_tensor
 from electra_kernels.dispatch import use_native, use_triton
 from electra_kernels.layer_norm_autograd import Twice
+from electra_kernels.operators import Operator
 from electra_kernels.rng import Seed
 from torch import Tensor
-from torch.library import CustomOpDef
 
 
 def dropout_add_layer_norm(
@@ -85,8 +85,8 @@ def dropout_add_layer_norm_twice(
 
 
 class _Operators(NamedTuple):
-    forward: CustomOpDef
-    backward: CustomOpDef
+    forward: Operator
+    backward: Operator
 
 
 def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operators | None:

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from electra_kernels.operators import statistics_dtype
+from electra_kernels.operators import Operator, statistics_dtype
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.library import CustomOpDef
 
 Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 Gradients = tuple[Tensor | None, ...]
 
 
-def register_autograd(forward: CustomOpDef, backward: Backward) -> None:
+def register_autograd(forward: Operator, backward: Backward) -> None:
     """Makes `backward` the derivative of `forward`."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,7 +38,7 @@ class Twice(torch.autograd.Function):
     """`forward`'s result for two readers, whose gradients `backward` adds as it reads them."""
 
     @staticmethod
-    def forward(ctx: Any, forward: CustomOpDef, backward: Backward, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, forward: Operator, backward: Backward, *inputs: Any) -> tuple[Tensor, Tensor]:
         """(out, out again), which share memory."""
         _save(ctx, *inputs)
         ctx.backward_operator = backward
@@ -75,8 +74,9 @@ def _differentiate(ctx: Any, backward: Backward, dout_TD: Tensor, dout_again_TD:
     tensors = dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D
     dresidual_TD, dx_TD, sums = backward(*tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
     dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
-    dx_bias_D = None if x_bias_D is None else sums[2].to(x_bias_D.dtype)
-    parameters = sums[0].to(weight_D.dtype), sums[1].to(ctx.bias_dtype), dx_bias_D
+    dweight_D, dbias_D, *rest = sums.unbind()
+    dx_bias_D = None if x_bias_D is None else rest[0].to(x_bias_D.dtype)
+    parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype), dx_bias_D
     return dx_TD, dresidual_TD, *parameters, None, None, None, None
 
 

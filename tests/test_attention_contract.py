@@ -22,12 +22,12 @@ def operator_arguments(lengths: list[int], dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])
 def test_opcheck(lengths: list[int]) -> None:
     arguments = operator_arguments(lengths)
-    torch.library.opcheck(attention_triton.forward, arguments)
+    torch.library.opcheck(attention_triton.forward.custom, arguments)
     qkv, *others = arguments
     with torch.no_grad():
         saved = attention_triton.forward(*arguments)
         dout = torch.ones_like(saved[0])
-    torch.library.opcheck(attention_triton.backward, (dout, *saved, qkv.detach(), *others))  # type: ignore[attr-defined]
+    torch.library.opcheck(attention_triton.backward.custom, (dout, *saved, qkv.detach(), *others))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])

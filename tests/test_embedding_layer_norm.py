@@ -143,9 +143,9 @@ def test_opcheck_and_compile() -> None:
     ids, leaves = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE).float() for leaf in leaves]
     numbers = (EPS, 0.25, SEED.to(DEVICE), 2)
     dout = dout.to(DEVICE).float()
-    torch.library.opcheck(embedding_layer_norm_triton.backward, (dout, *ids, *leaves[:4], *numbers))
+    torch.library.opcheck(embedding_layer_norm_triton.backward.custom, (dout, *ids, *leaves[:4], *numbers))
     needing = [leaf.clone().requires_grad_() for leaf in leaves]
-    torch.library.opcheck(embedding_layer_norm_triton.forward, (*ids, *needing, *numbers, torch.float32))
+    torch.library.opcheck(embedding_layer_norm_triton.forward.custom, (*ids, *needing, *numbers, torch.float32))
     with use("triton"):
         compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
         for a, b in zip(*(value_and_gradients(f, ids, leaves, dout, 0.2) for f in (compiled, ours))):

@@ -220,11 +220,11 @@ def test_nan_stays_in_its_row(path: str) -> None:
 def test_opcheck() -> None:
     x, residual, weight, bias, x_bias, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
     numbers = (1e-6, 0.25, SEED.to(DEVICE), STREAM)
-    torch.library.opcheck(layer_norm_triton.backward, (dout, dout, x, residual, weight, x_bias, *numbers))
-    torch.library.opcheck(layer_norm_triton.backward, (dout, None, x, residual, weight, None, *numbers))
+    torch.library.opcheck(layer_norm_triton.backward.custom, (dout, dout, x, residual, weight, x_bias, *numbers))
+    torch.library.opcheck(layer_norm_triton.backward.custom, (dout, None, x, residual, weight, None, *numbers))
     leaves = [t.requires_grad_() for t in (x, residual, weight, bias, x_bias)]
-    torch.library.opcheck(layer_norm_triton.forward, (*leaves, *numbers))
-    torch.library.opcheck(layer_norm_triton.forward, (*leaves[:4], None, *numbers))
+    torch.library.opcheck(layer_norm_triton.forward.custom, (*leaves, *numbers))
+    torch.library.opcheck(layer_norm_triton.forward.custom, (*leaves[:4], None, *numbers))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])

@@ -235,9 +235,9 @@ def operator_arguments() -> list[Tensor]:
 def test_opcheck() -> None:
     arguments = operator_arguments()
     loss_M, _, logsumexp_M = mlm_head_triton.forward(*arguments, 1, 0.5)
-    torch.library.opcheck(mlm_head_triton.backward, (torch.ones_like(loss_M), *arguments[:4], logsumexp_M))
+    torch.library.opcheck(mlm_head_triton.backward.custom, (torch.ones_like(loss_M), *arguments[:4], logsumexp_M))
     leaves = [t.requires_grad_() for t in arguments[:3]]
-    torch.library.opcheck(mlm_head_triton.forward, (*leaves, *arguments[3:], 1, 0.5))
+    torch.library.opcheck(mlm_head_triton.forward.custom, (*leaves, *arguments[3:], 1, 0.5))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])

@@ -231,14 +231,14 @@ def test_opcheck() -> None:
     data = {name: t.to(DEVICE) for name, t in inputs(9, 8, "some-zero").items()}
     leaves = [data[name].float().requires_grad_() for name in ("logits", "hidden", "weight", "bias")]
     plain, head = (leaves[0], data["labels"], None), (*leaves[1:], data["labels"], data["weights"].float())
-    torch.library.opcheck(rtd_loss_triton.rtd_loss, plain)
-    torch.library.opcheck(rtd_loss_triton.rtd_head, head)
+    torch.library.opcheck(rtd_loss_triton.rtd_loss.custom, plain)
+    torch.library.opcheck(rtd_loss_triton.rtd_head.custom, head)
     with torch.no_grad():
         grad, saved = torch.ones((), device=DEVICE), rtd_loss_triton.rtd_loss(*plain)[2:]
         saved_head = rtd_loss_triton.rtd_head(*head)[3:]
     leaves = [leaf.detach() for leaf in leaves]
-    torch.library.opcheck(rtd_loss_triton.rtd_loss_backward, (grad, *saved, torch.float32))
-    torch.library.opcheck(rtd_loss_triton.rtd_head_backward, (grad, *leaves[1:], *saved_head))
+    torch.library.opcheck(rtd_loss_triton.rtd_loss_backward.custom, (grad, *saved, torch.float32))
+    torch.library.opcheck(rtd_loss_triton.rtd_head_backward.custom, (grad, *leaves[1:], *saved_head))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])

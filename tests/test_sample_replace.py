@@ -232,7 +232,7 @@ def arguments(rows: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_opcheck() -> None:
     from electra_kernels import sample_replace_triton
 
-    torch.library.opcheck(sample_replace_triton.sample_and_replace, (*arguments(), 2, 0.5))
+    torch.library.opcheck(sample_replace_triton.sample_and_replace.custom, (*arguments(), 2, 0.5))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])

@@ -1,0 +1,112 @@
+"""What the host spends on submitting a step: one encoder, forward and backward, with all Triton launches left out.
+
+    TRITON_INTERPRET=1 python -m benchmarks.bench_host [--layers 12] [--rounds 5]
+
+On a GPU an eager step of a small batch takes as long as the host needs to submit it. Here the model runs on CPU
+tensors of a few numbers as it would on a GPU, through Triton's launchers, whose launches do nothing: what is
+left is Python's and PyTorch's own time, but for the launches themselves. Two ways, in turn: our operators
+called as `electra_kernels.operators` does, and all through PyTorch's dispatcher, as custom operators.
+Milliseconds of processor time, medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from electra_kernels import use
+from electra_kernels.dispatch import interpreting
+
+from benchmarks.harness import environment
+from electra_core.config import PRESETS
+from electra_core.electra import Discriminator
+from electra_core.packing import pack
+from electra_core.placement import autocast_context
+
+STEPS = 20  # of a round
+
+
+@contextmanager
+def no_launches() -> Iterator[None]:
+    """Inside, a Triton kernel can be called, and does nothing; and ids are not looked at, as on a GPU."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    def launcher(*_: Any) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    unchecked = {"electra_kernels.checks.checks_values", "electra_kernels.attention.checks_values"}
+    with mock.patch.object(InterpretedFunction, "__getitem__", launcher):
+        patches = [mock.patch(name, lambda _: False) for name in unchecked]
+        for patch in patches:
+            patch.start()
+        try:
+            yield
+        finally:
+            for patch in patches:
+                patch.stop()
+
+
+def step_of(layers: int) -> Callable[[], None]:
+    """Forward and backward of a discriminator with Small's layers, but narrow ones, on seven tokens in bf16."""
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "embedding_size": 64}
+    model = Discriminator(replace(PRESETS["small"].discriminator, num_hidden_layers=layers, **sizes)).train()
+    batch, labels = pack([[1, 2, 3, 4], [5, 6, 7]], [[0] * 4, [0] * 3]), torch.zeros(7, dtype=torch.bool)
+    autocast = autocast_context(torch.device("cpu"), torch.bfloat16)
+
+    def step() -> None:
+        with autocast, use("triton"):
+            loss = model.judge(batch, labels, None, 1).loss
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def milliseconds(step: Callable[[], None]) -> float:
+    """Of processor time a step."""
+    begin = time.process_time()
+    for _ in range(STEPS):
+        step()
+    return 1e3 * (time.process_time() - begin) / STEPS
+
+
+def measure(layers: int, rounds: int) -> dict[str, list[float]]:
+    """Way -> milliseconds of each round; the first round is left out."""
+    found: dict[str, list[float]] = {"as they are": [], "through the dispatcher": []}
+    with no_launches():
+        step = step_of(layers)
+        for _ in range(rounds + 1):
+            for way, times in found.items():
+                seen = mock.patch("electra_kernels.operators._must_be_seen", lambda _: True)
+                if way == "as they are":
+                    times.append(milliseconds(step))
+                else:
+                    with seen:
+                        times.append(milliseconds(step))
+    return {way: times[1:] for way, times in found.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if not interpreting():
+        parser.error("set TRITON_INTERPRET=1: without it Triton's launchers want a GPU")
+    torch.set_num_threads(1)
+    print("{device}, {threads} thread(s)".format(**environment(torch.device("cpu"))))
+    for way, times in measure(options.layers, options.rounds).items():
+        low, high = min(times), max(times)
+        print(f"operators {way:24} {statistics.median(times):6.2f} ms a step ({low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    main()
