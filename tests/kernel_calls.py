@@ -33,8 +33,9 @@ DRAWING = ("attention-short", "attention-general", "mlm-narrow", "mlm-wide", "sa
 """The calls whose results depend on the seed."""
 
 
-def _normal(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
+def _normal(*shape: int, number: int = 0) -> Tensor:
+    """Tensors of one shape need a number each: of equal ones neither a race nor a mix-up shows."""
+    generator = torch.Generator().manual_seed(sum(shape) + 10_000 * number)
     return torch.randn(*shape, generator=generator).to(DEVICE, DTYPE).requires_grad_()
 
 
@@ -90,7 +91,8 @@ def _rtd(tokens: int, size: int) -> Call:
 
 
 def _layer_norm(tokens: int, size: int) -> Call:
-    leaves = [_normal(tokens, size), _normal(tokens, size), _normal(size), _normal(size), _normal(size)]
+    rows = [_normal(tokens, size, number=number) for number in range(2)]
+    leaves = [*rows, *(_normal(size, number=number) for number in range(3))]
 
     def for_two_readers(seed: Tensor) -> tuple[Tensor, ...]:
         *tensors, x_bias = leaves
@@ -106,7 +108,8 @@ def _bias_gelu(tokens: int, size: int) -> Call:
 
 
 def _embedding(tokens: int, size: int) -> Call:
-    leaves = [_normal(50, size), _normal(64, size), _normal(2, size), _normal(size), _normal(size)]
+    tables = [_normal(50, size), _normal(64, size), _normal(2, size)]
+    leaves = [*tables, _normal(size), _normal(size, number=1)]
     ids = [_ids(tokens, upper) for upper in (50, 64, 2)]
     return _differentiated(
         lambda seed: (embedding_layer_norm(*ids, *leaves, eps=1e-6, dropout_p=0.1, seed=seed),), leaves

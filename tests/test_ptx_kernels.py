@@ -71,9 +71,8 @@ def test_a_missing_barrier_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
                 same = all(bool((a == b).all()) for a, b in zip(results, expected))
                 found, missed = found + (not same), missed + [f"{kernel}: {instruction.text}"] * same
     barriers = [text for text in missed if "bar" in text]
-    # On sm_100 many order tensor memory, which the machine does not watch. On sm_80 three of LayerNorm's fourteen
-    # stand between conversions of layouts, and without them no two threads touch one place out of order.
-    allowed = found // {"80": 3, "100": 2}.get(os.environ["ELECTRA_PTX"], 5)
+    # On sm_100 many order tensor memory, which the machine does not watch.
+    allowed = found // 2 if os.environ["ELECTRA_PTX"] == "100" else found // 5
     assert found >= 5 and len(barriers) <= allowed, missed
 
 
