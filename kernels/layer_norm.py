@@ -56,8 +56,7 @@ def dropout_add_layer_norm(
         ValueError: wrong shape, dtype, device or range; dropout without a seed.
     """
     arguments = _checked(x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, seed, stream)
-    operators = _operators(x_TD, residual_TD, dropout_p)
-    return (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)
+    return _once(_operators(x_TD, residual_TD, dropout_p), arguments)
 
 
 def dropout_add_layer_norm_twice(
@@ -79,7 +78,7 @@ def dropout_add_layer_norm_twice(
     arguments = _checked(x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, seed, stream)
     operators = _operators(x_TD, residual_TD, dropout_p)
     if operators is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        out_TD = (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)
+        out_TD = _once(operators, arguments)
         return out_TD, out_TD
     return Twice.apply(*operators, *arguments)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -98,6 +97,10 @@ def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operator
     if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
         return _Operators(native.forward, native.backward)
     return None
+
+
+def _once(operators: _Operators | None, arguments: tuple[Any, ...]) -> Tensor:
+    return (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)  # type: ignore[no-any-return]
 
 
 def _checked(

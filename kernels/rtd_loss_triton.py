@@ -17,15 +17,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from electra_kernels.blocks_triton import (
-    FUSED,
-    ROUNDED,
-    column_sums,
-    folded_rows,
-    load_rows,
-    normal,
-    store_rows,
-)
+from electra_kernels.blocks_triton import FUSED, ROUNDED, column_sums, folded_rows, load_rows, normal, store_rows
 from electra_kernels.compile_case import CompileCase
 from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
