@@ -71,7 +71,7 @@ test-triton-oldest: $(OLDEST)/.ready
 
 # The kernels as compiled for a GPU, run on the CPU one PTX instruction at a time, every access checked (minutes).
 PTX := 80 90 100
-PTX_TESTS := tests/test_ptx_kernels.py $(filter-out %compile_report.py,$(KERNEL_TESTS))
+PTX_TESTS := tests/test_ptx_kernels.py tests/test_cross_check.py $(filter-out %compile_report.py,$(KERNEL_TESTS))
 test-ptx: $(READY)
 	@for capability in $(PTX); do \
 		echo "the kernels' PTX for sm_$$capability"; \

@@ -161,11 +161,13 @@ def static_steps(
         inputs.fill(parts, fold(seed, step), schedule(step))
         return inputs
 
-    runner: _GraphRunner | _PlainRunner = (_GraphRunner if capture else _PlainRunner)(step_function, device)
     first = prepare(first_step) if first_step < steps else None
-    if isinstance(runner, _GraphRunner) and first is not None:
+    runner: _GraphRunner | _PlainRunner = _PlainRunner(step_function, device)
+    if capture and first is not None:
         model.train()
-        runner.rehearse(StaticInputs(shapes.largest(len(first.parts)), len(first.parts), pinned=first.pinned))
+        largest = StaticInputs(shapes.largest(len(first.parts)), len(first.parts), pinned=first.pinned)
+        runner = _rehearsed(step_function, largest, device) or runner
+        optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
         in_a_row.fill_(skipped_before)
     runner.send(first)
     for step in range(first_step, steps):
@@ -175,6 +177,21 @@ def static_steps(
         stop_if_diverged(in_a_row, count, step, steps)
         figures = done.loss, done.figures, done.gradient_norm
         yield StepResult(step + 1, *figures, schedule(step), done.skipped, in_a_row.clone())
+
+
+def _rehearsed(step_function: StepFunction, largest: StaticInputs, device: torch.device) -> _GraphRunner | None:
+    """Graphs, with that of the largest shape captured; None where CUDA does not capture the step, with the reason
+    logged. (A step in vain changes nothing, and one that is captured is not carried out.)"""
+    runner = _GraphRunner(step_function, device)
+    try:
+        runner.rehearse(largest)
+    except torch.cuda.OutOfMemoryError:
+        raise  # kernel by kernel the next step would need as much
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("--engine graph: a step cannot be captured (%s); going on kernel by kernel", reason)
+        return None
+    return runner
 
 
 class _PlainRunner:

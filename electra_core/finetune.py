@@ -30,6 +30,7 @@ from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.classify import Classify
+from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
 from electra_core.features import TaskBatch
@@ -201,6 +202,7 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
     """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
     settings, run = job.settings, keeper.runs[-1]
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
+    check_task_model(model, job.device, job.dtype, job.task.max_length, training=True)
     optimizer = _optimizer(model, settings)
     if run.steps:
         keeper.restore(model, optimizer)

@@ -23,6 +23,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
+from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, sorted_batches
@@ -165,6 +166,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     model = load_model(task, directory).to(on_device)
     dtype = resolve_precision(precision, on_device)
     round_weights(model, on_device, dtype)
+    check_task_model(model, on_device, dtype, task.max_length, training=False)
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 

@@ -37,6 +37,7 @@ from electra_core.pretrain_setup import (
     agreed_checkpoint,
     build_learner,
     check_request,
+    cross_checked,
     open_job,
     open_record,
     with_agreed_parts,
@@ -109,6 +110,7 @@ def pretrain(
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)
+    job = cross_checked(job, learner)
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
     stop, started = StopRequest(max_minutes, ranks), time.monotonic()

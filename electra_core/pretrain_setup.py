@@ -27,6 +27,7 @@ from electra_core.checkpoint import Checkpoint, CheckpointWriter
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
+from electra_core.cross_check import check_pretraining
 from electra_core.distributed import Ranks, shard
 from electra_core.electra import Generator
 from electra_core.encoder import Layer, set_recompute
@@ -123,15 +124,18 @@ def open_job(
         )
     encoder, config = resolve_config(model, changes, encoder_changes, corpus)
     dtype = resolve_precision(config.precision, device)
-    head_sizes = {encoder.head_size, generator_config(encoder, config).head_size}
     if config.sharding == "fsdp" and ranks.size == 1:
         log.warning("--sharding fsdp: there is one process, which holds the whole model")
-    engine = choose_engine(config.engine, device, ranks.size, dtype, head_sizes)
+    engine = choose_engine(config.engine, device, ranks.size, dtype, _head_sizes(encoder, config))
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")
         config = replace(config, accumulate=parts)
     batches = Batches(corpus, config, device, ranks.rank, ranks.size)
     return Job(corpus, heldout, encoder, config, batches, device, dtype, engine, ranks)
+
+
+def _head_sizes(encoder: EncoderConfig, config: PretrainConfig) -> set[int]:
+    return {encoder.head_size, generator_config(encoder, config).head_size}
 
 
 def with_agreed_parts(job: Job) -> Job:
@@ -252,6 +256,17 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
         return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0)
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
     return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped)
+
+
+def cross_checked(job: Job, learner: Learner) -> Job:
+    """The job, with another engine where the kernels compute something else than they should (`cross_check.py`).
+
+    Not checked with a sharded model, of which every rank has parts only.
+    """
+    if job.sharded or check_pretraining(learner.electra, job.device, job.dtype, job.config.max_length):
+        return job
+    heads = _head_sizes(job.encoder, job.config)
+    return replace(job, engine=choose_engine(job.config.engine, job.device, job.ranks.size, job.dtype, heads))
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:

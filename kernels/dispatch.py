@@ -74,6 +74,14 @@ def gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 _answers: dict[tuple[torch.device, torch.dtype, str], str | None] = {}
 
 
+def distrust(device: torch.device, reason: str) -> None:
+    """From now on "auto" takes the twins on this GPU, unless ELECTRA_TRITON=1 is set; the log says why."""
+    device = _numbered(device)
+    triton_support.DISTRUSTED[device] = reason
+    _answers.clear()
+    gpu_problem(device, torch.float32)
+
+
 def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """The order saves what is not needed: on a GPU of another kind nothing is launched."""
     problem = triton_support.import_problem() or triton_support.kind_problem(device, dtype)

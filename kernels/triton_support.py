@@ -1,9 +1,9 @@
 """Where the Triton kernels can run, and if they cannot, why: a line for the person at the keyboard.
 
 Three things can stand in the way. The software: no Triton, a broken or an old one (`import_problem`). The kind of
-GPU: too old, or another maker's (`kind_problem`). And the machine: at its first launch Triton compiles a C file,
-looks for the driver and writes to its cache, any of which may fail, so a small kernel is launched on every GPU
-before the others are (`launch_problem`).
+GPU: too old, another maker's, or one on which they were found wrong (`kind_problem`). And the machine: at its
+first launch Triton compiles a C file, looks for the driver and writes to its cache, any of which may fail, so a
+small kernel is launched on every GPU before the others are (`launch_problem`).
 
 ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 takes them on every kind of GPU that launches them.
 """
@@ -24,6 +24,8 @@ TENSOR_CORES = (8, 0)
 FP32_ONLY = (7, 5)
 """Capability from which they take fp32. For GPUs before `TENSOR_CORES` Triton compiles products in half precision
 without tensor cores, and their tiles need more shared memory (128 KB) than such a GPU has."""
+DISTRUSTED: dict[torch.device, str] = {}
+"""GPUs on which the kernels were found to compute something else than they should, and what."""
 
 
 def switch() -> str:
@@ -44,7 +46,7 @@ def _import_problem() -> str | None:
     except ImportError as error:
         return f"triton is not installed ({error}); pip install triton"
     except Exception as error:  # a broken one may raise anything
-        return f"triton cannot be imported ({_in_words(error)})"
+        return f"triton cannot be imported ({in_words(error)})"
     version = [int(number) for number in re.findall(r"\d+", triton.__version__)[:2]]
     if tuple(version) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
@@ -56,6 +58,8 @@ def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels are not for a GPU of this kind in this precision, or None. Nothing is launched."""
     if switch() == "1":
         return None
+    if device in DISTRUSTED:
+        return DISTRUSTED[device]
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if torch.version.hip:
         return f"they are made for NVIDIA's GPUs and have been tried on none of AMD's ({name})"
@@ -87,11 +91,11 @@ def _launch_problem(device: torch.device) -> str | None:
         with _disable_current_modes():  # real tensors, also where a step is traced
             probe_triton.launch(device)
     except Exception as error:
-        return _in_words(error)
+        return in_words(error)
     return None
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """One line for what importing or starting Triton raised."""
     if isinstance(error, subprocess.CalledProcessError):
         program = error.cmd if isinstance(error.cmd, str) else str(error.cmd[0])

@@ -17,7 +17,7 @@ from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, train
 from torch import Tensor
 
-from electra_core import optim
+from electra_core import optim, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
 from electra_core.engine import choose_engine, static_steps
@@ -184,6 +184,29 @@ def test_a_replayed_step_keeps_nothing_of_the_one_captured(name: str, monkeypatc
     for a, b in zip(static, replayed, strict=True):
         assert torch.equal(a.loss, b.loss) and torch.equal(a.gradient_norm, b.gradient_norm), a.step
         assert all(torch.equal(a.figures[figure], b.figures[figure]) for figure in a.figures), a.step
+    for (path, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), path
+
+
+def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here because it reads a value; the capture breaks off in the middle, and the run knows nothing of it."""
+    config = updated(CONFIG, {"batch_size": 4}, "test")
+    plain, model = run("static", config, lengths_of=two_shapes)
+    pretend_graphs.on_a_cpu(monkeypatch)
+    clip = training.clip_gradients
+
+    def reading(*arguments: Any) -> Tensor:
+        norm = clip(*arguments)
+        norm.item()
+        return norm
+
+    monkeypatch.setattr(training, "clip_gradients", reading)
+    going_on, other = run("static", config, lengths_of=two_shapes, capture=True)
+    assert "a step cannot be captured (" in caplog.text and "not permitted when stream is capturing" in caplog.text
+    assert len(pretend_graphs.Graph.made) == 1 and pretend_graphs.Graph.made[0].replays == 0
+    assert [float(result.loss) for result in going_on] == [float(result.loss) for result in plain]
     for (path, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q), path
 

@@ -24,6 +24,7 @@ from electra_kernels.operators import architecture
 
 from electra_core import engine
 from electra_core.cli import main
+from electra_core.cross_check import _uses_kernels as uses_kernels
 from electra_core.errors import UserError
 from electra_core.memory import free_bytes, way_of
 from electra_core.meter import _peak_flops
@@ -39,9 +40,12 @@ def _nothing_remembered() -> Iterator[None]:
     caches = (triton_support._import_problem, triton_support._launch_problem, dispatch._say_once, _warn_once)
     for cache in caches:
         cache.cache_clear()
-    dispatch._answers.clear()
+    answers = (dispatch._answers, triton_support.DISTRUSTED)
+    for known in answers:
+        known.clear()
     yield
-    dispatch._answers.clear()
+    for known in answers:
+        known.clear()
     for cache in caches:
         cache.cache_clear()
 
@@ -126,6 +130,22 @@ def test_the_switch_turns_the_kernels_off_or_tries_them(
         dispatch.use_triton(tensor_on_the_gpu(BF16))
 
 
+def test_what_is_distrusted_is_not_used(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.with_gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16)) and uses_kernels(GPU, BF16)
+    dispatch.distrust(torch.device("cuda"), "they disagree")
+    assert not dispatch.use_triton(tensor_on_the_gpu(BF16)) and not uses_kernels(GPU, BF16)
+    assert engine.choose_engine("auto", GPU, dtype=BF16) == "eager"
+    assert [record.message for record in caplog.records] == [
+        "cuda:0: plain PyTorch in place of the Triton kernels, which is slower: they disagree"
+    ]
+    monkeypatch.setenv("ELECTRA_TRITON", "1")
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16)) and not uses_kernels(GPU, BF16)
+    assert triton_support.DISTRUSTED.keys() == {GPU}
+
+
 def test_who_asks_for_triton_gets_it_on_any_gpu_that_launches_it(machine: Machine) -> None:
     machine.with_gpu("Tesla T4", (7, 5))
     with use("triton"):
@@ -173,7 +193,7 @@ def test_triton_says_that_the_compiler_is_missing_as_we_expect(monkeypatch: pyte
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(RuntimeError) as missing:
         build._find_compiler.__wrapped__("c")
-    assert "needs a C compiler" in triton_support._in_words(missing.value)
+    assert "needs a C compiler" in triton_support.in_words(missing.value)
 
 
 def test_nothing_is_launched_while_a_graph_is_captured(machine: Machine) -> None:

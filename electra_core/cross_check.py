@@ -1,0 +1,190 @@
+"""The kernels beside their twins, once, before a GPU is trusted with a run.
+
+That a kernel compiles and starts does not show that it computes what it should: the compiler, the driver or the
+chip may have a fault, or the kernel, on hardware that nobody has tried it on. So before the first step on a GPU
+the run's own model, in the run's own sizes, reads a little random text three ways:
+
+    exact      through the twins, in fp32
+    rounded    through the twins, in the run's precision
+    found      through the kernels, in the run's precision
+
+Found must be about as near to exact as rounded is: in the losses, in every parameter's gradient, and in the words
+drawn. Where it is not, or a kernel does not compile or start, the log says what is wrong, and for the rest of the
+process "auto" takes the twins on that GPU: slower, and right. `ELECTRA_TRITON=1` leaves the check out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from electra_kernels import MLMHead, use
+from electra_kernels.dispatch import distrust, gpu_problem
+from electra_kernels.triton_support import in_words, switch
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig
+from electra_core.electra import Generator, PretrainBatch
+from electra_core.packing import TokenBatch, from_lengths
+from electra_core.placement import autocast_context
+
+Figures = dict[str, Tensor]
+"""What a model gave, by name."""
+ROUNDINGS = 3.0
+"""How many times the twins' error the kernels' may be."""
+OWN, ALL = 5e-3, 1e-5
+"""Errors that are none, in parts of a result's own norm and of the largest one's: sums in another order differ
+where the twins' have no error at all, and some gradients are 0 but for rounding (that of the keys' bias is)."""
+LUCK = 4.0
+"""The first of these in half precision, in units of the last place: one number may happen to be rounded little."""
+OTHER_WORDS = 0.2
+"""Share of the draws that may come out otherwise: a rounding decides where two words meet."""
+SEED = 0x5EED
+
+
+def check_pretraining(electra: Any, device: torch.device, dtype: torch.dtype, max_length: int) -> bool:
+    """Checks the kernels with a pre-training objective's model, forward and backward; nothing about it changes.
+
+    Args:
+        electra: on `device`.
+        dtype: what the run computes in.
+        max_length: of the run's sequences.
+
+    Returns:
+        False if they have just been found wrong; True if not, and where they are not used anyway.
+    """
+    batch = _masked(_text(electra.generator.config, max_length)).to(device)
+
+    def compute() -> Figures:
+        output = electra(batch, SEED)
+        losses = {"the MLM loss": output.mlm_loss.detach(), "the RTD loss": output.rtd_loss.detach()}
+        return losses | _gradients(electra, output.loss)
+
+    with _one_draw(electra.generator) as other_words:
+        return _check(compute, device, dtype, other_words)
+
+
+def check_task_model(
+    model: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, training: bool
+) -> bool:
+    """`check_pretraining` with a downstream task's model: its gradients, or for mere prediction its logits."""
+    text = _text(model.config, max_length).to(device)
+
+    def compute() -> Figures:
+        with torch.set_grad_enabled(training):
+            logits = model(text, SEED if training else None).float()
+            gradients = _gradients(model, logits.square().mean()) if training else {}
+            return {"the logits": logits.detach()} | gradients
+
+    was_training = model.training
+    model.train(training)
+    right = _check(compute, device, dtype)
+    model.train(was_training)
+    return right
+
+
+def disagreement(
+    compute: Callable[[], Figures], autocast: AbstractContextManager[Any], dtype: torch.dtype
+) -> str | None:
+    """Which of the results the kernels get wrong, and by how much, or what they raised; None if all are right.
+
+    Args:
+        compute: the same results whenever it is called, but for rounding.
+        autocast: the run's precision.
+        dtype: the same.
+    """
+    own = max(OWN, LUCK * torch.finfo(dtype).eps)
+    with use("reference"):
+        exact = compute()
+        with autocast:
+            rounded = _errors(compute(), exact)
+    try:
+        with autocast:
+            found = _errors(compute(), exact)
+    except torch.cuda.OutOfMemoryError:
+        raise  # the twins need more
+    except Exception as raised:  # Triton's own, of what does not compile or fit
+        return in_words(raised)
+    norms = _numbers([value.float().norm() for value in exact.values()])
+    for name, norm, error, rounding in zip(exact, norms, found, rounded, strict=True):
+        if not error <= ROUNDINGS * rounding + own * norm + ALL * max(norms):  # NaN is wrong, too
+            return f"{name} is off by {error:.3g} of {norm:.3g}, where rounding makes {rounding:.3g}"
+    return None
+
+
+def _check(
+    compute: Callable[[], Figures], device: torch.device, dtype: torch.dtype,
+    other_words: list[Tensor] | None = None,
+) -> bool:  # fmt: skip
+    if not _uses_kernels(device, dtype):
+        return True
+    problem = disagreement(compute, autocast_context(device, dtype), dtype)
+    # The last of the draws are the kernels'.
+    if problem is None and other_words and (others := float(other_words[-1])) > OTHER_WORDS:
+        problem = f"{others:.0%} of the words are drawn otherwise"
+    if problem is not None:
+        distrust(device, f"compared with it on this machine they failed ({problem}); please report this")
+    return problem is None
+
+
+def _uses_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and switch() != "1" and gpu_problem(device, dtype) is None
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> Figures:
+    """Stored in no parameter, so that nothing that waits for gradients hears of them."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {f"the gradient of {name}": g for name, g in zip(parameters, gradients) if g is not None}
+
+
+def _errors(values: Figures, exact: Figures) -> list[float]:
+    return _numbers([(values[name].float() - exact[name].float()).norm() for name in exact])
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    return torch.stack(scalars).tolist()
+
+
+@contextmanager
+def _one_draw(generator: Generator) -> Iterator[list[Tensor]]:
+    """Inside, what `generator` draws first it draws again: another word would change all that follows.
+
+    Yields:
+        A list that grows by every later draw's share of other words.
+    """
+    draws: list[Tensor] = []
+    others: list[Tensor] = []
+    fill = generator.fill
+
+    def repeated(*arguments: Any) -> MLMHead:
+        head = fill(*arguments)
+        draws.append(head.sampled_ids_M)
+        if len(draws) > 1:
+            others.append((draws[0] != draws[-1]).float().mean())
+        return MLMHead(head.loss_M, draws[0])
+
+    generator.fill = repeated  # type: ignore[method-assign, assignment]
+    try:
+        yield others
+    finally:
+        del generator.fill
+
+
+def _text(config: EncoderConfig, max_length: int) -> TokenBatch:
+    """Random words in sequences of uneven length, the longest first."""
+    random = torch.Generator().manual_seed(SEED)
+    lengths = [max_length, max(1, max_length - 1), max_length // 2 + 1, max_length // 3 + 1, 1]
+    ids_T = torch.randint(config.vocab_size, (sum(lengths),), generator=random)
+    segments_T = torch.randint(config.type_vocab_size, (sum(lengths),), generator=random)
+    return from_lengths(ids_T, segments_T, lengths)
+
+
+def _masked(text: TokenBatch) -> PretrainBatch:
+    """Every sixth word masked, by another word."""
+    positions_M = torch.arange(0, text.num_tokens, 6)
+    masked_ids_T = text.input_ids_T.clone()
+    masked_ids_T[positions_M] = text.input_ids_T.roll(1)[positions_M]
+    return PretrainBatch(text, masked_ids_T, positions_M)

@@ -1,0 +1,155 @@
+"""Kernels beside twins before a run: what is right passes, what is spoiled is found, and the twins are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from electra_kernels import (
+    attention_triton,
+    bias_gelu_triton,
+    embedding_layer_norm_triton,
+    layer_norm_triton,
+    mlm_head_triton,
+    native,
+    rtd_loss_triton,
+    use,
+)
+from electra_kernels.operators import Operator
+from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
+from small_runs import make_data, train
+from test_engine import CASES, CONFIG, ENCODER
+from torch import Tensor
+
+from electra_core import cross_check
+from electra_core.config import updated
+from electra_core.cross_check import check_pretraining, check_task_model
+from electra_core.objectives import build_objective
+from electra_core.placement import autocast_context
+from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TokenClassifier
+
+CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
+SMALL = dataclasses.replace(ENCODER, num_attention_heads=1, hidden_dropout_prob=0.1)  # 16 wide: has a kernel
+DTYPES = [FP32, BF16] if ON_PTX_MACHINE else [FP32]
+kernels = pytest.mark.skipif(not (INTERPRETED or ON_PTX_MACHINE), reason="kernels on CPU tensors")
+
+
+@pytest.fixture
+def reasons(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Why the kernels were not trusted; inside, they run on CPU tensors as on a GPU."""
+    told: list[str] = []
+    monkeypatch.setattr(cross_check, "_uses_kernels", lambda *_: True)
+    monkeypatch.setattr(cross_check, "distrust", lambda _, reason: told.append(reason))
+    with use("triton"):
+        yield told
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["electra", "mlm", "all-tokens-mlm"])
+def test_right_kernels_pass_and_the_model_is_as_before(name: str, dtype: torch.dtype, reasons: list[str]) -> None:
+    model: Any = build_objective(SMALL, updated(CONFIG, CASES[name], "test")).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert check_pretraining(model, CPU, dtype, CONFIG.max_length) and not reasons
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and "fill" not in vars(model.generator)
+
+
+@kernels
+@pytest.mark.parametrize("training", [True, False], ids=["training", "prediction"])
+@pytest.mark.parametrize("kind", [SequenceClassifier, TokenClassifier, QuestionAnswerer, MultipleChoice])
+def test_right_kernels_pass_with_a_downstream_model(kind: Any, training: bool, reasons: list[str]) -> None:
+    model = kind(dataclasses.replace(SMALL, type_vocab_size=1)).eval()
+    assert check_task_model(model, CPU, FP32, 24, training=training) and not reasons and not model.training
+
+
+OPERATORS: dict[str, Operator] = {
+    "attention": attention_triton.forward,
+    "attention-backward": attention_triton.backward,
+    "word-head": mlm_head_triton.forward,
+    "word-head-backward": mlm_head_triton.backward,
+    "layer-norm": layer_norm_triton.forward,
+    "layer-norm-backward": layer_norm_triton.backward,
+    "embedding": embedding_layer_norm_triton.forward,
+    "embedding-backward": embedding_layer_norm_triton.backward,
+    "gelu": bias_gelu_triton.forward,
+    "gelu-backward": bias_gelu_triton.backward,
+    "rtd": rtd_loss_triton.rtd_head,
+    "rtd-backward": rtd_loss_triton.rtd_head_backward,
+}
+
+
+def without_last_row(result: Any) -> Any:
+    """A tile's edge forgotten: the last row of what an operator gives first, or of the one thing it gives."""
+    first: Tensor = result if isinstance(result, Tensor) else result[0]
+    (first if first.dim() == 0 else first[-1]).zero_()
+    return result
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_wrong_kernel_is_found(
+    name: str, dtype: torch.dtype, reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, model = OPERATORS[name], build_objective(SMALL, CONFIG).train()
+    right = operator.direct
+    monkeypatch.setattr(operator, "direct", lambda *inputs: without_last_row(right(*inputs)))
+    assert not check_pretraining(model, CPU, dtype, CONFIG.max_length)
+    assert len(reasons) == 1 and "is off by" in reasons[0]
+
+
+@kernels
+def test_a_kernel_that_does_not_start_is_found(reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> Any:
+        raise RuntimeError("out of resource: shared memory\nRequired: 131072")
+
+    monkeypatch.setattr(attention_triton.backward, "direct", too_large)
+    assert not check_pretraining(build_objective(SMALL, CONFIG).train(), CPU, FP32, CONFIG.max_length)
+    assert "they failed (RuntimeError: out of resource: shared memory)" in reasons[0]
+
+
+@kernels
+def test_words_drawn_otherwise_are_found(reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, right = build_objective(SMALL, CONFIG).train(), mlm_head_triton.forward.direct
+
+    def other_words(*inputs: Any) -> Any:
+        loss_M, ids_M, *rest = right(*inputs)
+        return loss_M, ids_M.roll(1), *rest
+
+    monkeypatch.setattr(mlm_head_triton.forward, "direct", other_words)
+    assert not check_pretraining(model, CPU, FP32, CONFIG.max_length)
+    assert "of the words are drawn otherwise" in reasons[0]
+
+
+def test_half_precision_is_no_disagreement() -> None:
+    """The loops in C in bf16 beside the twins: other sums and other roundings, and far from what is allowed."""
+    if native.problem() is not None:
+        pytest.skip("the loops in C are not built here")
+    model: Any = build_objective(dataclasses.replace(SMALL, num_hidden_layers=4), CONFIG).train()
+    batch = cross_check._masked(cross_check._text(SMALL, CONFIG.max_length))
+    with cross_check._one_draw(model.generator) as others:
+        compute = lambda: cross_check._gradients(model, model(batch, 1).loss)  # noqa: E731
+        assert cross_check.disagreement(compute, autocast_context(CPU, BF16), BF16) is None
+    assert len(others) == 2 and float(others[-1]) <= cross_check.OTHER_WORDS
+
+
+def test_a_result_that_is_no_number_disagrees() -> None:
+    calls = iter([1.0, 1.0, float("nan")])
+    compute = lambda: {"it": torch.tensor([next(calls)])}  # noqa: E731
+    assert "it is off by nan" in (cross_check.disagreement(compute, autocast_context(CPU, FP32), FP32) or "")
+
+
+def test_pretraining_goes_on_with_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import electra_core.pretrain_setup as module
+
+    data = make_data(tmp_path)
+    expected = train(data, tmp_path / "eager", {"engine": "eager"})
+    chosen = iter(["graph", "eager"])  # before the check, after it
+    monkeypatch.setattr(module, "choose_engine", lambda *_: next(chosen))
+    monkeypatch.setattr(module, "check_pretraining", lambda *_: False)
+    assert train(data, tmp_path / "run").evaluation == expected.evaluation
