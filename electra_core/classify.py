@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,12 @@ class _TextTask(Task):
         """What the loss wants for a label as written in the file."""
 
 
+@functools.cache
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Brought there once: while a CUDA graph is being captured nothing can come from the host."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
 @dataclass(frozen=True)
 class Classify(_TextTask):
     """One of several classes for a text or a pair."""
@@ -152,7 +159,7 @@ class Classify(_TextTask):
 
     def loss(self, logits_NC: Tensor, batch: TaskBatch) -> Tensor:
         """Cross-entropy."""
-        weights = logits_NC.new_tensor(self.class_weights, dtype=torch.float32) if self.class_weights else None
+        weights = _on_device(self.class_weights, logits_NC.device) if self.class_weights else None
         return classification_loss(logits_NC, batch.targets, weights)
 
     def weight(self, batch: TaskBatch) -> float:

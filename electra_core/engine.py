@@ -1,15 +1,16 @@
-"""Engines: how a pre-training step is carried out. The same mathematics, the same random numbers.
+"""Engines: how a training step is carried out. The same mathematics, the same random numbers.
 
 | engine | what it is | where |
 |---|---|---|
 | `eager` | kernel by kernel, as the code reads | everywhere |
 | `static` | the same, in fixed shapes | everywhere; for CPUs that are fast at bf16 |
-| `compile` | the model through `torch.compile`, in fixed shapes | where a compiler works |
+| `compile` | the model through `torch.compile`, in fixed shapes | pre-training, where a compiler works |
 | `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU that runs the kernels |
 
 **The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
 depend on a value that the host would have to read, and nothing may come from the host but through buffers that
-stay where they are: `StaticInputs` holds batch, seed and rate, and `training.take_step` drops a step that is not
+stay where they are: `InputBuffers` hold batch, seed and rate (`static_batch.py` pre-training's, `static_task.py`
+fine-tuning's), and `training.take_step` drops a step that is not
 finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
 engine's; only the capture itself needs a GPU.
 
@@ -27,9 +28,9 @@ first step, in vain: its loss is NaN, and such a step changes nothing. Beside th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from electra_kernels.attention import KERNEL_HEAD_DIMS
@@ -39,17 +40,29 @@ from electra_kernels.rng import fold
 from torch import Tensor, nn
 
 from electra_core.distributed import Ranks
-from electra_core.electra import PretrainBatch
 from electra_core.optim import make_capturable
-from electra_core.static_batch import Shape, Shapes, StaticInputs
+from electra_core.static_batch import InputBuffers
 from electra_core.training import Done, LateNumber, StepResult, stop_if_diverged, take_step
 
-LossFunction = Callable[[PretrainBatch, Any], tuple[Tensor, dict[str, Tensor]]]
-StepFunction = Callable[[StaticInputs], Done]
+LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
+"""(part of a batch, seed) -> (loss, figures)."""
+StepFunction = Callable[[Any], Done]
 
 OLDEST_COMPILED = (7, 0)
 """Capability of the oldest GPUs that torch.compile generates code for."""
+MOST_GRAPHS = 96
+"""Captured in one run; pre-training has at most 33 shapes. What is beyond it goes kernel by kernel."""
 log = logging.getLogger("electra_core")
+
+
+class FixedShapes(Protocol):
+    """How a run's batches are filled up: `static_batch.Shapes`, `static_task.TaskShapes`."""
+
+    def inputs(self, parts: Any, pinned: bool) -> Any:
+        """`InputBuffers` that hold `parts`, to be filled by their `fill(parts, seed, rate)`."""
+
+    def in_vain(self, parts: Any, pinned: bool) -> Any:
+        """Those of the run's largest step, in as many parts, filled so that it changes nothing."""
 
 
 def choose_engine(
@@ -120,9 +133,9 @@ def static_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_function: LossFunction,
-    batches: Callable[[int], Sequence[PretrainBatch]],
+    batches: Callable[[int], Sequence[Any]],
     *,
-    shapes: Shapes,
+    shapes: FixedShapes,
     device: torch.device,
     capture: bool,
     schedule: Callable[[int], float],
@@ -147,7 +160,7 @@ def static_steps(
     make_capturable(optimizer, device)
     in_a_row, count = torch.tensor(float(skipped_before), device=device), LateNumber()
 
-    def step_function(inputs: StaticInputs) -> Done:
+    def step_function(inputs: InputBuffers) -> Done:
         done = take_step(
             parameters, optimizer, loss_function, inputs.parts, inputs.seed, inputs.rate, clip_norm,
             autocast or nullcontext(), Ranks(),
@@ -155,36 +168,38 @@ def static_steps(
         in_a_row.copy_(torch.where(done.skipped, in_a_row + 1, 0))
         return done
 
-    def prepare(step: int) -> StaticInputs:
-        parts = batches(step)
-        inputs = StaticInputs(shapes.fit(parts), len(parts), pinned=device.type == "cuda")
+    def prepare(step: int, parts: Sequence[Any]) -> InputBuffers:
+        inputs = shapes.inputs(parts, pinned=device.type == "cuda")
         inputs.fill(parts, fold(seed, step), schedule(step))
         return inputs
 
-    first = prepare(first_step) if first_step < steps else None
+    if first_step >= steps:
+        return
+    first = batches(first_step)
     runner: _GraphRunner | _PlainRunner = _PlainRunner(step_function, device)
-    if capture and first is not None:
+    if capture:
         model.train()
-        largest = StaticInputs(shapes.largest(len(first.parts)), len(first.parts), pinned=first.pinned)
-        runner = _rehearsed(step_function, largest, device) or runner
+        in_vain = shapes.in_vain(first, pinned=device.type == "cuda")
+        runner = _rehearsed(step_function, in_vain, device) or runner
         optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
         in_a_row.fill_(skipped_before)
-    runner.send(first)
+    runner.send(prepare(first_step, first))
     for step in range(first_step, steps):
         model.train()
         done = runner.run()
-        runner.send(prepare(step + 1) if step + 1 < steps else None)  # while the device is busy
+        if step + 1 < steps:
+            runner.send(prepare(step + 1, batches(step + 1)))  # while the device is busy
         stop_if_diverged(in_a_row, count, step, steps)
         figures = done.loss, done.figures, done.gradient_norm
         yield StepResult(step + 1, *figures, schedule(step), done.skipped, in_a_row.clone())
 
 
-def _rehearsed(step_function: StepFunction, largest: StaticInputs, device: torch.device) -> _GraphRunner | None:
-    """Graphs, with that of the largest shape captured; None where CUDA does not capture the step, with the reason
+def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> _GraphRunner | None:
+    """Graphs, with that of the step `in_vain` captured; None where CUDA does not capture the step, with the reason
     logged. (A step in vain changes nothing, and one that is captured is not carried out.)"""
     runner = _GraphRunner(step_function, device)
     try:
-        runner.rehearse(largest)
+        runner.rehearse(in_vain)
     except torch.cuda.OutOfMemoryError:
         raise  # kernel by kernel the next step would need as much
     except RuntimeError as error:
@@ -200,13 +215,12 @@ class _PlainRunner:
     def __init__(self, step_function: StepFunction, device: torch.device):
         self.step_function, self.device = step_function, device
 
-    def send(self, inputs: StaticInputs | None) -> None:
+    def send(self, inputs: InputBuffers) -> None:
         """The next step's input."""
-        if inputs is not None:
-            self.sent = inputs
-            if self.device.type != "cpu":
-                self.sent = StaticInputs(inputs.shape, len(inputs.parts), self.device)
-                self.sent.copy_(inputs)
+        self.sent = inputs
+        if self.device.type != "cpu":
+            self.sent = inputs.on(self.device)
+            self.sent.copy_(inputs)
 
     def run(self) -> Done:
         """Take the step whose input was sent last."""
@@ -220,19 +234,16 @@ class _GraphRunner:
         self.step_function, self.device = step_function, device
         self.compute, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self.captured: dict[Shape, _CapturedStep] = {}
+        self.captured: dict[Hashable, _CapturedStep] = {}
 
-    def send(self, inputs: StaticInputs | None) -> None:
+    def send(self, inputs: InputBuffers) -> None:
         """The next step's input, in pinned memory; it travels while this step is computed."""
-        if inputs is None:
-            return
         with torch.cuda.stream(self.copies):
-            self.sent = StaticInputs(inputs.shape, len(inputs.parts), self.device)
+            self.sent = inputs.on(self.device)
             self.sent.copy_(inputs)
 
-    def rehearse(self, inputs: StaticInputs) -> None:
+    def rehearse(self, inputs: InputBuffers) -> None:
         """Capture a shape by two steps in vain, so that the pool holds it in one piece."""
-        inputs.fill_in_vain()
         for _ in range(2):
             self.send(inputs)
             self.run()
@@ -253,10 +264,12 @@ class _GraphRunner:
         loss, norm, skipped, *figures = values.unbind()
         return Done(loss, dict(zip(done.figures, figures)), norm, skipped.bool())
 
-    def _step(self) -> _CapturedStep:
+    def _step(self) -> StepFunction:
         key = self.sent.shape
         if key not in self.captured:
-            inputs = StaticInputs(key, len(self.sent.parts), self.device)
+            if len(self.captured) == MOST_GRAPHS:
+                return self.step_function
+            inputs = self.sent.on(self.device)
             self.captured[key] = _CapturedStep(self.step_function, inputs, self.compute, self.pool)
         return self.captured[key]
 
@@ -264,12 +277,12 @@ class _GraphRunner:
 class _CapturedStep:
     """One shape's step: eagerly the first time, captured the second time, replayed from then on."""
 
-    def __init__(self, step_function: StepFunction, inputs: StaticInputs, stream: torch.cuda.Stream, pool: Any):
+    def __init__(self, step_function: StepFunction, inputs: InputBuffers, stream: torch.cuda.Stream, pool: Any):
         self.step_function, self.inputs, self.stream, self.pool = step_function, inputs, stream, pool
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = False
 
-    def __call__(self, sent: StaticInputs) -> Done:
+    def __call__(self, sent: InputBuffers) -> Done:
         """Take the step with what was sent; on the current stream."""
         self.inputs.copy_(sent)
         if not self.warm:

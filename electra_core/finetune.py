@@ -18,23 +18,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from electra_kernels.rng import fold
-from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.classify import Classify
 from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
-from electra_core.features import TaskBatch
-from electra_core.finetune_data import Data, adapted, encode_data, matching_tokenizer, plan_batches, read_data
+from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, plan_batches, read_data
 from electra_core.finetune_folder import (
     Keeper,
     Run,
@@ -50,17 +44,12 @@ from electra_core.finetune_folder import (
 )
 from electra_core.finetune_model import check_freeze, starting_model
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetune_steps import Job, build_optimizer, evaluation_steps, take_steps
 from electra_core.guards import left_out
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
-from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
-from electra_core.placement import (
-    autocast_context,
-    keep_memory_between_batches,
-    resolve_device,
-    resolve_precision,
-)
+from electra_core.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.predict import run_model
 from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
@@ -68,10 +57,9 @@ from electra_core.stop_request import StopRequest
 from electra_core.task_report import constant_class
 from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
-from electra_core.training import Diverged, StepResult, training_steps
+from electra_core.training import Diverged, StepResult
 
 log = logging.getLogger("electra_core")
-TRAINING_STREAM = 0  # of random numbers; finetune_data has the others
 FEWEST_STEPS = 50
 """With fewer the user is warned."""
 
@@ -134,7 +122,8 @@ def finetune(
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
-    job = Job(task, directory, settings, data, on_device, resolve_precision(settings.precision, on_device))
+    dtype = resolve_precision(settings.precision, on_device)
+    job = Job(task, directory, settings, data, on_device, dtype)
     with writing(str(out)):  # a full disk, most likely; what was saved before is whole
         state = make_folder(out, settings, resumed=checkpoint is not None)
         state.begin()
@@ -157,21 +146,6 @@ def finetune(
     return report
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every seed is trained on, and how."""
-
-    task: Task
-    """Fitted to the training data."""
-    directory: Path
-    """Of the model to start from."""
-    settings: FinetuneSettings
-    data: Data
-    device: torch.device
-    dtype: torch.dtype
-    """That products are computed in."""
-
-
 def _train_seeds(
     job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]
 ) -> str | None:
@@ -188,32 +162,23 @@ def _train_seeds(
     return None if len(runs) == seeds and all(run.over for run in runs) else stop.reason
 
 
-@dataclass(frozen=True)
-class Part:
-    """A batch, or one of several whose gradients make one step."""
-
-    batch: TaskBatch
-    share: float
-    """Of what the step's loss is a mean over (`Task.weight`)."""
-    index: int
-
-
 def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]) -> None:
     """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
     settings, run = job.settings, keeper.runs[-1]
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
     check_task_model(model, job.device, job.dtype, job.task.max_length, training=True)
-    optimizer = _optimizer(model, settings)
+    optimizer = build_optimizer(model, settings)
     if run.steps:
         keeper.restore(model, optimizer)
     plan = plan_batches(job.data.train, settings, run.seed)
-    evaluate_after = _evaluation_steps(len(plan), settings)
+    evaluate_after = evaluation_steps(len(plan), settings)
     if len(plan) < FEWEST_STEPS and run.seed == settings.seed:
         say(
             f"warning: Only {len(plan)} step{'s' if len(plan) > 1 else ''} in all, which may be too few "
             "to learn from. More --epochs or a smaller --batch-size give more."
         )
-    steps = _steps(job, model, optimizer, plan, run)
+    steps = take_steps(job, model, optimizer, plan, run)
+    lengths = job.data.train.lengths
     metrics_log = MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps)
     started = time.perf_counter()
     try:
@@ -221,6 +186,7 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
             bar.update(run.steps)
             for result in steps:
                 run.steps, run.seconds = result.step, run.seconds + time.perf_counter() - started
+                run.tokens += sum(int(lengths[units].sum()) for units in plan[result.step - 1])
                 if result.step % settings.log_every == 0 or result.step == len(plan):
                     metrics_log.write(result.step, **_step_figures(result, run))
                     bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
@@ -250,35 +216,6 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
         metrics_log.close()
 
 
-def _steps(
-    job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, plan: Sequence[Sequence[np.ndarray]], run: Run
-) -> Iterator[StepResult]:
-    """The steps of `plan` that `run` has not taken yet."""
-    settings, train = job.settings, job.data.train
-
-    def parts(step: int) -> list[Part]:
-        batches = [train.batch(chosen) for chosen in plan[step]]
-        run.tokens += sum(batch.tokens.num_tokens for batch in batches)
-        weights = [job.task.weight(batch) for batch in batches]  # on the host: nothing waits for a GPU
-        total = sum(weights) or 1.0
-        return [
-            Part(batch.to(job.device), weight / total, index)
-            for index, (batch, weight) in enumerate(zip(batches, weights))
-        ]
-
-    def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(part.batch.tokens, seed=fold(seed, part.index))
-        return job.task.loss(logits, part.batch) * part.share, {}
-
-    warmup = round(settings.warmup * len(plan))
-    return training_steps(
-        model, optimizer, loss, parts,
-        schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
-        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
-        autocast=autocast_context(job.device, job.dtype), skipped_before=run.skipped,
-    )  # fmt: skip
-
-
 def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
     return {
         "loss": float(result.loss),
@@ -286,24 +223,6 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
         "learning_rate": result.learning_rate,
         "tokens_per_second": round(run.tokens / run.seconds),
     }
-
-
-def _evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
-    """After which steps the dev data are evaluated: evenly spaced, the last one among them."""
-    count = max(1, min(steps, round(settings.epochs * settings.evaluations)))
-    return {round((index + 1) * steps / count) for index in range(count)}
-
-
-def _optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
-    groups = parameter_groups(
-        model,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        layerwise_decay=settings.layerwise_decay,
-    )
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-    return ElectraAdam(groups, lr=settings.learning_rate)
 
 
 def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:

@@ -38,7 +38,7 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer
 
 KEPT_CHECKPOINTS = 1
-FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric"}
+FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
 

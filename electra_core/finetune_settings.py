@@ -59,6 +59,8 @@ class FinetuneSettings:
     """Leave out rows that cannot be used, instead of stopping at them."""
     precision: str = "auto"
     """auto (bf16 where the machine computes in it) | bf16 | fp32."""
+    engine: str = "auto"
+    """auto (the fastest that works here) | eager | static | graph (one CUDA graph a step); engine.py."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 0
@@ -88,6 +90,7 @@ class FinetuneSettings:
             "truncate": _one_of(self.truncate, *TRUNCATIONS, ""),
             "optimizer": _one_of(self.optimizer, "electra-adam", "adamw"),
             "precision": _one_of(self.precision, "auto", "bf16", "fp32"),
+            "engine": _one_of(self.engine, "auto", "eager", "static", "graph"),
             "freeze": (
                 self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal(),
                 "none, embeddings, encoder or a number of layers",

@@ -17,8 +17,8 @@ whole input to the device: batch, seed and learning rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from torch import Tensor
 from electra_core.config import PretrainConfig
 from electra_core.electra import PretrainBatch
 from electra_core.packing import TokenBatch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from Python 3.11
 
 BUCKETS = 32
 """Sizes that T is rounded up to, at most, and so the most graphs a run captures. Half a bucket, 1.6% of a full
@@ -64,6 +67,16 @@ class Shapes:
         sequences = config.batch_size // (config.accumulate * processes)
         return cls(sequences, config.max_length, config.max_predictions)
 
+    def inputs(self, parts: Sequence[PretrainBatch], pinned: bool) -> StaticInputs:
+        """Buffers that hold `parts`; nothing is in them yet."""
+        return StaticInputs(self.fit(parts), len(parts), pinned=pinned)
+
+    def in_vain(self, parts: Sequence[PretrainBatch], pinned: bool) -> StaticInputs:
+        """The largest step in as many parts, filled so that it changes nothing."""
+        inputs = StaticInputs(self.largest(len(parts)), len(parts), pinned=pinned)
+        inputs.fill_in_vain()
+        return inputs
+
     def fit(self, parts: Sequence[PretrainBatch]) -> Shape:
         """The smallest shape that holds each of `parts` and at least one filling token."""
         return self._shape(max(part.tokens.num_tokens for part in parts) + 1, len(parts))
@@ -79,26 +92,58 @@ class Shapes:
         return Shape(-(-tokens // self.bucket) * self.bucket, self.sequences + filling, masked, self.max_length)
 
 
-class StaticInputs:
-    """What a step of one shape reads: the parts of its batch, seed and learning rate, as views of two buffers.
+class InputBuffers:
+    """What a step of one shape reads, as views of two flat buffers, one of integers and one of floats.
+
+    Args:
+        shape: one graph is captured for each.
+        sizes: integers and floats of each part of the batch.
+        device: where the buffers lie.
+        pinned: host memory from which a copy to a GPU does not hold up the host.
+
+    Attributes:
+        parts: what the step's loss function is given, one after the other; their tensors are views.
+        seed, rate: the step's, int64 [1] and float scalar.
+    """
+
+    parts: Sequence[Any]
+
+    def __init__(
+        self, shape: Hashable, sizes: Sequence[tuple[int, int]], device: torch.device | str, pinned: bool
+    ):
+        integers, floats = (list(counts) for counts in zip(*sizes))
+        self.shape: Any = shape
+        self.pinned = pinned
+        self.integers = torch.empty(sum(integers) + 1, dtype=torch.int64, device=device, pin_memory=pinned)
+        self.floats = torch.empty(sum(floats) + 1, dtype=torch.float32, device=device, pin_memory=pinned)
+        self.seed, self.rate = self.integers[-1:], self.floats[-1]
+        self.pieces = list(zip(self.integers[:-1].split(integers), self.floats[:-1].split(floats)))
+
+    def on(self, device: torch.device) -> Self:
+        """Buffers for the same step on another device; nothing is in them yet."""
+        raise NotImplementedError
+
+    def copy_(self, other: Self) -> None:
+        """Take over the values of `other`; from pinned memory without waiting for the copy."""
+        self.integers.copy_(other.integers, non_blocking=True)
+        self.floats.copy_(other.floats, non_blocking=True)
+
+
+class StaticInputs(InputBuffers):
+    """The parts of a pre-training step's batch, each a `PretrainBatch` of one shape.
 
     Args:
         shape: of each part.
         parts: how many there are.
-        device: where the buffers lie.
-        pinned: host memory from which a copy to a GPU does not hold up the host.
     """
 
     def __init__(self, shape: Shape, parts: int, device: torch.device | str = "cpu", pinned: bool = False):
-        integers, floats = _sizes(shape)
-        self.shape, self.pinned = shape, pinned
-        self.integers = torch.empty(parts * integers + 1, dtype=torch.int64, device=device, pin_memory=pinned)
-        self.floats = torch.empty(parts * floats + 1, dtype=torch.float32, device=device, pin_memory=pinned)
-        self.seed, self.rate = self.integers[-1:], self.floats[-1]
-        self.parts = [
-            _views(i, f, shape)
-            for i, f in zip(self.integers[:-1].view(parts, -1), self.floats[:-1].view(parts, -1))
-        ]
+        super().__init__(shape, [_sizes(shape)] * parts, device, pinned)
+        self.parts = [_views(integers, floats, shape) for integers, floats in self.pieces]
+
+    def on(self, device: torch.device) -> StaticInputs:
+        """See `InputBuffers`."""
+        return StaticInputs(self.shape, len(self.parts), device)
 
     def fill(self, parts: Sequence[PretrainBatch], seed: int, rate: float) -> None:
         """Write a step's input; on the host.
@@ -117,15 +162,10 @@ class StaticInputs:
         self.floats.fill_(math.nan)
         self.rate.zero_()
         for part in self.parts:
-            ends = self.shape.max_seqlen * torch.arange(self.shape.sequences + 1)
-            part.tokens.cu_seqlens.copy_(ends.clamp(max=self.shape.tokens))
-            part.tokens.position_ids_T.copy_(torch.arange(self.shape.tokens) % self.shape.max_seqlen)
-            part.masked_positions_M.copy_(torch.arange(self.shape.masked))
-
-    def copy_(self, other: StaticInputs) -> None:
-        """Take over the values of `other`; from pinned memory without waiting for the copy."""
-        self.integers.copy_(other.integers, non_blocking=True)
-        self.floats.copy_(other.floats, non_blocking=True)
+            tokens, sequences, masked, longest = self.shape
+            part.tokens.cu_seqlens.copy_((longest * torch.arange(sequences + 1)).clamp(max=tokens))
+            part.tokens.position_ids_T.copy_(torch.arange(tokens) % longest)
+            part.masked_positions_M.copy_(torch.arange(masked))
 
 
 def _sizes(shape: Shape) -> tuple[int, int]:

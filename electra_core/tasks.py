@@ -76,7 +76,8 @@ class TaskModel(nn.Module):
 
     def _cls(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
         """[N, D]: the hidden state of each sequence's [CLS]."""
-        return self._hidden(batch, seed)[batch.cu_seqlens[:-1].long()]
+        # index_select, because the gradient of indexing sorts the positions first, in case some are equal.
+        return self._hidden(batch, seed).index_select(0, batch.cu_seqlens[:-1])
 
 
 class ClassificationHead(nn.Module):
@@ -191,10 +192,11 @@ def span_loss(logits_T2: Tensor, spans_N2: Tensor, batch: TokenBatch) -> Tensor:
 
     Args:
         spans_N2: first and last token of the answer, counted from the sequence's start; (0, 0), the [CLS],
-            where the sequence holds no answer.
+            where the sequence holds no answer. Sequences behind the N, which fill up, do not count.
     """
-    targets_N2 = spans_N2 + batch.cu_seqlens[:-1, None]
-    return grouped_cross_entropy(logits_T2.float(), batch.lengths.long(), targets_N2).mean()
+    count, filling = len(spans_N2), batch.num_sequences - len(spans_N2)
+    targets_N2 = F.pad(spans_N2, (0, 0, 0, filling)) + batch.cu_seqlens[:-1, None]
+    return grouped_cross_entropy(logits_T2.float(), batch.lengths.long(), targets_N2)[:count].mean()
 
 
 def choice_loss(logits_N: Tensor, right_U: Tensor, unit_starts: Tensor) -> Tensor:

@@ -103,5 +103,10 @@ def on_a_cpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     patch.setattr(torch.cuda, "current_stream", Stream)
     patch.setattr(Tensor, "record_stream", lambda *_: None)
-    for module in ("checks", "attention"):  # on a GPU the kernels do not look at values either
+    without_checks(patch)
+
+
+def without_checks(patch: pytest.MonkeyPatch) -> None:
+    """Until the test's end the kernels do not look at values, as on a GPU."""
+    for module in ("checks", "attention"):
         patch.setattr(sys.modules[f"electra_kernels.{module}"], "checks_values", lambda _: False)

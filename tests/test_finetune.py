@@ -183,7 +183,7 @@ def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model,
     def descent(model, settings):  # moves by the gradient itself; Adam's first step is little more than its sign
         return torch.optim.SGD(parameter_groups(model, learning_rate=1.0, weight_decay=0.0), lr=1.0, fused=True)
 
-    monkeypatch.setattr(module, "_optimizer", descent)
+    monkeypatch.setattr(module, "build_optimizer", descent)
     files = [make(tmp_path / name, 16)] * 2
     for out, size, parts in (("whole", 99, 1), ("parts", 6, 99)):  # parts of 6, 6 and 4 of 16 units
         settings = replace(

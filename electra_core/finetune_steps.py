@@ -1,0 +1,116 @@
+"""The steps of a fine-tuning: which batches, in which precision, at which rate, and how they are carried out.
+
+`take_steps` hands out one `StepResult` after the other; what is made of them is `finetune.py`'s. Batches are known
+before the first step (`finetune_data.plan_batches`), so the largest one is, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from electra_kernels.rng import fold
+from torch import Tensor
+
+from electra_core.downstream import Task
+from electra_core.engine import choose_engine, graph_problem, static_steps
+from electra_core.finetune_data import Data
+from electra_core.finetune_folder import Run
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
+from electra_core.placement import autocast_context
+from electra_core.static_task import Part, TaskShapes
+from electra_core.tasks import TaskModel
+from electra_core.training import StepResult, training_steps
+
+TRAINING_STREAM = 0  # of random numbers; finetune_data has the others
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every seed is trained on, and how."""
+
+    task: Task
+    """Fitted to the training data."""
+    directory: Path
+    """Of the model to start from."""
+    settings: FinetuneSettings
+    data: Data
+    device: torch.device
+    dtype: torch.dtype
+    """That products are computed in."""
+
+    def engine(self, model: TaskModel) -> str:
+        """eager | static | graph: how steps are carried out (`engine.py`).
+
+        "auto" is "graph" on a GPU that runs the kernels. Not "static" on a CPU, where `filling.py` does what is
+        needed; and `--engine` falls back with the reason logged.
+        """
+        wanted, heads = self.settings.engine, [model.config.head_size]
+        if wanted == "auto":
+            return "eager" if graph_problem(self.device, 1, self.dtype, heads) else "graph"
+        return choose_engine(wanted, self.device, 1, self.dtype, heads)
+
+
+def take_steps(
+    job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, plan: Sequence[Sequence[np.ndarray]], run: Run
+) -> Iterator[StepResult]:
+    """The steps of `plan` that `run` has not taken yet."""
+    settings = job.settings
+
+    def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(part.batch.tokens, seed=part.seed(seed))
+        if part.is_filled and not model.per_token:
+            logits = logits[:-1]
+        return job.task.loss(logits, part.batch) * part.share, {}
+
+    parts = partial(_parts, job, plan)
+    source: Callable[[int], list[Part]] = parts
+    take: Callable[..., Iterator[StepResult]] = training_steps
+    if (engine := job.engine(model)) == "eager":
+        source = lambda step: [replace(p, batch=p.batch.to(job.device)) for p in parts(step)]  # noqa: E731
+    else:
+        train, positions = job.data.train, model.config.max_position_embeddings
+        tokens = [sum(train.lengths[units].sum() for units in batches) for batches in plan]
+        shapes = TaskShapes(
+            per_token=train.per_token, positions=positions, largest=lambda: parts(int(np.argmax(tokens)))
+        )
+        take = partial(static_steps, shapes=shapes, device=job.device, capture=engine == "graph")
+    warmup = round(settings.warmup * len(plan))
+    return take(
+        model, optimizer, loss, source,
+        schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
+        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
+        autocast=autocast_context(job.device, job.dtype), skipped_before=run.skipped,
+    )  # fmt: skip
+
+
+def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], step: int) -> list[Part]:
+    """What a step reads, on the host."""
+    batches = [job.data.train.batch(units) for units in plan[step]]
+    weights = [job.task.weight(batch) for batch in batches]
+    total = sum(weights) or 1.0
+    return [Part(batch, weight / total, index) for index, (batch, weight) in enumerate(zip(batches, weights))]
+
+
+def evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
+    """After which steps the dev data are evaluated: evenly spaced, the last one among them."""
+    count = max(1, min(steps, round(settings.epochs * settings.evaluations)))
+    return {round((index + 1) * steps / count) for index in range(count)}
+
+
+def build_optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
+    """The one that the settings name, its rates decayed by layer."""
+    groups = parameter_groups(
+        model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        layerwise_decay=settings.layerwise_decay,
+    )
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return ElectraAdam(groups, lr=settings.learning_rate)
