@@ -36,13 +36,13 @@ class OnnxPredictor(Predictor):
             )
         self.session = open_session(str(file))
         self.task, self.tokenizer = load_task(file.parent), load_tokenizer(file.parent)
-        self.tokens_per_batch, self.truncated = TOKENS_PER_BATCH, 0
+        self.truncated = 0
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
         """Logits of every unit, as `predict.run_model` gives them."""
         outputs: list[np.ndarray] = [np.empty(0)] * len(features)
         per_token = self.task.model_class.per_token
-        for units in sorted_batches(features.lengths, self.tokens_per_batch):
+        for units in sorted_batches(features.lengths, TOKENS_PER_BATCH):
             batch = features.batch(units)
             tokens = batch.tokens
             mask = to_padded(tokens.input_ids_T.new_ones(tokens.num_tokens), tokens)

@@ -20,13 +20,14 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
 from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
-from electra_core.features import Features, sorted_batches
+from electra_core.features import Features, TaskBatch, sorted_batches
 from electra_core.labelled import BadRows
 from electra_core.linear import round_weights
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
@@ -42,6 +43,7 @@ from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
+GPU_TOKENS_PER_BATCH = 32768  # the host takes as long for a small batch as for a large one
 SHORTEST = 8  # tokens per sequence that a task may be limited to
 
 
@@ -50,7 +52,7 @@ def run_model(
     model: TaskModel,
     features: Features,
     *,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     precision: torch.dtype = torch.float32,
     bar: Progress | None = None,
 ) -> list[np.ndarray]:
@@ -58,6 +60,7 @@ def run_model(
 
     Args:
         model: put into evaluation mode for the time of the call.
+        tokens_per_batch: at most, but for a longer unit; None: 8,192, on a GPU 32,768.
         precision: torch.bfloat16 computes under autocast.
 
     Returns:
@@ -65,20 +68,32 @@ def run_model(
         [choices] of a multiple choice.
     """
     device = next(model.parameters()).device
+    if tokens_per_batch is None:
+        tokens_per_batch = GPU_TOKENS_PER_BATCH if device.type == "cuda" else TOKENS_PER_BATCH
     was_training = model.training
     model.eval()
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
-    for units in sorted_batches(features.lengths, tokens_per_batch):
-        batch = features.batch(units).to(device)
-        with autocast_context(device, precision):
-            logits = model(batch.tokens).float().cpu().numpy()
+
+    def take(units: np.ndarray, batch: TaskBatch, logits: Tensor) -> None:
         starts = batch.unit_starts
         if model.per_token:
             starts = batch.tokens.cu_seqlens[starts]
+        rows = logits.cpu().numpy()  # waits for a GPU
         for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
-            outputs[unit] = logits[start:stop]
+            outputs[unit] = rows[start:stop]
         if bar is not None:
             bar.update(batch.tokens.num_tokens)
+
+    before: tuple[np.ndarray, TaskBatch, Tensor] | None = None
+    for units in sorted_batches(features.lengths, tokens_per_batch):
+        batch = features.batch(units)
+        with autocast_context(device, precision):
+            logits = model(batch.tokens.to(device)).float()
+        if before is not None:
+            take(*before)  # one batch late, so that a GPU has the next to work on
+        before = units, batch, logits
+    if before is not None:
+        take(*before)
     model.train(was_training)
     return outputs
 
@@ -101,7 +116,7 @@ class Predictor:
         tokenizer: Tokenizer,
         *,
         precision: torch.dtype = torch.float32,
-        tokens_per_batch: int = TOKENS_PER_BATCH,
+        tokens_per_batch: int | None = None,
     ):
         self.model, self.task, self.tokenizer = model.eval(), task, tokenizer
         self.precision, self.tokens_per_batch = precision, tokens_per_batch
