@@ -50,7 +50,10 @@ def linear_schedule(step: int, peak: float, steps: int, warmup_steps: int) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
-    """Gives every group its `lr_scale` times `rate`; a tensor (for CUDA graphs) is written in place."""
+    """Gives every group its `lr_scale` times `rate`; where rates are tensors, in place."""
+    if (rates := getattr(optimizer, "rates", None)) is not None:
+        torch.mul(rates[1], rate, out=rates[0])  # all groups in one launch; fine-tuning has one for every layer
+        return
     for group in optimizer.param_groups:
         scale = group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -60,9 +63,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) ->
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Rates become fp32 tensors on `device`, so that a captured step reads what was last written to them."""
-    for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+    """Rates become fp32 tensors on `device`, so that a captured step reads what was last written to them.
+
+    They are views of one tensor, `optimizer.rates[0]`; `rates[1]` holds every group's `lr_scale`.
+    """
+    groups = optimizer.param_groups
+    scales = torch.tensor([group.get("lr_scale", 1.0) for group in groups], dtype=torch.float32, device=device)
+    rates = torch.tensor([float(group["lr"]) for group in groups], dtype=torch.float32, device=device)
+    optimizer.rates = rates, scales  # type: ignore[attr-defined]
+    for group, rate in zip(groups, rates.unbind()):
+        group["lr"] = rate
         if "capturable" in group:  # torch's own ask for it
             group["capturable"] = True
 
