@@ -14,7 +14,6 @@ and a checkpoint holds everything else, the evaluations so far included.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer
+from electra_core.weight_files import weights_digest
 
 KEPT_CHECKPOINTS = 1
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
@@ -125,15 +125,8 @@ def identity(
         data: fingerprints of the training and the development examples, tokenizer included.
     """
     values = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    start = {"weights": _digest(directory), "training data": data[0], "development data": data[1]}
+    start = {"weights": weights_digest(directory), "training data": data[0], "development data": data[1]}
     return {"settings": values, "task": json.loads(json.dumps(task_to_json(task))), "start": start}
-
-
-def _digest(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:

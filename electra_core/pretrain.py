@@ -108,7 +108,7 @@ def pretrain(
     ranks.together(lambda: check_request(run, start_from, max_minutes))
     job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
     job = with_agreed_parts(job)
-    checkpoint = agreed_checkpoint(job, run, resume, overwrite)
+    checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)
     job = cross_checked(job, learner)
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
@@ -225,8 +225,8 @@ def _save(
     score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
     writer.wait()
     tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
-    meta = {"tokens": tokens, "skipped_in_a_row": int(result.in_a_row), "identity": job.identity, **score}
-    writer.save(result.step, tensors, meta)
+    meta = {"tokens": tokens, "skipped_in_a_row": int(result.in_a_row), "start": learner.start}
+    writer.save(result.step, tensors, {**meta, "identity": job.identity, **score})
 
 
 def _whole(job: Job, electra: nn.Module) -> nn.Module:

@@ -42,11 +42,14 @@ from electra_core.optim import build_optimizer
 from electra_core.placement import autocast_context, resolve_precision
 from electra_core.progress import progress
 from electra_core.run_folder import (
+    Pair,
     check_identity,
+    check_same_start,
     check_start,
     find_checkpoint,
     make_run,
     run_identity,
+    start_record,
     write_config,
 )
 from electra_core.run_state import RunState
@@ -56,8 +59,6 @@ log = logging.getLogger("electra_core")
 
 Data = Path | str | Sequence[Path | str]
 """A prepared corpus, or several."""
-Pair = tuple[Path | str | None, Path | str | None]
-"""Model directories of a discriminator and a generator to go on from; both or neither."""
 
 
 # On what, how and where ---------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> Non
     """Looks at what is asked for besides the configuration; nothing is written. For the arguments see `pretrain`.
 
     Raises:
-        UserError: a model to start from lies in RUN, or `max_minutes` is no time.
+        UserError: half of a model to start from, or one that lies in RUN; `max_minutes` is no time.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"--max-minutes: expected a number of at least 0, got {max_minutes:g}")
@@ -184,11 +185,12 @@ def resolve_config(
     return encoder, config
 
 
-def agreed_checkpoint(job: Job, run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
+def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overwrite: bool) -> Checkpoint | None:
     """The checkpoint that all ranks go on from, if any; rank 0 looks for it.
 
     Raises:
-        UserError: as `find_checkpoint` and `check_identity`; another machine has another corpus, or another disk.
+        UserError: as `find_checkpoint`, `check_identity` and `check_same_start`; another machine has another
+            corpus, or another disk.
     """
     identity = job.identity
 
@@ -197,6 +199,7 @@ def agreed_checkpoint(job: Job, run: Path, resume: bool, overwrite: bool) -> Che
         if checkpoint is None:
             return [identity, None]
         check_identity(checkpoint, identity)
+        check_same_start(checkpoint, start_from)
         return [identity, [str(checkpoint.path), checkpoint.step, checkpoint.meta]]
 
     their_identity, place = job.ranks.decided_by_first(found)
@@ -231,6 +234,8 @@ class Learner:
     """Seen before it."""
     skipped: int
     """Of the steps right before it, those that changed nothing (`StepResult.in_a_row`)."""
+    start: dict[str, list[str]] | None
+    """What the run was begun with (`start_record`), on rank 0; None where its checkpoint does not say."""
 
 
 def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, quiet: bool) -> Learner:
@@ -242,8 +247,9 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     electra: Any = build_objective(job.encoder, job.config)
     if not job.sharded:
         electra.to(job.device)
+    start = checkpoint.meta.get("start") if checkpoint is not None else None
     if checkpoint is None:
-        job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
+        start = job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
         job.ranks.share(electra)
     if job.sharded:
         shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], job.device)
@@ -253,9 +259,9 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
         checkpoint.restore(electra, optimizer)
     replica = job.ranks.data_parallel(electra)
     if checkpoint is None:
-        return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0)
+        return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0, start=start)
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
-    return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped)
+    return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped, start)
 
 
 def cross_checked(job: Job, learner: Learner) -> Job:
@@ -269,11 +275,10 @@ def cross_checked(job: Job, learner: Learner) -> Job:
     return replace(job, engine=choose_engine(job.config.engine, job.device, job.ranks.size, job.dtype, heads))
 
 
-def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:
-    """What a new run starts from, besides random numbers: given weights, or counted words."""
+def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, list[str]]:
+    """What a new run starts from, besides random numbers: given weights (of which it keeps a record), or counted
+    words."""
     discriminator, generator = start_from
-    if (discriminator is None) != (generator is None):
-        raise UserError("--init-discriminator and --init-generator go together")
     if discriminator is not None and generator is not None:
         if job.config.objective != "electra":
             raise UserError(f"--init-discriminator: objective {job.config.objective!r} does not start from a pair")
@@ -281,6 +286,7 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> None:
         load_pair(electra, discriminator, generator)
     elif job.config.embedding_init == "cooccurrence":
         _start_from_counts(electra, job, quiet)
+    return start_record(start_from)
 
 
 def _check_words(corpus: Corpus, source: Path | str) -> None:

@@ -30,7 +30,11 @@ from electra_core.errors import UserError
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
+from electra_core.weight_files import weights_digest
 
+Pair = tuple[Path | str | None, Path | str | None]
+"""Model directories of a discriminator and a generator to start from; both or neither."""
+_HALVES = ("discriminator", "generator")
 _FOLDERS = ("checkpoints", "discriminator", "generator", "tensorboard")
 """What a run makes in RUN, and a new one removes."""
 
@@ -38,17 +42,17 @@ _SIGNS = {"state.json", ".state.json.new", "checkpoints"}
 """One of these lies in RUN from its first moment on; before, a user's config.toml may."""
 
 
-def check_start(run: Path, start_from: tuple[Path | str | None, Path | str | None]) -> None:
-    """Looks whether the model to start from is out of the way of a new run in RUN.
-
-    Args:
-        start_from: directories of a discriminator and a generator, as `find_model` takes them.
+def check_start(run: Path, start_from: Pair) -> None:
+    """Looks whether the model to start from is whole, and out of the way of a new run in RUN.
 
     Raises:
-        UserError: one of them, or a file that a link in it means, lies where the new run removes or writes.
+        UserError: one half is missing; or one, or a file that a link in it means, lies where the new run removes
+            or writes.
     """
+    if (start_from[0] is None) != (start_from[1] is None):
+        raise UserError("--init-discriminator and --init-generator go together")
     ours = [path.resolve() for path in (run, *(run / name for name in _FOLDERS))]
-    for kind, source in zip(("discriminator", "generator"), start_from):
+    for kind, source in zip(_HALVES, start_from):
         if source is None or not Path(source).is_dir():  # on the Hub, or not there, which is said later
             continue
         if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
@@ -153,6 +157,35 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
 
 
+def start_record(start_from: Pair) -> dict[str, list[str]]:
+    """What a new run starts from, for its checkpoints: of each half the name as given, and its weights' digest."""
+    given = {kind: source for kind, source in zip(_HALVES, start_from) if source is not None}
+    return {kind: [str(source), weights_digest(find_model(source, kind))] for kind, source in given.items()}
+
+
+def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
+    """Looks whether a checkpoint's run started from `start_from`. Nothing given asks for nothing, and goes on.
+
+    The weights decide, as both folders may have been moved; where there are none (any longer), the name does.
+
+    Raises:
+        UserError: it started from other weights, or from none.
+    """
+    began = checkpoint.meta.get("start")  # older versions did not write it
+    for kind, source in zip(_HALVES, start_from):
+        if source is None or began is None:
+            continue
+        name, digest = began.get(kind, ("", ""))
+        found = weights_digest(find_model(source, kind)) if Path(source).is_dir() else None
+        if found == digest or (found is None and str(source) == name):
+            continue
+        named = name if name != str(source) else "other weights of that name"
+        raise UserError(
+            f"cannot resume {checkpoint.path}: --init-{kind} {source}, but the run was begun "
+            f"{f'with {named}' if name else 'without'} (to go on it needs no --init-...)"
+        )
+
+
 def model_card(
     run: Path, encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
     evaluation: dict[str, float],
@@ -178,7 +211,7 @@ torch {torch.__version__}, {platform.machine()}, Python {platform.python_version
 
 def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
     """Write RUN/discriminator and RUN/generator as model directories."""
-    for kind in ("discriminator", "generator"):
+    for kind in _HALVES:
         part = getattr(electra, kind, None)
         if part is not None:
             save_pretrained(part, run / kind, tokenizer=corpus.tokenizer, card=card)

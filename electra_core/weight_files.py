@@ -7,6 +7,7 @@ files beside it, and sizes are compared with what the model needs before any mem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -89,6 +90,14 @@ def open_weights(directory: Path) -> WeightFiles:
         if (directory / index).exists():
             return reader(directory, _shards(directory, index))
     raise UserError(f"{directory} holds no weights: expected {SAFETENSORS} (or {BIN})")
+
+
+def weights_digest(directory: Path) -> str:
+    """What tells the weights of two model directories apart, wherever they lie: of their files' bytes."""
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def inside(directory: Path, name: str) -> Path:

@@ -185,6 +185,29 @@ def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_p
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_run_that_goes_on_started_from_the_given_pair_or_says_so(data: Path, base: Path, tmp_path: Path) -> None:
+    """Weights decide: the folders may have other names by then, or be gone. No pair is as good as the same one."""
+    models = {"init_discriminator": tmp_path / "was/discriminator", "init_generator": tmp_path / "was/generator"}
+    other, slow = tmp_path / "whole" / "discriminator", {"learning_rate": 1e-4}
+    for model in models.values():
+        shutil.copytree(base / model.name, model)
+    train(data, tmp_path / "whole", slow, **models)
+    stop_at(tmp_path / "run", tmp_path / "whole", 4)
+    with pytest.raises(UserError, match=f"{other}, but the run was begun with {tmp_path}/was"):
+        train(data, tmp_path / "run", slow, resume=True, **models | {"init_discriminator": other})
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole"), "nothing was removed"
+    train(data, tmp_path / "run", slow, resume=True, init_discriminator=base, init_generator=base)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    train(data, tmp_path / "run", slow, resume=True)
+    shutil.copytree(other, models["init_discriminator"], dirs_exist_ok=True)
+    with pytest.raises(UserError, match="was begun with other weights of that name"):
+        train(data, tmp_path / "run", slow, resume=True, **models)
+    shutil.rmtree(tmp_path / "was")
+    train(data, tmp_path / "run", slow, resume=True, **models)
+    with pytest.raises(UserError, match=r"--init-discriminator .*, but the run was begun without"):
+        train(data, stop_at(tmp_path / "bare", base, 4), resume=True, **models)
+
+
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}], ids=str)
 def test_a_run_does_not_go_over_the_model_it_starts_from(
     data: Path, base: Path, tmp_path: Path, options: dict[str, bool]
