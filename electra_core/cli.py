@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from electra_core import __version__, commands_inspect, commands_train, commands_use
-from electra_core.command_flags import CommandParser, Help
+from electra_core.command_flags import CommandParser, Help, Parser, is_one_of_several, is_to_say
 from electra_core.errors import (
     AnotherRankFailed,
     UserError,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        if options.command != "pretrain" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if options.command != "pretrain" and is_one_of_several():
             raise UserError("runs in one process; torchrun is for pretrain")
         with threads_quiet_about_disks():
             return options.run(options) or 0
@@ -70,15 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(options: argparse.Namespace, status: int, why: object) -> int:
-    print(f"electra {options.command}: {why}", file=sys.stderr)
+    line = f"electra {options.command}: {why}"
+    if is_to_say(line):
+        print(line, file=sys.stderr)
     return status
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    parser = argparse.ArgumentParser(
-        prog="electra", description="ELECTRA: pre-train, fine-tune, inspect.", formatter_class=Help
-    )
+    parser = Parser(prog="electra", description="ELECTRA: pre-train, fine-tune, inspect.", formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"electra-core {__version__}")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser

@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from electra_core.columns import Columns
 from electra_core.errors import UserError
@@ -32,7 +32,31 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return super()._get_help_string(action)
 
 
-class CommandParser(argparse.ArgumentParser):
+def is_one_of_several() -> bool:
+    """Whether torchrun started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_to_say(text: str) -> bool:
+    """Whether this process is to print `text`: the first of several that has it to say, or the only one."""
+    if not is_one_of_several():
+        return True
+    from electra_core.distributed import is_first_to_say
+
+    return is_first_to_say(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in only one of several processes."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's."""
+        if is_to_say(message):
+            super().error(message)
+        self.exit(2)
+
+
+class CommandParser(Parser):
     """Of one command; notes in the options as `given_flags` which of them were on the command line."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

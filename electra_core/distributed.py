@@ -187,6 +187,22 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(rank, size)
 
 
+def is_first_to_say(text: str) -> bool:
+    """Whether no other rank has said `text` since torchrun's last start, so that this one should.
+
+    For what ends a rank before it has joined the others, or when they do not listen any longer: most mistakes are
+    found by all of them, some by one alone. True where there is nobody to ask.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun's own store, which outlives the ranks
+        return True
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))
+        return store.add(f"said in start {start}: {text}", 1) == 1
+    except (RuntimeError, ValueError):
+        return True
+
+
 class Silent:
     """Stands, on the other ranks, for what only rank 0 has: every method may be called, and does nothing."""
 

@@ -102,6 +102,21 @@ def evaluation_of(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) ->
     return figures
 
 
+def complaint(arguments: list[str], on_rank_1: list[str]) -> tuple[int, str]:
+    """(exit status, standard error) of a command, to which rank 1 was given more than the others."""
+    import contextlib
+    import io
+
+    from electra_core.cli import main
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main([*arguments, *(on_rank_1 if os.environ["RANK"] == "1" else [])])
+        except SystemExit as left:
+            status = int(left.code or 0)
+    return status, said.getvalue()
+
+
 def stop_one(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
     """(steps, reason) of a run in which only rank 1 has a time limit."""
     limit = {"max_minutes": 0.0} if os.environ["RANK"] == "1" else {}

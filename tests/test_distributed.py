@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import evaluation_of, local_share, pretrain_rank, run_ranks, stop_one, with_nan_on_rank_1
+from ranks import complaint, evaluation_of, local_share, pretrain_rank, run_ranks, stop_one, with_nan_on_rank_1
 from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
 from electra_core.batches import Batches
@@ -179,6 +179,31 @@ def test_a_batch_that_cannot_be_split_is_told_before_anything_starts(data: Path,
     assert reports[0].startswith("UserError: batch_size: 8 sequences cannot be split evenly over 3")
     assert reports[1:] == ["AnotherRankFailed: rank 0 has an error"] * 2
     assert not (tmp_path / "run").exists()
+
+
+IDLE = ["--objective", "mlm", "--temperature", "2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "on_rank_1", "said"),
+    [
+        (IDLE, [], ["--temperature: no effect with --objective mlm"]),
+        (["--setps", "9"], [], ["unrecognized arguments: --setps 9"]),
+        (["--batch-size", "many"], [], ["argument --batch-size: invalid int value: 'many'"]),
+        (IDLE, ["--setps", "9"], ["--temperature: no effect", "unrecognized arguments: --setps 9"]),
+        ([], ["--max-minutes", "-1"], ["--max-minutes: expected a number of at least 0"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_mistake_is_told_once_whoever_finds_it(
+    data: Path, tmp_path: Path, more: list[str], on_rank_1: list[str], said: list[str]
+) -> None:
+    """Also before the processes know of one another."""
+    command = ["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", *more]
+    reports = run_ranks(2, complaint, command, on_rank_1)
+    assert [status for status, _ in reports] == [2, 2]
+    lines = "".join(text for _, text in reports)
+    assert [lines.count(line) for line in said] == [1] * len(said)
 
 
 BREAKS_ONCE = """
