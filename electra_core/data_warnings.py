@@ -1,5 +1,6 @@
 """What is odd about labelled data, in a line each for the user: copies in the development data, a header that was
-read as an example, text that the vocabulary cannot write. What is wrong with a single row, `BadRows` says."""
+read as an example, tags in none of the usual notations, text that the vocabulary cannot write. What is wrong with
+a single row, `BadRows` says."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from electra_core.columns import Columns, may_be_header
 from electra_core.labelled import TextExample
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
+from electra_core.tagging import marks_spans
 
 MANY_COPIES = 0.1
 """Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
@@ -66,6 +68,18 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
     return (
         f"{path}:1: was read as an example, but looks like a header: no other has the label {first.label!r} "
         "(--header leaves it out, --no-header says that it is none)"
+    )
+
+
+def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:
+    """Says that tags are judged word by word, if most of them are O, as only where the others mark spans."""
+    counts = Counter(tag for example in examples for tag in example.tags or ())
+    (most, _), (other, _) = counts.most_common(2)
+    if marks_spans(labels) or most.upper() != "O":
+        return None
+    return (
+        f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "
+        "judged by itself"
     )
 
 

@@ -12,14 +12,14 @@ from electra_kernels.rng import fold
 
 from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
-from electra_core.data_warnings import copies, header_as_example, input_of, unknown_words
+from electra_core.data_warnings import copies, header_as_example, input_of, unknown_words, unmarked_spans
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import OF_CLASSES, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
-from electra_core.tagging import marks_spans
+from electra_core.tagging import Tag, marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
@@ -83,6 +83,8 @@ def read_data(
         if bad.count:
             say(bad.summary())
     if isinstance(task, Classify) and (warning := header_as_example(train, read, task.columns)):
+        say(f"warning: {warning}")
+    if isinstance(task, Tag) and (warning := unmarked_spans(train, read, task.labels)):
         say(f"warning: {warning}")
     if dev is not None and (warning := copies(examples, dev_examples)):
         say(f"warning: {warning}")

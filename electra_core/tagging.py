@@ -7,8 +7,9 @@ Tags that mark spans come in several notations; everything here works in IOB2:
     IOB2    B-ORG  O         B-PER   O     O    B-LOC     every span begins with B-
     IOBES   S-ORG  O         S-PER   O     O    S-LOC     E- ends a span, S- is a span of one word (also L-, U-)
 
-In all of them the marks may be small letters, and M- stand for I-. Where all spans are of one kind, the marks may
-stand alone (B, I, O); since a single letter may also be a part of speech, only all tags of a file tell.
+In all of them the marks may be small letters, and M- stand for I-; B_PER, PER-B and PER_B are read as B-PER. Where
+all spans are of one kind, the marks may stand alone (B, I, O); since a single letter may also be a part of speech,
+only all tags of a file tell.
 
 A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
 overlapping windows, each word judged where it has most context.
@@ -38,12 +39,33 @@ from electra_core.tokenizer import Tokenizer
 
 SPAN_TAG = re.compile(r"O|[BIMELSU]-.+", re.IGNORECASE)
 MARKS = frozenset("OBIMELSU")
+BEGINS = re.compile(r"B[-_].+")
+SPELLINGS = tuple(
+    re.compile(form, re.IGNORECASE)
+    for form in (r"(?P<mark>[BIMELSU])[-_](?P<kind>.+)", r"(?P<kind>.+)[-_](?P<mark>[BIMELSU])")
+)
 
 
 def marks_spans(tags: Collection[str]) -> bool:
     """Whether these are all tags of a file of spans (O, B-X, I-X, ...) rather than, say, parts of speech."""
     typed = any(tag.upper() != "O" for tag in tags) and all(SPAN_TAG.fullmatch(tag) for tag in tags)
     return typed or are_marks_alone(tags)
+
+
+def with_marks_first(tags: Collection[str]) -> dict[str, str]:
+    """Tag -> as B-X, where all of them (but O) are like B-X or B_X, or all like X-B or X_B; else nothing."""
+    for form in SPELLINGS:
+        found = {tag: form.fullmatch(tag) for tag in tags if tag.upper() != "O"}
+        if all(found.values()):
+            return {tag: f"{match['mark']}-{match['kind']}" for tag, match in found.items() if match}
+    return {}
+
+
+def _spelled(tags: Collection[str]) -> dict[str, str]:
+    """`with_marks_first` of all tags of a file, if they are of spans beyond doubt: O is there, and a B or an I."""
+    spelled = with_marks_first(tags)
+    sure = any(tag.upper() == "O" for tag in tags) and any(tag[0] in "BbIi" for tag in spelled.values())
+    return spelled if sure else {}
 
 
 def are_marks_alone(tags: Collection[str]) -> bool:
@@ -103,9 +125,12 @@ class Tag(Task):
         if labelled and not known:
             examples = list(examples)
             known = {tag for example in examples for tag in example.tags or ()}
-        in_marks = are_marks_alone(set(known))
+        in_marks, spelled = are_marks_alone(set(known)), _spelled(set(known))
         for example in examples:
             tags = example.tags or ()
+            if spelled:  # of this file, or of that for training
+                as_usual = with_marks_first(tags) if self.labels else spelled
+                tags = tuple(as_usual.get(tag, tag) for tag in tags)
             marks = all(tag.upper() in MARKS for tag in tags) if in_marks else all(map(SPAN_TAG.fullmatch, tags))
             if tags and marks:
                 tags = tuple(to_iob2(tags))
@@ -134,7 +159,7 @@ class Tag(Task):
         if marks_spans(sorted(tags)):
             kinds = sorted({tag[2:] for tag in tags if tag != "O"})
             return replace(self, labels=("O", *(_tag(mark, kind) for kind in kinds for mark in "BI")))
-        if "O" in tags and any(tag.startswith("B-") for tag in tags):
+        if "O" in tags and any(map(BEGINS.fullmatch, tags)):
             raise UserError(_odd_tag(examples))
         return replace(self, labels=tuple(sorted(tags)), metric="accuracy")
 

@@ -12,14 +12,15 @@ import tiny_model
 from electra_core.choices import ChoiceExample
 from electra_core.classify import Classify
 from electra_core.columns import Columns
-from electra_core.data_warnings import copies, header_as_example, unknown_words
+from electra_core.data_warnings import copies, header_as_example, unknown_words, unmarked_spans
 from electra_core.features import Features
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import TextExample, read_texts
+from electra_core.labelled import BadRows, TextExample, read_texts
 from electra_core.predict import load
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
+from electra_core.tagging import Tag
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16)
 
@@ -116,6 +117,32 @@ def test_fine_tuning_tells_of_a_header_that_became_an_example(model, tmp_path, n
 def test_other_first_lines_are_no_headers(tmp_path, name, lines):
     file, columns = write(tmp_path / name, *lines), Columns("1", None, "2")
     assert header_as_example(file, list(read_texts(file, columns)), columns) is None
+
+
+# ---- tags
+
+
+@pytest.mark.parametrize(
+    "tags, odd",
+    [
+        ("O O PER", "PER"),
+        ("o o o B:PER I:PER I:PER", "I:PER"),
+        ("O O B-PER", ""),
+        ("O O B I", ""),
+        ("O NN NN VB", ""),  # parts of speech, one of which is called O
+    ],
+)
+def test_spans_in_no_usual_notation_are_judged_word_by_word_and_that_is_told(tmp_path, tags, odd):
+    file = write(tmp_path / "a.conll", *(f"w {tag}" for tag in tags.split()))
+    examples = list(Tag().read(file, BadRows(file)))
+    said = unmarked_spans(file, examples, Tag().fitted(examples).labels)
+    assert (said is not None and f"{file}: tags like {odd!r} mark no spans" in said) if odd else said is None
+
+
+def test_fine_tuning_tells_of_tags_without_marks(model, tmp_path):
+    file = write(tmp_path / "a.conll", *("good O\n" * n + "film PER\n" for n in range(1, 20)))
+    (said,) = warnings(model, file, None, tmp_path / "out", Tag(), max_length=32)
+    assert said.startswith(f"{file}: tags like 'PER' mark no spans")
 
 
 # ---- words that are none

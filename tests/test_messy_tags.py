@@ -183,6 +183,26 @@ def test_marks_may_be_small_letters_and_the_middle_may_be_m():
     ]  # fmt: skip
 
 
+def test_bilou_is_iobes():
+    assert to_iob2(["U-X", "B-X", "I-X", "L-X", "O", "U-Y"]) == ["B-X", "B-X", "I-X", "I-X", "O", "B-Y"]
+
+
+@pytest.mark.parametrize("form", ["{mark}_{kind}", "{kind}-{mark}", "{kind}_{mark}"])
+def test_marks_may_stand_behind_and_be_joined_otherwise(tmp_path, form):
+    def file(name: str, *tags: str) -> Path:
+        spelled = [form.format(mark=tag[0], kind=tag[2:]) if tag[1:] else tag for tag in tags]
+        return json_lines(tmp_path / name, {"tokens": list("abcdefgh"[: len(tags)]), "tags": spelled})
+
+    train, dev = file("a.jsonl", "B-S", "E-S", "O", "S-geo_loc"), file("b.jsonl", "B-geo_loc", "I-geo_loc", "B-S")
+    (example,) = examples = list(Tag().read(train, BadRows(train)))
+    assert example.tags == ("B-S", "I-S", "O", "B-geo_loc")
+    task = Tag().fitted(examples)
+    assert task.labels == ("O", "B-S", "I-S", "B-geo_loc", "I-geo_loc")
+    assert [e.tags for e in task.read(dev, BadRows(dev))] == [("B-geo_loc", "I-geo_loc", "B-S")]
+    bad = BadRows(dev, skip=True)
+    assert not list(task.read(file("b.jsonl", "B-Z"), bad)) and "occur in training ('B-Z')" in bad.first[0]
+
+
 @pytest.mark.parametrize(
     "tags, labels",
     [
@@ -193,11 +213,13 @@ def test_marks_may_be_small_letters_and_the_middle_may_be_m():
         (["i", "o"], ("O", "B", "I")),
         (["S", "O"], ("O", "S")),  # a subject and an object, for all that is known
         (["I", "E"], ("E", "I")),  # no O
+        (["PP-B", "NN_S"], ("NN_S", "PP-B")),  # no O either
+        (["O", "NN-S", "NN-L"], ("NN-L", "NN-S", "O")),  # neither a B nor an I
         (["I", "N"], ("I", "N")),  # an interjection and a noun
     ],
 )
 def test_what_counts_as_tags_of_spans(tmp_path, tags, labels):
-    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": tags})
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": list("abc"[: len(tags)]), "tags": tags})
     task = Tag()
     task = task.fitted(list(task.read(file, BadRows(file))))
     assert task.labels == labels and task.metric == ("f1" if labels[1][0] == "B" else "accuracy")
@@ -227,6 +249,7 @@ def test_a_header_or_a_slip_does_not_turn_spans_into_plain_tags(tmp_path):
     for file, message in (
         (write(tmp_path / "a.tsv", "word\ttag\nAnn\tB-PER\nmet\tO\n"), "line 1 has the tag 'tag'"),
         (write(tmp_path / "a.conll", "Ann B-PER\nmet O\n\nBob BPER\n"), "line 4 has the tag 'BPER'"),
+        (write(tmp_path / "b.tsv", "word\ttag\nAnn\tB_PER\nmet\tO\n"), "line 1 has the tag 'tag'"),
     ):
         with pytest.raises(UserError, match=message):
             Tag().fitted(list(Tag().read(file, BadRows(file))))
