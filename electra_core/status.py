@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Status:
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Status]:
-    """The runs at `paths`.
+    """The runs at `paths`, each once.
 
     Raises:
         UserError: one of them is no run.
@@ -80,7 +80,19 @@ def find_runs(paths: Sequence[str | Path]) -> list[Status]:
             runs.append(Status(path.name, path, RUNNING))
         else:
             raise UserError(f"{path}: is not the folder of a run (no metrics.jsonl in it)")
-    return runs
+    return _told_apart(runs)
+
+
+def _told_apart(runs: Sequence[Status]) -> list[Status]:
+    """Each run once, named by as many of its path's last parts as it takes for no two to have one name."""
+    found: dict[Path, Status] = {}
+    for run in runs:
+        found.setdefault(run.path.resolve(), run)
+    for depth in itertools.count(1):
+        names = ["/".join(path.parts[-depth:]) for path in found]
+        if len({*names}) == len(names):
+            break
+    return [replace(run, name=name) for run, name in zip(found.values(), names)]
 
 
 def read_run(path: Path) -> Status:

@@ -326,6 +326,19 @@ def test_status_shows_runs_beside_each_other_and_a_reference(
     )
 
 
+def test_status_shows_each_run_once_and_tells_them_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        make_run(folder / "run", 5.0)
+    monkeypatch.chdir(tmp_path / "a")
+    same = ["run", "run/", str(tmp_path / "a" / "run")]
+    for paths, names in ((same, ["run"]), ([*same, "../b/run"], ["a/run", "b/run"])):
+        assert main(["status", *paths, "--json"]) == 0
+        assert [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]] == names
+
+
 def test_time_left_is_told_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(tmp_path / "run", 5.0)
     with RunState(folder) as state:
