@@ -4,8 +4,9 @@ a single row, `BadRows` says."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,24 @@ MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
 
 
-def input_of(example: Any) -> Hashable:
+def input_of(example: Any) -> bytes:
     """What examples have in common that are not to be learned from and judged by: the text, the pair of texts, the
-    words, the text with its endings; of questions their context."""
+    words, the text with its endings; of questions their context. Case and white space do not matter: to most
+    vocabularies they are nothing.
+
+    Returns:
+        A digest, as whole texts would be kept twice in memory.
+    """
     if isinstance(example, QuestionExample):
-        return example.context
-    if isinstance(example, TaggedExample):
-        return example.words
-    if isinstance(example, ChoiceExample):
-        return example.text, example.choices
-    return example.text, example.pair
+        texts: Sequence[str | None] = (example.context,)
+    elif isinstance(example, TaggedExample):
+        texts = example.words
+    elif isinstance(example, ChoiceExample):
+        texts = (example.text, *example.choices)
+    else:
+        texts = (example.text, example.pair)
+    alike = "\0".join(" ".join(text.casefold().split()) for text in texts if text is not None)
+    return hashlib.blake2b(alike.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def copies(train: Sequence[Any], dev: Sequence[Any]) -> str | None:

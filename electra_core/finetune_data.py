@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,15 @@ def _split(examples: Sequence[Any], train: str | Path) -> tuple[list[Any], list[
     Groups of one input are held out in a random order, the same for every run, as long as they fit into a tenth;
     if none does, the smallest one is.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(input_of(example), []).append(index)
+    inputs = [input_of(example) for example in examples]
+    groups: dict[bytes, list[int]] = {}
+    for index, key in enumerate(inputs):
+        groups.setdefault(key, []).append(index)
     if len(groups) < 2:
         what = "a single example" if len(examples) < 2 else f"{len(examples)} examples that have one input"
         raise UserError(f"{train}: {what} cannot be split; give a dev file")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
-    in_order = list(dict.fromkeys(input_of(examples[index]) for index in order))
+    in_order = list(dict.fromkeys(inputs[index] for index in order))
     count, held_out = max(1, round(len(examples) * HELD_OUT)), set[int]()
     for group in in_order:
         if len(held_out) + len(groups[group]) <= count:

@@ -77,6 +77,21 @@ def test_noise_cannot_be_learned_by_heart(tmp_path):
     assert set(Counter(example.text for example in dev).values()) == {5}
 
 
+def test_case_and_white_space_make_no_other_input(tmp_path):
+    file, written = tmp_path / "a.csv", (str, str.upper, lambda text: text.replace(" ", "  "))
+    rows = [f"{write(f'Good {chr(97 + n)}')},{n % 2}" for write in written for n in range(10)]
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    train, dev = split(Classify(), file)
+    assert (len(train), len({example.text.lower().split()[1] for example in dev})) == (27, 1)
+
+
+def test_what_is_held_out_of_other_inputs_stays_the_same(tmp_path):
+    """Also in later versions: figures are of these rows."""
+    file = labelled(tmp_path / "a.tsv", [f"text {n}" for n in range(100)])
+    lines = [11, 14, 27, 36, 54, 60, 81, 82, 95, 101]
+    assert [example.line for example in split(Classify(), file)[1]] == lines
+
+
 def test_pairs_are_the_same_if_both_texts_are(tmp_path):
     file = tmp_path / "pairs.csv"
     rows = [f"a{n % 5},b{n % 4},{n % 2}" for n in range(40)]  # twenty pairs, each twice
