@@ -126,10 +126,9 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     if "text" not in names:
         names = _guess_texts([name for name in present if name not in names.values()]) | names
     for role, usual in (("label", LABEL_NAMES), ("id", ID_NAMES)):
-        taken = set(names.values())
-        match = next((name for name in usual if name in present and name not in taken), None)
-        if asked[role] is None and match is not None:
-            names[role] = match
+        free = [name for name in _called(present, usual) if name not in names.values()]
+        if asked[role] is None and free:
+            names[role] = free[0]
     for role in ("text", "label") if labelled else ("text",):
         if role not in names:
             raise UserError(
@@ -145,12 +144,12 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
     absent = {role for role, names in named.items() if names and _match(present, names) is None}
     changes: dict[str, Any] = {}
     if absent >= {"text", "pair"}:
-        pairs = [pair for pair in PAIR_NAMES if set(pair) <= set(present)]
+        pairs = [found for pair in PAIR_NAMES if len(found := _called(present, pair)) == 2]
         changes |= zip(("text", "pair"), pairs[0]) if len(pairs) == 1 else ()
     elif "text" in absent and wanted.pair is None:
-        texts = [name for name in TEXT_NAMES if name in present]
+        texts = _called(present, TEXT_NAMES)
         changes |= {"text": texts[0]} if len(texts) == 1 else {}
-    labels = [name for name in LABEL_NAMES if name in present]
+    labels = _called(present, LABEL_NAMES)
     if "label" in absent and len(labels) == 1:
         changes["label"] = labels[0]
     return replace(wanted, **changes)
@@ -186,8 +185,17 @@ def _match(present: Sequence[str], names: tuple[str, ...]) -> str | None:
 
 
 def _guess_texts(present: Sequence[str]) -> dict[str, str]:
-    for first, second in PAIR_NAMES:
-        if first in present and second in present:
-            return {"text": first, "pair": second}
-    match = next((name for name in TEXT_NAMES if name in present), None)
-    return {"text": match} if match else {}
+    for pair in PAIR_NAMES:
+        if len(found := _called(present, pair)) == 2:
+            return dict(zip(("text", "pair"), found))
+    return dict(zip(("text",), _called(present, TEXT_NAMES)))
+
+
+def _called(present: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """The columns that have one of the usual names, in their order; in any case where that names only one."""
+    found = []
+    for name in usual:
+        alike = [column for column in present if column.lower() == name.lower()]
+        if name in alike or len(alike) == 1:
+            found.append(name if name in alike else alike[0])
+    return found

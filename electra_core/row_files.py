@@ -108,7 +108,7 @@ def read_rows(
 
     Args:
         header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
-            `wanted`. Columns of a file without header are called "1", "2", ...
+            `wanted`, or that with capitals. Columns of a file without header are called "1", "2", ...
         quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
 
     Raises:
@@ -134,7 +134,8 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
     for line, cells, problem in _split_cells(path, quoting):
         if names is None and not problem:
             stripped = [cell.strip() for cell in cells]
-            has_header = header if header is not None else not wanted or not set(stripped).isdisjoint(wanted)
+            in_any_case = {*stripped, *map(str.lower, stripped)}
+            has_header = header if header is not None else not wanted or not in_any_case.isdisjoint(wanted)
             names = _header(path, stripped) if has_header else [str(number + 1) for number in range(len(cells))]
             if has_header:
                 continue

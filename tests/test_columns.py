@@ -82,6 +82,31 @@ def test_the_usual_names_stand_in_for_those_of_the_training_file(tmp_path):
         list(read_texts(usual, trained))
 
 
+def test_usual_names_may_have_capitals(tmp_path):
+    rows = ("fine,1", "dull,0")
+    for header in ("Text,Label", "REVIEW,SENTIMENT", "text,Label"):
+        assert read(write(tmp_path / "a.csv", header, *rows), Columns()) == [
+            ("fine", None, "1"),
+            ("dull", None, "0"),
+        ]
+        assert read(write(tmp_path / "a.csv", header, *rows), Columns(text="1", label="2"))[0] == (
+            "fine",
+            None,
+            "1",
+        )
+    pairs = write(tmp_path / "b.csv", "ID,Sentence1,Sentence2,Score", "7,a,b,2")
+    assert (
+        read(pairs, Columns())
+        == read(pairs, Columns(text="left", pair="right", label="same"))
+        == [("a", "b", "2")]
+    )
+    both = write(tmp_path / "c.csv", "Text,text,label", "no,yes,1")
+    assert read(both, Columns()) == [("yes", None, "1")]
+    assert "which column holds the text" in refusal(
+        write(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
+    )
+
+
 def test_of_several_usual_names_none_is_taken(tmp_path):
     trained = Columns("review_text", None, "stars")
     several = write(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
