@@ -128,10 +128,12 @@ class Classify(_TextTask):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
-        shown = dict(self.label_names)
+        shown = {**{label: label for label in self.labels}, **dict(self.label_names)}
+        same = {_number(written): label for written, label in shown.items() if _number(written) is not None}
         for example in self._read(path, bad, labelled):
-            if example.label is not None:
-                example = replace(example, label=shown.get(example.label, example.label))
+            if example.label is not None:  # pandas writes 1 as 1.0 where a row has no label
+                label = shown.get(example.label) or same.get(_number(example.label), example.label)
+                example = replace(example, label=label)
                 if labelled and self.labels and example.label not in self.labels:
                     known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
                     bad.add(example.place, f"the label does not occur in training ({example.label!r}; {known})")

@@ -147,6 +147,16 @@ def test_labels_are_single_values(tmp_path, label):
     assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one text or number" in refusal(file)
 
 
+def test_a_label_may_be_the_same_number_in_another_form(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label\nfine,1.0\ndull,0.0\nold,1\nodd,2.0\n")
+    plain, bad = Classify(labels=("0", "1")), BadRows(file, skip=True)
+    assert [example.label for example in plain.read(file, bad)] == ["1", "0", "1"]
+    assert "does not occur in training ('2.0'; known: 0, 1)" in bad.first[0]
+    named = Classify(labels=("bad", "good"), label_names=(("0", "bad"), ("1", "good")))
+    assert [example.label for example in named.read(file, BadRows(file, skip=True))] == ["good", "bad", "good"]
+    assert [example.label for example in Classify().read(file, bad)] == ["1.0", "0.0", "1", "2.0"]
+
+
 def test_rows_without_an_id_are_called_by_their_line(tmp_path):
     rows = [{"id": name, "text": "fine", "label": 1} for name in (None, None, "", 7, 2)]
     file = json_lines(tmp_path / "a.jsonl", *rows)
