@@ -1,6 +1,6 @@
 """What is odd about labelled data, in a line each for the user: copies in the development data, a header that was
-read as an example, tags in none of the usual notations, text that the vocabulary cannot write. What is wrong with
-a single row, `BadRows` says."""
+read as an example, labels that are no classes, tags in none of the usual notations, text that the vocabulary
+cannot write. What is wrong with a single row, `BadRows` says."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from electra_core.tagging import marks_spans
 
 MANY_COPIES = 0.1
 """Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
+MANY_LABELS = 10
+"""From so many on they may be something else than classes; fewer are also a small example's."""
 MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
 
@@ -80,11 +82,23 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
     )
 
 
+def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | None:
+    """Says that most labels occur once, if they are many: numbers, or another column than that of the classes."""
+    counts = Counter(example.label for example in examples)
+    alone = sum(count == 1 for count in counts.values())
+    if len(counts) < MANY_LABELS or alone <= len(counts) / 2:
+        return None
+    return (
+        f"{path}: {alone:,} of the {len(counts):,} labels have one example each; are they classes? "
+        "(--label-column names another column, --task regress learns numbers)"
+    )
+
+
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:
-    """Says that tags are judged word by word, if most of them are O, as only where the others mark spans."""
+    """Says that tags are judged word by word, if most of them are O or 0, as only where the others mark spans."""
     counts = Counter(tag for example in examples for tag in example.tags or ())
     (most, _), (other, _) = counts.most_common(2)
-    if marks_spans(labels) or most.upper() != "O":
+    if marks_spans(labels) or most.upper() not in ("O", "0"):
         return None
     return (
         f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "

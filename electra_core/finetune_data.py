@@ -12,7 +12,14 @@ from electra_kernels.rng import fold
 
 from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
-from electra_core.data_warnings import copies, header_as_example, input_of, unknown_words, unmarked_spans
+from electra_core.data_warnings import (
+    copies,
+    header_as_example,
+    input_of,
+    labels_of_one,
+    unknown_words,
+    unmarked_spans,
+)
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
@@ -82,13 +89,18 @@ def read_data(
     for bad in skipped:
         if bad.count:
             say(bad.summary())
-    if isinstance(task, Classify) and (warning := header_as_example(train, read, task.columns)):
-        say(f"warning: {warning}")
-    if isinstance(task, Tag) and (warning := unmarked_spans(train, read, task.labels)):
-        say(f"warning: {warning}")
-    if dev is not None and (warning := copies(examples, dev_examples)):
-        say(f"warning: {warning}")
+    odd = _odd(task, train, read)
+    for warning in odd if dev is None else (*odd, copies(examples, dev_examples)):
+        if warning:
+            say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
+
+
+def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
+    """What is odd about the training data."""
+    if isinstance(task, Classify):
+        return [header_as_example(train, read, task.columns), labels_of_one(train, read)]
+    return [unmarked_spans(train, read, task.labels)] if isinstance(task, Tag) else []
 
 
 def _chosen_by(task: Task, metric: str) -> Task:

@@ -12,7 +12,7 @@ import tiny_model
 from electra_core.choices import ChoiceExample
 from electra_core.classify import Classify
 from electra_core.columns import Columns
-from electra_core.data_warnings import copies, header_as_example, unknown_words, unmarked_spans
+from electra_core.data_warnings import copies, header_as_example, labels_of_one, unknown_words, unmarked_spans
 from electra_core.features import Features
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -119,6 +119,32 @@ def test_other_first_lines_are_no_headers(tmp_path, name, lines):
     assert header_as_example(file, list(read_texts(file, columns)), columns) is None
 
 
+# ---- labels
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (
+            [str(n) for n in range(10)],
+            "10 of the 10 labels have one example each; are they classes? (--label-column",
+        ),
+        (["0"] * 50 + [str(n) for n in range(20)], "19 of the 20 labels"),
+        ([str(n) for n in range(9)], ""),  # a small example
+        ([str(n % 20) for n in range(31)], ""),
+    ],
+)
+def test_many_labels_of_one_example_may_be_no_classes(labels, said):
+    found = labels_of_one("a.tsv", [replace(*texts("a"), label=label) for label in labels])
+    assert (found is None) if not said else found is not None and found.startswith(f"a.tsv: {said}")
+
+
+def test_fine_tuning_tells_of_labels_that_are_no_classes(model, tmp_path):
+    file = write(tmp_path / "a.tsv", "text\tlabel", *(f"good{' a' * n}\t{n}" for n in range(20)))
+    (said,) = warnings(model, file, None, tmp_path / "out")
+    assert said.startswith(f"{file}: 20 of the 20 labels have one example each")
+
+
 # ---- tags
 
 
@@ -127,6 +153,7 @@ def test_other_first_lines_are_no_headers(tmp_path, name, lines):
     [
         ("O O PER", "PER"),
         ("o o o B:PER I:PER I:PER", "I:PER"),
+        ("0 0 1 2 2", "2"),  # numbers of tags, which the Hub has names for
         ("O O B-PER", ""),
         ("O O B I", ""),
         ("O NN NN VB", ""),  # parts of speech, one of which is called O
