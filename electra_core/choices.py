@@ -43,8 +43,8 @@ def read_choices(
 ) -> Iterator[ChoiceExample]:
     """Rows with a text and a list of `choices` (or {"text": [...], "label": [...]}), or columns `ending0`, ...
 
-    The label is the name of the right choice where they have names; else its index from 0, or its letter A, B, ...
-    Without `labelled` it is not read.
+    The label is the name of the right choice where they have names; else its index from 0, its letter A, B, ...,
+    or the choice itself. Without `labelled` it is not read.
 
     Raises:
         UserError: as `labelled.read_texts`.
@@ -79,7 +79,7 @@ def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample |
         label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
         if label is None:
             return None, "the label is missing"
-        index = choice_names.index(label) if label in choice_names else -1 if choice_names else _index(label)
+        index = _named(label, choice_names) if choice_names else _index(label, choices)
         if not 0 <= index < len(choices):
             return None, _no_such_choice(label, choices, choice_names)
     return ChoiceExample(row_id(row, "id"), row.line, text, tuple(choices), index), ""
@@ -98,11 +98,16 @@ def _choices_problem(choices: Sequence[Any]) -> str:
     return ""
 
 
-def _index(label: str) -> int:
-    """ "2" -> 2, "C" -> 2; -1 if it is neither."""
+def _index(label: str, choices: Sequence[str]) -> int:
+    """ "2" -> 2, "C" -> 2, else where the one choice is that is the label; -1 if it is none of these."""
     if label.isdecimal():
         return int(label)
-    return ord(label.upper()) - ord("A") if len(label) == 1 and label.isascii() else -1
+    letter = ord(label.upper()) - ord("A") if len(label) == 1 and label.isascii() else -1
+    return letter if 0 <= letter < len(choices) else _named(label, [choice.strip() for choice in choices])
+
+
+def _named(label: str, names: Sequence[str | None]) -> int:
+    return names.index(label) if names.count(label) == 1 else -1
 
 
 def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | None]) -> str:

@@ -93,6 +93,16 @@ def test_choices_that_have_names_are_found_by_them(tmp_path, answer, expected, a
     assert (example.choices, example.label) == (("x", "y", "z"), expected)
 
 
+@pytest.mark.parametrize("label, expected", [("two words", 0), ("x", 2), ("B", 1), ("2", 2)])
+def test_a_label_may_be_the_choice_itself(tmp_path, label, expected):
+    """Where it is neither a number nor the letter of one."""
+    choices = ["two words ", "2", "x"]
+    file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "label": label})
+    assert next(read_choices(file)).label == expected
+    twice = json_lines(tmp_path / "b.jsonl", {"question": "Which?", "choices": ["no", "no"], "label": "no"})
+    assert "the label names no choice ('no' of 2)" in refused_choice(twice)
+
+
 @pytest.mark.parametrize("label", ["ß", "²", "-1", "3", 3, "D", "xy"])
 def test_labels_that_name_no_choice(tmp_path, label):
     file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "label": label})
