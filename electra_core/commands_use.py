@@ -86,10 +86,10 @@ def predict(options: Namespace) -> None:
     if options.submission:
         refuse_idle(options, ("format",), "with --submission, which has a form of its own")
         return _submission(_predictor(options, options.input), options)
-    predictor = _predictor(options, options.input)
     if options.output and _is_same_file(options.input, options.output):
         raise UserError(f"--output {options.output}: is the input, which would be lost")
-    form = options.format or ("csv" if str(options.output).lower().endswith(".csv") else "jsonl")
+    form = options.format or _form_of(options.output or "")
+    predictor = _predictor(options, options.input)
     with ExitStack() as stack:
 
         def opened() -> TextIO:
@@ -104,6 +104,16 @@ def predict(options: Namespace) -> None:
             quiet=options.quiet or not options.output,
         )  # fmt: skip
     _say_what_was_lost(bad, predictor)
+
+
+def _form_of(output: str) -> str:
+    """What is written to a file of that name; UserError for what is not written at all."""
+    ending = Path(output).suffix.lower()
+    if ending in (".tsv", ".parquet", ".xlsx", ".xls", ".ods", ".gz", ".xz", ".zst"):
+        raise UserError(
+            f"--output {output}: expected a name in .jsonl or .csv, got {ending} (--format goes before it)"
+        )
+    return "csv" if ending == ".csv" else "jsonl"
 
 
 def _is_same_file(one: str, other: str) -> bool:

@@ -189,6 +189,14 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--output", "./x.txt"], "is the input, which would be lost",
     ),
+    "predict: into a table that is not written": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+                      "--output", str(f / "x.xlsx")], r"x\.xlsx: expected a name in \.jsonl or \.csv, got \.xlsx",
+    ),
+    "predict: into a compressed file": (
+        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+                      "--output", str(f / "x.csv.gz")], r"expected a name in \.jsonl or \.csv, got \.gz",
+    ),
     "predict: a submission with a bad row": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",
                       write(f / "x.tsv", "index\tsentence\n0\tfine\n1\t \n")], r"x.tsv:3: the text is empty",
