@@ -26,6 +26,7 @@ from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import OF_CLASSES, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
+from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import Tag, marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -130,6 +131,8 @@ def _split(examples: Sequence[Any], train: str | Path) -> tuple[list[Any], list[
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
         what = "a single example" if len(examples) < 2 else f"{len(examples)} examples that have one input"
+        if isinstance(examples[0], TaggedExample):
+            what += " (an empty line ends a sentence)"
         raise UserError(f"{train}: {what} cannot be split; give a dev file")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
     in_order = list(dict.fromkeys(inputs[index] for index in order))

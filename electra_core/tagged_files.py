@@ -61,8 +61,9 @@ def read_tagged(
 
     A file of CoNLL columns is CoNLL-U if its first line that is no comment (`# ...`) has that format's ten
     columns, between tabs, and begins with the number of a first word: 1, 1-2 or 0.1. There comments, ranges
-    (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; elsewhere `#` and
-    `1-2` are words. It is CoNLL-U Plus if a comment before that line names the columns (`# global.columns = ...`).
+    (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; elsewhere `1-2` is a
+    word, and so is `#`, but for comments at the head of a sentence (`_is_comment`). It is CoNLL-U Plus if a
+    comment before that line names the columns (`# global.columns = ...`).
 
     Args:
         columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists; of
@@ -104,6 +105,9 @@ def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
     tag = _number(path, columns, "label", names.index("UPOS") if "UPOS" in names else -1, names)
     needed = max(word + 1, tag + 1, 2) if labelled else word + 1
     for sentence in _sentences(_conllu_rows(lines, names) if names else _rows(lines)):
+        sentence = sentence if names else _without_comments(sentence)
+        if not sentence:
+            continue
         number, rows = sentence[0][0], [cells for _, cells in sentence]
         if problem := _conll_problem(sentence, needed):
             bad.add(number, problem)
@@ -168,6 +172,17 @@ def _sentences(rows: Iterable[Cells]) -> Iterator[list[Cells]]:
             sentence = []
     if sentence:
         yield sentence
+
+
+def _without_comments(sentence: list[Cells]) -> list[Cells]:
+    """The rows without those at its head that are no words."""
+    columns = len(sentence[-1][1])
+    return list(itertools.dropwhile(lambda row: _is_comment(row[1], columns), sentence))
+
+
+def _is_comment(cells: Sequence[str], columns: int) -> bool:
+    """Whether cells at a sentence's head are a comment: `# id 7 ...`, `# text = ...`, or not `columns` many."""
+    return cells[0][:1] == "#" and (cells[1:2] == ["id"] or cells[2:3] == ["="] or len(cells) != columns)
 
 
 def _conll_problem(lines: Sequence[Cells], needed: int) -> str:

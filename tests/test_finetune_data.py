@@ -141,6 +141,12 @@ def test_what_cannot_be_split_is_said(tmp_path, count, message):
         split(Regress(), labelled(tmp_path / "a.tsv", ["same"] * count))
 
 
+def test_sentences_that_nothing_ends_are_one(tmp_path):
+    (tmp_path / "a.conll").write_text("Ann B-PER\nmet O\nBob B-PER\nslept O\n")
+    with pytest.raises(UserError, match=r"a single example \(an empty line ends a sentence\) cannot be split"):
+        split(Tag(), tmp_path / "a.conll")
+
+
 # ---- the figure that is chosen by
 
 

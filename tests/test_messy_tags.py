@@ -96,6 +96,22 @@ def test_elsewhere_a_number_sign_and_a_range_are_words(tmp_path):
     assert next(read_tagged(write(tmp_path / "b.conll", "# O\n"))).words == ("#",)
 
 
+def test_a_comment_has_other_columns_than_words(tmp_path):
+    file = write(
+        tmp_path / "a.tsv", "#\thttp://x.org [2010]\n# 2 x y\n#\tO\nAnn\tB-PER\n\n#hi\tO\n#\tO\nBob B-PER\n"
+    )
+    assert [(example.line, example.words) for example in read_tagged(file)] == [
+        (3, ("#", "Ann")),
+        (6, ("#hi", "#", "Bob")),
+    ]
+    assert words_to_predict(write(tmp_path / "a.conll", "# id 1\nAnn\nmet\n")) == [["Ann", "met"]]
+    comments = "# id 6\n\n# id 7 domain=a\n# text = Ann\nAnn _ _ B-PER\n"
+    (example,) = read_tagged(write(tmp_path / "b.conll", comments))
+    assert (example.words, example.tags) == (("Ann",), ("B-PER",))
+    within = write(tmp_path / "c.conll", "Ann B-PER\n# O O\nmet O\n")
+    assert "c.conll:1: expected 2 columns as before, found 3 (line 2)" in refusal(within)
+
+
 def test_an_empty_column_of_conllu_is_no_tag(tmp_path):
     file = write(tmp_path / "a.conllu", CONLLU.replace("\tVERB\t", "\t\t"))
     assert "a.conllu:4: an empty column (line 5)" in refusal(file)
