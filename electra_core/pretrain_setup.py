@@ -127,6 +127,11 @@ def open_job(
     dtype = resolve_precision(config.precision, device)
     if config.sharding == "fsdp" and ranks.size == 1:
         log.warning("--sharding fsdp: there is one process, which holds the whole model")
+    if config.warmup_steps >= config.steps and ranks.first:  # then the schedule's top is at half of the steps
+        top = f"{config.steps / config.warmup_steps / 4:.1%}"
+        log.warning(
+            f"--warmup-steps {config.warmup_steps} of {config.steps} steps: the rate gets to {top} of its peak"
+        )
     engine = choose_engine(config.engine, device, ranks.size, dtype, _head_sizes(encoder, config))
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")

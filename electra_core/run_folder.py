@@ -239,7 +239,9 @@ def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
         import tomli as tomllib
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     encoder = tables.pop("discriminator", {})
     changes = tables.pop("pretrain", {})

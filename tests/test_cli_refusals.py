@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: wrong type": (pretrain_with(toml='clip_norm = "much"\n'), "clip_norm expects .* float"),
     "pretrain: not TOML": (pretrain_with(toml="steps = = 3\n"), r"c\.toml"),
     "pretrain: config not UTF-8": (pretrain_with(toml=b"model = '\xff'\n"), r"c\.toml"),
-    "pretrain: config missing": (pretrain_with("--config", "no.toml"), r"no\.toml"),
+    "pretrain: config missing": (pretrain_with("--config", "no.toml"), r"no\.toml: cannot be read \(No such file"),
     "pretrain: unknown choice": (pretrain_with("--objective", "elektra"), "electra"),
     "pretrain: too long": (pretrain_with("--max-length", "64"), "64.* 32 positions"),
     "pretrain: uneven parts": (pretrain_with("--accumulate", "3"), "accumulate 3"),

@@ -147,6 +147,13 @@ def test_a_time_limit_is_a_time(data: Path, tmp_path: Path, minutes: float) -> N
     assert not (tmp_path / "run").exists()
 
 
+def test_a_warm_up_that_never_ends_is_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The presets' 10,000 steps are more than many a small run takes."""
+    for warmup, said in ((1, []), (20, ["--warmup-steps 20 of 2 steps: the rate gets to 2.5% of its peak"])):
+        train(data, tmp_path / str(warmup), {"steps": 2, "warmup_steps": warmup})
+        assert caplog.messages == said
+
+
 def test_the_shortest_examples_are_trained_on(data: Path, tmp_path: Path) -> None:
     changes = {"steps": 2, "max_length": 8, "mask_fraction": 0.01}
     assert train(data, tmp_path / "short", changes).steps == 2
