@@ -214,18 +214,23 @@ def label_text(value: Any) -> str | None:
 def _read_folder(path: Path, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
     """One text per .txt file, labelled by its sub-folder; `unsup/`, IMDb's unlabelled part, is left out."""
     labels = sorted(sub.name for sub in path.iterdir() if sub.is_dir() and sub.name != "unsup")
-    folders = {label: path / label for label in labels if next((path / label).glob("*.txt"), None)}
-    if not labelled and next(path.glob("*.txt"), None):
+    folders = {label: path / label for label in labels if label[0] != "." and _text_files(path / label)}
+    if not labelled and _text_files(path):
         folders = {"": path}
     elif len(folders) < 2:
         raise UserError(f"{path}: expected sub-folders of .txt files, one per label (such as pos/ and neg/)")
     for label, folder in folders.items():
-        for file in sorted(folder.glob("*.txt"), key=_natural):
+        for file in _text_files(folder):
             name, (text, problem) = f"{label}/{file.stem}".lstrip("/"), _file_text(file)
             if problem:
                 bad.add(f"{name}.txt", problem)
             else:
                 yield TextExample(name, 0, text, None, label or None)
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """2_9.txt before 10_9.txt; without hidden files, of which macOS leaves one (._2_9.txt) beside each."""
+    return sorted((file for file in folder.glob("*.txt") if file.name[0] != "."), key=_natural)
 
 
 def _file_text(file: Path) -> tuple[str, str]:
@@ -238,5 +243,5 @@ def _file_text(file: Path) -> tuple[str, str]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts 2_9.txt before 10_9.txt."""
+    """Numbers within the name by their value."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

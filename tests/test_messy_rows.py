@@ -201,6 +201,14 @@ def test_what_stands_in_a_folder_is_named_by_its_file(tmp_path):
     assert f"{tmp_path}:odd/1.txt: the label does not occur in training" in bad.summary()
 
 
+def test_hidden_files_are_no_texts(tmp_path):
+    for name in ("pos/a.txt", "neg/b.txt", ".cache/c.txt", "pos/._a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, b"\0\5" if "._" in name else "fine")
+    assert pairs(tmp_path) == [("fine", "neg"), ("fine", "pos")]
+    assert [e.text for e in read_texts(tmp_path / "pos", labelled=False)] == ["fine"]
+
+
 def test_a_folder_of_texts_to_predict_needs_no_labels(tmp_path):
     for name in ("10", "2"):
         write(tmp_path / f"{name}.txt", f"text {name}")
