@@ -5,6 +5,7 @@ cannot write. What is wrong with a single row, `BadRows` says."""
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,16 @@ def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | No
         f"{path}: {alone:,} of the {len(counts):,} labels have one example each; are they classes? "
         "(--label-column names another column, --task regress learns numbers)"
     )
+
+
+def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
+    """Says that two labels differ in nothing but case, white space or a number's form, as slips do."""
+    first: dict[str, str] = {}
+    for label in labels:
+        key = re.sub(r"(?<=\d)\.0+$", "", " ".join(label.casefold().split()))
+        if first.setdefault(key, label) != label:
+            return f"{path}: the labels {first[key]!r} and {label!r} are two classes; are they meant to be one?"
+    return None
 
 
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:

@@ -16,6 +16,7 @@ from electra_core.data_warnings import (
     copies,
     header_as_example,
     input_of,
+    labels_alike,
     labels_of_one,
     unknown_words,
     unmarked_spans,
@@ -100,7 +101,11 @@ def read_data(
 def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
     """What is odd about the training data."""
     if isinstance(task, Classify):
-        return [header_as_example(train, read, task.columns), labels_of_one(train, read)]
+        return [
+            header_as_example(train, read, task.columns),
+            labels_of_one(train, read),
+            labels_alike(train, task.labels),
+        ]
     return [unmarked_spans(train, read, task.labels)] if isinstance(task, Tag) else []
 
 

@@ -12,7 +12,14 @@ import tiny_model
 from electra_core.choices import ChoiceExample
 from electra_core.classify import Classify
 from electra_core.columns import Columns
-from electra_core.data_warnings import copies, header_as_example, labels_of_one, unknown_words, unmarked_spans
+from electra_core.data_warnings import (
+    copies,
+    header_as_example,
+    labels_alike,
+    labels_of_one,
+    unknown_words,
+    unmarked_spans,
+)
 from electra_core.features import Features
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -137,6 +144,27 @@ def test_other_first_lines_are_no_headers(tmp_path, name, lines):
 def test_many_labels_of_one_example_may_be_no_classes(labels, said):
     found = labels_of_one("a.tsv", [replace(*texts("a"), label=label) for label in labels])
     assert (found is None) if not said else found is not None and found.startswith(f"a.tsv: {said}")
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (["Pos", "neg", "pos"], "a.tsv: the labels 'Pos' and 'pos' are two classes"),
+        (["1", "0", "1.0"], "a.tsv: the labels '1' and '1.0' are two classes"),
+        (["not so", "not  so"], "a.tsv: the labels 'not so' and 'not  so' are two classes"),
+        (["1", "10", "1.5", "v1.0", "v1.00.1", "-1", "-"], None),
+    ],
+)
+def test_labels_that_are_nearly_one_are_told(labels, said):
+    found = labels_alike("a.tsv", labels)
+    assert found == (said and f"{said}; are they meant to be one?")
+
+
+def test_fine_tuning_tells_of_slips_in_labels(model, tmp_path):
+    rows = [f"good{' a' * n}\t{'pos' if n % 2 else 'neg'}" for n in range(40)]
+    file = write(tmp_path / "a.tsv", "text\tlabel", *rows, "fine\tPos")
+    (said,) = warnings(model, file, None, tmp_path / "out")
+    assert said.startswith(f"{file}: the labels 'Pos' and 'pos' are two classes")
 
 
 def test_fine_tuning_tells_of_labels_that_are_no_classes(model, tmp_path):
