@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,10 +97,11 @@ def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | No
 
 
 def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
-    """Says that two labels differ in nothing but case, white space or a number's form, as slips do."""
+    """Says that two labels differ in nothing but case, what one does not see, or a number's form, as slips do."""
     first: dict[str, str] = {}
     for label in labels:
-        key = re.sub(r"(?<=\d)\.0+$", "", " ".join(label.casefold().split()))
+        seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        key = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
         if first.setdefault(key, label) != label:
             return f"{path}: the labels {first[key]!r} and {label!r} are two classes; are they meant to be one?"
     return None

@@ -106,7 +106,9 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
             labels_of_one(train, read),
             labels_alike(train, task.labels),
         ]
-    return [unmarked_spans(train, read, task.labels)] if isinstance(task, Tag) else []
+    if isinstance(task, Tag):
+        return [unmarked_spans(train, read, task.labels), labels_alike(train, task.labels)]
+    return []
 
 
 def _chosen_by(task: Task, metric: str) -> Task:

@@ -131,6 +131,7 @@ def read_rows(
 
 def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool) -> Iterator[Row]:
     names: list[str] | None = None
+    has_header = False
     for line, cells, problem in _split_cells(path, quoting):
         if names is None and not problem:
             stripped = [cell.strip() for cell in cells]
@@ -140,6 +141,12 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
             if has_header:
                 continue
         names = names or []
+        if len(names) > 1 and not problem:
+            stripped = [cell.strip() for cell in cells]
+            if not any(stripped):
+                continue  # spreadsheets leave such rows behind the last one
+            if has_header and stripped == names:
+                problem = "the header once more (of another file that was put behind this one?)"
         if not problem and len(cells) != len(names):
             problem = f"expected {len(names)} columns, found {len(cells)}"
             if not quoting and any(cell.startswith('"') for cell in cells):
@@ -180,7 +187,7 @@ def _delimiter(path: Path) -> tuple[str, bool]:
     """What a file is cut by, and whether a space goes with it."""
     if format_of(path) == ".tsv":
         return "\t", False
-    return delimiter_of(next((line for _, line in read_lines(path)), ""))
+    return delimiter_of(next((line for _, line in read_lines(path) if line.strip()), ""))
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

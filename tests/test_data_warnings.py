@@ -152,6 +152,9 @@ def test_many_labels_of_one_example_may_be_no_classes(labels, said):
         (["Pos", "neg", "pos"], "a.tsv: the labels 'Pos' and 'pos' are two classes"),
         (["1", "0", "1.0"], "a.tsv: the labels '1' and '1.0' are two classes"),
         (["not so", "not  so"], "a.tsv: the labels 'not so' and 'not  so' are two classes"),
+        (["1", "\uff11"], "a.tsv: the labels '1' and '\uff11' are two classes"),
+        (["1", "\u200b1"], r"a.tsv: the labels '1' and '\u200b1' are two classes"),
+        (["O", "B-PER", "I-PER", "B-per"], "a.tsv: the labels 'B-PER' and 'B-per' are two classes"),
         (["1", "10", "1.5", "v1.0", "v1.00.1", "-1", "-"], None),
     ],
 )

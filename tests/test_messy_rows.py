@@ -47,6 +47,26 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name, separator):
     assert "two columns are called 'text'" in refusal(file)
 
 
+@pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
+def test_rows_of_nothing_are_left_out(tmp_path, name, separator):
+    content = "\n \ntext,label\nfine,1\n , \n,\n  \ndull,0\n,,,\n"
+    file = write(tmp_path / name, content.replace(",", separator).lstrip())
+    assert pairs(file) == [("fine", "1"), ("dull", "0")]
+    assert [row.line for row in read_rows(write(tmp_path / name, "text\n \nfine\n"), header=True)] == [2, 3]
+
+
+def test_blank_lines_before_the_header(tmp_path):
+    assert pairs(write(tmp_path / "a.csv", "\n\ntext;label\nfine, really;1\n")) == [("fine, really", "1")]
+
+
+def test_a_header_within_a_file_is_no_example(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label\nfine,1\ntext, label\ndull,0\n")
+    assert "a.csv:3: the header once more" in refusal(file)
+    assert pairs(file, BadRows(file, skip=True)) == [("fine", "1"), ("dull", "0")]
+    assert pairs(write(tmp_path / "b.csv", "fine,1\nfine,1\n"), text="1", label="2") == [("fine", "1")] * 2
+    assert len(list(read_rows(write(tmp_path / "c.csv", "text\ntext\n"), header=True))) == 1
+
+
 def test_columns_without_a_name_may_be_several(tmp_path):
     assert pairs(write(tmp_path / "a.csv", ",,text,label\n0,0,fine,1\n")) == [("fine", "1")]
 
