@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+EXCELS = ["sep=", ""]
+"""The line sep=; that Excel understands, cut by what it names."""
 QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -39,7 +41,7 @@ def delimiter_of(first_line: str) -> tuple[str, bool]:
 def split_cells(
     lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int = sys.maxsize
 ) -> Iterator[Cells]:
-    """Every row that is not blank.
+    """Every row that is not blank, nor Excel's first line.
 
     Args:
         lines: without their ends.
@@ -64,5 +66,5 @@ def split_cells(
         except csv.Error as error:
             yield Cells(first, reader.line_num, [], error)
             continue
-        if cells:
+        if cells and not (first == 1 and cells == EXCELS):
             yield Cells(first, reader.line_num, cells, None)

@@ -59,6 +59,10 @@ def test_blank_lines_before_the_header(tmp_path):
     assert pairs(write(tmp_path / "a.csv", "\n\ntext;label\nfine, really;1\n")) == [("fine, really", "1")]
 
 
+def test_excels_first_line_names_what_separates(tmp_path):
+    assert pairs(write(tmp_path / "a.csv", "sep=;\ntext;label\nfine, really;1\n")) == [("fine, really", "1")]
+
+
 def test_a_header_within_a_file_is_no_example(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,1\ntext, label\ndull,0\n")
     assert "a.csv:3: the header once more" in refusal(file)
