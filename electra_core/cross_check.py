@@ -41,6 +41,8 @@ LUCK = 4.0
 """The first of these in half precision, in units of the last place: one number may happen to be rounded little."""
 OTHER_WORDS = 0.2
 """Share of the draws that may come out otherwise: a rounding decides where two words meet."""
+ALIKE = 16
+"""Triton compiles a kernel once more for sizes that are multiples of it, as a run's are in fixed shapes."""
 SEED = 0x5EED
 
 
@@ -174,17 +176,20 @@ def _one_draw(generator: Generator) -> Iterator[list[Tensor]]:
 
 
 def _text(config: EncoderConfig, max_length: int) -> TokenBatch:
-    """Random words in sequences of uneven length, the longest first."""
+    """Random words in sequences of uneven length, the longest first; T is a multiple of `ALIKE`."""
     random = torch.Generator().manual_seed(SEED)
     lengths = [max_length, max(1, max_length - 1), max_length // 2 + 1, max_length // 3 + 1, 1]
+    while missing := -sum(lengths) % ALIKE:
+        lengths.append(min(missing, max_length))
     ids_T = torch.randint(config.vocab_size, (sum(lengths),), generator=random)
     segments_T = torch.randint(config.type_vocab_size, (sum(lengths),), generator=random)
     return from_lengths(ids_T, segments_T, lengths)
 
 
 def _masked(text: TokenBatch) -> PretrainBatch:
-    """Every sixth word masked, by another word."""
+    """About every sixth word masked, by another word; M is a multiple of `ALIKE`, but for very short texts."""
     positions_M = torch.arange(0, text.num_tokens, 6)
+    positions_M = positions_M[: len(positions_M) // ALIKE * ALIKE or None]
     masked_ids_T = text.input_ids_T.clone()
     masked_ids_T[positions_M] = text.input_ids_T.roll(1)[positions_M]
     return PretrainBatch(text, masked_ids_T, positions_M)
