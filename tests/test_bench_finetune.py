@@ -1,0 +1,44 @@
+"""The fine-tuning benchmark's own program for a GPU, in the same fixed shapes on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_finetune
+from benchmarks.bench_finetune import OURS, WORKLOADS, last_pass, make_directory, measure, sequences, ways_of
+from electra_core import engine
+
+
+def test_the_last_pass_is_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 sentences are two batches: four steps before the clock starts, two under it."""
+    steps: list[int] = []
+    take = engine.take_step
+
+    def counted(*arguments: object) -> engine.Done:
+        steps.append(len(clock))
+        return take(*arguments)  # type: ignore[arg-type]
+
+    clock: list[float] = []
+    monkeypatch.setattr(engine, "take_step", counted)
+    monkeypatch.setattr(bench_finetune, "synchronise", lambda _: clock.append(0.0))
+    make_directory("tiny", tmp_path)
+    seconds, processor = last_pass(
+        tmp_path, WORKLOADS["sst2"], sequences(WORKLOADS["sst2"], 40, 8192), "cpu", "fp32"
+    )
+    assert steps == [0] * 4 + [1] * 2
+    assert seconds > 0 and processor > 0
+
+
+def test_each_way_measures_the_same_examples(tmp_path: Path) -> None:
+    make_directory("tiny", tmp_path)
+    options = argparse.Namespace(
+        folder=tmp_path, device="cpu", precision="fp32", examples=40, model="tiny", keep_freed_memory="ours"
+    )
+    assert ways_of(True, "cpu") == ways_of(False, "cuda") and len(ways_of(True, "cuda")) == 4
+    measured = measure(OURS, WORKLOADS["sst2"], True, options)
+    assert measured["examples_per_second"] * measured["seconds"] == pytest.approx(40)
+    assert torch.tensor(list(measured.values())).gt(0).all()
