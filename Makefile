@@ -20,11 +20,15 @@ NEEDS_GPU += && $(BIN)/python -c "import sys, torch; from electra_kernels.dispat
 
 setup: $(READY)
 
-# torch first and alone: a torch that is there already (CPU or CUDA) is kept, and its own triton with it.
+# Where there is none; a torch that is there already (CPU or CUDA) is kept. A CUDA build brings the triton that it needs, and no
+# other; a CPU build brings none. So neither stands in constraints.txt.
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.9.0; platform_system == 'Linux'
 $(READY): setup.py pyproject.toml constraints.txt
 	@test -d $(VENV) || { echo "setting up $(VENV) (once, a few minutes)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install -q --upgrade pip
-	@$(BIN)/python -m pip install -q -c constraints.txt torch
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	@$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -q "$(TRITON)"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' 2>$(VENV)/setup.log || { cat $(VENV)/setup.log; exit 1; }
 	@touch $(READY)
 
