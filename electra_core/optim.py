@@ -15,7 +15,8 @@ orthogonal matrix to their momentum; every other parameter stays on `ElectraAdam
 A group's `lr_scale` times the schedule's rate is its `lr` (`set_learning_rate`): 1 without layer-wise decay.
 
 Where the attribute `found_inf`, a scalar on the parameters' device, is 1, `step` changes nothing: torch's
-convention for fused optimizers, by which a step is dropped without waiting for the device.
+convention for fused optimizers, by which a step is dropped without waiting for the device. The other half of it
+is `grad_scale`, which `step` divides gradients by: `torch.amp.GradScaler` sets both.
 """
 
 from __future__ import annotations
@@ -116,15 +117,22 @@ def parameter_groups(
     embeddings at d^(n + 1).
 
     Args:
+        model: with `layerwise_decay` its encoder is known by its attribute's name, `encoder`.
         num_layers: n; read from `model.encoder` if None.
         original_depths: the original's table, whose top layer is at d^2 and embeddings at d^(n + 2).
 
     Returns:
         Groups with `params` (name, parameter), `lr`, `lr_scale` and `weight_decay`.
+
+    Raises:
+        ValueError: `layerwise_decay` for a model without an attribute `encoder` somewhere in it.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    if layerwise_decay is not None and num_layers is None:
-        num_layers = model.encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+    if layerwise_decay is not None:
+        if not any("encoder" in name.split(".") for name, _ in model.named_parameters()):
+            raise ValueError("model: layerwise_decay expects its layers below an attribute `encoder`, found none")
+        if num_layers is None:
+            num_layers = _number_of_layers(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -136,6 +144,13 @@ def parameter_groups(
         group = {"params": [], "lr": learning_rate * scale, "lr_scale": scale, "weight_decay": decay}
         groups.setdefault((scale, decay), group)["params"].append((name, parameter))
     return list(groups.values())
+
+
+def _number_of_layers(model: nn.Module) -> int:
+    """Of `model.encoder`."""
+    if not hasattr(model, "encoder"):
+        raise ValueError("num_layers: expected a number, because `model.encoder` is not there to be asked")
+    return int(model.encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 
 def _levels_below_head(name: str, num_layers: int, original_depths: bool) -> int:
@@ -183,6 +198,11 @@ class ElectraAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            gradients = [
+                local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None
+            ]
+            torch._foreach_div_(gradients, scale)
         for group in self.param_groups:
             self._update_group(group)
         return loss

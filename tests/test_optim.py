@@ -61,6 +61,27 @@ def test_kernel_and_formulas_agree_in_fp32() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["kernel", "formulas", "muon"])
+def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
+    runs = []
+    for enabled in (False, True):
+        params = matrices()
+        if kind == "muon":
+            groups = [{"params": [("w", params[0])], "muon": True}, {"params": [("b", params[1])]}]
+            optimizer: optim.ElectraAdam = optim.Muon(groups, lr=0.1, eps=1e-2)
+        else:
+            optimizer = optim.ElectraAdam(params, lr=0.1, eps=1e-2, fused=kind == "kernel")
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
+        for _ in range(3):
+            scaler.scale(sum((p * p).sum() for p in params[:2])).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        runs.append([p.detach() for p in params])
+    assert all(torch.equal(a, b) for a, b in zip(*runs))  # by a power of two: not a bit is rounded
+    assert not torch.equal(runs[0][0], matrices()[0])
+
+
 def test_a_learning_rate_tensor_is_written_in_place() -> None:
     params = matrices()
     rate = torch.tensor(0.0)
@@ -176,6 +197,21 @@ def test_muon_takes_the_matrices_of_layers_and_nothing_else() -> None:
     optim.set_learning_rate(optimizer, PRETRAIN.learning_rate / 2)
     rates = {g["muon"]: g["lr"] for g in optimizer.param_groups}
     assert rates == {True: pytest.approx(0.01), False: pytest.approx(PRETRAIN.learning_rate / 2)}
+
+
+def test_layerwise_decay_without_an_encoder_by_that_name_is_refused() -> None:
+    body = Discriminator(TINY).encoder
+    settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0, "layerwise_decay": 0.5}
+    for model in (nn.ModuleDict({"body": body}), nn.Linear(2, 2)):
+        with pytest.raises(
+            ValueError, match="model: layerwise_decay expects its layers below an attribute `encoder`"
+        ):
+            optim.parameter_groups(model, num_layers=2, **settings)
+    inside = nn.ModuleDict({"model": Discriminator(TINY)})
+    with pytest.raises(ValueError, match="num_layers: expected a number"):
+        optim.parameter_groups(inside, **settings)
+    scales = {group["lr_scale"] for group in optim.parameter_groups(inside, num_layers=2, **settings)}
+    assert scales == {1.0, 0.5, 0.25, 0.125}
 
 
 def test_frozen_parameters_are_not_trained() -> None:
