@@ -25,6 +25,8 @@ The mathematics is done in int64, where a 32 x 32 -> 64 bit product may wrap but
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,12 @@ def fold(seed: int, *parts: int) -> int:
     """A new 63-bit seed from `seed` and integers (step, epoch, document, ...), in this order.
 
     Pure Python integers; use it on the host, once per step. Different parts give unrelated streams.
+
+    Raises:
+        TypeError: something that is no integer.
     """
-    for part in parts:
+    seed = operator.index(seed)  # NumPy's integers would overflow in the rounds
+    for part in map(operator.index, parts):
         words = _philox_int((part & MASK32, (part >> 32) & MASK32, 0x464F4C44, 0), seed)
         seed = (words[0] | words[1] << 32) >> 1
     return seed
@@ -67,7 +73,8 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
         device: where it is needed; None leaves a tensor where it is and puts an int on the CPU.
 
     Raises:
-        ValueError: a tensor seed that is not int64, has other than 1 or 2 elements or lies on another device.
+        ValueError: neither an integer nor a tensor; a tensor that is not int64, has other than 1 or 2 elements or
+            lies on another device.
     """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() not in (1, 2):
@@ -79,6 +86,8 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
             raise ValueError(f"seed: expected an int or a tensor on {device}, got one on {seed.device}")
         seed = seed.reshape(-1)
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
+    if not (isinstance(seed, int) or hasattr(seed, "__index__")):
+        raise ValueError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
     signed = ((int(seed) & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
     # `full` passes the number with the launch: no copy from the host, so a CUDA graph can capture it.
     return torch.nn.functional.pad(torch.full((1,), signed, dtype=torch.int64, device=device), (0, 1))

@@ -85,7 +85,7 @@ def rtd_head(
     """
     check_tensor("hidden_TD", hidden_TD, (None, None), FLOATS)
     check_tensor("weight_D", weight_D, (hidden_TD.shape[1],), FLOATS, hidden_TD.device)
-    check_tensor("bias", bias, (1,) if bias.dim() else (), FLOATS, hidden_TD.device)
+    check_tensor("bias", bias, (1,) if isinstance(bias, Tensor) and bias.dim() else (), FLOATS, hidden_TD.device)
     _check_labels(is_replaced_T, weights_T, hidden_TD)
     if use_triton(hidden_TD):
         from electra_kernels import rtd_loss_triton

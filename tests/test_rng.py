@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -55,6 +56,12 @@ def test_fold_is_stable_and_tells_its_parts_apart() -> None:
         rng.fold(seed, *parts) for seed in (0, 1) for parts in [(0,), (1,), (0, 0), (0, 1), (1, 0), (2**40,)]
     }
     assert len(folded) == 12 and all(0 <= value < 2**63 for value in folded)
+
+
+def test_fold_takes_numpy_s_integers_for_what_they_are_and_refuses_fractions() -> None:
+    assert rng.fold(np.int64(1), np.int64(2)) == rng.fold(1, 2) and type(rng.fold(np.int64(1), 2)) is int
+    with pytest.raises(TypeError):
+        rng.fold(0, 1.5)  # type: ignore[arg-type]
 
 
 @triton.jit(do_not_specialize=["stream", "plane"])
@@ -153,6 +160,14 @@ def test_bytes_are_uniform_and_streams_unrelated() -> None:
 def test_bad_seed_tensors_are_refused(seed: Tensor) -> None:
     with pytest.raises(ValueError, match=r"seed: expected an int or an int64 tensor of 1 or 2 elements"):
         rng.seed_tensor(seed)
+
+
+@pytest.mark.parametrize(
+    "seed", [None, 1.5, "1", torch.Generator()], ids=["none", "fraction", "text", "generator"]
+)
+def test_a_seed_that_is_no_integer_is_refused(seed: object) -> None:
+    with pytest.raises(ValueError, match="seed: expected an int or an int64 tensor, got "):
+        rng.seed_tensor(seed)  # type: ignore[arg-type]
 
 
 def test_a_seed_elsewhere_is_refused() -> None:

@@ -261,6 +261,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
     {
         "width": ({"weight_D": torch.zeros(5)}, r"weight_D: expected shape \[4\], got \[5\]"),
         "bias": ({"bias": torch.zeros(2)}, r"bias: expected shape \[1\], got \[2\]"),
+        "number": ({"bias": 0.5}, "bias: expected a tensor, got float"),
         "labels": ({"is_replaced_T": torch.zeros(3)}, "is_replaced_T: expected dtype bool, got float32"),
         "length": ({"is_replaced_T": torch.zeros(2).bool()}, r"is_replaced_T: expected shape \[3\], got \[2\]"),
         "weights": ({"weights_T": torch.ones(3).long()}, "weights_T: expected dtype .* got int64"),
