@@ -19,6 +19,7 @@ generator and discriminator alike.
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import torch
@@ -29,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from electra_core.config import EncoderConfig
 from electra_core.linear import Linear, autocast_dtype, cast_together, gelu_of
-from electra_core.packing import TokenBatch
+from electra_core.packing import TokenBatch, check_packed
 
 STREAMS_PER_LAYER = 4
 EMBEDDING_STREAM, ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(4)
@@ -179,8 +180,9 @@ class Encoder(nn.Module):
             [T, D], in the compute dtype (bf16 under autocast).
 
         Raises:
-            ValueError: a sequence longer than the model has positions for.
+            ValueError: something else than a TokenBatch; a sequence longer than the model has positions for.
         """
+        check_packed(batch)
         if batch.max_seqlen > self.config.max_position_embeddings:
             raise ValueError(
                 f"batch: expected sequences of at most {self.config.max_position_embeddings} tokens, "
@@ -198,7 +200,7 @@ class Encoder(nn.Module):
             warnings.warn(
                 "seed: a model in training mode got none, so it trains without dropout; model(batch, seed), with "
                 "another number in every step, has it",
-                stacklevel=5,
+                stacklevel=_level_of_user(),
             )
 
     def _hidden_states(self, batch: TokenBatch, seed: Tensor | None) -> Tensor:
@@ -214,6 +216,14 @@ class Encoder(nn.Module):
             else:
                 hidden_TD, residual_TD = layer(*inputs)
         return hidden_TD
+
+
+def _level_of_user() -> int:
+    """`stacklevel` of a warning that is to name the line outside of this package and torch that led here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:

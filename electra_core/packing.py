@@ -67,13 +67,25 @@ class TokenBatch:
         return list(self.input_ids_T.split(self.lengths.tolist()))
 
 
+def check_packed(batch: object) -> None:
+    """Raises ValueError unless `batch` is a TokenBatch: models of other libraries take padded tensors."""
+    if not isinstance(batch, TokenBatch):
+        raise ValueError(
+            f"batch: expected a TokenBatch (packing.pack, or packing.from_padded of a padded batch), "
+            f"got {type(batch).__name__}"
+        )
+
+
 def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None) -> TokenBatch:
-    """Lists of word ids (and of segment ids, else all 0) -> one TokenBatch.
+    """Lists of word ids (and of segment ids, else all 0) -> one TokenBatch, on the CPU.
 
     Raises:
-        ValueError: segments whose lengths differ from the sequences'.
+        ValueError: one flat list of ids; segments whose lengths differ from the sequences'.
     """
-    lengths = [len(ids) for ids in sequences]
+    try:
+        lengths = [len(ids) for ids in sequences]
+    except TypeError:
+        raise ValueError("sequences: expected a list of ids for every sequence, got a list of ids") from None
     if segments is not None and [len(ids) for ids in segments] != lengths:
         raise ValueError("segments: expected one id for every token of every sequence")
     flat = torch.tensor([i for ids in sequences for i in ids], dtype=torch.int64)
@@ -85,20 +97,29 @@ def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] |
 
 
 def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:
-    """Flat ids and the sequences' lengths -> TokenBatch."""
+    """Flat ids and the sequences' lengths (on the host) -> TokenBatch, on the ids' device."""
     lengths_N = torch.as_tensor(lengths, dtype=torch.int64)
     cu_seqlens = torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0))
     positions = torch.arange(len(input_ids_T)) - cu_seqlens[:-1].repeat_interleave(lengths_N)
-    longest = int(lengths_N.max()) if len(lengths_N) else 0
-    return TokenBatch(input_ids_T, segment_ids_T, positions, cu_seqlens.to(torch.int32), longest)
+    longest, device = int(lengths_N.max()) if len(lengths_N) else 0, input_ids_T.device
+    return TokenBatch(
+        input_ids_T, segment_ids_T, positions.to(device), cu_seqlens.to(device, torch.int32), longest
+    )
 
 
 def from_padded(
     input_ids_NS: Tensor, attention_mask_NS: Tensor, segment_ids_NS: Tensor | None = None
 ) -> TokenBatch:
-    """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch."""
-    keep = attention_mask_NS.bool()
+    """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch, on its device.
+
+    Raises:
+        ValueError: a mask or segment ids of another shape than the ids'.
+    """
     segments = torch.zeros_like(input_ids_NS) if segment_ids_NS is None else segment_ids_NS
+    for name, other in (("attention_mask_NS", attention_mask_NS), ("segment_ids_NS", segments)):
+        if other.shape != input_ids_NS.shape:
+            raise ValueError(f"{name}: expected shape {list(input_ids_NS.shape)}, got {list(other.shape)}")
+    keep = attention_mask_NS.bool()
     return from_lengths(input_ids_NS[keep], segments[keep], keep.sum(1).tolist())
 
 

@@ -28,7 +28,7 @@ from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
 from electra_core.features import UNLABELLED
 from electra_core.filling import filled, wants_filling
-from electra_core.packing import TokenBatch
+from electra_core.packing import TokenBatch, check_packed
 
 HEAD_STREAM = 1 << 18  # random numbers of a head's dropouts: after those of any encoder
 
@@ -72,6 +72,7 @@ class TaskModel(nn.Module):
 
     def _hidden(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
         """[T or more, D]: hidden states of the batch's tokens; rows behind them only fill up (`filling.py`)."""
+        check_packed(batch)
         return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed)
 
     def _cls(self, batch: TokenBatch, seed: Seed | None) -> Tensor:

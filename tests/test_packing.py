@@ -94,3 +94,23 @@ def test_no_sequences_at_all() -> None:
 def test_segments_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="segments"):
         pack([[1, 2, 3], [4]], [[0, 0], [0]])
+
+
+def test_a_flat_list_of_ids_is_refused() -> None:
+    for flat in ([2, 17, 3], torch.tensor([2, 17, 3])):
+        with pytest.raises(ValueError, match="sequences: expected a list of ids for every sequence"):
+            pack(flat)  # type: ignore[arg-type]
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    ids_NS = torch.ones(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"attention_mask_NS: expected shape \[2, 3\], got \[2, 4\]"):
+        from_padded(ids_NS, torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"segment_ids_NS: expected shape \[2, 3\], got \[3, 2\]"):
+        from_padded(ids_NS, torch.ones(2, 3), ids_NS.T)
+
+
+def test_a_batch_lies_where_its_ids_lie() -> None:
+    ids_T = torch.empty(3, dtype=torch.int64, device="meta")  # which stands for a GPU
+    batch = from_lengths(ids_T, ids_T, [2, 1])
+    assert {t.device.type for t in (batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens)} == {"meta"}

@@ -83,11 +83,19 @@ def test_any_number_of_labels_is_refused(model: Path, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("batch", [torch.ones(1, 4, dtype=torch.int64), [[2, 3]]], ids=["padded", "lists"])
+def test_a_batch_that_is_not_packed_is_refused(model: Path, batch: object) -> None:
+    classifier = SequenceClassifier(model_dir.load_config(model)[0])
+    with pytest.raises(ValueError, match=r"batch: expected a TokenBatch \(packing.pack, "):
+        classifier(batch)
+
+
 def test_training_without_a_seed_says_that_nothing_is_dropped(model: Path) -> None:
     config = replace(model_dir.load_config(model)[0], hidden_dropout_prob=0.1)
     classifier, batch = SequenceClassifier(config), from_lengths(*[torch.ones(4, dtype=torch.int64)] * 2, [4])
-    with pytest.warns(UserWarning, match="trains without dropout"):
+    with pytest.warns(UserWarning, match="trains without dropout") as warned:
         classifier.train()(batch)
+    assert warned[0].filename == __file__  # names the user's line, not one of the package
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classifier(batch, seed=1)
