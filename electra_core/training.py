@@ -76,18 +76,22 @@ def training_steps(
     """Train from `first_step` up to `steps`, handing out each step's figures.
 
     Args:
-        model: whose gradients are clipped; put in training mode here.
-        loss_function: (batch, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
-        batches: step -> the parts of its batch, a pure function of the step.
+        model: whose gradients are clipped; put in training mode before every step.
         optimizer: one that reads `found_inf` (see optim.py): torch's fused ones and ours.
+        loss_function: (part, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
+        batches: step (from 0) -> a list of the parts of its batch, often one; a pure function of the step.
         schedule: step (from 0) -> learning rate.
+        first_step: how many steps were done before; 0 in a new run.
+        steps: how many there are in all.
+        seed: of the run; the seed that `loss_function` is given in step t is `fold(seed, t)`.
+        clip_norm: the most that the gradients' global norm may be.
         autocast: context of the forward pass, for mixed precision.
         ranks: the processes that train together, each with parts of its own; their gradients and figures add up.
         skipped_before: `in_a_row` of the step before the first one.
 
     Raises:
         Diverged: see `stop_if_diverged`.
-        ValueError: an optimizer that cannot drop a step.
+        ValueError: an optimizer that cannot drop a step, a model without anything to train, a step without parts.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
@@ -95,10 +99,11 @@ def training_steps(
         )
     autocast, ranks = autocast or nullcontext(), ranks or Ranks()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model: expected a parameter that requires a gradient, got none")
     in_a_row, count = torch.tensor(float(skipped_before), device=parameters[0].device), LateNumber()
     for step in range(first_step, steps):
         model.train()
-        # Steps 2 and 3 share their keys with the coins and masks of examples, which nothing compares them with.
         parts, key, rate = batches(step), fold(seed, step), schedule(step)
         done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast, ranks)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
@@ -194,6 +199,8 @@ def _backward_all(
     ranks: Ranks,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Forward and backward over the parts of a batch; gradients, losses and figures added up over all ranks."""
+    if not parts:
+        raise ValueError("batches: expected a list of one part or more for every step, got an empty one")
     sums: dict[str, Tensor] = {}
     for index, part in enumerate(parts, start=1):
         with ranks.locally() if index < len(parts) else nullcontext():  # other ranks hear of the last part's sum

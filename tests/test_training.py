@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_core.config import PRESETS
-from electra_core.optim import build_optimizer, state_tensors
+from electra_core.optim import ElectraAdam, build_optimizer, state_tensors
 from electra_core.training import LateNumber, StepResult, training_steps
 
 
@@ -62,6 +62,21 @@ def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
         lambda step: [step], schedule=lambda step: 0.01, first_step=0, steps=1, seed=0, clip_norm=1.0,
     )  # fmt: skip
     with pytest.raises(ValueError, match="optimizer: expected one that reads found_inf"):
+        next(steps)
+
+
+@pytest.mark.parametrize(
+    ("trained", "parts", "message"), [(False, [0], "model: expected a parameter"), (True, [], "batches: expected")]
+)
+def test_nothing_to_train_and_nothing_to_train_on_are_refused(
+    trained: bool, parts: list[int], message: str
+) -> None:
+    network = small_network().requires_grad_(trained)
+    steps: Any = training_steps(
+        network, ElectraAdam([nn.Parameter(torch.ones(1))]), lambda part, seed: (torch.ones(()), {}),
+        lambda step: parts, schedule=lambda step: 0.01, first_step=0, steps=1, seed=0, clip_norm=1.0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
         next(steps)
 
 
