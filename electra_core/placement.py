@@ -94,7 +94,12 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
     "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor that
     `has_fast_bf16`.
+
+    Raises:
+        UserError: another word.
     """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"--precision {precision}: expected auto, bf16 or fp32")
     has_bf16 = has_gpu_bf16(device) if device.type == "cuda" else has_fast_bf16()
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         _warn_once(f"--precision bf16: {_name(device)} has none and emulates it; fp32 is faster")

@@ -135,6 +135,8 @@ class Predictor:
         one_pair = isinstance(inputs, tuple) and len(inputs) == 2 and getattr(self.task, "pairs", False)
         if isinstance(inputs, str | dict) or (one_pair and all(isinstance(text, str) for text in inputs)):
             return self([inputs])[0]
+        if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+            raise ValueError(f"inputs: expected a list of inputs or a single text, got {type(inputs).__name__}")
         return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(inputs, 1)])
 
     def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from electra_core.electra import Generator
 from electra_core.errors import UserError
 from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
-from electra_core.placement import resolve_device
+from electra_core.placement import resolve_device, resolve_precision
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
 
 META = torch.device("meta")
@@ -85,6 +85,11 @@ def test_the_twins_leave_nothing_on_the_host(name: str, training: bool, monkeypa
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient.inner, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_another_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="--precision fp16: expected auto, bf16 or fp32"):
+        resolve_precision("fp16", torch.device("cpu"))
 
 
 def test_the_second_device_does_not_mix_with_the_host() -> None:

@@ -99,6 +99,9 @@ def test_forms_of_input(classifier):
     for wrong in (3, ("ann", 3), ("ann", None), {"text": "ann", "pair": 3}, {"pair": "ann"}):
         with pytest.raises(ValueError, match="expected a text or a pair of texts, got "):
             classifier([wrong])
+    for wrong in (None, 3, b"ann"):
+        with pytest.raises(ValueError, match="inputs: expected a list of inputs or a single text, got "):
+            classifier(wrong)
 
 
 def test_files_in_and_out(classifier, tmp_path):
