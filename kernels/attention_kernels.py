@@ -19,8 +19,9 @@ queries (dQ, and δ, which it stores), another one blocks of keys (dK, dV). No p
 δ comes from another sum of the same value: Σ_j P_ij dP_ij = Σ_j P̃_ij <dO_i, V_j> = <dO_i, O_i>.
 
 Every gradient element is written once by one program: no atomics, so results are the same bits every time.
-Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), head dims that are
-not powers of two (the twin takes them). Tiles and launches are in `attention_triton.py`.
+Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), head dims other than
+`attention.KERNEL_HEAD_DIMS` (`attention` fills heads up with zeros to the next of them). Tiles and launches are in
+`attention_triton.py`.
 """
 
 from __future__ import annotations
