@@ -15,6 +15,7 @@ from electra_core.pages import page
 from electra_core.tokenizer import Tokenizer
 
 SUSPICIOUS = 0.5
+WINDOWS_AT_A_TIME = 16  # of a long text, so that memory does not grow with it
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,19 @@ def replaced_probabilities(discriminator: Discriminator, ids: list[int], cls_id:
         return []
     room = discriminator.config.max_position_embeddings - 2
     starts = list(range(0, max(1, len(ids) - room // 2), max(1, room // 2))) if len(ids) > room else [0]
-    windows = [ids[start : start + room] for start in starts]
-    batch = pack([[cls_id, *window, sep_id] for window in windows])
-    logits_T = discriminator(batch.to(next(discriminator.parameters()).device))
+    device = next(discriminator.parameters()).device
     best = [(-1, 0.0)] * len(ids)  # (tokens to the nearer end of the window, probability)
-    for start, window_S in zip(starts, logits_T.float().sigmoid().cpu().split(batch.lengths.tolist())):
-        values = window_S[1:-1].tolist()
-        for i, probability in enumerate(values):
-            # The ends of the text are no worse for being at a window's end.
-            before = i if start else len(ids)
-            after = len(values) - 1 - i if start + len(values) < len(ids) else len(ids)
-            best[start + i] = max(best[start + i], (min(before, after), probability), key=lambda b: b[0])
+    for first in range(0, len(starts), WINDOWS_AT_A_TIME):
+        some = starts[first : first + WINDOWS_AT_A_TIME]
+        batch = pack([[cls_id, *ids[start : start + room], sep_id] for start in some])
+        probabilities_T = discriminator(batch.to(device)).float().sigmoid().cpu()
+        for start, window_S in zip(some, probabilities_T.split(batch.lengths.tolist())):
+            values = window_S[1:-1].tolist()
+            for i, probability in enumerate(values):
+                # The ends of the text are no worse for being at a window's end.
+                before = i if start else len(ids)
+                after = len(values) - 1 - i if start + len(values) < len(ids) else len(ids)
+                best[start + i] = max(best[start + i], (min(before, after), probability), key=lambda b: b[0])
     return [probability for _, probability in best]
 
 

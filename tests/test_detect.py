@@ -12,6 +12,7 @@ import torch
 
 from electra_core.config import EncoderConfig
 from electra_core.detect import (
+    WINDOWS_AT_A_TIME,
     TokenScore,
     detect,
     ends_openly,
@@ -68,7 +69,7 @@ def test_special_names_in_a_text_are_plain_characters(discriminator: Discriminat
     assert detect(discriminator, tokenizer, "") == []
 
 
-@pytest.mark.parametrize("length", [1, 9, 10, 11, 14, 15, 16, 40, 43])
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 14, 15, 16, 40, 43, 200])
 def test_long_texts_are_read_in_windows_and_the_middle_counts(discriminator: Discriminator, length: int) -> None:
     """Ten ids fit; each id's value must come from the window in which it is farthest from a cut."""
     ids = torch.randint(5, len(WORDS), (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -87,6 +88,14 @@ def test_long_texts_are_read_in_windows_and_the_middle_counts(discriminator: Dis
     for value, options in zip(found, candidates):
         best = max(margin for margin, _ in options)
         assert any(value == pytest.approx(v, abs=1e-5) for margin, v in options if margin == best)
+
+
+def test_a_batch_does_not_grow_with_the_text(discriminator: Discriminator) -> None:
+    tokens: list[int] = []
+    hook = discriminator.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].num_tokens))
+    with hook:
+        replaced_probabilities(discriminator, [5] * 1000, 2, 3)
+    assert len(tokens) > 10 and max(tokens) == WINDOWS_AT_A_TIME * 12
 
 
 def test_dropout_never_touches_the_answer(tokenizer: Tokenizer, discriminator: Discriminator) -> None:
