@@ -78,7 +78,12 @@ def to_hub(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a model as the Hub's layout has them."""
+    """All weights of a model as the Hub's layout has them.
+
+    Raises:
+        ValueError: as `architecture`.
+    """
+    architecture(model)
     ours = {name: p.detach() for name, p in model.named_parameters()}
     encoder: Encoder = model.encoder  # type: ignore[assignment]
     # Disentangled embeddings are a sum of two matrices; what words are looked up in is what is saved.

@@ -74,6 +74,10 @@ def save_pretrained(
         tokenizer: written beside the model.
         card: text of README.md (`model_card`).
         dtype: of the weights in the file (torch.bfloat16 halves it); None: as they are.
+
+    Raises:
+        ValueError: another kind of model (of an Electra, save its `discriminator` and its `generator`).
+        UserError: `directory` is a file.
     """
     directory = Path(directory)
     tensors = hub_tensors(model)
@@ -167,6 +171,7 @@ def load(
 
     Args:
         labels: names of the classes, for a head of another number of classes than the file's.
+        revision: of a repository on the Hub.
 
     Raises:
         UserError: no model directory, another kind of model, or weights that are missing, unexpected, of the
@@ -219,7 +224,7 @@ def _head_options(
             if raw.get(key, only) != only:
                 raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
     elif not issubclass(kind, tasks.QuestionAnswerer):
-        options["labels"] = read_labels(raw, where) if labels is None else tuple(labels)
+        options["labels"] = read_labels(raw, where) if labels is None else labels
     dropout = options["classifier_dropout"]
     if dropout is not None and not (type(dropout) in (int, float) and 0 <= dropout < 1):
         raise UserError(f"{where}: dropout of the head expects a number in [0, 1), got {dropout!r}")

@@ -16,7 +16,7 @@ layer (docs/deviations.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,9 @@ class TaskModel(nn.Module):
         labels: names of the classes, in the order of the outputs.
         encoder: a pre-trained encoder to build on, else a new one (initialise it, or load weights).
         classifier_dropout: dropout in the head; None: the encoder's hidden_dropout_prob.
+
+    Raises:
+        ValueError: labels that are no list of names.
     """
 
     architecture: ClassVar[str]
@@ -56,7 +59,10 @@ class TaskModel(nn.Module):
         classifier_dropout: float | None = None,
     ):
         super().__init__()
-        self.config, self.labels = config, tuple(labels)
+        names = tuple(labels) if isinstance(labels, Iterable) else (None,)
+        if isinstance(labels, str) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"labels: expected a list of names, got {labels!r}")
+        self.config, self.labels = config, names
         self.encoder = encoder if encoder is not None else Encoder(config)
         self.classifier_dropout = classifier_dropout
 

@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model
@@ -13,7 +14,8 @@ import torch
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
-from electra_core.config import EncoderConfig
+from electra_core.config import PRESETS, EncoderConfig
+from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -81,6 +83,19 @@ def test_any_number_of_labels_is_refused(model: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
     with pytest.raises(UserError, match="any number of labels"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [3, [0, 1], "pos"], ids=str)
+def test_labels_that_are_no_names_are_refused(model: Path, labels: Any) -> None:
+    with pytest.raises(ValueError, match="labels: expected a list of names, got "):
+        model_dir.load(SequenceClassifier, model, labels=labels)
+
+
+def test_only_models_with_a_place_in_the_hub_s_layout_are_saved(tmp_path: Path) -> None:
+    electra = Electra(PRESETS["tiny"].discriminator, PRESETS["tiny"].pretrain)
+    with pytest.raises(ValueError, match="model: expected a Discriminator, Generator or task model, got Electra"):
+        save_pretrained(electra, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("batch", [torch.ones(1, 4, dtype=torch.int64), [[2, 3]]], ids=["padded", "lists"])
