@@ -127,10 +127,12 @@ class Predictor:
         """Predictions for a list of inputs, or one for a single text (or a tuple of two, to a model of pairs).
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
-        context (qa), a text and a list of endings (choose); or a dict with those names.
+        context (qa), a text and a list of endings (choose); all but a tagger's also as a dict of "text" and "pair",
+        "question" and "context", or "text" and "choices".
 
         Raises:
             ValueError: an input of another form.
+            UserError: a text that is not valid Unicode (lone surrogates).
         """
         one_pair = isinstance(inputs, tuple) and len(inputs) == 2 and getattr(self.task, "pairs", False)
         if isinstance(inputs, str | dict) or (one_pair and all(isinstance(text, str) for text in inputs)):
