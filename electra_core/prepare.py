@@ -47,7 +47,7 @@ ProgressMaker = Callable[[str, int | None, str], AbstractContextManager[Progress
 
 
 def prepare(
-    text_paths: Sequence[str | Path],
+    text_paths: str | Path | Sequence[str | Path],
     out_dir: str | Path,
     *,
     tokenizer: str | Path = "sentencepiece",
@@ -72,7 +72,7 @@ def prepare(
     standard input). Files are known again by name, size and their first and last 64 KiB.
 
     Args:
-        text_paths: files, folders, or "-" for standard input; see `text_files.py`.
+        text_paths: a file or folder, several, or "-" for standard input; see `text_files.py`.
         tokenizer: "sentencepiece" or "wordpiece" trains one on the text; else the path of one.
         vocab_size, model_type, lowercase: of a trained one; `model_type` is SentencePiece's "unigram" or "bpe".
         lines: what the lines of a document are, see `sentences.split_document`.
@@ -139,7 +139,7 @@ def prepare(
 
 
 def train_tokenizer(
-    text_paths: Sequence[str | Path],
+    text_paths: str | Path | Sequence[str | Path],
     out_dir: str | Path,
     *,
     tokenizer: str = "sentencepiece",

@@ -52,7 +52,7 @@ class Source(NamedTuple):
         return None if self.path is None else self.path.stat().st_size
 
 
-def find_sources(paths: Sequence[str | Path]) -> list[Source]:
+def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
     """The files that `paths` mean: "-" is standard input, folders are searched recursively in sorted order.
 
     Inside a folder hidden files and folders are left out, and files that are no TEXT_SUFFIXES (where there is none
@@ -65,7 +65,7 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
     """
     sources: list[Source] = []
     plain: list[str] = []
-    for path in map(str, paths):
+    for path in map(str, [paths] if isinstance(paths, str | Path) else paths):
         if path == "-":
             sources.append(Source("standard input", None))
         elif os.path.isdir(path):

@@ -373,3 +373,10 @@ def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
         read(tmp_path / "a.txt")
+
+
+def test_a_single_path_is_not_taken_letter_by_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "books.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    alone = [find_sources("books.txt"), find_sources(Path("books.txt"))]
+    assert alone == [find_sources(["books.txt"])] * 2
