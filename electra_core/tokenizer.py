@@ -79,6 +79,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        if isinstance(texts, str):
+            raise ValueError("texts: expected a list of texts, got a single one (`encode` takes that)")
         return list(self.encode_each(texts))
 
     def encode_each(self, texts: Iterable[str]) -> Iterator[list[int]]:

@@ -151,6 +151,11 @@ def test_long_texts_are_not_all_in_memory_at_once(
     assert list(each) == [own.encode(line) for line in lines[1:]] == own.encode_batch(lines)[1:]
 
 
+def test_a_single_text_is_not_taken_letter_by_letter(unigram: SentencePieceTokenizer) -> None:
+    with pytest.raises(ValueError, match="texts: expected a list of texts, got a single one"):
+        unigram.encode_batch("a text")
+
+
 def test_special_tokens_come_first_and_uncased_is_the_default(unigram: SentencePieceTokenizer) -> None:
     assert unigram.tokens(range(5)) == list(SPECIAL_TOKENS)
     assert unigram.special_ids == (0, 1, 2, 3, 4) and unigram.vocab_size == 300
