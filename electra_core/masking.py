@@ -38,12 +38,18 @@ def mask_tokens(
     """Choose the masked positions of a batch.
 
     Args:
-        tokens: the examples `indices`, packed.
+        tokens: N examples, packed, on the CPU.
+        indices: the N examples' numbers in the run; each has masks of its own.
         seed: of the run.
         mask_id: id of [MASK].
         special_ids: ids that are never chosen ([CLS], [SEP], [MASK]).
         fraction, max_predictions: see the header.
+
+    Raises:
+        ValueError: other than N indices.
     """
+    if len(indices) != tokens.num_sequences:
+        raise ValueError(f"indices: expected one for each of {tokens.num_sequences} sequences, got {len(indices)}")
     words = philox_words(fold(seed, 3), tokens.max_seqlen, np.asarray(indices, dtype=np.int64))
     order_NS, keep_NS, _, _ = torch.from_numpy(words.view(np.int64))
 

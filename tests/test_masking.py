@@ -139,3 +139,9 @@ def test_masks_are_a_function_of_seed_and_index_alone() -> None:
 def test_another_seed_or_index_gives_another_mask(change: dict[str, int]) -> None:
     tokens = pack([sentence_pair(40)] * 8)
     assert positions_by_sequence(masked(tokens, **change)) != positions_by_sequence(masked(tokens))
+
+
+def test_an_index_for_every_sequence() -> None:
+    tokens = pack([sentence_pair(9), sentence_pair(7)])
+    with pytest.raises(ValueError, match="indices: expected one for each of 2 sequences, got 3"):
+        mask_tokens(tokens, [0, 1, 2], seed=0, mask_id=MASK, special_ids=SPECIAL, fraction=0.15, max_predictions=9)
