@@ -43,6 +43,8 @@ class Linear(nn.Linear):
             products = _Bf16Products if has_fast_bf16() else _Fp32Products
             return products.apply(input, self.weight, self.bias if add_bias else None)  # type: ignore[no-any-return, no-untyped-call]
         weight, bias = self.copies or (self.weight, self.bias)
+        if weight.dtype != input.dtype and autocast_dtype(input) is None:  # `round_weights` did that, for autocast
+            weight, bias = weight.to(input.dtype), bias.to(input.dtype)
         return F.linear(input, weight, bias if add_bias else None)
 
 

@@ -108,6 +108,9 @@ def test_weights_rounded_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch
         linear.round_weights(layers, torch.device("cpu"), torch.bfloat16)
         assert torch.equal(layers(x), before)
     assert layers[0].weight.dtype == torch.bfloat16 and layers[1].weight.dtype == torch.float32
+    outside = layers(x)  # of a model that `predict.load` gave, called by itself
+    assert outside.dtype == torch.float32
+    torch.testing.assert_close(outside, before.float(), atol=0.02, rtol=0.02)
 
 
 def test_gelu_without_fast_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
