@@ -88,7 +88,9 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
     if not (isinstance(seed, int) or hasattr(seed, "__index__")):
         raise ValueError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
-    signed = ((int(seed) & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
+    signed = int(seed)
+    if not -(1 << 63) <= signed < 1 << 63:  # not always: torch.compile cannot hold 64 ones in an int64
+        signed = ((signed & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
     # `full` passes the number with the launch: no copy from the host, so a CUDA graph can capture it.
     return torch.nn.functional.pad(torch.full((1,), signed, dtype=torch.int64, device=device), (0, 1))
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,21 @@ def test_bad_seed_tensors_are_refused(seed: Tensor) -> None:
 def test_a_seed_that_is_no_integer_is_refused(seed: object) -> None:
     with pytest.raises(ValueError, match="seed: expected an int or an int64 tensor, got "):
         rng.seed_tensor(seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1, 2**64 + 5])
+def test_a_seed_is_its_low_64_bits(seed: int) -> None:
+    assert int(rng.seed_tensor(seed)[0]) % 2**64 == seed % 2**64
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_compiled_code_takes_another_seed_at_every_call() -> None:
+    def kept(rows_T: Tensor, seed: int) -> Tensor:
+        return rng.keep_mask(rng.seed_tensor(seed), rows_T, 16, 0.5, 3)
+
+    compiled, rows_T = torch.compile(kept, fullgraph=True), torch.arange(6)
+    for seed in (7, 8, 9):  # from the second on as a number that the compiled code does not know
+        assert torch.equal(compiled(rows_T, seed), kept(rows_T, seed))
 
 
 def test_a_seed_elsewhere_is_refused() -> None:
