@@ -170,7 +170,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     go on with the model as it was saved, take precision="fp32", or `from_pretrained`.
 
     Args:
-        device: auto | cpu | cuda.
+        device: auto | cpu | cuda | cuda:N.
         precision: auto | bf16 | fp32 (`placement.resolve_precision`).
 
     Raises:

@@ -93,8 +93,11 @@ def pretrain(
         changes: fields of `PretrainConfig` that differ from the preset's.
         encoder_changes: fields of the discriminator's `EncoderConfig` that differ.
         init_discriminator, init_generator: model directories to go on from, both or neither; not in `out`.
-        device: auto | cpu | cuda.
+        resume: go on from the newest intact checkpoint in `out`; without one, begin.
+        overwrite: begin anew in an `out` that holds something.
+        device: auto | cpu | cuda | cuda:N.
         max_minutes: save and stop after this long; 0: after one step.
+        quiet: without a progress bar.
         wandb: project of Weights & Biases to log to as well.
         on_evaluation: is given the figures of every evaluation, and "step" and "tokens".
 
