@@ -165,9 +165,9 @@ class Predictor:
 def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Predictor:
     """A fine-tuned model from its directory, ours or the Hub's; or an exported `NAME.onnx` (on the CPU).
 
-    On a CPU the process keeps up to a gigabyte of what it has freed from then on (`placement.keep_freed_memory`),
-    and where it computes in bf16, the weights of its `model` are rounded to it (`linear.round_weights`). To
-    go on with the model as it was saved, take precision="fp32", or `from_pretrained`.
+    On a CPU the process keeps up to a gigabyte of what it has freed from then on (`placement.keep_freed_memory`).
+    Where that CPU computes in bf16, weights of the predictor's `model` are rounded (`linear.round_weights`); to go
+    on with the model as it was saved, take precision="fp32", or `from_pretrained`.
 
     Args:
         device: auto | cpu | cuda | cuda:N.
