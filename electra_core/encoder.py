@@ -19,7 +19,7 @@ generator and discriminator alike.
 
 from __future__ import annotations
 
-import sys
+import inspect
 import warnings
 
 import torch
@@ -220,8 +220,8 @@ class Encoder(nn.Module):
 
 def _level_of_user() -> int:
     """`stacklevel` of a warning that is to name the line outside of this package and torch that led here."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
+    frame, level = inspect.currentframe(), 0
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
         frame, level = frame.f_back, level + 1
     return level
 

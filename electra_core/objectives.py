@@ -10,8 +10,8 @@
 
 What is kept and fine-tuned is called `discriminator` in each, so that the training loop, checkpoints and
 directories are the same. Where it predicts words, its loss has weight 1: the 50 of the paper makes up for how
-small a binary loss is. `PretrainOutput.rtd_loss` is 0 there, and `rtd_logits_T` too, except that the copy
-mechanism's own judgement (copy or not) is given in their place. As in `Electra`, the losses of a step's parts
+small a binary loss is. There `PretrainOutput.rtd_loss` and `rtd_logits_T` are 0, but for the copy mechanism, whose
+own judgement (copy or not) stands in the place of these logits. As in `Electra`, the losses of a step's parts
 add up to the whole batch's.
 """
 

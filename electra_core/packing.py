@@ -29,7 +29,7 @@ class TokenBatch:
     segment_ids_T: Tensor
     """int64 [T]: 0 for the first segment of a pair, 1 for the second."""
     position_ids_T: Tensor
-    """int64 [T]: place in the own sequence, from 0."""
+    """int64 [T]: place in its own sequence, from 0."""
     cu_seqlens: Tensor
     """int32 [N + 1]: sequence n holds tokens cu_seqlens[n] to cu_seqlens[n + 1]."""
     max_seqlen: int
