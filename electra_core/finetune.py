@@ -46,6 +46,7 @@ from electra_core.finetune_model import check_freeze, starting_model
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.finetune_steps import Job, build_optimizer, evaluation_steps, take_steps
 from electra_core.guards import left_out
+from electra_core.in_memory import Rows, as_files
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
@@ -67,8 +68,8 @@ FEWEST_STEPS = 50
 def finetune(
     model: str | Path,
     task: Task,
-    train: str | Path,
-    dev: str | Path | None,
+    train: str | Path | Rows,
+    dev: str | Path | Rows | None,
     out: str | Path,
     settings: FinetuneSettings | None = None,
     *,
@@ -86,7 +87,8 @@ def finetune(
     Args:
         model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.
         task: what to learn; its labels may be empty.
-        train, dev: files as the task reads them. Without `dev`, a tenth of the training data is held out.
+        train, dev: files as the task reads them, or the rows of one: dicts (also a table of pandas). Without
+            `dev`, a tenth of the training data is held out.
         out: must not exist, be empty, or be there to be gone on with (`resume`) or written into (`overwrite`).
         say: takes lines for the user.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
@@ -97,7 +99,14 @@ def finetune(
     Raises:
         UserError: data or model that cannot be used (nothing is written then), a checkpoint or a finished
             model of another fine-tuning, or a loss that diverges.
+        ValueError: a task or settings of another kind, rows that are no dicts.
     """
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task: expected one, such as Classify() or choose_task(name)[0], got {type(task).__name__} {task!r:.50}"
+        )
+    if not isinstance(settings, FinetuneSettings | None):
+        raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
     settings, out = settings or FinetuneSettings(), Path(out)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)
@@ -111,7 +120,9 @@ def finetune(
     checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
     tokenizer = matching_tokenizer(directory, config)
     task = adapted(task, settings, config)
-    task, train_examples, dev_examples, skipped = read_data(task, train, dev, settings, say)
+    with as_files(say, train=train, dev=dev) as (files, say_of_them):
+        read = read_data(task, files["train"], files["dev"], settings, say_of_them)
+    task, train_examples, dev_examples, skipped = read
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
     same = identity(settings, task, directory, prints)
     if done is not None:

@@ -28,6 +28,7 @@ from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, sorted_batches
+from electra_core.in_memory import Rows, as_files
 from electra_core.labelled import BadRows
 from electra_core.linear import round_weights
 from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
@@ -316,14 +317,19 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor, source: str | Path, *, skip_bad_rows: bool = False, quiet: bool = True
+    predictor: Predictor, source: str | Path | Rows, *, skip_bad_rows: bool = False, quiet: bool = True
 ) -> Evaluation:
     """Scores the model on labelled data.
 
+    Args:
+        source: a file, or the rows of one: dicts (also a table of pandas).
+
     Raises:
         UserError: an unreadable or empty file, bad rows, labels that the model does not have.
+        ValueError: rows that are no dicts.
     """
-    examples, bad = read_all(predictor.task, source, skip_bad_rows=skip_bad_rows)
+    with as_files(lambda _: None, data=source) as (files, _):
+        examples, bad = read_all(predictor.task, files["data"], skip_bad_rows=skip_bad_rows)
     with progress("evaluate", None, "tokens", quiet=quiet) as bar:
         predictions = predictor.predict(examples, bar)
     return Evaluation(predictor.task, predictor.task.score(examples, predictions), examples, predictions, bad)

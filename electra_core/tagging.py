@@ -142,7 +142,9 @@ class Tag(Task):
                 yield example
 
     def from_value(self, value: Any, name: str) -> TaggedExample:
-        """A text, or a list of its words."""
+        """A text, or a list of its words; or {"text": ...} or {"tokens": [...]}."""
+        if isinstance(value, dict):
+            value = value["text"] if "text" in value else value.get("tokens")
         if isinstance(value, str):
             return from_text(value, name)
         if isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value):
