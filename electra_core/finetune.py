@@ -103,7 +103,8 @@ def finetune(
     """
     if not isinstance(task, Task):
         raise ValueError(
-            f"task: expected one, such as Classify() or choose_task(name)[0], got {type(task).__name__} {task!r:.50}"
+            f"task: expected one, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
+            f"{task!r:.50}"
         )
     if not isinstance(settings, FinetuneSettings | None):
         raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
