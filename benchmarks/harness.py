@@ -191,7 +191,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
-        "versions": {"python": platform.python_version(), **_versions("torch", "triton", "transformers")},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,  # "+cu130", which the package's metadata may leave out
+            **_versions("triton", "transformers"),
+        },
         "cuda": torch.version.cuda,
         "commit": commit(),
         "command": " ".join(["python", "-m", _module(), *map(_without_folders, sys.argv[1:])]),
