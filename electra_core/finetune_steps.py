@@ -16,12 +16,13 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor
 
+from electra_core.adam import ElectraAdam
 from electra_core.downstream import Task
 from electra_core.engine import choose_engine, graph_problem, static_steps
 from electra_core.finetune_data import Data
 from electra_core.finetune_folder import Run
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.optim import ElectraAdam, linear_schedule, parameter_groups
+from electra_core.optim import linear_schedule, parameter_groups
 from electra_core.placement import autocast_context
 from electra_core.static_task import Part, TaskShapes
 from electra_core.tasks import TaskModel

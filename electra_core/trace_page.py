@@ -358,7 +358,7 @@ STAGES = (
         "How strongly each weighted loss pulls at each part (Euclidean norm). Nothing of the discriminator's loss "
         "reaches the generator's encoder: the draw is discrete. The two meet where something is shared.",
         _gradients,
-        "<b>Electra</b> (electra.py); the update is in optim.py",
+        "<b>Electra</b> (electra.py); the update is in adam.py",
     ),
     Stage(
         "Every shape",

@@ -77,7 +77,7 @@ def training_steps(
 
     Args:
         model: whose gradients are clipped; put in training mode before every step.
-        optimizer: one that reads `found_inf` (see optim.py): torch's fused ones and ours.
+        optimizer: one that reads `found_inf` (see adam.py): torch's fused ones and ours.
         loss_function: (part, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
         batches: step (from 0) -> a list of the parts of its batch, often one; a pure function of the step.
         schedule: step (from 0) -> learning rate.

@@ -16,11 +16,11 @@ import torch
 from small_runs import data, one_thread, rows, train  # noqa: F401
 from torch import Tensor, nn
 
+from electra_core.adam import ElectraAdam
 from electra_core.batches import Batches
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.engine import static_steps
 from electra_core.guards import examine, left_out
-from electra_core.optim import ElectraAdam
 from electra_core.packing import from_lengths
 from electra_core.run_state import FAILED, read_state
 from electra_core.static_batch import Shapes

@@ -17,7 +17,7 @@ from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, train
 from torch import Tensor
 
-from electra_core import optim, training
+from electra_core import muon, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
 from electra_core.engine import choose_engine, static_steps
@@ -133,7 +133,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_static_step_trains_as_the_eager_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Muon rounds to bf16 on some processors, which would make much of fp32's last bits.
-    monkeypatch.setattr(optim, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda: False)
     config = updated(CONFIG, CASES[name], "test")
     (eager, model), (static, other) = run("eager", config), run("static", config)
     for a, b in zip(eager, static, strict=True):

@@ -28,7 +28,7 @@ from electra_core.cross_check import _uses_kernels as uses_kernels
 from electra_core.errors import UserError
 from electra_core.memory import free_bytes, way_of
 from electra_core.meter import _peak_flops
-from electra_core.optim import orthogonalise
+from electra_core.muon import orthogonalise
 from electra_core.placement import _warn_once, resolve_device, resolve_precision
 
 GPU = torch.device("cuda", 0)

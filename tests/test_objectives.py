@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 import electra_core
-from electra_core import model_dir, objectives, optim
+from electra_core import model_dir, objectives
+from electra_core.adam import ElectraAdam
 from electra_core.config import OBJECTIVES, EncoderConfig, PretrainConfig
 from electra_core.electra import Electra, PretrainBatch, uniform_words
 from electra_core.packing import from_lengths
@@ -51,7 +52,7 @@ def louder(model: torch.nn.Module) -> None:
 def test_every_objective_learns_one_batch(objective: str) -> None:
     """What is kept learns; the draws are a uniform generator's, so that its task stays the same."""
     model, batch = make(objective, uniform_generator=objective != "mlm"), make_batch()
-    optimizer = optim.ElectraAdam(model.parameters(), lr=1e-3)
+    optimizer = ElectraAdam(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(25):
         output = model(batch, seed=0)

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from electra_core import optim
+from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra
+from electra_core.muon import Muon, orthogonalise
 
 TINY = EncoderConfig(
     vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -38,7 +40,7 @@ def test_electra_adam_is_the_formula(fused: bool) -> None:
     params = matrices(torch.float64)
     expected = [p.detach().numpy().copy() for p in params]
     m, v = [np.zeros_like(e) for e in expected], [np.zeros_like(e) for e in expected]
-    optimizer = optim.ElectraAdam(params, lr=0.1, eps=1e-6, weight_decay=0.01, fused=fused)
+    optimizer = ElectraAdam(params, lr=0.1, eps=1e-6, weight_decay=0.01, fused=fused)
     for step in range(5):
         gradients(params, step)
         optimizer.step()
@@ -52,7 +54,7 @@ def test_electra_adam_is_the_formula(fused: bool) -> None:
 
 def test_kernel_and_formulas_agree_in_fp32() -> None:
     ours, plain = matrices(), matrices()
-    fast, slow = optim.ElectraAdam(ours, fused=True), optim.ElectraAdam(plain, fused=False)
+    fast, slow = ElectraAdam(ours, fused=True), ElectraAdam(plain, fused=False)
     for step in range(4):
         for params, optimizer in ((ours, fast), (plain, slow)):
             gradients(params, step)
@@ -68,9 +70,9 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
         params = matrices()
         if kind == "muon":
             groups = [{"params": [("w", params[0])], "muon": True}, {"params": [("b", params[1])]}]
-            optimizer: optim.ElectraAdam = optim.Muon(groups, lr=0.1, eps=1e-2)
+            optimizer: ElectraAdam = Muon(groups, lr=0.1, eps=1e-2)
         else:
-            optimizer = optim.ElectraAdam(params, lr=0.1, eps=1e-2, fused=kind == "kernel")
+            optimizer = ElectraAdam(params, lr=0.1, eps=1e-2, fused=kind == "kernel")
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
         for _ in range(3):
             scaler.scale(sum((p * p).sum() for p in params[:2])).backward()
@@ -85,7 +87,7 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
 def test_a_learning_rate_tensor_is_written_in_place() -> None:
     params = matrices()
     rate = torch.tensor(0.0)
-    optimizer = optim.ElectraAdam(params, lr=rate)
+    optimizer = ElectraAdam(params, lr=rate)
     before = [p.detach().clone() for p in params]
     gradients(params, 0)
     optimizer.step()
@@ -101,7 +103,7 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     gradients(params, 0)
     params[2].grad = None
     before = params[2].detach().clone()
-    optimizer = optim.ElectraAdam(params)
+    optimizer = ElectraAdam(params)
     optimizer.step()
     assert torch.equal(params[2], before) and params[2] not in optimizer.state
 
@@ -110,14 +112,14 @@ def test_orthogonalise_keeps_directions_and_flattens_the_spectrum() -> None:
     torch.manual_seed(0)
     for rows, columns in [(16, 16), (48, 16), (16, 64)]:
         g = torch.randn(3, rows, columns, dtype=torch.float64)
-        out = optim.orthogonalise(g)
+        out = orthogonalise(g)
         singular = torch.linalg.svdvals(out)
         assert 0.3 < singular.min() and singular.max() < 1.3
         u, _, vh = torch.linalg.svd(g, full_matrices=False)
         rotated = u.mT @ out @ vh.mT  # diagonal if the singular vectors are unchanged
         off_diagonal = rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))
         assert off_diagonal.abs().max() < 1e-8
-        rounded = optim.orthogonalise(g.float())  # in bf16 where the processor is fast at it
+        rounded = orthogonalise(g.float())  # in bf16 where the processor is fast at it
         assert (rounded - out).norm() < 0.03 * out.norm()
 
 
@@ -133,13 +135,13 @@ def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
     one = [{"params": [("x.qkv.weight", fused)], "muon": True}]
     three = [{"params": [(name, p) for name, p in zip("qkv", parts)], "muon": True}]
     for groups in (one, three):
-        optimizer = optim.Muon(groups, lr=0.02)
+        optimizer = Muon(groups, lr=0.02)
         for _ in range(3):
             optimizer.step()
     torch.testing.assert_close(fused, torch.cat(parts))
     whole = [{"params": [("x.dense.weight", other := nn.Parameter(start.clone()))], "muon": True}]
     other.grad = grad.clone()
-    optim.Muon(whole, lr=0.02).step()
+    Muon(whole, lr=0.02).step()
     assert not torch.allclose(other, fused, atol=1e-4)
 
 
@@ -147,8 +149,8 @@ def test_muon_first_step_by_hand() -> None:
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(32, 8, dtype=torch.float64))
     before, p.grad = p.detach().clone(), torch.randn(32, 8, dtype=torch.float64)
-    optim.Muon([{"params": [("w", p)], "muon": True}], lr=0.02, weight_decay=0.1).step()
-    step = 2.0 * optim.orthogonalise((1.95 * p.grad)[None])[0]  # sqrt(32 / 8), and g + momentum g
+    Muon([{"params": [("w", p)], "muon": True}], lr=0.02, weight_decay=0.1).step()
+    step = 2.0 * orthogonalise((1.95 * p.grad)[None])[0]  # sqrt(32 / 8), and g + momentum g
     torch.testing.assert_close(p.detach(), before - 0.02 * (step + 0.1 * before))
 
 
@@ -171,7 +173,7 @@ def test_state_round_trips_bit_for_bit(name: str) -> None:
 
 
 def test_state_of_a_stranger_is_refused() -> None:
-    optimizer = optim.ElectraAdam([("weight", nn.Parameter(torch.zeros(2, 3)))])
+    optimizer = ElectraAdam([("weight", nn.Parameter(torch.zeros(2, 3)))])
     with pytest.raises(ValueError, match="'bias'"):
         optim.load_state_tensors(optimizer, {"bias/exp_avg": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"weight/exp_avg expected \[2, 3\], got \[3, 2\]"):
@@ -242,7 +244,7 @@ def test_linear_schedule() -> None:
 def test_presets_build_their_optimizer() -> None:
     preset = PRESETS["tiny"]
     optimizer = optim.build_optimizer(Electra(preset.discriminator, preset.pretrain), preset.pretrain)
-    assert isinstance(optimizer, optim.ElectraAdam) and optimizer.defaults["eps"] == 1e-6
+    assert isinstance(optimizer, ElectraAdam) and optimizer.defaults["eps"] == 1e-6
 
 
 @pytest.mark.gpu
@@ -250,7 +252,7 @@ def test_kernel_on_a_gpu_is_the_formula_and_follows_the_rate_in_a_graph() -> Non
     ours = [nn.Parameter(p.detach().cuda()) for p in matrices()]
     plain = matrices()
     rate = torch.tensor(1e-2, device="cuda")
-    fast, slow = optim.ElectraAdam(ours, lr=rate), optim.ElectraAdam(plain, lr=1e-2, fused=False)
+    fast, slow = ElectraAdam(ours, lr=rate), ElectraAdam(plain, lr=1e-2, fused=False)
     for params in (ours, plain):
         gradients_of(params, 0)
     fast.step()  # makes the state, outside of the graph
@@ -275,7 +277,7 @@ def test_muon_on_a_gpu_is_close_to_muon_in_fp32() -> None:
     for device in ("cpu", "cuda"):
         p = nn.Parameter(start.clone().to(device))
         p.grad = grad.to(device)
-        optim.Muon([{"params": [("x.qkv.weight", p)], "muon": True}], lr=0.02).step()
+        Muon([{"params": [("x.qkv.weight", p)], "muon": True}], lr=0.02).step()
         results.append(p.detach().cpu() - start)
     assert (results[0] - results[1]).norm() / results[0].norm() < 0.05  # bf16 products
 

@@ -18,6 +18,7 @@ from electra_kernels import mlm_head, sample_and_replace
 from torch import nn
 
 from electra_core import optim, tasks
+from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra, Generator, PretrainBatch
 from electra_core.masking import mask_tokens
@@ -120,7 +121,7 @@ def test_weight_decay_spares_biases_and_layer_norm_only() -> None:
 
 def test_01_adam_has_no_bias_correction() -> None:
     """The first update is 0.1 g / (sqrt(0.001) |g| + eps): 3.16 times the rate, where Adam's is 1."""
-    for kind, expected in ((optim.ElectraAdam, 0.1 / math.sqrt(0.001)), (torch.optim.AdamW, 1.0)):
+    for kind, expected in ((ElectraAdam, 0.1 / math.sqrt(0.001)), (torch.optim.AdamW, 1.0)):
         p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
         p.grad = torch.tensor([1.0, -2.0, 50.0], dtype=torch.float64)
         kind([p], lr=0.01, eps=1e-6, weight_decay=0.0).step()
@@ -356,7 +357,7 @@ def test_14_fine_tuning_loss_is_a_mean_and_the_scale_hardly_matters() -> None:
     for factor in (1.0, 32.0):
         p = nn.Parameter(torch.zeros(1000, dtype=torch.float64))
         p.grad = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * factor
-        optim.ElectraAdam([p], lr=1e-4, weight_decay=0.0).step()
+        ElectraAdam([p], lr=1e-4, weight_decay=0.0).step()
         updates.append(p.detach().clone())
     difference = (updates[0] - updates[1]).norm() / updates[0].norm()
     assert difference < 0.01

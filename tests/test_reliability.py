@@ -22,13 +22,13 @@ from torch import nn
 
 import electra_core
 from electra_core import checkpoint as module
+from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.cli import main
 from electra_core.errors import UserError
 from electra_core.guards import examine, spike, with_postmortem
 from electra_core.metrics_log import MetricsLog, read_metrics
 from electra_core.new_folder import new_folder, remove_leftovers
-from electra_core.optim import ElectraAdam
 from electra_core.run_state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
 from electra_core.training import Diverged
 

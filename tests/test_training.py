@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS
-from electra_core.optim import ElectraAdam, build_optimizer, state_tensors
+from electra_core.optim import build_optimizer, state_tensors
 from electra_core.training import LateNumber, StepResult, training_steps
 
 

@@ -23,9 +23,10 @@ from electra_kernels import rtd_loss
 from electra_kernels.rng import keep_mask, seed_tensor
 from torch import Tensor
 
+from electra_core.adam import ElectraAdam
 from electra_core.electra import replace_tokens
 from electra_core.masking import masked_counts
-from electra_core.optim import ElectraAdam, learning_rate
+from electra_core.optim import learning_rate
 
 
 def check_masked_count(masked_count: Callable[[int, float, int], int]) -> None:

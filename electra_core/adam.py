@@ -1,0 +1,118 @@
+"""The original's Adam (google-research/electra, model/optimization.py):
+
+    m = beta1 m + (1 - beta1) g
+    v = beta2 v + (1 - beta2) g^2
+    p = p - lr (m / (sqrt(v) + eps) + decay p)
+
+There is **no bias correction**. Adam as published divides m by (1 - beta1^t) and v by (1 - beta2^t); here
+the first updates are about sqrt(0.001)^-1 * 0.1 = 3.2 times as long as Adam's, which the warm-up absorbs.
+
+Where the attribute `found_inf`, a scalar on the parameters' device, is 1, `step` changes nothing: torch's
+convention for fused optimizers, by which a step is dropped without waiting for the device. The other half of it
+is `grad_scale`, which `step` divides gradients by: `torch.amp.GradScaler` sets both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_core.distributed import local
+
+
+class ElectraAdam(torch.optim.Optimizer):
+    """The original's Adam: no bias correction, decoupled weight decay (formulas in the file's header).
+
+    Args:
+        params: parameters, or groups of them (`parameter_groups`).
+        lr: learning rate; a tensor on the parameters' device if the step is captured in a CUDA graph.
+        fused: True for torch's fused AdamW kernel, False for the formulas as they stand, None for the kernel
+            wherever it runs. Both give the same up to rounding; the kernel reads each tensor once.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        fused: bool | None = None,
+    ):
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_scale": 1.0}
+        super().__init__(params, defaults)
+        self.fused = fused
+        self._step_supports_amp_scaling = True  # torch's name for "reads found_inf"
+        # The kernel divides by 1 - beta^step. An infinite step makes both corrections exactly 1.
+        self._forever: dict[torch.device, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            gradients = [
+                local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None
+            ]
+            torch._foreach_div_(gradients, scale)
+        for group in self.param_groups:
+            self._update_group(group)
+        return loss
+
+    def _update_group(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        ms = [local(self.state[p]["exp_avg"]) for p in params]  # where sharded: number by number, a part is enough
+        vs = [local(self.state[p]["exp_avg_sq"]) for p in params]
+        grads, found_inf = [local(p.grad) for p in params], getattr(self, "found_inf", None)
+        params = [local(p) for p in params]
+        if self._use_kernel(params):
+            _fused_adam_(params, grads, ms, vs, group, self._infinite_step(params[0].device), found_inf)
+        elif not found_inf:
+            _plain_adam_(params, grads, ms, vs, group)
+
+    def _use_kernel(self, params: list[Tensor]) -> bool:
+        if self.fused is not None:
+            return self.fused
+        return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+
+    def _infinite_step(self, device: torch.device) -> Tensor:
+        if device not in self._forever:
+            self._forever[device] = torch.tensor(math.inf, device=device)
+        return self._forever[device]
+
+
+def _plain_adam_(
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict
+) -> None:
+    """The formulas, one tensor at a time: the specification of `_fused_adam_`."""
+    beta1, beta2 = group["betas"]
+    for p, g, m, v in zip(params, grads, ms, vs):
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        p.sub_(group["lr"] * (m / (v.sqrt() + group["eps"]) + group["weight_decay"] * p))
+
+
+def _fused_adam_(
+    params: list[Tensor], grads: list[Tensor], ms: list[Tensor], vs: list[Tensor], group: dict, step: Tensor,
+    found_inf: Tensor | None,
+) -> None:  # fmt: skip
+    """The same in one pass over memory, by the kernel behind torch.optim.AdamW(fused=True)."""
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        params, grads, ms, vs, [], [step] * len(params), amsgrad=False, lr=group["lr"], beta1=beta1, beta2=beta2,
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=found_inf,
+    )  # fmt: skip
