@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -183,3 +184,28 @@ def test_the_wheel_holds_assets_and_the_shipped_model(wheel: set[str]) -> None:
     files = [path for path in files if "__pycache__" not in path.parts]
     assert any(path.suffix == ".css" for path in files)
     assert {f"electra_core/{path.relative_to(package).as_posix()}" for path in files} <= wheel
+
+
+def test_the_readme_counts_the_compiled_kernels() -> None:
+    """Tempered forms are the same kernel with another constant."""
+    table = (ROOT / "benchmarks/results/compile/triton3.9.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    names = {row[1].strip(" `").removesuffix("_tempered") for row in rows}
+    cases = sum(int(row[3]) for row in rows)
+    spilled = {row[9].strip() for row in rows}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{len(names)} kernels [compiled]" in readme and f"{cases} cases without a spill" in readme
+    assert spilled == {"0"}
+
+
+def test_set_up_leaves_torch_and_triton_to_each_other() -> None:
+    """A CUDA build of torch needs one triton and no other; a constraint on either would end the set-up there."""
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"^(torch|triton)\b", pinned, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^TORCH \?= torch==", makefile, re.MULTILINE)
+    assert re.search(r"^TRITON \?= triton==", makefile, re.MULTILINE)
+    for line in pinned.splitlines()[1:]:
+        name, _, rest = line.partition("==")
+        older = f"{name}=="
+        assert "python_version" not in rest or pinned.count(f"\n{older}") == 2, f"{name}: for some Pythons only"
