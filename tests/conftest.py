@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # before anything imports Python 3.10's own distutils, which it replaces
+    import setuptools  # noqa: F401
 
 import pytest
 import torch
