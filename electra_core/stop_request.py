@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,9 +20,9 @@ from electra_core.distributed import Ranks
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
-    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. Under torchrun a
-    scheduler's signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the
-    first is the first.
+    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. (In a notebook or
+    at Python's prompt a second SIGINT is a KeyboardInterrupt, as ever there.) Under torchrun a scheduler's signal
+    comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the first is the first.
 
     Args:
         ranks: the processes that train together; `agreed` is what they all stop for.
@@ -74,5 +75,12 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         if self._signalled is None:
             self._signalled, self.reason = now, signal.Signals(number).name
         elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._signalled > self.SAME_SIGNAL:
+            if number == signal.SIGINT and _has_a_prompt():
+                raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _has_a_prompt() -> bool:
+    """Whether somebody would lose a session with the process."""
+    return "ipykernel" in sys.modules or hasattr(sys, "ps1")

@@ -69,6 +69,17 @@ def test_each_signal_is_a_request_and_the_second_is_not(number: signal.Signals) 
     assert signal.getsignal(number) is before
 
 
+def test_in_a_notebook_the_second_interrupt_is_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel with all its variables would end with the process."""
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_the_second_signal_ends_at_once_and_harms_nothing(data: Path, base: Path, tmp_path: Path) -> None:
     out, flag = tmp_path / "run", tmp_path / "flag"
     slow = SLOW_RUN.replace("time.sleep(0.3)", "time.sleep(60)")
