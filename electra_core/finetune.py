@@ -79,6 +79,7 @@ def finetune(
     quiet: bool = False,
     say: Callable[[str], None] = log.info,
     cache: str | Path | None = None,
+    on_evaluation: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
@@ -92,6 +93,7 @@ def finetune(
         out: must not exist, be empty, or be there to be gone on with (`resume`) or written into (`overwrite`).
         say: takes lines for the user.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
+        on_evaluation: is given the figures of every evaluation, and "seed" and "step".
 
     Returns:
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
@@ -135,7 +137,7 @@ def finetune(
         say(f"goes on at step {checkpoint.step}")
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
     dtype = resolve_precision(settings.precision, on_device)
-    job = Job(task, directory, settings, data, on_device, dtype)
+    job = Job(task, directory, settings, data, on_device, dtype, on_evaluation)
     with writing(str(out)):  # a full disk, most likely; what was saved before is whole
         state = make_folder(out, settings, resumed=checkpoint is not None)
         state.begin()
@@ -251,6 +253,8 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
         run.best, run.metrics = metrics[task.metric], metrics
         run.best_step, run.best_evaluation = run.steps, run.evaluations
         keeper.offer(model, tuned, data.tokenizer, metrics)
+    if job.on_evaluation is not None:
+        job.on_evaluation({"seed": run.seed, "step": run.steps, **metrics})
     return metrics
 
 

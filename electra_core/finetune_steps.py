@@ -44,6 +44,8 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     """That products are computed in."""
+    on_evaluation: Callable[[dict[str, float]], None] | None = None
+    """Is given every evaluation's figures, and "seed" and "step"."""
 
     def engine(self, model: TaskModel) -> str:
         """eager | static | graph: how steps are carried out (`engine.py`).

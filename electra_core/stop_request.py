@@ -20,9 +20,10 @@ from electra_core.distributed import Ranks
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
-    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. (In a notebook or
-    at Python's prompt a second SIGINT is a KeyboardInterrupt, as ever there.) Under torchrun a scheduler's signal
-    comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the first is the first.
+    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. (In a notebook
+    or at Python's prompt a second SIGINT is a KeyboardInterrupt, as ever there.) Under torchrun a scheduler's
+    signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the first is the
+    first.
 
     Args:
         ranks: the processes that train together; `agreed` is what they all stop for.

@@ -53,8 +53,14 @@ def test_the_same_model_as_from_files(model: Path, tmp_path: Path) -> None:
     assert not any("/" in line for line in lines if "dev.jsonl" in line or "train.jsonl" in line)
     again = finetune(model, Classify(), train, dev, tmp_path / "rows", QUICK, resume=True, say=lines.append)
     assert "all is done already" in lines[-1] and again["train_examples"] == 48
-    held_out = finetune(model, Classify(), train, None, tmp_path / "held", QUICK, quiet=True)
+    seen: list[dict[str, float]] = []
+    settings = dataclasses.replace(QUICK, epochs=2, seeds=2)
+    held_out = finetune(
+        model, Classify(), train, None, tmp_path / "held", settings, quiet=True, on_evaluation=seen.append
+    )
     assert held_out["train_examples"] + held_out["dev_examples"] == 48
+    assert [(row["seed"], row["step"]) for row in seen] == [(0, 3), (0, 6), (1, 3), (1, 6)]
+    assert max(row["accuracy"] for row in seen) == held_out["best"]["accuracy"]
 
 
 ROWS: dict[str, tuple[Task, list[dict[str, Any]]]] = {
