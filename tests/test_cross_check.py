@@ -28,6 +28,7 @@ from torch import Tensor
 from electra_core import cross_check
 from electra_core.config import updated
 from electra_core.cross_check import check_pretraining, check_task_model
+from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
 from electra_core.placement import autocast_context
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TokenClassifier
@@ -83,10 +84,10 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
-def without_last_row(result: Any) -> Any:
-    """A tile's edge forgotten: the last row of what an operator gives first, or of the one thing it gives."""
+def without_last_rows(result: Any, rows: int) -> Any:
+    """A tile's edge forgotten: the last rows of what an operator gives first, or of the one thing it gives."""
     first: Tensor = result if isinstance(result, Tensor) else result[0]
-    (first if first.dim() == 0 else first[-1]).zero_()
+    (first if first.dim() == 0 else first[-rows:]).zero_()
     return result
 
 
@@ -96,9 +97,11 @@ def without_last_row(result: Any) -> Any:
 def test_a_wrong_kernel_is_found(
     name: str, dtype: torch.dtype, reasons: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One wrong row of a hundred is seen in fp32; in bf16 attention's would pass for rounding, so it is a tile."""
     operator, model = OPERATORS[name], build_objective(SMALL, CONFIG).train()
-    right = operator.direct
-    monkeypatch.setattr(operator, "direct", lambda *inputs: without_last_row(right(*inputs)))
+    initialise(model, 0.2, seed=0)  # so narrow a model's attention adds next to nothing at the usual 0.02
+    right, rows = operator.direct, 1 if dtype == FP32 else 16
+    monkeypatch.setattr(operator, "direct", lambda *inputs: without_last_rows(right(*inputs), rows))
     assert not check_pretraining(model, CPU, dtype, CONFIG.max_length)
     assert len(reasons) == 1 and "is off by" in reasons[0]
 
