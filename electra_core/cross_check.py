@@ -10,8 +10,8 @@ the run's own model, in the run's own sizes, reads a little random text three wa
 
 Found must be about as near to exact as rounded is: in the losses, in every parameter's gradient, and in the words
 drawn. Where it is not, or a kernel does not compile or start, the log says what is wrong, and for the rest of the
-process "auto" takes the twins on that GPU: slower, and right. `ELECTRA_TRITON=1` leaves the check out. A fault that is smaller than the rounding is not
-seen: this is for the first minute of a run, `make test-gpu` is for kernels.
+process "auto" takes the twins on that GPU: slower, and right. `ELECTRA_TRITON=1` leaves the check out. A fault
+smaller than the rounding is not seen: this is for the first minute of a run, `make test-gpu` is for kernels.
 """
 
 from __future__ import annotations
