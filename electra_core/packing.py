@@ -113,14 +113,17 @@ def from_padded(
     """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch, on its device.
 
     Raises:
-        ValueError: a mask or segment ids of another shape than the ids'.
+        ValueError: a mask or segment ids of another shape than the ids', or a row without a word.
     """
     segments = torch.zeros_like(input_ids_NS) if segment_ids_NS is None else segment_ids_NS
     for name, other in (("attention_mask_NS", attention_mask_NS), ("segment_ids_NS", segments)):
         if other.shape != input_ids_NS.shape:
             raise ValueError(f"{name}: expected shape {list(input_ids_NS.shape)}, got {list(other.shape)}")
     keep = attention_mask_NS.bool()
-    return from_lengths(input_ids_NS[keep], segments[keep], keep.sum(1).tolist())
+    lengths = keep.sum(1).tolist()
+    if 0 in lengths:  # nothing of it would be left to answer for
+        raise ValueError(f"attention_mask_NS: expected a word in every row, row {lengths.index(0)} has none")
+    return from_lengths(input_ids_NS[keep], segments[keep], lengths)
 
 
 def to_padded(values_T: Tensor, batch: TokenBatch, fill: float = 0) -> Tensor:
