@@ -209,7 +209,7 @@ def last_pass(
 
     def loss(part: Part, _: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits = model(part.batch.tokens, seed=part.key)
-        return classification_loss(logits[:-1], part.batch.targets), {}
+        return classification_loss(logits[:-1], part.batch.targets) * part.share, {}
 
     positions = model.config.max_position_embeddings
     steps = static_steps(

@@ -42,7 +42,7 @@ from benchmarks.harness import add_row, environment, read_rows, spread
 from benchmarks.learning_plan import step_flops
 from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
-from electra_core.meter import PEAK_FLOPS
+from electra_core.meter import peak_flops
 from electra_core.placement import resolve_device, resolve_precision
 
 Row = dict[str, Any]
@@ -95,12 +95,6 @@ def _row(case: Case, seconds: list[Any], memory: Any, ready: Row, peak: float | 
         "rounds": seconds, "mfu": None if peak is None else spread(walls).median * rate / peak,
         "peak_mib": round(memory),
     }  # fmt: skip
-
-
-def gpu_peak(device: torch.device) -> float | None:
-    """Its data sheet's dense bf16 products a second, if that is known."""
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 def cpu_peak(precision: str, threads: int) -> float:
@@ -178,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     if not todo and not splits:
         print("everything is measured")
         return
-    peak = gpu_peak(device) if device.type == "cuda" else cpu_peak(options.precision, options.threads)
+    peak = peak_flops(device) if device.type == "cuda" else cpu_peak(options.precision, options.threads)
     about = _about(device, options)
     for row in rows:
         if "environment" in row and row["environment"].get("device") != about["environment"]["device"]:

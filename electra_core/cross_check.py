@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from electra_core.config import EncoderConfig
 from electra_core.electra import Generator, PretrainBatch
 from electra_core.packing import TokenBatch, from_lengths
 from electra_core.placement import autocast_context
+from electra_core.static_batch import Shapes
 
 Figures = dict[str, Tensor]
 """What a model gave, by name."""
@@ -44,21 +46,27 @@ OTHER_WORDS = 0.2
 """Share of the draws that may come out otherwise: a rounding decides where two words meet."""
 ALIKE = 16
 """Triton compiles a kernel once more for sizes that are multiples of it, as a run's are in fixed shapes."""
+SHORT = 128
+"""Tokens of the longest sequence that one program of attention holds as a whole, on any architecture."""
 SEED = 0x5EED
 
 
-def check_pretraining(electra: Any, device: torch.device, dtype: torch.dtype, max_length: int) -> bool:
+def check_pretraining(
+    electra: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, static: bool
+) -> bool:
     """Checks the kernels with a pre-training objective's model, forward and backward; nothing about it changes.
 
     Args:
         electra: on `device`.
         dtype: what the run computes in.
         max_length: of the run's sequences.
+        static: whether its steps are of fixed shapes, for which kernels are compiled with other types and weights.
 
     Returns:
         False if they have just been found wrong; True if not, and where they are not used anyway.
     """
-    batch = _masked(_text(electra.generator.config, max_length)).to(device)
+    batch = _masked(_text(electra.generator.config, max_length))
+    batch = (_in_fixed_shape(batch, max_length) if static else batch).to(device)
 
     def compute() -> Figures:
         output = electra(batch, SEED)
@@ -70,10 +78,27 @@ def check_pretraining(electra: Any, device: torch.device, dtype: torch.dtype, ma
 
 
 def check_task_model(
-    model: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, training: bool
+    model: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, training: bool, static: bool = False
 ) -> bool:
-    """`check_pretraining` with a downstream task's model: its gradients, or for mere prediction its logits."""
-    text = _text(model.config, max_length).to(device)
+    """`check_pretraining` with a downstream task's model: its gradients, or for mere prediction its logits.
+
+    Its batches are of like lengths, and there is a kernel of attention for every power of two up to `SHORT`.
+    """
+    was_training = model.training
+    model.train(training)
+    limits = [limit for limit in (16, 32, 64, SHORT) if limit < max_length]
+    right = all(_check_text(model, device, dtype, n, training, static) for n in (*limits, max_length))
+    model.train(was_training)
+    return right
+
+
+def _check_text(
+    model: Any, device: torch.device, dtype: torch.dtype, max_length: int, training: bool, static: bool
+) -> bool:
+    text = _text(model.config, max_length)
+    if static:
+        text = replace(text, cu_seqlens=text.cu_seqlens.long())
+    text = text.to(device)
 
     def compute() -> Figures:
         with torch.set_grad_enabled(training):
@@ -81,11 +106,7 @@ def check_task_model(
             gradients = _gradients(model, logits.square().mean()) if training else {}
             return {"the logits": logits.detach()} | gradients
 
-    was_training = model.training
-    model.train(training)
-    right = _check(compute, device, dtype)
-    model.train(was_training)
-    return right
+    return _check(compute, device, dtype)
 
 
 def disagreement(
@@ -185,6 +206,15 @@ def _text(config: EncoderConfig, max_length: int) -> TokenBatch:
     ids_T = torch.randint(config.vocab_size, (sum(lengths),), generator=random)
     segments_T = torch.randint(config.type_vocab_size, (sum(lengths),), generator=random)
     return from_lengths(ids_T, segments_T, lengths)
+
+
+def _in_fixed_shape(batch: PretrainBatch, max_length: int) -> PretrainBatch:
+    """As a static step has it (`static_batch.py`)."""
+    sequences = batch.tokens.num_sequences
+    shapes = Shapes(sequences, max_length, -(-len(batch.masked_positions_M) // sequences))
+    inputs = shapes.inputs([batch], pinned=False)
+    inputs.fill([batch], SEED, rate=0.0)
+    return inputs.parts[0]
 
 
 def _masked(text: TokenBatch) -> PretrainBatch:

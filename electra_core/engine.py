@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -200,10 +200,15 @@ def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch
     runner = _GraphRunner(step_function, device)
     try:
         runner.rehearse(in_vain)
-    except torch.cuda.OutOfMemoryError:
-        raise  # kernel by kernel the next step would need as much
-    except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:  # the end of a broken capture raises, too, and hides the cause
+            cause = cause.__context__
+        if isinstance(cause, torch.cuda.OutOfMemoryError):
+            raise  # kernel by kernel the next step would need as much
+        with suppress(Exception):  # torch before 2.14 goes on as if it captured
+            torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         log.warning("--engine graph: a step cannot be captured (%s); going on kernel by kernel", reason)
         return None
     return runner

@@ -23,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from electra_core import model_dir
 from electra_core.classify import Classify
 from electra_core.cross_check import check_task_model
@@ -170,6 +172,8 @@ def _train_seeds(
             runs.append(Run(seed))
         if not runs[-1].over and runs[-1].seed == seed:
             _train(job, keeper, stop, quiet, say)
+            if job.device.type == "cuda":
+                torch.cuda.empty_cache()  # of streams and graphs that no other seed uses
             say(f"seed {seed}: {_result(job, runs[-1])}")
         if stop:
             break
@@ -180,7 +184,8 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
     """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
     settings, run = job.settings, keeper.runs[-1]
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
-    check_task_model(model, job.device, job.dtype, job.task.max_length, training=True)
+    static = settings.engine != "eager"
+    check_task_model(model, job.device, job.dtype, job.task.max_length, training=True, static=static)
     optimizer = build_optimizer(model, settings)
     if run.steps:
         keeper.restore(model, optimizer)

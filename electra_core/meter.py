@@ -36,7 +36,7 @@ class Meter:
 
     def __init__(self, tokens: int, flops_per_token: float, device: torch.device, devices: int = 1) -> None:
         self._tokens, self._flops_per_token, self._device = tokens, flops_per_token, device
-        self._peak = _peak_flops(device, devices)
+        self._peak = peak_flops(device, devices)
         self._waiting: Tensor | None = None
         self.reset()
 
@@ -112,7 +112,8 @@ def flops_per_token(encoder: EncoderConfig, config: PretrainConfig) -> float:
     return modern_training_flops(run_of(encoder, config)) / (config.steps * config.batch_size * config.max_length)
 
 
-def _peak_flops(device: torch.device, devices: int) -> float | None:
+def peak_flops(device: torch.device, devices: int = 1) -> float | None:
+    """The data sheets' dense bf16 products a second of so many GPUs; None where that is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -53,12 +53,18 @@ class TokenBatch:
         return replace(self, input_ids_T=input_ids_T)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
-        """The batch on `device`."""
+        """The batch on `device`; to a GPU with `non_blocking` by way of pinned memory, as the copy would else wait
+        for what the GPU is at."""
+        pin = non_blocking and torch.device(device).type == "cuda" and self.input_ids_T.device.type == "cpu"
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=non_blocking)
+
         return TokenBatch(
-            self.input_ids_T.to(device, non_blocking=non_blocking),
-            self.segment_ids_T.to(device, non_blocking=non_blocking),
-            self.position_ids_T.to(device, non_blocking=non_blocking),
-            self.cu_seqlens.to(device, non_blocking=non_blocking),
+            moved(self.input_ids_T),
+            moved(self.segment_ids_T),
+            moved(self.position_ids_T),
+            moved(self.cu_seqlens),
             self.max_seqlen,
         )
 

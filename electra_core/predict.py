@@ -89,7 +89,7 @@ def run_model(
     for units in sorted_batches(features.lengths, tokens_per_batch):
         batch = features.batch(units)
         with autocast_context(device, precision):
-            logits = model(batch.tokens.to(device)).float()
+            logits = model(batch.tokens.to(device, non_blocking=True)).float()
         if before is not None:
             take(*before)  # one batch late, so that a GPU has the next to work on
         before = units, batch, logits

@@ -274,7 +274,8 @@ def cross_checked(job: Job, learner: Learner) -> Job:
 
     Not checked with a sharded model, of which every rank has parts only.
     """
-    if job.sharded or check_pretraining(learner.electra, job.device, job.dtype, job.config.max_length):
+    length, static = job.config.max_length, job.engine != "eager"
+    if job.sharded or check_pretraining(learner.electra, job.device, job.dtype, length, static=static):
         return job
     heads = _head_sizes(job.encoder, job.config)
     return replace(job, engine=choose_engine(job.config.engine, job.device, job.ranks.size, job.dtype, heads))

@@ -72,6 +72,8 @@ class Capture(TorchDispatchMode):
         super().__exit__(*problem)
         for whole, saved in self.before.values():
             whole.copy_(saved)
+        if problem[0] is not None:  # as the end of a capture that CUDA has given up
+            raise RuntimeError("operation failed due to a previous error during capture")
 
 
 class Stream:

@@ -27,7 +27,7 @@ from electra_core.cli import main
 from electra_core.cross_check import _uses_kernels as uses_kernels
 from electra_core.errors import UserError
 from electra_core.memory import free_bytes, way_of
-from electra_core.meter import _peak_flops
+from electra_core.meter import peak_flops
 from electra_core.muon import orthogonalise
 from electra_core.placement import _warn_once, resolve_device, resolve_precision
 
@@ -325,7 +325,7 @@ def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytes
 )  # fmt: skip
 def test_a_peak_is_that_of_the_very_card(name: str, peak: float | None, machine: Machine) -> None:
     machine.with_gpu(name, (8, 0))
-    assert _peak_flops(GPU, 1) == peak
+    assert peak_flops(GPU, 1) == peak
 
 
 def test_what_torch_says_of_a_gpu_comes_as_a_line() -> None:

@@ -225,7 +225,7 @@ def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """5 s of which batches took 1; 4,000 tokens of 10 FLOPs at a peak of 32,000 a second."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(meter, "_peak_flops", lambda device, devices: 32_000.0)
+    monkeypatch.setattr(meter, "peak_flops", lambda device, devices: 32_000.0)
     watched = meter.Meter(500, 10.0, torch.device("cpu"))
 
     def slow(step: int) -> int:
