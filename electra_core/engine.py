@@ -50,8 +50,9 @@ StepFunction = Callable[[Any], Done]
 
 OLDEST_COMPILED = (7, 0)
 """Capability of the oldest GPUs that torch.compile generates code for."""
-MOST_GRAPHS = 96
-"""Captured in one run; pre-training has at most 33 shapes. What is beyond it goes kernel by kernel."""
+MOST_GRAPHS = 64
+"""Captured in one run, as each takes memory for itself; what is beyond goes kernel by kernel. Pre-training has at
+most 33 shapes, fine-tuning a few dozen."""
 log = logging.getLogger("electra_core")
 
 
@@ -205,7 +206,7 @@ def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch
         while cause.__context__ is not None:  # the end of a broken capture raises, too, and hides the cause
             cause = cause.__context__
         if isinstance(cause, torch.cuda.OutOfMemoryError):
-            raise  # kernel by kernel the next step would need as much
+            raise cause from None  # kernel by kernel the next step would need as much
         with suppress(Exception):  # torch before 2.14 goes on as if it captured
             torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, train
 from torch import Tensor
 
-from electra_core import muon, training
+from electra_core import engine, muon, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
 from electra_core.engine import choose_engine, static_steps
@@ -209,6 +209,34 @@ def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
     assert [float(result.loss) for result in going_on] == [float(result.loss) for result in plain]
     for (path, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q), path
+
+
+def test_memory_that_does_not_suffice_for_a_graph_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the end of the capture complains of something else."""
+    pretend_graphs.on_a_cpu(monkeypatch)
+    calls: list[int] = []
+    clip = training.clip_gradients
+
+    def out_of_memory(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:  # the first step of the largest shape is eager
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return clip(*arguments)
+
+    monkeypatch.setattr(training, "clip_gradients", out_of_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="CUDA out of memory"):
+        run("static", updated(CONFIG, {"batch_size": 4}, "test"), lengths_of=two_shapes, capture=True)
+
+
+def test_more_shapes_than_graphs_go_on_kernel_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = updated(CONFIG, {"steps": 7, "batch_size": 4}, "test")
+    plain, model = run("static", config, lengths_of=two_shapes)
+    pretend_graphs.on_a_cpu(monkeypatch)
+    monkeypatch.setattr(engine, "MOST_GRAPHS", 2)  # the rehearsed one, and one of two
+    some, other = run("static", config, lengths_of=two_shapes, capture=True)
+    assert len(pretend_graphs.Graph.made) == 2
+    assert [float(result.loss) for result in some] == [float(result.loss) for result in plain]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
