@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from electra_kernels import use
 from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
-from small_runs import make_data, train
+from small_runs import make_data, one_thread, train
 from torch import Tensor
 
 from electra_core import engine, muon, training
@@ -28,6 +28,8 @@ from electra_core.optim import build_optimizer
 from electra_core.packing import from_lengths
 from electra_core.static_batch import BUCKETS, Shapes, StaticInputs
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
+
+__all__ = ["one_thread"]  # a fixture of every test here
 
 CPU = torch.device("cpu")
 ENCODER = EncoderConfig(
@@ -106,14 +108,6 @@ def run(
         **options,
     )
     return list(steps), model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 CASES = {

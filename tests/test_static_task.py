@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from electra_kernels import use
 from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from safetensors.torch import load_file
+from small_runs import one_thread
 from torch import Tensor
 
 from electra_core import engine, finetune_steps
@@ -39,19 +40,13 @@ from electra_core.static_task import Part, TaskShapes
 from electra_core.tagging import Tag
 from electra_core.training import take_step
 
+__all__ = ["one_thread"]  # a fixture of every test here
+
 CPU = torch.device("cpu")
 kernels = pytest.mark.skipif(not (INTERPRETED or ON_PTX_MACHINE), reason="kernels on CPU tensors")
 QUICK = FinetuneSettings(
     epochs=1.2, batch_size=16, learning_rate=1e-3, layerwise_decay=0.8, log_every=1, dropout=0.1, precision="fp32"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
