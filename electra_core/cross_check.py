@@ -65,6 +65,8 @@ def check_pretraining(
     Returns:
         False if they have just been found wrong; True if not, and where they are not used anyway.
     """
+    if not _uses_kernels(device, dtype):
+        return True
     batch = _masked(_text(electra.generator.config, max_length))
     batch = (_in_fixed_shape(batch, max_length) if static else batch).to(device)
 
@@ -84,6 +86,8 @@ def check_task_model(
 
     Its batches are of like lengths, and there is a kernel of attention for every power of two up to `SHORT`.
     """
+    if not _uses_kernels(device, dtype):
+        return True
     was_training = model.training
     model.train(training)
     limits = [limit for limit in (16, 32, 64, SHORT) if limit < max_length]
@@ -142,8 +146,6 @@ def _check(
     compute: Callable[[], Figures], device: torch.device, dtype: torch.dtype,
     other_words: list[Tensor] | None = None,
 ) -> bool:  # fmt: skip
-    if not _uses_kernels(device, dtype):
-        return True
     problem = disagreement(compute, autocast_context(device, dtype), dtype)
     # The last of the draws are the kernels'.
     if problem is None and other_words and (others := float(other_words[-1])) > OTHER_WORDS:

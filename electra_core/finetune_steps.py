@@ -77,11 +77,11 @@ def take_steps(
     if (engine := job.engine(model)) == "eager":
         source = lambda step: [replace(p, batch=p.batch.to(job.device)) for p in parts(step)]  # noqa: E731
     else:
-        train, positions = job.data.train, model.config.max_position_embeddings
-        tokens = [sum(train.lengths[units].sum() for units in batches) for batches in plan]
-        shapes = TaskShapes(
-            per_token=train.per_token, positions=positions, largest=lambda: parts(int(np.argmax(tokens)))
-        )
+        lengths, positions = job.data.train.lengths, model.config.max_position_embeddings
+        tokens = [sum(lengths[units].sum() for units in batches) for batches in plan]
+        largest = int(np.argmax(tokens))
+        per_token = job.data.train.per_token
+        shapes = TaskShapes(per_token=per_token, positions=positions, largest=lambda: parts(largest))
         take = partial(static_steps, shapes=shapes, device=job.device, capture=engine == "graph")
     warmup = round(settings.warmup * len(plan))
     return take(
