@@ -38,7 +38,7 @@ def linear_schedule(step: int, peak: float, steps: int, warmup_steps: int) -> fl
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     """Gives every group its `lr_scale` times `rate`; where rates are tensors, in place."""
     if (rates := getattr(optimizer, "rates", None)) is not None:
-        torch.mul(rates[1], rate, out=rates[0])  # all groups in one launch; fine-tuning has one for every layer
+        torch.mul(rates[1], rate, out=rates[0])  # in one launch; fine-tuning has two groups for every layer
         return
     for group in optimizer.param_groups:
         scale = group.get("lr_scale", 1.0)

@@ -128,8 +128,8 @@ class Predictor:
         """Predictions for a list of inputs, or one for a single text (or a tuple of two, to a model of pairs).
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
-        context (qa), a text and a list of endings (choose). All tasks but tag take dicts, too: of "text" and
-        "pair", of "question" and "context", of "text" and "choices".
+        context (qa), a text and a list of endings (choose). All tasks take dicts, too: of "text" and "pair",
+        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices".
 
         Raises:
             ValueError: an input of another form.

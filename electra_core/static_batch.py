@@ -113,7 +113,6 @@ class InputBuffers:
     ):
         integers, floats = (list(counts) for counts in zip(*sizes))
         self.shape: Any = shape
-        self.pinned = pinned
         self.integers = torch.empty(sum(integers) + 1, dtype=torch.int64, device=device, pin_memory=pinned)
         self.floats = torch.empty(sum(floats) + 1, dtype=torch.float32, device=device, pin_memory=pinned)
         self.seed, self.rate = self.integers[-1:], self.floats[-1]

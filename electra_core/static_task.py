@@ -85,10 +85,10 @@ class TaskShapes:
         return TaskInputs([self.fit(part.batch) for part in parts], self.per_token, pinned=pinned)
 
     def in_vain(self, parts: Sequence[Part], pinned: bool) -> TaskInputs:
-        """The run's largest step, filled with a loss that is NaN, so that nothing is updated."""
-        parts = self.largest()
-        inputs = self.inputs(parts, pinned)
-        inputs.fill(parts, seed=0, rate=0.0)
+        """The run's largest step, whatever `parts` are, with a loss that is NaN, so that nothing is updated."""
+        largest = self.largest()
+        inputs = self.inputs(largest, pinned)
+        inputs.fill(largest, seed=0, rate=0.0)
         for part in inputs.parts:
             assert isinstance(part.share, Tensor)
             part.share.fill_(math.nan)
