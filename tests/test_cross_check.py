@@ -72,6 +72,8 @@ def test_right_kernels_pass_with_a_downstream_model(kind: Any, training: bool, r
 def test_every_kernel_that_batches_of_a_task_may_need_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     monkeypatch.setattr(cross_check, "_check_text", lambda _m, _d, _t, length, *_: lengths.append(length) or True)
+    assert check_task_model(SequenceClassifier(SMALL), CPU, FP32, 200, training=True) and not lengths  # no kernels
+    monkeypatch.setattr(cross_check, "_uses_kernels", lambda *_: True)
     assert check_task_model(SequenceClassifier(SMALL), CPU, FP32, 200, training=True)
     assert check_task_model(SequenceClassifier(SMALL), CPU, FP32, 32, training=False)
     assert lengths == [16, 32, 64, 128, 200, 16, 32]
