@@ -323,7 +323,7 @@ def program(
     autocast = autocast_context(device, dtype)
     loop: Iterator[object]
     if name == OURS:
-        if device.type == "cpu" and choose_engine("auto", device, 1, dtype) == "static":
+        if device.type == "cpu" and choose_engine("auto", device, dtype) == "static":
             keep_freed_memory()  # as `electra pretrain` does
         model = build_objective(config, pretrain).to(device)
         loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)

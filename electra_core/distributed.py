@@ -7,10 +7,12 @@ same gradients, so that all make the same update. Losses of a batch's shares *ad
 (each share knows its weight), so gradients are summed over ranks, not averaged as is usual: the batch, its masks
 and its loss are the same for any number of ranks, and unevenly long shares are no special case.
 
-- `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients off in buckets
-  while the backward pass still computes others. One reduction of everything at the end of the step would be
-  simpler, but the GPUs would wait for it: for `base` half a gigabyte per step. Parts that a rank computes one
-  after the other (`accumulate`) are added up locally; only the last one's backward talks to other ranks.
+- Eager steps: `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients
+  off in buckets while the backward pass still computes others. Parts that a rank computes one after the other
+  (`accumulate`) are added up locally; only the last one's backward talks to other ranks.
+- Steps in fixed shapes (`engine.py`): `FlatGradients` adds all gradients up in one message when the backward pass
+  is done, for ranks may be at graphs of different shapes. The GPUs wait for it, for `base` half a gigabyte a step;
+  but a captured backward pass has no host that is in its way.
 - With `--sharding fsdp` every rank stores a part of each parameter and of the optimizer's state (FSDP2,
   `fully_shard`); layers are put together just before they are used. Gradients are then reduced after every part:
   keeping them whole would need the memory that sharding saves. Checkpoints hold whole tensors (`gathered`,
@@ -36,6 +38,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from electra_core.errors import AnotherRankFailed, UserError
+from electra_core.linear import cast_one_by_one
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -113,6 +116,7 @@ class Ranks:
             model, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
         self._replica.register_comm_hook(None, _summed_bucket)
+        cast_one_by_one(model)
         return self._replica
 
     def locally(self) -> AbstractContextManager[Any]:
@@ -187,6 +191,36 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(rank, size)
 
 
+class FlatGradients:
+    """A step's gradients end to end in one tensor, which all ranks add up in one message.
+
+    That tensor stays where it is, so `collect` may be captured in CUDA graphs, whose gradients lie elsewhere for
+    every shape; the first call, which makes it, may not be. Parameters that have no gradient then never have one.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self._parameters = parameters
+        self._flat: Tensor | None = None
+
+    def collect(self) -> None:
+        """Takes over this rank's gradients; the parameters have none afterwards."""
+        if self._flat is None:
+            self._trained = [p for p in self._parameters if p.grad is not None]
+            self._flat = torch.cat([p.grad.flatten() for p in self._trained])  # type: ignore[union-attr]
+            pieces = self._flat.split([p.numel() for p in self._trained])
+            self._views = [piece.view_as(p) for piece, p in zip(pieces, self._trained)]
+        torch._foreach_copy_(self._views, [p.grad for p in self._trained])  # type: ignore[arg-type, misc]
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def add_up(self) -> None:
+        """Gives each parameter the gradient that all ranks have together; nothing waits for it."""
+        assert self._flat is not None
+        dist.all_reduce(self._flat)
+        for parameter, view in zip(self._trained, self._views):
+            parameter.grad = view
+
+
 def is_first_to_say(text: str) -> bool:
     """Whether no other rank has said `text` since torchrun's last start, so that this one should.
 
@@ -239,6 +273,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -
         fully_shard(part, mesh=mesh)
         part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
         part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+    cast_one_by_one(model)
     return model
 
 

@@ -5,7 +5,7 @@
 | `eager` | kernel by kernel, as the code reads | everywhere |
 | `static` | the same, in fixed shapes | everywhere; for CPUs that are fast at bf16 |
 | `compile` | the model through `torch.compile`, in fixed shapes | pre-training, where a compiler works |
-| `graph` | forward, backward, clipping, update: one CUDA graph, replayed | one GPU that runs the kernels |
+| `graph` | forward, backward, clipping, update: one CUDA graph, replayed | GPUs that run the kernels |
 
 **The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
 depend on a value that the host would have to read, and nothing may come from the host but through buffers that
@@ -23,6 +23,10 @@ the optimizer makes its state, and the step counts), the second is captured, and
 graphs of all shapes share one pool of memory, because never two of them run at a time. A pool only grows, and what
 a small shape has left in pieces no larger one can use, so the largest shape is rehearsed and captured before the
 first step, in vain: its loss is NaN, and such a step changes nothing. Beside the pool an eager step needs its own.
+
+**Several processes** (`distributed.py`). Each computes its share of the batch in a shape of its own, and may be
+capturing while another one replays. So what a graph holds ends with the backward pass; sums over all processes,
+clipping and update, few launches beside the others, follow behind it.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -39,15 +45,18 @@ from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
-from electra_core.distributed import Ranks
+from electra_core.distributed import FlatGradients, Ranks
 from electra_core.optim import make_capturable
 from electra_core.static_batch import InputBuffers
-from electra_core.training import Done, LateNumber, StepResult, stop_if_diverged, take_step
+from electra_core.training import LOSS, Done, LateNumber, StepResult, backward, stop_if_diverged, take_step, update
 
 LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
 """(part of a batch, seed) -> (loss, figures)."""
-StepFunction = Callable[[Any], Done]
+StepFunction = Callable[[Any], dict[str, Tensor]]
+"""`InputBuffers` -> scalars, which the next call may overwrite."""
 
+NORM, SKIPPED = "norm of the gradient", "whether it was skipped"
+"""Names of two more of a whole step's scalars."""
 OLDEST_COMPILED = (7, 0)
 """Capability of the oldest GPUs that torch.compile generates code for."""
 MOST_GRAPHS = 64
@@ -67,23 +76,25 @@ class FixedShapes(Protocol):
 
 
 def choose_engine(
-    engine: str, device: torch.device, processes: int = 1, dtype: torch.dtype | None = None,
-    head_sizes: Collection[int] = (),
+    engine: str, device: torch.device, dtype: torch.dtype | None = None, head_sizes: Collection[int] = (),
+    sharded: bool = False,
 ) -> str:  # fmt: skip
     """The engine to use: what was asked for where it works, else "eager" with the reason logged.
 
-    "auto" is "graph" on one GPU that runs the Triton kernels, "static" in bf16 on a CPU that is fast at it, and
+    "auto" is "graph" on GPUs that run the Triton kernels, "static" in bf16 on a CPU that is fast at it, and
     "eager" elsewhere: on a CPU compiling was measured not to pay (docs/performance.md).
 
     Args:
         dtype: what the run computes in.
         head_sizes: of the models' attention.
+        sharded: each process stores a part of the parameters only.
     """
+    parts = "each process stores a part of the model only, which eager steps put together" if sharded else None
     problems: dict[str, Callable[[], str | None]] = {
         "eager": lambda: None,
-        "graph": lambda: graph_problem(device, processes, dtype, head_sizes),
-        "compile": lambda: compile_problem(device, processes),
-        "static": lambda: f"batches are shared by {processes} processes" if processes > 1 else None,
+        "graph": lambda: parts or graph_problem(device, dtype, head_sizes),
+        "compile": lambda: parts or compile_problem(device),
+        "static": lambda: parts,
     }
     if engine == "auto":
         if not problems["graph"]():
@@ -97,14 +108,12 @@ def choose_engine(
 
 
 def graph_problem(
-    device: torch.device, processes: int, dtype: torch.dtype | None = None, head_sizes: Collection[int] = ()
+    device: torch.device, dtype: torch.dtype | None = None, head_sizes: Collection[int] = ()
 ) -> str | None:
     """Why a step cannot be captured here, or None."""
     widest = max(head_sizes, default=0)
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, the device is {device}"
-    if processes > 1:
-        return f"gradients are exchanged between {processes} processes, which is not captured"
     if widest > KERNEL_HEAD_DIMS[-1]:
         return f"attention heads {widest} wide have no kernel, and what stands in for it reads lengths on the host"
     if problem := gpu_problem(device, dtype or torch.float32):
@@ -112,10 +121,8 @@ def graph_problem(
     return None
 
 
-def compile_problem(device: torch.device, processes: int) -> str | None:
+def compile_problem(device: torch.device) -> str | None:
     """Why `torch.compile` cannot generate code here, or None."""
-    if processes > 1:
-        return f"the model is shared by {processes} processes, which is not compiled"
     if device.type == "cuda":
         if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_COMPILED:
             return f"torch.compile needs a GPU of sm_{''.join(map(str, OLDEST_COMPILED))} or newer"
@@ -145,13 +152,15 @@ def static_steps(
     seed: int,
     clip_norm: float,
     autocast: AbstractContextManager[Any] | None = None,
+    ranks: Ranks | None = None,
     skipped_before: int = 0,
 ) -> Iterator[StepResult]:
     """`training.training_steps` in fixed shapes.
 
     Args:
         capture: into CUDA graphs, which are replayed.
-        batches: step -> the parts of its batch, on the host.
+        loss_function: as there, but not of `Ranks.data_parallel`'s model: gradients are summed over ranks here.
+        batches: step -> the parts of its batch, on the host; of this rank's share.
         shapes: what those batches are filled up to.
 
     Raises:
@@ -160,14 +169,9 @@ def static_steps(
     parameters = [p for p in model.parameters() if p.requires_grad]
     make_capturable(optimizer, device)
     in_a_row, count = torch.tensor(float(skipped_before), device=device), LateNumber()
-
-    def step_function(inputs: InputBuffers) -> Done:
-        done = take_step(
-            parameters, optimizer, loss_function, inputs.parts, inputs.seed, inputs.rate, clip_norm,
-            autocast or nullcontext(), Ranks(),
-        )  # fmt: skip
-        in_a_row.copy_(torch.where(done.skipped, in_a_row + 1, 0))
-        return done
+    autocast, ranks = autocast or nullcontext(), ranks or Ranks()
+    kind = _WholeStep if ranks.size == 1 else _SharedStep
+    take = kind(parameters, optimizer, loss_function, clip_norm, autocast, in_a_row, ranks)
 
     def prepare(step: int, parts: Sequence[Any]) -> InputBuffers:
         inputs = shapes.inputs(parts, pinned=device.type == "cuda")
@@ -177,22 +181,77 @@ def static_steps(
     if first_step >= steps:
         return
     first = batches(first_step)
-    runner: _GraphRunner | _PlainRunner = _PlainRunner(step_function, device)
+    runner: _GraphRunner | _PlainRunner = _PlainRunner(take.captured, device)
     if capture:
         model.train()
         in_vain = shapes.in_vain(first, pinned=device.type == "cuda")
-        runner = _rehearsed(step_function, in_vain, device) or runner
+        runner = _rehearsed(take.captured, in_vain, device) or runner
         optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
         in_a_row.fill_(skipped_before)
     runner.send(prepare(first_step, first))
     for step in range(first_step, steps):
         model.train()
-        done = runner.run()
+        done = take.finished(runner.run(), schedule(step))
         if step + 1 < steps:
             runner.send(prepare(step + 1, batches(step + 1)))  # while the device is busy
         stop_if_diverged(in_a_row, count, step, steps)
         figures = done.loss, done.figures, done.gradient_norm
         yield StepResult(step + 1, *figures, schedule(step), done.skipped, in_a_row.clone())
+
+
+@dataclass(frozen=True)
+class _WholeStep:
+    """The step of the only process, which can be captured as a whole. For the fields see `static_steps`."""
+
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    loss_function: LossFunction
+    clip_norm: float
+    autocast: AbstractContextManager[Any]
+    in_a_row: Tensor
+    ranks: Ranks
+
+    def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:
+        """What a graph holds."""
+        done = take_step(
+            self.parameters, self.optimizer, self.loss_function, inputs.parts, inputs.seed, inputs.rate,
+            self.clip_norm, self.autocast, self.ranks,
+        )  # fmt: skip
+        self.count(done)
+        return {LOSS: done.loss, NORM: done.gradient_norm, SKIPPED: done.skipped.float(), **done.figures}
+
+    def finished(self, scalars: dict[str, Tensor], rate: float) -> Done:
+        """What is done behind it, with what `captured` returned: copies, in one launch."""
+        figures = dict(zip(scalars, torch.stack(list(scalars.values())).unbind()))
+        loss, norm, skipped = (figures.pop(name) for name in (LOSS, NORM, SKIPPED))
+        return Done(loss, figures, norm, skipped.bool())
+
+    def count(self, done: Done) -> None:
+        """Of steps in a row that were skipped."""
+        self.in_a_row.copy_(torch.where(done.skipped, self.in_a_row + 1, 0))
+
+
+class _SharedStep(_WholeStep):
+    """The step of one of several processes; see the file's header."""
+
+    @cached_property
+    def gradients(self) -> FlatGradients:
+        """Of this step, in one piece."""
+        return FlatGradients(self.parameters)
+
+    def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:
+        """See `_WholeStep`."""
+        sums = backward(self.loss_function, inputs.parts, inputs.seed, self.autocast, self.ranks)
+        self.gradients.collect()
+        return sums
+
+    def finished(self, scalars: dict[str, Tensor], rate: float) -> Done:
+        """See `_WholeStep`."""
+        sums = self.ranks.summed(scalars)
+        self.gradients.add_up()
+        done = update(self.parameters, self.optimizer, rate, self.clip_norm, sums)
+        self.count(done)
+        return done
 
 
 def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> _GraphRunner | None:
@@ -228,7 +287,7 @@ class _PlainRunner:
             self.sent = inputs.on(self.device)
             self.sent.copy_(inputs)
 
-    def run(self) -> Done:
+    def run(self) -> dict[str, Tensor]:
         """Take the step whose input was sent last."""
         return self.step_function(self.sent)
 
@@ -254,21 +313,18 @@ class _GraphRunner:
             self.send(inputs)
             self.run()
 
-    def run(self) -> Done:
-        """Take the step whose input was sent last; the caller's stream continues behind it."""
+    def run(self) -> dict[str, Tensor]:
+        """Take the step whose input was sent last; the caller's stream continues behind it, and the next step
+        behind what the caller does with the result."""
         callers = torch.cuda.current_stream(self.device)
         self.compute.wait_stream(callers)
         self.compute.wait_stream(self.copies)
         with torch.cuda.stream(self.compute):
-            done = self._step()(self.sent)
-            # A graph writes to the same addresses again: hand out copies, in one launch.
-            values = torch.stack([done.loss, done.gradient_norm, done.skipped.float(), *done.figures.values()])
+            scalars = self._step()(self.sent)
         for tensor in (self.sent.integers, self.sent.floats):
             tensor.record_stream(self.compute)
-        values.record_stream(callers)
         callers.wait_stream(self.compute)
-        loss, norm, skipped, *figures = values.unbind()
-        return Done(loss, dict(zip(done.figures, figures)), norm, skipped.bool())
+        return scalars
 
     def _step(self) -> StepFunction:
         key = self.sent.shape
@@ -288,7 +344,7 @@ class _CapturedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = False
 
-    def __call__(self, sent: InputBuffers) -> Done:
+    def __call__(self, sent: InputBuffers) -> dict[str, Tensor]:
         """Take the step with what was sent; on the current stream."""
         self.inputs.copy_(sent)
         if not self.warm:
@@ -299,6 +355,6 @@ class _CapturedStep:
             # Other threads (a checkpoint's writer) may use the device meanwhile.
             mode = "thread_local"
             with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
-                self.done = self.step_function(self.inputs)
+                self.scalars = self.step_function(self.inputs)
         self.graph.replay()
-        return self.done
+        return self.scalars

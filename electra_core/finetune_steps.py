@@ -55,8 +55,8 @@ class Job:
         """
         wanted, heads = self.settings.engine, [model.config.head_size]
         if wanted == "auto":
-            return "eager" if graph_problem(self.device, 1, self.dtype, heads) else "graph"
-        return choose_engine(wanted, self.device, 1, self.dtype, heads)
+            return "eager" if graph_problem(self.device, self.dtype, heads) else "graph"
+        return choose_engine(wanted, self.device, self.dtype, heads)
 
 
 def take_steps(

@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from electra_kernels import bias_gelu
 from electra_kernels.dispatch import use_triton
@@ -36,6 +35,8 @@ class Linear(nn.Linear):
 
     copies: tuple[Tensor, Tensor] | None = None
     """Weight and bias in half precision, inside `cast_together`."""
+    one_by_one = False
+    """Whether `cast_together` leaves this one out (`cast_one_by_one`)."""
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
         """[..., in] -> [..., out]; the product alone if the bias is left to what follows."""
@@ -72,12 +73,12 @@ def cast_together(module: nn.Module) -> Iterator[None]:
     """Inside, the `Linear`s of `module` multiply with copies in autocast's dtype that one operation has made.
 
     Does nothing where autocast is off, on a CPU (there is no launch to save), while torch.compile traces (it joins
-    such operations itself), and with several processes (whose gradients travel as they come, and here all come at
-    the end). What is computed again in the backward pass (`encoder.set_recompute`) is left to autocast.
+    such operations itself), and after `cast_one_by_one`. What is computed again in the backward pass
+    (`encoder.set_recompute`) is left to autocast.
     """
     linears = [m for m in module.modules() if isinstance(m, Linear)]
     parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
-    if not parameters or not _casts_together(parameters[0]):
+    if not linears or linears[0].one_by_one or not _casts_together(parameters[0]):
         yield
         return
     dtype = autocast_dtype(parameters[0])
@@ -97,8 +98,15 @@ def _casts_together(parameter: Tensor) -> bool:
         and parameter.dtype == torch.float32
         and autocast_dtype(parameter) is not None
         and use_triton(parameter)
-        and not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
     )
+
+
+def cast_one_by_one(model: nn.Module) -> None:
+    """From now on `cast_together` leaves the `Linear`s of `model` to autocast: their gradients go to other
+    processes as they come, and cast together they would all come at the end."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.one_by_one = True
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

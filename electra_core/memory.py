@@ -128,13 +128,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting_parts(
-    encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, free: int | None = None,
-    graphs: bool = False,
+    encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, engine: str = "eager",
+    free: int | None = None,
 ) -> int:  # fmt: skip
     """The fewest parts in which a process's share of a batch fits into `free` bytes of the device's memory.
 
     Args:
-        graphs: steps are captured.
+        engine: how steps are carried out (`engine.py`).
 
     Raises:
         UserError: not even one sequence fits.
@@ -143,7 +143,9 @@ def fitting_parts(
     share = config.batch_size // processes
     for parts in (parts for parts in range(1, share + 1) if share % parts == 0):
         trace = predict(encoder, config, share // parts, config.max_length, device)
-        needed = peak_with_graphs(trace) if graphs else trace.peak
+        needed = peak_with_graphs(trace) if engine == "graph" else trace.peak
+        if processes > 1 and engine != "eager":
+            needed += trace.gradients  # all of them once more, in one piece (`FlatGradients`)
         if needed <= free * (1 - MARGIN):
             return parts
     raise UserError(

@@ -40,6 +40,7 @@ from electra_core.pretrain_setup import (
     cross_checked,
     open_job,
     open_record,
+    with_agreed_engine,
     with_agreed_parts,
 )
 from electra_core.progress import progress
@@ -113,7 +114,7 @@ def pretrain(
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)
-    job = cross_checked(job, learner)
+    job = with_agreed_engine(cross_checked(job, learner))
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
     stop, started = StopRequest(max_minutes, ranks), time.monotonic()
@@ -173,18 +174,22 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
 
     Where they diverge, a post-mortem is left in RUN.
     """
-    config, device, engine = job.config, job.device, job.engine
-    model = torch.compile(learner.replica) if engine == "compile" else learner.replica
+    config, device, engine, ranks = job.config, job.device, job.engine, job.ranks
+    model: Any = learner.electra
+    if engine == "eager":
+        model = ranks.data_parallel(model)  # other engines add the ranks' gradients up by themselves
+    elif engine == "compile":
+        model = torch.compile(model)
 
     def loss_function(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         output = model(batch, seed)
         return output.loss, _figures(output, batch)
 
     source: Callable[[int], list[PretrainBatch]] = job.batches
-    take: Callable[..., Iterator[StepResult]] = partial(training_steps, ranks=job.ranks)
+    take: Callable[..., Iterator[StepResult]] = training_steps
     if engine != "eager":  # in fixed shapes, from batches on the host
-        source = Batches(job.corpus, config, torch.device("cpu"))
-        shapes, capture = Shapes.of_run(config), engine == "graph"
+        source = Batches(job.corpus, config, torch.device("cpu"), ranks.rank, ranks.size)
+        shapes, capture = Shapes.of_run(config, ranks.size), engine == "graph"
         if device.type == "cpu":
             keep_freed_memory()  # every step is of the same shapes, so what one has freed fits the next
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
@@ -195,9 +200,9 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
         learner.electra, learner.optimizer, loss_function, meter.timing(source),
         first_step=learner.first_step, steps=config.steps, seed=seed,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=job.autocast, skipped_before=learner.skipped,
+        clip_norm=config.clip_norm, autocast=job.autocast, ranks=ranks, skipped_before=learner.skipped,
     )  # fmt: skip
-    file = run / postmortem_name(job.ranks.rank)
+    file = run / postmortem_name(ranks.rank)
     return with_postmortem(
         steps, file, learner.electra, loss_function, job.batches, seed, job.autocast, config.batch_size
     )

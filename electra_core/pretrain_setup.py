@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from electra_core.batches import Batches
 from electra_core.checkpoint import Checkpoint, CheckpointWriter
@@ -132,9 +131,10 @@ def open_job(
         log.warning(
             f"--warmup-steps {config.warmup_steps} of {config.steps} steps: the rate gets to {top} of its peak"
         )
-    engine = choose_engine(config.engine, device, ranks.size, dtype, _head_sizes(encoder, config))
+    sharded = config.sharding == "fsdp" and ranks.size > 1
+    engine = choose_engine(config.engine, device, dtype, _head_sizes(encoder, config), sharded)
     if config.accumulate == 0:
-        parts = fitting_parts(encoder, config, device, ranks.size, graphs=engine == "graph")
+        parts = fitting_parts(encoder, config, device, ranks.size, engine)
         config = replace(config, accumulate=parts)
     batches = Batches(corpus, config, device, ranks.rank, ranks.size)
     return Job(corpus, heldout, encoder, config, batches, device, dtype, engine, ranks)
@@ -230,8 +230,6 @@ class Learner:
 
     electra: Any
     """The objective's model (`objectives.py`)."""
-    replica: nn.Module
-    """What is called in training, so that gradients are summed over all ranks."""
     optimizer: torch.optim.Optimizer
     first_step: int
     """The step to begin with: 0, or as many as the checkpoint has taken."""
@@ -262,11 +260,10 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     optimizer = build_optimizer(electra, job.config)
     if checkpoint is not None:
         checkpoint.restore(electra, optimizer)
-    replica = job.ranks.data_parallel(electra)
     if checkpoint is None:
-        return Learner(electra, replica, optimizer, first_step=0, tokens=0, skipped=0, start=start)
+        return Learner(electra, optimizer, first_step=0, tokens=0, skipped=0, start=start)
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
-    return Learner(electra, replica, optimizer, checkpoint.step, tokens, skipped, start)
+    return Learner(electra, optimizer, checkpoint.step, tokens, skipped, start)
 
 
 def cross_checked(job: Job, learner: Learner) -> Job:
@@ -278,7 +275,19 @@ def cross_checked(job: Job, learner: Learner) -> Job:
     if job.sharded or check_pretraining(learner.electra, job.device, job.dtype, length, static=static):
         return job
     heads = _head_sizes(job.encoder, job.config)
-    return replace(job, engine=choose_engine(job.config.engine, job.device, job.ranks.size, job.dtype, heads))
+    return replace(job, engine=choose_engine(job.config.engine, job.device, job.dtype, heads))
+
+
+def with_agreed_engine(job: Job) -> Job:
+    """The job with eager steps on every rank if one rank, whose GPU is another or at fault, takes eager ones.
+
+    Those add gradients up while the backward pass goes on, all others behind it.
+    """
+    any_eager = bool(job.ranks.joined(torch.tensor([job.engine == "eager"])).any())
+    if job.engine == "eager" or not any_eager:
+        return job
+    log.warning("--engine %s: another process cannot; going on with the eager engine", job.engine)
+    return replace(job, engine="eager")
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, list[str]]:

@@ -23,6 +23,8 @@ from electra_core.distributed import Ranks
 from electra_core.optim import clip_gradients, set_learning_rate
 
 Batch = TypeVar("Batch")
+LOSS = ""
+"""Name of the loss among figures, which may have one of their own that is called so."""
 MOST_SKIPPED_STEPS = 20
 """Steps with a loss or gradient that is not finite, in a row, after which a run stops."""
 
@@ -133,7 +135,24 @@ def take_step(
 ) -> Done:
     """Forward, backward, clipping and update. Nothing in it waits for the device, and with `seed` and `rate` as
     device tensors nothing comes from the host either: a CUDA graph can capture it whole (`engine.py`)."""
-    loss, figures = _backward_all(loss_function, parts, seed, autocast, ranks)
+    sums = ranks.summed(backward(loss_function, parts, seed, autocast, ranks))
+    return update(parameters, optimizer, rate, clip_norm, sums)
+
+
+def update(
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rate: float | Tensor,
+    clip_norm: float,
+    sums: dict[str, Tensor],
+) -> Done:
+    """The second half of `take_step`: clips the whole batch's gradients, and updates if they are finite.
+
+    Args:
+        sums: what `backward` returned, over all ranks.
+    """
+    figures = dict(sums)
+    loss = figures.pop(LOSS)
     gradient_norm = clip_gradients(parameters, clip_norm)
     skipped = ~torch.isfinite(loss + gradient_norm)
     set_learning_rate(optimizer, rate)
@@ -191,14 +210,20 @@ def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int)
         raise Diverged(message, step)
 
 
-def _backward_all(
+def backward(
     loss_function: Callable[[Batch, Any], tuple[Tensor, dict[str, Tensor]]],
     parts: Sequence[Batch],
     seed: Seed,
     autocast: AbstractContextManager[Any],
     ranks: Ranks,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Forward and backward over the parts of a batch; gradients, losses and figures added up over all ranks."""
+) -> dict[str, Tensor]:
+    """The first half of `take_step`: forward and backward over this rank's parts of a batch, gradients added up.
+
+    Those of other ranks are added where the loss function's model is `Ranks.data_parallel`'s.
+
+    Returns:
+        Figures, and the loss as `LOSS`, summed over the parts.
+    """
     if not parts:
         raise ValueError("batches: expected a list of one part or more for every step, got an empty one")
     sums: dict[str, Tensor] = {}
@@ -207,7 +232,6 @@ def _backward_all(
             with autocast:
                 loss, figures = loss_function(part, seed)
             loss.backward()
-        figures = {**figures, "": loss}
+        figures = {**figures, LOSS: loss}
         sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
-    sums = ranks.summed(sums)
-    return sums.pop(""), sums
+    return sums

@@ -61,6 +61,33 @@ def pretrain_rank(data: Path, out: Path, changes: dict[str, Any], sizes: dict[st
     return result.steps, result.tokens, result.evaluation, result.stopped_by
 
 
+def pretrain_captured(
+    data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """`pretrain_rank` over pretended CUDA graphs; what these hold besides: replays, and operators that other ranks
+    would have to know of."""
+    import pretend_graphs
+    import pytest
+
+    from electra_core import pretrain_setup
+
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_graphs.on_a_cpu(patch)
+        patch.setattr(pretrain_setup, "choose_engine", lambda *_: "graph")
+        report = pretrain_rank(data, out, changes, sizes, options)
+        graphs = pretend_graphs.Graph.made
+    collective = {str(call[0]) for graph in graphs for call in graph.calls if "c10d" in str(call[0])}
+    return report, [graph.replays for graph in graphs], collective
+
+
+def eager_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """`pretrain_rank` with steps in fixed shapes, which rank 1 cannot take."""
+    from electra_core import pretrain_setup
+
+    pretrain_setup.choose_engine = lambda *_: "eager" if os.environ["RANK"] == "1" else "static"  # type: ignore[assignment]
+    return pretrain_rank(data, out, changes, sizes, {})
+
+
 def local_share(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> float:
     """Of the numbers in a sharded model, the part that this rank stores."""
     import torch

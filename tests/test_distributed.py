@@ -15,14 +15,25 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import complaint, evaluation_of, local_share, pretrain_rank, run_ranks, stop_one, with_nan_on_rank_1
+from ranks import (
+    complaint,
+    eager_on_rank_1,
+    evaluation_of,
+    local_share,
+    pretrain_captured,
+    pretrain_rank,
+    run_ranks,
+    stop_one,
+    with_nan_on_rank_1,
+)
 from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
 from electra_core.batches import Batches
 from electra_core.corpus import Corpus
 from electra_core.pretrain_setup import resolve_config
 
-CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9}
+CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9, "engine": "eager"}
+STATIC = {"engine": "static"}
 FSDP = {"sharding": "fsdp"}
 
 
@@ -128,6 +139,52 @@ def test_one_two_one(data: Path, alone: Path, tmp_path: Path) -> None:
     assert_like(run, alone)
 
 
+# In fixed shapes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def four_static(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by four processes, each in shapes of its own."""
+    return on_ranks(4, data, tmp_path_factory.mktemp("static") / "run", STATIC)
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"uniform_generator": True}])
+def test_fixed_shapes_on_two(data: Path, alone: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Also where some parameters have no gradient."""
+    if "uniform_generator" in changes:
+        train(data, tmp_path / "one", CHANGES | changes)
+        alone = tmp_path / "one"
+    assert_like(on_ranks(2, data, tmp_path / "two", STATIC | changes), alone)
+
+
+def test_fixed_shapes_on_four_and_resumed_bit_for_bit(
+    data: Path, alone: Path, four_static: Path, tmp_path: Path
+) -> None:
+    assert_like(four_static, alone)
+    run = on_ranks(4, data, until(tmp_path / "run", four_static, 4), STATIC, resume=True)
+    ours, theirs = state(run), state(four_static)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_captured_on_four_are_the_same_bits(data: Path, four_static: Path, tmp_path: Path) -> None:
+    """Over pretended graphs. What they hold is a process's own, for another may be capturing meanwhile."""
+    reports = run_ranks(4, pretrain_captured, data, tmp_path / "run", CHANGES, SIZES, {})
+    for report, replays, collective in reports:
+        assert report == reports[0][0] and not collective
+        assert max(replays) >= 2
+    assert len({len(replays) for _, replays, _ in reports}) > 1, "not all captured at the same time"
+    ours, theirs = state(tmp_path / "run"), state(four_static)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_that_takes_eager_steps_makes_all_take_them(data: Path, two: Path, tmp_path: Path) -> None:
+    """Gradients are added up at another time in those; without an agreement both would wait for ever."""
+    reports = run_ranks(2, eager_on_rank_1, data, tmp_path / "run", CHANGES, SIZES)
+    assert reports[0][0] == RUN["steps"] and reports[0] == reports[1]
+    ours, theirs = state(tmp_path / "run"), state(two)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 # Sharded ------------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +225,9 @@ def test_one_stops_all_stop_at_the_same_step(data: Path, tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(data: Path, tmp_path: Path) -> None:
-    sums = run_ranks(2, with_nan_on_rank_1, data, tmp_path / "run", CHANGES, SIZES)
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(data: Path, tmp_path: Path, engine: str) -> None:
+    sums = run_ranks(2, with_nan_on_rank_1, data, tmp_path / "run", CHANGES | {"engine": engine}, SIZES)
     assert sums[0] == sums[1], "the same weights"
     assert [row["skipped_steps"] for row in rows(tmp_path / "run") if "loss" in row] == [0, 0, 1, 0, 0, 0, 0, 0]
 

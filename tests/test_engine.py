@@ -293,7 +293,7 @@ def test_an_engine_that_does_not_work_falls_back_with_its_reason(
     caplog.set_level(logging.WARNING, "electra_core")
     assert choose_engine("auto", CPU) == "eager" and not caplog.records
     assert choose_engine("graph", CPU) == "eager" and "need a GPU" in caplog.text
-    assert choose_engine("graph", torch.device("cuda"), processes=2) == "eager" and "2 processes" in caplog.text
+    assert choose_engine("graph", torch.device("cuda"), sharded=True) == "eager" and "stores a part" in caplog.text
     assert choose_engine("auto", torch.device("cuda"), head_sizes={64, 16}) == "graph"
     assert choose_engine("auto", torch.device("cuda"), head_sizes={64, 192}) == "eager"
     assert choose_engine("graph", torch.device("cuda"), head_sizes={192}) == "eager" and "192 wide" in caplog.text
@@ -307,7 +307,7 @@ def test_processors_fast_at_bf16_train_in_fixed_shapes(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "has_fast_bf16", lambda: True)
     assert choose_engine("auto", CPU, dtype=torch.bfloat16) == "static"
     assert choose_engine("auto", CPU, dtype=torch.float32) == "eager"
-    assert choose_engine("auto", CPU, processes=2, dtype=torch.bfloat16) == "eager"
+    assert choose_engine("auto", CPU, sharded=True, dtype=torch.bfloat16) == "eager"
     assert choose_engine("static", CPU, dtype=torch.float32) == "static"
     monkeypatch.setattr(module, "has_fast_bf16", lambda: False)
     assert choose_engine("auto", CPU, dtype=torch.bfloat16) == "eager"

@@ -91,9 +91,17 @@ def test_captured_steps_need_their_memory_twice() -> None:
     step = trace.peak - trace.weights - trace.optimizer
     assert peak_with_graphs(trace) == trace.weights + trace.optimizer + 2 * step
     config, free = replace(CONFIG, batch_size=32), 3 * trace.peak
-    assert fitting_parts(WIDE, config, GPU, 1, free) == 1
+    assert fitting_parts(WIDE, config, GPU, 1, free=free) == 1
     free = round(1.3 * trace.peak)
-    assert fitting_parts(WIDE, config, GPU, 1, free) == 1 < fitting_parts(WIDE, config, GPU, 1, free, graphs=True)
+    assert fitting_parts(WIDE, config, GPU, 1, free=free) == 1 < fitting_parts(WIDE, config, GPU, 1, "graph", free)
+
+
+def test_gradients_of_several_processes_in_fixed_shapes_are_there_twice() -> None:
+    config = replace(CONFIG, batch_size=64)
+    trace = predict(WIDE, config, 32, config.max_length, GPU)
+    free = round((trace.peak + 0.5 * trace.gradients) / 0.85)
+    eager, static = (fitting_parts(WIDE, config, GPU, 2, engine, free) for engine in ("eager", "static"))
+    assert eager == 1 < static
 
 
 def test_ranks_agree_on_the_parts_of_a_batch(tmp_path: Path) -> None:
