@@ -8,5 +8,8 @@ from setuptools import setup
 setup(
     package_dir={"electra_core": "electra_core", "electra_kernels": "kernels"},
     packages=["electra_core", "electra_kernels"],
-    package_data={"electra_core": ["tiny/*/*", "tiny/*", "assets/*"], "electra_kernels": ["c/*"]},
+    package_data={
+        "electra_core": ["py.typed", "tiny/*/*", "tiny/*", "assets/*"],
+        "electra_kernels": ["py.typed", "c/*"],
+    },
 )

@@ -186,6 +186,10 @@ def test_the_wheel_holds_assets_and_the_shipped_model(wheel: set[str]) -> None:
     assert {f"electra_core/{path.relative_to(package).as_posix()}" for path in files} <= wheel
 
 
+def test_the_wheel_says_that_it_has_types(wheel: set[str]) -> None:
+    assert {"electra_core/py.typed", "electra_kernels/py.typed"} <= wheel
+
+
 def test_the_readme_counts_the_compiled_kernels() -> None:
     """Tempered forms are the same kernel with another constant."""
     table = (ROOT / "benchmarks/results/compile/triton3.9.md").read_text(encoding="utf-8")
