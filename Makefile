@@ -59,10 +59,10 @@ sanitize: $(READY)
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/kernel_calls.py || exit 1; \
 	done
 
-# The oldest Triton that is supported, with a NumPy that its interpreter knows: these two lie in a folder that
-# comes first on the path, everything else is the environment that `make test` uses.
+# The oldest Triton that is supported lies in a folder that comes first on the path; everything else is the
+# environment that `make test` uses.
 OLDEST := $(VENV)-oldest
-OLDEST_PACKAGES := triton==3.6.0 'numpy==2.2.*'
+OLDEST_PACKAGES := triton==3.6.0
 
 $(OLDEST)/.ready: $(READY)
 	@rm -rf $(OLDEST)

@@ -112,8 +112,9 @@ def cast_one_by_one(model: nn.Module) -> None:
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """What autocast multiplies in on this tensor's device; None where it is off."""
     device = tensor.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled else None
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device):
+        return None  # the meta device; torch.compile of 2.11 would break its graph here
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class _CastTogether(torch.autograd.Function):
