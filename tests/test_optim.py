@@ -40,7 +40,7 @@ def test_electra_adam_is_the_formula(fused: bool) -> None:
     params = matrices(torch.float64)
     expected = [p.detach().numpy().copy() for p in params]
     m, v = [np.zeros_like(e) for e in expected], [np.zeros_like(e) for e in expected]
-    optimizer = ElectraAdam(params, lr=0.1, eps=1e-6, weight_decay=0.01, fused=fused)
+    optimizer = ElectraAdam(params, lr=0.1, fused=fused)  # what else it is given by default is the original's
     for step in range(5):
         gradients(params, step)
         optimizer.step()
@@ -96,6 +96,22 @@ def test_a_learning_rate_tensor_is_written_in_place() -> None:
     assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.5
     optimizer.step()
     assert not any(torch.equal(a, b) for a, b in zip(before, params))
+
+
+def test_groups_without_a_scale_of_their_own_learn_at_the_rate() -> None:
+    """As in an optimizer of torch over a model's parameters."""
+    optimizer = torch.optim.AdamW(matrices(), fused=True)
+    optim.set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    optim.make_capturable(optimizer, torch.device("cpu"))
+    optim.set_learning_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"].item() == 0.25
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.999), (0.9, -0.1)])
+def test_either_beta_out_of_range_is_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="betas: expected two numbers"):
+        ElectraAdam(matrices(), betas=betas)
 
 
 def test_parameters_without_gradient_are_left_alone() -> None:
@@ -170,6 +186,8 @@ def test_state_round_trips_bit_for_bit(name: str) -> None:
             o.step()
     for a, b in zip(model.parameters(), twin.parameters()):
         assert torch.equal(a, b)
+    optim.load_state_tensors(restored, {})  # that of a run before its first step
+    assert optim.state_tensors(restored) == {}
 
 
 def test_state_of_a_stranger_is_refused() -> None:
