@@ -15,8 +15,9 @@ import electra_core
 from electra_core import model_dir, objectives
 from electra_core.adam import ElectraAdam
 from electra_core.config import OBJECTIVES, EncoderConfig, PretrainConfig
-from electra_core.electra import Electra, PretrainBatch, uniform_words
+from electra_core.electra import SAMPLING_STREAM, Electra, PretrainBatch, uniform_words
 from electra_core.packing import from_lengths
+from electra_core.tasks import HEAD_STREAM
 
 CONFIG = EncoderConfig(
     vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -127,6 +128,7 @@ def test_mlm_is_cross_entropy_of_the_masked_words() -> None:
     output = model(batch, seed=0)
     torch.testing.assert_close(output.loss, F.cross_entropy(logits_MV, batch.target_ids_M))
     assert torch.equal(output.corrupted_ids_T, batch.masked_ids_T)
+    assert not output.is_replaced_T.any() and not output.rtd_logits_T.any(), "nothing is replaced, nothing judged"
     assert output.mlm_loss is output.word_loss and model.generator is model.discriminator
     names = [name for name, _ in model.named_parameters()]
     assert all(name.startswith("discriminator.") for name in names), "one model, once"
@@ -141,6 +143,7 @@ def test_replace_mlm_predicts_the_originals_from_the_generators_text() -> None:
     expected = F.cross_entropy(model.discriminator(text, batch.masked_positions_M), batch.target_ids_M)
     torch.testing.assert_close(output.word_loss, expected)
     torch.testing.assert_close(output.loss, 2.0 * output.mlm_loss + expected)
+    assert output.rtd_logits_T.is_floating_point() and not output.rtd_logits_T.any(), "nothing is judged"
 
 
 def test_all_tokens_mlm_is_the_mixture_of_copy_and_softmax() -> None:
@@ -239,3 +242,24 @@ def test_disallow_correct_replaces_every_masked_word() -> None:
     for options in ({}, {"uniform_generator": True}):
         output = make("electra", disallow_correct=True, **options)(make_batch(), seed=0)
         assert torch.equal(output.is_replaced_T.nonzero()[:, 0], make_batch().masked_positions_M)
+
+
+def test_a_draw_of_another_word_is_not_rounded_by_autocast() -> None:
+    """Words that differ by half a unit at 1000 are one and the same in bf16, where the next number is 4 away."""
+    model, batch = make("electra", disallow_correct=True, temperature=0.01).eval(), make_batch()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model.generator.output_bias.copy_(1000 + 0.5 * torch.arange(40))
+        output = model(batch, seed=0)
+    best_M = torch.where(batch.target_ids_M == 39, 38, 39)
+    assert torch.equal(output.corrupted_ids_T[batch.masked_positions_M], best_M)
+
+
+def test_no_two_uses_of_random_numbers_share_a_stream() -> None:
+    """Else the discriminator would drop what the generator drops, and draws would go with dropout."""
+    model = make("electra")
+    streams = [SAMPLING_STREAM, HEAD_STREAM, HEAD_STREAM + 1]
+    for encoder in (model.generator.encoder, model.discriminator.encoder):
+        streams.append(encoder.first_stream)  # of its embeddings
+        for layer in encoder.layers:
+            streams += [layer.attention.stream, *layer.streams]
+    assert len(set(streams)) == len(streams) == 3 + (1 + 3) + (1 + 2 * 3)
