@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from electra_core import optim
+from electra_core import muon, optim
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra
@@ -84,6 +84,22 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
     assert not torch.equal(runs[0][0], matrices()[0])
 
 
+@pytest.mark.parametrize("kind", ["kernel", "formulas", "muon"])
+def test_a_step_that_is_not_finite_changes_nothing(kind: str) -> None:
+    params = matrices()[:1]
+    groups = [{"params": [("w", params[0])], "muon": kind == "muon"}]
+    optimizer: ElectraAdam = Muon(groups) if kind == "muon" else ElectraAdam(params, fused=kind == "kernel")
+    gradients(params, 2)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    before = [t.clone() for t in (*params, *optimizer.state[params[0]].values())]
+    params[0].grad = torch.full_like(params[0], torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    after = (*params, *optimizer.state[params[0]].values())
+    assert all(torch.equal(a, b) for a, b in zip(before, after)) and not torch.equal(params[0], matrices()[0])
+
+
 def test_a_learning_rate_tensor_is_written_in_place() -> None:
     params = matrices()
     rate = torch.tensor(0.0)
@@ -114,6 +130,20 @@ def test_either_beta_out_of_range_is_refused(betas: tuple[float, float]) -> None
         ElectraAdam(matrices(), betas=betas)
 
 
+def test_a_closure_computes_the_gradients_and_its_loss_is_handed_back() -> None:
+    """As with torch's own optimizers."""
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    optimizer = ElectraAdam([parameter], lr=0.1)
+
+    def closure() -> torch.Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    assert loss.item() == 9.0 and parameter.item() < 3.0
+
+
 def test_parameters_without_gradient_are_left_alone() -> None:
     params = matrices()
     gradients(params, 0)
@@ -124,7 +154,11 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     assert torch.equal(params[2], before) and params[2] not in optimizer.state
 
 
-def test_orthogonalise_keeps_directions_and_flattens_the_spectrum() -> None:
+@pytest.mark.parametrize("fast_bf16", [True, False])
+def test_orthogonalise_keeps_directions_and_flattens_the_spectrum(
+    fast_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda: fast_bf16)
     torch.manual_seed(0)
     for rows, columns in [(16, 16), (48, 16), (16, 64)]:
         g = torch.randn(3, rows, columns, dtype=torch.float64)
@@ -136,7 +170,9 @@ def test_orthogonalise_keeps_directions_and_flattens_the_spectrum() -> None:
         off_diagonal = rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))
         assert off_diagonal.abs().max() < 1e-8
         rounded = orthogonalise(g.float())  # in bf16 where the processor is fast at it
-        assert (rounded - out).norm() < 0.03 * out.norm()
+        assert rounded.dtype == torch.float32 and (rounded - out).norm() < 0.03 * out.norm()
+        large_beside_small = torch.stack((g[0], 1e-3 * g[1]))
+        torch.testing.assert_close(orthogonalise(large_beside_small), out[:2], rtol=1e-3, atol=1e-3)
 
 
 def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
@@ -161,13 +197,18 @@ def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
     assert not torch.allclose(other, fused, atol=1e-4)
 
 
-def test_muon_first_step_by_hand() -> None:
+def test_muon_by_hand() -> None:
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(32, 8, dtype=torch.float64))
-    before, p.grad = p.detach().clone(), torch.randn(32, 8, dtype=torch.float64)
-    Muon([{"params": [("w", p)], "muon": True}], lr=0.02, weight_decay=0.1).step()
-    step = 2.0 * orthogonalise((1.95 * p.grad)[None])[0]  # sqrt(32 / 8), and g + momentum g
-    torch.testing.assert_close(p.detach(), before - 0.02 * (step + 0.1 * before))
+    expected, buffer = p.detach().clone(), torch.zeros(32, 8, dtype=torch.float64)
+    optimizer = Muon([{"params": [("w", p)], "muon": True}], lr=0.02, weight_decay=0.1)
+    for _ in range(2):  # the first does not show the momentum, which is a mere factor there
+        p.grad = torch.randn(32, 8, dtype=torch.float64)
+        optimizer.step()
+        buffer = 0.95 * buffer + p.grad
+        step = 2.0 * orthogonalise((p.grad + 0.95 * buffer)[None])[0]  # sqrt(32 / 8)
+        expected = expected - 0.02 * (step + 0.1 * expected)
+        torch.testing.assert_close(p.detach(), expected)
 
 
 @pytest.mark.parametrize("name", ["electra-adam", "adamw", "muon"])
