@@ -56,6 +56,19 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float
     assert [bool(result.skipped) for result in results] == [False, True, False, True, False]
 
 
+def test_every_step_is_taken_at_the_rate_of_the_schedule() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    optimizer = ElectraAdam([parameter], lr=9.0, betas=(0.0, 0.0), weight_decay=0.0)  # moves by the rate
+    rates, moved = [0.0, 0.5, 0.25], []
+    for result in training_steps(
+        nn.ParameterList([parameter]), optimizer, lambda part, seed: (parameter.sum(), {}), lambda step: [step],
+        schedule=lambda step: rates[step], first_step=0, steps=3, seed=0, clip_norm=1.0,
+    ):  # fmt: skip
+        moved.append(1.0 - parameter.item())
+        assert result.learning_rate == rates[result.step - 1]
+    assert moved == pytest.approx([0.0, 0.5, 0.75], rel=1e-5)
+
+
 def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
     network = small_network()
     steps: Any = training_steps(
