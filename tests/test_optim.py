@@ -84,17 +84,15 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
     assert not torch.equal(runs[0][0], matrices()[0])
 
 
-@pytest.mark.parametrize("kind", ["kernel", "formulas", "muon"])
-def test_a_step_that_is_not_finite_changes_nothing(kind: str) -> None:
+def test_the_formulas_drop_a_step_that_is_not_finite_as_the_kernel_does() -> None:
     params = matrices()[:1]
-    groups = [{"params": [("w", params[0])], "muon": kind == "muon"}]
-    optimizer: ElectraAdam = Muon(groups) if kind == "muon" else ElectraAdam(params, fused=kind == "kernel")
+    optimizer: Any = ElectraAdam(params, fused=False)
     gradients(params, 2)
-    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     before = [t.clone() for t in (*params, *optimizer.state[params[0]].values())]
     params[0].grad = torch.full_like(params[0], torch.nan)
-    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     after = (*params, *optimizer.state[params[0]].values())
     assert all(torch.equal(a, b) for a, b in zip(before, after)) and not torch.equal(params[0], matrices()[0])
