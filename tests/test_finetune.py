@@ -23,6 +23,7 @@ from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetune_steps import evaluation_steps
 from electra_core.labelled import BadRows, TextExample
 from electra_core.metrics_log import read_metrics
 from electra_core.optim import parameter_groups
@@ -118,6 +119,24 @@ def test_the_same_seed_gives_the_same_model(model, data, tmp_path):
     first, same, other = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
+
+
+def test_training_drops_as_much_as_the_settings_say(model, data, tmp_path):
+    losses = []
+    for dropout in (0.0, 0.5):
+        out = tmp_path / str(dropout)
+        run(model, data, out, settings=replace(QUICK, epochs=0.1, dropout=dropout))
+        losses.append(read_metrics(out / "metrics.jsonl")[0]["loss"])  # of one batch, before anything is learned
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "evaluations", "expected"),
+    [(10, 2, 2, {2, 5, 8, 10}), (10, 0.2, 1, {10}), (3, 10, 1, {1, 2, 3})],
+)
+def test_evaluations_are_evenly_spaced_and_the_last_step_s_among_them(steps, epochs, evaluations, expected):
+    settings = replace(QUICK, epochs=epochs, evaluations=evaluations)
+    assert evaluation_steps(steps, settings) == expected
 
 
 def test_the_best_of_all_evaluations_and_seeds_is_kept(model, data, tmp_path):

@@ -208,6 +208,19 @@ def test_token_budgets():
     assert lengths[parts[0]].max() == lengths.max()
     alone = list(sorted_batches(np.array([5, 500, 5]), 100))
     assert [part.tolist() for part in alone] == [[1], [0, 2]]
+    full = list(sorted_batches(np.array([4, 6, 4, 6]), 12))
+    assert [part.tolist() for part in full] == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("budget", [{}, {"tokens_per_batch": 6000}], ids=["sequences", "tokens"])
+def test_who_meets_in_a_batch_changes_from_epoch_to_epoch(budget):
+    """They are sorted within pools. In an epoch sorted as a whole, neighbours by length would always meet."""
+    lengths = np.arange(1000, 2000)
+    first, second = (
+        {frozenset(batch.tolist()) for batch in batch_order(lengths, batch_size=4, **budget, seed=0, epoch=epoch)}
+        for epoch in (0, 1)
+    )
+    assert len(first) >= 250 and len(first & second) < 0.1 * len(first)
 
 
 @pytest.mark.parametrize("how, expected", [("head", [0, 1, 2, 3]), ("tail", [6, 7, 8, 9]), ("both", [0, 7, 8, 9])])

@@ -109,6 +109,20 @@ def test_a_damaged_entry_is_none(tokenizer: Tokenizer, tmp_path: Path) -> None:
         assert encode.calls == calls + 1 and entry.read_bytes() == whole
 
 
+def test_arrays_that_do_not_fit_each_other_are_no_features(tokenizer: Tokenizer) -> None:
+    arrays, facts = encode_all(*TASKS["classify"], tokenizer).to_arrays() or ({}, {})
+    for name in ("ids", "owners"):
+        with pytest.raises(ValueError, match="expected sizes that fit each other"):
+            Features.from_arrays({**arrays, name: arrays[name][:-1]}, facts)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_no_features_at_all_are_kept_as_any_other(per_token: bool) -> None:
+    arrays, facts = Features(2, 3, per_token=per_token).to_arrays() or ({}, {})
+    nothing = Features.from_arrays(arrays, facts)
+    assert len(nothing) == nothing.num_tokens == 0 and nothing.per_token == per_token
+
+
 def test_runs_that_write_at_the_same_time_do_not_disturb_each_other(tokenizer: Tokenizer, tmp_path: Path) -> None:
     encoders = [Encoder(*TASKS["tag"], tokenizer) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
