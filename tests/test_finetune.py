@@ -17,19 +17,22 @@ import torch
 from safetensors.torch import load_file
 
 from electra_core import finetune as module
+from electra_core.adam import ElectraAdam
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns
+from electra_core.config import PRESETS
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import evaluation_steps
+from electra_core.finetune_steps import build_optimizer, evaluation_steps
 from electra_core.labelled import BadRows, TextExample
 from electra_core.metrics_log import read_metrics
 from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
+from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import WordPieceTokenizer
 
 if sys.version_info >= (3, 11):
@@ -223,6 +226,25 @@ def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model,
     assert moved > 1e-3
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=2e-6, rtol=0, msg=name)
+
+
+def test_a_step_without_a_word_to_judge_teaches_nothing(model, tmp_path):
+    """Windows inside a long word hold no first sub-token; with one sequence a step, some have nothing else."""
+    file = tmp_path / "train.conll"
+    file.write_text(f"{'bcd' * 20} I-PER\n\nthe O\n\n")
+    settings = replace(QUICK, epochs=1, batch_size=1)
+    run(model, (file, file), tmp_path / "out", Tag(max_length=16), settings)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "out/metrics.jsonl") if "loss" in row]
+    assert len(losses) > 4 and sum(loss > 0 for loss in losses) == 2 and min(losses) == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("electra-adam", ElectraAdam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_of_the_settings(name, kind):
+    model = SequenceClassifier(PRESETS["tiny"].discriminator)
+    optimizer = build_optimizer(model, replace(QUICK, optimizer=name, weight_decay=0.25))
+    assert type(optimizer) is kind
+    decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {1: 0.0, 2: 0.25}
 
 
 def test_freezing_and_random_starts(model, data, tmp_path):
