@@ -131,5 +131,6 @@ def test_a_tagger_takes_a_dict() -> None:
     task = Tag(labels=("O", "B-PER", "I-PER"))
     assert task.from_value({"tokens": ["ann", "met"]}, "1").words == ("ann", "met")
     assert task.from_value({"text": "ann met"}, "1").words == task.from_value("ann met", "1").words
-    with pytest.raises(ValueError, match="expected a text or a list of words"):
-        task.from_value({"words": None}, "1")
+    for no_words in ({"words": None}, [], ["ann", 2]):
+        with pytest.raises(ValueError, match="expected a text or a list of words"):
+            task.from_value(no_words, "1")

@@ -12,7 +12,7 @@ from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows
 from electra_core.metrics import span_metrics
-from electra_core.tagged_files import from_text, read_tagged
+from electra_core.tagged_files import TaggedExample, from_text, read_tagged
 from electra_core.tagging import Tag, spans, to_iob2
 
 
@@ -25,6 +25,11 @@ def refusal(path: Path, columns: Columns | None = None, **more) -> str:
 
 def words_to_predict(path: Path, columns: Columns | None = None) -> list[list[str]]:
     return [list(example.words) for example in read_tagged(path, columns, labelled=False)]
+
+
+def test_labels_that_are_given_stay_as_they_are() -> None:
+    task = Tag(labels=("O", "B-X", "I-X"))
+    assert task.fitted([TaggedExample("1", 1, ("ann", "met"), ("B-Y", "O"))]) == task
 
 
 # ---- CoNLL columns

@@ -221,9 +221,14 @@ def test_long_sentences_are_tagged_as_windows_see_them(tmp_path):
     words = tuple((tiny_model.WORDS * 3)[:50])
     example = tagger.task.from_value(words, "1")
     features = tagger.task.encode([example], tagger.tokenizer)
-    assert len(features) > 3 and features.lengths.max() <= 12
+    assert features.lengths.tolist() == [12] * 6 + [10]  # a new window of 10 tokens every 7
     prediction = tagger([words])[0]
     assert len(prediction["tags"]) == 50
+
+
+def test_a_text_without_words_has_no_tags(tmp_path):
+    tagger = untrained(Tag(labels=("O", "B-X", "I-X"), max_length=24), tmp_path)
+    assert tagger(" ") == {"text": " ", "spans": [], "words": [], "tags": []}
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
@@ -250,8 +255,9 @@ def test_a_context_in_which_the_tokenizer_sees_nothing_holds_no_answer(tmp_path,
     assert (prediction["answer"], prediction["start"], prediction["end"], prediction["nbest"]) == ("", 0, 0, [])
 
 
-def test_best_spans_are_those_of_a_search_of_all(tmp_path):
-    task = Answer(n_best=5, max_answer=4)
+@pytest.mark.parametrize("n_best", [5, 100])
+def test_best_spans_are_those_of_a_search_of_all(n_best):
+    task = Answer(n_best=n_best, max_answer=4)
     logits_T2 = np.random.default_rng(0).normal(size=(16, 2))
     offsets = np.array([(3 * n, 3 * n + 2) for n in range(40)], dtype=np.int32)
     place = _Place(base=5, window=Window(start=7, stop=17, own_start=9, own_stop=15), offsets=offsets)
@@ -260,7 +266,7 @@ def test_best_spans_are_those_of_a_search_of_all(tmp_path):
         for last in range(first, min(first + 4, 17)):  # which ends inside the window
             score = logits_T2[first - 7 + 5, 0] + logits_T2[last - 7 + 5, 1]
             every.append((float(score), 3 * first, 3 * last + 2))
-    assert sorted(task._best_spans(logits_T2, place), reverse=True) == sorted(every, reverse=True)[:5]
+    assert sorted(task._best_spans(logits_T2, place), reverse=True) == sorted(every, reverse=True)[:n_best]
 
 
 def test_targets_of_windows_point_at_the_answer(tmp_path):
@@ -279,6 +285,19 @@ def test_targets_of_windows_point_at_the_answer(tmp_path):
             held += 1
             assert ids[first : last + 1] == tokenizer.encode("Ann likes")
     assert 0 < held < len(features)
+
+
+def test_windows_of_a_question_without_answer_point_at_their_first_token(tmp_path):
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    example = QuestionExample("1", "x", "who likes ?", "the film was dull and the plot was bad . " * 3, ())
+    features = Answer(max_length=20, stride=5).encode([example], tokenizer)
+    assert len(features) > 2 and set(features.targets) == {(0, 0)}
+
+
+def test_lengths_are_the_original_s_by_default():
+    task = Answer()
+    assert (task.max_length, task.max_question, task.stride) == (512, 64, 128)
+    assert (task.max_answer, task.n_best) == (30, 20)
 
 
 def test_questions_leave_half_of_the_input_to_the_context(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from electra_core import tasks
+from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
 from electra_core.features import (
     UNLABELLED,
@@ -21,7 +23,9 @@ from electra_core.features import (
     windows,
 )
 from electra_core.initialisation import initialise
+from electra_core.labelled import TextExample
 from electra_core.packing import pack, to_padded
+from electra_core.tokenizer import load_tokenizer
 
 CONFIG = EncoderConfig(
     vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -221,6 +225,19 @@ def test_who_meets_in_a_batch_changes_from_epoch_to_epoch(budget):
         for epoch in (0, 1)
     )
     assert len(first) >= 250 and len(first & second) < 0.1 * len(first)
+
+
+def test_pairs_are_trained_on_in_both_orders_and_fill_the_input(tmp_path):
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    a, b = tokenizer.encode("the film was great"), tokenizer.encode("the plot")
+    short = TextExample("1", 1, "the film was great", "the plot", "pos")
+    long = TextExample("2", 2, "a " * 9, "b " * 9, "neg")
+    task = Classify(labels=("neg", "pos"), both_orders=True, max_length=12)
+    features = task.encode([short, long], tokenizer, training=True)
+    assert features.owners == [0, 0, 1, 1] and features.lengths.tolist() == [9, 9, 12, 12]
+    for unit, (first, second) in enumerate(((a, b), (b, a))):
+        assert features.batch([unit]).tokens.input_ids_T.tolist() == [2, *first, 3, *second, 3]
+    assert task.encode([short, long], tokenizer).owners == [0, 1]
 
 
 @pytest.mark.parametrize("how, expected", [("head", [0, 1, 2, 3]), ("tail", [6, 7, 8, 9]), ("both", [0, 7, 8, 9])])
