@@ -82,12 +82,17 @@ def test_calibration_error_of_known_cases():
     assert error == pytest.approx(0, abs=1e-12) and len(table) == 1
     error, table = calibration([1.0, 1.0, 0.55, 0.55], [True, False, True, True])
     assert error == pytest.approx((2 * 0.5 + 2 * 0.45) / 4)
-    assert [row["count"] for row in table] == [2, 2]
+    assert table == [
+        {"from": 0.5, "to": 0.6, "count": 2, "confidence": pytest.approx(0.55), "accuracy": 1.0},
+        {"from": 0.9, "to": 1.0, "count": 2, "confidence": 1.0, "accuracy": 0.5},
+    ]
+    _, table = calibration([0.0, 0.9], [True, True])  # a border belongs to the range below, 0 to the first
+    assert [(row["from"], row["to"]) for row in table] == [(0.0, 0.1), (0.8, 0.9)]
 
 
 def test_spread_over_seeds():
     assert spread([1.0, 2.0, 6.0]) == pytest.approx({"median": 2, "mean": 3, "std": 7**0.5, "min": 1, "max": 6})
-    assert spread([1.0])["std"] == 0
+    assert spread([1.0])["std"] == 0 and spread([1.0, 3.0])["std"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize(
