@@ -11,7 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,22 @@ def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(t
     assert checkpoint is not None and checkpoint.step == 3 and not damaged
 
 
+def test_a_last_save_that_fails_is_told_at_the_end_unless_something_else_went_wrong(tmp_path: Path) -> None:
+    state = snapshot(*trained())
+    with largest_file(2000):
+        with pytest.raises(UserError, match="older checkpoints are as they were"):
+            with CheckpointWriter(tmp_path, 2) as writer:
+                writer.save(1, state, {})
+        with pytest.raises(KeyError), CheckpointWriter(tmp_path, 2) as writer:
+            writer.save(1, state, {})
+            raise KeyError
+    assert names(tmp_path) == []
+
+
+def test_ranks_that_do_not_save_keep_no_copy() -> None:
+    assert snapshot(*trained(), keep=False) == {} != snapshot(*trained())
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is saved is the state when `save` was called, whatever happens to the model meanwhile."""
     from threading import Event
@@ -250,6 +266,7 @@ def test_a_spike_is_far_above_the_rows_before() -> None:
     assert spike(steady, 3.3) is None and spike(steady[:7], 9.0) is None
     assert "jumped to 4.2" in str(spike(steady, 4.2))
     assert spike([9.0, 8, 7, 6, 5, 4, 3, 2], 9.5) is None, "a falling loss varies much"
+    assert spike([2.0] * 8, 2.19) is None and spike([2.0] * 8, 2.21), "by a tenth, where nothing varies"
 
 
 class Poisoned(nn.Module):
@@ -282,6 +299,35 @@ def test_the_post_mortem_names_the_first_module_that_went_wrong(tmp_path: Path) 
     with torch.no_grad():
         model[3].weight[0, 0] = math.nan
     assert "3.weight for one" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "verdict"),
+    [
+        (lambda x: x.sum() / 0, "every module's output is finite, but loss is not"),
+        (lambda x: (0 * x).sqrt().sum(), "the gradients of 1 weights are not, 0.weight for one"),
+    ],
+    ids=["loss", "gradients"],
+)
+def test_the_post_mortem_tells_a_loss_from_gradients(
+    spoiled: Callable[[torch.Tensor], torch.Tensor], verdict: str
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    model.unused = nn.Linear(2, 2)  # has no gradient
+    found = examine(model, lambda batch, seed: (spoiled(model[0](batch)), {}), [torch.eye(2)], 0, nullcontext())
+    assert verdict in found["verdict"]
+
+
+def test_the_figures_of_a_post_mortem() -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
+    found = examine(model, lambda batch, seed: (model[0](batch).sum(), {}), [torch.eye(2)] * 2, 0, nullcontext())
+    norms = {"weight_norm": 5.0, "gradient_norm": pytest.approx(8**0.5), "output_rms": pytest.approx(12.5**0.5)}
+    assert found["layers"][0] == {"module": "0", **norms}
+    assert found["layers"][1]["gradient_norm"] == 0.0 and found["layers"][1]["output_rms"] is None
+    assert found["losses"] == {"loss of part 0": 7.0, "loss of part 1": 7.0}
+    assert found["gradient_norm"] == pytest.approx(8**0.5) and all(p.grad is None for p in model.parameters())
 
 
 # electra status -----------------------------------------------------------------------------------------------
