@@ -177,6 +177,11 @@ def test_a_seed_is_its_low_64_bits(seed: int) -> None:
     assert int(rng.seed_tensor(seed)[0]) % 2**64 == seed % 2**64
 
 
+@pytest.mark.parametrize("seed", [5, torch.tensor(5), torch.tensor([5])], ids=["int", "scalar", "one"])
+def test_a_seed_without_a_first_row_counts_from_0(seed: rng.Seed) -> None:
+    assert rng.seed_tensor(seed).tolist() == [5, 0] and rng.seed_tensor(torch.tensor([5, 7])).tolist() == [5, 7]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compiled_code_takes_another_seed_at_every_call() -> None:
     def kept(rows_T: Tensor, seed: int) -> Tensor:

@@ -179,6 +179,12 @@ def test_large_logits(path: str, size: float) -> None:
         assert grad.tolist() == pytest.approx([0.0, 0.0, 0.25, -0.25], abs=1e-40)
 
 
+def test_a_logit_of_0_says_original(path: str) -> None:
+    """A model whose head starts from 0 has nothing but such."""
+    labels_T = torch.tensor([True, False], device=DEVICE)
+    assert rtd_loss_and_counts(torch.zeros(2, device=DEVICE), labels_T).counts.tolist() == [0, 0, 1, 1]
+
+
 def test_small_losses_are_not_rounded_away(path: str) -> None:
     logits_T = torch.tensor([30.0], device=DEVICE)
     assert rtd_loss(logits_T, torch.tensor([True], device=DEVICE)).item() == pytest.approx(math.exp(-30), rel=1e-5)
