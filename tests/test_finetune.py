@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -458,3 +459,12 @@ def test_a_diverging_run_too_short_for_twenty_bad_steps_says_so_too(model, data,
     settings = replace(QUICK, learning_rate=1e30, epochs=1, warmup=0.0)  # ten steps
     with pytest.raises(UserError, match="last 9 of 10 steps; try a lower learning rate"):
         run(model, data, tmp_path / "out", settings=settings)
+
+
+def test_last_steps_that_changed_nothing_are_said(model, data, tmp_path, monkeypatch):
+    whole, lines, steps = Classify.loss, [], itertools.count(1)
+    monkeypatch.setattr(Classify, "loss", lambda *a: whole(*a) * (math.nan if next(steps) > 8 else 1.0))
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), say=lines.append)  # ten steps
+    assert [line for line in lines if "No finite loss" in line] == [
+        "warning: No finite loss and gradient in the last 2 steps: the model is as it was after step 8."
+    ]
