@@ -222,6 +222,9 @@ def test_checkpoints_of_other_things(tmp_path: Path) -> None:
     write_bundle(tmp_path / "mnist", {"layer/kernel": np.zeros((2, 2), "float32")})
     with pytest.raises(UserError, match="neither of its two heads is in it"):
         convert_tf.convert_checkpoint(tmp_path / "mnist", tmp_path / "out")
+    write_bundle(tmp_path / "head", {"discriminator_predictions/dense/kernel": np.zeros((2, 2), "float32")})
+    with pytest.raises(UserError, match=r"not an ELECTRA checkpoint: '.*word_embeddings\.weight' is missing"):
+        convert_tf.convert_checkpoint(tmp_path / "head", tmp_path / "out")
 
 
 def test_damaged_checkpoints(electra: Electra, tmp_path: Path) -> None:

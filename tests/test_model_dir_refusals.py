@@ -128,7 +128,7 @@ def test_a_config_that_is_no_json_object(directory: Path, text: str) -> None:
     refused(directory, r"config\.json: (not valid JSON|expected a JSON object)")
 
 
-@pytest.mark.parametrize("labels", [{"0": "a", "2": "b"}, {}, {"0": 7}, ["a"], "ab"], ids=str)
+@pytest.mark.parametrize("labels", [{"0": "a", "2": "b"}, {}, {"0": "a", "1": 7}, ["a"], "ab"], ids=str)
 def test_labels_that_cannot_be(tmp_path: Path, labels: Any) -> None:
     make("ElectraForTokenClassification").save_pretrained(tmp_path)
     edit_config(tmp_path, id2label=labels)

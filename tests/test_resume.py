@@ -18,6 +18,7 @@ from small_runs import assert_same_run, base, data, make_data, one_thread, rows,
 
 from electra_core.cli import main
 from electra_core.errors import UserError
+from electra_core.stop_request import StopRequest
 
 # It is interrupted --------------------------------------------------------------------------------------------
 
@@ -29,6 +30,17 @@ def stop_at(folder: Path, source: Path, step: int) -> Path:
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
     return folder
+
+
+def test_a_run_stopped_between_evaluations_reports_the_last_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = iter([None] * 4 + ["SIGTERM", "SIGTERM"])
+    monkeypatch.setattr(StopRequest, "agreed", lambda self: next(signals))
+    first = train(data, tmp_path / "run")  # evaluates after 4 steps
+    second = train(data, tmp_path / "run", resume=True)
+    assert (first.steps, second.steps) == (5, 6) and first.evaluation
+    assert second.evaluation == pytest.approx(first.evaluation)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "electra-adam", "adamw"])
