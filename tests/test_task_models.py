@@ -15,7 +15,7 @@ import torch
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
 from electra_core.config import PRESETS, EncoderConfig
-from electra_core.electra import Electra
+from electra_core.electra import Discriminator, Electra
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -100,9 +100,9 @@ def test_only_models_with_a_place_in_the_hub_s_layout_are_saved(tmp_path: Path) 
 
 @pytest.mark.parametrize("batch", [torch.ones(1, 4, dtype=torch.int64), [[2, 3]]], ids=["padded", "lists"])
 def test_a_batch_that_is_not_packed_is_refused(model: Path, batch: object) -> None:
-    classifier = SequenceClassifier(model_dir.load_config(model)[0])
-    with pytest.raises(ValueError, match=r"batch: expected a TokenBatch \(packing.pack, "):
-        classifier(batch)
+    for kind in (SequenceClassifier, Discriminator):
+        with pytest.raises(ValueError, match=r"batch: expected a TokenBatch \(packing.pack, "):
+            kind(model_dir.load_config(model)[0])(batch)
 
 
 def test_training_without_a_seed_says_that_nothing_is_dropped(model: Path) -> None:
