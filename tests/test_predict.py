@@ -194,6 +194,9 @@ def test_a_directory_of_another_library_needs_no_task_file(tmp_path):
     (tmp_path / "hub/task.json").write_text('{"kind": "classify", "colour": 3}')
     with pytest.raises(UserError, match=r"task.json: not the description of a task"):
         load(tmp_path / "hub")
+    (tmp_path / "hub/task.json").write_text('{"kind": "class')
+    with pytest.raises(UserError, match=r"task.json: cannot be read"):
+        load(tmp_path / "hub")
 
 
 # ---- offsets -------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ def test_pairs_are_not_single_texts(model: Path, tmp_path: Path) -> None:
     assert len(single(("the film", "is great"))) == 2
     with pytest.raises(ValueError, match="trained on single texts, got a pair of texts"):
         single([("the film", "is great")])
+    one, two = ("the film", "a film"), ("a plot", "the plot")
+    assert both(one) == both([one])[0] and both((one, two)) == both([one, two])
 
 
 def test_any_number_of_labels_is_refused(model: Path, tmp_path: Path) -> None:
