@@ -1,0 +1,131 @@
+"""Fine-tuning on what cannot be right: users' mistakes are one line and leave nothing behind, doubts are said."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import tiny_model
+from finetune_runs import QUICK, data, lines_file, model, run  # noqa: F401
+
+from electra_core.classify import Classify
+from electra_core.columns import Columns
+from electra_core.errors import UserError
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.tokenizer import WordPieceTokenizer
+
+
+def test_users_errors_leave_nothing_behind(model, data, tmp_path):
+    cases = {
+        "dev.tsv:2: the label does not occur in training ('maybe'; known: neg, pos)": (
+            (data[0], lines_file(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
+        ),
+        "there is nothing to learn": (
+            (lines_file(tmp_path / "one.tsv", "sentence\tlabel", "a film\tpos"), data[1]), {},
+        ),
+        "the columns are sentence, label": (data, {"task": Classify(columns=Columns(text="satz"))}),
+        "empty.tsv: holds no rows": ((data[0], lines_file(tmp_path / "empty.tsv", "sentence\tlabel")), {}),
+        "no such model directory": (data, {"model": tmp_path / "nowhere"}),
+    }  # fmt: skip
+    for message, (files, more) in cases.items():
+        with pytest.raises(UserError) as caught:
+            run(more.get("model", model), files, tmp_path / "out", more.get("task"))
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_full_folder_is_not_overwritten_unasked(model, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        run(model, data, tmp_path / "out")
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), overwrite=True)
+    assert (tmp_path / "out/mine.txt").exists() and (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(data, tmp_path):
+    folder = tiny_model.make_model(tmp_path / "model")
+    words = (folder / "vocab.txt").read_text() + "zebra\n"
+    (tmp_path / "vocab.txt").write_text(words)
+    WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt").save(folder)
+    with pytest.raises(UserError, match=r"the tokenizer has 87 words, the model only 86"):
+        run(folder, data, tmp_path / "out")
+
+
+def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
+    rows = data[0].read_text().rstrip("\n").split("\n")
+    files = lines_file(tmp_path / "train.tsv", *rows, "no label\t", " \tpos"), data[1]
+    lines = []
+    settings = replace(QUICK, epochs=1, skip_bad_rows=True, max_length=8)
+    report = run(model, files, tmp_path / "out", settings=settings, say=lines.append)
+    assert report["skipped_rows"] == 2 and report["train_examples"] == 160
+    assert any("skipped 2 bad rows" in line and "train.tsv:162" in line for line in lines)
+    assert sum("longer than 8 tokens" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("epochs", 0.0, "a number above 0"),
+        ("truncate", "middle", "one of head, tail, both"),
+        ("freeze", "all", "none, embeddings, encoder or a number of layers"),
+        ("seeds", 0, "at least 1"),
+        ("precision", "fp8", "one of auto, bf16, fp32"),
+        ("max_length", 4, "at least 8, or 0 for the task's"),
+        ("epochs", math.inf, "a number above 0"),
+        ("epochs", math.nan, "a number above 0"),
+        ("learning_rate", -1e-4, "a number from 0"),
+        ("learning_rate", math.nan, "a number from 0"),
+        ("layerwise_decay", 1.1, "a number from 0 to 1"),
+        ("weight_decay", -0.01, "a number from 0"),
+        ("warmup", 1.0, "a number from 0 to below 1"),
+        ("clip_norm", 0.0, "a number above 0"),
+        ("tokens_per_batch", -1, "a number from 0"),
+        ("patience", -1, "a number from 0"),
+        ("freeze", "²", "none, embeddings, encoder or a number of layers"),
+    ],
+)
+def test_settings_out_of_range_are_named_with_their_range(name, value, expected):
+    with pytest.raises(UserError) as caught:
+        FinetuneSettings(**{name: value})
+    assert str(caught.value) == f"{name}: expected {expected}, got {value!r}"
+
+
+def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path):
+    alike = lines_file(
+        tmp_path / "alike.tsv", "sentence\tlabel", *["a film\tpos", "a film\tpos", "a film\tneg"] * 8
+    )
+    for settings, files, expected in (
+        (
+            replace(QUICK, epochs=1),
+            (alike, alike),
+            ["24 of the 24 dev texts are also in", "Only 2 steps in all", "most frequent class"],
+        ),
+        (replace(QUICK, epochs=5), data, []),  # 50 steps, and learned
+    ):
+        lines = []
+        run(model, files, tmp_path / "out", settings=settings, say=lines.append, overwrite=True)
+        warnings = [line for line in lines if line.startswith("warning: ")]
+        assert len(warnings) == len(expected) and all(e in w for e, w in zip(expected, warnings))
+
+
+def test_diverging_runs_say_so(model, data, tmp_path):
+    with pytest.raises(UserError, match="lower learning rate"):
+        run(model, data, tmp_path / "out", settings=replace(QUICK, learning_rate=1e30, epochs=8, warmup=0.0))
+
+
+def test_a_diverging_run_too_short_for_twenty_bad_steps_says_so_too(model, data, tmp_path):
+    settings = replace(QUICK, learning_rate=1e30, epochs=1, warmup=0.0)  # ten steps
+    with pytest.raises(UserError, match="last 9 of 10 steps; try a lower learning rate"):
+        run(model, data, tmp_path / "out", settings=settings)
+
+
+def test_last_steps_that_changed_nothing_are_said(model, data, tmp_path, monkeypatch):
+    whole, lines, steps = Classify.loss, [], itertools.count(1)
+    monkeypatch.setattr(Classify, "loss", lambda *a: whole(*a) * (math.nan if next(steps) > 8 else 1.0))
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), say=lines.append)  # ten steps
+    assert [line for line in lines if "No finite loss" in line] == [
+        "warning: No finite loss and gradient in the last 2 steps: the model is as it was after step 8."
+    ]
