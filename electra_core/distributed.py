@@ -206,8 +206,9 @@ class FlatGradients:
         """Takes over this rank's gradients; the parameters have none afterwards."""
         if self._flat is None:
             self._trained = [p for p in self._parameters if p.grad is not None]
-            self._flat = torch.cat([p.grad.flatten() for p in self._trained])  # type: ignore[union-attr]
-            pieces = self._flat.split([p.numel() for p in self._trained])
+            sizes, like = [p.numel() for p in self._trained], self._trained[0]
+            self._flat = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+            pieces = self._flat.split(sizes)
             self._views = [piece.view_as(p) for piece, p in zip(pieces, self._trained)]
         torch._foreach_copy_(self._views, [p.grad for p in self._trained])  # type: ignore[arg-type, misc]
         for parameter in self._trained:

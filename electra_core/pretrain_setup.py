@@ -84,7 +84,7 @@ class Job:
     @property
     def sharded(self) -> bool:
         """Whether each rank stores only a part of every parameter."""
-        return self.config.sharding == "fsdp" and self.ranks.size > 1
+        return _is_sharded(self.config, self.ranks)
 
     @property
     def autocast(self) -> AbstractContextManager[Any]:
@@ -131,13 +131,17 @@ def open_job(
         log.warning(
             f"--warmup-steps {config.warmup_steps} of {config.steps} steps: the rate gets to {top} of its peak"
         )
-    sharded = config.sharding == "fsdp" and ranks.size > 1
-    engine = choose_engine(config.engine, device, dtype, _head_sizes(encoder, config), sharded)
+    heads, sharded = _head_sizes(encoder, config), _is_sharded(config, ranks)
+    engine = choose_engine(config.engine, device, dtype, heads, sharded)
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, engine)
         config = replace(config, accumulate=parts)
     batches = Batches(corpus, config, device, ranks.rank, ranks.size)
     return Job(corpus, heldout, encoder, config, batches, device, dtype, engine, ranks)
+
+
+def _is_sharded(config: PretrainConfig, ranks: Ranks) -> bool:
+    return config.sharding == "fsdp" and ranks.size > 1
 
 
 def _head_sizes(encoder: EncoderConfig, config: PretrainConfig) -> set[int]:
@@ -286,7 +290,8 @@ def with_agreed_engine(job: Job) -> Job:
     any_eager = bool(job.ranks.joined(torch.tensor([job.engine == "eager"])).any())
     if job.engine == "eager" or not any_eager:
         return job
-    log.warning("--engine %s: another process cannot; going on with the eager engine", job.engine)
+    if job.ranks.first:  # where it is the one, it has said why
+        log.warning("--engine %s: another process cannot; going on with the eager engine", job.engine)
     return replace(job, engine="eager")
 
 
