@@ -23,7 +23,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from electra_core import __version__
-from electra_core.distributed import gathered, placed_like
+from electra_core.distributed import Ranks, gathered, placed_like
 from electra_core.errors import UserError
 from electra_core.new_folder import new_folder
 from electra_core.optim import load_state_tensors, state_tensors
@@ -181,6 +182,28 @@ def save_checkpoint(
     for old in _superfluous(folder, step, keep):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def agreed_on(ranks: Ranks, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint, if any, that `find` finds on rank 0; the same on all ranks.
+
+    Raises:
+        UserError: `find`'s, or it is not to be seen on another rank's machine.
+    """
+
+    def place() -> list[Any] | None:
+        found = find()
+        return None if found is None else [str(found.path), found.step, found.meta]
+
+    def check() -> None:
+        if agreed is not None and not Path(agreed[0]).is_dir():
+            raise UserError(
+                f"{agreed[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
+            )
+
+    agreed = ranks.decided_by_first(place)
+    ranks.together(check)
+    return None if agreed is None else Checkpoint(Path(agreed[0]), agreed[1], agreed[2])
 
 
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from electra_core import __version__, commands_inspect, commands_train, commands_use
@@ -36,14 +37,17 @@ WITHOUT_KERNELS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if is_one_of_several():
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_SaidOnce())
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
         return 2
     try:
-        if options.command != "pretrain" and is_one_of_several():
-            raise UserError("runs in one process; torchrun is for pretrain")
+        if options.command not in ("pretrain", "finetune") and is_one_of_several():
+            raise UserError("runs in one process; torchrun is for pretrain and finetune")
         with threads_quiet_about_disks():
             return options.run(options) or 0
     except AnotherRankFailed:  # which says why
@@ -67,6 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_of_the_gpu(error):
             _failed(options, 1, WITHOUT_KERNELS)
         raise
+
+
+class _SaidOnce(logging.Filter):
+    """Lets a line through in the first of several processes that has it to say, as often as it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = Counter[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this process is the one."""
+        line = record.getMessage()
+        self.times[line] += 1
+        return is_to_say(f"{line} ({self.times[line]})")
 
 
 def _failed(options: argparse.Namespace, status: int, why: object) -> int:

@@ -232,7 +232,7 @@ def pretrain(options: Namespace) -> int:
         resume=options.resume, overwrite=options.overwrite, device=options.device,
         max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
     )  # fmt: skip
-    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes: rank 0 tells how it went
+    if not _tells_how_it_went():
         return 0
     for name, value in result.evaluation.items():
         print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
@@ -241,8 +241,7 @@ def pretrain(options: Namespace) -> int:
     steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} after {steps}; the same command with --resume goes on")
-        # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
-        return 0 if "LOCAL_RANK" in os.environ else STOPPED
+        return _stopped()
     print(f"{steps}, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator")
     return 0
 
@@ -311,8 +310,20 @@ def finetune(options: Namespace) -> int:
         resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,
         cache=None if options.cache == "none" else options.cache or default_folder(),
     )  # fmt: skip
-    print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
-    return STOPPED if report.get("stopped_by") else 0
+    if _tells_how_it_went():
+        print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
+    return _stopped() if report.get("stopped_by") else 0
+
+
+def _tells_how_it_went() -> bool:
+    """Whether this is the only process, or the one of several that tells."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _stopped() -> int:
+    """The exit status of a run that was stopped."""
+    # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
+    return 0 if "LOCAL_RANK" in os.environ else STOPPED
 
 
 def _is_data_set(folder: Path) -> bool:

@@ -2,10 +2,11 @@
 
     torchrun --standalone --nproc-per-node 8 -m electra_core pretrain --data DATA --out RUN
 
-Every rank holds the model, takes its share of each step's batch (`batches.Batches`) and ends the step with the
-same gradients, so that all make the same update. Losses of a batch's shares *add up* to the whole batch's means
-(each share knows its weight), so gradients are summed over ranks, not averaged as is usual: the batch, its masks
-and its loss are the same for any number of ranks, and unevenly long shares are no special case.
+Every rank holds the model, takes its share of each step's batch (`batches.Batches`, in fine-tuning
+`finetune_steps.shares`) and ends the step with the same gradients, so that all make the same update. Losses of a
+batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are summed over
+ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of ranks, and
+unevenly long shares are no special case. (Fine-tuning's dropout is drawn for each share by itself.)
 
 - Eager steps: `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients
   off in buckets while the backward pass still computes others. Parts that a rank computes one after the other
@@ -28,11 +29,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -95,6 +98,14 @@ class Ranks:
         dist.all_gather(rows, padded)
         return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)]).to(values.dtype)
 
+    def merged(self, found: list[np.ndarray]) -> list[np.ndarray]:
+        """Of lists of equal length, one from each rank, place by place the array that is not empty; on rank 0."""
+        if self.size == 1:
+            return found
+        lists: Any = [None] * self.size if self.first else None
+        dist.gather_object(found, lists)
+        return [next((a for a in arrays if a.size), arrays[0]) for arrays in zip(*lists)] if self.first else []
+
     def share(self, model: nn.Module) -> None:
         """Give all ranks rank 0's parameters, in place."""
         if self.size > 1:
@@ -128,6 +139,20 @@ class Ranks:
         if self.size == 1:
             return decide()
         return json.loads(self._text_from(0, self.together(lambda: json.dumps(decide()) if self.first else "")))
+
+    def check_alike(self, value: Any, what: str) -> None:
+        """Ends all ranks if `value` (JSON), which is called `what`, is not rank 0's on one of them.
+
+        Raises:
+            UserError, AnotherRankFailed: see `together`.
+        """
+        firsts = self.decided_by_first(lambda: value)
+
+        def check() -> None:
+            if json.loads(json.dumps(value)) != json.loads(json.dumps(firsts)):
+                raise UserError(f"{socket.gethostname()}: {what} are not those of rank 0")
+
+        self.together(check)
 
     def only_first(self, make: Callable[[], Any]) -> Any:
         """`make()` on rank 0, which all wait for; a `Silent` stand-in on the others."""

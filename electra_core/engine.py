@@ -107,6 +107,19 @@ def choose_engine(
     return engine
 
 
+def agreed_engine(engine: str, ranks: Ranks) -> str:
+    """`engine`, or "eager" on every rank if one rank, whose GPU is another or at fault, takes eager steps.
+
+    Those add gradients up while the backward pass goes on, all others behind it.
+    """
+    any_eager = bool(ranks.joined(torch.tensor([engine == "eager"])).any())
+    if engine == "eager" or not any_eager:
+        return engine
+    if ranks.first:  # where it is the one, it has said why
+        log.warning("--engine %s: another process cannot; going on with the eager engine", engine)
+    return "eager"
+
+
 def graph_problem(
     device: torch.device, dtype: torch.dtype | None = None, head_sizes: Collection[int] = ()
 ) -> str | None:

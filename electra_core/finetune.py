@@ -12,6 +12,9 @@
 Small data sets vary a lot with the seed (Dodge et al. 2020), so `seeds` trains several times and reports
 median, mean and spread. The best seed is chosen on the dev data, so its dev figure flatters it: the median
 is the one to quote.
+
+Several processes (`distributed.py`) read the same data and train one seed after the other together: each takes
+its share of every batch and of the dev data, and rank 0 judges and writes.
 """
 
 from __future__ import annotations
@@ -23,11 +26,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from electra_core import model_dir
+from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.classify import Classify
 from electra_core.cross_check import check_task_model
+from electra_core.distributed import Ranks, join_ranks
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
 from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, plan_batches, read_data
@@ -60,6 +66,7 @@ from electra_core.stop_request import StopRequest
 from electra_core.task_report import constant_class
 from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
+from electra_core.tokenizer import Tokenizer
 from electra_core.training import Diverged, StepResult
 
 log = logging.getLogger("electra_core")
@@ -112,46 +119,42 @@ def finetune(
         )
     if not isinstance(settings, FinetuneSettings | None):
         raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
-    settings, out = settings or FinetuneSettings(), Path(out)
-    on_device = resolve_device(device)
-    keep_memory_between_batches(on_device)
-    directory = model_dir.find_model(model)
-    if out.resolve() in (directory.resolve(), *directory.resolve().parents):
-        raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
-    config, _ = model_dir.load_config(directory)
-    settings = settings.resolved(config)
-    check_freeze(settings.freeze, config.num_hidden_layers)
-    done = finished_report(out) if resume else None
-    checkpoint = find_checkpoint(out, resume, overwrite) if done is None else None
-    tokenizer = matching_tokenizer(directory, config)
-    task = adapted(task, settings, config)
+    out, place = Path(out), resolve_device(device)
+    keep_memory_between_batches(place)
+    ranks = join_ranks(place)
+    if not ranks.first:
+        say, quiet, on_evaluation = _silent, True, None
+    directory, settings = ranks.together(lambda: _resolved(model, out, settings or FinetuneSettings(), ranks))
+    done, checkpoint = _earlier(out, resume, overwrite, ranks)
     with as_files(say, train=train, dev=dev) as (files, say_of_them):
-        read = read_data(task, files["train"], files["dev"], settings, say_of_them)
-    task, train_examples, dev_examples, skipped = read
+        read = ranks.together(lambda: _read(task, directory, files, settings, say_of_them))
+    task, train_examples, dev_examples, skipped, tokenizer = read
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
     same = identity(settings, task, directory, prints)
+    ranks.check_alike(same, "model, data or settings")
     if done is not None:
         check_finished(out, done, same)
         say(f"{out}: all is done already")
+        ranks.leave()
         return done
     if checkpoint is not None:
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
-    dtype = resolve_precision(settings.precision, on_device)
-    job = Job(task, directory, settings, data, on_device, dtype, on_evaluation)
+    dtype = resolve_precision(settings.precision, place)
+    job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
     with writing(str(out)):  # a full disk, most likely; what was saved before is whole
-        state = make_folder(out, settings, resumed=checkpoint is not None)
+        state = ranks.only_first(lambda: make_folder(out, settings, resumed=checkpoint is not None))
         state.begin()
-        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same)
-        with state, keeper.writer, StopRequest() as stop:
+        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks)
+        with state, keeper.writer, StopRequest(ranks=ranks) as stop:
             stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
             report = _report(job, keeper, counts, skipped, stopped)
             if len(report["seeds"]) > 1:
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
                 say(f"at the last step instead of the best: {shown(report['last_over_seeds'])}")
-            write_json(out / "metrics.json", report)
+            ranks.only_first(lambda: write_json(out / "metrics.json", report))
             state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
             say(f"stopped by {stopped}; {out} holds the best model so far, --resume goes on")
@@ -159,7 +162,44 @@ def finetune(
             keeper.remove_checkpoints()
             if warning := _at_the_baseline(job, report["best"]):
                 say(f"warning: {warning}")
+    ranks.leave()
     return report
+
+
+def _silent(line: str) -> None:
+    """What all ranks would say, rank 0 does."""
+
+
+def _resolved(
+    model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks
+) -> tuple[Path, FinetuneSettings]:
+    """The model's directory, and the settings with what it decides; for the arguments see `finetune`."""
+    directory = model_dir.find_model(model)
+    if out.resolve() in (directory.resolve(), *directory.resolve().parents):
+        raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
+    config, _ = model_dir.load_config(directory)
+    settings = settings.resolved(config)
+    check_freeze(settings.freeze, config.num_hidden_layers)
+    if settings.batch_size < ranks.size and not settings.tokens_per_batch:
+        raise UserError(f"batch_size: {settings.batch_size} are too few for {ranks.size} processes")
+    return directory, settings
+
+
+def _earlier(
+    out: Path, resume: bool, overwrite: bool, ranks: Ranks
+) -> tuple[dict[str, Any] | None, Checkpoint | None]:
+    """What OUT has of the same fine-tuning: the report if it is finished, else the checkpoint to go on from."""
+    done = ranks.decided_by_first(lambda: finished_report(out) if resume else None)
+    return done, None if done else agreed_on(ranks, lambda: find_checkpoint(out, resume, overwrite))
+
+
+def _read(
+    task: Task, directory: Path, files: dict[str, Any], settings: FinetuneSettings, say: Callable[[str], None]
+) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
+    """What `read_data` returns, of the task as the model can do it, and the model's tokenizer."""
+    config, _ = model_dir.load_config(directory)
+    tokenizer = matching_tokenizer(directory, config)
+    return *read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say), tokenizer
 
 
 def _train_seeds(
@@ -167,21 +207,26 @@ def _train_seeds(
 ) -> str | None:
     """Trains all seeds that are not over yet; returns what stopped it before the last one's end, if anything."""
     first, seeds, runs = job.settings.seed, job.settings.seeds, keeper.runs
+    reason: str | None = None
     for seed in range(first, first + seeds):
         if seed not in [run.seed for run in runs]:
             runs.append(Run(seed))
         if not runs[-1].over and runs[-1].seed == seed:
-            _train(job, keeper, stop, quiet, say)
+            reason = _train(job, keeper, stop, quiet, say)
             if job.device.type == "cuda":
                 torch.cuda.empty_cache()  # of streams and graphs that no other seed uses
             say(f"seed {seed}: {_result(job, runs[-1])}")
-        if stop:
+        if reason := reason or stop.agreed():
             break
-    return None if len(runs) == seeds and all(run.over for run in runs) else stop.reason
+    return None if len(runs) == seeds and all(run.over for run in runs) else reason
 
 
-def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]) -> None:
-    """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it."""
+def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]) -> str | None:
+    """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it.
+
+    Returns:
+        What stopped it, if anything.
+    """
     settings, run = job.settings, keeper.runs[-1]
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
     static = settings.engine != "eager"
@@ -198,7 +243,9 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
         )
     steps = take_steps(job, model, optimizer, plan, run)
     lengths = job.data.train.lengths
-    metrics_log = MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps)
+    out, before = keeper.out, run.steps
+    metrics_log = job.ranks.only_first(lambda: MetricsLog(log_folder(out, settings, run.seed), before))
+    reason: str | None = None
     started = time.perf_counter()
     try:
         with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", quiet=quiet) as bar:
@@ -213,26 +260,28 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
                 if due := result.step in evaluate_after:
                     metrics = _evaluate(job, model, run, keeper)
                     metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
+                reason = stop.agreed()
                 stale = run.evaluations - run.best_evaluation
                 run.over = result.step == len(plan) or 0 < settings.patience <= stale
                 last = run.over and run.seed == settings.seed + settings.seeds - 1
                 due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
-                if (due or stop) and not last:
+                if (due or reason) and not last:
                     run.skipped = int(result.in_a_row)
                     keeper.save(model, optimizer)
                 # Neither in checkpoint nor log: a run that goes on never was here.
-                if stop and keeper.best is None:
+                if reason and keeper.best is None:
                     _evaluate(job, model, run, keeper)
                 if result.step == len(plan):
                     for warning in left_out(result):
                         say(f"warning: {warning}")
-                if stop or run.over:
+                if reason or run.over:
                     break
                 started = time.perf_counter()  # evaluations and saving are not counted as training
     except Diverged as error:
         raise UserError(f"{error}; try a lower learning rate") from None
     finally:
         metrics_log.close()
+    return reason
 
 
 def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
@@ -246,21 +295,34 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
 
 def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:
     """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it."""
-    task, data = job.task, job.data
-    outputs = run_model(model, data.dev, precision=job.dtype)
-    predictions = task.decode(data.dev_examples, data.dev, outputs)
-    tuned = task.tuned(data.dev_examples, predictions)
-    if tuned != task:  # a threshold has moved: predictions are to be made with it
-        predictions = tuned.decode(data.dev_examples, data.dev, outputs)
-    metrics = tuned.score(data.dev_examples, predictions)
+    ranks, task = job.ranks, job.task
+    mine = run_model(model, job.data.dev, precision=job.dtype, share=(ranks.rank, ranks.size))
+    outputs = ranks.merged(mine)
+
+    def judged() -> dict[str, float]:
+        nonlocal task
+        task, metrics = _judged(job, outputs)
+        return metrics
+
+    metrics = ranks.decided_by_first(judged)
     run.evaluations, run.last = run.evaluations + 1, metrics
     if metrics[task.metric] > run.best or not run.metrics:
         run.best, run.metrics = metrics[task.metric], metrics
         run.best_step, run.best_evaluation = run.steps, run.evaluations
-        keeper.offer(model, tuned, data.tokenizer, metrics)
+        keeper.offer(model, task, job.data.tokenizer, metrics)
     if job.on_evaluation is not None:
         job.on_evaluation({"seed": run.seed, "step": run.steps, **metrics})
     return metrics
+
+
+def _judged(job: Job, outputs: list[np.ndarray]) -> tuple[Task, dict[str, float]]:
+    """The task, its threshold tuned if it has one, and the dev figures."""
+    task, data = job.task, job.data
+    predictions = task.decode(data.dev_examples, data.dev, outputs)
+    tuned = task.tuned(data.dev_examples, predictions)
+    if tuned != task:  # a threshold has moved: predictions are to be made with it
+        predictions = tuned.decode(data.dev_examples, data.dev, outputs)
+    return tuned, tuned.score(data.dev_examples, predictions)
 
 
 def _result(job: Job, run: Run) -> str:

@@ -26,6 +26,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
+from electra_core.distributed import Ranks
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
@@ -73,31 +74,36 @@ class Keeper:
         runs: every seed's so far, the last one being trained; whoever trains appends to it.
         checkpoint: to go on from; None for a new fine-tuning.
         identity: what must be the same for a checkpoint to go on (`identity`).
+        ranks: the processes that train together; all have the same runs, rank 0 writes.
     """
 
-    def __init__(self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any]):
-        self.out, self.runs, self.checkpoint, self.identity = out, runs, checkpoint, identity
+    def __init__(
+        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], ranks: Ranks
+    ):
+        self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
         self.best = max((run.best for run in runs if run.metrics), default=None)
-        self.writer = CheckpointWriter(
-            out / "checkpoints", KEPT_CHECKPOINTS, checkpoint.step if checkpoint is not None else 0
-        )
+        first_step = checkpoint.step if checkpoint is not None else 0
+        self.writer = ranks.only_first(lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step))
 
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
-        """Saves the model if its figure is the best so far."""
+        """Saves the model if its figure is the best so far; `task` is rank 0's."""
         figure = metrics[task.metric]
         if self.best is None or figure > self.best:
             self.best = figure
-            figures = shown(metrics, task.labels)
-            card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {figures}.\n"
-            with task.as_saved(model) as saved:
-                model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
-                save_task(saved, self.out)
+            self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, shown(metrics, task.labels)))
+
+    def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer, figures: str) -> None:
+        card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {figures}.\n"
+        with task.as_saved(model) as saved:
+            model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
+            save_task(saved, self.out)
 
     def save(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
         """Begins to write a checkpoint. Its number counts the steps of all seeds."""
         self.writer.wait()
         meta = {"identity": self.identity, "runs": [asdict(run) for run in self.runs]}
-        self.writer.save(sum(run.steps for run in self.runs), snapshot(model, optimizer), meta)
+        tensors = snapshot(model, optimizer, keep=self.ranks.first)
+        self.writer.save(sum(run.steps for run in self.runs), tensors, meta)
 
     def restore(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
         """Puts back the state of the checkpoint, bit for bit."""
@@ -106,7 +112,7 @@ class Keeper:
 
     def remove_checkpoints(self) -> None:
         """When all is done."""
-        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        self.ranks.only_first(lambda: shutil.rmtree(self.out / "checkpoints", ignore_errors=True))
 
 
 def runs_of(checkpoint: Checkpoint | None) -> list[Run]:

@@ -69,6 +69,7 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
 
+        object.__setattr__(self, "freeze", str(self.freeze))  # in Python a number of layers may be a number
         positive, not_negative = "a number above 0", "a number from 0"
         checks = {
             "epochs": (0 < self.epochs < math.inf, positive),

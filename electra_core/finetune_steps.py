@@ -7,7 +7,7 @@ before the first step (`finetune_data.plan_batches`), so the largest one is, too
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from electra_kernels.rng import fold
 from torch import Tensor
 
 from electra_core.adam import ElectraAdam
+from electra_core.distributed import Ranks
 from electra_core.downstream import Task
-from electra_core.engine import choose_engine, graph_problem, static_steps
+from electra_core.engine import agreed_engine, choose_engine, graph_problem, static_steps
 from electra_core.finetune_data import Data
 from electra_core.finetune_folder import Run
 from electra_core.finetune_settings import FinetuneSettings
@@ -45,7 +46,8 @@ class Job:
     dtype: torch.dtype
     """That products are computed in."""
     on_evaluation: Callable[[dict[str, float]], None] | None = None
-    """Is given every evaluation's figures, and "seed" and "step"."""
+    """Is given every evaluation's figures, and "seed" and "step"; on rank 0 alone."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def engine(self, model: TaskModel) -> str:
         """eager | static | graph: how steps are carried out (`engine.py`).
@@ -55,18 +57,21 @@ class Job:
         """
         wanted, heads = self.settings.engine, [model.config.head_size]
         if wanted == "auto":
-            return "eager" if graph_problem(self.device, self.dtype, heads) else "graph"
-        return choose_engine(wanted, self.device, self.dtype, heads)
+            engine = "eager" if graph_problem(self.device, self.dtype, heads) else "graph"
+        else:
+            engine = choose_engine(wanted, self.device, self.dtype, heads)
+        return agreed_engine(engine, self.ranks)
 
 
 def take_steps(
     job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, plan: Sequence[Sequence[np.ndarray]], run: Run
 ) -> Iterator[StepResult]:
     """The steps of `plan` that `run` has not taken yet."""
-    settings = job.settings
+    settings, engine = job.settings, job.engine(model)
+    called = job.ranks.data_parallel(model) if engine == "eager" else model
 
     def loss(part: Part, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(part.batch.tokens, seed=part.seed(seed))
+        logits = called(part.batch.tokens, seed=part.seed(seed))
         if part.is_filled and not model.per_token:
             logits = logits[:-1]
         return job.task.loss(logits, part.batch) * part.share, {}
@@ -74,7 +79,7 @@ def take_steps(
     parts = partial(_parts, job, plan)
     source: Callable[[int], list[Part]] = parts
     take: Callable[..., Iterator[StepResult]] = training_steps
-    if (engine := job.engine(model)) == "eager":
+    if engine == "eager":
         source = lambda step: [replace(p, batch=p.batch.to(job.device)) for p in parts(step)]  # noqa: E731
     else:
         lengths, positions = job.data.train.lengths, model.config.max_position_embeddings
@@ -88,16 +93,28 @@ def take_steps(
         model, optimizer, loss, source,
         schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
         first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
-        autocast=autocast_context(job.device, job.dtype), skipped_before=run.skipped,
+        autocast=autocast_context(job.device, job.dtype), ranks=job.ranks, skipped_before=run.skipped,
     )  # fmt: skip
 
 
 def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], step: int) -> list[Part]:
-    """What a step reads, on the host."""
-    batches = [job.data.train.batch(units) for units in plan[step]]
-    weights = [job.task.weight(batch) for batch in batches]
+    """What this rank reads in a step, on the host: its share of each of the step's batches."""
+    size, mine = job.ranks.size, job.ranks.rank
+    batches = [job.data.train.batch(units) for whole in plan[step] for units in shares(whole, size)]
+    # A share that had to borrow its unit counts nothing.
+    borrowed = [rank >= len(whole) for whole in plan[step] for rank in range(size)]
+    weights = [0.0 if b else job.task.weight(batch) for b, batch in zip(borrowed, batches)]
     total = sum(weights) or 1.0
-    return [Part(batch, weight / total, index) for index, (batch, weight) in enumerate(zip(batches, weights))]
+    parts = [Part(batch, weight / total, index) for index, (batch, weight) in enumerate(zip(batches, weights))]
+    return parts[mine::size]
+
+
+def shares(units: np.ndarray, size: int) -> list[np.ndarray]:
+    """A batch's units dealt out to `size` ranks, which get lengths alike, as units come sorted by length.
+
+    Where there are too few, the others get the first one once more, for each of them has to take a step.
+    """
+    return [units[rank::size] if rank < len(units) else units[:1] for rank in range(size)]
 
 
 def evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:

@@ -56,6 +56,7 @@ def run_model(
     tokens_per_batch: int | None = None,
     precision: torch.dtype = torch.float32,
     bar: Progress | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[np.ndarray]:
     """The logits (fp32) of every unit, in the order of the features.
 
@@ -63,6 +64,7 @@ def run_model(
         model: put into evaluation mode for the time of the call.
         tokens_per_batch: at most, but for a longer unit; None: 8,192, on a GPU 32,768.
         precision: torch.bfloat16 computes under autocast.
+        share: (i, n): every n-th batch from the i-th on, and empty arrays for the units of all others.
 
     Returns:
         Per unit: [1, C] of a classifier, [tokens, C] of a tagger, [tokens, 2] of a question answerer,
@@ -86,7 +88,7 @@ def run_model(
             bar.update(batch.tokens.num_tokens)
 
     before: tuple[np.ndarray, TaskBatch, Tensor] | None = None
-    for units in sorted_batches(features.lengths, tokens_per_batch):
+    for units in itertools.islice(sorted_batches(features.lengths, tokens_per_batch), share[0], None, share[1]):
         batch = features.batch(units)
         with autocast_context(device, precision):
             logits = model(batch.tokens.to(device, non_blocking=True)).float()

@@ -10,9 +10,7 @@ is written before `open_record`.
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 
 from electra_core.batches import Batches
-from electra_core.checkpoint import Checkpoint, CheckpointWriter
+from electra_core.checkpoint import Checkpoint, CheckpointWriter, agreed_on
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
@@ -30,7 +28,7 @@ from electra_core.cross_check import check_pretraining
 from electra_core.distributed import Ranks, shard
 from electra_core.electra import Generator
 from electra_core.encoder import Layer, set_recompute
-from electra_core.engine import choose_engine
+from electra_core.engine import agreed_engine, choose_engine
 from electra_core.errors import UserError
 from electra_core.memory import fitting_parts
 from electra_core.metrics_log import MetricsLog
@@ -203,26 +201,16 @@ def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overw
     """
     identity = job.identity
 
-    def found() -> list[Any]:
+    def found() -> Checkpoint | None:
         checkpoint = find_checkpoint(run, resume, overwrite)
-        if checkpoint is None:
-            return [identity, None]
-        check_identity(checkpoint, identity)
-        check_same_start(checkpoint, start_from)
-        return [identity, [str(checkpoint.path), checkpoint.step, checkpoint.meta]]
+        if checkpoint is not None:
+            check_identity(checkpoint, identity)
+            check_same_start(checkpoint, start_from)
+        return checkpoint
 
-    their_identity, place = job.ranks.decided_by_first(found)
-
-    def check() -> None:
-        if json.loads(json.dumps(identity)) != json.loads(json.dumps(their_identity)):
-            raise UserError(f"{socket.gethostname()}: corpus or configuration are not those of rank 0")
-        if place is not None and not Path(place[0]).is_dir():
-            raise UserError(
-                f"{place[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
-            )
-
-    job.ranks.together(check)
-    return None if place is None else Checkpoint(Path(place[0]), place[1], place[2])
+    checkpoint = agreed_on(job.ranks, found)
+    job.ranks.check_alike(identity, "corpus or configuration")
+    return checkpoint
 
 
 # Model and optimizer ------------------------------------------------------------------------------------------
@@ -283,16 +271,8 @@ def cross_checked(job: Job, learner: Learner) -> Job:
 
 
 def with_agreed_engine(job: Job) -> Job:
-    """The job with eager steps on every rank if one rank, whose GPU is another or at fault, takes eager ones.
-
-    Those add gradients up while the backward pass goes on, all others behind it.
-    """
-    any_eager = bool(job.ranks.joined(torch.tensor([job.engine == "eager"])).any())
-    if job.engine == "eager" or not any_eager:
-        return job
-    if job.ranks.first:  # where it is the one, it has said why
-        log.warning("--engine %s: another process cannot; going on with the eager engine", job.engine)
-    return replace(job, engine="eager")
+    """The job with an engine that all ranks can have (`engine.agreed_engine`)."""
+    return replace(job, engine=agreed_engine(job.engine, job.ranks))
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, list[str]]:

@@ -21,7 +21,9 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         What each rank returned; for one that raised, the exception's text.
     """
     start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["electra_core.pretrain", "torch.distributed.fsdp", __name__])
+    start.set_forkserver_preload(
+        ["electra_core.pretrain", "electra_core.finetune", "torch.distributed.fsdp", __name__]
+    )
     results: Any = start.Queue()
     # Kept here, as torchrun does: a port that was free a moment ago may be another test's when rank 0 asks for it.
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
@@ -78,6 +80,55 @@ def pretrain_captured(
         graphs = pretend_graphs.Graph.made
     collective = {str(call[0]) for graph in graphs for call in graph.calls if "c10d" in str(call[0])}
     return report, [graph.replays for graph in graphs], collective
+
+
+def finetune_rank(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any, options: dict) -> Any:
+    """A fine-tuning as one of its ranks sees it: (report, what was said, figures of the evaluations)."""
+    from electra_core.finetune import finetune
+
+    lines: list[str] = []
+    evaluations: list[dict[str, float]] = []
+    report = finetune(model, task, *data, out, settings, quiet=True, device="cpu", say=lines.append,
+                      on_evaluation=evaluations.append, **options)  # fmt: skip
+    return report, lines, evaluations
+
+
+def finetune_captured(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> Any:
+    """`finetune_rank` over pretended CUDA graphs; and how often each was replayed."""
+    import pretend_graphs
+    import pytest
+
+    from electra_core import finetune_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_graphs.on_a_cpu(patch)
+        patch.setattr(finetune_steps, "choose_engine", lambda *_: "graph")
+        report, _, _ = finetune_rank(model, data, out, task, settings, {})
+        return report, [graph.replays for graph in pretend_graphs.Graph.made]
+
+
+def finetune_stopped_on_rank_1(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> Any:
+    """`finetune_rank` of which rank 1 alone gets a signal, after step 7."""
+    import signal
+
+    from electra_core import finetune as module
+
+    original = module._step_figures
+
+    def figures(result: Any, run: Any) -> Any:
+        if result.step == 7 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(result, run)
+
+    module._step_figures = figures  # type: ignore[assignment]
+    return finetune_rank(model, data, out, task, settings, {})
+
+
+def finetune_on_other_data(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> Any:
+    """`finetune_rank` with the dev data to train on, on rank 1."""
+    train, dev = data
+    mine = (dev, dev) if os.environ["RANK"] == "1" else (train, dev)
+    return finetune_rank(model, mine, out, task, settings, {})
 
 
 def eager_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:

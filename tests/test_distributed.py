@@ -264,6 +264,14 @@ def test_a_mistake_is_told_once_whoever_finds_it(
     assert [lines.count(line) for line in said] == [1] * len(said)
 
 
+def test_a_warning_that_all_have_is_logged_once(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = ["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    command += ["--config", str(alone / "config.toml"), "--engine", "graph"]
+    reports = run_ranks(2, complaint, command, [])
+    assert [status for status, _ in reports] == [0, 0]
+    assert "".join(text for _, text in reports).count("--engine graph: CUDA graphs need a GPU") == 1
+
+
 BREAKS_ONCE = """
 import os, signal, sys
 from pathlib import Path

@@ -65,6 +65,10 @@ def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
     assert sum("longer than 8 tokens" in line for line in lines) == 1
 
 
+def test_a_number_of_frozen_layers_may_be_a_number() -> None:
+    assert FinetuneSettings(freeze=2) == FinetuneSettings(freeze="2")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "name, value, expected",
     [
