@@ -11,6 +11,10 @@ ICLR 2020. `Electra.forward` is section 2, line by line:
             L_Disc = mean over all t of BCE(D(x_corrupt, t), x_corrupt_t != x_t)
             minimise  L_MLM + lambda L_Disc,  lambda = 50
 
+In three things this is what the original's code does and not what section 2 says: there D is the probability that
+the token is original, both losses are sums, and h_G and h_D go into softmax and sigmoid as they are, where the
+code has a dense layer first (the first table of `docs/deviations.md`).
+
 No gradient flows from the discriminator into the generator through the draw (it is discrete); both share
 their embeddings, where the two gradients do meet (`config.PretrainConfig.tying`). `objectives.py` has the paper's
 other objectives.
@@ -228,24 +232,24 @@ class Electra(nn.Module):
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
-        """One pre-training step's losses; `seed` decides the draws and the dropout."""
+        """One pre-training step's losses, numbered as in the file's header; `seed` decides draws and dropout."""
         token_seed, draw_seed = batch.seeds(seed)
-        # 1. The generator reads the masked text.
+        # 1. mask: done with the data.
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
-        # 2. At the masked positions: cross-entropy with the original words, and one draw from the softmax.
+        # 2. generate: at the masked positions, cross-entropy with the originals and one draw from the softmax.
         mlm = self.generator.fill(masked_text, positions_M, originals_M, self.config, token_seed, draw_seed)
-        # 3. The draws replace the originals; a draw that hits the original counts as original.
+        # 3. replace: the draws take the originals' places; one that hits the original counts as original.
         corrupted_ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
         is_replaced_T = corrupted_ids_T != batch.tokens.input_ids_T
-        # 4. The discriminator reads the corrupted text and judges every token.
+        # 4. detect: the discriminator reads the corrupted text and judges every token.
         corrupted_text = batch.tokens.with_ids(corrupted_ids_T)
         rtd = self.discriminator.judge(corrupted_text, is_replaced_T, batch.token_weights_T, token_seed)
-        # 5. The joint loss.
+        # 5. losses
         mlm_loss = batch.mean_over_masked(mlm.loss_M)
-        disc_loss = rtd.loss * batch.token_share
-        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * disc_loss
-        return PretrainOutput(loss, mlm_loss, disc_loss, corrupted_ids_T, is_replaced_T, rtd.logits_T)
+        rtd_loss = rtd.loss * batch.token_share  # already the mean over this part's tokens; L_Disc of the header
+        loss = self.config.generator_weight * mlm_loss + self.config.discriminator_weight * rtd_loss
+        return PretrainOutput(loss, mlm_loss, rtd_loss, corrupted_ids_T, is_replaced_T, rtd.logits_T)
 
 
 def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_correct: bool) -> MLMHead:

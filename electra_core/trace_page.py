@@ -314,7 +314,7 @@ STAGES = (
         "A softmax over the whole vocabulary at every chosen position. The draw follows these probabilities: the "
         "likeliest word often wins, and sometimes a rare one does.",
         _candidates,
-        "<b>Generator.features</b> and steps 1 and 2 of <b>Electra.forward</b> (electra.py), <b>mlm_head</b> "
+        "<b>Generator.fill</b>, step 2 of <b>Electra.forward</b> (electra.py), <b>mlm_head</b> "
         "(kernels/mlm_head.py)",
         ("logits_MV", "sampled_ids_M"),
     ),
