@@ -30,7 +30,7 @@ from electra_core.slots import Slots, gather
 __all__ = ["Example", "Examples", "Plan", "Span", "cut", "permute", "split_segments"]
 
 COINS = MOST_SENTENCES + 4  # a multiple of four: what a call of Philox gives
-_ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers (masking.py has the next one)
+_ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py has 3
 
 
 class Examples:

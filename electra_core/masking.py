@@ -2,8 +2,8 @@
 
 Of an example of n tokens ([CLS] and [SEP] counted), max(1, min(max_predictions, round(fraction n))) are
 chosen, uniformly and without replacement, among those that are not special. 85% of the chosen become
-[MASK], 15% keep their word; none becomes a random word (the original's code; the paper's text has BERT's
-80/10/10 in one place). All of them are predicted, sampled and replaced alike.
+[MASK], 15% keep their word; none becomes a random word. That is the original's code; by the paper's section 2
+all become [MASK], and of 80/10/10 it speaks as BERT's. All of them are predicted, sampled and replaced alike.
 
 The choice is a pure function of (seed, index of the example, position in the example).
 """
@@ -22,6 +22,8 @@ from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch
 
 KEEP_PROBABILITY = 0.15
+MASKING_STREAM = 3
+"""What the run's seed is folded with for the masks; `examples.py` has 0 to 2."""
 NEVER = 1 << 60  # sorts behind every 32-bit random number, with 24 bits of position behind it
 
 
@@ -50,7 +52,9 @@ def mask_tokens(
     """
     if len(indices) != tokens.num_sequences:
         raise ValueError(f"indices: expected one for each of {tokens.num_sequences} sequences, got {len(indices)}")
-    words = philox_words(fold(seed, 3), tokens.max_seqlen, np.asarray(indices, dtype=np.int64))
+    # A call gives four words for every position: the first is its place in the order of choice, the second decides
+    # between [MASK] and keeping the word, the other two are not used.
+    words = philox_words(fold(seed, MASKING_STREAM), tokens.max_seqlen, np.asarray(indices, dtype=np.int64))
     order_NS, keep_NS, _, _ = torch.from_numpy(words.view(np.int64))
 
     counts_N = masked_counts(tokens.lengths.long(), fraction, max_predictions)

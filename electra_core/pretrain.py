@@ -154,6 +154,7 @@ def pretrain(
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": meter.tokens, **evaluation})
                 if last and not math.isfinite(heldout_loss(evaluation, config)):
+                    # Thrown into the generator, so that the run ends as by a bad step: with a post-mortem.
                     steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))
             if reason or last or step % config.checkpoint_every == 0:
                 _save(job, learner, record.writer, result, meter.tokens, evaluation if evaluated else None)

@@ -22,7 +22,7 @@ from torch import Tensor
 from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.errors import UserError
-from electra_core.masking import KEEP_PROBABILITY, mask_tokens
+from electra_core.masking import KEEP_PROBABILITY, MASKING_STREAM, mask_tokens
 from electra_core.model_dir import find_model, load_discriminator, load_generator
 from electra_core.packing import TokenBatch, pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -235,7 +235,7 @@ def _masked(tokens: TokenBatch, tokenizer: Tokenizer, electra: Electra, seed: in
 def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """The two random numbers in [0, 1) behind every token's masking in `mask_tokens`, for example 0."""
     column = torch.arange(num_tokens)
-    order_T, coin_T, _, _ = philox(seed_tensor(fold(seed, 3)), column, torch.zeros_like(column), 0)
+    order_T, coin_T, _, _ = philox(seed_tensor(fold(seed, MASKING_STREAM)), column, torch.zeros_like(column), 0)
     return order_T / 2**32, coin_T / 2**32
 
 

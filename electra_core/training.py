@@ -1,11 +1,16 @@
-"""One step, one loop: what pre-training and fine-tuning share.
+"""One step, and a loop around it: what pre-training and fine-tuning share.
 
 `training_steps` is a generator: it does an optimizer step and hands its figures to the caller, whose own
 loop logs, evaluates and saves. There are no callbacks and no trainer object; a run is read top to bottom
 in `pretrain.py` and `finetune.py`.
 
-Everything random in a step is decided by `fold(seed, step)`, so step t of a resumed run is step t of the
-uninterrupted one.
+It is the loop to read, and not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
+that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, the next batch prepared
+meanwhile.
+
+A step's dropout and draws are decided by `fold(seed, step)`, with a seed that the caller has folded for training;
+pre-training's examples and masks by the run's seed and the examples' numbers (`examples.py`, `masking.py`). So
+step t of a resumed run is step t of the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from electra_core.optim import clip_gradients, set_learning_rate
 
 Batch = TypeVar("Batch")
 LOSS = ""
-"""Name of the loss among figures, which may have one of their own that is called so."""
+"""Key of the step's loss among its figures; empty, as a figure may itself be called "loss" (pretrain.py's is)."""
 MOST_SKIPPED_STEPS = 20
 """Steps with a loss or gradient that is not finite, in a row, after which a run stops."""
 
@@ -85,7 +90,7 @@ def training_steps(
         schedule: step (from 0) -> learning rate.
         first_step: how many steps were done before; 0 in a new run.
         steps: how many there are in all.
-        seed: of the run; the seed that `loss_function` is given in step t is `fold(seed, t)`.
+        seed: of the run's training; the seed that `loss_function` is given in step t is `fold(seed, t)`.
         clip_norm: the most that the gradients' global norm may be.
         autocast: context of the forward pass, for mixed precision.
         ranks: the processes that train together, each with parts of its own; their gradients and figures add up.

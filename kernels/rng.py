@@ -7,7 +7,7 @@ A random number here is a pure function of five integers,
 so a backward pass recomputes the forward's dropout instead of storing it, a resumed run draws what the
 uninterrupted one would have drawn, and the tile sizes of a kernel cannot change what it draws.
 
-- `seed`   64 bits. The training loop folds the run's seed and the step into it: `fold(run_seed, step)`.
+- `seed`   64 bits. A training loop folds its own seed and the step into it: `fold(seed_of_training, step)`.
 - `stream` which use of randomness this is (layer 3's attention dropout, the generator's draw, ...).
 - `row`, `column`, `plane`  which number: token and feature block, or token, key block and head, ...
 
