@@ -20,7 +20,7 @@ from electra_core.muon import Muon
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup_steps: int) -> float:
-    """The original's schedule: peak (1 - t/T) min(1, t/warmup), t = `step` from 0.
+    """The original's schedule: peak (1 - t/steps) min(1, t/warmup), t = `step` from 0.
 
     The decay runs during the warm-up too (so the peak is never quite reached), and the first update is zero.
     """

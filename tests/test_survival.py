@@ -208,10 +208,11 @@ def test_a_run_that_diverges_exits_with_a_status_of_its_own(
     [
         ({"rtd_loss": 0.20, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, None),
         ({"rtd_loss": 0.369, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "at the base rate"),
+        ({"rtd_loss": 0.368, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "narrower one (--generator-"),
         ({"rtd_loss": 0.05, "base_rate_loss": 0.09, "replaced_fraction": 0.017}, "is too good"),
         ({"mlm_loss": 3.0}, None),
     ],
-    ids=["learns", "base rate", "generator", "no discriminator"],
+    ids=["learns", "base rate", "what to do", "generator", "no discriminator"],
 )  # fmt: skip
 def test_collapse_is_told_in_words(figures: dict[str, float], said: str | None) -> None:
     warnings = health({f"eval_{name}": value for name, value in figures.items()})
