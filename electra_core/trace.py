@@ -5,7 +5,8 @@ chooses the positions, the generator's logits give the candidates, `Electra.forw
 detects and computes the losses, and autograd gives each loss's gradient separately. Shapes are read off the
 running model by hooks. Nothing is computed a second way; a test holds the figures against each other.
 
-`trace_terminal` and `trace_page` show a `Trace`: as text, and as a page to step through.
+`trace_terminal` and `trace_page` show a `Trace`: as text, and as a page to step through. `trace_words` has the
+sentences that both use.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.errors import UserError
-from electra_core.masking import KEEP_PROBABILITY, MASKING_STREAM, mask_tokens
+from electra_core.masking import MASKING_STREAM, mask_tokens
 from electra_core.model_dir import find_model, load_discriminator, load_generator
 from electra_core.packing import TokenBatch, pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -68,6 +69,7 @@ class Candidate:
 
     token: str
     probability: float
+    """That it is drawn, at the temperature of the draw."""
     rank: int
     """1 for the likeliest word of the vocabulary."""
     is_original: bool
@@ -86,7 +88,7 @@ class Draw:
     mlm_loss: float
     """-log of the original's probability (at temperature 1), in nats."""
     entropy: float
-    """Of the generator's distribution, in nats."""
+    """Of the generator's own distribution (at temperature 1, as the loss), in nats."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Trace:
     truncated: int
     """Tokens of the text that did not fit and were left out."""
     mask_fraction: float
+    max_predictions: int
+    """The most positions that are chosen, whatever the fraction of the tokens is."""
     num_chosen: int
     tokens: list[TokenTrace]
     draws: list[Draw]
@@ -203,6 +207,7 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
         seed=seed,
         truncated=len(ids) - len(kept),
         mask_fraction=electra.config.mask_fraction,
+        max_predictions=_most_chosen(electra),
         num_chosen=len(batch.masked_positions_M),
         tokens=_token_traces(batch, plain, seed, output.corrupted_ids_T.cpu(), output.rtd_logits_T.float().cpu()),
         draws=_draws(batch, plain, logits_MV, output.corrupted_ids_T.cpu(), electra.config.temperature),
@@ -228,8 +233,12 @@ def _masked(tokens: TokenBatch, tokenizer: Tokenizer, electra: Electra, seed: in
         mask_id=tokenizer.mask_id,
         special_ids=(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
         fraction=electra.config.mask_fraction,
-        max_predictions=max(electra.config.max_predictions, 1),
+        max_predictions=_most_chosen(electra),
     )
+
+
+def _most_chosen(electra: Electra) -> int:
+    return max(electra.config.max_predictions, 1)
 
 
 def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -271,6 +280,7 @@ def _draws(
 ) -> list[Draw]:
     """For every masked position: the candidates, and which of them was drawn."""
     losses_M = F.cross_entropy(logits_MV, batch.target_ids_M, reduction="none")
+    entropies_M = torch.special.entr(logits_MV.softmax(-1)).sum(-1)
     probabilities_MV = (logits_MV / temperature).softmax(-1)
     draws = []
     for m, position in enumerate(batch.masked_positions_M.tolist()):
@@ -289,8 +299,8 @@ def _draws(
             for word in shown
         }
         candidates = sorted(found.values(), key=lambda c: -c.probability)
-        entropy = torch.special.entr(p_V).sum().item()
-        draws.append(Draw(position, found[original], found[drawn], candidates, losses_M[m].item(), entropy))
+        figures = losses_M[m].item(), entropies_M[m].item()
+        draws.append(Draw(position, found[original], found[drawn], candidates, *figures))
     return draws
 
 
@@ -313,44 +323,3 @@ def _batch_shapes(batch: PretrainBatch, logits_MV: Tensor) -> list[Shape]:
 def _binary_entropy(fraction: float) -> float:
     pair = torch.tensor([fraction, 1 - fraction])
     return torch.special.entr(pair).sum().item()
-
-
-def why_chosen(result: Trace) -> str:
-    """One sentence: how many positions are masked, and why."""
-    count = len(result.tokens)
-    return (
-        f"{100 * result.mask_fraction:g}% of {count} tokens are {result.mask_fraction * count:.2f}, so "
-        f"{result.num_chosen} of the {sum(not t.special for t in result.tokens)} words are chosen: those with the "
-        f"smallest random numbers. Where a second number is at least {KEEP_PROBABILITY:g}, [MASK] takes the "
-        "word's place; else the word stays, but is predicted all the same."
-    )
-
-
-def pieces_note(result: Trace) -> str:
-    """What a sign of the vocabulary in this sentence means; empty if there is none."""
-    if any(token.token.startswith("▁") for token in result.tokens):
-        return "▁ stands where a word begins; a piece without it goes on with the word before."
-    if any(token.token.startswith("##") for token in result.tokens):
-        return "## marks a piece that goes on with the word before."
-    return ""
-
-
-def temperature_note(result: Trace) -> str:
-    """What the draw's temperature does to the probabilities that are shown; empty at 1."""
-    if result.temperature == 1:
-        return ""
-    effect = "flatter" if result.temperature > 1 else "steeper"
-    return (
-        f"Words are drawn at temperature {result.temperature:g}: logits are divided by it before the softmax, so "
-        f"these probabilities are {effect} than the generator's own, which the loss goes by."
-    )
-
-
-def percent(probability: float) -> str:
-    """ "93%", "4.2%", "0.08%", "<0.01%" """
-    value = 100 * probability
-    if value >= 10:
-        return f"{value:.0f}%"
-    if value >= 1:
-        return f"{value:.1f}%"
-    return f"{value:.2f}%" if value >= 0.01 else "<0.01%"

@@ -9,17 +9,17 @@ from html import escape
 from electra_core.detect import SCALE_HTML
 from electra_core.masking import KEEP_PROBABILITY
 from electra_core.pages import page
-from electra_core.trace import (
-    Candidate,
-    Draw,
-    TokenTrace,
-    Trace,
+from electra_core.trace import Candidate, Draw, TokenTrace, Trace
+from electra_core.trace_probes import PartGradient
+from electra_core.trace_words import (
+    LETTERS,
+    labels_note,
     percent,
     pieces_note,
     temperature_note,
+    weighted_losses,
     why_chosen,
 )
-from electra_core.trace_probes import PartGradient
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _masked(trace: Trace) -> str:
             return Cell(t.seen)
         if t.coin < KEEP_PROBABILITY:
             return Cell(t.seen, "chosen kept", _info(f"{t.coin:.3f}: stays"))
-        return Cell(t.seen, "chosen masked", _before(t.token))
+        return Cell(t.seen, "chosen masked", _before(t.token) + _info(f"{t.coin:.3f}"))
 
     keys = _keys(("tone0", "to be guessed"), ("tone0 dashed", "to be guessed although the word stays"))
     return _cells(trace.tokens, cell) + keys
@@ -195,12 +195,7 @@ def _labels(trace: Trace) -> str:
             else Cell(t.corrupted, below=_info("0"))
         )
 
-    replaced = sum(t.replaced for t in trace.tokens)
-    summary = (
-        f"<p>{replaced} of {len(trace.tokens)} tokens are replaced. At {trace.num_chosen - replaced} of the "
-        f"{trace.num_chosen} chosen positions the draw was the original, which therefore counts as original.</p>"
-    )
-    return summary + _cells(trace.tokens, cell)
+    return f"<p>{labels_note(trace)}</p>" + _cells(trace.tokens, cell)
 
 
 def _answers(trace: Trace) -> str:
@@ -252,10 +247,10 @@ def _bars(title: str, rows: Sequence[tuple[str, str, float]], tone: int) -> str:
 
 def _gradients(trace: Trace) -> str:
     top = max((max(g.mlm, g.rtd) for g in trace.gradients), default=0.0) or 1.0
+    mlm, rtd = (name.replace(" x ", " × ") for name in weighted_losses(trace))
     head = (
-        "<tr><th>Part</th><th class='n'>parameters</th><th class='n'>from MLM</th>"
-        f"<th class='n'>from {trace.discriminator_weight:g} × RTD</th><th class='bars'>beside each other</th>"
-        "<th class='n'>together</th></tr>"
+        f"<tr><th>Part</th><th class='n'>parameters</th><th class='n'>from {mlm}</th><th class='n'>from {rtd}</th>"
+        "<th class='bars'>beside each other</th><th class='n'>together</th></tr>"
     ).replace("'", '"')
     rows = "".join(_gradient_row(g, top) for g in trace.gradients)
     return f'<div class="card scroll"><table class="numbers">{head}{rows}</table></div>'
@@ -303,7 +298,8 @@ STAGES = (
     Stage(
         "What the generator sees",
         "<i>x</i><sup>masked</sup> = REPLACE(<i>x</i>, <i>m</i>, [MASK])",
-        "The chosen words are hidden, all but about one in seven: those stay, and are predicted all the same.",
+        "The chosen words are hidden, all but about one in seven: those whose second number is below "
+        f"{KEEP_PROBABILITY:g} stay, and are predicted all the same.",
         _masked,
         "<b>mask_tokens</b> (masking.py)",
         ("masked_ids_T",),
@@ -363,8 +359,7 @@ STAGES = (
     Stage(
         "Every shape",
         "",
-        "T tokens, M chosen positions, E embedding width, D hidden width (each model has its own), F "
-        "feed-forward width. Of the layers the first stands for all.",
+        LETTERS,
         _shapes,
         "<b>encoder.py</b> and <b>electra.py</b>; the letters are the suffixes of the names there",
     ),

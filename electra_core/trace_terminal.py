@@ -6,21 +6,32 @@ import textwrap
 from collections.abc import Callable
 
 from electra_core.detect import shade
-from electra_core.trace import Draw, TokenTrace, Trace, percent, pieces_note, temperature_note, why_chosen
+from electra_core.masking import KEEP_PROBABILITY
+from electra_core.trace import Draw, TokenTrace, Trace
+from electra_core.trace_words import (
+    LETTERS,
+    labels_note,
+    percent,
+    pieces_note,
+    temperature_note,
+    weighted_losses,
+    why_chosen,
+)
 
 WIDTH = 88
 BLUE, ORANGE, GREEN, BOLD, FAINT = "34", "33", "32", "1", "2"
 
 
 def to_terminal(trace: Trace, *, colour: bool) -> str:
-    """All stages, one below the other."""
+    """All stages, one below the other; those of the page, with its numbers."""
     paint = _painter(colour)
     stages: list[tuple[str, Callable[[Trace, Paint], list[str]]]] = [
         ("The sentence becomes tokens", _tokens),
         ("Some positions are chosen", _positions),
         ("What the generator sees", _masked),
         ("The generator guesses, and a word is drawn", _draws),
-        ("The corrupted sentence and its labels", _corrupted),
+        ("The corrupted sentence", _corrupted),
+        ("The labels", _labels),
         ("The discriminator judges every token", _answers),
         ("Two losses", _losses),
         ("The gradients", _gradients),
@@ -81,15 +92,18 @@ def _chosen(trace: Trace) -> list[TokenTrace]:
 
 def _masked(trace: Trace, paint: Paint) -> list[str]:
     words = [(t.seen, paint(t.seen, BLUE, BOLD) if t.chosen else t.seen) for t in trace.tokens]
-    stay = [t for t in trace.tokens if t.chosen and t.seen == t.token]
-    kept = [f"{t.token} (position {t.position}) is to be guessed although it stays" for t in stay]
-    return _flow(words) + kept
+    rows = [paint(f"the second number of each; below {KEEP_PROBABILITY:g} the word stays", FAINT)]
+    for t in _chosen(trace):
+        outcome = "stays, and is to be guessed all the same" if t.coin < KEEP_PROBABILITY else f"becomes {t.seen}"
+        rows.append(f"{t.coin:.4f}  position {t.position:<4} {t.token} {outcome}")
+    return _flow(words) + rows
 
 
 def _draws(trace: Trace, paint: Paint) -> list[str]:
     lines = _wrap(temperature_note(trace))
     for draw in trace.draws:
-        lines += [f"position {draw.position}: {paint(draw.original.token, GREEN)}, loss {draw.mlm_loss:.2f}"]
+        figures = f"loss {draw.mlm_loss:.2f}, entropy {draw.entropy:.2f}"
+        lines += [f"position {draw.position}: {paint(draw.original.token, GREEN)}, {figures}"]
         lines += _candidates(draw, paint)
     return lines
 
@@ -111,12 +125,20 @@ def _candidates(draw: Draw, paint: Paint) -> list[str]:
 def _corrupted(trace: Trace, paint: Paint) -> list[str]:
     def painted(t: TokenTrace) -> tuple[str, str]:
         if t.replaced:
-            text = f"{t.corrupted}[1, was {t.token}]"
+            text = f"{t.corrupted}[was {t.token}]"
             return text, paint(text, ORANGE)
-        text = f"{t.corrupted}[0, sampled the original]" if t.chosen else t.corrupted
+        text = f"{t.corrupted}[drawn again]" if t.chosen else t.corrupted
         return text, paint(text, GREEN) if t.chosen else text
 
     return _flow([painted(t) for t in trace.tokens])
+
+
+def _labels(trace: Trace, paint: Paint) -> list[str]:
+    def painted(t: TokenTrace) -> tuple[str, str]:
+        text = f"{t.corrupted} {int(t.replaced)}"
+        return text, paint(text, ORANGE if t.replaced else GREEN) if t.chosen else text
+
+    return _wrap(labels_note(trace)) + _flow([painted(t) for t in trace.tokens])
 
 
 def _answers(trace: Trace, paint: Paint) -> list[str]:
@@ -142,9 +164,10 @@ def _losses(trace: Trace, paint: Paint) -> list[str]:
 
 def _gradients(trace: Trace, paint: Paint) -> list[str]:
     width = max(len(g.part) for g in trace.gradients)
-    head = f"{'norm of the gradient':<{width}} {'parameters':>11} {'of MLM':>10} {'of RTD':>10} {'together':>10}"
+    mlm, rtd = (f"from {name}" for name in weighted_losses(trace))
+    head = f"{'norm of the gradient':<{width}} {'parameters':>11} {mlm:>14} {rtd:>14} {'together':>10}"
     rows = [
-        f"{g.part:<{width}} {g.parameters:>11,} {g.mlm:>10.4g} {g.rtd:>10.4g} {g.both:>10.4g}"
+        f"{g.part:<{width}} {g.parameters:>11,} {g.mlm:>14.4g} {g.rtd:>14.4g} {g.both:>10.4g}"
         for g in trace.gradients
     ]
     return [paint(head, FAINT), *rows]
@@ -152,7 +175,8 @@ def _gradients(trace: Trace, paint: Paint) -> list[str]:
 
 def _shapes(trace: Trace, paint: Paint) -> list[str]:
     width = max(len(s.name) for s in trace.shapes)
-    return [
+    legend = [paint(line, FAINT) for line in _wrap(LETTERS)]
+    return legend + [
         f"{paint(f'{s.owner:<14}', FAINT)}{s.name:<{width}}  {f'[{s.legend}]':<9}" + " x ".join(map(str, s.shape))
         for s in trace.shapes
     ]

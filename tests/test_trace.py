@@ -19,9 +19,10 @@ from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
 from electra_core.run_folder import write_config
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
-from electra_core.trace import Trace, load_electra, percent, pieces_note, trace, why_chosen
+from electra_core.trace import Trace, load_electra, trace
 from electra_core.trace_page import STAGES, to_html
 from electra_core.trace_terminal import to_terminal
+from electra_core.trace_words import percent, pieces_note, why_chosen
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the quick brown fox jumps over a lazy dog . , and some more <b>".split()
 TEXT = (
@@ -101,6 +102,32 @@ def test_a_temperature_is_said(tokenizer: Tokenizer, temperature: float, note: s
         words = " ".join(shown.split())
         assert ("drawn at temperature" in words) == (note is not None)
         assert note is None or (f"at temperature {temperature:g}" in words and note in words)
+
+
+def test_entropy_is_of_the_generators_own_distribution(tokenizer: Tokenizer) -> None:
+    """Beside a loss at temperature 1 it is at temperature 1, whatever words are drawn at."""
+    plain, flat = (trace(build(temperature=t), tokenizer, TEXT, seed=1).draws for t in (1.0, 3.0))
+    assert [draw.entropy for draw in flat] == pytest.approx([draw.entropy for draw in plain], rel=1e-5)
+    assert [draw.mlm_loss for draw in flat] == pytest.approx([draw.mlm_loss for draw in plain], rel=1e-5)
+    assert all(a.candidates[0].probability < b.candidates[0].probability for a, b in zip(flat, plain))
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "said"),
+    [
+        (TEXT, 19, "15% of 27 tokens are 4.05, so 4 of the 25 words"),
+        (TEXT, 2, "15% of 27 tokens are 4.05 (at most 2 are taken), so 2 of the 25 words"),
+        ("fox", 19, "15% of 3 tokens are 0.45 (at least 1 is taken), so 1 of the 1 words"),
+    ],
+    ids=["rounded", "at most", "at least"],
+)
+def test_why_so_many_are_chosen(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str, most: int, said: str
+) -> None:
+    electra = build()
+    monkeypatch.setattr(type(electra.config), "max_predictions", most)
+    t = trace(electra, tokenizer, text)
+    assert why_chosen(t).startswith(said) and said in to_html(t)
 
 
 def test_candidates_hold_the_original_and_the_drawn_word(result: Trace) -> None:
@@ -241,10 +268,14 @@ def test_a_discriminator_alone_cannot_be_traced(tokenizer: Tokenizer, tmp_path: 
 def test_terminal_shows_every_stage(result: Trace) -> None:
     text = to_terminal(result, colour=False)
     assert "\x1b" not in text
-    assert [int(n) for n in re.findall(r"^(\d)  [A-Z]", text, flags=re.M)] == list(range(1, 10))
+    titles = [(i, stage.title) for i, stage in enumerate(STAGES, 1)]  # the page's stages, with its numbers
+    assert [(int(n), title) for n, title in re.findall(r"^(\d+)  ([A-Z].*)$", text, flags=re.M)] == titles
     for draw in result.draws:
         assert f"position {draw.position}: {draw.original.token}, loss {draw.mlm_loss:.2f}" in text
     assert text.count("drawn") >= len(result.draws)
+    assert re.search(r"from MLM +from 50 x RTD", text)
+    for token in result.tokens:
+        assert not token.chosen or f"{token.coin:.4f}  position {token.position} " in text
     assert f"1 x MLM {result.mlm_loss:.4f} + 50 x RTD {result.rtd_loss:.4f} = {result.loss:.4f}" in text
     assert why_chosen(result).split(";")[0][:40] in text
     coloured = to_terminal(result, colour=True)
@@ -263,6 +294,9 @@ def test_page_shows_every_stage_and_escapes(result: Trace) -> None:
     assert words == [token.corrupted for token in result.tokens]
     answers = re.search(r'id="stage-7".*?</ol>', html, flags=re.S)
     assert answers is not None
+    masked = re.search(r'id="stage-3".*?</ol>', html, flags=re.S)
+    assert masked is not None and all(f"{t.coin:.3f}" in masked[0] for t in result.tokens if t.chosen)
+    assert "from 50 × RTD" in html
     shades = [float(p) for p in re.findall(r"--p:([\d.]+)", answers[0])]
     assert shades == [round(token.probability, 4) for token in result.tokens]
 
