@@ -150,6 +150,19 @@ def test_every_page_is_in_the_navigation() -> None:
     assert not missing, f"docs/site/mkdocs.yml: {missing} in no menu"
 
 
+def test_the_navigation_has_the_order_that_the_start_page_proposes() -> None:
+    """Of the pages to understand the algorithm by, and of those about kernels."""
+    start = (DOCS / "index.md").read_text(encoding="utf-8")
+    navigation = re.findall(
+        r": (\w+\.md)$", (DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for part in ("I want to understand it", "I want to know what makes"):
+        steps = start.partition(part)[2].partition("###")[0]
+        linked = dict.fromkeys(re.findall(r"\]\((\w+\.md)\)", steps))
+        places = [navigation.index(page) for page in linked if page not in ("exercises.md", "decisions.md")]
+        assert len(places) >= 4 and places == sorted(places), f"{part}: {list(linked)}"
+
+
 # Blocks ---------------------------------------------------------------------------------------------------------
 
 
