@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +59,14 @@ MISTAKES: dict[str, list[Callable[..., Any]]] = {
         lambda n, fraction, most: min(most, round(fraction * n)),  # none in short texts
         lambda n, fraction, most: max(1, round(fraction * n)),  # no limit
         lambda n, fraction, most: max(1, min(most, math.floor(fraction * n + 0.5))),  # halves always up
+        lambda n, fraction, most: max(1, min(most, round(fraction * n))),  # the product in float64
     ],
     "draw_word": [
         lambda w, u, _, tile: solutions.draw_word(w, u, u, tile),  # one number for both levels
         lambda w, _, u, tile: solutions.draw_word(w, 0.5, u, tile),  # always the middle tile
         lambda w, u, __, ___: solutions.draw_word([1.0] * 6, u, __, ___),  # forgets the weights
+        lambda w, u, __, ___: solutions.draw_word(w, 0.5, u, len(w)),  # one level
+        lambda w, u, v, ___: solutions.draw_word(w, u, v, 2),  # tiles of two words always
     ],
     "rtd_gradient": [
         lambda x, y: x.sigmoid() - y.float(),  # the sum's
@@ -122,11 +126,19 @@ def test_every_exercise_is_on_the_page_with_its_solution_and_mistakes() -> None:
 def test_the_command_tells_right_from_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.py"
     wrong = "def rate(step, peak, steps, warmup):\n    return peak\n"
-    right = "def masked_count(n, fraction, most):\n    return max(1, min(most, round(fraction * n)))\n"
+    right = "import numpy as np\n\n"
+    right += "def masked_count(n, fraction, most):\n"
+    right += "    return max(1, min(most, round(float(np.float32(fraction) * np.float32(n)))))\n"
     mine.write_text(wrong + right)
     assert check.main(str(mine)) == 1
     told = capsys.readouterr().out
     assert "masked_count: right" in told and "rate: not yet. AssertionError: step 0 of 100" in told
+    for name, answer in (("first_update", "g / (g.abs() + 1e-6)"), ("rtd_gradient", "y.double()")):
+        mine.write_text(f"def {name}(g, y=None):\n    return {answer}\n")
+        assert check.main(str(mine)) == 1
+        told = capsys.readouterr().out
+        assert re.search(r"not yet.*\[[^]]+\]: expected \[[^]]+\], got \[[^]]+\]", told), told
+    assert "dtype" in told
     mine.write_text("x = 1\n")
     assert check.main(str(mine)) == 2
     assert check.main() == 2 and check.main(str(tmp_path / "none.py")) == 2

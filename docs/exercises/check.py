@@ -29,14 +29,33 @@ from electra_core.masking import masked_counts
 from electra_core.optim import learning_rate
 
 
+def assert_close(what: str, got: Tensor, expected: Tensor) -> None:
+    """As torch's, but the message has both; of a wrong shape or type, torch's own words as well."""
+
+    def message(words: str) -> str:
+        first = words.split("\n")[0]
+        reason = "" if first.startswith(("Tensor-likes", "Scalars")) else f" ({first})"
+        return f"{what}: expected {shown(expected)}, got {shown(got)}{reason}"
+
+    assert isinstance(got, Tensor), f"{what}: expected a tensor, {shown(expected)}, got {got!r}"
+    torch.testing.assert_close(got, expected, msg=message)
+
+
+def shown(values: Tensor) -> str:
+    """The numbers, to four digits."""
+    numbers = ", ".join(f"{value:.4g}" for value in values.detach().flatten().tolist())
+    return numbers if values.ndim == 0 else f"[{numbers}]"
+
+
 def check_masked_count(masked_count: Callable[[int, float, int], int]) -> None:
-    """1. How many positions are masked."""
-    for fraction, most in ((0.15, 19), (0.25, 130)):
-        for tokens in range(3, 200):
+    """1. How many positions are masked, up to the longest sequences; the presets' fractions and limits."""
+    for fraction, most in ((0.15, 19), (0.15, 79), (0.25, 130)):
+        for tokens in range(3, 513):
             expected = int(masked_counts(torch.tensor([tokens]), fraction, most))
             got = masked_count(tokens, fraction, most)
             assert got == expected, (
-                f"{tokens} tokens, {fraction:.0%}, at most {most}: expected {expected}, got {got}"
+                f"{tokens} tokens, {fraction:.0%}, at most {most}: expected {expected}, got {got} "
+                f"(in fp32 the product is {torch.tensor(tokens) * fraction:.8g})"
             )
 
 
@@ -48,6 +67,13 @@ def check_draw_word(draw_word: Callable[[list[float], float, float, int], int]) 
         counts[draw_word(weights, (i + 0.5) / 16, (j + 0.5) / 42, tile)] += 1
     expected = [round(42 * weight) for weight in weights]
     assert counts == expected, f"words should come out {expected} times, and come out {counts} times"
+    cases = (4, 0.1, 0.9, 2, 1), (3, 0.9, 0.5, 2, 2), (4, 0.5, 0.9, 3, 2)  # neither one level nor other tiles do
+    for words, u_tile, u_word, tile, expected_word in cases:
+        got = draw_word([1.0] * words, u_tile, u_word, tile)
+        assert got == expected_word, (
+            f"{words} words of equal weight in tiles of {tile}, u_tile = {u_tile}, u_word = {u_word}: "
+            f"expected word {expected_word}, got {got}"
+        )
 
 
 def check_rtd_gradient(rtd_gradient: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -56,7 +82,7 @@ def check_rtd_gradient(rtd_gradient: Callable[[Tensor, Tensor], Tensor]) -> None
     is_replaced_T = torch.tensor([True, False, True, False, True, False, True])
     rtd_loss(logits_T, is_replaced_T).backward()
     assert logits_T.grad is not None
-    torch.testing.assert_close(rtd_gradient(logits_T.detach(), is_replaced_T), logits_T.grad)
+    assert_close(f"logits {shown(logits_T)}", rtd_gradient(logits_T.detach(), is_replaced_T), logits_T.grad)
 
 
 def check_labels(labels: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -75,7 +101,7 @@ def check_first_update(first_update: Callable[[Tensor], Tensor]) -> None:
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = gradient.clone()
     ElectraAdam([parameter], lr=1.0, weight_decay=0.0, fused=False).step()
-    torch.testing.assert_close(first_update(gradient), -parameter.detach())
+    assert_close(f"gradient {shown(gradient)}", first_update(gradient), -parameter.detach())
 
 
 def check_rate(rate: Callable[[int, float, int, int], float]) -> None:
@@ -96,7 +122,8 @@ def check_softmax_in_blocks(softmax_in_blocks: Callable[[Tensor, Tensor, int], T
         )  # the maximum grows from block to block
         values = torch.randn(size, 4, generator=generator)
         for order in (scores, scores.flip(0), torch.randn(size, generator=generator)):
-            torch.testing.assert_close(softmax_in_blocks(order, values, block), order.softmax(0) @ values)
+            what = f"{size} scores of up to {order.max():.0f}, {block} at a time"
+            assert_close(what, softmax_in_blocks(order, values, block), order.softmax(0) @ values)
 
 
 def check_kept(kept: Callable[[int, int, int, float, int], bool]) -> None:
@@ -113,7 +140,7 @@ def check_electra_15_loss(electra_15_loss: Callable[[Tensor, Tensor, Tensor], Te
     logits_T, is_replaced_T = torch.linspace(-3, 3, 12), torch.arange(12) % 5 == 0
     positions_M = torch.tensor([0, 4, 5, 11])
     expected = rtd_loss(logits_T[positions_M], is_replaced_T[positions_M])
-    torch.testing.assert_close(electra_15_loss(logits_T, is_replaced_T, positions_M), expected)
+    assert_close("12 tokens, 4 masked", electra_15_loss(logits_T, is_replaced_T, positions_M), expected)
 
 
 def check_count_replaced(count_replaced: Callable[[Tensor], Tensor]) -> None:

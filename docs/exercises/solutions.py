@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def masked_count(tokens: int, fraction: float, most: int) -> int:
-    """1. At least one, at most `most`."""
-    return max(1, min(most, round(fraction * tokens)))
+    """1. At least one, at most `most`; an integer tensor times a number is fp32."""
+    return max(1, min(most, round((torch.tensor(tokens) * fraction).item())))
 
 
 def draw_word(weights: list[float], u_tile: float, u_word: float, tile: int) -> int:
