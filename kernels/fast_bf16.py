@@ -43,9 +43,9 @@ def has_fast_bf16() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def has_tiles() -> bool:
-    """Whether it has a matrix unit for bf16 (AMX)."""
-    return _has_tiles()
+def has_amx() -> bool:
+    """Whether it has a matrix unit for bf16 (AMX, whose registers are Intel's "tiles")."""
+    return _has_amx()
 
 
 @torch.compiler.assume_constant_result
@@ -59,11 +59,11 @@ def has_gpu_bf16(device: torch.device) -> bool:
 
 @functools.cache
 def _has_fast_bf16() -> bool:
-    return _has_tiles() or (torch.cpu._is_avx512_bf16_supported() and _maker() == "AuthenticAMD")
+    return _has_amx() or (torch.cpu._is_avx512_bf16_supported() and _maker() == "AuthenticAMD")
 
 
 @functools.cache
-def _has_tiles() -> bool:
+def _has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -97,7 +97,7 @@ def products_in_bf16(wanted: bool) -> Iterator[None]:
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:
     """aᵀ b, [O, I], of two contiguous bf16 matrices on a CPU."""
-    if not _has_tiles() or native.problem() is not None or is_fake(a_TO) or not a_TO.numel():
+    if not _has_amx() or native.problem() is not None or is_fake(a_TO) or not a_TO.numel():
         return a_TO.T @ b_TI
     if a_TO.shape[1] <= b_TI.shape[1]:
         return turned(a_TO) @ b_TI

@@ -1,5 +1,8 @@
 """`mlm_head` in plain PyTorch: the specification, and the training path on CPUs (maths: see `mlm_head`).
 
+`plain_mlm_head` is the specification, with all logits stored and the gradients autograd's: read it first.
+`mlm_head` is the same at the sizes of a training step.
+
 Operands have hidden's dtype; products, sums and statistics are fp32, also for bf16: that keeps the logits exact,
 and is faster on most CPUs. Those that are fast at bf16 (`fast_bf16.py`) multiply in it for the gradients, and for
 the logits where that leaves them exact. Rows are taken in chunks whose logits stay in the cache, so memory is
@@ -13,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from electra_kernels.fast_bf16 import has_fast_bf16, has_tiles, products_in_bf16
+from electra_kernels.fast_bf16 import has_amx, has_fast_bf16, products_in_bf16
 from electra_kernels.operators import statistics_dtype
 from electra_kernels.sample_replace_reference import draw, tempered_weights, tile_sums
 from torch import Tensor
@@ -21,6 +24,27 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21  # logits held at a time: 8 MB in fp32, the fastest of 2^18 ... 2^22 at V = 30522 and 8192
 BF16_CHUNK_ELEMENTS = 1 << 23  # for bf16 where it is fast: every product lays the embedding out anew
+
+
+def plain_mlm_head(
+    hidden_ME: Tensor,
+    embedding_VE: Tensor,
+    bias_V: Tensor,
+    target_ids_M: Tensor,
+    seed: Tensor,
+    stream: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """(loss_M, sampled_ids_M) by the formulas as they stand, in O(M · V) memory: what `mlm_head` computes."""
+    dtype = statistics_dtype(hidden_ME)
+    embedding_VE = embedding_VE.to(hidden_ME.dtype).to(dtype)
+    logits_MV = hidden_ME.to(dtype) @ embedding_VE.T + bias_V.to(dtype)
+    loss_M = logits_MV.logsumexp(-1) - logits_MV.gather(1, target_ids_M[:, None])[:, 0]
+
+    logits_MV = logits_MV.detach()  # no gradient flows through the draw
+    weights_MV = tempered_weights(logits_MV, logits_MV.amax(-1, keepdim=True), temperature)
+    rows_M = torch.arange(len(logits_MV), device=logits_MV.device)
+    return loss_M, draw(weights_MV, tile_sums(weights_MV), seed, rows_M, stream)
 
 
 def mlm_head(
@@ -78,6 +102,8 @@ class _ChunkedHead(torch.autograd.Function):
         for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
             max_R1 = logits_RV.amax(-1, keepdim=True)
             target_logit_M[block] = logits_RV.gather(1, target_M[block, None])[:, 0]
+            # At temperature 1 the loss's weights are the draw's; else the draw has its own, computed first,
+            # because the loss's overwrite the logits.
             drawn_RV = tempered_weights(logits_RV, max_R1, temperature) if temperature != 1.0 else None
             weights_RV = logits_RV.sub_(max_R1).exp_()
             sums_RC = tile_sums(weights_RV)
@@ -97,7 +123,7 @@ class _ChunkedHead(torch.autograd.Function):
         dhidden_ME = torch.empty_like(hidden_ME)
         dembedding_VE = torch.zeros_like(embedding_VE)
         dbias_V = torch.zeros_like(bias_V)
-        rounds_itself = ctx.in_bf16 and not has_tiles()
+        rounds_itself = ctx.in_bf16 and not has_amx()  # without AMX oneDNN has no fp32 product in bf16
         if rounds_itself:
             rounded_VE, scaled_rounded_ME = embedding_VE.to(torch.bfloat16), scaled_ME.to(torch.bfloat16)
         for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):

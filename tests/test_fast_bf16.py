@@ -37,7 +37,7 @@ def test_turned_is_the_transpose(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("rows", [1, 101, 177, 200, 256])
 def test_what_memory_held_before_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN reads behind a row's end, up to the next whole tile."""
-    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: True)
+    monkeypatch.setattr(fast_bf16, "_has_amx", lambda: True)
     full = torch.Tensor.new_full
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda tensor, *size: full(tensor, size, float("nan")))
     a, b = torch.randn(rows, 32).to(torch.bfloat16), torch.randn(rows, 64).to(torch.bfloat16)
@@ -47,7 +47,7 @@ def test_what_memory_held_before_does_not_matter(rows: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("rows", "out", "width"), [(40, 24, 24), (7, 16, 48), (50, 33, 20), (0, 4, 8)])
 def test_products_over_rows(rows: int, out: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: True)
+    monkeypatch.setattr(fast_bf16, "_has_amx", lambda: True)
     a, b = torch.randn(rows, out).to(torch.bfloat16), torch.randn(rows, width).to(torch.bfloat16)
     same, exact = a.T @ b, a.double().T @ b.double()
     for problem in (native.problem(), "none wanted"):
@@ -127,7 +127,7 @@ def test_the_word_head_loses_nothing_in_fast_bf16(tiles: bool, monkeypatch: pyte
     hidden = torch.randn(20, 32).to(torch.bfloat16)
     weight, bias, target = torch.randn(300, 32) * 0.3, torch.randn(300) * 0.1, torch.randint(300, (20,))
     monkeypatch.setattr(mlm_head_reference, "BF16_CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr(mlm_head_reference, "has_tiles", lambda: tiles)
+    monkeypatch.setattr(mlm_head_reference, "has_amx", lambda: tiles)
     runs = []
     for fast in (False, True):
         monkeypatch.setattr(mlm_head_reference, "has_fast_bf16", lambda fast=fast: fast)
@@ -157,7 +157,7 @@ def test_which_processors_are_fast(
     maker: str, has_avx512_bf16: bool, tiles: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_bf16, "_maker", lambda: maker)
-    monkeypatch.setattr(fast_bf16, "_has_tiles", lambda: tiles)
+    monkeypatch.setattr(fast_bf16, "_has_amx", lambda: tiles)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
     assert fast_bf16._has_fast_bf16.__wrapped__() is fast
 

@@ -263,6 +263,23 @@ def test_width_and_dtype_choose_the_kernels() -> None:
         assert mlm_head_triton._kernels(torch.zeros(1, size, dtype=torch.bfloat16)) is kernels
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_training_path_is_the_specification(
+    shape: tuple[int, int, int], temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin in chunks against its own plain form: losses, words and gradients."""
+    monkeypatch.setattr(mlm_head_reference, "CHUNK_ELEMENTS", 1000)
+    *leaves, targets_M, grad_M = inputs(*shape)
+    results = []
+    for function in (mlm_head_reference.mlm_head, mlm_head_reference.plain_mlm_head):
+        copies = [leaf.clone().requires_grad_() for leaf in leaves]
+        loss_M, sampled_M = function(*copies, targets_M, SEED, 4, temperature)
+        results.append((loss_M.detach(), *torch.autograd.grad(loss_M, copies, grad_M), sampled_M))
+    for got, expected in zip(*results):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.gpu
 def test_large_and_without_synchronising() -> None:
     """More than 2^31 logits; no host wait on the way."""
