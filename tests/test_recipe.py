@@ -67,7 +67,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     # layers, hidden, feed-forward, heads, embedding, generator's hidden and heads,
     # mask fraction, most masked, length, batch, peak rate, steps
     "small": (12, 256, 1024, 4, 128, 64, 1, 0.15, 19, 128, 128, 5e-4, 1_000_000),
-    "small++": (12, 256, 1024, 4, 128, 256, 4, 0.15, 19, 128, 128, 5e-4, 4_000_000),
+    "small++": (12, 256, 1024, 4, 128, 256, 4, 0.15, 79, 512, 128, 5e-4, 4_000_000),
     "base": (12, 768, 3072, 12, 768, 256, 4, 0.15, 79, 512, 256, 2e-4, 766_000),
     "large": (24, 1024, 4096, 16, 1024, 256, 4, 0.25, 130, 512, 2048, 2e-4, 1_750_000),
 }
