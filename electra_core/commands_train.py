@@ -224,10 +224,10 @@ def pretrain(options: Namespace) -> int:
     model = options.model or changes.get("model", "small")
     changes.pop("model", None)
     changes |= given(options, PretrainConfig)
-    _check_pretrain(options, model, changes)
+    encoder_changes |= given(options, EncoderConfig)
+    _check_pretrain(options, model, changes, encoder_changes)
     result = pretrain(
-        options.data, options.out, mix=options.mix, model=model, changes=changes,
-        encoder_changes=encoder_changes | given(options, EncoderConfig),
+        options.data, options.out, mix=options.mix, model=model, changes=changes, encoder_changes=encoder_changes,
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume, overwrite=options.overwrite, device=options.device,
         max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
@@ -246,11 +246,17 @@ def pretrain(options: Namespace) -> int:
     return 0
 
 
-def _check_pretrain(options: Namespace, model: str, changes: dict[str, Any]) -> None:
+def _check_pretrain(
+    options: Namespace, model: str, changes: dict[str, Any], encoder_changes: dict[str, Any]
+) -> None:
     """Raises UserError for flags that change nothing, as the others are. (A file of `--config` may have all.)"""
     if model not in PRESETS:  # which is said where it is looked for
         return
-    config = updated(PRESETS[model].pretrain, changes, "configuration")
+    from electra_core.sizes import with_followers
+
+    preset = PRESETS[model]
+    changes, _ = with_followers(preset, changes, encoder_changes)
+    config = updated(preset.pretrain, changes, "configuration")
     objective = f"with --objective {config.objective}"
     if config.objective == "mlm":
         refuse_idle(options, OF_A_GENERATOR, f"{objective}, which has no generator")

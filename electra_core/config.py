@@ -150,13 +150,13 @@ class PretrainConfig:
     tying: str = "embeddings"
     """What generator and discriminator share: none | embeddings | all | disentangled (DeBERTaV3)."""
     generator_hidden_size: int = 64
-    """Width of the generator's encoder."""
+    """Width of the generator's encoder; the preset's part of hidden_size where that is another (sizes.py)."""
     generator_attention_heads: int = 1
     """Attention heads of the generator."""
     generator_intermediate_size: int = 256
     """Feed-forward width of the generator."""
     generator_layers: int = 12
-    """Layers of the generator (the paper keeps the discriminator's depth)."""
+    """Layers of the generator (the paper keeps the discriminator's depth, and so do its presets)."""
     embedding_init: str = "normal"
     """normal (as the original) | cooccurrence (word vectors counted from the corpus; see cooccurrence.py)."""
     position_init: str = "normal"

@@ -45,6 +45,7 @@ from electra_core.pretrain_setup import (
 )
 from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
+from electra_core.sizes import as_begun
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
 from electra_core.training import Diverged, StepResult, training_steps
@@ -92,7 +93,8 @@ def pretrain(
         out: RUN; must be empty or new unless `resume` or `overwrite`.
         model: name of a preset.
         changes: fields of `PretrainConfig` that differ from the preset's.
-        encoder_changes: fields of the discriminator's `EncoderConfig` that differ.
+        encoder_changes: fields of the discriminator's `EncoderConfig` that differ. Sizes that follow from these
+            and are not given (heads from a width, the generator's from the discriminator's): `sizes.py`.
         init_discriminator, init_generator: model directories to go on from, both or neither; not in `out`.
         resume: go on from the newest intact checkpoint in `out`; without one, begin.
         overwrite: begin anew in an `out` that holds something.
@@ -110,7 +112,10 @@ def pretrain(
     quiet = quiet or not ranks.first
     start_from = init_discriminator, init_generator
     ranks.together(lambda: check_request(run, start_from, max_minutes))
-    job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
+    sizes = changes or {}, encoder_changes or {}
+    if resume:
+        sizes = ranks.together(lambda: as_begun(run, model, *sizes))
+    job = ranks.together(lambda: open_job(data, mix, model, *sizes, place, ranks))
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)

@@ -50,6 +50,7 @@ from electra_core.run_folder import (
     write_config,
 )
 from electra_core.run_state import RunState
+from electra_core.sizes import with_followers
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 log = logging.getLogger("electra_core")
@@ -163,10 +164,11 @@ def with_agreed_parts(job: Job) -> Job:
 def resolve_config(
     model: str, changes: dict[str, Any], encoder_changes: dict[str, Any], corpus: Corpus
 ) -> tuple[EncoderConfig, PretrainConfig]:
-    """The preset with the user's changes, sized for the corpus's vocabulary."""
+    """The preset with the user's changes and what follows from them (`sizes.py`), for the corpus's vocabulary."""
     if model not in PRESETS:
         raise UserError(f"--model {model}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[model]
+    changes, encoder_changes = with_followers(preset, changes, encoder_changes)
     encoder = updated(preset.discriminator, encoder_changes, "discriminator")
     encoder = replace(encoder, vocab_size=corpus.tokenizer.vocab_size, pad_token_id=corpus.tokenizer.pad_id)
     if encoder.type_vocab_size < 2:
