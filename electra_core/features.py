@@ -194,23 +194,32 @@ def batch_order(
 ) -> list[np.ndarray]:
     """One epoch's batches as arrays of unit indices: every unit once, a pure function of the arguments.
 
-    Units are shuffled, sorted by length within pools of `POOL_BATCHES` batches (like lengths together: less
+    Units are shuffled, sorted by length within pools of about `POOL_BATCHES` batches (like lengths together: less
     work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
 
+    A step takes the mean over its batch, so a unit in a small batch weighs more. There is no remainder: as many
+    batches as it takes are filled evenly, by units to one more or less, by tokens as far as whole units go.
+
     Args:
-        batch_size: units per batch, unless `tokens_per_batch` (> 0) cuts by tokens instead.
+        batch_size: units per batch at most, unless `tokens_per_batch` (> 0) cuts by tokens instead.
     """
     random = np.random.Generator(np.random.Philox(key=fold(seed, epoch)))
     order = random.permutation(len(lengths))
+    if not len(order):
+        return []
     if tokens_per_batch:
         batch_size = max(1, round(tokens_per_batch * len(lengths) / max(1, int(lengths.sum()))))
-    pool_size = POOL_BATCHES * batch_size
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), pool_size):
-        pool = order[start : start + pool_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        cut = _cut_by_tokens(lengths[pool], tokens_per_batch) if tokens_per_batch else None
-        batches += np.split(pool, cut if cut is not None else range(batch_size, len(pool), batch_size))
+    if tokens_per_batch:
+        for pool in np.array_split(order, -(-len(order) // (POOL_BATCHES * batch_size))):
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += np.split(pool, _cut_evenly(lengths[pool], tokens_per_batch))
+    else:
+        even = np.array_split(order, -(-len(order) // batch_size))
+        for start in range(0, len(even), POOL_BATCHES):
+            borders = np.cumsum([len(units) for units in even[start : start + POOL_BATCHES]])
+            pool = np.concatenate(even[start : start + POOL_BATCHES])
+            batches += np.split(pool[np.argsort(lengths[pool], kind="stable")], borders[:-1])
     return [batches[index] for index in random.permutation(len(batches))]
 
 
@@ -228,6 +237,19 @@ def _cut_by_tokens(lengths: np.ndarray, budget: int) -> list[int]:
             cuts.append(index)
             total = 0
         total += length
+    return cuts
+
+
+def _cut_evenly(lengths: np.ndarray, budget: int) -> list[int]:
+    """As `_cut_by_tokens`, into no more parts, by the least budget that needs no more."""
+    cuts = _cut_by_tokens(lengths, budget)
+    least, enough = int(lengths.sum()) // (len(cuts) + 1), budget
+    while least < enough:
+        middle = (least + enough) // 2
+        if len(tried := _cut_by_tokens(lengths, middle)) <= len(cuts):
+            cuts, enough = tried, middle
+        else:
+            least = middle + 1
     return cuts
 
 

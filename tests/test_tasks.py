@@ -201,6 +201,30 @@ def test_an_epoch_holds_every_unit_once_and_is_a_function_of_seed_and_epoch():
     assert spread < 3  # like lengths together; unsorted batches spread over about 45
 
 
+@pytest.mark.parametrize("units", [1, 31, 32, 33, 65, 1600, 1601, 1633, 3199])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_no_batch_is_much_smaller_than_another(units, epoch):
+    """A step is a mean over its batch: in one of the longest example alone it would weigh 32 times any other."""
+    lengths = np.random.default_rng(0).integers(3, 120, size=units)
+    order = batch_order(lengths, batch_size=32, seed=0, epoch=epoch)
+    sizes = [len(batch) for batch in order]
+    assert len(order) == -(-units // 32) and max(sizes) <= 32 and max(sizes) - min(sizes) <= 1
+    assert sorted(np.concatenate(order).tolist()) == list(range(units))
+    spread = np.mean([np.ptp(lengths[batch]) for batch in order])
+    assert units < 1000 or spread < 12
+
+
+@pytest.mark.parametrize("units", [40, 500, 1633])
+def test_token_budgets_are_filled_evenly(units):
+    """As many batches as the budget needs, none of them a rest of a few tokens."""
+    lengths = np.random.default_rng(0).integers(3, 60, size=units)
+    order = batch_order(lengths, batch_size=32, tokens_per_batch=512, seed=0, epoch=0)
+    tokens = np.array([lengths[batch].sum() for batch in order])
+    assert sorted(np.concatenate(order).tolist()) == list(range(units))
+    assert tokens.max() <= 512 and tokens.min() > 512 - 2 * 60 - 30 * 512 // units
+    assert len(order) <= 1.15 * -(-lengths.sum() // 512) + 1
+
+
 def test_token_budgets():
     lengths = np.random.default_rng(0).integers(3, 60, size=500)
     epoch = batch_order(lengths, batch_size=32, tokens_per_batch=256, seed=0, epoch=0)
