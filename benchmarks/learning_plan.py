@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any
 
-from electra_core.config import OBJECTIVES, PRESETS, EncoderConfig, PretrainConfig, generator_config
-from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
+from electra_core.config import OBJECTIVES, PRESETS
+from electra_core.flops import training_step_flops
 
 START = "start"
 """In place of an objective: the model before its first step, what all of them begin with."""
@@ -167,27 +167,6 @@ def _judged(runs: list[Pretraining], tasks: tuple[str, ...]) -> Iterator[Piece]:
 # ---- compute ---------------------------------------------------------------------------------------------
 
 
-def step_flops(encoder: EncoderConfig, config: PretrainConfig) -> float:
-    """FLOPs of one training step of full sequences by modern counting (`flops.py`), every head as it is computed.
-
-    ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict words at the masked positions,
-    `all-tokens-mlm` at every token, which is most of what it costs with a small model and a large vocabulary.
-    """
-    tokens = float(config.batch_size * config.max_length)
-    masked = tokens * config.mask_fraction
-    forward = forward_flops(encoder, tokens, tokens * config.max_length)
-    if config.objective in ("electra", "electra-15"):
-        forward += rtd_head_flops(encoder, tokens)
-    elif config.objective == "all-tokens-mlm":
-        forward += mlm_head_flops(encoder, tokens) + 2 * tokens * encoder.hidden_size
-    else:
-        forward += mlm_head_flops(encoder, masked)
-    if config.objective != "mlm":
-        generator = generator_config(encoder, config)
-        forward += forward_flops(generator, tokens, tokens * config.max_length) + mlm_head_flops(generator, masked)
-    return 3 * forward
-
-
 def steps_for_equal_flops(budget: Budget, run: Pretraining, vocab_size: int) -> int:
     """Steps of `run` that cost what ELECTRA's steps at this point do; 1 for START, whose rate is 0."""
     if run.objective == START:
@@ -195,8 +174,8 @@ def steps_for_equal_flops(budget: Budget, run: Pretraining, vocab_size: int) -> 
     preset = PRESETS[budget.model]
     encoder = replace(preset.discriminator, vocab_size=vocab_size)
     steps = budget.electra_steps[run.point] if run.trial is None else budget.rate_steps
-    electra = steps * step_flops(encoder, preset.pretrain)
-    return max(1, round(electra / step_flops(encoder, replace(preset.pretrain, objective=run.objective))))
+    electra = steps * training_step_flops(encoder, preset.pretrain)
+    return max(1, round(electra / training_step_flops(encoder, replace(preset.pretrain, objective=run.objective))))
 
 
 # ---- rates -----------------------------------------------------------------------------------------------

@@ -45,7 +45,6 @@ from benchmarks.learning_plan import (
     Pretraining,
     chosen_rate,
     pieces,
-    step_flops,
     steps_for_equal_flops,
 )
 from benchmarks.learning_tasks import TASKS, available, judge
@@ -54,6 +53,7 @@ from electra_core import pretrain_setup
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
+from electra_core.flops import training_step_flops
 from electra_core.metrics_log import read_metrics
 from electra_core.placement import resolve_device
 
@@ -166,7 +166,7 @@ class Study:
         encoder = replace(self.preset.discriminator, vocab_size=self.corpus.tokenizer.vocab_size)
         if run.objective == START:
             return 0.0
-        return step_flops(encoder, replace(self.preset.pretrain, objective=run.objective))
+        return training_step_flops(encoder, replace(self.preset.pretrain, objective=run.objective))
 
     def _identity(self) -> Row:
         """What rows of one study have in common; JSON values."""

@@ -14,8 +14,8 @@ same for all.
 Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the
 same weights, masks and draws; a compiled one with two layers. What cannot run gets a row that says why.
 
-MFU is the FLOPs that the mathematics needs (`learning_plan.step_flops`: matrix products, words predicted at masked
-positions alone) over the peak: on a GPU its data sheet's, on a CPU what a product of 2048 x 2048 matrices reaches
+MFU is the FLOPs that the mathematics needs (`flops.training_step_flops`: matrix products, words predicted at the
+masked positions) over the peak: on a GPU its data sheet's, on a CPU what a product of 2048 x 2048 matrices reaches
 in the same precision on the same threads. Memory is what the process takes above what it took before the model,
 on a GPU what PyTorch has allocated at most.
 
@@ -39,9 +39,9 @@ import torch
 
 from benchmarks import bench_step
 from benchmarks.harness import add_row, environment, read_rows, spread
-from benchmarks.learning_plan import step_flops
 from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
+from electra_core.flops import training_step_flops
 from electra_core.meter import peak_flops
 from electra_core.placement import resolve_device, resolve_precision
 
@@ -89,7 +89,7 @@ def _row(case: Case, seconds: list[Any], memory: Any, ready: Row, peak: float | 
     encoder, pretrain = case.configs
     tokens = case.batch * case.length * case.steps
     walls, processor = ([tokens / row[clock] for row in seconds] for clock in (0, 1))
-    rate = step_flops(encoder, pretrain) / (case.batch * case.length)
+    rate = training_step_flops(encoder, pretrain) / (case.batch * case.length)
     return {
         **about, "tokens_per_second": asdict(spread(walls)), "by_processor_time": asdict(spread(processor)),
         "rounds": seconds, "mfu": None if peak is None else spread(walls).median * rate / peak,

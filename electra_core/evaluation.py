@@ -37,6 +37,9 @@ def evaluate(
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
     starts = range(0, config.eval_examples, 64)
     each = -(-len(starts) // ranks.size)
+    generates = (
+        config.objective == "mlm" or not config.uniform_generator
+    )  # else the one there is was never trained
     rows: list[list[float]] = []
     logits, labels, hits = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.bool)]
     for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
@@ -47,7 +50,7 @@ def evaluate(
         batch = mask(tokens, indices, heldout, config, HELDOUT_SEED).to(device)
         with autocast:
             output = electra(batch, HELDOUT_SEED + first)
-            hit_M = _mlm_hits(electra, batch)
+            hit_M = _mlm_hits(electra, batch) if generates else hits[0]
         if turn < len(starts):
             word_loss = math.nan if output.word_loss is None else float(output.word_loss)
             counts = len(batch.masked_positions_M), batch.tokens.num_tokens
@@ -61,7 +64,9 @@ def evaluate(
     table = ranks.joined(torch.tensor(rows, dtype=torch.float64).flatten()).view(-1, 5)
     masked, words, mlm_losses, rtd_losses, word_losses = table.T.tolist()
     replaced, score, hit = (ranks.joined(torch.cat(values)) for values in (labels, logits, hits))
-    figures = {"eval_mlm_loss": _weighted(mlm_losses, masked), "eval_mlm_accuracy": float(hit.float().mean())}
+    figures = {"eval_mlm_loss": _weighted(mlm_losses, masked)}
+    if generates:
+        figures["eval_mlm_accuracy"] = float(hit.float().mean())
     if not math.isnan(word_losses[0]):
         predicted = words if config.objective == "all-tokens-mlm" else masked
         figures["eval_word_loss"] = _weighted(word_losses, predicted)

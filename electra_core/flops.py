@@ -153,6 +153,28 @@ def step_flops(
     return 3 * forward
 
 
+def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float:
+    """One training step of full sequences by modern counting, for every objective, each head as it is computed.
+
+    ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict words at the masked positions,
+    `all-tokens-mlm` at every token, which is most of what it costs with a small model and a large vocabulary. With
+    `uniform_generator` there is a generator, but it does not run.
+    """
+    tokens = float(pretrain.batch_size * pretrain.max_length)
+    pairs, masked = tokens * pretrain.max_length, tokens * pretrain.mask_fraction
+    forward = forward_flops(model, tokens, pairs)
+    if pretrain.objective in ("electra", "electra-15"):
+        forward += rtd_head_flops(model, tokens)
+    elif pretrain.objective == "all-tokens-mlm":
+        forward += mlm_head_flops(model, tokens) + 2 * tokens * model.hidden_size
+    else:
+        forward += mlm_head_flops(model, masked)
+    if pretrain.objective != "mlm" and not pretrain.uniform_generator:
+        generator = generator_config(model, pretrain)
+        forward += forward_flops(generator, tokens, pairs) + mlm_head_flops(generator, masked)
+    return 3 * forward
+
+
 def modern_training_flops(run: Run) -> float:
     """FLOPs of a whole run of full sequences by modern counting."""
     tokens = run.batch_size * run.max_length
@@ -166,13 +188,16 @@ def modern_training_flops(run: Run) -> float:
 
 
 def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
-    """The run that a configuration describes. Ablation objectives other than `mlm` count as ELECTRA's."""
+    """The run that a configuration describes, as one of ELECTRA's or BERT's (`mlm`): others are not told apart."""
     generator = None if pretrain.objective == "mlm" else generator_config(model, pretrain)
     return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
 
 
 def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dict[str, float]:
-    """What `electra flops` prints: parameters, and FLOPs where a pre-training run is given."""
+    """What `electra flops` prints: parameters, and FLOPs where a pre-training run is given.
+
+    By the original's counting only of what its script knows: ELECTRA with its generator, and BERT.
+    """
     figures: dict[str, float] = {
         "discriminator_parameters": discriminator_parameters(model),
         "forward_flops_per_token": forward_flops(model, 1, model.max_position_embeddings),
@@ -181,9 +206,11 @@ def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dic
         run = run_of(model, pretrain)
         if run.generator is not None:
             figures["generator_parameters"] = generator_parameters(run.generator)
-        figures["training_flops_original_counting"] = original_training_flops(run)
-        figures["training_flops_modern_counting"] = modern_training_flops(run)
-        figures["modern_flops_per_step"] = modern_training_flops(run) / run.steps
+        if pretrain.objective in ("electra", "electra-15", "mlm") and not pretrain.uniform_generator:
+            figures["training_flops_original_counting"] = original_training_flops(run)
+        step = training_step_flops(model, pretrain)
+        figures["training_flops_modern_counting"] = run.steps * step
+        figures["modern_flops_per_step"] = step
     return figures
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.flops import modern_training_flops, run_of
+from electra_core.flops import training_step_flops
 from electra_core.metrics_log import peak_memory_mb
 from electra_core.training import StepResult
 
@@ -109,7 +109,7 @@ class Meter:
 
 def flops_per_token(encoder: EncoderConfig, config: PretrainConfig) -> float:
     """Training FLOPs for each token of full sequences, by modern counting (`flops.py`)."""
-    return modern_training_flops(run_of(encoder, config)) / (config.steps * config.batch_size * config.max_length)
+    return training_step_flops(encoder, config) / (config.batch_size * config.max_length)
 
 
 def peak_flops(device: torch.device, devices: int = 1) -> float | None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from electra_core import flops
-from electra_core.config import PRESETS, EncoderConfig
-from electra_core.electra import Discriminator, Electra, Generator
+from electra_core.config import OBJECTIVES, PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.electra import Discriminator, Electra, Generator, PretrainBatch
+from electra_core.meter import flops_per_token
+from electra_core.objectives import build_objective
 from electra_core.packing import from_lengths
 
 # google-research/electra, flops_computation.py, to every digit that the project's recipe prints.
@@ -97,6 +99,51 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     assert flops.modern_training_flops(run) == run.steps * flops.step_flops(
         run.model, run.generator, tokens=128 * 128, pairs=128**3, masked=128 * 128 * 0.15
     )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_step_of_every_objective_is_what_runs(objective: str, uniform: bool) -> None:
+    """Against torch's counter, attention aside; on sequences that are full, with as many masked as is counted."""
+    config = EncoderConfig(
+        vocab_size=100, embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=20,
+    )  # fmt: skip
+    run = PretrainConfig(
+        objective=objective, uniform_generator=uniform, batch_size=2, max_length=20, generator_hidden_size=16,
+        generator_intermediate_size=32, generator_layers=2,
+    )  # fmt: skip
+    ids = torch.randint(5, 100, (40,), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([1, 7, 12, 22, 30, 38])
+    batch = PretrainBatch(from_lengths(ids, torch.zeros_like(ids), [20, 20]), ids, positions)
+    counted = counted_by_torch(build_objective(config, run), lambda m: m(batch, 0).loss)
+    models = [(config, 3)] + ([(generator_config(config, run), 2)] if objective != "mlm" and not uniform else [])
+    attention = sum(3 * 4 * model.hidden_size * 2 * 20 * 20 * layers for model, layers in models)
+    fused = 3 * 2 * 40 * 32 if "mlm" not in objective else 0  # the head's last product with its loss, unseen too
+    assert flops.training_step_flops(config, run) - attention - fused == counted
+
+
+def test_what_an_ablation_costs_is_in_the_log() -> None:
+    """All-tokens MLM predicts a word at every token: nearly twice ELECTRA's cost with tiny."""
+    preset = PRESETS["tiny"]
+    per_token = {
+        name: flops_per_token(preset.discriminator, dataclasses.replace(preset.pretrain, objective=name))
+        for name in OBJECTIVES
+    }
+    assert per_token["all-tokens-mlm"] / per_token["electra"] == pytest.approx(1.94, abs=0.01)
+    assert per_token["electra-15"] == per_token["electra"]
+    uniform = dataclasses.replace(preset.pretrain, uniform_generator=True)
+    rtd = flops.rtd_head_flops(preset.discriminator, 1) + flops.forward_flops(preset.discriminator, 1, 128)
+    assert flops_per_token(preset.discriminator, uniform) == pytest.approx(3 * rtd)
+
+
+def test_the_originals_counting_is_of_what_its_script_knows() -> None:
+    preset = PRESETS["small"]
+    for changes, known in (({}, True), ({"objective": "mlm"}, True), ({"objective": "replace-mlm"}, False),
+                           ({"uniform_generator": True}, False)):  # fmt: skip
+        figures = flops.summary(preset.discriminator, dataclasses.replace(preset.pretrain, **changes))
+        assert ("training_flops_original_counting" in figures) == known
+        assert figures["training_flops_modern_counting"] == 1_000_000 * figures["modern_flops_per_step"]
 
 
 def test_the_two_countings_are_apart() -> None:

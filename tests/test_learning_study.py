@@ -19,13 +19,12 @@ from benchmarks.learning_plan import (
     Pretraining,
     chosen_rate,
     pieces,
-    step_flops,
     steps_for_equal_flops,
     trial_scores,
 )
 from electra_core.config import OBJECTIVES, PRESETS
 from electra_core.errors import UserError
-from electra_core.flops import run_of
+from electra_core.flops import run_of, training_step_flops
 from electra_core.flops import step_flops as electra_step_flops
 
 
@@ -75,7 +74,7 @@ def test_trials_are_as_long_for_every_objective_and_judged_by_rows_of_their_own(
     costs = []
     for objective in OBJECTIVES:
         run = Pretraining(objective, 0, 0, trial=1.0)
-        step = step_flops(preset.discriminator, replace(preset.pretrain, objective=objective))
+        step = training_step_flops(preset.discriminator, replace(preset.pretrain, objective=objective))
         costs.append(steps_for_equal_flops(budget, run, 8192) * step)
     assert max(costs) / min(costs) < 1.01
     for task in ("conll-2003", "sst-2"):
@@ -99,11 +98,13 @@ def test_equal_flops() -> None:
     run = run_of(preset.discriminator, preset.pretrain)
     tokens = 16 * 128.0
     counted = electra_step_flops(run.model, run.generator, tokens=tokens, pairs=tokens * 128, masked=tokens * 0.15)
-    assert step_flops(preset.discriminator, preset.pretrain) == pytest.approx(counted)
+    assert training_step_flops(preset.discriminator, preset.pretrain) == pytest.approx(counted)
     budget, totals = BUDGETS["minutes"], {}
     for objective in OBJECTIVES:
         steps = steps_for_equal_flops(budget, Pretraining(objective, 2, 0), 8192)
-        totals[objective] = steps * step_flops(preset.discriminator, replace(preset.pretrain, objective=objective))
+        totals[objective] = steps * training_step_flops(
+            preset.discriminator, replace(preset.pretrain, objective=objective)
+        )
     assert max(totals.values()) / min(totals.values()) < 1.01
     assert totals["electra"] == budget.electra_steps[2] * counted
 

@@ -106,6 +106,15 @@ def test_electra_15_is_evaluated_where_it_is_trained(data: Path, tmp_path: Path)
     assert everywhere["eval_mlm_loss"] == pytest.approx(masked["eval_mlm_loss"], rel=1e-2)
 
 
+def test_of_uniform_draws_no_accuracy_is_told(data: Path, tmp_path: Path) -> None:
+    """The generator beside them was never trained; their loss is the logarithm of the number of words."""
+    result = train(data, tmp_path / "run", {"steps": 1, "eval_every": 1, "uniform_generator": True})
+    assert "eval_mlm_accuracy" not in result.evaluation
+    assert result.evaluation["eval_mlm_loss"] == pytest.approx(math.log(Corpus.open(data).tokenizer.vocab_size))
+    masked_lm = {"steps": 1, "eval_every": 1, "uniform_generator": True, "objective": "mlm"}
+    assert "eval_mlm_accuracy" in train(data, tmp_path / "mlm", masked_lm).evaluation
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import bench_input, render, sweep, sweep_programs
-from benchmarks.learning_plan import step_flops
 from benchmarks.sweep_programs import EAGER, OURS, SDPA, Case
+from electra_core.flops import training_step_flops
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_rows_and_their_figures() -> None:
     row = sweep._row(one, rows, 100.4, {"difference": 0.0}, peak=1e9)
     assert row["tokens_per_second"] == {"median": 48.0, "low": 24.0, "high": 96.0}
     assert row["by_processor_time"]["median"] == 96.0 and row["peak_mib"] == 100
-    assert row["mfu"] == pytest.approx(48.0 * step_flops(*one.configs) / 32 / 1e9)
+    assert row["mfu"] == pytest.approx(48.0 * training_step_flops(*one.configs) / 32 / 1e9)
     assert sweep._row(one, [], None, {"note": "no room"}, None)["note"] == "no room"
     ended = sweep._row(one, [{"note": "the process ended"}], 1.0, {"difference": 0.0}, None)
     assert ended["note"] == "the process ended" and "tokens_per_second" not in ended
