@@ -1,10 +1,11 @@
 """Extractive question answering in the format and by the rules of SQuAD 1.1 and 2.0.
 
 A context longer than the input goes through overlapping windows; a window that does not hold the whole
-answer learns to point at its [CLS]. A span is scored by (logit of its first token) + (logit of its last),
-"no answer" by the same of [CLS]; it is chosen where it beats the best span by more than `null_threshold`,
-which is tuned on the development data. (The original adds an answerability classifier of its own, which the
-Hub's layout has no place for: docs/deviations.md.)
+answer learns to point at its [CLS]. A span is scored by the log-probability of its first token plus that of its
+last, among the window's context and its [CLS], so that scores of several windows can be compared, as in the
+original; "no answer" by the same of [CLS]. That is chosen where it beats the best span by more than
+`null_threshold`, which is tuned on the development data. (The original adds an answerability classifier of its
+own, which the Hub's layout has no place for: docs/deviations.md.)
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Answer(Task):
         spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
         nulls = [np.inf] * len(examples)
         for owner, place, logits_T2 in zip(features.owners, features.places, outputs):
-            spans[owner] += self._best_spans(logits_T2.astype(np.float64), place)
+            logits_T2 = _log_probabilities(logits_T2.astype(np.float64), place.base)
+            spans[owner] += self._best_spans(logits_T2, place)
             nulls[owner] = min(nulls[owner], float(logits_T2[0].sum()))
         return [self._prediction(*row) for row in zip(examples, spans, nulls)]
 
@@ -191,6 +193,12 @@ class _Place:
     base: int
     window: Window
     offsets: np.ndarray
+
+
+def _log_probabilities(logits_T2: np.ndarray, base: int) -> np.ndarray:
+    """[T, 2]: normalised over what may be pointed at, [CLS] and the context (from `base` to the closing [SEP])."""
+    candidates = np.concatenate([logits_T2[:1], logits_T2[base:-1]])
+    return logits_T2 - np.logaddexp.reduce(candidates, axis=0)
 
 
 def _token_span(example: QuestionExample, offsets: np.ndarray) -> tuple[int, int] | None:

@@ -272,6 +272,50 @@ def test_best_spans_are_those_of_a_search_of_all(n_best):
     assert sorted(task._best_spans(logits_T2, place), reverse=True) == sorted(every, reverse=True)[:n_best]
 
 
+def in_windows(tmp_path):
+    """A question on a context of several windows: the task, the example, its features, and logits of 0."""
+    reader = untrained(Answer(max_length=12, stride=5, unanswerable=True), tmp_path)
+    example = reader.task.from_value(("who met ann?", "bob met ann and the film was dull and eve"), "1")
+    features = reader.task.encode([example], reader.tokenizer)
+    assert len(features) >= 2
+    return reader.task, example, features, [np.zeros((length, 2)) for length in features.lengths]
+
+
+def point_at_first(features, outputs, window: int, height: float) -> None:
+    """Raises the first token that the window owns."""
+    place = features.places[window]
+    outputs[window][place.base + place.window.own_start - place.window.start] = height
+
+
+def test_windows_are_compared_by_log_probabilities(tmp_path):
+    """The surer of two windows wins, whatever the level of its logits; the question's tokens do not count."""
+    task, example, features, outputs = in_windows(tmp_path)
+    point_at_first(features, outputs, 0, 6.0)
+    point_at_first(features, outputs, 1, 4.0)
+    found = task.decode([example], features, outputs)[0]
+    window = features.places[0].window
+    others = window.stop - window.start  # the context's but one, and [CLS]: e^0 each
+    assert found["start"] == 0
+    assert found["nbest"][0]["logit"] == pytest.approx(2 * (6.0 - np.log(np.exp(6.0) + others)))
+    outputs[0] += np.array([3.0, -7.0])
+    outputs[1] += 50.0
+    outputs[1][1 : features.places[1].base] = 500.0  # the question's
+    again = task.decode([example], features, outputs)[0]
+    assert [again[key] for key in ("answer", "start", "end")] == [found[key] for key in ("answer", "start", "end")]
+    for key in ("score", "null_difference"):
+        assert again[key] == pytest.approx(found[key])
+
+
+def test_no_answer_is_what_every_window_says(tmp_path):
+    """As in the original, the least of the windows' scores counts; and here each is normalised."""
+    task, example, features, outputs = in_windows(tmp_path)
+    point_at_first(features, outputs, 0, 6.0)
+    for logits_T2 in outputs[1:]:
+        logits_T2 -= 40.0  # as raw sums these were the least
+    found = task.decode([example], features, outputs)[0]
+    assert found["null_difference"] == pytest.approx(-12.0)  # in the first window, where [CLS] stands at 0
+
+
 def test_targets_of_windows_point_at_the_answer(tmp_path):
     folder = tiny_model.make_model(tmp_path)
     tokenizer = load_tokenizer(folder)
