@@ -64,8 +64,8 @@ class _TextTask(Task):
             a, b = truncate_pair(first, second, self.max_length - 3, self.truncate)
             features.truncated += len(a) + len(b) < len(first) + len(second)
             features.add(index, a, b, target)
-            if training and self.both_orders:
-                features.add(index, b, a, target)
+            if training and self.both_orders:  # cut anew: of equally long texts the second gives first
+                features.add(index, *truncate_pair(second, first, self.max_length - 3, self.truncate), target)
         return features
 
     def _read(self, path: Path | str, bad: BadRows, labelled: bool) -> Iterator[TextExample]:

@@ -24,7 +24,8 @@ from electra_core.features import Features
 from electra_core.named_tasks import task_to_json
 from electra_core.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
+"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself."""
 SMALLEST = 5000
 """Fewer examples are tokenised in about a second: not worth a file."""
 

@@ -264,6 +264,17 @@ def test_pairs_are_trained_on_in_both_orders_and_fill_the_input(tmp_path):
     assert task.encode([short, long], tokenizer).owners == [0, 1]
 
 
+def test_the_other_order_is_cut_as_a_pair_of_its_own(tmp_path):
+    """As in the original, which swaps first: of equally long texts the second gives the odd token, in both orders."""
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    pair = TextExample("1", 1, "a " * 9, "b " * 9, "neg")
+    task = Classify(labels=("neg", "pos"), both_orders=True, max_length=12)
+    features = task.encode([pair], tokenizer, training=True)
+    a, b = (tokenizer.encode(text)[0] for text in "ab")
+    assert features.batch([0]).tokens.input_ids_T.tolist() == [2, *[a] * 5, 3, *[b] * 4, 3]
+    assert features.batch([1]).tokens.input_ids_T.tolist() == [2, *[b] * 5, 3, *[a] * 4, 3]
+
+
 @pytest.mark.parametrize("how, expected", [("head", [0, 1, 2, 3]), ("tail", [6, 7, 8, 9]), ("both", [0, 7, 8, 9])])
 def test_truncation(how, expected):
     assert truncate(list(range(10)), 4, how) == expected
