@@ -100,6 +100,9 @@ def _prepare_flags(commands: Any) -> None:
     command.add_argument("--lines", default="auto", choices=("auto", "sentence", "paragraph", "wrapped"),
                          help="what a line of the text is")  # fmt: skip
     command.add_argument("--text-field", default="text", help="field of JSON rows, column of CSV, TSV or Parquet")
+    command.add_argument("--documents", default="blank-line", choices=("blank-line", "file"),
+                         help="what ends a document in a .txt file; file: each file is one, as the original "
+                              "takes OpenWebText")  # fmt: skip
     command.add_argument("--workers", type=int, default=1, help="processes; the result is the same for any number")
     command.add_argument("--heldout-fraction", type=float, default=0.005,
                          help="of the documents, for evaluation; of several at least one")  # fmt: skip
@@ -120,8 +123,8 @@ def prepare(options: Namespace) -> None:
     shared = {"overwrite": options.overwrite, "progress": partial(progress, quiet=options.quiet)}
     of_text = {
         "tokenizer": options.tokenizer, "vocab_size": options.vocab_size, "model_type": options.model_type,
-        "lowercase": not options.cased, "text_field": options.text_field, "seed": options.seed,
-        "sample_characters": options.sample_characters,
+        "lowercase": not options.cased, "text_field": options.text_field, "documents": options.documents,
+        "seed": options.seed, "sample_characters": options.sample_characters,
     }  # fmt: skip
     if options.merge:
         manifest = merge(options.merge, options.out, **shared)
@@ -147,8 +150,9 @@ def prepare(options: Namespace) -> None:
         raise UserError(f"{options.out}: no document is held out, which pre-training needs; make it anew, with a "
                         "larger --heldout-fraction and --overwrite")  # fmt: skip
     else:
+        borders = "a blank line ends a document" if options.documents == "blank-line" else "there is one document"
         raise UserError(f"{options.out}: the text is one document, and pre-training needs another one, held out; "
-                        "give it more (in a .txt file a blank line ends a document)")  # fmt: skip
+                        f"give it more (in a .txt file {borders})")  # fmt: skip
 
 
 def _check_prepare(options: Namespace) -> None:
@@ -165,7 +169,10 @@ def _check_prepare(options: Namespace) -> None:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: expected {expected}, got {getattr(options, name)}")
     if options.merge:
-        of_text = ("tokenizer", *OF_A_VOCABULARY, *OF_TOKENS, "text_field", "seed", "shard", "tokenizer_only")
+        of_text = (
+            "tokenizer", *OF_A_VOCABULARY, *OF_TOKENS, "text_field", "documents", "seed", "shard",
+            "tokenizer_only",
+        )  # fmt: skip
         refuse_idle(options, of_text, "with --merge: the parts are made already")
     if options.tokenizer not in ("sentencepiece", "wordpiece"):
         refuse_idle(

@@ -82,7 +82,8 @@ def _in_order(parts: Sequence[Corpus]) -> list[Corpus]:
         found[number] = corpus
     first = parts[0]
     for corpus in parts:
-        if differing := [key for key, ours in _common(first).items() if _common(corpus).get(key) != ours]:
+        ours, theirs = _common(first), _common(corpus)
+        if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
             raise UserError(f"{corpus.directory} and {first.directory} differ in {', '.join(differing)}")
     if missing := set(range(1, _shard(first)[1] + 1)) - found.keys():
         raise UserError(f"missing: part {', '.join(map(str, sorted(missing)))} of {_shard(first)[1]}")

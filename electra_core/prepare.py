@@ -31,7 +31,7 @@ from electra_core.progress import Progress
 from electra_core.sentences import LINE_MODES
 from electra_core.shards import SPLITS, Block, Manifest, ShardWriter, SplitCounts, token_dtype
 from electra_core.sources import Source, describe, digest, find_sources, share
-from electra_core.text_files import ReadReport, document_hash, read_documents, spool
+from electra_core.text_files import DOCUMENTS, ReadReport, document_hash, read_documents, spool
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 
@@ -56,6 +56,7 @@ def prepare(
     lowercase: bool = True,
     lines: str = "auto",
     text_field: str = "text",
+    documents: str = "blank-line",
     workers: int = 1,
     heldout_fraction: float = 0.005,
     seed: int = 0,
@@ -77,6 +78,7 @@ def prepare(
         vocab_size, model_type, lowercase: of a trained one; `model_type` is SentencePiece's "unigram" or "bpe".
         lines: what the lines of a document are, see `sentences.split_document`.
         text_field: the field of JSON rows and the column of CSV, TSV and Parquet files that holds the text.
+        documents: what ends a document in a `.txt` file: a "blank-line", or only the end of the "file".
         workers: processes; the result is the same, byte for byte, for any number. With more than one, a script
             needs the usual `if __name__ == "__main__":`.
         heldout_fraction: of the documents, drawn by their contents, kept out of training; if none of several is
@@ -92,7 +94,7 @@ def prepare(
     Raises:
         UserError: bad input, or a target that cannot be written; nothing is left behind.
     """
-    _check_arguments(lines, workers, heldout_fraction, seed)
+    _check_arguments(lines, documents, workers, heldout_fraction, seed)
     every_source = find_sources(text_paths)
     sources = every_source if shard is None else share(every_source, *shard)
     given = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
@@ -108,6 +110,8 @@ def prepare(
         "shard_tokens": shard_tokens,
         "sources": [describe(source) for source in sources],
     }
+    if documents != "blank-line":  # which older versions did not write
+        settings["documents"] = documents
     if shard is not None:
         if given is None:
             raise UserError("a part of a corpus needs a tokenizer that is there already, the same for all parts")
@@ -118,7 +122,7 @@ def prepare(
     check_target(Path(out_dir), [source.path for source in sources if source.path], overwrite)
     with partial_folder(Path(out_dir)) as folder:
         journal = Journal(folder, settings)
-        text = _Text(sources, text_field, progress)
+        text = _Text(sources, text_field, documents, progress)
         if not text.can_be_read_again:
             journal.clear()
         if given is None and journal.state is None:
@@ -147,6 +151,7 @@ def train_tokenizer(
     model_type: str = "unigram",
     lowercase: bool = True,
     text_field: str = "text",
+    documents: str = "blank-line",
     seed: int = 0,
     sample_characters: int = SAMPLE_CHARACTERS,
     overwrite: bool = False,
@@ -161,6 +166,7 @@ def train_tokenizer(
     """
     if tokenizer not in TRAINED:
         raise UserError(f"only {' or '.join(TRAINED)} can be trained, got {str(tokenizer)!r}")
+    _check_arguments("auto", documents, 1, 0.0, seed)
     sources, out = find_sources(text_paths), Path(out_dir)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not (out / "tokenizer.json").is_file():
@@ -168,8 +174,8 @@ def train_tokenizer(
         if not overwrite:
             raise UserError(f"{out}: holds a tokenizer already (--overwrite replaces it)")
     with new_folder(out) as folder:
-        documents = _Text(sources, text_field, progress).documents("reading a sample")
-        sample = draw_sample(documents, seed, sample_characters)
+        text = _Text(sources, text_field, documents, progress)
+        sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
         chosen = _train(tokenizer, sample, vocab_size, model_type, lowercase)
         chosen.save(folder)
     return chosen
@@ -185,9 +191,11 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
     return manifest if manifest.settings == json.loads(json.dumps(settings)) else None
 
 
-def _check_arguments(lines: str, workers: int, heldout_fraction: float, seed: int) -> None:
+def _check_arguments(lines: str, documents: str, workers: int, heldout_fraction: float, seed: int) -> None:
     if lines not in LINE_MODES:
         raise ValueError(f"lines must be one of {LINE_MODES}, got {lines!r}")
+    if documents not in DOCUMENTS:
+        raise ValueError(f"documents must be one of {DOCUMENTS}, got {documents!r}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if not 0 <= heldout_fraction < 1:
@@ -212,8 +220,11 @@ def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
 class _Text:
     """The text of the sources, as often as it is asked for, with a progress bar each time."""
 
-    def __init__(self, sources: Sequence[Source], text_field: str, progress: ProgressMaker) -> None:
-        self._sources, self._text_field, self._progress = list(sources), text_field, progress
+    def __init__(
+        self, sources: Sequence[Source], text_field: str, documents: str, progress: ProgressMaker
+    ) -> None:
+        self._sources, self._progress = list(sources), progress
+        self._reading = {"text_field": text_field, "documents": documents}
         self._spooled: Path | None = None
         self.report = ReadReport()
         """Of the latest reading."""
@@ -241,7 +252,7 @@ class _Text:
         total = None if None in sizes else sum(size or 0 for size in sizes)
         shown = 0
         with self._progress(title, total, "B") as bar:
-            for document in read_documents(self._sources, text_field=self._text_field, report=report):
+            for document in read_documents(self._sources, **self._reading, report=report):
                 bar.update(report.position - shown)
                 shown = report.position
                 yield document

@@ -1,10 +1,10 @@
 """Streaming readers of text: `.txt`, JSON, tables and Parquet, each also `.gz`, `.xz`, `.zst`; `-` (stdin).
 
 Everything comes out as documents, a document being a list of lines (str, none of them blank, without their
-ends). In a `.txt` file a blank line ends a document; in the others a row is one. Which files there are and of
-which kind, `sources.py` finds; rows are read in `text_tables.py`. Lines end at "\\n" only: U+0085
-and its kin occur inside real text. Memory stays bounded whatever the files hold: a line or a document beyond the
-limits below goes on as the next one, and `ReadReport` counts how often.
+ends). In a `.txt` file a blank line ends a document, or the file is one (`DOCUMENTS`); in the others a row is one.
+Which files there are and of which kind, `sources.py` finds; rows are read in `text_tables.py`. Lines end at "\\n"
+only: U+0085 and its kin occur inside real text. Memory stays bounded whatever the files hold: a line or a document
+beyond the limits below goes on as the next one, and `ReadReport` counts how often.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table has to be in memory as a whole
 MAX_DOCUMENT_CHARACTERS = 1 << 22
+DOCUMENTS = ("blank-line", "file")
+"""What ends a document in a `.txt` file. With "file" blank lines are passed over, as in the original's OpenWebText."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -56,11 +58,16 @@ class ReadReport:
 
 
 def read_documents(
-    sources: Sequence[Source], *, text_field: str = "text", report: ReadReport | None = None
+    sources: Sequence[Source],
+    *,
+    text_field: str = "text",
+    documents: str = "blank-line",
+    report: ReadReport | None = None,
 ) -> Iterator[list[str]]:
     """All documents of all files, one after the other. A file of unknown suffix is taken for `.txt`.
 
     Args:
+        documents: one of DOCUMENTS.
         report: is kept up to date. The copy of one, made while its document was the latest, goes on behind that
             document; files that were read to their end are not opened again.
 
@@ -72,7 +79,8 @@ def read_documents(
     before = sum(source.size or 0 for source in sources[: report.source])
     for source in sources[report.source :]:
         skip, counted = report.documents, (report.cut_lines, report.cut_documents)
-        for number, document in enumerate(_documents_of(source, text_field, report, before), start=1):
+        found = _documents_of(source, text_field, documents == "file", report, before)
+        for number, document in enumerate(found, start=1):
             if number < skip:
                 continue
             if number == skip:  # skipping has counted the cuts a second time
@@ -88,14 +96,19 @@ def read_documents(
         before += source.size or 0
 
 
-def _documents_of(source: Source, text_field: str, report: ReadReport, before: int) -> Iterator[list[str]]:
+def _documents_of(
+    source: Source, text_field: str, whole: bool, report: ReadReport, before: int
+) -> Iterator[list[str]]:
     """A file's documents; keeps `report.position`, which starts at `before`."""
     with ByteFile(source.name, source.path) as file:
         texts = _row_texts(file, source.path, text_field)
-        if texts is None:
-            rows = _paragraphs(_lines(file, MAX_LINE, report))
-        else:
+        rows: Iterator[Iterator[str]]
+        if texts is not None:
             rows = (_pieces(text, report) for text in texts)
+        elif whole:
+            rows = iter([filter(str.strip, _lines(file, MAX_LINE, report))])
+        else:
+            rows = _paragraphs(_lines(file, MAX_LINE, report))
         for document in _bounded(rows, report):
             report.position = before + file.position
             yield document

@@ -25,7 +25,7 @@ from electra_core.vocabulary import train_sentencepiece
 
 
 def test_bad_arguments(text: Path, tmp_path: Path) -> None:
-    for options in ({"lines": "x"}, {"workers": 0}, {"heldout_fraction": 1.0}, {"seed": -1}):
+    for options in ({"lines": "x"}, {"documents": "x"}, {"workers": 0}, {"heldout_fraction": 1.0}, {"seed": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
             prepare([text], tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())

@@ -29,6 +29,7 @@ IDLE: dict[str, list[str]] = {
     ],
     "--tokenizer, --seed: no effect with --merge": [*MERGE, "--tokenizer", "words", "--seed", "0"],
     "--tokenizer-only: no effect with --merge": [*MERGE, "--tokenizer-only"],
+    "--documents: no effect with --merge": [*MERGE, "--documents", "file"],
     "--temperature, --tying: no effect with --objective mlm": [
         *PRETRAIN, "--objective", "mlm", "--temperature", "1.0", "--tying", "none",
     ],

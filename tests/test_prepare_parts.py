@@ -107,9 +107,9 @@ def test_killed_runs_are_gone_on_with(
     looked_at: list[str] = []
     real = read_documents
 
-    def watched(sources, *, text_field, report):  # type: ignore[no-untyped-def]
+    def watched(sources, *, report, **reading):  # type: ignore[no-untyped-def]
         looked_at.append(sources[report.source].path.name)
-        return real(sources, text_field=text_field, report=report)
+        return real(sources, **reading, report=report)
 
     monkeypatch.setattr(prepare_module, "read_documents", watched)
     prepare([files], out, tokenizer=tokenizer, **OPTIONS)
@@ -233,6 +233,32 @@ def test_merged_parts_are_the_whole_byte_for_byte(whole: Path, parts: list[Path]
     assert contents(tmp_path / "merged") == contents(whole)
     assert manifest.splits["train"].shards > 1 and manifest.notes == ("1 of the files are empty",)
     assert Corpus.open(tmp_path / "merged", "heldout").num_tokens > 0
+
+
+def test_a_file_as_one_document_in_parts_and_by_several_workers(
+    files: Path, tokenizer: Path, whole: Path, tmp_path: Path, small_batches: None
+) -> None:  # fmt: skip
+    """Blank lines are passed over; rows are documents as before. The bytes are those of one run."""
+    options = {**OPTIONS, "tokenizer": tokenizer, "documents": "file"}
+    manifest = prepare([files], tmp_path / "one", **options)
+    splits = manifest.splits.values()
+    assert sum(split.documents for split in splits) == 3 + 28, "three .txt files with text, 28 rows"
+    by_blank_lines = Manifest.read(whole / "manifest.json")
+    assert sum(split.documents for split in by_blank_lines.splits.values()) > 70
+    assert sum(split.tokens for split in splits) == sum(split.tokens for split in by_blank_lines.splits.values())
+    assert manifest.settings["documents"] == "file" and "documents" not in by_blank_lines.settings
+    prepare([files], tmp_path / "many", workers=2, **options)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    parts = [tmp_path / "first", tmp_path / "second"]
+    for number, part in enumerate(parts, start=1):
+        prepare([files], part, shard=(number, 2), **options)
+    merge(parts, tmp_path / "merged", progress=quiet)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "one")
+    other = tmp_path / "other"
+    prepare([files], other, shard=(2, 2), **{**options, "documents": "blank-line"})
+    for pair in ([parts[0], other], [other, parts[0]]):
+        with pytest.raises(UserError, match="differ in documents"):
+            merge(pair, tmp_path / "none", progress=quiet)
 
 
 def test_parts_that_do_not_make_a_whole(

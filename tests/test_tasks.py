@@ -265,7 +265,7 @@ def test_pairs_are_trained_on_in_both_orders_and_fill_the_input(tmp_path):
 
 
 def test_the_other_order_is_cut_as_a_pair_of_its_own(tmp_path):
-    """As in the original, which swaps first: of equally long texts the second gives the odd token, in both orders."""
+    """As in the original, which swaps first: of equally long texts the second gives the odd token each time."""
     tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
     pair = TextExample("1", 1, "a " * 9, "b " * 9, "neg")
     task = Classify(labels=("neg", "pos"), both_orders=True, max_length=12)

@@ -107,6 +107,32 @@ def test_a_folder_of_tables_and_one_of_texts(tmp_path: Path, caplog: pytest.LogC
     ]
 
 
+@pytest.mark.parametrize("kind", [".txt", ".txt.gz", ".md"])
+def test_a_file_may_be_one_document(tmp_path: Path, kind: str) -> None:
+    """Of plain text, packed or not; a row of the others is one in any case."""
+    content = "\n\none\ntwo\n\n \t\nthree\n\n"
+    path = tmp_path / f"a{kind}"
+    path.write_bytes(gzip.compress(content.encode()) if kind.endswith(".gz") else content.encode())
+    rows = tmp_path / "b.jsonl"
+    rows.write_text('{"text": "x\\n\\ny"}\n{"text": "z"}\n')
+    sources = find_sources([path, rows])
+    assert list(read_documents(sources, documents="file")) == [["one", "two", "three"], ["x", "y"], ["z"]]
+    assert list(read_documents(sources))[:2] == [["one", "two"], ["three"]]
+    with pytest.raises(UserError, match="there is no text in it"):
+        path.write_bytes(gzip.compress(b"\n \n") if kind.endswith(".gz") else b"\n \n")
+        list(read_documents(sources, documents="file"))
+
+
+def test_a_file_beyond_the_limit_of_documents_is_cut_between_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_CHARACTERS", 10)
+    (tmp_path / "a.txt").write_text("four\n\nfour\n\nfour\n")
+    report = ReadReport()
+    found = list(read_documents(find_sources([tmp_path / "a.txt"]), documents="file", report=report))
+    assert found == [["four", "four"], ["four"]] and report.cut_documents == 1
+
+
 def test_an_unknown_suffix_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     for name in ("a.md", "b.md.gz", "c.txt"):
