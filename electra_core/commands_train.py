@@ -318,6 +318,8 @@ def finetune(options: Namespace) -> int:
     settings = FinetuneSettings(**{**recommended, **given(options, FinetuneSettings)})
     if settings.tokens_per_batch:
         refuse_idle(options, ("batch_size",), "with --tokens-per-batch")
+    if settings.layerwise_decay == 1:
+        refuse_idle(options, ("original_depths",), "with --layerwise-decay 1")
     report = finetune(
         options.model, task, train, dev, options.out, settings, device=options.device,
         resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,

@@ -25,6 +25,8 @@ class FinetuneSettings:
     """Peak rate; 0: 3e-4 up to a width of 256, 1e-4 up to 768, 5e-5 beyond (the paper's, and Small's)."""
     layerwise_decay: float = 0.0
     """Each layer learns at this times the rate of the next; 0: 0.8, or 0.9 from a width of 1024 on."""
+    original_depths: bool = False
+    """Decay by layer as the original's code does, the top layer at the square of the factor; see deviations.md."""
     warmup: float = 0.1
     """Fraction of the steps in which the rate rises from 0 to its peak; then it falls linearly to 0."""
     weight_decay: float = 0.01

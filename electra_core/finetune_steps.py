@@ -130,6 +130,7 @@ def build_optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         layerwise_decay=settings.layerwise_decay,
+        original_depths=settings.original_depths,
     )
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)

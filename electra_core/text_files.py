@@ -29,7 +29,7 @@ MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table has to be in memory as a whole
 MAX_DOCUMENT_CHARACTERS = 1 << 22
 DOCUMENTS = ("blank-line", "file")
-"""What ends a document in a `.txt` file. With "file" blank lines are passed over, as in the original's OpenWebText."""
+"""What ends a document in a `.txt` file. With "file" (the original's OpenWebText) blank lines are passed over."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -48,6 +48,9 @@ IDLE: dict[str, list[str]] = {
     "--batch-size: no effect with --tokens-per-batch": [
         *FINETUNE, "classify", "--tokens-per-batch", "512", "--batch-size", "32",
     ],
+    "--original-depths: no effect with --layerwise-decay 1": [
+        *FINETUNE, "classify", "--layerwise-decay", "1", "--original-depths",
+    ],
     "tag: takes no --text-pair-column": [*FINETUNE, "tag", "--text-pair-column", "3"],
     "choose: takes no --text-pair-column": [*FINETUNE, "choose", "--text-pair-column", "b"],
     "--format: no effect with --submission": [*PREDICT, "--submission", "rte", "--format", "jsonl"],

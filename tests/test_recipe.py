@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from electra_kernels import mlm_head, sample_and_replace
 from torch import nn
 
-from electra_core import optim, tasks
+from electra_core import finetune_steps, optim, tasks
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra, Generator, PretrainBatch
+from electra_core.finetune_settings import FinetuneSettings
 from electra_core.masking import mask_tokens
 from electra_core.packing import from_lengths
 
@@ -326,7 +327,7 @@ def test_12_sampling_and_softmax_do_not_underflow_in_half_precision(dtype: torch
 
 
 def test_13_layer_wise_decay_as_intended_and_as_in_the_original() -> None:
-    """The original's table puts the top layer at d^2; the paper means d, and that is the default."""
+    """The original's table puts the top layer at d^2. The paper gives the factor alone; we take d to be meant."""
     config = dataclasses.replace(CONFIG, num_hidden_layers=12)
     model = tasks.SequenceClassifier(config)
 
@@ -344,6 +345,11 @@ def test_13_layer_wise_decay_as_intended_and_as_in_the_original() -> None:
     for name in ("encoder.embeddings.word_embeddings.weight", "encoder.embeddings_project.bias"):
         assert ours[name] == pytest.approx(13) and original[name] == pytest.approx(14)
     assert len(ours) == len(list(model.parameters()))
+    for depths, expected in ((False, ours), (True, original)):
+        settings = FinetuneSettings(layerwise_decay=0.8, learning_rate=1e-4, original_depths=depths)
+        groups = finetune_steps.build_optimizer(model, settings).param_groups
+        scales = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
+        assert scales == pytest.approx({name: 0.8**exponent for name, exponent in expected.items()})
     uniform = optim.parameter_groups(Discriminator(config), learning_rate=1e-4, weight_decay=0.01)
     assert {group["lr"] for group in uniform} == {1e-4}, "pre-training has none"
 
