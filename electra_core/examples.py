@@ -29,6 +29,9 @@ from electra_core.slots import Slots, gather
 
 __all__ = ["Example", "Examples", "Plan", "Span", "cut", "permute", "split_segments"]
 
+RULES = 2
+"""Version of the rules by which a corpus becomes examples; a run is not gone on with by others. By those of 1 a
+slot near a document's end could begin where too little text for a full example was left."""
 COINS = MOST_SENTENCES + 4  # a multiple of four: what a call of Philox gives
 _ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py has 3
 

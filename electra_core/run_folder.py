@@ -27,6 +27,7 @@ from electra_core.checkpoint import Checkpoint, newest_intact
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
+from electra_core.examples import RULES
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
@@ -140,7 +141,10 @@ _FREE = {
 def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on; JSON values."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    return {"pretrain": settings, "discriminator": dataclasses.asdict(encoder), "data": corpus.fingerprint}
+    encoder_settings = dataclasses.asdict(encoder)
+    return {
+        "pretrain": settings, "discriminator": encoder_settings, "data": corpus.fingerprint, "examples": RULES,
+    }  # fmt: skip
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -153,6 +157,8 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
                 differences.append(f"{name} was {saved[table].get(name)!r}, is now {value!r}")
     if saved["data"] != identity["data"]:
         differences.append("the corpus (or its tokenizer) is another one")
+    if saved.get("examples", 1) != identity["examples"]:
+        differences.append("it was begun by a version that cuts text into other examples, which can end it")
     if differences:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
 

@@ -1,14 +1,16 @@
 """Where the examples of an epoch lie: every document cut into slots, found by number.
 
 The original walks through a document and begins an example where the one before ended: all of them full but
-the last, which holds what is left. A slot is the room of one of them. Slot numbers run through all documents of
+the last, which holds what is left. A slot is the room of one of them; all but the short one begin where there is
+text for a full example. Slot numbers run through all documents of
 all shards, so that example `index` is found without walking: the table of slots counted so far has an entry per
 64 documents, and those 64 are counted when they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -109,8 +111,9 @@ class Slots:
         begin = slot.place * reach if slot.place <= short else (slot.place - 1) * reach + rest
         if 0 < slot.place < slot.total - 1:
             begin += moves[moved < slot.place <= moved + run] - reach // 2
-        sentence = _sentence_at(borders, begin)
-        stop = _sentence_at(borders, begin + rest) if slot.place == short else end - first
+        if slot.place != short:
+            return first + _full_at(borders, begin, self.max_length), end
+        sentence, stop = _sentence_at(borders, begin), _sentence_at(borders, begin + rest)
         return first + max(0, min(sentence, stop - 1)), first + max(1, stop)
 
     def find(self, numbers: np.ndarray) -> Places:
@@ -146,17 +149,20 @@ class Slots:
         begin = begin + between * (np.where(in_run, inside, outside) - reach // 2)
 
         sentence, stop = slots.first.copy(), slots.end.copy()
-        several, shortest = total > 1, (total > 1) & (place == short)
-        sentence[several] = self._sentences_at(slots, begin, several)
-        stop[shortest] = self._sentences_at(slots, begin + rest, shortest)
+        full, short_one = (total > 1) & (place != short), (total > 1) & (place == short)
+        sentence[full] = self._sentences_at(slots, begin, full, partial(_full_at, max_length=self.max_length))
+        sentence[short_one] = self._sentences_at(slots, begin, short_one, _sentence_at)
+        stop[short_one] = self._sentences_at(slots, begin + rest, short_one, _sentence_at)
         first = np.maximum(slots.first, np.minimum(sentence, stop - 1))
         return first, np.maximum(slots.first + 1, stop)
 
-    def _sentences_at(self, slots: Places, tokens: np.ndarray, chosen: np.ndarray) -> list[int]:
-        """`_sentence_at` for the chosen slots, counted within the shard."""
+    def _sentences_at(
+        self, slots: Places, tokens: np.ndarray, chosen: np.ndarray, find: Callable[[np.ndarray, int], int]
+    ) -> list[int]:
+        """What `find` says of the chosen slots, counted within the shard."""
         columns = (slots.shard, slots.first, slots.end, tokens)
         return [
-            first + _sentence_at(self.shards[shard].sentences[first : end + 1], token)
+            first + find(self.shards[shard].sentences[first : end + 1], token)
             for shard, first, end, token in zip(*(column[chosen].tolist() for column in columns))
         ]
 
@@ -200,6 +206,18 @@ def _sentence_at(borders: np.ndarray, token: int) -> int:
     """The first sentence that begins at or after a token of the document, or the end."""
     token = min(max(token, 0), int(borders[-1] - borders[0]))
     return int(np.searchsorted(borders, borders.dtype.type(int(borders[0]) + token)))  # the same type: no copy
+
+
+def _full_at(borders: np.ndarray, token: int, max_length: int) -> int:
+    """As `_sentence_at`, but not so late that there is no text left for a full example.
+
+    (Where a document has several slots, it has text for one.)
+    """
+    sentence = _sentence_at(borders, token)
+    latest = int(borders[-1]) - max_length
+    if int(borders[sentence]) <= latest:
+        return sentence
+    return int(np.searchsorted(borders, borders.dtype.type(latest), side="right")) - 1
 
 
 def _reach(tokens, sentences, max_length: int):  # type: ignore[no-untyped-def]  # integers or arrays of them

@@ -311,6 +311,27 @@ def test_same_lengths_in_short_documents() -> None:
     assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.1)
 
 
+@pytest.mark.parametrize("sentences", [8, 20, 45], ids=lambda n: f"{n} sentences")
+def test_documents_of_a_few_slots_have_as_many_full_examples(sentences: int) -> None:
+    """Of 2 to 10 slots: no slot but the short one begins where no text for a full example is left."""
+    documents = random_documents(60_000 // sentences, sentences, seed=sentences)
+    examples = Examples(make_corpus(documents), MAX_LENGTH, seed=0)
+    count = len(examples.slots)
+    assert 1.9 < count / len(documents) < 11
+    ours = [total(words_of(example)) for example in examples.plan(range(count))]
+    theirs = [total(pair) for pair in original_examples(documents)]
+    full = [np.mean(np.array(lengths) >= MAX_LENGTH - 1) for lengths in (ours, theirs)]
+    assert full[0] == pytest.approx(full[1], abs=0.035)
+    ends = np.cumsum([sum(lengths) for lengths in documents])
+    for number in range(0, count, 7):
+        slot = examples.slots[number]
+        draw = 12_345_678_901_234_567_890 + number
+        begin, end = examples.slots.sentences(slot, draw)
+        borders = examples.shards[0].sentences
+        if slot.total > 1 and slot.place != draw % slot.total:
+            assert borders[end] == ends[slot.document] and borders[end] - borders[begin] >= MAX_LENGTH
+
+
 def test_slots_of_one_epoch_start_at_different_places() -> None:
     """All slots once: as many starts as slots, but for the neighbours that share a long sentence."""
     examples = Examples(make_corpus([[1] * 4000]), MAX_LENGTH, seed=0)

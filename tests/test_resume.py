@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from small_runs import assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
 
+from electra_core import run_folder
+from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 from electra_core.errors import UserError
 from electra_core.stop_request import StopRequest
@@ -75,6 +78,8 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from electra_core import batches
+from electra_core import run_folder
+from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 whole = batches.Batches.__call__
 def slow(self, step):
@@ -171,6 +176,23 @@ def test_another_configuration_cannot_go_on(
         train(data, run, changes, sizes=sizes, resume=True)
     assert said in str(error.value)
     assert rows(run) == rows(base) and (run / "config.toml").read_text() == (base / "config.toml").read_text()
+
+
+def test_a_run_with_examples_cut_by_other_rules_cannot_go_on(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rules had no number, and their runs have none in their checkpoints."""
+    run = stop_at(tmp_path / "run", base, 4)
+    checkpoint, _ = newest_intact(run / "checkpoints")
+    assert checkpoint is not None and checkpoint.meta["identity"]["examples"] == run_folder.RULES == 2
+    now = checkpoint.meta["identity"]
+    before = {name: value for name, value in now.items() if name != "examples"}
+    with pytest.raises(UserError, match="cuts text into other examples"):
+        run_folder.check_identity(replace(checkpoint, meta={"identity": before}), now)
+    run_folder.check_identity(replace(checkpoint, meta={"identity": before}), now | {"examples": 1})
+    monkeypatch.setattr(run_folder, "RULES", 3)
+    with pytest.raises(UserError, match=r"cannot resume .* a version that cuts text into other examples"):
+        train(data, run, resume=True)
 
 
 def test_other_data_cannot_go_on(base: Path, tmp_path: Path) -> None:
