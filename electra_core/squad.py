@@ -10,7 +10,7 @@ own, which the Hub's layout has no place for: docs/deviations.md.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, Window, windows
 from electra_core.labelled import BadRows
 from electra_core.squad_files import QuestionExample, read_questions
-from electra_core.squad_metrics import best_threshold, span_scores, squad_metrics
+from electra_core.squad_metrics import best_threshold, exact_score, f1_score, span_scores, squad_metrics
 from electra_core.tasks import QuestionAnswerer, span_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -161,13 +161,14 @@ class Answer(Task):
         self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, float]:
         """exact_match and f1 in percent, by the official normalisation; with unanswerable questions also of
-        both kinds of question, and best_f1 with the threshold that would have given it."""
+        both kinds of question, and best_exact and best_f1 with the thresholds that would have given them."""
         gold = [[text for text, _ in example.answers or ()] for example in examples]
         answers = [prediction["answer"] for prediction in predictions]
         figures = squad_metrics(gold, answers)
         if self.unanswerable:
-            best, threshold = self._best_threshold(gold, predictions)
-            figures |= {"best_f1": 100 * best / max(1, len(gold)), "best_f1_threshold": threshold}
+            for name, function in (("best_exact", exact_score), ("best_f1", f1_score)):
+                best, threshold = self._best_threshold(gold, predictions, function)
+                figures |= {name: 100 * best / max(1, len(gold)), f"{name}_threshold": threshold}
         return figures
 
     def tuned(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Answer:
@@ -175,14 +176,17 @@ class Answer(Task):
         if not self.unanswerable:
             return self
         gold = [[text for text, _ in example.answers or ()] for example in examples]
-        return replace(self, null_threshold=self._best_threshold(gold, predictions)[1])
+        return replace(self, null_threshold=self._best_threshold(gold, predictions, f1_score)[1])
 
     def _best_threshold(
-        self, gold: Sequence[Sequence[str]], predictions: Sequence[dict[str, Any]]
+        self,
+        gold: Sequence[Sequence[str]],
+        predictions: Sequence[dict[str, Any]],
+        score: Callable[[Sequence[str], str], float],
     ) -> tuple[float, float]:
         answers = [p["nbest"][0]["text"] if p["nbest"] else "" for p in predictions]
         differences = [p["null_difference"] for p in predictions]
-        return best_threshold(span_scores(gold, answers), [not texts for texts in gold], differences)
+        return best_threshold(span_scores(gold, answers, score), [not texts for texts in gold], differences)
 
 
 @dataclass(frozen=True, slots=True)

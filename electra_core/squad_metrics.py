@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -63,10 +63,12 @@ def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict
     return figures
 
 
-def span_scores(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> list[float]:
-    """What each question's best span would score if it were given: F1 by the rules of SQuAD 2.0."""
+def span_scores(
+    gold: Sequence[Sequence[str]], answers: Sequence[str], score: Callable[[Sequence[str], str], float] = f1_score
+) -> list[float]:
+    """What each question's best span would score if it were given: F1 or another `score`, by SQuAD 2.0's rules."""
     return [
-        f1_score([text for text in texts if normalise(text)], answer) if texts else float(not answer)
+        score([text for text in texts if normalise(text)], answer) if texts else float(not answer)
         for texts, answer in zip(gold, answers)
     ]
 

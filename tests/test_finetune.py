@@ -74,6 +74,9 @@ def test_unanswerable_questions_and_their_threshold(model, tmp_path):
     report = run(model, files, tmp_path / "out", Answer(max_length=64), replace(QUICK, epochs=12))
     assert report["best"]["f1"] > 75  # half are unanswerable
     assert report["best"]["f1"] == pytest.approx(report["best"]["best_f1"])  # the tuned threshold is in use
+    assert (
+        report["best"]["best_exact"] >= report["best"]["exact_match"] and "best_exact_threshold" in report["best"]
+    )
     fields = json.loads((tmp_path / "out/task.json").read_text())
     assert fields["unanswerable"] and fields["null_threshold"] == report["best"]["best_f1_threshold"]
 

@@ -204,15 +204,18 @@ def compare_with_the_official_scripts(gold: list[list[str]], draw: random.Random
             assert figures[f"{kind}_{name}"] == pytest.approx(100 * np.mean(chosen))
     # The threshold: what is answered where a span is given, against the difference of the scores.
     spans_given = [answer or "cat" for answer in answers]
-    _, span_f1 = official_squad.get_raw_scores(gold_of, dict(enumerate(spans_given)))
+    span_exact, span_f1 = official_squad.get_raw_scores(gold_of, dict(enumerate(spans_given)))
     differences = [draw.uniform(-5, 5) for _ in gold]
     has_answer = {index: bool(texts) for index, texts in enumerate(gold)}
-    best, threshold = official_squad.find_best_thresh(
-        dict(enumerate(spans_given)), span_f1, dict(enumerate(differences)), has_answer
-    )
-    got, got_threshold = best_threshold(span_scores(gold, spans_given), [not texts for texts in gold], differences)
-    assert 100 * got / len(gold) == pytest.approx(best)
-    assert got_threshold == threshold or threshold == 0.0  # theirs starts at 0.0, which may be no question's
+    for scores, function in ((span_exact, exact_score), (span_f1, f1_score)):
+        best, threshold = official_squad.find_best_thresh(
+            dict(enumerate(spans_given)), scores, dict(enumerate(differences)), has_answer
+        )
+        ours = span_scores(gold, spans_given, function)
+        got, got_threshold = best_threshold(ours, [not texts for texts in gold], differences)
+        assert 100 * got / len(gold) == pytest.approx(best)
+        assert got_threshold == threshold or threshold == 0.0  # theirs starts at 0.0, which may be no question's
+    assert span_scores(gold, spans_given) == span_scores(gold, spans_given, f1_score)
 
 
 def test_squad_scores_equal_those_of_the_official_scripts():
