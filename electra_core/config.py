@@ -110,7 +110,7 @@ class PretrainConfig:
     objective: str = "electra"
     """electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.5)."""
     steps: int = 1_000_000
-    """Optimizer steps (T in the schedule)."""
+    """Optimizer steps."""
     batch_size: int = 128
     """Sequences per step, over all ranks and accumulation steps."""
     max_length: int = 128
@@ -120,7 +120,7 @@ class PretrainConfig:
     mask_fraction: float = 0.15
     """Fraction of an example's tokens that are masked."""
     learning_rate: float = 5e-4
-    """Peak rate of Adam; lr(t) = peak (1 - t/T) min(1, t/warmup)."""
+    """Peak rate of Adam; lr(t) = peak (1 - t/steps) min(1, t/warmup)."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     weight_decay: float = 0.01

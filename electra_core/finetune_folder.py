@@ -144,7 +144,11 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
 
 
 def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
-    """What differs between two identities, in words; "" if nothing does."""
+    """What differs between two identities, in words; "" if nothing does.
+
+    A setting that an earlier version did not have was at its default there.
+    """
+    was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
     return "; ".join(
         f"{name} is another one" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"

@@ -45,7 +45,6 @@ from electra_core.pretrain_setup import (
 )
 from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
-from electra_core.sizes import as_begun
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
 from electra_core.training import Diverged, StepResult, training_steps
@@ -112,10 +111,7 @@ def pretrain(
     quiet = quiet or not ranks.first
     start_from = init_discriminator, init_generator
     ranks.together(lambda: check_request(run, start_from, max_minutes))
-    sizes = changes or {}, encoder_changes or {}
-    if resume:
-        sizes = ranks.together(lambda: as_begun(run, model, *sizes))
-    job = ranks.together(lambda: open_job(data, mix, model, *sizes, place, ranks))
+    job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)

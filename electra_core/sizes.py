@@ -8,22 +8,11 @@ the width, words as wide as the layers (Small: 128), a generator as deep and wit
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from electra_core.config import PRESETS, Preset
-from electra_core.errors import UserError
-from electra_core.run_folder import read_config
+from electra_core.config import Preset
 
 Changes = dict[str, Any]
-
-LEADERS = ("hidden_size", "num_hidden_layers")
-"""What the other sizes follow from."""
-FOLLOWERS = (
-    "num_attention_heads", "intermediate_size", "embedding_size", "generator_hidden_size", "generator_layers",
-    "generator_attention_heads", "generator_intermediate_size",
-)  # fmt: skip
-"""Sizes that follow from others; the generator's last two from its width."""
 
 
 def with_followers(preset: Preset, changes: Changes, encoder_changes: Changes) -> tuple[Changes, Changes]:
@@ -52,37 +41,6 @@ def with_followers(preset: Preset, changes: Changes, encoder_changes: Changes) -
         "generator_intermediate_size", _part(width, generator.intermediate_size, generator.hidden_size)
     )
     return narrow, own
-
-
-def as_begun(run: Path, model: str, changes: Changes, encoder_changes: Changes) -> tuple[Changes, Changes]:
-    """Both, with RUN's own sizes for those that follow from others, are not given, and follow from the same.
-
-    RUN may have been begun by a version in which fewer sizes followed from others.
-    """
-    begun = _begun_with(run)
-    if begun is None or model not in PRESETS or begun[0].get("model") != model:
-        return changes, encoder_changes
-    narrow, own = _underscored(changes), _underscored(encoder_changes)
-    encoder = PRESETS[model].discriminator
-    asked = {"hidden_size": encoder.hidden_size, "num_hidden_layers": encoder.num_hidden_layers, **narrow, **own}
-    sizes = begun[0] | begun[1]
-    if any(asked.get(name, sizes.get(name)) != sizes.get(name) for name in (*LEADERS, *FOLLOWERS)):
-        return changes, encoder_changes
-    theirs = ({name: values[name] for name in FOLLOWERS if name in values} for values in begun)
-    return next(theirs) | narrow, next(theirs) | own
-
-
-def _begun_with(run: Path) -> tuple[Changes, Changes] | None:
-    """The configuration that a run has written down, if it can be read; None if no run was begun there.
-
-    (Before that, a user's own file of the same name may lie there.)
-    """
-    if not (run / "checkpoints").is_dir():
-        return None
-    try:
-        return read_config(run / "config.toml")
-    except UserError:
-        return None
 
 
 def _underscored(values: Changes) -> Changes:

@@ -141,9 +141,9 @@ class Answer(Task):
         nbest: dict[str, dict[str, Any]] = {}  # the best span of each wording
         for score, start, end in sorted(spans, reverse=True):
             text = example.context[start:end]
-            nbest.setdefault(text, {"text": text, "start": start, "end": end, "logit": score})
+            nbest.setdefault(text, {"text": text, "start": start, "end": end, "log_probability": score})
         best = list(nbest.values())[: self.n_best]
-        logits = [candidate["logit"] for candidate in best] + ([null] if self.unanswerable else [])
+        logits = [candidate["log_probability"] for candidate in best] + ([null] if self.unanswerable else [])
         for candidate, probability in zip(best, softmax(np.array(logits)).tolist() if logits else []):
             candidate["score"] = probability
         top = best[0] if best else {"text": "", "start": 0, "end": 0, "score": 0.0}
@@ -151,7 +151,7 @@ class Answer(Task):
         prediction |= {"start": top["start"], "end": top["end"], "score": top["score"], "nbest": best}
         if not self.unanswerable:
             return prediction
-        difference = null - best[0]["logit"] if best else 0.0
+        difference = null - best[0]["log_probability"] if best else 0.0
         prediction["null_difference"] = difference
         if not best or difference > self.null_threshold:
             prediction |= {"answer": "", "start": 0, "end": 0, "score": 1.0 - sum(c["score"] for c in best)}

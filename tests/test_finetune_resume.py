@@ -234,6 +234,16 @@ def test_what_was_finished_is_not_trained_again(model, data, another, tmp_path):
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
 
 
+def test_what_an_earlier_version_finished_is_finished(model, data, tmp_path):
+    """It did not have all of today's settings; they are what it did."""
+    report = train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1))
+    before = {name: value for name, value in report["settings"].items() if name != "original_depths"}
+    (tmp_path / "out/metrics.json").write_text(json.dumps(report | {"settings": before}))
+    train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
+    with pytest.raises(UserError, match="original_depths was False, is now True"):
+        train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1, original_depths=True), resume=True)
+
+
 def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
     train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
     assert (tmp_path / "out/model.safetensors").exists()

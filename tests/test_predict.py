@@ -296,7 +296,7 @@ def test_windows_are_compared_by_log_probabilities(tmp_path):
     window = features.places[0].window
     others = window.stop - window.start  # the context's but one, and [CLS]: e^0 each
     assert found["start"] == 0
-    assert found["nbest"][0]["logit"] == pytest.approx(2 * (6.0 - np.log(np.exp(6.0) + others)))
+    assert found["nbest"][0]["log_probability"] == pytest.approx(2 * (6.0 - np.log(np.exp(6.0) + others)))
     outputs[0] += np.array([3.0, -7.0])
     outputs[1] += 50.0
     outputs[1][1 : features.places[1].base] = 500.0  # the question's

@@ -78,8 +78,6 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from electra_core import batches
-from electra_core import run_folder
-from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 whole = batches.Batches.__call__
 def slow(self, step):

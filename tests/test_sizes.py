@@ -1,4 +1,4 @@
-"""Sizes that follow from others: as in the original, unless given; and a run goes on with those it began with."""
+"""Sizes that follow from others: as in the original, unless given."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import RUN, SIZES, data, one_thread  # noqa: F401
+from small_runs import data, one_thread  # noqa: F401
 
 from electra_core.cli import main
 from electra_core.config import PRESETS, EncoderConfig, generator_config, updated
 from electra_core.errors import UserError
-from electra_core.pretrain import pretrain
 from electra_core.run_folder import read_config
-from electra_core.sizes import FOLLOWERS, with_followers
+from electra_core.sizes import with_followers
 
 
 def resolved(
@@ -44,8 +43,6 @@ def shape(config: EncoderConfig) -> tuple[int, ...]:
 def test_of_a_preset_nothing_changes(model: str) -> None:
     preset = PRESETS[model]
     assert resolved(model) == (preset.discriminator, preset.generator())
-    narrow, own = with_followers(preset, {}, {})
-    assert {**narrow, **own}.keys() == set(FOLLOWERS) - ({"embedding_size"} if "small" in model else set())
 
 
 @pytest.mark.parametrize(
@@ -123,29 +120,3 @@ def test_a_pretraining_run_has_them_from_flags_and_files(data: Path, tmp_path: P
     )
     assert (run["generator_attention_heads"], run["generator_intermediate_size"]) == (2, 512)
     assert run["generator_layers"] == 2
-
-
-def test_a_run_goes_on_with_the_sizes_it_was_begun_with(data: Path, tmp_path: Path) -> None:
-    """Begun when fewer sizes followed: the same command goes on; one that says something else is refused."""
-    then = {"generator_intermediate_size": 20, "generator_layers": 2}
-    sizes = {"num_attention_heads": 4}
-    few = {"steps": 2, "checkpoint_every": 1}
-    given = {name: value for name, value in RUN.items() if name not in then} | few
-    own = {name: value for name, value in SIZES.items() if name not in sizes}
-    options: dict[str, Any] = {"model": "tiny", "quiet": True, "device": "cpu"}
-    run = tmp_path / "run"
-    pretrain(data, run, changes=given | then, encoder_changes=own | sizes, max_minutes=0, **options)
-    result = pretrain(data, run, changes=given, encoder_changes=own, resume=True, **options)
-    assert result.steps == 2
-    begun, encoder = read_config(run / "config.toml")
-    assert {**begun, **encoder}.items() >= {**then, **sizes}.items()
-    for other, name in (
-        ({"generator_hidden_size": 32}, "generator_hidden_size"),
-        ({"hidden_size": 32}, "hidden_size"),
-    ):
-        changes = given | (other if name in given else {})
-        with pytest.raises(UserError, match=f"cannot resume .*{name} was 16, is now 32"):
-            pretrain(
-                data, run, changes=changes, encoder_changes=own | ({} if name in given else other), resume=True,
-                **options,
-            )  # fmt: skip

@@ -85,7 +85,7 @@ def test_answers():
         QuestionExample("a", "1", "Who?", "Ann met Bob.", (("Ann", 0),)),
         QuestionExample("b", "2", "Whom?", "Ann met Bob.", ()),
     ]
-    candidate = {"text": "Bob", "start": 8, "end": 11, "score": 0.9, "logit": 1.0}
+    candidate = {"text": "Bob", "start": 8, "end": 11, "score": 0.9, "log_probability": 1.0}
     predictions = [{"answer": "Bob", "score": 0.9, "nbest": [candidate], "null_difference": -1.0}] * 2
     found = to_json(report_of(task, examples, predictions))
     assert found["metrics"]["f1"] == 0 and found["constant_guess"]["f1"] == 50
