@@ -51,6 +51,7 @@ from electra_core.shards import Manifest
 CPU_MINUTES, GPU_MINUTES = 8.0, 2.0
 PRETRAIN_SHARE = 0.4  # of the minutes
 MOST_SEEDS = 5
+PATIENCE = 1.25  # times its seconds: then pre-training is stopped, on a machine that has become slower
 OVERDRAFT = 0.25  # of the minutes may be overdrawn for a second seed, without which there is no spread
 VOCABULARY = 8192
 HELDOUT_FRACTION = 0.02
@@ -290,7 +291,7 @@ def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) ->
         "checkpoint_every": steps,
         "seed": seed,
     }
-    limit = 1.25 * left / 60
+    limit = PATIENCE * left / 60
     run = out / "pretrained"
     return pretrain(
         out / "data", run, model="tiny", changes=changes, device=device, max_minutes=limit, quiet=quiet
