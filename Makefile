@@ -16,7 +16,7 @@ GPU_TESTS := tests/test_attention_gpu.py
 NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
 NEEDS_GPU += && $(BIN)/python -c "import sys, torch; from electra_kernels.dispatch import gpu_problem; sys.exit(gpu_problem(torch.device('cuda'), torch.bfloat16) and 1)"
 
-.PHONY: docs setup demo test check test-gpu sanitize test-triton-oldest test-ptx compile-report bench-gpu bench-kernels tune clean
+.PHONY: docs setup demo test check test-gpu test-elsewhere sanitize test-triton-oldest test-ptx compile-report bench-gpu bench-kernels tune clean
 
 setup: $(READY)
 
@@ -46,18 +46,25 @@ check: $(READY)
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy -p electra_core -p electra_kernels
 
 # On a GPU the kernel tests run for real, in three precisions; of the other files, what is marked `gpu`.
+# A part that fails does not keep the others from running: a GPU may not be there a second time.
 test-gpu: $(READY)
 	@$(NEEDS_GPU)
-	@$(BIN)/python -m pytest -n $(GPU_JOBS) $(KERNEL_TESTS) $(GPU_TESTS)
-	@$(BIN)/python -m pytest -n $(GPU_JOBS) -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS))
-	@$(MAKE) --no-print-directory sanitize
+	@status=0; \
+	$(BIN)/python -m pytest -n $(GPU_JOBS) $(KERNEL_TESTS) $(GPU_TESTS) || status=1; \
+	$(BIN)/python -m pytest -n $(GPU_JOBS) -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS)) || status=1; \
+	$(MAKE) --no-print-directory sanitize || status=1; \
+	exit $$status
+
+# The kernel tests with tensors that do not mix with the host's, without a GPU (minutes): what a test forgets to move.
+test-elsewhere: $(READY)
+	@ELECTRA_ELSEWHERE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) $(filter-out %compile_report.py,$(KERNEL_TESTS))
 
 # Without PyTorch's caching allocator every tensor is an allocation, whose ends memcheck then knows.
 sanitize: $(READY)
 	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer (CUDA toolkit) is not on the path: skipped"; exit 0; } && \
-	for tool in memcheck racecheck; do \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/kernel_calls.py || exit 1; \
-	done
+	status=0; for tool in memcheck racecheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/kernel_calls.py || status=1; \
+	done; exit $$status
 
 # The oldest Triton that is supported lies in a folder that comes first on the path; everything else is the
 # environment that `make test` uses.

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 with contextlib.suppress(ImportError):  # before anything imports Python 3.10's own distutils, which it replaces
     import setuptools  # noqa: F401
@@ -32,6 +33,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+# Of the tests that run there, what the pretended device cannot: Triton's own launches, and compilation.
+HOST_ONLY = ("compile", "opcheck", "test_triton_", "test_the_launch_that_tells", "test_mask_dump_equals")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """With ELECTRA_ELSEWHERE: kernel tests on a device that does not mix with the host's."""
+    if "ELECTRA_ELSEWHERE" not in os.environ:
+        yield
+        return
+    from elsewhere import elsewhere
+
+    if any(text in item.name for text in HOST_ONLY):
+        pytest.skip("not on the pretended device")
+    # Autocast does not know it.
+    autocast = mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    with elsewhere(), autocast:
+        yield
 
 
 @pytest.fixture(scope="session", autouse=bool(PTX))

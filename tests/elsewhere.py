@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -78,5 +79,18 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 @contextmanager
 def elsewhere() -> Iterator[None]:
     """Inside, what is put on `DEVICE` has values."""
-    with _Mode():
+    with _Mode(), mock.patch.object(torch, "tensor", _tensor):
         yield
+
+
+def _tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+    """`torch.tensor`, which copies to a device where no mode sees it."""
+    made = _on_host(data, **options, device=None if _is_there(device) else device)
+    return made.detach().to(DEVICE).requires_grad_(made.requires_grad) if _is_there(device) else made
+
+
+def _is_there(device: Any) -> bool:
+    return device is not None and torch.device(device) == DEVICE
+
+
+_on_host = torch.tensor

@@ -17,6 +17,9 @@ from torch import Tensor
 ON_PTX_MACHINE = "ELECTRA_PTX" in os.environ
 DEVICE = "cuda" if torch.cuda.is_available() and not ON_PTX_MACHINE else "cpu"
 INTERPRETED = DEVICE == "cpu" and not ON_PTX_MACHINE
+# A second device that does not mix with the host's, without a GPU (`elsewhere.py`, `make test-elsewhere`).
+ON_ANOTHER_DEVICE = INTERPRETED and "ELECTRA_ELSEWHERE" in os.environ
+DEVICE = "meta" if ON_ANOTHER_DEVICE else DEVICE
 # bfloat16 products are wrong in Triton's interpreter (it multiplies raw bits), float64 ones slow on a GPU.
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 

@@ -96,6 +96,7 @@ def test_the_second_device_does_not_mix_with_the_host() -> None:
     with elsewhere():
         x, y = torch.ones(2, device=META), torch.ones(2)
         assert (x + 1).tolist() == [2, 2] and x.sum().item() == 2
+        assert (x + torch.tensor([1.0, 2.0], device=META)).tolist() == [2, 3]
         with pytest.raises(RuntimeError, match="two devices"):
             x + y
         assert torch.equal((x + y.to(META)).cpu(), y + y)
