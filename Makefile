@@ -9,7 +9,9 @@ READY := $(VENV)/.ready
 DEMO_OUT ?= demo
 TEST_JOBS ?= auto
 # Most of a kernel's test on a GPU is its compilation, which is the host's work.
-GPU_JOBS ?= 8
+# A GPU in exclusive mode takes one process. Tests of tensors of gigabytes are one group, so never run beside each other.
+GPU_JOBS ?= $(shell nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>/dev/null | grep -qi exclusive && echo 1 || echo 8)
+GPU_PYTEST = $(BIN)/python -m pytest -n $(GPU_JOBS) --dist loadgroup
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_contract mlm_head sample_replace rtd_loss layer_norm \
 	bias_gelu embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
@@ -50,8 +52,8 @@ check: $(READY)
 test-gpu: $(READY)
 	@$(NEEDS_GPU)
 	@status=0; \
-	$(BIN)/python -m pytest -n $(GPU_JOBS) $(KERNEL_TESTS) $(GPU_TESTS) || status=1; \
-	$(BIN)/python -m pytest -n $(GPU_JOBS) -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS)) || status=1; \
+	$(GPU_PYTEST) $(KERNEL_TESTS) $(GPU_TESTS) || status=1; \
+	$(GPU_PYTEST) -m gpu $(addprefix --ignore=,$(KERNEL_TESTS) $(GPU_TESTS)) || status=1; \
 	$(MAKE) --no-print-directory sanitize || status=1; \
 	exit $$status
 

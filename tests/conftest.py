@@ -22,6 +22,9 @@ if PTX:
 elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
+torch.set_float32_matmul_precision(
+    "highest"
+)  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, of NVIDIA's containers, lowers it
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
 
@@ -53,6 +56,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     autocast = mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     with elsewhere(), autocast:
         yield
+
+
+@pytest.fixture(autouse=True)
+def _give_memory_back() -> Iterator[None]:
+    """On a GPU workers share its memory: what PyTorch keeps for later is lost to the others."""
+    yield
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="session", autouse=bool(PTX))

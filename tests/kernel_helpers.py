@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,6 +27,18 @@ DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat1
 # Four units in the last place: sums in another order differ by this much even where PyTorch is exact.
 ALL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL = {dtype: 4 * torch.finfo(dtype).eps for dtype in ALL_DTYPES}
+
+
+LARGE = pytest.mark.xdist_group("large")
+"""Tests of more than 2^31 elements: one after the other in one worker (`make test-gpu`)."""
+
+
+def skip_without_memory(gibibytes: float) -> None:
+    """Skips a `LARGE` test where the GPU does not have as much free: another program's, or a small one."""
+    if torch.cuda.is_available() and not ON_PTX_MACHINE:
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < gibibytes:
+            pytest.skip(f"takes {gibibytes:g} GiB of the GPU's memory, {free:.1f} are free")
 
 
 def dtype_id(value: object) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from electra_kernels import attention, rng, use
 from electra_kernels.attention import attention_dropout_mask
-from kernel_helpers import assert_within_budget
+from kernel_helpers import LARGE, assert_within_budget, skip_without_memory
 from torch import Tensor
 
 pytestmark = pytest.mark.gpu
@@ -50,9 +50,11 @@ def test_kept_fraction_of_the_kernels() -> None:
     assert abs(mask.double().mean().item() - expected) < 5 * (0.09 / mask.numel()) ** 0.5
 
 
+@LARGE
 @PATHS
 def test_offsets_beyond_31_bits(length: int) -> None:
     """The last sequence of a batch with more than 2^31 elements equals the same sequence alone."""
+    skip_without_memory(8)
     count = 2**31 // (length * 3 * 16 * 128) + 2
     qkv = torch.randn(count * length, 3, 16, 128, device="cuda", dtype=torch.bfloat16)
     assert qkv.numel() > 2**31

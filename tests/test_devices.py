@@ -15,6 +15,7 @@ import pytest
 import torch
 from electra_kernels import use
 from elsewhere import Elsewhere, elsewhere
+from kernel_helpers import skip_without_memory
 from test_engine import CASES, CONFIG, ENCODER, batch_of
 from torch import Tensor, nn
 
@@ -85,6 +86,15 @@ def test_the_twins_leave_nothing_on_the_host(name: str, training: bool, monkeypa
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient.inner, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_test_says_what_memory_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernel_helpers.ON_PTX_MACHINE", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 << 30, 80 << 30))
+    skip_without_memory(2)
+    with pytest.raises(pytest.skip.Exception, match=r"takes 12 GiB of the GPU's memory, 3.0 are free"):
+        skip_without_memory(12)
 
 
 def test_another_precision_is_refused() -> None:

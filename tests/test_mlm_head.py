@@ -25,7 +25,16 @@ from electra_kernels import (
 from electra_kernels import mlm_head_wide_triton as wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, INTERPRETED, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    LARGE,
+    assert_within_budget,
+    dtype_id,
+    poisoned_memory,
+    skip_without_memory,
+)
 from torch import Tensor
 
 # NaN and infinity go in on purpose, and NumPy, under the interpreter, says so.
@@ -280,9 +289,11 @@ def test_the_training_path_is_the_specification(
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@LARGE
 @pytest.mark.gpu
 def test_large_and_without_synchronising() -> None:
     """More than 2^31 logits; no host wait on the way."""
+    skip_without_memory(4)
     arguments = inputs(70_400, 30_522, 16)[:4]
     hidden_ME, embedding_VE, bias_V, targets_M = (t.cuda() for t in arguments)
     leaves = [t.bfloat16().requires_grad_() for t in (hidden_ME, embedding_VE, bias_V)]

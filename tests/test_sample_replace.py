@@ -11,7 +11,7 @@ from electra_kernels import rng, sample_and_replace, use
 from electra_kernels import sample_replace_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, dtype_id
+from kernel_helpers import DEVICE, LARGE, dtype_id, skip_without_memory
 from scipy import stats
 from torch import Tensor
 
@@ -212,8 +212,10 @@ def test_kernel_reads_padded_and_transposed_logits() -> None:
     assert torch.equal(sample(logits_MV.T.contiguous().T, implementation="triton"), wanted)
 
 
+@LARGE
 def test_offsets_beyond_two_to_the_31() -> None:
     """The second row starts 2^31 elements after the first: a 32-bit offset would read elsewhere."""
+    skip_without_memory(5)
     logits_MV = random_logits(2, 200).half()
     storage = torch.empty(2**31 + 200, dtype=torch.float16, device=DEVICE)  # only touched pages cost memory
     far_MV = storage.as_strided((2, 200), (2**31, 1))
