@@ -67,7 +67,12 @@ def test_value_and_gradients(path: str, shape: tuple[int, int], dtype: torch.dty
 
 
 def test_everywhere_as_exact_as_erf_in_fp32(path: str) -> None:
-    """The kernel's Φ is a polynomial times the density; PyTorch's own is up to 3.4e-7 off on a CPU."""
+    """The kernel's Φ is a polynomial times the density; PyTorch's own is up to 3.4e-7 off on a CPU.
+
+    A GPU's own quotient and ex2 err by up to 1 and 2 units in the last place, the interpreter's by half of one:
+    with such errors drawn at random the formula is off by up to 4.3e-7 (simulated; not run on a GPU).
+    """
+    allowed = 6e-7 if DEVICE == "cuda" and path == "triton" else 4e-7
     x = torch.cat([torch.linspace(-9, 9, 2000), torch.tensor([-1e18, -100, -1e-30, 0, 1e-30, 100, 1e18])])
     x = x[None].to(DEVICE).requires_grad_()
     out = bias_gelu(x, torch.zeros(x.shape[1], device=DEVICE))
@@ -75,8 +80,8 @@ def test_everywhere_as_exact_as_erf_in_fp32(path: str) -> None:
     wide = x.detach().double().requires_grad_()
     exact = F.gelu(wide)
     (exact_slope,) = torch.autograd.grad(exact.sum(), wide)
-    assert ((out - exact).abs() <= 4e-7 * wide.abs()).all()
-    assert (slope - exact_slope).abs().max() < 4e-7
+    assert ((out - exact).abs() <= allowed * wide.abs()).all()
+    assert (slope - exact_slope).abs().max() < allowed
 
 
 def test_gradcheck(path: str) -> None:
