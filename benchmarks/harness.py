@@ -183,6 +183,13 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A file of JSON lines in place of the one that is there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part.replace(path)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What figures were measured on and with; kept beside every figure."""
     return {

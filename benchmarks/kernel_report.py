@@ -67,6 +67,40 @@ def failed(case: str, contender: str, error: Exception) -> Result:
     return Result(case, contender, None, note=note)
 
 
+REFUSED = (
+    "OutOfResources", "CompilationError", "CompileTimeAssertionFailure", "UnsupportedLanguageConstruct",
+    "PTXASError",
+)  # fmt: skip
+"""Triton's own errors, of what does not fit or does not compile: they would come again."""
+
+
+def in_a_line(error: Exception) -> str:
+    """Kind and first line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def refused(note: str) -> bool:
+    """Whether a failure, `in_a_line`, is an answer; any other may be the machine's, and is worth another try."""
+    return note.partition(":")[0] in REFUSED
+
+
+def require_device(what: str, error: Exception) -> None:
+    """After an error of `what`: an illegal access, say, leaves the GPU computing nothing more in this process.
+
+    Raises:
+        SystemExit: that is so; whatever comes next would fail, and not by its own fault.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception as lost:
+        raise SystemExit(
+            f"{what}: {in_a_line(error)}\nafter it the GPU computes nothing more in this process "
+            f"({in_a_line(lost)}); what was measured before is kept"
+        ) from error
+
+
 def keep(result: Result, options: argparse.Namespace) -> Result:
     """Adds a result to the file beside `--out`: what has been measured survives a benchmark that is stopped."""
     options.results.append(result)

@@ -20,7 +20,8 @@ in the same precision on the same threads. Memory is what the process takes abov
 on a GPU what PyTorch has allocated at most.
 
 Last comes the split of a step by stages, from `bench_step`. Every row is written as it is measured; the same
-command goes on behind the last one.
+command goes on behind the last one. What failed is measured again, but for what the compiler refuses, or what does
+not fit in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from typing import Any
 import torch
 
 from benchmarks import bench_step
-from benchmarks.harness import add_row, environment, read_rows, spread
+from benchmarks.harness import add_row, environment, read_rows, spread, write_rows
+from benchmarks.kernel_report import refused
 from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
 from electra_core.flops import training_step_flops
@@ -164,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments().parse_args(argv)
     device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
     rows = read_rows(options.out)
-    done = {row.get("piece") for row in rows}
+    done = {row.get("piece") for row in rows if is_final(row)}
     splits = [shape for shape in options.shapes[:1] if f"split-{options.model}-{shape}" not in done]
     todo = [
         left for cases in groups(options, device) if (left := [case for case in cases if case.name not in done])
@@ -177,6 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     for row in rows:
         if "environment" in row and row["environment"].get("device") != about["environment"]["device"]:
             raise SystemExit(f"{options.out}: has rows of another machine; take another file")
+    again = {case.name for cases in todo for case in cases}
+    if any(row.get("piece") in again for row in rows):
+        write_rows(options.out, [row for row in rows if row.get("piece") not in again])
     add_row(options.out, {"piece": "environment", "kind": "environment", "peak_flops": peak, **about})
     for cases in todo:
         if time.monotonic() > deadline:
@@ -187,6 +192,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{row['piece']}: {row.get('note') or _said(row)}", flush=True)
     for shape in splits:
         add_row(options.out, {"piece": f"split-{options.model}-{shape}", **split_row(options, shape)})
+
+
+def is_final(row: Row) -> bool:
+    """Whether there is nothing to gain from measuring it again."""
+    note = row.get("note", "")
+    return not note or refused(note) or note.startswith("OutOfMemoryError")
 
 
 def _about(device: torch.device, options: argparse.Namespace) -> Row:

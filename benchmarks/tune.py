@@ -5,9 +5,10 @@
 
 Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tile while all
 others keep theirs; best first. The present tile comes first. Candidates that do not fit on the chip,
-or that the compiler refuses, are named and left out. After `--minutes` it stops between two candidates; what is in
-`--out` is not measured again, so the same command goes on where it stopped. Write the winners into the tables they
-are named after (and run `benchmarks.compile_report --check`: a tile that spills may win by chance of one shape).
+or that the compiler refuses, are named and left out; one that failed in another way is tried again by the next
+call. After `--minutes` it stops between two candidates; what is in `--out` is not measured again, so the same
+command goes on where it stopped. Write the winners into the tables they are named after (and run
+`benchmarks.compile_report --check`: a tile that spills may win by chance of one shape).
 
 Not run on a GPU so far: the present tables come from the compile report. Without a GPU it needs
 TRITON_INTERPRET=1 and takes tiny shapes and grids, which checks this program and nothing else.
@@ -46,7 +47,7 @@ from electra_kernels import sample_replace_triton as sampling
 from electra_kernels.operators import architecture
 from torch import Tensor
 
-from benchmarks.kernel_report import clocks_under_load, environment
+from benchmarks.kernel_report import clocks_under_load, environment, in_a_line, refused, require_device
 from benchmarks.kernel_timing import measure, with_gradients
 
 Operation = Callable[..., Any]
@@ -145,8 +146,9 @@ def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
         return *leaves, targets, torch.tensor([1, 0], device=options.device)
 
     narrow, tile = mlm_head_narrow_triton, mlm_head_narrow_triton.Tile
-    grid = [(64, 128), (32, 64, 128), (4, 8), (2, 3)] if options.on_gpu else [(64,), (16,), (4,), (1,)]
-    tiles = [tile(*sizes) for sizes in product(*grid)]
+    blocks, steps, *rest = (
+        [(64, 128), (32, 64, 128), (4, 8), (2, 3)] if options.on_gpu else [(64,), (16,), (4,), (1,)]
+    )
     for name in ("forward", "dhidden", "dembedding"):
 
         def install(candidate: Any, name: str = name) -> AbstractContextManager[Any]:
@@ -156,6 +158,8 @@ def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
         operation = torch.no_grad()(loss) if name == "forward" else with_gradients(loss, 3)
         leaves = inputs(narrow_size)
         present = getattr(narrow.TILES[architecture(leaves[0].device)], name)
+        own_steps = steps if name == "dembedding" else (present.step,)  # the others' step is a tile of words
+        tiles = [tile(*sizes) for sizes in product(blocks, own_steps, *rest)]
         yield Sweep(f"mlm_head narrow {name}", install, _first(present, tiles), operation, leaves)
     grid = [(64, 128), (32, 64), (4, 8), (2, 3, 4)] if options.on_gpu else [(16,), (32,), (4,), (1,)]
     install_wide = _function(mlm_head_wide_triton, "_tile")
@@ -205,13 +209,19 @@ def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
 
 
 def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
-    """Median milliseconds, or None and the reason if the tile does not fit or does not compile."""
+    """Median milliseconds, or None and the reason if the tile does not fit or does not compile.
+
+    Raises:
+        SystemExit: the GPU computes nothing more.
+    """
     row = {"sweep": sweep.name, "tile": _plain(candidate), "ms": None, "note": ""}
     try:
         with sweep.install(candidate), use("triton"):
             row["ms"] = measure(sweep.operation, sweep.inputs, repetitions).milliseconds
     except Exception as error:  # of one tile of hundreds; the others are still worth their time
-        row["note"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        row["note"] = in_a_line(error)
+        if not refused(row["note"]):
+            require_device(f"{sweep.name}, {row['tile']}", error)
     return row
 
 
@@ -223,6 +233,7 @@ def _plain(candidate: Any) -> Any:
 def time_all(options: argparse.Namespace, rows: list[dict[str, Any]]) -> bool:
     """Adds to `rows` what is not in it yet, and writes them after every sweep; False if time ran out."""
     end = time.monotonic() + 60 * options.minutes
+    rows[:] = [row for row in rows if row["ms"] is not None or refused(row["note"])]
     for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
         for sweep in sweeps(options):
             if not any(text in sweep.name for text in options.only):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_input, render, sweep, sweep_programs
+from benchmarks import bench_input, harness, render, sweep, sweep_programs
 from benchmarks.sweep_programs import EAGER, OURS, SDPA, Case
 from electra_core.flops import training_step_flops
 
@@ -61,7 +61,11 @@ def test_the_command_goes_on_behind_what_is_measured(tmp_path: Path, monkeypatch
 
     def measure(cases: list[Case], rounds: int, peak: float) -> Any:
         asked.append([one.name for one in cases])
-        yield from ({"piece": one.name, "kind": "throughput", "note": "not really"} for one in cases)
+        for one in cases:
+            note = "RuntimeError: ended" if one.name == lost else "OutOfResources: not really"
+            yield {"piece": one.name, "kind": "throughput", "note": note}
+
+    lost = None
 
     monkeypatch.setattr(sweep, "measure", measure)
     monkeypatch.setattr(sweep, "cpu_peak", lambda precision, threads: 1.0)
@@ -90,6 +94,14 @@ def test_the_command_goes_on_behind_what_is_measured(tmp_path: Path, monkeypatch
     assert [len(names) for names in asked[2:]] == [3, 3] and not set(asked[2]) & {json.loads(kept[1])["piece"]}
     sweep.main(arguments)
     assert len(asked) == 4
+    rows = harness.read_rows(out)
+    lost = rows[1]["piece"]
+    rows[1]["note"] = "RuntimeError: ended"
+    harness.write_rows(out, rows)
+    for _ in range(2):
+        sweep.main(arguments)
+    assert asked[4:] == [[lost], [lost]], "what the compiler did not refuse is measured again"
+    assert [row.get("piece") for row in harness.read_rows(out)].count(lost) == 1
     monkeypatch.setattr(sweep, "_about", lambda device, options: {"environment": {"device": "B"}})
     with pytest.raises(SystemExit, match="another machine"):
         sweep.main([*arguments, "--objectives", "electra"])
