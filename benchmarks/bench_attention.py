@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.kernel_report import Result, failed, keep, report
+from benchmarks.kernel_report import Result, failed, keep, report, require_device
 from benchmarks.kernel_timing import Work, compiled, parser, run, same, settle, with_gradients
 
 COMPILED = "twin, torch.compile"
@@ -241,6 +241,7 @@ def bench(work: Workload, dtype: torch.dtype, options: argparse.Namespace) -> No
                     note = f"keeps {kept_fraction(setup, work.dropout_p, dtype, device):.4f}"
         except Exception as error:  # a backend that refuses, or computes something else
             keep(failed(work.name, name, error), options)
+            require_device(f"{work.name}, {name}", error)
             continue
         leaves = tuple(leaf.detach().requires_grad_() for leaf in contestant.leaves)
         inputs = (*leaves, contestant.dout)

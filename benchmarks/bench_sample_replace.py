@@ -16,7 +16,7 @@ from electra_kernels import sample_and_replace
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.kernel_report import Mismatch, Result, failed, keep, report
+from benchmarks.kernel_report import Mismatch, Result, failed, keep, report, require_device
 from benchmarks.kernel_timing import Work, compare, compiled, parser, settle, twin
 
 # (M, V, T): ELECTRA-Small at 128 and 1024 sequences of 128 tokens; a vocabulary padded to a multiple of 64.
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
                     check_ids(tensors)
             except Exception as error:
                 keep(failed(case, name, error), options)
+                require_device(f"{case}, {name}", error)
                 del contenders[name]
         moved = tensors[0].numel() * tensors[0].element_size() + 17 * tokens
         compare(case, dict(contenders), tensors, options, Work(moved))

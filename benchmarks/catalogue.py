@@ -10,6 +10,16 @@ PIECE_SECONDS = 540
 """Longest that one piece may take on a GPU, which is lent by the ten minutes."""
 
 
+def is_ours(contender: str) -> bool:
+    """Whether a kernel benchmark's contender is this project's kernel: without its time there is no result."""
+    return contender.startswith("ours")
+
+
+def is_baseline(contender: str) -> bool:
+    """Whether the others' times are given in multiples of its: ours, and no part of it ("ours, without ...")."""
+    return is_ours(contender) and "," not in contender
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One program, and its arguments for a GPU, a CPU and a quick look on a CPU."""

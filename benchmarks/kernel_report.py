@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.catalogue import is_baseline, is_ours
 
 WRONG = "WRONG RESULT:"
 
@@ -31,6 +32,8 @@ class Timing:
     """None on a CPU."""
     submit_milliseconds: float | None = None
     """What the host takes to submit one call; None on a CPU."""
+    note: str = ""
+    """What was timed, where it is not the calls themselves."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Mismatch(Exception):
 def failed(case: str, contender: str, error: Exception) -> Result:
     """The result of a contender that computed something else, or could not run."""
     text = str(error).partition("\n")[0]
-    note = f"{WRONG} {text}" if isinstance(error, Mismatch) else f"cannot run: {type(error).__name__}: {text}"
+    note = f"{WRONG} {text}" if isinstance(error, Mismatch) else f"cannot run: {in_a_line(error)}"
     return Result(case, contender, None, note=note)
 
 
@@ -146,36 +149,39 @@ def clocks_under_load(device: str) -> dict[str, str]:
 
 
 def report(options: argparse.Namespace) -> list[Result]:
-    """Prints a table of `options.results` and writes `--out`; `ratio` is a time over ours (the case's first).
+    """Prints a table of `options.results` and writes `--out`; `ratio` is a time over ours in that case.
 
     Raises:
-        SystemExit: a contender computed something else than the reference.
+        SystemExit: a contender computed something else than the reference, or ours has no time. Without ours the
+            results stay in the `.part` file: the benchmark counts as not measured.
     """
     results: list[Result] = options.results
     facts = options.environment
     print(f"{facts['device']}  {facts.get('note', '')}")
     print(f"{'case':44} {'contender':30} {'ms':>9} {'ratio':>6} {'submit':>7} {'MB':>8} {'GB/s':>7} {'TFLOP/s':>8}"
           f"  of ceiling")  # fmt: skip
-    ours: dict[str, float] = {}
+    ours = {row.case: row.timing.milliseconds for row in results if row.timing and is_baseline(row.contender)}
     for row in results:
-        if row.timing is None:
-            print(f"{row.case:44} {row.contender:30} {row.note}")
-            continue
-        print(_line(row, ours.setdefault(row.case, row.timing.milliseconds)))
-    if options.out:
+        print(_line(row, row.timing, ours.get(row.case)) if row.timing else f"{_named(row)} {row.note}")
+    missing = [row for row in results if row.timing is None and is_ours(row.contender)]
+    if options.out and not missing:
         _write(options.out, results, options)
         options.out.with_suffix(".part").unlink(missing_ok=True)
-    if wrong := [f"{row.case}, {row.contender}: {row.note}" for row in results if row.note.startswith(WRONG)]:
-        raise SystemExit("\n".join(wrong))
+    wrong = [row for row in results if row.note.startswith(WRONG) and row not in missing]
+    if failures := [f"{row.case}, {row.contender}: {row.note}" for row in (*missing, *wrong)]:
+        raise SystemExit("\n".join(failures))
     return results
 
 
-def _line(row: Result, ours: float) -> str:
-    assert row.timing is not None
-    time = row.timing
+def _named(row: Result) -> str:
+    return f"{row.case:44} {row.contender:30}"
+
+
+def _line(row: Result, time: Timing, ours: float | None) -> str:
+    ratio = _or_dash(ours and time.milliseconds / ours, ".2f")
     submit, peak = _or_dash(time.submit_milliseconds, ".3f"), _or_dash(time.peak_megabytes, ".0f")
     return (
-        f"{row.case:44} {row.contender:30} {time.milliseconds:9.3f} {time.milliseconds / ours:6.2f} {submit:>7} "
+        f"{_named(row)} {time.milliseconds:9.3f} {ratio:>6} {submit:>7} "
         f"{peak:>8} {row.gigabytes_per_second:7.0f} {row.teraflops:8.1f} {_or_dash(row.of_ceiling, '.1%'):>10} "
         f"{row.note}"
     )

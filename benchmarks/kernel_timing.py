@@ -5,8 +5,10 @@ computes something else is not timed, and the command ends with exit status 1.
 **Device time.** Before every repetition the L2 cache is filled with other data (read, so that nothing has to be
 written back while the clock runs), and a kernel that only waits keeps the GPU busy until the host has submitted
 the repetition; device events around it then measure the GPU and not the interpreter. What the host takes to submit
-a call is given beside it. Median, 10th and 90th percentile; peak memory above the inputs. Slow contenders are
-repeated less often, so that a benchmark takes minutes.
+a call is given beside it. The queue of a stream takes about 1,024 launches, then the host waits in the midst of a
+call and the events measure the host: what takes long to submit is captured as a CUDA graph, and its replay is
+timed; where it cannot be captured its row says that it is the host's time. Median, 10th and 90th percentile; peak
+memory above the inputs. Slow contenders are repeated less often, so that a benchmark takes minutes.
 `of ceiling` is the time that the operation's unavoidable bytes and its matrix products would take at the rates
 measured on the same GPU in the same run (a large copy; a large bf16 product of random numbers), whichever is
 longer, over the measured time.
@@ -40,10 +42,14 @@ from benchmarks.kernel_report import (
     environment,
     failed,
     keep,
+    require_device,
 )
 
 COLD_BYTES = 256 << 20  # at least twice the L2 of any GPU this is run on (H200: 60 MB, B200: 126 MB)
 SECONDS = 0.5  # that the repetitions of one contender may take together
+QUEUE_SECONDS = 3e-3
+"""Longest submission that surely fits the stream's queue: 1,000 launches, of which none takes less than 3 us."""
+REPLAYED, HOST_BOUND = "replay of a CUDA graph", "host-bound: more launches than the queue takes, not captured"
 CLOCK_HZ = 2e9  # no GPU's is much higher: a wait of so many cycles is not too short
 Inputs = tuple[Any, ...]
 
@@ -72,17 +78,22 @@ def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> T
     torch.cuda.synchronize()
     whole, peak = time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20
     repetitions = max(3, min(repetitions, int(SECONDS / whole)))
-    submit = min(_submission(function, inputs) for _ in range(min(5, repetitions)))
+    submit = wait = min(_submission(function, inputs) for _ in range(min(5, repetitions)))
+    note = ""
+    if submit > QUEUE_SECONDS:
+        replay = _captured(function, inputs)
+        function, note = (function, HOST_BOUND) if replay is None else (replay, REPLAYED)
+        wait = min(_submission(function, inputs) for _ in range(2)) if replay else submit
     cold = torch.ones(COLD_BYTES // 4, device=next(v.device for v in inputs if isinstance(v, Tensor)))
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)]
     for first, last in events:
         cold.amax()
-        torch.cuda._sleep(int(1.5 * min(submit, 0.1) * CLOCK_HZ))
+        torch.cuda._sleep(int(1.5 * min(wait, 0.1) * CLOCK_HZ))
         first.record()
         function(*inputs)
         last.record()
     torch.cuda.synchronize()
-    return _timing([first.elapsed_time(last) for first, last in events], peak, 1e3 * submit)
+    return _timing([first.elapsed_time(last) for first, last in events], peak, 1e3 * submit, note)
 
 
 def _on_gpu(inputs: Inputs) -> bool:
@@ -97,9 +108,23 @@ def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _timing(times: list[float], peak: float | None, submit: float | None) -> Timing:
+def _captured(function: Callable[..., Any], inputs: Inputs) -> Callable[..., Any] | None:
+    """A call's replay, on the same inputs; None where it cannot be captured (it waits for the device, say)."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function(*inputs)
+        graph.replay()
+        torch.cuda.synchronize()
+    except Exception as error:
+        require_device("the capture of a CUDA graph", error)
+        return None
+    return lambda *_: graph.replay()
+
+
+def _timing(times: list[float], peak: float | None, submit: float | None, note: str = "") -> Timing:
     spread = deciles(times)
-    return Timing(spread.median, spread.low, spread.high, peak, submit)
+    return Timing(spread.median, spread.low, spread.high, peak, submit, note)
 
 
 def _wall(function: Callable[..., Any], inputs: Inputs) -> float:
@@ -129,15 +154,22 @@ def run(
     note: str = "",
 ) -> Result:
     """Measures one contender, and writes down what there is so far. One that runs out of memory or refuses the
-    shape gets a result that says so."""
+    shape gets a result that says so.
+
+    Raises:
+        SystemExit: after it the GPU computes nothing more.
+    """
     try:
         timing = measure(function, inputs, options.repetitions)
     except Exception as error:  # a peer may raise anything, and must not end the benchmark
+        result = keep(failed(case, name, error), options)
+        require_device(f"{case}, {name}", error)
         torch.cuda.empty_cache()
-        return keep(failed(case, name, error), options)
+        return result
     seconds, best = timing.milliseconds * 1e-3, options.ceilings
     floor = best and max(work.bytes / best.bytes_per_second, work.operations / best.operations_per_second)
     share, rates = None if floor is None else floor / seconds, (work.bytes / 1e9, work.operations / 1e12)
+    note = ", ".join(filter(None, (note, timing.note)))
     return keep(Result(case, name, timing, *(rate / seconds for rate in rates), share, note), options)
 
 
@@ -161,7 +193,11 @@ def agreeing(
     tolerance: float,
 ) -> dict[str, Callable[..., Any]]:
     """The contenders that compute `wanted`; of the others a result is kept that says how far off
-    they are, or why they cannot run."""
+    they are, or why they cannot run.
+
+    Raises:
+        SystemExit: after one of them the GPU computes nothing more.
+    """
     found = {}
     for name, function in contenders.items():
         try:
@@ -169,6 +205,7 @@ def agreeing(
             found[name] = function
         except Exception as error:
             keep(failed(case, name, error), options)
+            require_device(f"{case}, {name}", error)
     return found
 
 
@@ -214,6 +251,7 @@ def _one_chunk() -> Iterator[None]:
     with (
         mock.patch.object(mlm_head_reference, "CHUNK_ELEMENTS", 1 << 40),
         mock.patch.object(sample_replace_reference, "CHUNK_ELEMENTS", 1 << 40),
+        mock.patch.object(sample_replace_reference, "GPU_CHUNK_ELEMENTS", 1 << 40),
     ):
         yield
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import render_learning, render_speed, svg
-from benchmarks.catalogue import CATALOGUE, RESULTS
+from benchmarks.catalogue import CATALOGUE, RESULTS, is_baseline
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = "benchmarks"  # folder below docs
@@ -235,19 +235,24 @@ def kernels(path: Path, report: Report) -> Section:
         "| case | | ms | times ours | MB | GB/s | TFLOP/s | of ceiling |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    ours: dict[str, float] = {}
+    ours = {
+        row["case"]: row["timing"]["milliseconds"]
+        for row in report["results"]
+        if row["timing"] and is_baseline(row["contender"])
+    }
     rows = []
     for row in report["results"]:
         timing = row["timing"]
         if timing is None:
             lines.append(f"| {row['case']} | {row['contender']} | {row['note']} | | | | | |")
             continue
-        times = timing["milliseconds"] / ours.setdefault(row["case"], timing["milliseconds"])
+        times = f"{timing['milliseconds'] / ours[row['case']]:.2f}" if row["case"] in ours else ""
         peak = "" if timing["peak_megabytes"] is None else f"{timing['peak_megabytes']:.0f}"
         share = "" if row["of_ceiling"] is None else f"{row['of_ceiling']:.0%}"
+        how = f" ({row['note']})" if row["note"] else ""
         lines.append(
-            f"| {row['case']} | {row['contender']} | {timing['milliseconds']:.3f} ({timing['low']:.3f} to "
-            f"{timing['high']:.3f}) | {times:.2f} | {peak} | {row['gigabytes_per_second']:.0f} | "
+            f"| {row['case']} | {row['contender']}{how} | {timing['milliseconds']:.3f} ({timing['low']:.3f} to "
+            f"{timing['high']:.3f}) | {times} | {peak} | {row['gigabytes_per_second']:.0f} | "
             f"{row['teraflops']:.1f} | {share} |"
         )
         if row["of_ceiling"] is not None:

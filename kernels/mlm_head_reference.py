@@ -5,9 +5,10 @@
 
 Operands have hidden's dtype; products, sums and statistics are fp32, also for bf16: that keeps the logits exact,
 and is faster on most CPUs. Those that are fast at bf16 (`fast_bf16.py`) multiply in it for the gradients, and for
-the logits where that leaves them exact. Rows are taken in chunks whose logits stay in the cache, so memory is
-O(chunk · V). The passes over a chunk are kept few: one buffer is reused, the softmax is never normalised (1/Σ is
-applied to M numbers, not M·V), and the upstream gradient g scales hidden instead of P.
+the logits where that leaves them exact. Rows are taken in chunks whose logits stay in a CPU's cache (on a GPU in
+larger ones, for fewer launches), so memory is O(chunk · V). The passes over a chunk are kept few: one buffer is
+reused, the softmax is never normalised (1/Σ is applied to M numbers, not M·V), and the upstream gradient g scales
+hidden instead of P.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from electra_kernels.fast_bf16 import has_amx, has_fast_bf16, products_in_bf16
 from electra_kernels.operators import statistics_dtype
-from electra_kernels.sample_replace_reference import draw, tempered_weights, tile_sums
+from electra_kernels.sample_replace_reference import draw, rows_at_once, tempered_weights, tile_sums
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -68,7 +69,7 @@ def _logit_chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """(rows, their logits) for all rows, in one reused buffer that the caller may overwrite."""
     rows, vocabulary = len(hidden_ME), len(embedding_VE)
-    size = min(rows, max(1, (BF16_CHUNK_ELEMENTS if in_bf16 else CHUNK_ELEMENTS) // max(1, vocabulary)))
+    size = min(rows, rows_at_once(hidden_ME, BF16_CHUNK_ELEMENTS if in_bf16 else CHUNK_ELEMENTS, vocabulary))
     buffer_RV = hidden_ME.new_empty(size, vocabulary)
     for start in range(0, rows, max(1, size)):
         block = slice(start, min(start + size, rows))

@@ -8,6 +8,14 @@ from torch import Tensor
 
 TILE_V = 128
 CHUNK_ELEMENTS = 1 << 21  # weights held at a time: 8 MB in fp32
+GPU_CHUNK_ELEMENTS = (
+    1 << 27
+)  # on a GPU, 512 MB: no cache holds a chunk, and launches count. Predicted, not measured
+
+
+def rows_at_once(x: Tensor, elements_on_host: int, vocabulary: int) -> int:
+    """Rows of a chunk for tensors where `x` is; at least one."""
+    return max(1, (GPU_CHUNK_ELEMENTS if x.is_cuda else elements_on_host) // max(1, vocabulary))
 
 
 def row_uniforms(seed: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +72,7 @@ def sample_and_replace(
     """(corrupted_ids_T, is_replaced_T, sampled_ids_M); see the contract in `sample_replace`."""
     sampled_M = torch.full((len(logits_MV),), -1, device=logits_MV.device)
     rows_M = torch.arange(len(logits_MV), device=logits_MV.device)
-    chunk = max(1, CHUNK_ELEMENTS // max(1, logits_MV.shape[1]))
+    chunk = rows_at_once(logits_MV, CHUNK_ELEMENTS, logits_MV.shape[1])
     for start in range(0, len(logits_MV) if logits_MV.shape[1] else 0, chunk):
         block = slice(start, start + chunk)
         logits_RV = logits_MV[block] if logits_MV.dtype == torch.float64 else logits_MV[block].float()

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import pretend_graphs
 import pytest
 import torch
 
@@ -89,6 +90,49 @@ def test_a_contender_that_computes_something_else_is_not_timed(capsys: pytest.Ca
         sampling.check_distribution("argmax", lambda x, ids, *_: (x.argmax(-1), ids), "cpu")
 
 
+@pytest.mark.parametrize("where", ["before", "while-timed"])
+def test_without_a_time_of_ours_there_is_no_result(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+
+    def ours(x: torch.Tensor) -> list[torch.Tensor]:
+        calls.append(1)
+        if where == "before" or len(calls) > 1:
+            raise RuntimeError("out of memory")
+        return [x]
+
+    settled = options("--out", str(tmp_path / "out.json"), "--repetitions", "1")
+    contenders = {"ours": ours, "twin, eager": lambda x: [x * 1], "ours, a part": lambda x: [x]}
+    inputs = (torch.ones(2),)
+    agreed = kernel_timing.agreeing("case", contenders, [torch.ones(2)], inputs, settled, 1e-3)
+    kernel_timing.compare("case", agreed, inputs, settled, kernel_timing.Work(1.0))
+    with pytest.raises(SystemExit, match=r"^case, ours: cannot run: RuntimeError: out of memory$"):
+        kernel_report.report(settled)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.part"], "so it counts as not measured"
+    lines = [line for line in capsys.readouterr().out.split("\n") if line.startswith("case ")]
+    twin = next(line for line in lines if "twin" in line).split()
+    assert len(lines) == 4 and twin[4] == "-", "no ratio to anything else"
+
+
+def test_after_a_lost_gpu_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nDetails")
+
+    settled = options("--out", str(tmp_path / "out.json"), "--repetitions", "1")
+    work, inputs = kernel_timing.Work(1.0), (torch.ones(2),)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert kernel_timing.run("case", "peer", lost, inputs, settled, work).timing is None, "the GPU goes on"
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(SystemExit, match=r"case, peer: RuntimeError: CUDA error: an illegal .*\nafter it the GPU"):
+        kernel_timing.run("case", "peer", lost, inputs, settled, work)
+    with pytest.raises(SystemExit, match="case, ours: RuntimeError"):
+        kernel_timing.agreeing("case", {"ours": lost}, [torch.ones(2)], inputs, settled, 1e-3)
+    assert len(json.loads((tmp_path / "out.part").read_text())["results"]) == 3
+
+
 def test_a_draw_is_returned_but_is_no_part_of_the_comparison() -> None:
     x = torch.ones(3, requires_grad=True)
     value, gradient = kernel_timing.with_gradients(lambda x: (2 * x.sum(), torch.rand(3)), 1)(x)
@@ -126,6 +170,30 @@ def test_the_way_of_a_gpu_through_the_timing(monkeypatch: pytest.MonkeyPatch) ->
     calls: list[int] = []
     kernel_timing.measure(lambda x: (time.sleep(0.2), calls.append(1)), (torch.ones(3),), 100)
     assert len(calls) == 1 + 1 + 3 + 3  # compiles, memory, submission, and the fewest repetitions
+
+
+def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_graphs.on_a_cpu(monkeypatch)
+    for name, stand_in in {"synchronize": lambda: None, "_sleep": lambda _: None, "Event": FakeEvent}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(kernel_timing, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(kernel_timing, "COLD_BYTES", 64)
+    for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    calls: list[int] = []
+
+    def many(x: torch.Tensor, reads: bool) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(0.01)
+        return x + x.sum().item() if reads else x + 1
+
+    result = kernel_timing.run("case", "twin", many, (torch.ones(3), False), options(), kernel_timing.Work(1.0))
+    (graph,) = pretend_graphs.Graph.made
+    assert result.note == kernel_timing.REPLAYED and result.timing is not None
+    assert len(calls) == 1 + 1 + 3 + 1 and graph.replays == 1 + 2 + 3  # tried, submitted, timed
+    assert result.timing.submit_milliseconds is not None and result.timing.submit_milliseconds >= 10
+    result = kernel_timing.run("case", "twin", many, (torch.ones(3), True), options(), kernel_timing.Work(1.0))
+    assert result.note == kernel_timing.HOST_BOUND and len(pretend_graphs.Graph.made) == 2
 
 
 def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

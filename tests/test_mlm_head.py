@@ -20,6 +20,7 @@ from electra_kernels import (
     mlm_head_reference,
     mlm_head_triton,
     sample_and_replace,
+    sample_replace_reference,
     use,
 )
 from electra_kernels import mlm_head_wide_triton as wide
@@ -55,6 +56,7 @@ SHAPES = {
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Chooses the implementation, with chunks small enough that tiny shapes make several."""
     monkeypatch.setattr(mlm_head_reference, "CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(sample_replace_reference, "GPU_CHUNK_ELEMENTS", 1000)
     monkeypatch.setattr(wide, "CHUNK_ELEMENTS", 2000)
     if request.param != "reference" and INTERPRETED:
         small = mlm_head_narrow_triton.Tile(16, 16, 4, 1)
