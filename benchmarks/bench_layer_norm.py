@@ -2,16 +2,17 @@
 
     python -m benchmarks.bench_layer_norm [--out FILE] [--no-compile]
 
-dropout_add_layer_norm as an encoder calls it: with a bias for x, the result handed to two readers who both send
-a gradient back. Without dropout, values and gradients are compared with PyTorch's in fp32 before timing; with
-it, PyTorch draws other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU it takes
-tiny shapes.
+dropout_add_layer_norm as an encoder calls it: with a bias for x, the result handed to two readers who both send a
+gradient back, each its own. Without dropout, values and gradients are compared with PyTorch's in fp32 before
+timing; with it, PyTorch draws other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU
+it takes tiny shapes.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,17 +26,17 @@ from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
 CPU_SHAPES = ((60, 32),)
-EPS = 1e-12
+EPS, WORDS = 1e-12, 30522
 Step = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 def residual_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
-    """x, residual, weight, bias and x's bias as leaves (bf16 on a GPU), the gradient of a result, the seed."""
+    """x, residual, weight, bias and x's bias as leaves (bf16 on a GPU), the two readers' gradients, the seed."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     shapes = (tokens, size), (tokens, size), (size,), (size,), (size,)
     leaves = (torch.randn(*shape, device=device, dtype=dtype).requires_grad_() for shape in shapes)
-    dout = torch.randn(tokens, size, device=device, dtype=dtype)
-    return *leaves, dout, torch.tensor([1, 0], device=device)
+    douts = torch.randn(2, tokens, size, device=device, dtype=dtype)
+    return *leaves, douts, torch.tensor([1, 0], device=device)
 
 
 def residual_steps(dropout_p: float) -> dict[str, Step]:
@@ -56,10 +57,10 @@ def residual_steps(dropout_p: float) -> dict[str, Step]:
 
 def embedding_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
     """Three fp32 tables, weight and bias as leaves, the gradient, the seed, three tensors of ids."""
-    shapes = (30522, size), (512, size), (2, size), (size,), (size,)
+    shapes = (WORDS, size), (512, size), (2, size), (size,), (size,)
     leaves = (torch.randn(*shape, device=device).requires_grad_() for shape in shapes)
-    ids = (torch.randint(upper, (tokens,), device=device) for upper in (30522, 512, 2))
-    return *leaves, torch.randn(tokens, size, device=device), torch.tensor([1, 0], device=device), *ids
+    ids = (torch.randint(upper, (tokens,), device=device) for upper in (WORDS, 512, 2))
+    return *leaves, torch.randn(1, tokens, size, device=device), torch.tensor([1, 0], device=device), *ids
 
 
 def embedding_steps(dropout_p: float) -> dict[str, Step]:
@@ -78,23 +79,34 @@ def embedding_steps(dropout_p: float) -> dict[str, Step]:
 
 
 def for_all_readers(function: Step, leaves: int) -> Callable[..., tuple[Tensor, ...]]:
-    """`function`'s value and the gradients of its first `leaves` arguments, of which the next is the gradient that
-    every reader of the value sends back."""
+    """`function`'s value and the gradients of its first `leaves` arguments, of which the next holds the gradients
+    that the readers of the value send back."""
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = function(*inputs)
         results = (results,) if isinstance(results, Tensor) else results
-        incoming = [inputs[leaves]] * len(results)
-        return results[0].detach(), *torch.autograd.grad(results, inputs[:leaves], incoming)
+        return results[0].detach(), *torch.autograd.grad(results, inputs[:leaves], list(inputs[leaves]))
 
     return run
+
+
+def residual_bytes(tokens: int, size: int, itemsize: int, dropout_p: float) -> float:
+    """x and residual read twice, two gradients once; the result, ds and, where dropout makes it another, dx
+    written."""
+    return float((9 if dropout_p else 8) * tokens * size * itemsize)
+
+
+def embedding_bytes(tokens: int, size: int, dropout_p: float) -> float:
+    """The result and ds written, the gradient read, the gradient of the table of words written; rows of words read
+    twice, each at most once a pass. Positions and segments stay in the L2 cache."""
+    return 4.0 * size * (3 * tokens + WORDS + 2 * min(tokens, WORDS))
 
 
 def run(
     name: str,
     steps: Callable[[float], dict[str, Step]],
     inputs: tuple[Tensor, ...],
-    moved: float,
+    moved: Callable[[float], float],
     options: argparse.Namespace,
 ) -> None:
     """Compares, then measures forward + backward, with dropout and without."""
@@ -111,7 +123,7 @@ def run(
         case, tolerance = f"{name} p={dropout_p} both", 1e-4 if options.device == "cpu" else 3e-2
         agreed = agreeing(case, same_masks, wanted, inputs, options, tolerance)
         timed = {c: f for c, f in both.items() if c in agreed or c not in same_masks}
-        compare(case, timed, inputs, options, Work(moved))
+        compare(case, timed, inputs, options, Work(moved(dropout_p)))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
@@ -120,11 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     torch.manual_seed(0)
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
         inputs = residual_inputs(tokens, size, options.device)
-        elements = tokens * size
-        moved = 9.0 * elements * inputs[0].element_size()  # read x and residual twice, two douts; write three
+        moved = partial(residual_bytes, tokens, size, inputs[0].element_size())
         run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
         inputs = embedding_inputs(tokens, size, options.device)
-        moved = 4.0 * (9 * elements + 30522 * size)  # three tables read twice, out, dout, ds; dwords
+        moved = partial(embedding_bytes, tokens, size)
         run(f"embedding_layer_norm T={tokens} E={size}", embedding_steps, inputs, moved, options)
     return report(options)
 

@@ -133,6 +133,14 @@ def test_after_a_lost_gpu_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.M
     assert len(json.loads((tmp_path / "out.part").read_text())["results"]) == 3
 
 
+def test_bytes_that_cannot_be_avoided() -> None:
+    layer_norm = importlib.import_module("benchmarks.bench_layer_norm")
+    with_dropout, without = (layer_norm.residual_bytes(10, 4, 2, dropout_p) for dropout_p in (0.1, 0.0))
+    assert (with_dropout, without) == (9 * 80, 8 * 80), "without dropout dx is ds, not stored again"
+    few, many = (layer_norm.embedding_bytes(tokens, 2, 0.1) / 8 for tokens in (100, 40_000))
+    assert few == 3 * 100 + 30522 + 200 and many == 3 * 40_000 + 3 * 30522, "a row is read once a pass"
+
+
 def test_a_draw_is_returned_but_is_no_part_of_the_comparison() -> None:
     x = torch.ones(3, requires_grad=True)
     value, gradient = kernel_timing.with_gradients(lambda x: (2 * x.sum(), torch.rand(3)), 1)(x)
