@@ -3,7 +3,8 @@
     python -m benchmarks.bench_pretrain [--model small] [--batch 16] [--length 128] [--precision auto|bf16|fp32]
         [--their-precision bf16|fp32] [--rounds 5] [--out FILE.json]
 
-`electra`  ours: `Electra` in the training loop of `electra pretrain`, with its optimizer.
+`electra`  ours: `Electra` in the training loop of `electra pretrain`, with its optimizer. On a GPU every step
+           replays a CUDA graph, as it does there, and stands beside steps without, "ours, eager", too.
            theirs: ElectraForMaskedLM and ElectraForPreTraining of the same sizes with shared embeddings, as it
            is usually put together: a padding mask, logits at every position, Gumbel noise added to those of the
            masked positions and the largest taken, fused AdamW, clipping. Twice: with the generator's loss as
@@ -36,19 +37,20 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, OwnProcess, compare, interleave, write_report
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
-from electra_core.engine import choose_engine
+from electra_core.engine import choose_engine, static_steps
 from electra_core.hub_layout import hub_tensors
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, learning_rate
 from electra_core.packing import from_lengths, to_padded
 from electra_core.placement import autocast_context, keep_freed_memory, resolve_device, resolve_precision
+from electra_core.static_batch import Shapes
 from electra_core.training import training_steps
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
 BATCHES = 8
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
-OURS = "ours"
+OURS, OURS_EAGER = "ours", "ours, eager"
 LABELS, PICKED = "transformers", "transformers, masked logits picked"
 
 
@@ -208,6 +210,34 @@ def our_steps(
     )  # fmt: skip
 
 
+def static_steps_of(
+    model: nn.Module,
+    batches: list[PretrainBatch],
+    config: PretrainConfig,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+    capture: bool,
+) -> Iterator[object]:
+    """`our_steps` in fixed shapes: the graph engine of `electra pretrain`, else its compile engine.
+
+    Args:
+        batches: of `config.batch_size` sequences, on the host.
+    """
+    run = model if capture else torch.compile(model)
+    return static_steps(
+        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
+        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
+        capture=capture, first_step=0, steps=config.steps, seed=config.seed,
+        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
+        clip_norm=config.clip_norm, autocast=autocast,
+    )  # fmt: skip
+
+
+def takes_graphs(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> bool:
+    """Whether `electra pretrain` replays its steps there."""
+    return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads}) == "graph"
+
+
 # ---- the same mathematics --------------------------------------------------------------------------------
 
 
@@ -300,8 +330,8 @@ def measure(
     """
     threads = torch.get_num_threads()
     arguments = {
-        name: (config, pretrain, batches, precisions[name != OURS], device, steps, threads, name)
-        for name in (OURS, *peers(pretrain))
+        name: (config, pretrain, batches, precisions[name not in (OURS, OURS_EAGER)], device, steps, threads, name)
+        for name in (OURS, *([OURS_EAGER] if device.type == "cuda" else []), *peers(pretrain))
     }
     if device.type != "cpu":
         seconds = interleave({name: program(*given) for name, given in arguments.items()}, rounds, device)
@@ -322,11 +352,14 @@ def program(
     dtype = resolve_precision(precision, device)
     autocast = autocast_context(device, dtype)
     loop: Iterator[object]
-    if name == OURS:
+    if name in (OURS, OURS_EAGER):
         if device.type == "cpu" and choose_engine("auto", device, dtype) == "static":
             keep_freed_memory()  # as `electra pretrain` does
         model = build_objective(config, pretrain).to(device)
-        loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
+        if name == OURS and takes_graphs(device, dtype, config):
+            loop = static_steps_of(model, batches, pretrain, device, autocast, capture=True)
+        else:
+            loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
     else:
         padded = [{key: t.to(device) for key, t in padded_inputs(batch).items()} for batch in batches]
         loop = hub_steps(hub_model(config, pretrain, name).to(device), padded, pretrain, autocast)
@@ -366,7 +399,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")
     differences, comparisons = {}, []
     for objective in args.objectives:
-        pretrain = replace(preset.pretrain, objective=objective, max_length=args.length)
+        pretrain = replace(preset.pretrain, objective=objective, batch_size=args.batch, max_length=args.length)
         batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
         differences[objective] = check_same(encoder, pretrain, device)
         found = measure(encoder, pretrain, batches, precisions, device, args.rounds, args.steps)

@@ -61,23 +61,22 @@ def input_figure(report: Row) -> str:
 # ---- sweep (`sweep`) ---------------------------------------------------------------------------------------
 
 
-def sweep_tables(rows: Sequence[Row]) -> list[str]:
-    """Every program at every shape, and the split of our step."""
+def sweep_tables(rows: Sequence[Row], on_gpu: bool) -> list[str]:
+    """Every program at every shape, and the split of our step; of processor time on a CPU only."""
     measured = [row for row in rows if row["kind"] == "throughput"]
     ours = {_place(row): row for row in measured if row["program"] == OURS and "note" not in row}
-    lines = [
-        "| | sequences x tokens | program | tokens/s | ours, times as fast | by processor time | MFU | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    clocks = ["tokens_per_second"] if on_gpu else ["tokens_per_second", "by_processor_time"]
+    heads = ["ours, times as fast", "by processor time"][: len(clocks)]
+    heads = ["sequences x tokens", "program", "tokens/s", *heads, "MFU", "peak MiB"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for row in measured:
         about = f"| {row['model']} {row['objective']} | {row['batch']} x {row['length']} | {row['program']} | "
         if "note" in row:
-            lines.append(f"{about}{row['note'].replace('|', '/')} | | | | |")
+            lines.append(f"{about}{row['note'].replace('|', '/')} |" + " |" * (2 + len(clocks)))
             continue
-        ratios = ["", ""]
+        ratios = [""] * len(clocks)
         if row["program"] != OURS and (best := ours.get(_place(row))):
-            names = ("tokens_per_second", "by_processor_time")
-            ratios = [f"{best[name]['median'] / row[name]['median']:.2f}" for name in names]
+            ratios = [f"{best[name]['median'] / row[name]['median']:.2f}" for name in clocks]
         share = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
         cells = [_spread(row["tokens_per_second"]), *ratios, share, f"{row['peak_mib']:,}"]
         lines.append(about + " | ".join(cells) + " |")

@@ -7,9 +7,9 @@
 For each objective and each shape (sequences x tokens): tokens a second of whole optimizer steps, the share of the
 peak (MFU), and peak memory. Every program is a process of its own that holds its model; on a CPU all of a shape's
 programs take turns, as in `harness.interleave`, on a GPU, whose memory they could not share, one comes after the
-other. "transformers" is `bench_pretrain.HubElectra` with the masked positions' logits picked out (its faster
-form), with eager attention, with SDPA, and with SDPA and compiled. Sizes, batches, dropout and precision are the
-same for all.
+other. "ours" is the loop of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours, eager" does not.
+"transformers" is `bench_pretrain.HubElectra` with the masked positions' logits picked out (its faster form), with
+eager attention, with SDPA, and with SDPA and compiled. Sizes, batches, dropout and precision are the same for all.
 
 Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the
 same weights, masks and draws; a compiled one with two layers. What cannot run gets a row that says why.
@@ -41,7 +41,7 @@ import torch
 from benchmarks import bench_step
 from benchmarks.harness import add_row, environment, read_rows, spread, write_rows
 from benchmarks.kernel_report import refused
-from benchmarks.sweep_programs import COMPILED, OURS_GRAPH, PROGRAMS, Case, worker
+from benchmarks.sweep_programs import COMPILED, OURS_EAGER, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
 from electra_core.flops import training_step_flops
 from electra_core.meter import peak_flops
@@ -125,7 +125,7 @@ def groups(options: argparse.Namespace, device: torch.device) -> Iterator[list[C
                      options.threads, options.steps)
                 for program in options.programs
                 if (program not in COMPILED or index < options.compiled)
-                and (program != OURS_GRAPH or device.type == "cuda")
+                and (program != OURS_EAGER or device.type == "cuda")
             ]  # fmt: skip
             if device.type == "cuda":
                 yield from ([case] for case in cases)

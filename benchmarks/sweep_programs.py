@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from electra_kernels.rng import seed_tensor
@@ -19,6 +18,8 @@ from torch import nn
 
 from benchmarks.bench_pretrain import (
     LOSS_TOLERANCE,
+    OURS,
+    OURS_EAGER,
     HubElectra,
     HubMaskedLM,
     batches_like_text,
@@ -27,20 +28,19 @@ from benchmarks.bench_pretrain import (
     our_steps,
     padded_inputs,
     relative,
+    static_steps_of,
     take,
+    takes_graphs,
 )
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
-from electra_core.engine import static_steps
 from electra_core.objectives import build_objective
-from electra_core.optim import build_optimizer, learning_rate
 from electra_core.placement import autocast_context, resolve_device, resolve_precision
-from electra_core.static_batch import Shapes
 
-OURS, OURS_COMPILED, OURS_GRAPH = "ours", "ours, compiled", "ours, CUDA graph"
+OURS_COMPILED = "ours, compiled"
 EAGER, SDPA, SDPA_COMPILED = (
     "transformers, eager attention", "transformers, SDPA", "transformers, SDPA, compiled",
 )  # fmt: skip
-PROGRAMS = (OURS, OURS_COMPILED, OURS_GRAPH, EAGER, SDPA, SDPA_COMPILED)
+PROGRAMS = (OURS, OURS_EAGER, OURS_COMPILED, EAGER, SDPA, SDPA_COMPILED)
 COMPILED = (OURS_COMPILED, SDPA_COMPILED)
 
 
@@ -137,37 +137,20 @@ def their_model(case: Case, encoder: EncoderConfig, pretrain: PretrainConfig) ->
 def steps_of(case: Case, device: torch.device) -> Iterator[object]:
     """The program's loop, one optimizer step for each item taken."""
     encoder, pretrain = case.configs
-    autocast = autocast_context(device, resolve_precision(case.precision, device))
+    dtype = resolve_precision(case.precision, device)
+    autocast = autocast_context(device, dtype)
     batches = batches_like_text(encoder.vocab_size, case.batch, case.length, pretrain)
-    if case.program in (OURS, OURS_COMPILED, OURS_GRAPH):
+    if case.program in (OURS, OURS_EAGER, OURS_COMPILED):
         model = build_objective(encoder, pretrain).to(device)
-        if case.program != OURS:
-            return _static_steps(model, batches, pretrain, device, autocast, case.program == OURS_GRAPH)
+        graph = case.program == OURS and takes_graphs(device, dtype, encoder)
+        if graph or case.program == OURS_COMPILED:
+            return static_steps_of(model, batches, pretrain, device, autocast, capture=graph)
         return our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
     theirs = their_model(case, encoder, pretrain).to(device)
     if case.program == SDPA_COMPILED:
         theirs.compile()
     padded = [{name: t.to(device) for name, t in padded_inputs(batch).items()} for batch in batches]
     return hub_steps(theirs, padded, pretrain, autocast)
-
-
-def _static_steps(
-    model: nn.Module,
-    batches: list[Any],
-    pretrain: PretrainConfig,
-    device: torch.device,
-    autocast: Any,
-    graph: bool,
-) -> Iterator[object]:
-    """`--engine graph`, else `--engine compile`, of `electra pretrain`."""
-    run = model if graph else torch.compile(model)
-    return static_steps(
-        model, build_optimizer(model, pretrain), lambda batch, seed: (run(batch, seed).loss, {}),
-        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(pretrain), device=device,
-        capture=graph, first_step=0, steps=pretrain.steps, seed=pretrain.seed,
-        schedule=lambda t: learning_rate(t, pretrain.learning_rate, pretrain.steps, pretrain.warmup_steps),
-        clip_norm=pretrain.clip_norm, autocast=autocast,
-    )  # fmt: skip
 
 
 def check_same(case: Case, device: torch.device) -> float:
@@ -187,8 +170,8 @@ def check_same(case: Case, device: torch.device) -> float:
     seed = seed_tensor(1, device)
     output = ours(batch, seed)
     losses = [output.loss, output.mlm_loss, output.rtd_loss]
-    if case.program in (OURS, OURS_GRAPH):
-        theirs = losses  # OURS_GRAPH runs the same function; tests/test_engine.py compares the engines' losses
+    if case.program in (OURS, OURS_EAGER):
+        theirs = losses  # a graph replays the same function; tests/test_engine.py compares the engines' losses
     elif case.program == OURS_COMPILED:
         ours.compile()
         again = ours(batch, seed)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pretend_graphs
 import pytest
 import torch
 
@@ -71,6 +72,33 @@ def test_programs_take_turns_and_ratios_are_within_rounds(monkeypatch: pytest.Mo
     assert found.ours == harness.Spread(7.5, 3.0, 12.0) and found.theirs == harness.Spread(3.5, 3.0, 4.0)
     assert found.ratio == harness.Spread(2.0, 1.0, 3.0)
     assert found.ratio_by_processor_time == harness.Spread(1.75, 1.5, 2.0)
+
+
+def test_on_a_gpu_ours_is_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one CUDA graph beside those without; `sweep` takes the same."""
+    pretend_graphs.on_a_cpu(monkeypatch)
+    batches = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN)
+    given = ENCODER, PRETRAIN, batches, "fp32", CPU, 3, torch.get_num_threads()
+    for graphs, replays in ((False, []), (True, [1 + 3])):  # once in vain, to capture it
+        monkeypatch.setattr(bench_pretrain, "takes_graphs", lambda *_, graphs=graphs: graphs)
+        bench_pretrain.program(*given, bench_pretrain.OURS)()
+        assert [graph.replays for graph in pretend_graphs.Graph.made] == replays
+    bench_pretrain.program(*given, bench_pretrain.OURS_EAGER)()
+    assert len(pretend_graphs.Graph.made) == 1
+    assert programs_of("cuda") - programs_of("cpu") == {bench_pretrain.OURS_EAGER}
+
+
+def programs_of(device: str) -> set[str]:
+    """Names of what is timed there."""
+    found: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_pretrain, "program", lambda *_: lambda: None)
+        patch.setattr(bench_pretrain, "OwnProcess", lambda *_: type("Nothing", (), {"close": lambda self: None})())
+        patch.setattr(bench_pretrain, "interleave", lambda programs, *_: found.update(programs) or {})
+        patch.setattr(bench_pretrain, "compare", lambda *_: [])
+        batches = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN, 1)
+        bench_pretrain.measure(ENCODER, PRETRAIN, batches, ("fp32", "fp32"), torch.device(device), 1, 1)
+    return found
 
 
 def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

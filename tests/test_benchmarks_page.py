@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import render, svg
+from benchmarks import render, render_speed, svg
 from benchmarks.catalogue import CATALOGUE, RESULTS, Benchmark
 
 
@@ -39,9 +39,13 @@ def test_a_figure_in_the_json_is_the_figure_on_the_page(tmp_path: Path) -> None:
         ],
         "environment": {"device": "a machine", "command": "python -m it"},
     }
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "it.json").write_text(json.dumps(report))
+    for place in ("cpu", "gpu"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "it.json").write_text(json.dumps(report))
     page = render.pages(tmp_path)
+    assert page["benchmarks.md"].count("7.77") == 1 and "7.77" not in page["benchmarks/gpu_it.svg"], (
+        "on a GPU the processor's time is the host's"
+    )
     assert "7.77" in page["benchmarks.md"] and "7.77" in page["benchmarks/cpu_it.svg"]
     assert "a machine" in page["benchmarks.md"] and "python -m it" in page["benchmarks.md"]
     assert page["benchmarks.md"].count("not yet measured") >= len(CATALOGUE)
@@ -79,3 +83,29 @@ def test_a_result_that_is_there_is_not_measured_again(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "it.json").read_text() == "x"
         failing = Benchmark("bad", "", "no_such_module", cpu=())
         assert not command.measure(failing, "cpu", tmp_path / "out", options)
+
+
+def test_on_a_gpu_ratios_are_of_the_clock(tmp_path: Path) -> None:
+    ways = {way: {"examples_per_second": 2.0, "peak_mib": 3.0} for way in ("ours", "hub, dynamic")}
+    result = {
+        "ways": ways,
+        "speedups": {"hub, dynamic": 5.55},
+        "speedups_by_processor_time": {"hub, dynamic": 9.99},
+    }
+    report = {"environment": {}, "workloads": {}, "results": {"sst2 train": result}}
+    for place, shown in (("cpu", "9.99"), ("gpu", "5.55")):
+        (tmp_path / place).mkdir()
+        path = tmp_path / place / "it.json"
+        path.write_text(json.dumps(report))
+        text, figures = render.section(path)
+        assert f"{shown} x" in text and shown in figures["it.svg"]
+        assert ("by processor time" in text) == (place == "cpu")
+    rate = {"median": 4.0, "low": 3.0, "high": 5.0}
+    row = {
+        "kind": "throughput", "model": "small", "objective": "mlm", "batch": 1, "length": 2, "program": "ours",
+        "tokens_per_second": rate, "by_processor_time": rate, "mfu": None, "peak_mib": 1,
+    }  # fmt: skip
+    rows = [row, {**row, "program": "peer"}, {**row, "program": "other", "note": "no"}]
+    for on_gpu, columns in ((True, 7), (False, 8)):
+        table = render_speed.sweep_tables(rows, on_gpu)
+        assert {line.count("|") - 1 for line in table} == {columns}

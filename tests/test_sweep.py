@@ -86,7 +86,7 @@ def test_the_command_goes_on_behind_what_is_measured(tmp_path: Path, monkeypatch
     ]
     sweep.main(arguments)
     assert [len(names) for names in asked] == [5, 3], (
-        "two compiled ones at the first shape alone, no graph on a CPU"
+        "two compiled ones at the first shape alone; on a CPU ours is eager"
     )
     kept = out.read_text().split("\n")
     out.write_text("\n".join(kept[:3]) + "\n" + kept[3][:20])  # environment, two rows, and one that was cut off
