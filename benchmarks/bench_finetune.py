@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, use_device
 from electra_core import model_dir
 from electra_core.config import PRESETS
 from electra_core.engine import static_steps
@@ -187,7 +187,7 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
 def ways_of(train: bool, device: str) -> tuple[str, ...]:
     """Those that are compared, ours first."""
-    return (OURS, OURS_EAGER, *WAYS[1:]) if train and device == "cuda" else WAYS
+    return (OURS, OURS_EAGER, *WAYS[1:]) if train and on_gpu(device) else WAYS
 
 
 def last_pass(
@@ -213,7 +213,7 @@ def last_pass(
 
     positions = model.config.max_position_embeddings
     steps = static_steps(
-        model, optimizer, loss, parts, device=place, capture=device == "cuda", schedule=lambda _: 5e-5,
+        model, optimizer, loss, parts, device=place, capture=place.type == "cuda", schedule=lambda _: 5e-5,
         shapes=TaskShapes(per_token=False, positions=positions, largest=lambda: parts(largest)),
         first_step=0, steps=PASSES * len(plan), seed=0, clip_norm=1.0,
         autocast=autocast_context(place, resolve_precision(precision, place)),
@@ -237,12 +237,12 @@ def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace)
         args.examples or default_examples(workload, train, args.device),
         PRESETS[args.model].discriminator.vocab_size,
     )
-    if way == OURS and train and args.device == "cuda":
+    if way == OURS and train and on_gpu(args.device):
         seconds, processor = last_pass(Path(args.folder), workload, rows, args.device, args.precision)
     else:
         seconds, processor = one_pass(way, workload, rows, train, args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if args.device == "cuda":
+    if on_gpu(args.device):
         peak = torch.cuda.max_memory_allocated() / 2**20
     tokens = sum(len(ids) for ids in rows)
     return {
@@ -260,7 +260,7 @@ def one_pass(
     """Seconds by the wall and of the processor for a pass over the rows, step by step."""
     step = stepper(way, Path(args.folder), train, args.device, args.precision)
     warm = rows[: (workload.train_batch if train else workload.infer_batch)]
-    for _ in range(3 if args.device == "cuda" else 1):
+    for _ in range(3 if on_gpu(args.device) else 1):
         for number, batch in enumerate(batches_of(way, workload, warm, train)):
             step(batch, number)
     synchronise(args.device)
@@ -271,14 +271,21 @@ def one_pass(
     return time.perf_counter() - started, time.process_time() - processor
 
 
+def on_gpu(device: str) -> bool:
+    """Whether it names a GPU, whichever of them."""
+    return torch.device(device).type == "cuda"
+
+
 def default_examples(workload: Workload, train: bool, device: str) -> int:
     size = workload.train_batch if train else workload.infer_batch
-    batches = {"cpu": {"sst2": 8, "imdb": 4}, "cuda": {"sst2": 200, "imdb": 100}}[device][workload.name]
+    batches = {"cpu": {"sst2": 8, "imdb": 4}, "cuda": {"sst2": 200, "imdb": 100}}[torch.device(device).type][
+        workload.name
+    ]
     return size * (batches if train else max(4, batches // 2))
 
 
 def synchronise(device: str) -> None:
-    if device == "cuda":
+    if on_gpu(device):
         torch.cuda.synchronize()
 
 
@@ -343,6 +350,7 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    use_device(torch.device(args.device))
     if args.child:
         way, workload, mode = json.loads(args.child)
         print(json.dumps(measure(way, WORKLOADS[workload], mode == "train", args)))

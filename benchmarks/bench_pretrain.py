@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import Comparison, OwnProcess, compare, interleave, write_report
+from benchmarks.harness import Comparison, OwnProcess, compare, interleave, use_device, write_report
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
 from electra_core.engine import choose_engine, static_steps
@@ -349,6 +349,7 @@ def program(
 ) -> Callable[[], object]:  # fmt: skip
     """One of the programs, ready to take `steps` optimizer steps a call."""
     torch.set_num_threads(threads)
+    use_device(device)
     dtype = resolve_precision(precision, device)
     autocast = autocast_context(device, dtype)
     loop: Iterator[object]
@@ -394,6 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     torch.set_num_threads(args.threads)
     device, preset = resolve_device(args.device), PRESETS[args.model]
+    use_device(device)
     encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     precisions = args.precision, args.their_precision or args.precision
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")

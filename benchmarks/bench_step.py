@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench_pretrain import batches_like_text
-from benchmarks.harness import environment
+from benchmarks.harness import environment, use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.distributed import Ranks
 from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
@@ -112,6 +112,7 @@ def floors(encoder: EncoderConfig, config: PretrainConfig, trace: StepTrace, len
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Everything as JSON values."""
     preset, device = PRESETS[options.model], resolve_device(options.device)
+    use_device(device)
     encoder, config = preset.discriminator, preset.pretrain
     trace = trace_step(encoder, config, options.batch, options.length)
     least = floors(encoder, config, trace, options.length)

@@ -183,6 +183,14 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def use_device(device: torch.device) -> None:
+    """Makes a GPU the current one, to which events, synchronisation and statistics belong that name none; products
+    of fp32 are in fp32 whatever the machine says (NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
+    torch.set_float32_matmul_precision("highest")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A file of JSON lines in place of the one that is there."""
     part = path.with_name(path.name + ".part")
@@ -196,6 +204,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "versions": {

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +19,7 @@ import torch
 from benchmarks import harness
 from benchmarks.catalogue import is_baseline, is_ours
 
+BUSY_SECONDS = 0.5
 WRONG = "WRONG RESULT:"
 
 
@@ -130,9 +135,6 @@ def _version(package: str) -> str | None:
 
 def clocks_under_load(device: str) -> dict[str, str]:
     """What nvidia-smi says of clocks, power and temperature while matrix products run; idle clocks say nothing."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    for _ in range(1000):  # more than a second of work, submitted in a moment
-        torch.mm(a, a)
     names = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version"
     command = [
         "nvidia-smi",
@@ -140,12 +142,36 @@ def clocks_under_load(device: str) -> dict[str, str]:
         "--format=csv,noheader",
         f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}",
     ]
-    try:
-        printed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        printed = str(error)
-    torch.cuda.synchronize()
+    with _busy(device):
+        try:
+            printed = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=30
+            ).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            printed = str(error)
     return dict(zip(names.split(","), (part.strip() for part in printed.split(","))))
+
+
+@contextmanager
+def _busy(device: str) -> Iterator[None]:
+    """Inside, another thread keeps the GPU at matrix products: nobody knows when nvidia-smi looks at it."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    stop = threading.Event()
+
+    def multiply() -> None:
+        while not stop.is_set():
+            for _ in range(50):
+                torch.mm(a, a)
+            torch.cuda.synchronize(device)
+
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    time.sleep(BUSY_SECONDS)  # clocks rise with the load
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def report(options: argparse.Namespace) -> list[Result]:
@@ -177,11 +203,11 @@ def _named(row: Result) -> str:
     return f"{row.case:44} {row.contender:30}"
 
 
-def _line(row: Result, time: Timing, ours: float | None) -> str:
-    ratio = _or_dash(ours and time.milliseconds / ours, ".2f")
-    submit, peak = _or_dash(time.submit_milliseconds, ".3f"), _or_dash(time.peak_megabytes, ".0f")
+def _line(row: Result, timing: Timing, ours: float | None) -> str:
+    ratio = _or_dash(ours and timing.milliseconds / ours, ".2f")
+    submit, peak = _or_dash(timing.submit_milliseconds, ".3f"), _or_dash(timing.peak_megabytes, ".0f")
     return (
-        f"{_named(row)} {time.milliseconds:9.3f} {ratio:>6} {submit:>7} "
+        f"{_named(row)} {timing.milliseconds:9.3f} {ratio:>6} {submit:>7} "
         f"{peak:>8} {row.gigabytes_per_second:7.0f} {row.teraflops:8.1f} {_or_dash(row.of_ceiling, '.1%'):>10} "
         f"{row.note}"
     )

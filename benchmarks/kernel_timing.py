@@ -32,7 +32,7 @@ import torch
 from electra_kernels import mlm_head_reference, sample_replace_reference, use
 from torch import Tensor
 
-from benchmarks.harness import deciles
+from benchmarks.harness import deciles, use_device
 from benchmarks.kernel_report import (
     Ceilings,
     Mismatch,
@@ -281,6 +281,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def settle(options: argparse.Namespace) -> argparse.Namespace:
     """Fills the defaults that depend on the device, and measures its ceilings."""
+    use_device(torch.device(options.device))
     on_gpu = options.device != "cpu"
     options.repetitions = options.repetitions or (100 if on_gpu else 3)
     options.compile = on_gpu if getattr(options, "compile", None) is None else options.compile

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 
 from benchmarks import bench_step
-from benchmarks.harness import add_row, environment, read_rows, spread, write_rows
+from benchmarks.harness import add_row, environment, read_rows, spread, use_device, write_rows
 from benchmarks.kernel_report import refused
 from benchmarks.sweep_programs import COMPILED, OURS_EAGER, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what has no row yet."""
     options = arguments().parse_args(argv)
     device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
+    use_device(device)
     rows = read_rows(options.out)
     done = {row.get("piece") for row in rows if is_final(row)}
     splits = [shape for shape in options.shapes[:1] if f"split-{options.model}-{shape}" not in done]

@@ -32,6 +32,7 @@ from benchmarks.bench_pretrain import (
     take,
     takes_graphs,
 )
+from benchmarks.harness import use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.objectives import build_objective
 from electra_core.placement import autocast_context, resolve_device, resolve_precision
@@ -81,6 +82,7 @@ def worker(case: Case, pipe: Connection) -> None:
     """Checks, builds, warms up; then answers every message with a round's seconds, and None with its memory."""
     torch.set_num_threads(case.threads)
     device = resolve_device(case.device)
+    use_device(device)
     try:
         before = _memory_now(device)
         difference = check_same(case, device)

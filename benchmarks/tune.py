@@ -47,6 +47,7 @@ from electra_kernels import sample_replace_triton as sampling
 from electra_kernels.operators import architecture
 from torch import Tensor
 
+from benchmarks.harness import use_device
 from benchmarks.kernel_report import clocks_under_load, environment, in_a_line, refused, require_device
 from benchmarks.kernel_timing import measure, with_gradients
 
@@ -289,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.on_gpu = torch.cuda.is_available()
     options.device = "cuda" if options.on_gpu else "cpu"
     options.dtype = torch.bfloat16 if options.on_gpu else torch.float32
+    use_device(torch.device(options.device))
     if not options.on_gpu:
         print("No GPU: tiny shapes, to check this program; the figures say nothing about the tiles.")
     clocks = clocks_under_load(options.device) if options.on_gpu else {}

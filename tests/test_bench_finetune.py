@@ -38,7 +38,7 @@ def test_each_way_measures_the_same_examples(tmp_path: Path) -> None:
     options = argparse.Namespace(
         folder=tmp_path, device="cpu", precision="fp32", examples=40, model="tiny", keep_freed_memory="ours"
     )
-    assert ways_of(True, "cpu") == ways_of(False, "cuda") and len(ways_of(True, "cuda")) == 4
+    assert ways_of(True, "cpu") == ways_of(False, "cuda") and len(ways_of(True, "cuda:1")) == 4
     measured = measure(OURS, WORKLOADS["sst2"], True, options)
     assert measured["examples_per_second"] * measured["seconds"] == pytest.approx(40)
     assert torch.tensor(list(measured.values())).gt(0).all()

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import subprocess
+import threading
 import time
 import types
 from pathlib import Path
@@ -15,7 +16,7 @@ import pretend_graphs
 import pytest
 import torch
 
-from benchmarks import kernel_report, kernel_timing
+from benchmarks import harness, kernel_report, kernel_timing
 from benchmarks.kernel_report import Mismatch
 
 BENCHMARKS = (
@@ -147,6 +148,21 @@ def test_a_draw_is_returned_but_is_no_part_of_the_comparison() -> None:
     assert value == 6 and torch.equal(gradient, torch.full((3,), 2.0))
 
 
+def test_the_gpu_that_is_named_is_the_current_one_and_products_are_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    torch.set_float32_matmul_precision("high")
+    try:
+        for device in ("cpu", "cuda", "cuda:1"):  # without a number it is the current one already
+            harness.use_device(torch.device(device))
+        assert current == [torch.device("cuda", 1)] and torch.get_float32_matmul_precision() == "highest"
+        assert harness.environment(torch.device("cpu"))["float32_matmul_precision"] == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 class FakeEvent:
     """A device event that takes 2 ms from one to the next."""
 
@@ -205,15 +221,27 @@ def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.Mon
 
 
 def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[int] = []
+    monkeypatch.setattr(torch, "mm", lambda *_: products.append(1))
+    monkeypatch.setattr(kernel_report, "BUSY_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: time.sleep(0.001))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="12-ab"))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.ones(2, 2))
+    before = threading.active_count()
     printed = "1980 MHz, 2619 MHz, 1980 MHz, 500.00 W, 700.00 W, 50, 570.1"
     done = subprocess.CompletedProcess([], 0, stdout=printed + "\n")
-    with mock.patch.object(kernel_report.subprocess, "run", return_value=done) as asked:
+
+    def smi(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        before = len(products)
+        time.sleep(0.2)
+        assert len(products) > before, "the GPU has work for as long as it takes"
+        return done
+
+    with mock.patch.object(kernel_report.subprocess, "run", side_effect=smi) as asked:
         clocks = kernel_report.clocks_under_load("cpu")
+    assert threading.active_count() == before, "the work ends"
     assert "--id=GPU-12-ab" in asked.call_args.args[0], "nvidia-smi does not count as torch does"
     assert clocks["clocks.sm"] == "1980 MHz" and clocks["driver_version"] == "570.1"
     facts = kernel_report.environment("cuda", clocks)
