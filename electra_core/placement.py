@@ -103,7 +103,17 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     has_bf16 = has_gpu_bf16(device) if device.type == "cuda" else has_fast_bf16()
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
         _warn_once(f"--precision bf16: {_name(device)} has none and emulates it; fp32 is faster")
+    if precision == "fp32" and device.type == "cuda" and has_bf16 and _multiplies_in_tf32():
+        _warn_once(
+            "--precision fp32: PyTorch's products are in TF32 (torch.set_float32_matmul_precision, or "
+            "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE in the environment)"
+        )
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else torch.float32
+
+
+def _multiplies_in_tf32() -> bool:
+    """Whether a GPU that can (they all have bf16, too) rounds the operands of fp32 products."""
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ import torch
 from electra_kernels import (
     attention_triton,
     bias_gelu_triton,
+    dispatch,
     embedding_layer_norm_triton,
     layer_norm_triton,
     mlm_head_triton,
@@ -25,9 +26,10 @@ from small_runs import make_data, train
 from test_engine import CASES, CONFIG, ENCODER
 from torch import Tensor
 
-from electra_core import cross_check
-from electra_core.config import updated
+from electra_core import cross_check, electra, model_dir
+from electra_core.config import PRESETS, updated
 from electra_core.cross_check import check_pretraining, check_task_model
+from electra_core.electra import Generator
 from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
 from electra_core.placement import autocast_context
@@ -150,6 +152,68 @@ def test_half_precision_is_no_disagreement() -> None:
         compute = lambda: cross_check._gradients(model, model(batch, 1).loss)  # noqa: E731
         assert cross_check.disagreement(compute, autocast_context(CPU, BF16), BF16) is None
     assert len(others) == 2 and float(others[-1]) <= cross_check.OTHER_WORDS
+
+
+def trained() -> Any:
+    """The shipped pair, whose generator has favourites."""
+    folder = Path(cross_check.__file__).parent / "tiny"
+    config, _ = model_dir.load_config(folder / "discriminator")
+    settings = dataclasses.replace(PRESETS["tiny"].pretrain, embedding_init="normal", position_init="normal")
+    model = build_objective(config, settings)
+    model_dir.load_pair(model, folder / "discriminator", folder / "generator")
+    return model.train()
+
+
+def pretended_kernels(monkeypatch: pytest.MonkeyPatch, rounding: float, wrong: bool = False) -> None:
+    """In place of kernels the twins, with features as from other sums in half precision; `wrong`: and with words
+    of their neighbours."""
+    features, head = Generator.features, electra.mlm_head
+
+    def rounded(self: Generator, *arguments: Any) -> Tensor:
+        right_ME = features(self, *arguments)
+        if dispatch._choice == "reference":
+            return right_ME
+        noise_ME = torch.randn(right_ME.shape, generator=torch.Generator().manual_seed(0))
+        return right_ME + (rounding * right_ME.detach().float().std() * noise_ME).to(right_ME.dtype)
+
+    def with_other_words(*arguments: Any, **named: Any) -> Any:
+        result = head(*arguments, **named)
+        return result if dispatch._choice == "reference" else result._replace(sampled_ids_M=result[1].roll(1))
+
+    monkeypatch.setattr(cross_check, "_uses_kernels", lambda *_: True)
+    monkeypatch.setattr(Generator, "features", rounded)
+    if wrong:
+        monkeypatch.setattr(electra, "mlm_head", with_other_words)
+
+
+@pytest.mark.parametrize("seed", [100, 103, 108])
+def test_a_trained_generators_words_are_compared_for_the_same_features(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside fp32's draws up to a quarter would be others here, and right kernels refused on `--resume`."""
+    told: list[str] = []
+    monkeypatch.setattr(cross_check, "distrust", lambda _, reason: told.append(reason))
+    monkeypatch.setattr(cross_check, "SEED", seed)
+    pretended_kernels(monkeypatch, 0.012)
+    assert check_pretraining(trained(), CPU, BF16, 128, static=False) and not told
+    pretended_kernels(monkeypatch, 0.0, wrong=True)
+    assert not check_pretraining(trained(), CPU, BF16, 128, static=False)
+    assert "of the words are drawn otherwise" in told[0]
+
+
+def test_tf32_is_no_part_of_the_exact_result_and_stays_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def compute() -> cross_check.Figures:
+        seen.append(torch.get_float32_matmul_precision())
+        return {"it": torch.ones(1)}
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert cross_check.disagreement(compute, autocast_context(CPU, FP32), FP32) is None
+        assert seen == ["highest", "high", "high"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_result_that_is_no_number_disagrees() -> None:

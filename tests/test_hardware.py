@@ -351,6 +351,21 @@ def test_bf16_that_is_emulated_is_warned_of(machine: Machine, caplog: pytest.Log
     ]
 
 
+def test_fp32_that_is_tf32_is_said_and_left(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        machine.with_gpu("Tesla T4", (7, 5))  # has no TF32
+        assert resolve_precision("fp32", GPU) == FP32 and not caplog.records
+        machine.with_gpu("NVIDIA H100 80GB HBM3", (9, 0))
+        for precision in ("auto", "bf16", "fp32", "fp32"):
+            resolve_precision(precision, GPU)
+        (record,) = caplog.records
+        assert "--precision fp32: PyTorch's products are in TF32" in record.message
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_muon_multiplies_in_fp32_where_bf16_is_emulated(machine: Machine) -> None:
     class OnGpu(torch.Tensor):
         is_cuda, device = True, GPU
