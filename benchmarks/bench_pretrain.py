@@ -35,22 +35,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Comparison, OwnProcess, compare, interleave, use_device, write_report
+from benchmarks.our_steps import OURS, OURS_EAGER, our_steps, static_steps_of, takes_graphs
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
-from electra_core.engine import choose_engine, static_steps
+from electra_core.engine import choose_engine
 from electra_core.hub_layout import hub_tensors
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
-from electra_core.optim import build_optimizer, learning_rate
 from electra_core.packing import from_lengths, to_padded
 from electra_core.placement import autocast_context, keep_freed_memory, resolve_device, resolve_precision
-from electra_core.static_batch import Shapes
-from electra_core.training import training_steps
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
 BATCHES = 8
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
-OURS, OURS_EAGER = "ours", "ours, eager"
 LABELS, PICKED = "transformers", "transformers, masked logits picked"
 
 
@@ -187,55 +184,6 @@ def hub_steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield
-
-
-# ---- ours ------------------------------------------------------------------------------------------------
-
-
-def our_steps(
-    model: nn.Module, batches: list[PretrainBatch], config: PretrainConfig, autocast: AbstractContextManager[Any]
-) -> Iterator[object]:
-    """The training loop of `electra pretrain`, one optimizer step for each item taken."""
-
-    def loss_of(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return model(batch, seed).loss, {}
-
-    def rate(step: int) -> float:
-        return learning_rate(step, config.learning_rate, config.steps, config.warmup_steps)
-
-    return training_steps(
-        model, build_optimizer(model, config), loss_of, lambda step: [batches[step % len(batches)]],
-        first_step=0, steps=config.steps, seed=config.seed, schedule=rate, clip_norm=config.clip_norm,
-        autocast=autocast,
-    )  # fmt: skip
-
-
-def static_steps_of(
-    model: nn.Module,
-    batches: list[PretrainBatch],
-    config: PretrainConfig,
-    device: torch.device,
-    autocast: AbstractContextManager[Any],
-    capture: bool,
-) -> Iterator[object]:
-    """`our_steps` in fixed shapes: the graph engine of `electra pretrain`, else its compile engine.
-
-    Args:
-        batches: of `config.batch_size` sequences, on the host.
-    """
-    run = model if capture else torch.compile(model)
-    return static_steps(
-        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
-        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
-        capture=capture, first_step=0, steps=config.steps, seed=config.seed,
-        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast,
-    )  # fmt: skip
-
-
-def takes_graphs(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> bool:
-    """Whether `electra pretrain` replays its steps there."""
-    return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads}) == "graph"
 
 
 # ---- the same mathematics --------------------------------------------------------------------------------

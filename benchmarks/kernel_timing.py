@@ -169,6 +169,7 @@ def run(
     seconds, best = timing.milliseconds * 1e-3, options.ceilings
     floor = best and max(work.bytes / best.bytes_per_second, work.operations / best.operations_per_second)
     share, rates = None if floor is None else floor / seconds, (work.bytes / 1e9, work.operations / 1e12)
+    share = None if timing.note == HOST_BOUND else share
     note = ", ".join(filter(None, (note, timing.note)))
     return keep(Result(case, name, timing, *(rate / seconds for rate in rates), share, note), options)
 

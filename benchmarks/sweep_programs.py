@@ -18,21 +18,17 @@ from torch import nn
 
 from benchmarks.bench_pretrain import (
     LOSS_TOLERANCE,
-    OURS,
-    OURS_EAGER,
     HubElectra,
     HubMaskedLM,
     batches_like_text,
     hub_steps,
     losses_with_our_weights,
-    our_steps,
     padded_inputs,
     relative,
-    static_steps_of,
     take,
-    takes_graphs,
 )
 from benchmarks.harness import use_device
+from benchmarks.our_steps import OURS, OURS_EAGER, our_steps, static_steps_of, takes_graphs
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.objectives import build_objective
 from electra_core.placement import autocast_context, resolve_device, resolve_precision

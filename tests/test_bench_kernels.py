@@ -216,8 +216,14 @@ def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.Mon
     assert result.note == kernel_timing.REPLAYED and result.timing is not None
     assert len(calls) == 1 + 1 + 3 + 1 and graph.replays == 1 + 2 + 3  # tried, submitted, timed
     assert result.timing.submit_milliseconds is not None and result.timing.submit_milliseconds >= 10
-    result = kernel_timing.run("case", "twin", many, (torch.ones(3), True), options(), kernel_timing.Work(1.0))
-    assert result.note == kernel_timing.HOST_BOUND and len(pretend_graphs.Graph.made) == 2
+    settled = options()
+    settled.ceilings = kernel_report.Ceilings(bytes_per_second=1e6, operations_per_second=1e9)
+    result = kernel_timing.run("case", "twin", many, (torch.ones(3), True), settled, kernel_timing.Work(1.0))
+    assert (
+        result.note == kernel_timing.HOST_BOUND
+        and result.of_ceiling is None
+        and len(pretend_graphs.Graph.made) == 2
+    )
 
 
 def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,65 @@
+"""Our side of the pre-training benchmarks: the engines of `electra pretrain` as loops, a step for each item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.electra import PretrainBatch
+from electra_core.engine import choose_engine, static_steps
+from electra_core.optim import build_optimizer, learning_rate
+from electra_core.static_batch import Shapes
+from electra_core.training import training_steps
+
+OURS, OURS_EAGER = "ours", "ours, eager"
+
+
+def our_steps(
+    model: nn.Module, batches: list[PretrainBatch], config: PretrainConfig, autocast: AbstractContextManager[Any]
+) -> Iterator[object]:
+    """The training loop of `electra pretrain`, one optimizer step for each item taken."""
+
+    def loss_of(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(batch, seed).loss, {}
+
+    def rate(step: int) -> float:
+        return learning_rate(step, config.learning_rate, config.steps, config.warmup_steps)
+
+    return training_steps(
+        model, build_optimizer(model, config), loss_of, lambda step: [batches[step % len(batches)]],
+        first_step=0, steps=config.steps, seed=config.seed, schedule=rate, clip_norm=config.clip_norm,
+        autocast=autocast,
+    )  # fmt: skip
+
+
+def static_steps_of(
+    model: nn.Module,
+    batches: list[PretrainBatch],
+    config: PretrainConfig,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+    capture: bool,
+) -> Iterator[object]:
+    """`our_steps` in fixed shapes: the graph engine of `electra pretrain`, else its compile engine.
+
+    Args:
+        batches: of `config.batch_size` sequences, on the host.
+    """
+    run = model if capture else torch.compile(model)
+    return static_steps(
+        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
+        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
+        capture=capture, first_step=0, steps=config.steps, seed=config.seed,
+        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
+        clip_norm=config.clip_norm, autocast=autocast,
+    )  # fmt: skip
+
+
+def takes_graphs(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> bool:
+    """Whether `electra pretrain` replays its steps there."""
+    return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads}) == "graph"
