@@ -8,9 +8,7 @@ from torch import Tensor
 
 TILE_V = 128
 CHUNK_ELEMENTS = 1 << 21  # weights held at a time: 8 MB in fp32
-GPU_CHUNK_ELEMENTS = (
-    1 << 27
-)  # on a GPU, 512 MB: no cache holds a chunk, and launches count. Predicted, not measured
+GPU_CHUNK_ELEMENTS = 1 << 27  # 512 MB: there no cache holds a chunk, and launches count (predicted, not measured)
 
 
 def rows_at_once(x: Tensor, elements_on_host: int, vocabulary: int) -> int:

@@ -22,9 +22,7 @@ if PTX:
 elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
-torch.set_float32_matmul_precision(
-    "highest"
-)  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, of NVIDIA's containers, lowers it
+torch.set_float32_matmul_precision("highest")  # which NVIDIA's containers lower for all programs
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
 
