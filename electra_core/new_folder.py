@@ -2,7 +2,8 @@
 
 It is filled as `.NAME.PID.tmp` beside its place, and renamed. The writer holds a lock on that folder, which the
 kernel drops with the process, so the next writer can tell what a killed one left (and removes it) from what is
-being written at this moment. File systems that know no locks keep such leftovers; nothing else is lost there.
+being written at this moment. File systems that know no locks keep such leftovers; nothing else is lost there: who
+comes later with the same number, as in a container every process does, takes the next one.
 """
 
 from __future__ import annotations
@@ -92,11 +93,10 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         UserError: as `new_folder`.
     """
     target = Path(os.path.abspath(target))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         _make(target.parent)
         remove_leftovers(target.parent, target.name)
-        lock = _claim(temporary)
+        temporary, lock = _claim(target)
         try:
             yield temporary
         finally:
@@ -145,22 +145,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _claim(temporary: Path) -> int:
-    """Make a folder and lock it; returns the descriptor that holds the lock.
-
-    Raises:
-        UserError: it is there, locked by a process of the same number, on another machine for instance.
-    """
+def _claim(target: Path) -> tuple[Path, int]:
+    """Make a folder beside `target` and lock it; returns it and the descriptor that holds the lock."""
+    number = os.getpid()
     while True:
+        temporary, number = target.with_name(f".{target.name}.{number}.tmp"), number + 1
         try:
             temporary.mkdir()
-        except FileExistsError:
-            raise UserError(f"{temporary}: another process is writing this") from None
+        except FileExistsError:  # of another machine's process, or left where there are no locks to tell
+            continue
         descriptor = os.open(temporary, os.O_RDONLY)
         with suppress(OSError):  # no locks here; or a cleaner has it, and the folder is gone in a moment
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink and temporary.exists():
-            return descriptor
+            return temporary, descriptor
         os.close(descriptor)
 
 
@@ -180,7 +178,11 @@ def _remove_if_abandoned(temporary: Path) -> None:
 
 
 def _replace(target: Path, temporary: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = temporary.with_suffix(
+        ".old"
+    )  # `.NAME.PID.old` beside `.NAME.PID.tmp`: `remove_leftovers` looks for both
+    if temporary.suffix != ".tmp":
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         target.rename(old)
     try:

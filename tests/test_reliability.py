@@ -68,6 +68,23 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["whole"]
 
 
+def test_without_locks_a_leftover_of_the_same_number_is_in_nobody_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container every process may have the number of the one before."""
+
+    def no_locks(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    left = f".data.{os.getpid()}.tmp"
+    (tmp_path / left).mkdir()
+    for content in ("first", "second"):
+        with new_folder(tmp_path / "data") as folder:
+            (folder / "file").write_text(content)
+        assert names(tmp_path) == [left, "data"] and (tmp_path / "data" / "file").read_text() == content
+
+
 def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
     (tmp_path / ".data.123.old").mkdir()
     (tmp_path / ".data.123.old" / "kept").write_text("x")
