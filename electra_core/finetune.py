@@ -248,8 +248,7 @@ def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callab
     reason: str | None = None
     started = time.perf_counter()
     try:
-        with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", quiet=quiet) as bar:
-            bar.update(run.steps)
+        with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", before=run.steps, quiet=quiet) as bar:
             for result in steps:
                 run.steps, run.seconds = result.step, run.seconds + time.perf_counter() - started
                 run.tokens += sum(int(lengths[units].sum()) for units in plan[result.step - 1])

@@ -127,13 +127,12 @@ def pretrain(
     reason: str | None = None
 
     with (
-        progress("pre-training", config.steps, "step", quiet=quiet) as bar,
+        progress("pre-training", config.steps, "step", before=step, quiet=quiet) as bar,
         stop,
         record.state,
         log,
         record.writer,
     ):
-        bar.update(step)
         for result in steps:
             step = result.step
             meter.add(result)

@@ -57,9 +57,10 @@ class _Bar:
 class _Lines:
     """For log files: a line at most every `SECONDS_BETWEEN_LINES`, with rate and time left, and one at the end."""
 
-    def __init__(self, title: str, total: int | None, unit: str, stream: TextIO) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, stream: TextIO, before: int) -> None:
         self._title, self._total, self._unit, self._stream = title, total, unit, stream
-        self._done, self._start, self._last = 0, time.monotonic(), time.monotonic()
+        self._done = self._before = before
+        self._start = self._last = time.monotonic()
         self._figures: dict[str, object] = {}
         self._said: set[str] = set()
 
@@ -79,7 +80,7 @@ class _Lines:
 
     def write(self) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        rate = self._done / elapsed
+        rate = (self._done - self._before) / elapsed
         parts = [tqdm.format_sizeof(self._done)]
         if self._total:
             parts = [f"{tqdm.format_sizeof(self._done)}/{tqdm.format_sizeof(self._total)} {self._unit}"]
@@ -94,19 +95,23 @@ class _Lines:
 
 @contextmanager
 def progress(
-    title: str, total: int | None, unit: str = "it", *, quiet: bool = False, stream: TextIO | None = None
-) -> Iterator[Progress]:
+    title: str, total: int | None, unit: str = "it", *, before: int = 0, quiet: bool = False,
+    stream: TextIO | None = None,
+) -> Iterator[Progress]:  # fmt: skip
     """Shows how far something is. `total` in `unit`s, None where unknown; the output goes to stderr.
 
-    A unit of "B" is counted in bytes with SI prefixes, as are all large numbers.
+    A unit of "B" is counted in bytes with SI prefixes, as are all large numbers. What was done `before`, by a
+    process that is gone on from, counts as done, but not for the rate and the time left.
     """
     stream = stream or sys.stderr
     if quiet:
         yield _Silent()
     elif stream.isatty():
-        with tqdm(total=total, desc=title, unit=unit, unit_scale=True, file=stream, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=total, initial=before, desc=title, unit=unit, unit_scale=True, file=stream, dynamic_ncols=True
+        ) as bar:
             yield _Bar(bar)
     else:
-        lines = _Lines(title, total, unit, stream)
+        lines = _Lines(title, total, unit, stream, before)
         yield lines
         lines.write()

@@ -24,6 +24,16 @@ def test_progress_lines_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
     assert out.getvalue() == ""
 
 
+def test_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("electra_core.progress.time.monotonic", lambda: next(clock, 10.0))
+    out = io.StringIO()
+    with progress("training", 200, "steps", before=100, stream=out) as bar:
+        bar.update(50)
+    line = out.getvalue().strip().split("\n")[-1]
+    assert line == "training: 150/200 steps, 75%, 5.00 steps/s, 00:10 elapsed, 00:10 left"
+
+
 def test_progress_bar_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -34,3 +44,7 @@ def test_progress_bar_on_a_terminal() -> None:
         bar.note(loss="1.5")
         bar.update(2000)
     assert "reading: 100%" in out.getvalue() and "2.00k/2.00k" in out.getvalue() and "loss=1.5" in out.getvalue()
+    out = Terminal()
+    with progress("reading", 200, "steps", before=100, stream=out) as bar:
+        bar.update(50)
+    assert "reading:  50%" in out.getvalue() and "reading:  75%" in out.getvalue()
