@@ -58,6 +58,8 @@ HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = {"cpu": 24, "cuda": 400}
 """On a GPU most of the first hundred are taken eagerly or captured, and the later ones replayed, much faster."""
 EPOCHS = 10
+WRITTEN = {"task", "corpus.txt", "data", "calibration", "pretrained", "finetuned", "report.html", "report.json"}
+"""All that a demo leaves in its folder; `task` is there first."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +238,21 @@ def introduction(place: torch.device, minutes: float, shipped: Path | None) -> l
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:
-    """Raises UserError if `out` holds anything and may not be overwritten; what a demo wrote is removed."""
+    """Raises UserError if `out` holds anything and may not be overwritten; what a demo wrote is removed.
+
+    Nothing is, where anything else lies: then a `data` may be its owner's.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file")
-    if out.exists() and any(out.iterdir()) and not overwrite:
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if found and not overwrite:
         raise UserError(f"{out}: is not an empty folder (--overwrite replaces the demo in it)")
+    others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial, of a killed one
+    if others or (found and "task" not in found):
+        raise UserError(
+            f"{out}: holds {others[0] if others else 'no demo'}, and --overwrite replaces a demo and nothing "
+            "else; another --out is needed"
+        )
     for name in ("task", "data", "pretrained", "calibration", "finetuned"):
         shutil.rmtree(out / name, ignore_errors=True)
     try:

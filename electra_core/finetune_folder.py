@@ -31,14 +31,17 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics import shown_name
-from electra_core.named_tasks import save_task, task_to_json
+from electra_core.named_tasks import TASK_FILE, save_task, task_to_json
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
 from electra_core.tasks import TaskModel
-from electra_core.tokenizer import Tokenizer
-from electra_core.weight_files import weights_digest
+from electra_core.tokenizer import TOKENIZER_FILES, Tokenizer
+from electra_core.weight_files import SAFETENSORS, weights_digest
 
 KEPT_CHECKPOINTS = 1
+_FOLDERS = ("checkpoints", "tensorboard", "seed-*")
+_MODEL = (SAFETENSORS, "config.json", TASK_FILE, "README.md", "tokenizer_config.json", *TOKENIZER_FILES)
+"""What a fine-tuning makes in OUT, and a new one removes."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
@@ -175,7 +178,10 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
 
 
 def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunState:
-    """OUT/, locked, with the settings in it; an earlier run's log and state are removed unless it is resumed.
+    """OUT/, locked, with the settings in it.
+
+    Unless it is resumed nothing of an earlier fine-tuning stays: its model would answer until the first
+    evaluation, and for good where that never comes.
 
     Raises:
         UserError: it cannot be made, or another process trains in it.
@@ -183,11 +189,12 @@ def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunStat
     try:
         out.mkdir(parents=True, exist_ok=True)
         state = RunState(out)
-        if not resumed:
-            for folder in ("checkpoints", "tensorboard", "seed-*"):
+        if not resumed and (out / "state.json").is_file():  # else what lies here is no fine-tuning's
+            for folder in _FOLDERS:
                 for found in out.glob(folder):
                     shutil.rmtree(found, ignore_errors=True)
-            (out / "metrics.jsonl").unlink(missing_ok=True)
+            for file in ("metrics.jsonl", *_MODEL):
+                (out / file).unlink(missing_ok=True)
         (out / "metrics.json").unlink(missing_ok=True)  # it says that all is done
         for folder_with_leftovers in (out, out / "checkpoints"):
             if folder_with_leftovers.is_dir():

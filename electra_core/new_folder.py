@@ -178,11 +178,10 @@ def _remove_if_abandoned(temporary: Path) -> None:
 
 
 def _replace(target: Path, temporary: Path) -> None:
-    old = temporary.with_suffix(
-        ".old"
-    )  # `.NAME.PID.old` beside `.NAME.PID.tmp`: `remove_leftovers` looks for both
-    if temporary.suffix != ".tmp":
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    stem = temporary.stem if temporary.suffix == ".tmp" else f".{target.name}.{os.getpid()}"
+    old = target.with_name(
+        f"{stem}.old"
+    )  # which `remove_leftovers` leaves alone while there is a .tmp of its stem
     if target.exists():
         target.rename(old)
     try:

@@ -105,7 +105,7 @@ def make_run(run: Path, resumed: bool) -> RunState:
     try:
         run.mkdir(parents=True, exist_ok=True)
         state = RunState(run)
-        if not resumed:
+        if not resumed and (run / "state.json").is_file():  # else what lies here is no run's
             _remove_run(run)
         for folder in (run, run / "checkpoints"):
             if folder.is_dir():

@@ -124,6 +124,31 @@ def test_bad_arguments(tmp_path: Path, small: None) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("mine", ["data", "task", "pretrained"])
+def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path, small: None, mine: str) -> None:
+    (tmp_path / "out" / mine).mkdir(parents=True)
+    (tmp_path / "out" / mine / "letter").write_text("dear")
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    for overwrite, said in (
+        (False, "not an empty folder"),
+        (True, "holds thesis.tex, and --overwrite replaces a demo"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_demo(tmp_path / "out", overwrite=overwrite, say=lambda line: None)
+    (tmp_path / "out" / "thesis.tex").unlink()
+    if mine != "task":
+        with pytest.raises(UserError, match="holds no demo"):
+            demo.texts_only(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / mine / "letter").read_text() == "dear"
+
+
+def test_a_killed_demo_is_replaced(tmp_path: Path, small: None) -> None:
+    for name in ("task", ".data.partial"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    demo.texts_only(tmp_path / "out", quiet=True, overwrite=True)
+    assert (tmp_path / "out" / "corpus.txt").is_file()
+
+
 def test_a_signal_during_pretraining_ends_the_demo(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

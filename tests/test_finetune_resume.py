@@ -257,6 +257,29 @@ def test_a_full_folder_is_neither_resumed_nor_overwritten_unasked(model, data, s
     assert [row["step"] for row in read_metrics(stopped / "metrics.jsonl") if "loss" in row] == [*range(1, 11)]
 
 
+def test_the_model_of_an_overwritten_fine_tuning_answers_no_more(model, data, stopped, monkeypatch):
+    """Neither before the new one's first evaluation nor where that never comes."""
+
+    def fails(*arguments, **options):
+        raise UserError("no step is taken")
+
+    monkeypatch.setattr("electra_core.finetune.take_steps", fails)
+    (stopped / "letter.txt").write_text("dear")
+    assert {"model.safetensors", "config.json", "task.json", "vocab.txt"} <= {p.name for p in stopped.iterdir()}
+    with pytest.raises(UserError, match="no step is taken"):
+        train(model, data, stopped, overwrite=True)
+    assert {path.name for path in stopped.iterdir()} == {"config.toml", "letter.txt", "state.json"}
+
+
+def test_a_folder_that_no_fine_tuning_made_keeps_what_lies_in_it(model, data, tmp_path):
+    kept = [tmp_path / "out" / name for name in ("seed-3/mine", "tensorboard/mine", "letter")]
+    for file in kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("dear")
+    train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), overwrite=True)
+    assert [file.name for file in kept if not file.exists()] == []
+
+
 def test_a_damaged_checkpoint_is_named(model, data, stopped, capsys):
     (file,) = stopped.glob("checkpoints/step-*/state.safetensors")
     file.write_bytes(file.read_bytes()[:-8] + b"damaged!")

@@ -249,12 +249,15 @@ def test_bf16_runs_and_is_about_the_same(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_occupied_folder_is_left_alone(data: Path, base: Path, tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
+    (tmp_path / "generator").mkdir()
+    for name in ("letter.txt", "generator/letter.txt"):
+        (tmp_path / name).write_text("dear")
     with pytest.raises(UserError, match=r"not empty; --resume .* --overwrite"):
         train(data, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generator", "letter.txt"]
     train(data, tmp_path, {"steps": 1}, overwrite=True)
-    assert (tmp_path / "letter.txt").read_text() == "dear", "a run replaces runs, not letters"
+    for name in ("letter.txt", "generator/letter.txt"):
+        assert (tmp_path / name).read_text() == "dear", "a run replaces runs, not letters"
     train(data, tmp_path, overwrite=True)
     assert_same_run(tmp_path, base)
 
