@@ -35,6 +35,7 @@ def spike(losses: Sequence[float], loss: float) -> str | None:
 
     "Far" is `SPIKE` times the median distance of those from their median, and at least a tenth of it.
     """
+    losses = [value for value in losses if math.isfinite(value)]
     if len(losses) < FEWEST_ROWS or not math.isfinite(loss):
         return None
     middle = median(losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Meter:
         self._tokens, self._flops_per_token, self._device = tokens, flops_per_token, device
         self._peak = peak_flops(device, devices)
         self._waiting: Tensor | None = None
+        self._of_steps_taken: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -62,10 +64,14 @@ class Meter:
         self._since += time.monotonic() - begin
 
     def add(self, result: StepResult) -> None:
-        """Note a step."""
+        """Note a step. Of a skipped one only its tokens count: one NaN would be that of the whole row."""
         self._steps += 1
         self._names = [*result.figures, "skipped"]
         figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
+        if self._of_steps_taken is None:  # which columns; made once, as it is copied to the device
+            means = [name not in ("tokens", "skipped") for name in self._names]
+            self._of_steps_taken = torch.tensor(means, device=figures.device)
+        figures = torch.where(result.skipped & self._of_steps_taken, 0.0, figures)
         self._waiting = figures if self._waiting is None else self._waiting + figures
 
     @property
@@ -77,9 +83,9 @@ class Meter:
     def row(self, result: StepResult) -> dict[str, Any]:
         """The next row of the log, which ends with the step of `result`; then begins the one after.
 
-        Losses are means over the row's steps. `data_wait` is the share of its time that batches took,
-        `memory_mb` the most memory since the start, `mfu` the share of the chip's peak where that is known
-        (sequences taken as full).
+        Losses are means over the row's steps but for skipped ones. `data_wait` is the share of its time that
+        batches took, `memory_mb` the most memory since the start, `mfu` the share of the chip's peak where that is
+        known (sequences taken as full).
         """
         self._settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -93,7 +99,8 @@ class Meter:
         }
         if self._peak is not None:
             row["mfu"] = round(self._flops_per_token * tokens / seconds / self._peak, 4)
-        row |= {name: value / self._steps for name, value in self._sums.items()}
+        taken = self._steps - skipped
+        row |= {name: value / taken if taken else math.nan for name, value in self._sums.items()}
         row |= {"gradient_norm": float(result.gradient_norm), "learning_rate": result.learning_rate}
         self.reset()
         return row

@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl, the log of a run: one JSON object a line, each with its "step".
+"""RUN/metrics.jsonl, the log of a run: one JSON object a line, each with its "step"; null is what was not finite.
 
 Training writes a row every `log_every` steps, and one per evaluation ("eval_..." or "dev_..."). The same figures
 go to TensorBoard where it is installed, and to Weights & Biases where that is asked for.
@@ -7,6 +7,7 @@ go to TensorBoard where it is installed, and to Weights & Biases where that is a
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -40,7 +41,7 @@ class MetricsLog:
         self.last_evaluation = last_evaluation(kept)
         self.recent_losses: deque[float] = deque((row["loss"] for row in kept if "loss" in row), maxlen=ROWS_KEPT)
         new = folder / ".metrics.jsonl.new"
-        new.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        new.write_text("".join(json.dumps(without_nan(row)) + "\n" for row in kept), encoding="utf-8")
         os.replace(new, self.path)
         self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
         self.wandb = _wandb_run(folder, wandb) if wandb else None
@@ -48,7 +49,7 @@ class MetricsLog:
     def write(self, step: int, **figures: Any) -> None:
         """Append a row; with the operating system when this returns, whatever happens to the process next."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+            file.write(json.dumps({"step": step, **without_nan(figures)}, allow_nan=False) + "\n")
         if "loss" in figures:
             self.recent_losses.append(figures["loss"])
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
@@ -77,7 +78,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics.jsonl; what a crash cut off, and anything else that is no row, is left out."""
+    """Rows of a metrics.jsonl, NaN for null; what a crash cut off and anything else that is no row is left out."""
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -86,8 +87,13 @@ def read_metrics(path: Path) -> list[Row]:
             except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+                rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def without_nan(figures: Row) -> Row:
+    """With None for numbers that are not finite, which JSON has no form for."""
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in figures.items()}
 
 
 def last_evaluation(rows: list[Row]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from electra_core.checkpoint import best_checkpoint, checkpoint_folders
 from electra_core.errors import UserError
-from electra_core.metrics_log import Row, last_evaluation, read_metrics
+from electra_core.metrics_log import Row, last_evaluation, read_metrics, without_nan
 from electra_core.run_state import RUNNING, read_state
 
 SHIPPED_CURVE = Path(__file__).parent / "tiny" / "curve.jsonl"
@@ -55,7 +55,7 @@ class Status:
         """Everything but the rows; JSON values."""
         facts = asdict(self)
         del facts["rows"]
-        return facts | {"path": str(self.path)}
+        return without_nan(facts) | {"path": str(self.path), "evaluation": without_nan(self.evaluation)}
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a figure of the log."""

@@ -282,6 +282,8 @@ def test_a_spike_is_far_above_the_rows_before() -> None:
     steady = [3.0, 3.1, 2.9, 3.0, 3.05, 2.95, 3.0, 3.1]
     assert spike(steady, 3.3) is None and spike(steady[:7], 9.0) is None
     assert "jumped to 4.2" in str(spike(steady, 4.2))
+    assert spike([math.nan, *steady, math.inf], 3.3) is None and spike([math.nan, *steady], 4.2) is not None
+    assert spike([math.nan, *steady[1:]], 9.0) is None, "too few rows that say anything"
     assert spike([9.0, 8, 7, 6, 5, 4, 3, 2], 9.5) is None, "a falling loss varies much"
     assert spike([2.0] * 8, 2.19) is None and spike([2.0] * 8, 2.21), "by a tenth, where nothing varies"
 

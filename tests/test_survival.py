@@ -31,6 +31,7 @@ from electra_core.electra import Electra
 from electra_core.evaluation import health
 from electra_core.metrics_log import MetricsLog, read_metrics
 from electra_core.run_state import FAILED, read_state
+from electra_core.status import read_run
 from electra_core.stop_request import StopRequest
 from electra_core.training import StepResult
 
@@ -247,6 +248,38 @@ def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     row = watched.row(result)
     assert (row["data_wait"], row["mfu"], row["tokens_per_second"]) == (0.2, 0.25, 800.0)
     assert (row["tokens"], row["loss"], row["skipped_steps"]) == (4500, 1.5, 0)
+
+
+def test_a_skipped_step_spoils_no_row_of_the_log(tmp_path: Path) -> None:
+    """Losses are means over the steps that were taken; tokens were read in all of them."""
+    watched, one = meter.Meter(0, 10.0, torch.device("cpu")), torch.tensor(1.0)
+
+    def row(*losses: float) -> dict[str, Any]:
+        for loss in losses:
+            figures = {"loss": loss * one, "tokens": torch.tensor(2000.0)}
+            skipped = torch.tensor(not math.isfinite(loss))
+            result = StepResult(1, loss * one, figures, loss * one, 0.1, skipped, skipped.long())
+            watched.add(result)
+        return watched.row(result)
+
+    first, second = row(1.0, math.nan, 2.0), row(math.nan)
+    assert (first["loss"], first["tokens"], first["skipped_steps"]) == (1.5, 6000, 1)
+    assert math.isnan(second["loss"]) and second["skipped_steps"] == 1
+    with MetricsLog(tmp_path) as log:
+        for step, figures in enumerate([first, second], start=1):
+            log.write(step, **figures)
+
+    def no_json(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=no_json)["loss"] for line in lines] == [1.5, None]
+    back = read_metrics(tmp_path / "metrics.jsonl")
+    assert back[0] == {"step": 1} | first and math.isnan(back[1]["loss"])
+    with MetricsLog(tmp_path) as log:
+        log.write(2, eval_loss=math.nan)
+    run = read_run(tmp_path)
+    assert math.isnan(run.evaluation["eval_loss"]) and run.to_json()["evaluation"] == {"eval_loss": None}
 
 
 def test_weights_and_biases_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
