@@ -177,6 +177,7 @@ def save_checkpoint(
                 file.write(json.dumps(record, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else its owner's alone
     except UserError as error:
         raise UserError(f"{error}; older checkpoints are as they were") from None
     for old in _superfluous(folder, step, keep):

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import resource
+import secrets
 import sys
 from collections import deque
 from pathlib import Path
@@ -44,7 +45,7 @@ class MetricsLog:
         new.write_text("".join(json.dumps(without_nan(row)) + "\n" for row in kept), encoding="utf-8")
         os.replace(new, self.path)
         self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
-        self.wandb = _wandb_run(folder, wandb) if wandb else None
+        self.wandb = _wandb_run(folder, wandb, first_step) if wandb else None
 
     def write(self, step: int, **figures: Any) -> None:
         """Append a row; with the operating system when this returns, whatever happens to the process next."""
@@ -117,12 +118,18 @@ def _tensorboard_writer(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=first_step or None)
+    # What is purged begins with that step; the row of `first_step` itself is not written again.
+    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
 
-def _wandb_run(folder: Path, project: str) -> Any:
+def _wandb_run(folder: Path, project: str, first_step: int) -> Any:
+    """The run of Weights & Biases; for one that is gone on with the same, which is known by its id alone."""
     try:
         import wandb
     except ImportError:
         raise UserError("--wandb: the package wandb is not installed (pip install wandb)") from None
-    return wandb.init(project=project, name=folder.resolve().name, dir=str(folder), resume="allow")
+    file = folder / ".wandb-id"
+    if not (first_step and file.is_file()):
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    name, known = folder.resolve().name, file.read_text(encoding="utf-8")
+    return wandb.init(project=project, name=name, id=known, dir=str(folder), resume="allow")

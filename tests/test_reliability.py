@@ -127,6 +127,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"], "no score, not the best"
 
 
+def test_whoever_may_read_the_record_may_read_the_state(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
+
+
 def test_a_damaged_newer_checkpoint_pushes_no_intact_one_out(tmp_path: Path) -> None:
     save(tmp_path, 4)
     spoiled = save(tmp_path, 8) / "state.safetensors"

@@ -293,7 +293,22 @@ def test_weights_and_biases_gets_the_figures(tmp_path: Path, monkeypatch: pytest
     log = MetricsLog(tmp_path, wandb="project")
     log.write(3, loss=2.0, warnings=["said"])
     log.close()
-    assert calls == [
-        {"project": "project", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"},
-        (3, {"loss": 2.0}), ("finished", 0),
-    ]  # fmt: skip
+    MetricsLog(tmp_path, first_step=3, wandb="project").close()
+    MetricsLog(tmp_path, wandb="project").close()
+    begun, _, _, resumed, _, anew, _ = calls
+    known = {"project": "project", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"}
+    assert begun == known | {"id": begun["id"]} and calls[1:3] == [(3, {"loss": 2.0}), ("finished", 0)]
+    assert resumed["id"] == begun["id"] != anew["id"], "a run that goes on is known by its id alone"
+
+
+def test_tensorboard_keeps_the_row_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    pytest.importorskip("torch.utils.tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps in ((0, (2, 4, 6)), (4, (6, 8))):
+        with MetricsLog(tmp_path, first_step=first) as log:
+            for step in steps:
+                log.write(step, loss=float(first + step))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2), (4, 4), (6, 10), (8, 12)]
