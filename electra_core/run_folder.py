@@ -30,7 +30,7 @@ from electra_core.errors import UserError
 from electra_core.examples import RULES
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
-from electra_core.run_state import RunState
+from electra_core.run_state import LOCK, RunState
 from electra_core.weight_files import weights_digest
 
 Pair = tuple[Path | str | None, Path | str | None]
@@ -39,7 +39,7 @@ _HALVES = ("discriminator", "generator")
 _FOLDERS = ("checkpoints", "discriminator", "generator", "tensorboard")
 """What a run makes in RUN, and a new one removes."""
 
-_SIGNS = {"state.json", ".state.json.new", "checkpoints"}
+_SIGNS = {LOCK, "state.json", ".state.json.new", "checkpoints"}
 """One of these lies in RUN from its first moment on; before, a user's config.toml may."""
 
 

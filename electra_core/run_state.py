@@ -1,8 +1,9 @@
-"""Whether a run goes on, and how it ended: a lock on its folder, and RUN/state.json beside the log.
+"""Whether a run goes on, and how it ended: a lock on RUN/.lock, and RUN/state.json beside the log.
 
 The process that trains holds the lock, which the kernel drops when the process ends, whatever ends it. So
 "running" is a fact and not a guess from a file's age, a second process on the same folder is refused, and a run
-whose state.json says "running" while nobody holds the lock was killed.
+whose state.json says "running" while nobody holds the lock was killed. It is a file that is locked, and open for
+writing, not the folder: of a folder on NFS other machines would not know.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from electra_core.errors import UserError
 
+LOCK = ".lock"
 RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "failed", "killed"
 
 
@@ -37,7 +39,7 @@ class RunState:
 
     def __init__(self, run: Path):
         self.path = run / "state.json"
-        descriptor = os.open(run, os.O_RDONLY)
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         self._release = weakref.finalize(self, os.close, descriptor)
         if not _locked(descriptor):
             self._release()
@@ -89,7 +91,10 @@ def read_state(run: Path) -> dict[str, Any]:
     Empty for a folder without a state.json that nobody trains in.
     """
     content = _read(run / "state.json")
-    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDONLY)
+    except FileNotFoundError:  # nobody holds it
+        return content | ({"state": KILLED} if content.get("state") == RUNNING else {})
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if content.get("state") == RUNNING:

@@ -268,7 +268,7 @@ def test_the_model_of_an_overwritten_fine_tuning_answers_no_more(model, data, st
     assert {"model.safetensors", "config.json", "task.json", "vocab.txt"} <= {p.name for p in stopped.iterdir()}
     with pytest.raises(UserError, match="no step is taken"):
         train(model, data, stopped, overwrite=True)
-    assert {path.name for path in stopped.iterdir()} == {"config.toml", "letter.txt", "state.json"}
+    assert {path.name for path in stopped.iterdir()} == {".lock", "config.toml", "letter.txt", "state.json"}
 
 
 def test_a_folder_that_no_fine_tuning_made_keeps_what_lies_in_it(model, data, tmp_path):

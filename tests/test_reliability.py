@@ -256,7 +256,9 @@ def test_state_is_a_fact_of_lock_and_file(tmp_path: Path) -> None:
     assert (read_state(tmp_path)["state"], read_state(tmp_path)["reason"][:17]) == (FAILED, "ZeroDivisionError")
     killed_child(lambda: RunState(tmp_path).begin(steps=8))
     assert read_state(tmp_path)["state"] == KILLED
-    assert names(tmp_path) == ["state.json"]
+    assert names(tmp_path) == [".lock", "state.json"]
+    (tmp_path / ".lock").unlink()
+    assert read_state(tmp_path)["state"] == KILLED, "what is not there nobody holds"
 
 
 def test_the_log_survives_what_a_crash_left_in_it(tmp_path: Path) -> None:
