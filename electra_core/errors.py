@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -75,8 +77,12 @@ def _led_to(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def writing(what: str) -> Iterator[None]:
+def writing(what: str, only_in: Path | None = None) -> Iterator[None]:
     """A context in which an OSError is the user's to mend: `what`, a flag or a path, cannot be written.
+
+    Args:
+        only_in: for a block that does other things, too (a caller's function may not reach its server): only
+            errors of a disk that takes nothing, and of files in this folder, are meant.
 
     Raises:
         UserError: instead of it.
@@ -84,7 +90,16 @@ def writing(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if only_in is not None and not _is_inside(error.filename, only_in) and disk_trouble(error) is None:
+            raise
         raise UserError(f"{what}: cannot be written ({error.strerror or error})") from None
+
+
+def _is_inside(file: object, folder: Path) -> bool:
+    """Whether an OSError's `filename` is a path, and in the folder."""
+    if not isinstance(file, str | os.PathLike):
+        return False
+    return Path(os.path.abspath(os.fspath(file))).is_relative_to(os.path.abspath(folder))
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def finetune(
     data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
-    with writing(str(out)):  # a full disk, most likely; what was saved before is whole
+    with writing(str(out), only_in=out):  # a full disk, most likely; what was saved before is whole
         state = ranks.only_first(lambda: make_folder(out, settings, resumed=checkpoint is not None))
         state.begin()
         keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks)

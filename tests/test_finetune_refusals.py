@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_model
@@ -12,7 +13,7 @@ from finetune_runs import QUICK, data, lines_file, model, run  # noqa: F401
 
 from electra_core.classify import Classify
 from electra_core.columns import Columns
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.tokenizer import WordPieceTokenizer
 
@@ -63,6 +64,32 @@ def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
     assert report["skipped_rows"] == 2 and report["train_examples"] == 160
     assert any("skipped 2 bad rows" in line and "train.tsv:162" in line for line in lines)
     assert sum("longer than 8 tokens" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), FileNotFoundError(2, "none", "/a/b")])
+def test_an_error_of_the_caller_s_own_function_is_the_caller_s(model, data, tmp_path, error):
+    def report(figures):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), on_evaluation=report)
+    assert caught.value is error
+
+
+def test_which_errors_are_of_the_folder_that_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for error, ours in (
+        (PermissionError(13, "no", "out/config.json"), True),
+        (PermissionError(13, "no", str(tmp_path / "out/config.json")), True),
+        (PermissionError(13, "no", str(tmp_path / "other/config.json")), False),
+        (OSError(28, "No space left on device"), True),
+        (OSError("no number"), False),
+        (OSError(9, "a descriptor", 3), False),
+    ):
+        with pytest.raises(UserError if ours else type(error)), writing("out", only_in=Path("out")):
+            raise error
+    with pytest.raises(UserError, match="here: cannot be written"), writing("here"):
+        raise OSError("no number")
 
 
 def test_a_number_of_frozen_layers_may_be_a_number() -> None:
