@@ -47,11 +47,14 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def partial_folder(target: Path) -> Iterator[Path]:
+def partial_folder(target: Path, journal: str = "") -> Iterator[Path]:
     """As `new_folder`, for hours of work: a writer that is killed leaves its folder to the next one of `target`.
 
     The folder, `.NAME.partial`, is new or what was left, in whatever state: who fills it keeps a journal. After an
-    exception nothing is left, as with `new_folder`.
+    exception nothing is left, as with `new_folder`; after Ctrl-C what is there stays, if it can be gone on with.
+
+    Args:
+        journal: name of the file that is in the folder from when on it can.
 
     Raises:
         UserError: as `new_folder`, or another process is writing `target`.
@@ -68,8 +71,10 @@ def partial_folder(target: Path) -> Iterator[Path]:
                 yield partial
                 sync_folder(partial)
                 _replace(target, partial)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            except BaseException as error:
+                if not (isinstance(error, KeyboardInterrupt) and journal and (partial / journal).is_file()):
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
         finally:
             os.close(lock)
     except OSError as error:

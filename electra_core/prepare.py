@@ -25,6 +25,7 @@ from electra_core import progress as progress_module
 from electra_core.encoding import MAX_SENTENCE_TOKENS, Batch, Document, encode_all
 from electra_core.errors import UserError
 from electra_core.hold_out import hold_one_out, lacks_heldout
+from electra_core.journal import FILE as JOURNAL
 from electra_core.journal import Journal
 from electra_core.new_folder import new_folder, partial_folder
 from electra_core.progress import Progress
@@ -69,8 +70,8 @@ def prepare(
 ) -> Manifest:
     """Turns text files into a corpus under `out_dir`.
 
-    What was made by the same call before is left as it is; what a killed one left is gone on with (not from
-    standard input). Files are known again by name, size and their first and last 64 KiB.
+    What was made by the same call before is left as it is; what a killed or interrupted one left is gone on with
+    (not from standard input). Files are known again by name, size and their first and last 64 KiB.
 
     Args:
         text_paths: a file or folder, several, or "-" for standard input; see `text_files.py`.
@@ -93,6 +94,7 @@ def prepare(
 
     Raises:
         UserError: bad input, or a target that cannot be written; nothing is left behind.
+        KeyboardInterrupt: what is durable by then is left for the same call to go on with.
     """
     _check_arguments(lines, documents, workers, heldout_fraction, seed)
     every_source = find_sources(text_paths)
@@ -120,9 +122,9 @@ def prepare(
         log.info("%s: made of the same files in the same way before; nothing to do", out_dir)
         return finished
     check_target(Path(out_dir), [source.path for source in sources if source.path], overwrite)
-    with partial_folder(Path(out_dir)) as folder:
+    text = _Text(sources, text_field, documents, progress)
+    with partial_folder(Path(out_dir), JOURNAL if text.can_be_read_again else "") as folder:
         journal = Journal(folder, settings)
-        text = _Text(sources, text_field, documents, progress)
         if not text.can_be_read_again:
             journal.clear()
         if given is None and journal.state is None:

@@ -126,7 +126,7 @@ def test_a_real_limit_on_file_size(text: Path, tokenizer: Path, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_nothing(tokenizer: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path) -> None:
     """A real interrupt, of a run with workers that waits for more input."""
     code = (
         "import sys; from electra_core import prepare\n"

@@ -118,6 +118,43 @@ def test_killed_runs_are_gone_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_interrupted_runs_are_gone_on_with(
+    files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Ctrl-C before the journal's first entry leaves nothing, later what is durable; errors leave nothing."""
+    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 3)
+    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
+    real = prepare_module._Run._add
+
+    for error, added, kept in (
+        (KeyboardInterrupt(), 2, []),
+        (UserError("bad text"), 5, []),
+        (KeyboardInterrupt(), 5, [".out.partial"]),
+    ):
+        left = iter(range(added))
+
+        def add(self, blocks, left=left, error=error):  # type: ignore[no-untyped-def]
+            if next(left, None) is None:
+                raise error
+            real(self, blocks)
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(prepare_module._Run, "_add", add)
+            prepare([files], tmp_path / "out", tokenizer=tokenizer, **OPTIONS)
+        assert [path.name for path in tmp_path.iterdir()] == kept
+    before = json.loads((tmp_path / ".out.partial" / "journal.json").read_text())["state"]["documents"]
+    read: list[list[str]] = []
+
+    def watched(sources, **options):  # type: ignore[no-untyped-def]
+        return (read.append(document) or document for document in read_documents(sources, **options))
+
+    monkeypatch.setattr(prepare_module, "read_documents", watched)
+    manifest = prepare([files], tmp_path / "out", tokenizer=tokenizer, **OPTIONS)
+    assert len(read) == sum(split.documents for split in manifest.splits.values()) - before < len(read) + before
+    assert contents(tmp_path / "out") == contents(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_killed_while_one_document_was_taken_out(
     files: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
