@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from electra_core import model_dir
 from electra_core.downstream import Task
 from electra_core.encoder import Encoder, Layer
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.named_tasks import save_task
+from electra_core.new_folder import temporary_folder
 from electra_core.packing import from_padded, to_padded
 from electra_core.predict import load_model, load_task
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
@@ -208,13 +209,12 @@ def export(source: str | Path, file: str | Path) -> float:
     difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:
         raise UserError(f"{file}: not written; its logits differ from torch's by {difference:.2g} of their size")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        tokenizer.save(file.parent)
-        save_task(task, file.parent)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
+    with writing(str(file)), temporary_folder(file) as new:  # each file is replaced whole
+        (new / file.name).write_bytes(content)
+        tokenizer.save(new)
+        save_task(task, new)
+        for written in new.iterdir():
+            written.replace(file.parent / written.name)
     return difference
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import platform
 import shutil
 import sys
@@ -33,6 +34,7 @@ from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import LOCK, RunState
 from electra_core.weight_files import weights_digest
 
+log = logging.getLogger("electra_core")
 Pair = tuple[Path | str | None, Path | str | None]
 """Model directories of a discriminator and a generator to start from; both or neither."""
 _HALVES = ("discriminator", "generator")
@@ -81,13 +83,13 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
     if resume:
         checkpoint, damaged = newest_intact(run / "checkpoints")
         for line in damaged:
-            print(line, file=sys.stderr)
+            log.warning(line)
         if damaged and checkpoint is None:
             raise UserError(f"{run}: no intact checkpoint is left to resume from")
         if checkpoint is None and not overwrite and _is_foreign(run):
             raise UserError(f"{run} is not empty and holds no run to resume; --overwrite starts one in it")
         if checkpoint is not None and (others := checkpoint.other_versions()):
-            print(f"{run}: goes on, but perhaps not bit for bit: {'; '.join(others)}", file=sys.stderr)
+            log.warning("%s: goes on, but perhaps not bit for bit: %s", run, "; ".join(others))
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
         raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")

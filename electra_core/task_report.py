@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from electra_core.downstream import Task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, shown_name, span_metrics
 from electra_core.pages import page
 from electra_core.predict import Evaluation
@@ -321,7 +321,5 @@ def write_report(report: TaskReport, path: Path | str) -> None:
     """
     path = Path(path)
     check_name(path)
-    try:
+    with writing(str(path)):
         path.write_text(_FORMS[path.suffix](report), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

@@ -280,12 +280,12 @@ def test_a_folder_that_no_fine_tuning_made_keeps_what_lies_in_it(model, data, tm
     assert [file.name for file in kept if not file.exists()] == []
 
 
-def test_a_damaged_checkpoint_is_named(model, data, stopped, capsys):
+def test_a_damaged_checkpoint_is_named(model, data, stopped, caplog):
     (file,) = stopped.glob("checkpoints/step-*/state.safetensors")
     file.write_bytes(file.read_bytes()[:-8] + b"damaged!")
     with pytest.raises(UserError, match="no intact checkpoint is left"):
         train(model, data, stopped, resume=True)
-    assert "the checksum does not fit" in capsys.readouterr().err
+    assert "the checksum does not fit" in caplog.text
 
 
 def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):

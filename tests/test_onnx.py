@@ -110,6 +110,25 @@ def test_models_do_not_share_a_folder_unless_their_task_is_the_same(tmp_path):
     assert load(tmp_path / "onnx" / "one.onnx").task == TASKS[1]
 
 
+def test_an_export_that_ends_early_leaves_the_earlier_one(tmp_path, monkeypatch):
+    one, other = make(TASKS[0], tmp_path / "one"), make(TASKS[1], tmp_path / "other")
+    export(one, tmp_path / "onnx" / "model.onnx")
+
+    def contents():
+        return {path.name: path.read_bytes() for path in (tmp_path / "onnx").iterdir()}
+
+    before = contents()
+    for error, raised in ((OSError(28, "no space"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)):
+
+        def full(*arguments, error=error):
+            raise error
+
+        monkeypatch.setattr(onnx_export, "save_task", full)
+        with pytest.raises(raised):
+            export(other, tmp_path / "onnx" / "model.onnx")
+        assert contents() == before
+
+
 def test_users_errors(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         load(tmp_path / "model.onnx")

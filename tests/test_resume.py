@@ -137,13 +137,12 @@ def spoil_the_record(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_the_tensors, spoil_the_record])
 def test_a_damaged_checkpoint_is_passed_over(
-    data: Path, base: Path, tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]
+    data: Path, base: Path, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = stop_at(tmp_path / "run", base, 8)
     damage(run / "checkpoints" / "step-00000008")
     train(data, run, resume=True, quiet=False)
-    captured = capsys.readouterr()
-    assert "step-00000008: damaged" in captured.out + captured.err
+    assert "step-00000008: damaged" in caplog.text
     assert_same_run(run, base)
 
 
