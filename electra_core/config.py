@@ -327,5 +327,5 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
         checked[name] = value
     try:
         return replace(config, **checked)  # type: ignore[type-var]
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    except (ValueError, UserError) as error:
+        raise UserError(f"{where}: {error}") from None

@@ -156,10 +156,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
     if given.get("pad_token_id", 0) is None:
         del given["pad_token_id"]
     _check_ranges(given, where)
-    try:
-        return updated(HUB_DEFAULTS, given, where)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    return updated(HUB_DEFAULTS, given, where)
 
 
 def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:

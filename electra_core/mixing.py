@@ -158,7 +158,8 @@ def open_data(
         UserError: as `Corpus.open` and `Mixture`; weights for one corpus; a corpus named twice.
     """
     folders = [data] if isinstance(data, str | Path) else list(data)
-    if twice := [str(folder) for place, folder in enumerate(folders) if folder in folders[:place]]:
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [str(folder) for number, folder in enumerate(folders) if places[number] in places[:number]]:
         raise UserError(f"--data: {twice[0]} is named twice; --mix says how often each is visited")
     corpora = [Corpus.open(folder, split) for folder in folders]
     if len(corpora) > 1:

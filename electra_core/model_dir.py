@@ -181,10 +181,6 @@ def load(
     config, raw = load_config(directory)
     with torch.device("meta"), _NoInitialisation():
         model = kind(config, **_head_options(kind, raw, labels, str(directory / "config.json")))
-    if issubclass(kind, electra.Generator) and raw.get("tie_word_embeddings", True) is not True:
-        raise UserError(
-            f"{directory}: the output layer is not tied to the word embeddings; only tied ones are known"
-        )
     new_head = _fill(model, directory, raw, another_head=labels is not None)
     if new_head:
         tasks.initialise_head(model, seed)  # type: ignore[arg-type]

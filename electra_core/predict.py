@@ -41,6 +41,7 @@ from electra_core.placement import (
 from electra_core.progress import Progress, progress
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.weight_files import read_json
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
@@ -217,13 +218,7 @@ def load_task(directory: Path) -> Task:
         UserError: a damaged file, or not a model of a downstream task.
     """
     file = directory / TASK_FILE
-    if not file.exists():
-        return _guess_task(directory)
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
-    return task_from_json(fields, str(file))
+    return task_from_json(read_json(directory, TASK_FILE), str(file)) if file.exists() else _guess_task(directory)
 
 
 def _guess_task(directory: Path) -> Task:

@@ -125,13 +125,15 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file of the directory.
 
     Raises:
-        UserError: not there, too large, or not a JSON object.
+        UserError: not there, not readable, too large, or not a JSON object.
     """
     path = inside(directory, name)
     if path.stat().st_size > _LARGEST_JSON:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a {name}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # of UTF-8 and of JSON; absurdly deep nesting
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

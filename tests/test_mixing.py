@@ -129,6 +129,7 @@ def test_what_cannot_be_mixed(folders: tuple[Path, Path], tmp_path: Path) -> Non
         (folders, [1.0, float("nan")], "positive numbers"),
         (folders, [1e6, 1.0], "has less than 1/1024 of the weight"),
         ([folders[0], folders[0]], None, "named twice"),
+        ([folders[0], folders[0] / ".." / folders[0].name], None, "named twice"),
         (folders[0], [1.0], "nothing to weigh"),
     ):
         with pytest.raises(UserError, match=message):

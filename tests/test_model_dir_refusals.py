@@ -167,6 +167,14 @@ def test_a_bin_of_something_else(directory: Path, value: Any) -> None:
     refused(directory, "expected a dictionary of tensors|not a dense tensor of floats")
 
 
+def test_a_file_that_cannot_be_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_permission(path: Path, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", no_permission)
+    refused(directory, r"config\.json: cannot be read \(Permission denied\)$")
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_links_out_of_the_directory(directory: Path, file: str) -> None:
     (directory / file).rename(directory.parent / "elsewhere")

@@ -251,9 +251,14 @@ def test_a_damaged_configuration_is_named(tokenizer: Tokenizer, tmp_path: Path) 
     electra = build()
     save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
     save_pretrained(electra.generator, tmp_path / "run" / "generator")
-    (tmp_path / "run" / "config.toml").write_text("[pretrain\nsteps = ")
-    with pytest.raises(UserError, match=r"run/config\.toml: "):
-        load_electra(tmp_path / "run")
+    for text, said in (
+        ("[pretrain\nsteps = ", ""),
+        ("[pretrain]\nmask_fraction = 2.0", "mask_fraction: expected"),
+        ("[pretrain]\nmask_fraction = 'all'", "mask_fraction expects a value of type float"),
+    ):
+        (tmp_path / "run" / "config.toml").write_text(text)
+        with pytest.raises(UserError, match=rf"run/config\.toml: {said}"):
+            load_electra(tmp_path / "run")
 
 
 def test_a_discriminator_alone_cannot_be_traced(tokenizer: Tokenizer, tmp_path: Path) -> None:
