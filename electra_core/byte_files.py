@@ -7,6 +7,7 @@ the frames are followed here.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import lzma
 import sys
@@ -17,6 +18,16 @@ from typing import Any, BinaryIO
 from electra_core.errors import UserError
 
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
+
+
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of the files' bytes, one file after the other; little of them is in memory at a time."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 class ByteFile:

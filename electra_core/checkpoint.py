@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from electra_core import __version__
+from electra_core.byte_files import sha256_of
 from electra_core.distributed import Ranks, gathered, placed_like
 from electra_core.errors import UserError
 from electra_core.new_folder import new_folder
@@ -171,7 +172,7 @@ def save_checkpoint(
         with new_folder(target) as temporary:
             write_weights(tensors, temporary / "state.safetensors")
             record = {"step": step, **meta, "versions": versions()}
-            record["sha256"] = _sha256(temporary / "state.safetensors")
+            record["sha256"] = sha256_of(temporary / "state.safetensors")
             record["sha256_of_this"] = _sha256_of_record(record)
             with open(temporary / "state.json", "w", encoding="utf-8") as file:
                 file.write(json.dumps(record, indent=1) + "\n")
@@ -213,7 +214,7 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(checkpoint_folders(folder)):
         try:
             meta = _read_record(path)
-            if meta["sha256"] != _sha256(path / "state.safetensors"):
+            if meta["sha256"] != sha256_of(path / "state.safetensors"):
                 raise ValueError("the checksum does not fit")
             return Checkpoint(path, int(meta["step"]), meta), damaged
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -267,11 +268,3 @@ def _sha256_of_record(record: Mapping[str, Any]) -> str:
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

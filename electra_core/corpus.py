@@ -6,7 +6,6 @@ time nor memory depends on how large the corpus is; `verify` reads everything.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from electra_core.byte_files import sha256_of
 from electra_core.errors import UserError
 from electra_core.prepare import prepare
 from electra_core.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
@@ -100,15 +100,16 @@ class Corpus:
         """Reads every file of both splits and compares the checksums.
 
         Raises:
-            UserError: naming the first damaged file.
+            UserError: naming the first damaged or missing file.
         """
         for name, entry in self.manifest.files.items():
-            digest = hashlib.sha256()
-            with open(self.directory / name, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != entry.sha256:
-                raise UserError(f"{self.directory / name}: damaged (the checksum does not fit)")
+            path = self.directory / name
+            try:
+                found = sha256_of(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            if found != entry.sha256:
+                raise UserError(f"{path}: damaged (the checksum does not fit)")
 
     def _open_shard(self, index: int) -> Shard:
         tokens = self._map(index, "tokens", token_dtype(self.manifest.vocab_size))

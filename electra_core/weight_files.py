@@ -7,7 +7,6 @@ files beside it, and sizes are compared with what the model needs before any mem
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from electra_core.byte_files import sha256_of
 from electra_core.errors import UserError
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -94,10 +94,7 @@ def open_weights(directory: Path) -> WeightFiles:
 
 def weights_digest(directory: Path) -> str:
     """What tells the weights of two model directories apart, wherever they lie: of their files' bytes."""
-    digest = hashlib.sha256()
-    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sha256_of(*sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]))
 
 
 def inside(directory: Path, name: str) -> Path:

@@ -184,6 +184,11 @@ def test_files_missing_cut_off_or_damaged(copied: Path, tokenizer: Path) -> None
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(UserError, match=r"train-00000\.tokens: damaged \(the checksum"):
         Corpus.open(copied).verify()
+    path.write_bytes(whole)
+    opened = Corpus.open(copied)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tokens: cannot be read \(No such file"):
+        opened.verify()
     path.write_bytes(whole[:-2])
     with pytest.raises(UserError, match=r"train-00000\.tokens: cut off or changed"):
         Corpus.open(copied)
