@@ -17,14 +17,12 @@ Everything about a checkpoint is decided by its step and its contents, nothing b
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,13 @@ from torch import Tensor, nn
 
 from electra_core import __version__
 from electra_core.byte_files import sha256_of
+from electra_core.checkpoint_files import (
+    best_checkpoint,
+    checkpoint_folders,
+    folder_name,
+    read_record,
+    record_digest,
+)
 from electra_core.distributed import Ranks, gathered, placed_like
 from electra_core.errors import UserError
 from electra_core.new_folder import new_folder
@@ -118,7 +123,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, keep: int, resumed_from: int = 0):
         self.folder, self.keep = folder, keep
         for path in _superfluous(folder, resumed_from, keep):  # of a process killed while it removed them
-            if path < folder / _name(resumed_from):
+            if path < folder / folder_name(resumed_from):
                 shutil.rmtree(path, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[Path] | None = None
@@ -167,13 +172,13 @@ def save_checkpoint(
     Raises:
         UserError: disk full, no permission, ...; older checkpoints are untouched.
     """
-    target = folder / _name(step)
+    target = folder / folder_name(step)
     try:
         with new_folder(target) as temporary:
             write_weights(tensors, temporary / "state.safetensors")
             record = {"step": step, **meta, "versions": versions()}
             record["sha256"] = sha256_of(temporary / "state.safetensors")
-            record["sha256_of_this"] = _sha256_of_record(record)
+            record["sha256_of_this"] = record_digest(record)
             with open(temporary / "state.json", "w", encoding="utf-8") as file:
                 file.write(json.dumps(record, indent=1) + "\n")
                 file.flush()
@@ -213,7 +218,7 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[str] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
-            meta = _read_record(path)
+            meta = read_record(path)
             if meta["sha256"] != sha256_of(path / "state.safetensors"):
                 raise ValueError("the checksum does not fit")
             return Checkpoint(path, int(meta["step"]), meta), damaged
@@ -222,48 +227,13 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """Checkpoints under RUN/checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
-
-
-def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
-    """The checkpoint with the lowest score, and that score; None where no evaluation came with a checkpoint."""
-    scores = {}
-    for path in folders:
-        try:
-            score = _read_record(path).get("score")
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if isinstance(score, float) and math.isfinite(score):
-            scores[path] = score
-    best = min(scores, key=lambda path: scores[path], default=None)
-    return None if best is None else (best, scores[best])
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:
-    newest = folder / _name(step)
+    newest = folder / folder_name(step)
     here = [path for path in checkpoint_folders(folder) if path <= newest]
     kept = set(here[-keep:])
     if best := best_checkpoint(here):
         kept.add(best[0])
     return [path for path in checkpoint_folders(folder) if path not in kept]
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """state.json, checked against its own checksum."""
-    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if record.pop("sha256_of_this") != _sha256_of_record(record):
-        raise ValueError("the checksum of state.json does not fit")
-    return record
-
-
-def _sha256_of_record(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -187,12 +187,13 @@ def _flops_flags(commands: Any) -> None:
 def flops(options: Namespace) -> None:
     """Parameters and FLOPs."""
     from electra_core.flops import summary
-    from electra_core.model_dir import load_config
 
     if options.model in PRESETS:
         preset = PRESETS[options.model]
         figures = summary(preset.discriminator, preset.pretrain)
     else:
+        from electra_core.model_dir import load_config
+
         figures = summary(load_config(options.model)[0])
     if options.json:
         print(json.dumps(figures))

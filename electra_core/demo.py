@@ -41,10 +41,11 @@ from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
 from electra_core.placement import resolve_device
+from electra_core.plots import duration
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
 from electra_core.progress import Progress, progress
-from electra_core.report import Report, duration, to_terminal, write_report
+from electra_core.report import Report, to_terminal, write_report
 from electra_core.sample import write_sample
 from electra_core.shards import Manifest
 

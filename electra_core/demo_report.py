@@ -17,9 +17,9 @@ from electra_core.docstrings import Example, LabelledTask
 from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load_config, load_discriminator
 from electra_core.passages import generated_passage, planted_passage
-from electra_core.plots import Dots, Rule, Series, line_chart, median
+from electra_core.plots import Dots, Rule, Series, duration, line_chart, median
 from electra_core.pretrain import PretrainResult
-from electra_core.report import Passage, Report, duration
+from electra_core.report import Passage, Report
 from electra_core.tokenizer import load_tokenizer
 from electra_core.trace import load_electra
 

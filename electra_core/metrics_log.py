@@ -14,11 +14,12 @@ import secrets
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from electra_core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # which takes seconds, and `electra status` needs none of it
 
 Row = dict[str, Any]
 ROWS_KEPT = 20  # of the newest losses, for `guards.spike`
@@ -108,6 +109,8 @@ def last_evaluation(rows: list[Row]) -> dict[str, float]:
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory taken so far, in MB (10^6 bytes): a GPU's by torch, otherwise this process's resident set."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 1e6
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -81,6 +81,16 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def duration(seconds: float) -> str:
+    """ "8 s", "2 min 05 s", "1 h 02 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
+
+
 def line_chart(
     series: Sequence[Series],
     *,

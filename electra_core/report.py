@@ -13,7 +13,7 @@ from pathlib import Path
 
 from electra_core.detect import SCALE_HTML, TokenScore, tokens_html
 from electra_core.pages import page
-from electra_core.plots import Dots, Rule, dot_plot, median
+from electra_core.plots import Dots, Rule, dot_plot, duration, median
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,3 @@ def _stage_bar(stages: Sequence[tuple[str, float]]) -> str:
 def _table(rows: Sequence[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{cells}</table>"
-
-
-def duration(seconds: float) -> str:
-    """ "8 s", "2 min 05 s", "1 h 02 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02d} min"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from electra_core.checkpoint import best_checkpoint, checkpoint_folders
+from electra_core.checkpoint_files import best_checkpoint, checkpoint_folders
 from electra_core.errors import UserError
 from electra_core.metrics_log import Row, last_evaluation, read_metrics, without_nan
 from electra_core.run_state import RUNNING, read_state

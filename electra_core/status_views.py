@@ -10,8 +10,7 @@ from pathlib import Path
 from electra_core.errors import UserError
 from electra_core.metrics_log import Row
 from electra_core.pages import page
-from electra_core.plots import Series, line_chart, nice_axis, number
-from electra_core.report import duration
+from electra_core.plots import Series, duration, line_chart, nice_axis, number
 from electra_core.status import Status
 
 MARKS = "*o+x#@%&"

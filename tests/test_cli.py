@@ -79,6 +79,15 @@ def test_help_does_not_wait_for_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize("command", [["status", "RUN", "--html", "RUN/x.html"], ["flops", "--model", "small"]])
+def test_what_needs_no_model_does_not_wait_for_torch(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    code = "import sys; from electra_core.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    given = [part.replace("RUN", str(tmp_path)) for part in command]
+    subprocess.run([sys.executable, "-c", code, *given], capture_output=True, check=True)
+
+
 def test_no_command_shows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr().out

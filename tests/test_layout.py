@@ -22,8 +22,8 @@ MODEL = ("encoder", "electra", "objectives", "tasks", "packing", "initialisation
 """The model: tensors in, tensors out."""
 ABOVE_THE_MODEL = {
     "training", "stop_request", "placement", "pretrain", "pretrain_setup", "finetune", "model_dir", "checkpoint",
-    "cli", "command_flags", "commands_train", "commands_use", "commands_inspect", "run_folder", "predict",
-    "corpus", "prepare", "tokenizer", "demo", "batches", "examples", "evaluation", "distributed",
+    "checkpoint_files", "cli", "command_flags", "commands_train", "commands_use", "commands_inspect", "run_folder",
+    "predict", "corpus", "prepare", "tokenizer", "demo", "batches", "examples", "evaluation", "distributed",
 }  # fmt: skip
 
 

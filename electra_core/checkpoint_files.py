@@ -1,0 +1,51 @@
+"""Checkpoints as they lie in RUN/checkpoints: which there are, and what their records say.
+
+`checkpoint.py` writes them and puts them back. Nothing here needs torch, which takes seconds to import: `electra
+status` looks at them, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def folder_name(step: int) -> str:
+    """Of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Checkpoints under RUN/checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
+    """The checkpoint with the lowest score, and that score; None where no evaluation came with a checkpoint."""
+    scores = {}
+    for path in folders:
+        try:
+            score = read_record(path).get("score")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(score, float) and math.isfinite(score):
+            scores[path] = score
+    best = min(scores, key=lambda path: scores[path], default=None)
+    return None if best is None else (best, scores[best])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """state.json, checked against its own checksum."""
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if record.pop("sha256_of_this") != record_digest(record):
+        raise ValueError("the checksum of state.json does not fit")
+    return record
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """What state.json says of itself as `sha256_of_this`."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
