@@ -46,8 +46,8 @@ from electra_kernels.rng import fold
 from torch import Tensor, nn
 
 from electra_core.distributed import FlatGradients, Ranks
+from electra_core.input_buffers import InputBuffers
 from electra_core.optim import make_capturable
-from electra_core.static_batch import InputBuffers
 from electra_core.training import LOSS, Done, LateNumber, StepResult, backward, stop_if_diverged, take_step, update
 
 LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]

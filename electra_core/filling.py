@@ -28,16 +28,25 @@ def filled(batch: TokenBatch) -> TokenBatch:
     filling = filled_size(tokens) - tokens
     if not filling:
         return batch
-    positions = torch.arange(filling, device=batch.input_ids_T.device) % longest
-    starts = torch.arange(longest, filling + longest, longest, device=batch.cu_seqlens.device) + tokens
-    zeros = torch.zeros_like(positions)
-    return TokenBatch(
-        torch.cat([batch.input_ids_T, zeros]),
-        torch.cat([batch.segment_ids_T, zeros]),
-        torch.cat([batch.position_ids_T, positions]),
-        torch.cat([batch.cu_seqlens, starts.clamp(max=tokens + filling).to(batch.cu_seqlens.dtype)]),
-        batch.max_seqlen,
-    )
+    ids_T, segments_T, positions_T = (batch.input_ids_T.new_empty(tokens + filling) for _ in range(3))
+    ends = batch.cu_seqlens.new_empty(len(batch.cu_seqlens) + -(-filling // longest))
+    whole = TokenBatch(ids_T, segments_T, positions_T, ends, batch.max_seqlen)
+    fill_up(whole, batch)
+    return whole
+
+
+def fill_up(target: TokenBatch, batch: TokenBatch) -> None:
+    """Writes `batch` into `target`, and behind it sequences of padding words as far as the tokens of `target`
+    reach; they are as long as its sequences may be, and what is left of those is empty."""
+    tokens, sequences, longest = batch.num_tokens, batch.num_sequences, max(1, target.max_seqlen)
+    device = target.input_ids_T.device
+    target.input_ids_T[:tokens], target.input_ids_T[tokens:] = batch.input_ids_T, 0
+    target.segment_ids_T[:tokens], target.segment_ids_T[tokens:] = batch.segment_ids_T, 0
+    target.position_ids_T[:tokens] = batch.position_ids_T
+    target.position_ids_T[tokens:] = torch.arange(target.num_tokens - tokens, device=device) % longest
+    target.cu_seqlens[: sequences + 1] = batch.cu_seqlens
+    ends = tokens + longest * torch.arange(1, target.num_sequences - sequences + 1, device=device)
+    target.cu_seqlens[sequences + 1 :] = ends.clamp(max=target.num_tokens)
 
 
 def filled_size(tokens: int) -> int:

@@ -9,26 +9,22 @@ most that N sequences can have, T to the next of at most `BUCKETS` sizes. What f
 
 has weight 0 in every mean, hence no gradient. Losses and gradients are those of the batch as it was, up to the
 order of sums.
-
-Everything that a step reads lies in two flat buffers, integers and floats, so that two copies bring a step's
-whole input to the device: batch, seed and learning rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from electra_core.config import PretrainConfig
 from electra_core.electra import PretrainBatch
-from electra_core.packing import TokenBatch
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in `typing` from Python 3.11
+from electra_core.filling import fill_up
+from electra_core.input_buffers import InputBuffers
+from electra_core.packing import TokenBatch, pack
 
 BUCKETS = 32
 """Sizes that T is rounded up to, at most, and so the most graphs a run captures. Half a bucket, 1.6% of a full
@@ -92,42 +88,6 @@ class Shapes:
         return Shape(-(-tokens // self.bucket) * self.bucket, self.sequences + filling, masked, self.max_length)
 
 
-class InputBuffers:
-    """What a step of one shape reads, as views of two flat buffers, one of integers and one of floats.
-
-    Args:
-        shape: one graph is captured for each.
-        sizes: integers and floats of each part of the batch.
-        device: where the buffers lie.
-        pinned: host memory from which a copy to a GPU does not hold up the host.
-
-    Attributes:
-        parts: what the step's loss function is given, one after the other; their tensors are views.
-        seed, rate: the step's, int64 [1] and float scalar.
-    """
-
-    parts: Sequence[Any]
-
-    def __init__(
-        self, shape: Hashable, sizes: Sequence[tuple[int, int]], device: torch.device | str, pinned: bool
-    ):
-        integers, floats = (list(counts) for counts in zip(*sizes))
-        self.shape: Any = shape
-        self.integers = torch.empty(sum(integers) + 1, dtype=torch.int64, device=device, pin_memory=pinned)
-        self.floats = torch.empty(sum(floats) + 1, dtype=torch.float32, device=device, pin_memory=pinned)
-        self.seed, self.rate = self.integers[-1:], self.floats[-1]
-        self.pieces = list(zip(self.integers[:-1].split(integers), self.floats[:-1].split(floats)))
-
-    def on(self, device: torch.device) -> Self:
-        """Buffers for the same step on another device; nothing is in them yet."""
-        raise NotImplementedError
-
-    def copy_(self, other: Self) -> None:
-        """Take over the values of `other`; from pinned memory without waiting for the copy."""
-        self.integers.copy_(other.integers, non_blocking=True)
-        self.floats.copy_(other.floats, non_blocking=True)
-
-
 class StaticInputs(InputBuffers):
     """The parts of a pre-training step's batch, each a `PretrainBatch` of one shape.
 
@@ -161,10 +121,8 @@ class StaticInputs(InputBuffers):
         self.floats.fill_(math.nan)
         self.rate.zero_()
         for part in self.parts:
-            tokens, sequences, masked, longest = self.shape
-            part.tokens.cu_seqlens.copy_((longest * torch.arange(sequences + 1)).clamp(max=tokens))
-            part.tokens.position_ids_T.copy_(torch.arange(tokens) % longest)
-            part.masked_positions_M.copy_(torch.arange(masked))
+            fill_up(part.tokens, pack([]))
+            part.masked_positions_M.copy_(torch.arange(self.shape.masked))
 
 
 def _sizes(shape: Shape) -> tuple[int, int]:
@@ -196,14 +154,8 @@ def _fill(views: PretrainBatch, part: PretrainBatch, shape: Shape) -> None:
     room = (shape.sequences - sequences) * shape.max_seqlen
     if not 1 <= filling <= room or masked > shape.masked or part.tokens.max_seqlen > shape.max_seqlen:
         raise ValueError(f"part: {tokens} tokens, {masked} masked, {sequences} sequences do not fit {shape}")
-    text = ((views.tokens.input_ids_T, part.tokens.input_ids_T), (views.masked_ids_T, part.masked_ids_T))
-    for target_T, source_T in (*text, (views.tokens.segment_ids_T, part.tokens.segment_ids_T)):
-        target_T[:tokens], target_T[tokens:] = source_T, 0
-    views.tokens.position_ids_T[:tokens] = part.tokens.position_ids_T
-    views.tokens.position_ids_T[tokens:] = torch.arange(filling) % shape.max_seqlen
-    ends = tokens + shape.max_seqlen * torch.arange(1, shape.sequences - sequences + 1)
-    views.tokens.cu_seqlens[: sequences + 1] = part.tokens.cu_seqlens
-    views.tokens.cu_seqlens[sequences + 1 :] = ends.clamp(max=shape.tokens)
+    fill_up(views.tokens, part.tokens)
+    views.masked_ids_T[:tokens], views.masked_ids_T[tokens:] = part.masked_ids_T, 0
     positions_M = views.masked_positions_M
     positions_M[:masked], positions_M[masked:] = part.masked_positions_M, shape.tokens - 1
     assert views.token_weights_T is not None and views.masked_weights_M is not None

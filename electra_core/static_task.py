@@ -22,8 +22,9 @@ from electra_kernels.rng import Seed, fold
 from torch import Tensor
 
 from electra_core.features import UNLABELLED, TaskBatch
+from electra_core.filling import fill_up
+from electra_core.input_buffers import InputBuffers
 from electra_core.packing import TokenBatch
-from electra_core.static_batch import InputBuffers
 
 SHORTEST = 16  # tokens; shorter sequences are not worth shapes of their own
 
@@ -166,13 +167,8 @@ def _views(integers: Tensor, floats: Tensor, shape: TaskShape, index: int) -> Pa
 
 
 def _fill(views: TaskBatch, batch: TaskBatch, per_token: bool) -> None:
-    own, text = batch.tokens, views.tokens
-    tokens = own.num_tokens
-    for name in ("input_ids_T", "segment_ids_T", "position_ids_T"):
-        target_T = getattr(text, name)
-        target_T[:tokens], target_T[tokens:] = getattr(own, name), 0
-    text.position_ids_T[tokens:] = torch.arange(text.num_tokens - tokens)
-    text.cu_seqlens[:-1], text.cu_seqlens[-1] = own.cu_seqlens, text.num_tokens
+    tokens = batch.tokens.num_tokens
+    fill_up(views.tokens, batch.tokens)
     views.unit_starts.copy_(batch.unit_starts)
     if per_token:
         views.targets[:tokens], views.targets[tokens:] = batch.targets, UNLABELLED
