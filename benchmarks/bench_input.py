@@ -33,9 +33,10 @@ import torch
 
 from benchmarks.harness import Spread, environment, spread
 from electra_core.batches import PLANNED_AHEAD
-from electra_core.corpus import Corpus, Shard
+from electra_core.corpus import Corpus
 from electra_core.examples import Examples
 from electra_core.masking import mask_tokens
+from electra_core.shards import Shard
 
 STAGES = ("plan", "read", "mask")
 CLS, SEP, MASK = 2, 3, 4

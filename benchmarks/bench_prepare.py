@@ -25,8 +25,9 @@ from pathlib import Path
 
 import tokenizers
 
-from electra_core.corpus import Corpus, prepare
+from electra_core.corpus import Corpus
 from electra_core.docstrings import documents, write_corpus
+from electra_core.prepare import prepare
 from electra_core.progress import progress
 from electra_core.sentences import split_document
 from electra_core.sources import find_sources

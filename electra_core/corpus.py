@@ -15,11 +15,8 @@ import numpy as np
 
 from electra_core.byte_files import sha256_of
 from electra_core.errors import UserError
-from electra_core.prepare import prepare
 from electra_core.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-
-__all__ = ["Corpus", "Manifest", "Shard", "prepare"]
 
 LARGE = 1_000_000_000
 """Tokens from which on borders of sentences that examples look up are read page by page. In smaller corpora

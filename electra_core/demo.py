@@ -193,7 +193,6 @@ def model_to_study(
     out_dir: str | Path,
     *,
     minutes: float = 1.0,
-    device: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -212,7 +211,7 @@ def model_to_study(
         _make_folder(out, overwrite=False)
         _read_docstrings(out, quiet)
         _prepare(out, 0, quiet)
-        _stop_if(_pretrain(out, 60 * minutes, device, 0, quiet).stopped_by)
+        _stop_if(_pretrain(out, 60 * minutes, "auto", 0, quiet).stopped_by)
     return run
 
 

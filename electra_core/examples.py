@@ -20,14 +20,12 @@ import torch
 from electra_kernels.rng import fold
 
 from electra_core.corpus import Corpus
-from electra_core.example_rules import MOST_SENTENCES, Example, Span, collect, cut, split_segments
+from electra_core.example_rules import MOST_SENTENCES, Example, collect
 from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch, from_lengths
 from electra_core.permutation import mix, mix_all, permute, permute_all
 from electra_core.planning import Plan, collect_all, ragged
 from electra_core.slots import Slots, gather
-
-__all__ = ["Example", "Examples", "Plan", "Span", "cut", "permute", "split_segments"]
 
 RULES = 2
 """Version of the rules by which a corpus becomes examples; a run is not gone on with by others. By those of 1 a

@@ -138,14 +138,13 @@ def dot_plot(
     title: str,
     caption: str = "",
     rules: Sequence[Rule] = (),
-    limits: tuple[float, float] = (0.0, 1.0),
 ) -> str:
     """A figure with a row per model: a dot for every seed and a bar at the median. Values are fractions.
 
     The axis holds the dots; a reference value far from them is told in the caption instead of drawn.
     """
     values = [v for row in rows for v in row.values]
-    low, high = min(values, default=limits[0]), max(values, default=limits[1])
+    low, high = min(values, default=0.0), max(values, default=1.0)
     reach = max(high - low, 0.2)
     far = [rule for rule in rules if not low - reach <= rule.value <= high + reach]
     rules = [rule for rule in rules if rule not in far]
@@ -153,7 +152,7 @@ def dot_plot(
         caption += f" Off the scale: {', '.join(f'{rule.label} {100 * rule.value:.1f}%' for rule in far)}."
     values = [low, high, *(rule.value for rule in rules)]
     margin = 0.05 * (max(values) - min(values)) + 0.005
-    axis = nice_axis(max(limits[0], min(values) - margin), min(limits[1], max(values) + margin))
+    axis = nice_axis(max(0.0, min(values) - margin), min(1.0, max(values) + margin))
     ticks = [_label("xtick", f"left:{axis.percent(t):.3f}%", f"{100 * t:.4g}%") for t in axis.ticks]
     marks = [_label("dotrule", f"left:{axis.percent(r.value):.3f}%", r.label) for r in rules]
     body = "".join(_dot_row(row, axis, rules) for row in rows)

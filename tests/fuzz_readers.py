@@ -22,7 +22,7 @@ from electra_core.checkpoint import newest_intact
 from electra_core.choices import read_choices
 from electra_core.columns import Columns
 from electra_core.config import PRESETS, updated
-from electra_core.corpus import Corpus, prepare
+from electra_core.corpus import Corpus
 from electra_core.electra import Discriminator
 from electra_core.errors import UserError
 from electra_core.examples import Examples
@@ -30,6 +30,7 @@ from electra_core.journal import Journal
 from electra_core.labelled import read_texts
 from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load
+from electra_core.prepare import prepare
 from electra_core.progress import progress
 from electra_core.row_files import read_rows
 from electra_core.run_folder import read_config

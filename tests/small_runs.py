@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from electra_core.corpus import prepare
 from electra_core.metrics_log import read_metrics
+from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
 from electra_core.progress import progress
 

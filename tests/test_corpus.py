@@ -16,8 +16,9 @@ import pytest
 
 from electra_core import encoding
 from electra_core import prepare as prepare_module
-from electra_core.corpus import Corpus, prepare
+from electra_core.corpus import Corpus
 from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
+from electra_core.prepare import prepare
 from electra_core.progress import progress
 from electra_core.sentences import split_document
 from electra_core.shards import SPLITS, Block, Manifest, ShardWriter

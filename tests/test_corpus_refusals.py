@@ -15,9 +15,9 @@ import pytest
 from test_corpus import contents, copied, data, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
 
 from electra_core.cli import build_parser
-from electra_core.corpus import Corpus, prepare
+from electra_core.corpus import Corpus
 from electra_core.errors import UserError
-from electra_core.prepare import SAMPLE_CHARACTERS
+from electra_core.prepare import SAMPLE_CHARACTERS, prepare
 from electra_core.shards import Manifest
 from electra_core.vocabulary import train_sentencepiece
 

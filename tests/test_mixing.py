@@ -10,10 +10,11 @@ import pytest
 from small_runs import RUN, SIZES, one_thread  # noqa: F401
 
 from electra_core.cli import main
-from electra_core.corpus import Corpus, prepare
+from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.examples import Examples
 from electra_core.mixing import BLOCK, MixedExamples, Mixture, examples_of, open_data
+from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
 from electra_core.tokenizer import WordPieceTokenizer
 

@@ -15,12 +15,13 @@ from test_corpus import contents, documents_of, quiet, small_batches, text, toke
 from electra_core import hold_out
 from electra_core import prepare as prepare_module
 from electra_core.cli import main
-from electra_core.corpus import Corpus, Manifest, prepare
+from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.journal import Journal
 from electra_core.merge import merge
 from electra_core.new_folder import partial_folder
-from electra_core.prepare import train_tokenizer
+from electra_core.prepare import prepare, train_tokenizer
+from electra_core.shards import Manifest
 from electra_core.sources import Source, find_sources, share
 from electra_core.text_files import ReadReport, read_documents
 
