@@ -16,7 +16,6 @@ import json
 import logging
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from electra_core.examples import RULES
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import LOCK, RunState
+from electra_core.toml_files import read_toml
 from electra_core.weight_files import weights_digest
 
 log = logging.getLogger("electra_core")
@@ -241,16 +241,7 @@ def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: not there, or not TOML of that form.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: {error}") from None
+    tables = read_toml(path)
     encoder = tables.pop("discriminator", {})
     changes = tables.pop("pretrain", {})
     for values in (encoder, changes):

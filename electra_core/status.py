@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from electra_core.checkpoint_files import best_checkpoint, checkpoint_folders
 from electra_core.errors import UserError
 from electra_core.metrics_log import Row, last_evaluation, read_metrics, without_nan
 from electra_core.run_state import RUNNING, read_state
+from electra_core.toml_files import read_table
 
 SHIPPED_CURVE = Path(__file__).parent / "tiny" / "curve.jsonl"
 REFERENCE_CURVES = Path(__file__).parent.parent / "docs" / "reference_curves"  # of a checkout
@@ -217,15 +217,10 @@ def _rows_of(path: Path) -> list[Row]:
 
 def _preset(run: Path) -> str | None:
     """The preset that a run's config.toml names."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        table = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        name = read_table(run / "config.toml", "pretrain").get("model")
+    except UserError:
         return None
-    name = table.get("pretrain", {}).get("model") if isinstance(table.get("pretrain"), dict) else None
     return name if isinstance(name, str) else None
 
 

@@ -11,7 +11,6 @@ sentences that both use.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,12 +26,8 @@ from electra_core.masking import MASKING_STREAM, mask_tokens
 from electra_core.model_dir import find_model, load_discriminator, load_generator
 from electra_core.packing import TokenBatch, pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.toml_files import read_table
 from electra_core.trace_probes import PartGradient, Shape, part_gradients, recorded_shapes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CANDIDATES = 6
 
@@ -152,12 +147,7 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
 
 def _run_config(file: Path) -> PretrainConfig:
     """How the run was pre-trained (fraction masked, weights of the losses, ...); the defaults without a file."""
-    if not file.is_file():
-        return PretrainConfig()
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8")).get("pretrain", {})
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{file}: {error}") from None
+    values = read_table(file, "pretrain") if file.is_file() else {}
     return updated(PretrainConfig(), values, str(file))
 
 

@@ -253,6 +253,7 @@ def test_a_damaged_configuration_is_named(tokenizer: Tokenizer, tmp_path: Path) 
     save_pretrained(electra.generator, tmp_path / "run" / "generator")
     for text, said in (
         ("[pretrain\nsteps = ", ""),
+        ("pretrain = 3", r"\[pretrain\] is a table"),
         ("[pretrain]\nmask_fraction = 2.0", "mask_fraction: expected"),
         ("[pretrain]\nmask_fraction = 'all'", "mask_fraction expects a value of type float"),
     ):

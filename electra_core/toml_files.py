@@ -1,0 +1,40 @@
+"""TOML files, in which every failure is a `UserError`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from electra_core.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """What the file holds.
+
+    Raises:
+        UserError: not there, not readable, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_table(path: Path | str, name: str) -> dict[str, Any]:
+    """One table of the file; empty where it has none of that name.
+
+    Raises:
+        UserError: as `read_toml`, or there is something else of that name.
+    """
+    table = read_toml(path).get(name, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: [{name}] is a table")
+    return table
