@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -15,9 +15,8 @@ from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
 from electra_core.examples import Plan
-from electra_core.masking import mask_tokens, masked_counts
+from electra_core.masking import mask, masked_counts
 from electra_core.mixing import examples_of
-from electra_core.packing import TokenBatch
 
 PLANNED_AHEAD = 1024
 """Examples planned in one go."""
@@ -63,9 +62,9 @@ class Batches:
 
     def _part(self, step: int, planned: Plan, begin: int, end: int) -> PretrainBatch:
         """Examples `begin` to `end` of the step's, masked, with their place and their share in its whole batch."""
-        first, config = step * self.config.batch_size, self.config
+        first, config, tokenizer = step * self.config.batch_size, self.config, self.examples.corpus.tokenizer
         tokens = self.examples.batch(planned[begin:end])
-        batch = mask(tokens, range(first + begin, first + end), self.examples.corpus, config, config.seed)
+        batch = mask(tokens, range(first + begin, first + end), tokenizer, config, config.seed)
         lengths = planned.lengths
         masked = masked_counts(torch.from_numpy(lengths), config.mask_fraction, config.max_predictions).numpy()
         batch = replace(
@@ -100,19 +99,3 @@ class Ahead(Generic[Parts]):
             if other not in self._made:
                 self._made[other] = self._worker.submit(self._batches, other)
         return self._made.pop(step).result()
-
-
-def mask(
-    tokens: TokenBatch, indices: Sequence[int], corpus: Corpus, config: PretrainConfig, seed: int
-) -> PretrainBatch:
-    """Mask packed examples as `config` and the corpus's tokenizer say."""
-    tokenizer = corpus.tokenizer
-    return mask_tokens(
-        tokens,
-        indices,
-        seed=seed,
-        mask_id=tokenizer.mask_id,
-        special_ids=[tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id],
-        fraction=config.mask_fraction,
-        max_predictions=config.max_predictions,
-    )

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from electra_core.batches import mask
 from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.distributed import Ranks
 from electra_core.electra import PretrainBatch
+from electra_core.masking import mask
 from electra_core.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # held-out examples and masks are the same for every run and every evaluation
@@ -47,7 +47,7 @@ def evaluate(
         first = starts[min(turn, len(starts) - 1)]
         indices = range(first, min(first + 64, config.eval_examples))
         tokens = examples.batch(examples.plan(indices))
-        batch = mask(tokens, indices, heldout, config, HELDOUT_SEED).to(device)
+        batch = mask(tokens, indices, heldout.tokenizer, config, HELDOUT_SEED).to(device)
         with autocast:
             output = electra(batch, HELDOUT_SEED + first)
             hit_M = _mlm_hits(electra, batch) if generates else hits[0]

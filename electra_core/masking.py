@@ -17,14 +17,31 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor
 
+from electra_core.config import PretrainConfig
 from electra_core.electra import PretrainBatch
 from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch
+from electra_core.tokenizer import Tokenizer
 
 KEEP_PROBABILITY = 0.15
 MASKING_STREAM = 3
 """What the run's seed is folded with for the masks; `examples.py` has 0 to 2."""
 NEVER = 1 << 60  # sorts behind every 32-bit random number, with 24 bits of position behind it
+
+
+def mask(
+    tokens: TokenBatch, indices: Sequence[int], tokenizer: Tokenizer, config: PretrainConfig, seed: int
+) -> PretrainBatch:
+    """`mask_tokens` as a run's configuration and its corpus's tokenizer say."""
+    return mask_tokens(
+        tokens,
+        indices,
+        seed=seed,
+        mask_id=tokenizer.mask_id,
+        special_ids=[tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id],
+        fraction=config.mask_fraction,
+        max_predictions=config.max_predictions,
+    )
 
 
 def mask_tokens(

@@ -22,9 +22,9 @@ from torch import Tensor
 from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.errors import UserError
-from electra_core.masking import MASKING_STREAM, mask_tokens
+from electra_core.masking import MASKING_STREAM, mask
 from electra_core.model_dir import find_model, load_discriminator, load_generator
-from electra_core.packing import TokenBatch, pack
+from electra_core.packing import pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 from electra_core.toml_files import read_table
 from electra_core.trace_probes import PartGradient, Shape, part_gradients, recorded_shapes
@@ -176,7 +176,7 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
     kept = ids[: electra.discriminator.config.max_position_embeddings - 2]
     device = next(electra.parameters()).device
     tokens = pack([[plain.cls_id, *kept, plain.sep_id]])
-    batch = _masked(tokens, plain, electra, seed)
+    batch = mask(tokens, [0], plain, electra.config, seed)  # as example 0 of a run with this seed
 
     was_training = electra.training
     electra.train()
@@ -197,7 +197,7 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
         seed=seed,
         truncated=len(ids) - len(kept),
         mask_fraction=electra.config.mask_fraction,
-        max_predictions=_most_chosen(electra),
+        max_predictions=max(electra.config.max_predictions, 1),
         num_chosen=len(batch.masked_positions_M),
         tokens=_token_traces(batch, plain, seed, output.corrupted_ids_T.cpu(), output.rtd_logits_T.float().cpu()),
         draws=_draws(batch, plain, logits_MV, output.corrupted_ids_T.cpu(), electra.config.temperature),
@@ -212,23 +212,6 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
         uniform_loss=torch.tensor(float(vocabulary)).log().item(),
         base_rate_loss=_binary_entropy(output.is_replaced_T.float().mean().item()),
     )
-
-
-def _masked(tokens: TokenBatch, tokenizer: Tokenizer, electra: Electra, seed: int) -> PretrainBatch:
-    """The sentence as example 0 of a run with this seed."""
-    return mask_tokens(
-        tokens,
-        [0],
-        seed=seed,
-        mask_id=tokenizer.mask_id,
-        special_ids=(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
-        fraction=electra.config.mask_fraction,
-        max_predictions=_most_chosen(electra),
-    )
-
-
-def _most_chosen(electra: Electra) -> int:
-    return max(electra.config.max_predictions, 1)
 
 
 def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
