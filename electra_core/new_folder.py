@@ -183,10 +183,9 @@ def _remove_if_abandoned(temporary: Path) -> None:
 
 
 def _replace(target: Path, temporary: Path) -> None:
+    # `remove_leftovers` leaves an .old alone while there is a .tmp of its stem.
     stem = temporary.stem if temporary.suffix == ".tmp" else f".{target.name}.{os.getpid()}"
-    old = target.with_name(
-        f"{stem}.old"
-    )  # which `remove_leftovers` leaves alone while there is a .tmp of its stem
+    old = target.with_name(f"{stem}.old")
     if target.exists():
         target.rename(old)
     try:
