@@ -20,7 +20,8 @@ from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.row_files import DELIMITERS, format_of
 
-MODEL_HELP = "model directory, RUN folder, or a name on the Hub (extra `hub`)"
+MODEL_HELP = "model directory, RUN folder, tiny (the model in the package), or a name on the Hub (extra `hub`)"
+MODEL_TO_USE_HELP = "directory of a fine-tuned model, or a name on the Hub (extra `hub`)"
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

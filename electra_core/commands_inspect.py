@@ -29,7 +29,7 @@ def _detect_flags(commands: Any) -> None:
         'electra detect "the cat sat on the mayor."',
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
-    command.add_argument("--model", help=f"{MODEL_HELP}; default: the tiny model in the package")
+    command.add_argument("--model", help=f"{MODEL_HELP} (default: tiny)")
     command.add_argument("--html", metavar="FILE", help="write the shaded text as a page")
     command.add_argument("--json", action="store_true", help="print tokens, offsets and probabilities")
 
@@ -64,7 +64,7 @@ def detect(options: Namespace) -> None:
 
 
 def _shipped_discriminator() -> Path:
-    from electra_core.demo import shipped_model
+    from electra_core.model_dir import shipped_model
 
     if (folder := shipped_model()) is None:
         raise UserError("no model comes with this installation; name one: electra detect --model RUN …")
@@ -78,7 +78,7 @@ def _trace_flags(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
     command.add_argument(
-        "--model", help="RUN folder with generator and discriminator; default: the package's tiny"
+        "--model", help="RUN folder with generator and discriminator; default: tiny, the one in the package"
     )
     command.add_argument("--seed", type=int, default=0, help="decides the masked positions and the draws")
     command.add_argument("--html", metavar="FILE", help="write a page to step through")
@@ -87,7 +87,8 @@ def _trace_flags(commands: Any) -> None:
 def trace(options: Namespace) -> None:
     """One pre-training step in slow motion."""
     from electra_core import trace_page, trace_terminal
-    from electra_core.demo import model_to_study, shipped_model
+    from electra_core.demo import model_to_study
+    from electra_core.model_dir import shipped_model
     from electra_core.trace import load_electra, trace
 
     source = options.model or model_to_study("demo")

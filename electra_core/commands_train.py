@@ -207,10 +207,14 @@ def _pretrain_flags(commands: Any) -> None:
     command.add_argument("--model", choices=tuple(PRESETS), help="size; brings its defaults (default: small)")
     command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
     command.add_argument(
-        "--init-discriminator", metavar="DIR", help="go on from this model (with --init-generator)"
+        "--init-discriminator",
+        metavar="MODEL",
+        help="go on from this one, a directory, RUN or tiny (with --init-generator)",
     )
     command.add_argument(
-        "--init-generator", metavar="DIR", help="go on from this model (with --init-discriminator)"
+        "--init-generator",
+        metavar="MODEL",
+        help="go on from this one, a directory, RUN or tiny (with --init-discriminator)",
     )
     command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
     command.add_argument("--max-minutes", type=float, help="save and stop after this long")

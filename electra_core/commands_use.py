@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from electra_core.command_flags import (
-    MODEL_HELP,
+    MODEL_TO_USE_HELP,
     add_command,
     column_flags,
     given_columns,
@@ -34,7 +34,7 @@ def _evaluate_flags(commands: Any) -> None:
         commands, evaluate, "metrics of a fine-tuned model on labelled data",
         "electra evaluate --model MODEL --data dev.tsv",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
     command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
     command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
@@ -63,7 +63,7 @@ def _predict_flags(commands: Any) -> None:
         commands, predict, "predictions of a fine-tuned model, one line per input",
         "electra predict --model MODEL --input texts.txt > predictions.jsonl",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
     command.add_argument("--input", required=True,
                          help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
                               "plain lines, or JSON lines: of pairs with text and pair, of questions with "
@@ -175,7 +175,7 @@ def _export_flags(commands: Any) -> None:
         commands, export, "a fine-tuned model as ONNX, checked against torch (extra `onnx`)",
         "electra export --model MODEL --onnx model.onnx",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=MODEL_HELP)
+    command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
     command.add_argument(
         "--onnx", required=True, metavar="FILE", help="gets the graph; the tokenizer lies beside it"
     )

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -40,6 +39,7 @@ from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
+from electra_core.model_dir import shipped_model
 from electra_core.placement import resolve_device
 from electra_core.plots import duration
 from electra_core.prepare import prepare
@@ -181,12 +181,6 @@ def texts_only(out_dir: str | Path, *, quiet: bool = False, overwrite: bool = Fa
     _make_folder(out, overwrite)
     corpus, task = _read_docstrings(out, quiet)
     return len(corpus), task
-
-
-def shipped_model() -> Path | None:
-    """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
-    folder = Path(str(files("electra_core"))) / "tiny"
-    return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
 
 
 def model_to_study(

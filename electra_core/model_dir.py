@@ -22,6 +22,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -46,6 +47,8 @@ from electra_core.new_folder import temporary_folder
 from electra_core.weight_files import SAFETENSORS, open_weights, read_json, write_weights
 
 log = logging.getLogger("electra_core")
+SHIPPED = "tiny"
+"""Name of the model in the package."""
 _MOST_LISTED = 20  # tensors named in one error message
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -109,8 +112,9 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
     """The model directory that `source` means.
 
     Args:
-        source: a model directory, a run's directory (its `kind` is meant), or a name on the Hub
-            ("google/electra-small-discriminator", with the extra `hub`).
+        source: a model directory, a run's directory (its `kind` is meant), "tiny" (where no folder is called so,
+            the model in the package), or a name on the Hub ("google/electra-small-discriminator", with the extra
+            `hub`).
         kind: "discriminator" or "generator".
 
     Raises:
@@ -122,9 +126,17 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
             return directory / kind
         return directory
     name = str(source)
+    if name == SHIPPED and not directory.exists() and (shipped := shipped_model()) is not None:
+        return shipped / kind
     if directory.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{source}: no such model directory")
     return _fetch(name, revision)
+
+
+def shipped_model() -> Path | None:
+    """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
+    folder = Path(str(files("electra_core"))) / SHIPPED
+    return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
 
 
 def _fetch(name: str, revision: str | None) -> Path:

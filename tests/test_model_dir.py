@@ -313,3 +313,17 @@ def test_packed_logits_pad_back() -> None:
     packed = from_padded(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
     assert torch.equal(to_padded(packed.input_ids_T, packed), batch["input_ids"])
     assert F.pad(packed.lengths.cumsum(0), (1, 0)).tolist() == packed.cu_seqlens.tolist()
+
+
+def test_tiny_is_the_package_s_model_where_no_folder_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = model_dir.shipped_model()
+    if shipped is None:
+        pytest.skip("no model in this copy of the package")
+    monkeypatch.chdir(tmp_path)
+    assert model_dir.find_model("tiny") == shipped / "discriminator"
+    assert model_dir.find_model("tiny", "generator") == shipped / "generator"
+    assert model_dir.load_config("tiny")[0].hidden_size == 128
+    (tmp_path / "tiny").mkdir()
+    assert model_dir.find_model("tiny") == Path("tiny")
