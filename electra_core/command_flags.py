@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,18 +144,39 @@ def given_columns(options: argparse.Namespace, file: str) -> Columns:
     )
 
 
-def config_flags(group: Any, config: type, skip: tuple[str, ...] = ()) -> None:
-    """A flag for each field of a dataclass; absent flags leave no trace in the options."""
+def config_flags(group: Any, config: type, skip: tuple[str, ...] = (), presets: Sequence[Any] = ()) -> None:
+    """A flag for each field of a dataclass; absent flags leave no trace in the options.
+
+    Args:
+        presets: objects of that class, one of which has the defaults.
+    """
     documentation = field_docs(config)
     for field in dataclasses.fields(config):
         if field.name in skip:
             continue
         flag, text = "--" + field.name.replace("_", "-"), documentation.get(field.name, "").replace("%", "%%")
+        text += _default_note([getattr(preset, field.name) for preset in presets] or [field.default])
         if type(field.default) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text,
                                metavar=type(field.default).__name__.upper())  # fmt: skip
+
+
+def _default_note(values: Sequence[Any]) -> str:
+    """What --help says of a default, which argparse does not know here: of the one, or one for each preset."""
+    value = values[0]
+    if any(other != value for other in values):
+        return " (default: the preset's)"
+    if value is False:
+        return ""
+    if value is True:
+        return " (default: yes)"
+    return (
+        f" (default: {value:g})"
+        if isinstance(value, float)
+        else f" (default: {value if value != '' else 'empty'})"
+    )
 
 
 def field_docs(config: type) -> dict[str, str]:

@@ -220,10 +220,12 @@ def _pretrain_flags(commands: Any) -> None:
     command.add_argument("--max-minutes", type=float, help="save and stop after this long")
     command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (package wandb)")
     training_flags(command)
-    group = command.add_argument_group("configuration (default: the preset's)")
-    config_flags(group, PretrainConfig, skip=("model",))
-    group = command.add_argument_group("discriminator (default: the preset's)")
-    config_flags(group, EncoderConfig, skip=("vocab_size", "pad_token_id"))
+    group = command.add_argument_group("configuration")
+    presets = PRESETS.values()
+    config_flags(group, PretrainConfig, skip=("model",), presets=[preset.pretrain for preset in presets])
+    group = command.add_argument_group("discriminator")
+    skip = ("vocab_size", "pad_token_id")
+    config_flags(group, EncoderConfig, skip=skip, presets=[preset.discriminator for preset in presets])
 
 
 def pretrain(options: Namespace) -> int:
@@ -303,7 +305,7 @@ def _finetune_flags(commands: Any) -> None:
     )  # fmt: skip
     column_flags(command, "the usual names")
     training_flags(command)
-    group = command.add_argument_group("settings")
+    group = command.add_argument_group("settings (a named task brings its own defaults for some)")
     config_flags(group, FinetuneSettings)
     group.add_argument("--fp32", action="store_const", const="fp32", dest="precision", default=argparse.SUPPRESS,
                        help="short for --precision fp32")  # fmt: skip

@@ -73,6 +73,18 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert undocumented == []
 
 
+def test_help_says_what_a_setting_is_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for command in ("finetune", "pretrain"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said[command] = " ".join(capsys.readouterr().out.split())
+    assert "Passes over the training data. (default: 3)" in said["finetune"]
+    assert "--precision fp32 (default" not in said["finetune"], "that of --precision"
+    assert "Optimizer steps. (default: the preset's)" in said["pretrain"]
+    assert "Fraction of an example's tokens that are masked. (default: 0.15)" in said["pretrain"]
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from electra_core.cli import build_parser; build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
