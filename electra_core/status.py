@@ -17,7 +17,7 @@ from typing import Any
 from electra_core.checkpoint_files import best_checkpoint, checkpoint_folders
 from electra_core.errors import UserError
 from electra_core.metrics_log import Row, last_evaluation, read_metrics, without_nan
-from electra_core.run_state import RUNNING, read_state
+from electra_core.run_state import FINISHED, RUNNING, read_state
 from electra_core.toml_files import read_table
 
 SHIPPED_CURVE = Path(__file__).parent / "tiny" / "curve.jsonl"
@@ -71,16 +71,34 @@ def find_runs(paths: Sequence[str | Path]) -> list[Status]:
     """
     runs = []
     for path in map(Path, paths):
-        seeds = sorted(path.glob("seed-*/metrics.jsonl"))
+        seeds = _seeds(path)
         if (path / "metrics.jsonl").is_file():
             runs.append(read_run(path))
         elif seeds:
-            runs += [read_run(file.parent) for file in seeds]
+            runs += [read_run(path / f"seed-{seed}") for seed in seeds]
         elif path.is_dir() and read_state(path).get("state") == RUNNING:
             runs.append(Status(path.name, path, RUNNING))
         else:
             raise UserError(f"{path}: is not the folder of a run (no metrics.jsonl in it)")
     return _told_apart(runs)
+
+
+def _seeds(path: Path) -> list[int]:
+    """The seeds of a fine-tuning that have a log of their own."""
+    names = [file.parent.name.removeprefix("seed-") for file in path.glob("seed-*/metrics.jsonl")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """A run's state; of one of several seeds what the folder around them says, which has one for all."""
+    path = path.resolve()
+    name, state = path.name.removeprefix("seed-"), read_state(path)
+    if state or name == path.name or not name.isdecimal():
+        return state
+    around = read_state(path.parent)
+    if around and int(name) < _seeds(path.parent)[-1]:
+        return {"state": FINISHED}
+    return {key: around[key] for key in ("state", "reason") if key in around}  # its step counts all seeds'
 
 
 def _told_apart(runs: Sequence[Status]) -> list[Status]:
@@ -97,7 +115,7 @@ def _told_apart(runs: Sequence[Status]) -> list[Status]:
 
 def read_run(path: Path) -> Status:
     """One run's status; `path` holds a metrics.jsonl."""
-    rows, state = read_metrics(path / "metrics.jsonl"), read_state(path)
+    rows, state = read_metrics(path / "metrics.jsonl"), _state(path)
     trained = [row for row in rows if "tokens_per_second" in row]
     evaluated = [row["step"] for row in rows if last_evaluation([row])]
     step = max([int(row["step"]) for row in rows] + [_whole(state.get("step")) or 0])

@@ -22,6 +22,7 @@ from torch import nn
 
 import electra_core
 from electra_core import checkpoint as module
+from electra_core import status
 from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.cli import main
@@ -418,6 +419,29 @@ def test_time_left_is_told_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.
         assert main(["status", str(folder), "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["state"] == RUNNING and run["seconds_left"] == pytest.approx(8 * 100 / 50)
+
+
+def test_status_of_several_seeds_is_that_of_the_folder_around_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def states(*paths: Path) -> list[tuple[str, str]]:
+        assert main(["status", *map(str, paths), "--json"]) == 0
+        return [(run["name"], run["state"]) for run in json.loads(capsys.readouterr().out)["runs"]]
+
+    out = tmp_path / "out"
+    out.mkdir()
+    for seed in (2, 10):
+        (make_run(out / f"seed-{seed}", 5.0) / "state.json").unlink()
+    with RunState(out) as state:
+        state.begin()
+        assert states(out) == [("seed-2", FINISHED), ("seed-10", RUNNING)], "in the order of their numbers"
+        assert states(out / "seed-10") == [("seed-10", RUNNING)]
+        state.end(12, "SIGINT")
+    assert states(out) == [("seed-2", FINISHED), ("seed-10", STOPPED)]
+    (run,) = status.find_runs([out / "seed-10"])
+    assert (run.reason, run.step) == ("SIGINT", run.rows[-1]["step"]), "the steps of all seeds are not this one's"
+    (out / "state.json").unlink()
+    assert states(out) == [("seed-2", "unknown"), ("seed-10", "unknown")]
 
 
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
