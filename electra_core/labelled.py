@@ -23,6 +23,7 @@ from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
 from electra_core.row_files import Row, read_lines, text_problem
 
+OTHER_ENCODING = "if a spreadsheet or Windows wrote it: iconv -f CP1252 -t UTF-8 OLD > NEW"
 FIRST_ROWS = 100
 """Rows whose columns count as the file's: in JSON lines one may lack what the others have."""
 
@@ -70,17 +71,28 @@ class BadRows:
         """How many rows were bad."""
         return self.reasons.total()
 
-    def close(self) -> None:
-        """Raises UserError if there were bad rows and they are not to be skipped."""
-        if self.count and not self.skip:
-            others = f"{self.count - 1} more bad row{'s' if self.count > 2 else ''}"
-            more = f" (and {others})" if self.count > 1 else ""
-            raise UserError(f"{self.first[0]}{more}; --skip-bad-rows leaves bad rows out")
+    def close(self, good: bool = True) -> None:
+        """Raises UserError if there were bad rows and they are not to be skipped; `good`: if others were good."""
+        if not self.count or self.skip:
+            return
+        others = f"{self.count - 1} more bad row{'s' if self.count > 2 else ''}"
+        more = f"and {others}" if good else f"all {self.count} rows are bad"
+        raise UserError(
+            self.first[0]
+            + (f" ({more})" if self.count > 1 else "")
+            + self.way_out()
+            + ("; --skip-bad-rows leaves bad rows out" if good else "")
+        )
+
+    def way_out(self) -> str:
+        """What can be done about them, if anything is known; begins with a semicolon."""
+        return f"; {OTHER_ENCODING}" if any("not valid UTF-8 (byte" in text for text in self.first) else ""
 
     def summary(self) -> str:
         """One line for the log: how many were skipped, why, and where the first stand."""
         why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common(5))
-        return f"{self.path}: skipped {self.count} bad rows: {why}; first {'; '.join(self.first)}"
+        first = "; ".join(self.first)
+        return f"{self.path}: skipped {self.count} bad rows: {why}; first {first}{self.way_out()}"
 
 
 class Ids:
@@ -138,15 +150,19 @@ def read_texts(
 
 
 def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
-    """Passes examples on; at the end complains about bad rows and about a file without any good one."""
-    count = 0
+    """Passes examples on; at the end complains about bad rows and about a file without any good one.
+
+    Whoever takes an example may still add it to the bad ones, before asking for the next.
+    """
+    count = good = 0
     for example in examples:
-        count += 1
+        count, before = count + 1, bad.count
         yield example
-    bad.close()
+        good += bad.count == before
+    bad.close(good > 0)
     if not count:
-        reason = f"none of its {bad.count} rows can be used ({bad.first[0]})" if bad.count else "holds no rows"
-        raise UserError(f"{'standard input' if str(path) == '-' else path}: {reason}")
+        why = f"none of its {bad.count} rows can be used ({bad.first[0]})" if bad.count else "holds no rows"
+        raise UserError(f"{'standard input' if str(path) == '-' else path}: {why}{bad.way_out()}")
 
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:

@@ -243,3 +243,26 @@ def test_a_folder_of_texts_to_predict_needs_no_labels(tmp_path):
     ]
     with pytest.raises(UserError, match=r"expected sub-folders of \.txt files"):
         list(read_texts(tmp_path))
+
+
+# ---- the way out
+
+
+def test_a_file_in_a_windows_encoding_is_told_how_to_become_utf_8(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label\nfein,1\nschön,0\nübel,0\n".encode("cp1252"))
+    said = refusal(file)
+    assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if a spreadsheet" in said
+    assert "iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
+    bad = BadRows(file, skip=True)
+    assert pairs(file, bad) == [("fein", "1")] and "iconv -f CP1252" in bad.summary()
+    lone = json_lines(tmp_path / "a.jsonl", {"text": "\ud800", "label": 1}, {"text": "fine", "label": 1})
+    assert "lone surrogate" in refusal(lone) and "iconv" not in refusal(lone)
+
+
+def test_nothing_is_said_of_leaving_out_all_there_is(tmp_path):
+    said = refusal(write(tmp_path / "a.csv", "text,label\nfein,\nübel,\n"))
+    assert said.endswith("a.csv:2: the label is missing (all 2 rows are bad)")
+    assert refusal(write(tmp_path / "a.csv", "text,label\nfein,\n")).endswith("a.csv:2: the label is missing")
+    file = write(tmp_path / "a.csv", "text,label\nfine,2\ndull,3\n")
+    with pytest.raises(UserError, match=r"'2'; known: 0, 1\) \(all 2 rows are bad\)$"):
+        list(Classify(labels=("0", "1")).read(file, BadRows(file)))
