@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.row_files import DELIMITERS, Row, format_of, read_rows
+from electra_core.row_files import DELIMITERS, PLAIN_LINES, QUOTES_IN_TSV, Row, format_of, read_rows
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
 PAIR_NAMES = (
@@ -133,7 +133,7 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
         if role not in names:
             raise UserError(
                 f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
-                f"name it with {ROLE_FLAGS[role]}{_or_no_header(path, wanted)}"
+                f"name it with {ROLE_FLAGS[role]}{_or_no_header(path, wanted)}{_other_kind(path, present)}"
             )
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"))
 
@@ -164,12 +164,20 @@ def _or_no_header(path: Path, wanted: Columns) -> str:
     return " (if that line is no header: --no-header, and a number from 1)"
 
 
+def _other_kind(path: Path, present: Sequence[str]) -> str:
+    """What to call a file whose columns would be found then."""
+    kind = format_of(path)
+    if kind == ".txt":
+        return f"; {PLAIN_LINES}"
+    return f"; {QUOTES_IN_TSV}" if kind == ".tsv" and any(name[:1] == '"' for name in present) else ""
+
+
 def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: str, optional: bool) -> str | None:
     match = _match(present, names)
     if match is None and not optional:
         raise UserError(
             f"{path}: there is no {role} column {' or '.join(map(repr, names))}; "
-            f"the columns are {', '.join(present)}; {ROLE_FLAGS[role]} names another"
+            f"the columns are {', '.join(present)}; {ROLE_FLAGS[role]} names another{_other_kind(path, present)}"
         )
     return match
 

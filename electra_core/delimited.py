@@ -31,10 +31,10 @@ class Cells(NamedTuple):
 def delimiter_of(first_line: str) -> tuple[str, bool]:
     """What a CSV is cut by, and whether a space goes with it, as its first line tells.
 
-    It may be cut by semicolons (spreadsheets in much of Europe) or tabs.
+    It may be cut by semicolons (spreadsheets in much of Europe), tabs or bars (databases).
     """
     line = QUOTED.sub("", first_line)
-    delimiter = max(",;\t", key=line.count)
+    delimiter = max(",;\t|", key=line.count)
     return delimiter, delimiter + " " in line
 
 

@@ -25,6 +25,8 @@ BLOCK_BYTES = 1 << 20
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
+QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are read from a .csv"
+PLAIN_LINES = "a .txt is one text per line; a file of columns is called .csv or .tsv"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
@@ -150,7 +152,7 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
         if not problem and len(cells) != len(names):
             problem = f"expected {len(names)} columns, found {len(cells)}"
             if not quoting and any(cell.startswith('"') for cell in cells):
-                problem += " (in a TSV quotes are ordinary characters; cells in quotes are read from a .csv)"
+                problem += f" ({QUOTES_IN_TSV})"
         yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells)))
 
 

@@ -70,6 +70,26 @@ def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
     assert "--header" in bad.first[0] and "--header" not in bad.first[1]
 
 
+@pytest.mark.parametrize("separator", [";", "|", "\t", " | "])
+def test_what_cuts_a_csv_is_found(tmp_path, separator):
+    file = write(
+        tmp_path / "a.csv", *(line.replace("/", separator) for line in ("text/label", "so, so/1", "no/0"))
+    )
+    assert read(file, Columns()) == [("so, so", None, "1"), ("no", None, "0")]
+
+
+def test_columns_that_another_name_of_the_file_would_show(tmp_path):
+    quoted = write(tmp_path / "a.tsv", '"text"\t"label"', '"fine"\t"1"')
+    for columns in (Columns(), Columns(text="text", label="label")):
+        assert refusal(quoted, columns).endswith("in quotes are read from a .csv")
+    assert read(quoted.rename(tmp_path / "a.csv"), Columns()) == [("fine", None, "1")]
+    plain = write(tmp_path / "a.txt", "text\tlabel", "fine\t1")
+    for columns in (Columns(), Columns(text="text", label="label")):
+        assert refusal(plain, columns).endswith(
+            "a .txt is one text per line; a file of columns is called .csv or .tsv"
+        )
+
+
 # ---- another file than the one that was trained on
 
 
