@@ -1,7 +1,7 @@
 """Questions on a context with their answers, as people have them -> examples.
 
-SQuAD's JSON (articles of paragraphs of questions), and rows (JSON lines or arrays, Parquet, the Hub) with
-question, context and answers.
+SQuAD's JSON (articles of paragraphs of questions), and rows (JSON lines or arrays, CSV, TSV, Parquet, the Hub)
+with question, context and answers, or one answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, has_id
 from electra_core.row_files import format_of, read_lines, read_rows, text_problem
+
+ONE_ANSWER = ("answer", "answer_text")
+"""Fields of a row that hold a text, where it has no `answers`."""
+NO_ANSWERS = (
+    'the answers are missing (expected answers: {"text": [...], "answer_start": [...]}, or answer: a text, '
+    "empty where there is none)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,9 @@ def read_questions(
 ) -> Iterator[QuestionExample]:
     """Questions of a SQuAD JSON file, or of rows with question, context and answers.
 
-    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD.
+    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD. A row may have a text
+    in `answer` or `answer_text` instead ("": there is none in the context), and its first character in
+    `answer_start`; without that it is the answer's first occurrence.
 
     Args:
         bad: takes questions that cannot be used; without it they raise at the end of the file.
@@ -85,7 +94,17 @@ def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
         if row.problem:
             bad.add(row.line, row.problem)
         else:
-            yield str(row.line), {**row.cells, "answers": _as_list(row.cells.get("answers"))}
+            yield str(row.line), {**row.cells, "answers": _as_list(_answers_of(row.cells))}
+
+
+def _answers_of(cells: dict[str, Any]) -> Any:
+    """What a row says the answers are: several, or the one that stands in cells of its own."""
+    name = next((name for name in ONE_ANSWER if isinstance(cells.get(name), str)), None)
+    if cells.get("answers") is not None or name is None:
+        return cells.get("answers")
+    start = cells.get("answer_start")
+    nowhere = start is None or start == "" or start != start  # NaN, as pandas writes it
+    return [{"text": cells[name], "answer_start": -1 if nowhere else start}] if cells[name].strip() else []
 
 
 def _as_list(answers: Any) -> Any:
@@ -128,7 +147,7 @@ def _example(place: str, fields: dict[str, Any], labelled: bool) -> tuple[Questi
 def _answers(context: str, given: Any) -> tuple[tuple[tuple[str, int], ...], str]:
     """(answers with their places, ""), or ((), why they cannot be used)."""
     if given is None:
-        return (), "the answers are missing"
+        return (), NO_ANSWERS
     if not isinstance(given, list):
         return (), f"expected a list of answers, or text and answer_start of equal length (found {given!r:.80})"
     answers: list[tuple[str, int]] = []

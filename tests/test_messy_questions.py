@@ -70,6 +70,35 @@ def test_a_wrong_start_is_put_right_where_the_answer_occurs(tmp_path, start):
     assert next(read_questions(file)).answers == (("Bob", 8),)
 
 
+ONE = {"question": "Who?", "context": "Bob, Ann met Bob"}
+
+
+@pytest.mark.parametrize("name", ["answer", "answer_text"])
+@pytest.mark.parametrize("start, found", [(13, 13), ("13", 13), (13.0, 13), (12, 13), (None, 0), ("", 0)])
+def test_a_row_may_have_one_answer(tmp_path, name, start, found):
+    file = json_lines(tmp_path / "a.jsonl", {**ONE, name: "Bob", "answer_start": start}, {**ONE, name: ""})
+    assert [example.answers for example in read_questions(file)] == [(("Bob", found),), ()]
+
+
+def test_one_answer_in_a_table(tmp_path):
+    rows = (
+        "question,context,answer,answer_start\nWho?,Ann met Bob,Bob,8\nWho?,Ann met Bob,Bob,\nWhy?,Ann met Bob,,\n"
+    )
+    for file in (write(tmp_path / "a.csv", rows), write(tmp_path / "a.tsv", rows.replace(",", "\t"))):
+        assert [e.answers for e in read_questions(file)] == [(("Bob", 8),), (("Bob", 8),), ()]
+    file = write(tmp_path / "a.csv", "question,context,answer\nWho?,Ann met Bob,Eve\nWho?,Ann met Bob,Bob\n")
+    assert "a.csv:2: the answer does not occur in the context ('Eve')" in refusal(file)
+
+
+def test_the_form_of_answers_is_told_where_they_are_missing(tmp_path):
+    said = refusal(json_lines(tmp_path / "a.jsonl", {**ONE, "solution": "Bob"}, ROW))
+    assert 'a.jsonl:1: the answers are missing (expected answers: {"text": [...], "answer_start": [...]}' in said
+    assert "or answer: a text, empty where there is none)" in said
+    assert next(read_questions(json_lines(tmp_path / "a.jsonl", {**ROW, "answer": "Ann"}))).answers == (
+        ("Bob", 8),
+    )
+
+
 # ---- multiple choice
 
 CHOICE = {"question": "Which?", "choices": ["x", "y", "z"], "label": 2}
