@@ -1,16 +1,16 @@
 """Sentences with a tag for every word, as people have them -> examples; raw texts to be tagged, cut into words.
 
 CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U and CoNLL-U Plus, lists in JSON lines
-or Parquet, and for prediction also plain lines and the text column of a CSV or TSV.
+or Parquet, there also texts with the places of their spans, tables with a row per word, and for prediction also
+plain lines and the text column of a CSV or TSV.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,15 @@ from electra_core.columns import TEXT_NAMES, Columns, alternatives, may_be_usual
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
+from electra_core.tagged_rows import SPAN_LISTS, WORD, Cells, table_columns, table_rows, tags_of_spans
 
 WORD_LISTS, TAG_LISTS = ("tokens", "words"), ("tags", "ner_tags", "labels")
-LAST_MARK = 0x1E94A  # the last combining mark of a script
-_MARKS = "".join(chr(code) for code in range(0x300, LAST_MARK + 1) if unicodedata.category(chr(code))[0] == "M")
-_JOINED = rf"[{_MARKS}\u200c\u200d\U000e0100-\U000e01ef]"  # with joiners and variation selectors
-_LETTERS = rf"(?:\w{_JOINED}*)+"  # \w leaves out accents and vowel signs that are characters of their own
-WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[^\w\s]{_JOINED}*")
-"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
-
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 CONLLU_FIRST = re.compile(r"1(-\d+)?|0\.1")  # in the first column
 CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+")  # in the column ID
 CONLLU_PLUS = re.compile(r"#\s*global\.columns\s*=(.+)")  # a comment before the first sentence
 
 Line = tuple[int, str]  # its number in the file, and what it holds
-Cells = tuple[int, list[str]]  # of the line of that number
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +41,11 @@ class TaggedExample:
     offsets: tuple[tuple[int, int], ...] = ()
 
 
-def from_text(text: str, name: str = "1", line: int = 1) -> TaggedExample:
-    """A raw text as words with their places in it."""
-    places = tuple(match.span() for match in WORD.finditer(text))
+def from_text(
+    text: str, name: str = "1", line: int = 1, places: Sequence[tuple[int, int]] | None = None
+) -> TaggedExample:
+    """A raw text as words with their places in it; None: found here."""
+    places = tuple(match.span() for match in WORD.finditer(text)) if places is None else tuple(places)
     return TaggedExample(name, line, tuple(text[a:b] for a, b in places), None, text, places)
 
 
@@ -65,6 +60,10 @@ def read_tagged(
     word, and so is `#`, but for comments at the head of a sentence (`_is_comment`). It is CoNLL-U Plus if a
     comment before that line names the columns (`# global.columns = ...`).
 
+    A CSV or TSV whose header names a column for sentences (`SENTENCE_COLUMNS`) and one for words has a row per
+    word; a sentence goes on where its cell is empty or the same as before. Rows with a text and the places of its
+    spans ([[start, end, type], ...] or dicts of these) are cut into words as raw text is, and at the spans' ends.
+
     Args:
         columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists; of
             CoNLL-U also names of columns. None: the first and the last, or the usual names; of CoNLL-U FORM and
@@ -78,8 +77,13 @@ def read_tagged(
     """
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
-    read = _read_lists if _holds_rows(path, columns, labelled) else _read_conll
-    yield from checked(path, read(path, columns, bad, labelled), bad)
+    if names := table_columns(path, columns, labelled):
+        examples = _read_table(path, names, bad, labelled)
+    elif _holds_rows(path, columns, labelled):
+        examples = _read_lists(path, columns, bad, labelled)
+    else:
+        examples = _read_conll(path, columns, bad, labelled)
+    yield from checked(path, examples, bad)
 
 
 def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
@@ -87,8 +91,6 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
     kind = format_of(path)
     if kind in (".jsonl", ".ndjson", ".json", ".parquet") or str(path).startswith(HUB):
         return True
-    if labelled and kind == ".csv":
-        raise UserError(f"{path}: tags are read from CoNLL columns, JSON lines or Parquet, not from a .csv")
     if labelled or kind != ".tsv":
         return not labelled and (kind in (".csv", ".txt") or str(path) == "-")
     first = next((line for _, line in read_lines(path)), "")
@@ -199,6 +201,22 @@ def _conll_problem(lines: Sequence[Cells], needed: int) -> str:
     return ""
 
 
+# ---- a row per word
+
+
+def _read_table(path: Path, names: tuple[str, str, str], bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
+    problems: dict[int, str] = {}
+    wanted = names[1:] if labelled else names[1:2]
+    for sentence in _sentences(table_rows(path, names[0], wanted, problems)):
+        number = sentence[0][0]
+        problem = next((f"{problems.pop(line)} (line {line})" for line, _ in sentence if line in problems), "")
+        if problem := problem or _conll_problem(sentence, len(wanted)):
+            bad.add(number, problem)
+            continue
+        words, *tags = zip(*(cells for _, cells in sentence))
+        yield TaggedExample(str(number), number, words, tags[0] if labelled else None)
+
+
 # ---- rows
 
 
@@ -207,7 +225,17 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
     if not labelled:  # also plain lines, whatever the training data's column was called
         word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
     ids = Ids(labelled)
+    text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)
     for row in read_rows(path, header=columns.header):
+        text = _first(row, text_names)
+        if labelled and isinstance(text, str) and _first(row, word_names) in (None, text):
+            places, marks, problem = tags_of_spans(text, _first(row, span_names))
+            if problem := row.problem or text_problem(text) or problem or ids.problem(row.cells.get("id")):
+                bad.add(row.line, problem)
+            else:
+                example = from_text(text, row_id(row, "id"), row.line, places)
+                yield replace(example, tags=tuple(marks))
+            continue
         words, tags = _first(row, word_names), _first(row, tag_names)
         if isinstance(words, str) and not labelled:
             problem = row.problem or text_problem(words)

@@ -189,7 +189,7 @@ def test_texts_to_predict_in_a_csv_or_tsv(tmp_path):
     tsv = write(tmp_path / "a.tsv", "sentence\tid\nAnn met Bob, twice\t7\n")
     assert words_to_predict(tsv) == [["Ann", "met", "Bob", ",", "twice"]]
     assert words_to_predict(write(tmp_path / "b.tsv", "Ann\tO\nmet\tO\n")) == [["Ann", "met"]]  # CoNLL columns
-    assert "not from a .csv" in refusal(csv)
+    assert "expected a row per word, with columns as Sentence #, Word, Tag, found id, sentence; " in refusal(csv)
     no_text = write(tmp_path / "b.csv", "satz\nfein\n")
     assert "b.csv:2: no list of words" in refusal(no_text, labelled=False)
     assert words_to_predict(no_text, Columns(text="satz")) == [["fein"]]
@@ -309,3 +309,76 @@ def test_other_characters_are_words_of_their_own():
 def test_a_sentence_of_nothing_is_predicted_as_nothing(tmp_path):
     file = write(tmp_path / "a.jsonl", json.dumps({"text": ""}) + "\n")
     assert words_to_predict(file) == [[]]
+
+
+# ---- a row per word, and spans in a text
+
+
+KAGGLE = 'Sentence #,Word,POS,Tag\nSentence: 1,EU,NNP,B-ORG\n,",",x,O\nSentence: 2,Ann,NNP,B-PER\n'
+WORDS_AND_TAGS = [(2, ("EU", ","), ("B-ORG", "O")), (4, ("Ann",), ("B-PER",))]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", KAGGLE),
+        ("a.csv", KAGGLE.replace("Sentence #,Word", "sentence_id,token").replace("\n,", "\nSentence: 1,")),
+        ("a.tsv", KAGGLE.replace('","', "\x00").replace(",", "\t").replace("\x00", ",")),
+    ],
+    ids=["csv", "every row has its sentence", "tsv"],
+)
+def test_a_table_may_have_a_row_per_word(tmp_path, name, content):
+    file = write(tmp_path / name, content)
+    assert [(e.line, e.words, e.tags) for e in read_tagged(file)] == WORDS_AND_TAGS
+    assert [e.words for e in read_tagged(file, labelled=False)] == [words for _, words, _ in WORDS_AND_TAGS]
+    assert [e.tags for e in read_tagged(file, Columns(label="POS"))] == [("NNP", "x"), ("NNP",)]
+    assert [e.tags for e in read_tagged(file, Columns(label="3"))] == [("NNP", "x"), ("NNP",)]
+
+
+def test_rows_of_words_that_cannot_be_used(tmp_path):
+    file = write(tmp_path / "a.csv", KAGGLE.replace('",",x', ",x").replace("Ann", "Ann,Bob") + "3,Eve,x,O\n")
+    bad = BadRows(file, skip=True)
+    assert [e.words for e in read_tagged(file, bad=bad)] == [("Eve",)]
+    assert bad.first[0].endswith("a.csv:2: an empty column (line 3)")
+    assert bad.first[1].endswith("a.csv:4: expected 4 columns, found 5 (line 4)")
+    said = refusal(write(tmp_path / "a.csv", "Sentence #,Word\n1,EU\n"))
+    assert "a.csv: expected a row per word, with columns as Sentence #, Word, Tag, found Sentence #, Word;" in said
+    assert "holds no rows" in refusal(write(tmp_path / "a.csv", "Sentence #,Word,Tag\n"))
+    twice = write(tmp_path / "a.tsv", "EU\tO\tO\nis\tO\tO\n")
+    assert next(read_tagged(twice)).words == ("EU", "is")
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        {"entities": [[0, 2, "ORG"], [11, 25, "MISC"]]},
+        {"spans": [{"start": 11, "end": 25, "label": "MISC"}, {"start": 0, "end": 2, "type": "ORG"}]},
+        {"label": [[11, 25, "MISC"], [0, 2, "ORG"], [0, 2, "ORG"]]},
+    ],
+    ids=["lists", "dicts", "a field called label"],
+)
+def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
+    text = "EU rejects German-Swiss calls"
+    (example,) = read_tagged(json_lines(tmp_path / "a.jsonl", {"text": text, **spans}))
+    assert example.words == ("EU", "rejects", "German-Swiss", "c", "alls"), "cut where a span ends"
+    assert example.tags == ("B-ORG", "O", "B-MISC", "I-MISC", "O")
+    assert [text[a:b] for a, b in example.offsets] == list(example.words) and example.text == text
+
+
+@pytest.mark.parametrize(
+    "spans, message",
+    [
+        ([[0, 3]], r"expected spans as \[start, end, type\], or dicts of these \(found \[0, 3\]\)"),
+        ([{"start": 0, "end": "3", "label": "X"}], "expected spans as"),
+        ([[0, 99, "X"]], "a span holds no word of the text"),
+        ([[3, 4, "X"]], "a span holds no word of the text"),
+        ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\)"),
+        (None, r"no list of words, nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
+    ],
+    ids=["too few", "text", "behind the end", "a space", "overlap", "none"],
+)
+def test_spans_that_cannot_be_used(tmp_path, spans, message):
+    file = json_lines(tmp_path / "a.jsonl", {"text": "Ann met Bob", "entities": spans})
+    with pytest.raises(UserError, match=f"a.jsonl:1: {message}"):
+        list(read_tagged(file))
+    assert [e.words for e in read_tagged(file, labelled=False)] == [("Ann", "met", "Bob")]
