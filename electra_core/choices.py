@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.classify import softmax
-from electra_core.columns import TEXT_NAMES, Columns, names_of, table
+from electra_core.columns import TEXT_NAMES, Columns, id_of, names_of, table
 from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id, text_cell
@@ -55,10 +55,10 @@ def read_choices(
 
 
 def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[ChoiceExample]:
-    ids = Ids(labelled)
+    ids = Ids(labelled, bad)
     for row in table(path, columns):
         example, problem = (None, row.problem) if row.problem else _choice(row, columns, labelled)
-        problem = problem or ids.problem(row.cells.get("id"))
+        problem = problem or ids.problem(row.cells.get(id_of(columns, row.cells) or ""))
         if problem or example is None:
             bad.add(row.line, problem)
         else:
@@ -82,7 +82,7 @@ def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample |
         index = _named(label, choice_names) if choice_names else _index(label, choices)
         if not 0 <= index < len(choices):
             return None, _no_such_choice(label, choices, choice_names)
-    return ChoiceExample(row_id(row, "id"), row.line, text, tuple(choices), index), ""
+    return ChoiceExample(row_id(row, id_of(columns, row.cells)), row.line, text, tuple(choices), index), ""
 
 
 def _choices_problem(choices: Sequence[Any]) -> str:

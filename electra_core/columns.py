@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Columns:
     pair: ColumnName = None
     label: ColumnName = None
     id: ColumnName = None
+    """ "none": rows are called by their lines, whatever columns there are."""
     header: bool | None = None
     """Whether a CSV or TSV has a header. None: found out; where all columns are numbers, by the usual names."""
     quoting: bool | None = None
@@ -50,7 +51,9 @@ class TrainedColumns(Columns):
     """The roles (text, pair, label) that were named for this very file."""
 
 
+NO_COLUMN = "none"
 ROLE_FLAGS = {"text": "--text-column", "pair": "--text-pair-column", "label": "--label-column"}
+ALL_FLAGS = {**ROLE_FLAGS, "id": "--id-column"}
 
 
 def with_given(columns: Columns, given: Columns) -> Columns:
@@ -60,7 +63,7 @@ def with_given(columns: Columns, given: Columns) -> Columns:
 
 def for_another_file(columns: Columns, given: Columns) -> TrainedColumns:
     """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
-    asked = frozenset(role for role in ROLE_FLAGS if getattr(given, role) is not None)
+    asked = frozenset(role for role in ALL_FLAGS if getattr(given, role) is not None)
     return TrainedColumns(**vars(with_given(columns, given)), asked=asked)
 
 
@@ -80,6 +83,12 @@ def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ..
     return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
+def id_of(columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
+    """The name of the column that holds the ids of rows that name their cells; None: no id is read."""
+    names = alternatives(columns.id)
+    return next((name for name in names if name in cells), None if names else usual)
+
+
 @dataclass(frozen=True)
 class Found:
     """The columns of a particular file."""
@@ -95,6 +104,7 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     given = [
         name for role in (columns.text, columns.pair, columns.label, columns.id) for name in alternatives(role)
     ]
+    given = [name for name in given if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
     header = True if columns.header is None and len(names) == len(given) else columns.header
     return read_rows(path, header=header, wanted=names or USUAL_NAMES, quoting=columns.quoting)
@@ -115,12 +125,13 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     if not labelled and wanted.pair is None and list(present) == ["text"] and not asked_for_text:
         # Plain lines to predict, whatever the training data's column was called.
         return Found("text", None, None, None)
+    may_be_absent = may_be_usual(wanted, "id") or wanted.id == NO_COLUMN
     if isinstance(wanted, TrainedColumns):
         wanted = _usual_instead(wanted, present)
     asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
     names = {}
     for role, name in asked.items():
-        optional = role == "id" or (role == "label" and not labelled)
+        optional = (role == "label" and not labelled) or (role == "id" and may_be_absent)
         if name is not None and (match := _present(path, present, alternatives(name), role, optional)):
             names[role] = match
     if "text" not in names:
@@ -177,7 +188,7 @@ def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: s
     if match is None and not optional:
         raise UserError(
             f"{path}: there is no {role} column {' or '.join(map(repr, names))}; "
-            f"the columns are {', '.join(present)}; {ROLE_FLAGS[role]} names another{_other_kind(path, present)}"
+            f"the columns are {', '.join(present)}; {ALL_FLAGS[role]} names another{_other_kind(path, present)}"
         )
     return match
 

@@ -122,6 +122,7 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
     command.add_argument("--text-pair-column", metavar="COLUMN", help="second text, for pairs")
     if labelled:
         command.add_argument("--label-column", metavar="COLUMN", help="the label")
+    command.add_argument("--id-column", metavar="COLUMN", help="a row's id; none: its line is its id")
     command.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
                          help="whether the first line of a CSV or TSV names the columns (default: it does; where "
                               "columns are given by number, if it holds a usual name)")  # fmt: skip
@@ -140,6 +141,7 @@ def given_columns(options: argparse.Namespace, file: str) -> Columns:
         text=options.text_column,
         pair=options.text_pair_column,
         label=getattr(options, "label_column", None),
+        id=options.id_column,
         header=options.header,
     )
 

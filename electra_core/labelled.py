@@ -11,11 +11,12 @@ goes to `BadRows`, which names file and line.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
 from electra_core.row_files import Row, read_lines, text_problem
 
+log = logging.getLogger("electra_core")
 OTHER_ENCODING = "if a spreadsheet or Windows wrote it: iconv -f CP1252 -t UTF-8 OLD > NEW"
+NO_ROW_ID = "if that column is no row's id: --id-column none"
+FEWEST_IDS = 10
+"""Of fewer a repeated one is a slip."""
 FIRST_ROWS = 100
 """Rows whose columns count as the file's: in JSON lines one may lack what the others have."""
 
@@ -56,6 +61,7 @@ class BadRows:
         self.path, self.skip = path, skip
         self.reasons: Counter[str] = Counter()
         self.first: list[str] = []
+        self.ways_out: dict[str, None] = {}
 
     def add(self, place: int | str, reason: str) -> None:
         """Notes one bad row; `place` is its line or where it stands in a JSON file.
@@ -63,6 +69,8 @@ class BadRows:
         Reasons are counted by what stands before the first parenthesis; details belong inside one.
         """
         self.reasons[reason.split(" (")[0]] += 1
+        if "not valid UTF-8 (byte" in reason:
+            self.ways_out[OTHER_ENCODING] = None
         if len(self.first) < 3:
             self.first.append(f"{self.path}:{place}: {reason}")
 
@@ -86,7 +94,7 @@ class BadRows:
 
     def way_out(self) -> str:
         """What can be done about them, if anything is known; begins with a semicolon."""
-        return f"; {OTHER_ENCODING}" if any("not valid UTF-8 (byte" in text for text in self.first) else ""
+        return "".join(f"; {way}" for way in self.ways_out)
 
     def summary(self) -> str:
         """One line for the log: how many were skipped, why, and where the first stand."""
@@ -100,10 +108,11 @@ class Ids:
 
     Args:
         labelled: prediction keeps no ids: it may run over more rows than memory holds.
+        bad: is told the way out, where the file's columns can be named.
     """
 
-    def __init__(self, labelled: bool):
-        self.labelled = labelled
+    def __init__(self, labelled: bool, bad: BadRows | None = None):
+        self.labelled, self._bad = labelled, bad
         self._seen: set[str] = set()
 
     def problem(self, value: Any) -> str:
@@ -111,6 +120,8 @@ class Ids:
         if not self.labelled or not has_id(value):
             return ""
         if str(value) in self._seen:
+            if self._bad is not None:
+                self._bad.ways_out[NO_ROW_ID] = None
             return f"duplicated id ({value})"
         self._seen.add(str(value))
         return ""
@@ -167,20 +178,32 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
 
 def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
     found: Found | None = None
-    ids, rows = Ids(labelled), table(path, columns)
+    ids, rows = Ids(labelled, bad), table(path, columns)
     first = list(itertools.islice(rows, FIRST_ROWS))
     present = list(dict.fromkeys(name for row in first for name in row.cells))
     for row in itertools.chain(first, rows):
         if row.problem:
             bad.add(row.line, row.problem)
             continue
-        found = found or find_columns(path, present or list(row.cells), columns, labelled)
+        if found is None:
+            found = find_columns(path, present or list(row.cells), columns, labelled)
+            if labelled and columns.id is None and _mostly_repeated(found.id, first):
+                log.warning(
+                    "%s: the column %r is no row's id, as most repeat; --id-column names another", path, found.id
+                )
+                found = replace(found, id=None)
         example, problem = _text_example(row, found, labelled)
         problem = problem or (ids.problem(row.cells.get(found.id)) if found.id else "")
         if problem or example is None:
             bad.add(row.line, problem)
         else:
             yield example
+
+
+def _mostly_repeated(column: str | None, rows: Sequence[Row]) -> bool:
+    """Whether the ids of these rows are less than half as many as the rows, which are more than a few."""
+    ids = [str(row.cells[column]) for row in rows if column and has_id(row.cells.get(column))]
+    return len(ids) >= FEWEST_IDS and 2 * len({*ids}) < len(ids)
 
 
 def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample | None, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from electra_core.columns import TEXT_NAMES, Columns, alternatives, may_be_usual, names_of
+from electra_core.columns import TEXT_NAMES, Columns, alternatives, id_of, may_be_usual, names_of
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
@@ -224,16 +224,21 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
     word_names, tag_names = names_of(columns, "text", WORD_LISTS), names_of(columns, "label", TAG_LISTS)
     if not labelled:  # also plain lines, whatever the training data's column was called
         word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
-    ids = Ids(labelled)
+    ids = Ids(labelled, bad)
     text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)
     for row in read_rows(path, header=columns.header):
-        text = _first(row, text_names)
+        text, id_name = _first(row, text_names), id_of(columns, row.cells)
         if labelled and isinstance(text, str) and _first(row, word_names) in (None, text):
             places, marks, problem = tags_of_spans(text, _first(row, span_names))
-            if problem := row.problem or text_problem(text) or problem or ids.problem(row.cells.get("id")):
+            if (
+                problem := row.problem
+                or text_problem(text)
+                or problem
+                or ids.problem(row.cells.get(id_name or ""))
+            ):
                 bad.add(row.line, problem)
             else:
-                example = from_text(text, row_id(row, "id"), row.line, places)
+                example = from_text(text, row_id(row, id_name), row.line, places)
                 yield replace(example, tags=tuple(marks))
             continue
         words, tags = _first(row, word_names), _first(row, tag_names)
@@ -242,14 +247,16 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
         else:
             problem = row.problem or _words_problem(words, word_names)
             if labelled:
-                problem = problem or _tags_problem(words, tags, tag_names) or ids.problem(row.cells.get("id"))
+                problem = (
+                    problem or _tags_problem(words, tags, tag_names) or ids.problem(row.cells.get(id_name or ""))
+                )
         if problem:
             bad.add(row.line, problem)
         elif isinstance(words, str):
-            yield from_text(words, row_id(row, "id"), row.line)
+            yield from_text(words, row_id(row, id_name), row.line)
         else:
             as_text = tuple(label_text(tag) or "" for tag in tags) if labelled else None
-            yield TaggedExample(row_id(row, "id"), row.line, tuple(map(str, words)), as_text)
+            yield TaggedExample(row_id(row, id_name), row.line, tuple(map(str, words)), as_text)
 
 
 def _first(row: Row, names: Sequence[str]) -> Any:

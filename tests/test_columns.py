@@ -178,3 +178,44 @@ def test_questions_have_no_columns():
     assert for_reading(Answer(), Columns()) == Answer()
     with pytest.raises(UserError, match="qa: takes no columns"):
         for_reading(Answer(), Columns(text="a"))
+
+
+# ---- ids
+
+
+def ids(file: Path, columns: Columns | None = None) -> list[str]:
+    return [example.id for example in read_texts(file, columns)]
+
+
+def test_a_column_of_ids_is_named_or_none_is(tmp_path):
+    file = write(tmp_path / "a.csv", "id,key,text,label", "7,a,fine,1", "8,b,good,1", "8,c,dull,0")
+    said = "a.csv:4: duplicated id (8); if that column is no row's id: --id-column none; --skip-bad-rows leaves"
+    assert said in refusal(file, Columns())
+    assert ids(file, Columns(id="key")) == ["a", "b", "c"]
+    assert ids(file, Columns(id="none")) == ids(file, Columns(text="3", id="none")) == ["2", "3", "4"]
+    with pytest.raises(
+        UserError, match="no id column 'nr'; the columns are id, key, text, label; --id-column names"
+    ):
+        ids(file, Columns(id="nr"))
+    assert "there is no id column 'nr'" in refusal(file, Columns(), given=Columns(id="nr"))
+    assert read(write(tmp_path / "b.csv", "text,label", "fine,1"), Columns(id="key")) == [("fine", None, "1")]
+
+
+def test_a_column_whose_values_mostly_repeat_holds_no_ids(tmp_path, caplog):
+    file = write(tmp_path / "a.csv", "id,text,label", *(f"{number // 3},fine,1" for number in range(10)))
+    assert ids(file) == [str(line) for line in range(2, 12)]
+    assert "a.csv: the column 'id' is no row's id, as most repeat; --id-column names another" in caplog.text
+    with pytest.raises(UserError, match="duplicated id"):
+        ids(file, Columns(id="id"))
+
+
+def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
+    row = {"id": 7, "key": "a", "tokens": ["x"], "tags": ["O"], "text": "Who?", "choices": ["x", "y"], "label": 0}
+    file = write(tmp_path / "a.jsonl", json.dumps(row), json.dumps({**row, "key": "b"}))
+    for task in (Tag, Choose):
+        for columns, names in ((Columns(id="key"), ["a", "b"]), (Columns(id="none"), ["1", "2"])):
+            assert [e.id for e in task(columns=columns).read(file, BadRows(file))] == names
+        with pytest.raises(
+            UserError, match=r"duplicated id \(7\); if that column is no row's id: --id-column none"
+        ):
+            list(task().read(file, BadRows(file)))
