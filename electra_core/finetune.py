@@ -31,7 +31,6 @@ import torch
 
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
-from electra_core.classify import Classify
 from electra_core.cross_check import check_task_model
 from electra_core.distributed import Ranks, join_ranks
 from electra_core.downstream import Task
@@ -63,7 +62,7 @@ from electra_core.predict import run_model
 from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
 from electra_core.stop_request import StopRequest
-from electra_core.task_report import constant_class
+from electra_core.task_report import constant_guess
 from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
 from electra_core.tokenizer import Tokenizer
@@ -368,13 +367,11 @@ def _report(
 
 
 def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
-    """A warning if a classifier is no better than always answering the most frequent class, else None."""
-    if not isinstance(job.task, Classify):
-        return None
-    metric, constant = job.task.metric, constant_class(job.task, job.data.dev_examples)
+    """A warning if the model is no better than the same answer to everything, else None."""
+    metric, (what, constant) = job.task.metric, constant_guess(job.task, job.data.dev_examples)
     if best[metric] > constant[metric]:
         return None
     return (
-        f"The most frequent class, always, would do as well on the dev data ({metric} {constant[metric]:.4g}): "
+        f"{what}, always, would do as well on the dev data ({metric} {constant[metric]:.4g}): "
         "nothing was learned that shows there. Try more --epochs or another --learning-rate."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -64,11 +64,15 @@ def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> Task
     return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables, evaluation.task.labels)
 
 
+def _constant(evaluation: Evaluation) -> dict[str, float]:
+    return constant_guess(evaluation.task, evaluation.examples)[1]
+
+
 def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     labels = evaluation.task.labels
     truth = [labels.index(example.label) for example in evaluation.examples]
     predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
-    return constant_class(evaluation.task, evaluation.examples), [
+    return _constant(evaluation), [
         _table("Per class", "", per_class_metrics(truth, predicted, labels)),
         _confusion(confusion_matrix(truth, predicted, len(labels)), labels),
         _calibration([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
@@ -76,10 +80,26 @@ def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     ]
 
 
-def constant_class(task: Task, examples: Sequence[Any]) -> dict[str, float]:
-    """Figures of always answering with the class that is most frequent in `examples`."""
-    most = Counter(example.label for example in examples).most_common(1)[0][0]
-    return task.score(examples, [{"label": most}] * len(examples))
+def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]]:
+    """What always to answer if nothing of an example is known, in words; and its figures on these examples."""
+    guess: dict[str, Any]
+    if task.kind == "regress":
+        what, guess = "The mean", {"value": float(np.mean([float(example.label) for example in examples]))}
+    elif task.kind == "qa":
+        what, guess = "No answer", {"answer": "", "nbest": [], "null_difference": 0.0}
+    elif task.kind == "tag":
+        what, most = "The tag O", "O"
+        if not marks_spans(task.labels):
+            what, most = "The most frequent tag", _most_frequent(tag for e in examples for tag in e.tags)
+        return what, task.score(examples, [{"tags": [most] * len(example.tags)} for example in examples])
+    else:
+        key, what = ("label", "The most frequent class") if task.kind == "classify" else ("choice", "One choice")
+        guess = {key: _most_frequent(example.label for example in examples)}
+    return what, task.score(examples, [guess] * len(examples))
+
+
+def _most_frequent(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
 
 
 def _confusion(counts: list[list[int]], labels: Sequence[str]) -> Table:
@@ -110,7 +130,6 @@ def _worst_classes(evaluation: Evaluation) -> Table:
 
 def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     truth = [float(example.label) for example in evaluation.examples]
-    guesses = [{"value": float(np.mean(truth))}] * len(truth)
     rows = sorted(
         (
             (e.place, t, p["value"], p["value"] - t, _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
@@ -120,7 +139,7 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     )
     columns = ("line", "truth", "prediction", "error", "text")
     table = Table("Worst mistakes", "The largest errors.", columns, rows[:WORST])
-    return evaluation.task.score(evaluation.examples, guesses), [table]
+    return _constant(evaluation), [table]
 
 
 def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -128,16 +147,12 @@ def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     predicted = [prediction["tags"] for prediction in evaluation.predictions]
     labels = evaluation.task.labels
     if marks_spans(labels):
-        most, table = (
-            "O",
-            _table("Per type", "Whole spans, as conlleval counts them.", span_metrics(truth, predicted)[1]),
-        )
+        spans = span_metrics(truth, predicted)[1]
+        table = _table("Per type", "Whole spans, as conlleval counts them.", spans)
     else:
-        most = Counter(tag for tags in truth for tag in tags).most_common(1)[0][0]
         right, got = ([labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted))
         table = _table("Per tag", "", per_class_metrics(right, got, labels))
-    guesses = [{"tags": [most] * len(tags)} for tags in truth]
-    return evaluation.task.score(evaluation.examples, guesses), [table, _worst_sentences(evaluation)]
+    return _constant(evaluation), [table, _worst_sentences(evaluation)]
 
 
 def _worst_sentences(evaluation: Evaluation) -> Table:
@@ -168,10 +183,8 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
             )
     rows.sort(key=lambda row: (row[1], -row[2]))
     columns = ("id", "f1", "score", "truth", "prediction", "question")
-    guesses = [{**p, "answer": "", "nbest": []} for p in evaluation.predictions]
     note = f"{len(rows)} of {len(evaluation.examples)} answers are not exact; the lowest F1 and surest first."
-    baseline = evaluation.task.score(evaluation.examples, guesses)
-    baseline = {name: value for name, value in baseline.items() if not name.startswith("best_")}
+    baseline = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
     return baseline, [Table("Worst mistakes", note, columns, rows[:WORST])]
 
 
@@ -182,11 +195,10 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         if e.label != p["choice"]
     ]
     wrong.sort(key=lambda row: -row[1])
-    most = Counter(example.label for example in evaluation.examples).most_common(1)[0][0]
     correct = [e.label == p["choice"] for e, p in zip(evaluation.examples, evaluation.predictions)]
     note = f"{len(wrong)} of {len(correct)} are wrong; the surest first."
     columns = ("line", "score", "text", "truth", "prediction")
-    return evaluation.task.score(evaluation.examples, [{"choice": most}] * len(correct)), [
+    return _constant(evaluation), [
         _calibration([p["score"] for p in evaluation.predictions], correct),
         Table("Worst mistakes", note, columns, wrong[:WORST]),
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from electra_core.choices import ChoiceExample, Choose
 from electra_core.classify import Classify, Regress
 from electra_core.downstream import Task
 from electra_core.errors import UserError
+from electra_core.finetune import _at_the_baseline
 from electra_core.labelled import BadRows, TextExample
 from electra_core.predict import Evaluation
 from electra_core.squad import Answer
@@ -107,3 +110,32 @@ def test_the_terminals_columns_stay_narrow():
     *_, first, second = [line for line in to_text(report).split("\n") if line]
     assert second == "  2   a" + " " * 59 + "  b"
     assert first.count("word") == 12 + 60  # the last column is not cut
+
+
+@pytest.mark.parametrize(
+    "task, examples, what, figure",
+    [
+        (Classify(labels=("neg", "pos")), [TextExample("1", 1, "a", None, "pos")], "The most frequent class", 1.0),
+        (
+            Regress(scale=1.0),
+            [TextExample("1", 1, "a", None, "1"), TextExample("2", 2, "b", None, "3")],
+            "The mean",
+            0.0,
+        ),
+        (Tag(labels=("O", "B-A", "I-A")), [TaggedExample("1", 1, ("x", "y"), ("B-A", "O"))], "The tag O", 0.0),
+        (
+            Tag(labels=("DT", "NN"), metric="accuracy"),
+            [TaggedExample("1", 1, ("x", "y", "z"), ("DT", "NN", "NN"))],
+            "The most frequent tag",
+            2 / 3,
+        ),
+        (Answer(unanswerable=True), [QuestionExample("a", "1", "Who?", "Ann", ())], "No answer", 100.0),
+        (Choose(), [ChoiceExample("1", 1, "a", ("x", "y"), 1)], "One choice", 1.0),
+    ],
+    ids=["classes", "numbers", "spans", "tags", "answers", "choices"],
+)
+def test_a_model_that_knows_no_more_than_one_answer_is_said_to(task, examples, what, figure):
+    job: Any = SimpleNamespace(task=task, data=SimpleNamespace(dev_examples=examples))
+    said = _at_the_baseline(job, {task.metric: figure}) or ""
+    assert said.startswith(f"{what}, always, would do as well on the dev data ({task.metric} {figure:.4g}): ")
+    assert _at_the_baseline(job, {task.metric: figure + 0.01}) is None
