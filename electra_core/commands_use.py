@@ -34,7 +34,7 @@ def _evaluate_flags(commands: Any) -> None:
         commands, evaluate, "metrics of a fine-tuned model on labelled data",
         "electra evaluate --model MODEL --data dev.tsv",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
+    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx")
     command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
     command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
@@ -63,7 +63,7 @@ def _predict_flags(commands: Any) -> None:
         commands, predict, "predictions of a fine-tuned model, one line per input",
         "electra predict --model MODEL --input texts.txt > predictions.jsonl",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
+    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx")
     command.add_argument("--input", required=True,
                          help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
                               "plain lines, or JSON lines: of pairs with text and pair, of questions with "
@@ -164,6 +164,9 @@ def _predictor(options: Namespace, source: str) -> Any:
     from electra_core.named_tasks import for_reading
     from electra_core.predict import load
 
+    if options.model.endswith(".onnx"):
+        why = f"with {options.model}, which onnxruntime computes on the CPU as it was exported"
+        refuse_idle(options, ("device", "precision"), why)
     columns = given_columns(options, source)
     predictor = load(options.model, device=options.device, precision=options.precision)
     predictor.task = for_reading(predictor.task, columns)

@@ -185,6 +185,11 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
 
         return OnnxPredictor(source)
     directory = model_dir.find_model(source)
+    exported = [] if (directory / "config.json").exists() else sorted(directory.glob("*.onnx"))
+    if exported:
+        raise UserError(
+            f"{directory} is not a model directory but an exported model's; give the file {exported[0]}"
+        )
     task = load_task(directory)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)

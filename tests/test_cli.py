@@ -82,7 +82,7 @@ def test_help_says_what_a_setting_is_by_itself(capsys: pytest.CaptureFixture[str
     assert "Passes over the training data. (default: 3)" in said["finetune"]
     assert "--precision fp32 (default" not in said["finetune"], "that of --precision"
     assert "Optimizer steps. (default: the preset's)" in said["pretrain"]
-    assert "Fraction of an example's tokens that are masked. (default: 0.15)" in said["pretrain"]
+    assert "Decay of Adam's first moment. (default: 0.9)" in said["pretrain"]
 
 
 def test_help_does_not_wait_for_torch() -> None:

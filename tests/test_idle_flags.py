@@ -58,6 +58,10 @@ IDLE: dict[str, list[str]] = {
     "--no-header: no effect with x.jsonl.gz": [
         "evaluate", "--model", "m", "--data", "x.jsonl.gz", "--no-header",
     ],
+    "--device, --precision: no effect with m.onnx": [
+        "predict", "--model", "m.onnx", "--input", "x.tsv", "--precision", "bf16", "--device", "cuda",
+    ],
+    "--device: no effect with m.onnx": ["evaluate", "--model", "m.onnx", "--data", "x.tsv", "--device", "cpu"],
     "--minutes, --seed: no effect with --texts-only": [
         "demo", "--texts-only", "--out", "out", "--seed", "1", "--minutes", "3",
     ],

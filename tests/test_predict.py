@@ -422,3 +422,12 @@ def test_a_damaged_task_file_is_named(tmp_path, changes, message):
     file.write_text(json.dumps({**fields, **changes} if isinstance(changes, dict) else changes))
     with pytest.raises(UserError, match=f"task.json: {message}"):
         load(tmp_path / "model")
+
+
+def test_the_folder_of_an_exported_model_names_its_file(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "task.json").touch()
+    with pytest.raises(
+        UserError, match=r"is not a model directory but an exported model's; give the file .*/model\.onnx$"
+    ):
+        load(tmp_path)
