@@ -15,10 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from electra_core.columns import ALL_FLAGS
 from electra_core.errors import UserError
 
 Rows = Iterable[Mapping[str, Any]]
 """Each with a file's columns by name, "text" and "label" for instance."""
+
+IN_PYTHON = {
+    "--id-column none": 'Columns(id="none")',
+    "--skip-bad-rows": "skip_bad_rows=True",
+    **{flag: f"Columns({role}=...)" for role, flag in ALL_FLAGS.items()},
+}
+"""What a message's flags are called where there is no command line."""
 
 
 @contextmanager
@@ -49,7 +57,11 @@ def as_files(
         try:
             yield paths, lambda line: say(short(line))
         except UserError as error:
-            raise UserError(short(str(error))) from None
+            said = short(str(error))
+            if any(path is not source for path, source in zip(paths.values(), data.values())):
+                for flag, name in IN_PYTHON.items():
+                    said = said.replace(flag, name)
+            raise UserError(said) from None
 
 
 def _written(rows: Rows, name: str, folder: Path) -> Path:

@@ -134,3 +134,16 @@ def test_a_tagger_takes_a_dict() -> None:
     for no_words in ({"words": None}, [], ["ann", 2]):
         with pytest.raises(ValueError, match="expected a text or a list of words"):
             task.from_value(no_words, "1")
+
+
+def test_complaints_of_rows_name_no_flags(model: Path, tmp_path: Path) -> None:
+    rows = [{"satz": "fine", "label": 1}, {"satz": "dull", "label": 0}]
+    with pytest.raises(UserError, match=r"columns are satz, label; name it with Columns\(text=...\)$"):
+        finetune(model, Classify(), rows, rows, tmp_path / "out", QUICK)
+    twice = [{"text": "fine", "label": 1, "id": 7}] * 2 + [
+        {"text": "dull", "label": None},
+        {"text": "a", "label": 0},
+    ]
+    said = r"train.jsonl:2: duplicated id .*: Columns\(id=\"none\"\); skip_bad_rows=True leaves bad rows out$"
+    with pytest.raises(UserError, match=said):
+        finetune(model, Classify(), twice, rows, tmp_path / "out", QUICK)
