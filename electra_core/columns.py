@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.row_files import DELIMITERS, PLAIN_LINES, QUOTES_IN_TSV, Row, format_of, read_rows
+from electra_core.row_files import (
+    DELIMITERS,
+    OTHER_ENCODING,
+    PLAIN_LINES,
+    QUOTES_IN_TSV,
+    Row,
+    format_of,
+    read_rows,
+    text_problem,
+)
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
 PAIR_NAMES = (
@@ -41,6 +50,8 @@ class Columns:
     """Whether a CSV or TSV has a header. None: found out; where all columns are numbers, by the usual names."""
     quoting: bool | None = None
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
+    encoding: str | None = None
+    """Of a CSV or TSV, and of a folder's texts, as Python names it ("cp1252"). None: UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def with_given(columns: Columns, given: Columns) -> Columns:
 def for_another_file(columns: Columns, given: Columns) -> TrainedColumns:
     """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
     asked = frozenset(role for role in ALL_FLAGS if getattr(given, role) is not None)
-    return TrainedColumns(**vars(with_given(columns, given)), asked=asked)
+    return TrainedColumns(**vars(with_given(replace(columns, encoding=None), given)), asked=asked)
 
 
 def alternatives(name: ColumnName) -> tuple[str, ...]:
@@ -107,7 +118,8 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     given = [name for name in given if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
     header = True if columns.header is None and len(names) == len(given) else columns.header
-    return read_rows(path, header=header, wanted=names or USUAL_NAMES, quoting=columns.quoting)
+    wanted, quoting, encoding = names or USUAL_NAMES, columns.quoting, columns.encoding
+    return read_rows(path, header=header, wanted=wanted, quoting=quoting, encoding=encoding)
 
 
 def may_be_header(path: Path, line: int, columns: Columns) -> bool:
@@ -176,8 +188,10 @@ def _or_no_header(path: Path, wanted: Columns) -> str:
 
 
 def _other_kind(path: Path, present: Sequence[str]) -> str:
-    """What to call a file whose columns would be found then."""
+    """What to call a file whose columns would be found then, or how to read it."""
     kind = format_of(path)
+    if any(map(text_problem, present)):
+        return f"; {OTHER_ENCODING}"
     if kind == ".txt":
         return f"; {PLAIN_LINES}"
     return f"; {QUOTES_IN_TSV}" if kind == ".tsv" and any(name[:1] == '"' for name in present) else ""

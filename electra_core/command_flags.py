@@ -122,6 +122,8 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
     command.add_argument("--text-pair-column", metavar="COLUMN", help="second text, for pairs")
     if labelled:
         command.add_argument("--label-column", metavar="COLUMN", help="the label")
+    command.add_argument("--encoding", help="of a CSV or TSV, or a folder's texts: cp1252 of most from Excel or "
+                         "Windows (default: utf-8)")  # fmt: skip
     command.add_argument("--id-column", metavar="COLUMN", help="a row's id; none: its line is its id")
     command.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
                          help="whether the first line of a CSV or TSV names the columns (default: it does; where "
@@ -137,11 +139,14 @@ def given_columns(options: argparse.Namespace, file: str) -> Columns:
     if options.header is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
         flag = "--header" if options.header else "--no-header"
         raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
+    if options.encoding is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
+        raise UserError(f"--encoding: no effect with {file}, which is neither CSV nor TSV: those are UTF-8")
     return Columns(
         text=options.text_column,
         pair=options.text_pair_column,
         label=getattr(options, "label_column", None),
         id=options.id_column,
+        encoding=options.encoding,
         header=options.header,
     )
 

@@ -24,6 +24,7 @@ Rows = Iterable[Mapping[str, Any]]
 IN_PYTHON = {
     "--id-column none": 'Columns(id="none")',
     "--skip-bad-rows": "skip_bad_rows=True",
+    "--encoding cp1252": 'Columns(encoding="cp1252")',
     **{flag: f"Columns({role}=...)" for role, flag in ALL_FLAGS.items()},
 }
 """What a message's flags are called where there is no command line."""

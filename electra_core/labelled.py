@@ -22,10 +22,9 @@ from typing import Any
 
 from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
-from electra_core.row_files import Row, read_lines, text_problem
+from electra_core.row_files import OTHER_ENCODING, Row, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
-OTHER_ENCODING = "if a spreadsheet or Windows wrote it: iconv -f CP1252 -t UTF-8 OLD > NEW"
 NO_ROW_ID = "if that column is no row's id: --id-column none"
 FEWEST_IDS = 10
 """Of fewer a repeated one is a slip."""
@@ -154,7 +153,7 @@ def read_texts(
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
     if path.is_dir():
-        examples = _read_folder(path, bad, labelled)
+        examples = _read_folder(path, bad, labelled, columns.encoding)
     else:
         examples = _read_text_rows(path, columns, bad, labelled)
     yield from checked(path, examples, bad)
@@ -250,7 +249,7 @@ def label_text(value: Any) -> str | None:
     return None if text.lower() in ("", "nan") else text
 
 
-def _read_folder(path: Path, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
+def _read_folder(path: Path, bad: BadRows, labelled: bool, encoding: str | None) -> Iterator[TextExample]:
     """One text per .txt file, labelled by its sub-folder; `unsup/`, IMDb's unlabelled part, is left out."""
     labels = sorted(sub.name for sub in path.iterdir() if sub.is_dir() and sub.name != "unsup")
     folders = {label: path / label for label in labels if label[0] != "." and _text_files(path / label)}
@@ -260,7 +259,7 @@ def _read_folder(path: Path, bad: BadRows, labelled: bool) -> Iterator[TextExamp
         raise UserError(f"{path}: expected sub-folders of .txt files, one per label (such as pos/ and neg/)")
     for label, folder in folders.items():
         for file in _text_files(folder):
-            name, (text, problem) = f"{label}/{file.stem}".lstrip("/"), _file_text(file)
+            name, (text, problem) = f"{label}/{file.stem}".lstrip("/"), _file_text(file, encoding)
             if problem:
                 bad.add(f"{name}.txt", problem)
             else:
@@ -272,13 +271,13 @@ def _text_files(folder: Path) -> list[Path]:
     return sorted((file for file in folder.glob("*.txt") if file.name[0] != "."), key=_natural)
 
 
-def _file_text(file: Path) -> tuple[str, str]:
+def _file_text(file: Path, encoding: str | None) -> tuple[str, str]:
     """(text, ""), or ("", why the file holds no usable text)."""
     try:
-        text = "\n".join(line for _, line in read_lines(file)).strip()
+        text = "\n".join(line for _, line in read_lines(file, encoding)).strip()
     except UserError as error:  # not readable, or UTF-16
         return "", str(error).removeprefix(f"{file}: ")
-    return text, text_problem(text) if text else "the text is empty"
+    return text, text_problem(text, encoding) if text else "the text is empty"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

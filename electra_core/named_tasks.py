@@ -210,7 +210,10 @@ def _columns_of(task: Task, name: str, given: Columns) -> Columns:
     if given.pair is not None and isinstance(task, Tag | Choose):
         raise UserError(f"{name}: takes no --text-pair-column, there is no second text in its files")
     if not hasattr(task, "columns"):
-        raise UserError(f"{name}: takes no columns, its files name their fields (question, context, answers)")
+        raise UserError(
+            f"{name}: takes no columns or encoding, its files name their fields (question, context, answers) and "
+            "are UTF-8"
+        )
     return task.columns
 
 

@@ -23,9 +23,11 @@ from electra_core.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+ASCII = b'a,;\t|"\n'
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
 QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are read from a .csv"
+OTHER_ENCODING = "if a spreadsheet or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
 PLAIN_LINES = "a .txt is one text per line; a file of columns is called .csv or .tsv"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -53,20 +55,36 @@ def check_exists(source: Path | str) -> None:
         raise UserError(f"{source}: there is no such file or folder")
 
 
-def read_lines(source: Path | str) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end); bytes that are not UTF-8 become lone surrogates.
+def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its end); bytes that are no character become lone surrogates.
 
     A byte-order mark is dropped. "-" is standard input.
 
+    Args:
+        encoding: None: UTF-8.
+
     Raises:
-        UserError: missing, unreadable, damaged compression, UTF-16, or binary.
+        UserError: missing, unreadable, damaged compression, UTF-16, or binary; an encoding that is unknown.
     """
     check_exists(source)
+    _check_encoding(encoding)
     with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
         for number, raw in enumerate(_byte_lines(file), 1):
             if number == 1:
                 raw = _check_first_line(source, raw)
-            yield number, raw.rstrip(b"\r").decode("utf-8", errors="surrogateescape")
+            yield number, raw.rstrip(b"\r").decode(encoding or "utf-8", errors="surrogateescape")
+
+
+def _check_encoding(name: str | None) -> None:
+    """Raises UserError for an encoding that Python has not, or in which a line does not end with one byte."""
+    try:
+        is_fine = name is None or ASCII.decode(name) == ASCII.decode("ascii")
+    except (LookupError, UnicodeError):
+        is_fine = False
+    if not is_fine:
+        raise UserError(
+            f"encoding: expected one such as utf-8, cp1252 or latin-1, that extends ASCII, got {name!r}"
+        )
 
 
 def _byte_lines(file: ByteFile) -> Iterator[bytes]:
@@ -90,19 +108,24 @@ def _check_first_line(path: Path | str, raw: bytes) -> bytes:
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
-def text_problem(text: str) -> str:
-    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine."""
+def text_problem(text: str, encoding: str | None = None) -> str:
+    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine. It was read as `encoding`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         bad = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
-        return f"not valid UTF-8 ({bad} at character {error.start + 1})"
+        return f"not valid {encoding or 'UTF-8'} ({bad} at character {error.start + 1})"
     return ""
 
 
 def read_rows(
-    path: Path, *, header: bool | None = None, wanted: Sequence[str] = (), quoting: bool | None = None
+    path: Path,
+    *,
+    header: bool | None = None,
+    wanted: Sequence[str] = (),
+    quoting: bool | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Row]:
     """Yields the rows of a CSV, TSV, JSON-lines, Parquet or plain file (a text per line, the column `text`).
 
@@ -112,6 +135,7 @@ def read_rows(
         header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
             `wanted`, or that with capitals. Columns of a file without header are called "1", "2", ...
         quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
+        encoding: of a CSV or TSV; None: UTF-8.
 
     Raises:
         UserError: a file that is not there, cannot be read, or whose format is unknown.
@@ -121,7 +145,8 @@ def read_rows(
     check_exists(path)
     kind = format_of(path)
     if kind in DELIMITERS:
-        return _read_delimited(path, header, wanted, quoting=kind == ".csv" if quoting is None else quoting)
+        quoting = kind == ".csv" if quoting is None else quoting
+        return _read_delimited(path, header, wanted, quoting=quoting, encoding=encoding)
     if kind in (".jsonl", ".ndjson", ".json"):
         return _read_json_lines(path)
     if kind == ".parquet":
@@ -131,10 +156,12 @@ def read_rows(
     raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet .txt")
 
 
-def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool) -> Iterator[Row]:
+def _read_delimited(
+    path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool, encoding: str | None
+) -> Iterator[Row]:
     names: list[str] | None = None
     has_header = False
-    for line, cells, problem in _split_cells(path, quoting):
+    for line, cells, problem in _split_cells(path, quoting, encoding):
         if names is None and not problem:
             stripped = [cell.strip() for cell in cells]
             in_any_case = {*stripped, *map(str.lower, stripped)}
@@ -153,7 +180,7 @@ def _read_delimited(path: Path, header: bool | None, wanted: Sequence[str], *, q
             problem = f"expected {len(names)} columns, found {len(cells)}"
             if not quoting and any(cell.startswith('"') for cell in cells):
                 problem += f" ({QUOTES_IN_TSV})"
-        yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells)))
+        yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells), encoding))
 
 
 def _header(path: Path, names: list[str]) -> list[str]:
@@ -166,15 +193,15 @@ def _header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _split_cells(path: Path, quoting: bool) -> Iterator[tuple[int, list[str], str]]:
+def _split_cells(path: Path, quoting: bool, encoding: str | None) -> Iterator[tuple[int, list[str], str]]:
     """(line, cells, problem) for every line that is not blank."""
     if format_of(path) == ".tsv" and not quoting:
-        for number, line in read_lines(path):
+        for number, line in read_lines(path, encoding):
             if line:
                 yield number, line.split("\t"), ""
         return
-    delimiter, spaced = _delimiter(path)
-    for row in split_cells((line for _, line in read_lines(path)), delimiter, spaced, quoting=quoting):
+    delimiter, spaced = _delimiter(path, encoding)
+    for row in split_cells((line for _, line in read_lines(path, encoding)), delimiter, spaced, quoting=quoting):
         yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
@@ -185,11 +212,11 @@ def _csv_problem(error: csv.Error, first: int, last: int) -> str:
     return f"broken quoting ({error}{where})"
 
 
-def _delimiter(path: Path) -> tuple[str, bool]:
+def _delimiter(path: Path, encoding: str | None) -> tuple[str, bool]:
     """What a file is cut by, and whether a space goes with it."""
     if format_of(path) == ".tsv":
         return "\t", False
-    return delimiter_of(next((line for _, line in read_lines(path) if line.strip()), ""))
+    return delimiter_of(next((line for _, line in read_lines(path, encoding) if line.strip()), ""))
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

@@ -78,7 +78,7 @@ def read_tagged(
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
     if names := table_columns(path, columns, labelled):
-        examples = _read_table(path, names, bad, labelled)
+        examples = _read_table(path, names, columns.encoding, bad, labelled)
     elif _holds_rows(path, columns, labelled):
         examples = _read_lists(path, columns, bad, labelled)
     else:
@@ -93,7 +93,7 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
         return True
     if labelled or kind != ".tsv":
         return not labelled and (kind in (".csv", ".txt") or str(path) == "-")
-    first = next((line for _, line in read_lines(path)), "")
+    first = next((line for _, line in read_lines(path, columns.encoding)), "")
     return not {*alternatives(columns.text), *TEXT_NAMES}.isdisjoint(cell.strip() for cell in first.split("\t"))
 
 
@@ -102,7 +102,7 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
 
 def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
     """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
-    lines, names = _looked_at(read_lines(path))
+    lines, names = _looked_at(read_lines(path, columns.encoding))
     word = _number(path, columns, "text", names.index("FORM") if "FORM" in names else 0, names)
     tag = _number(path, columns, "label", names.index("UPOS") if "UPOS" in names else -1, names)
     needed = max(word + 1, tag + 1, 2) if labelled else word + 1
@@ -204,10 +204,13 @@ def _conll_problem(lines: Sequence[Cells], needed: int) -> str:
 # ---- a row per word
 
 
-def _read_table(path: Path, names: tuple[str, str, str], bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
+def _read_table(
+    path: Path, names: tuple[str, str, str], encoding: str | None, bad: BadRows, labelled: bool
+) -> Iterator[TaggedExample]:
     problems: dict[int, str] = {}
     wanted = names[1:] if labelled else names[1:2]
-    for sentence in _sentences(table_rows(path, names[0], wanted, problems)):
+    rows = read_rows(path, header=True, encoding=encoding)
+    for sentence in _sentences(table_rows(rows, names[0], wanted, problems)):
         number = sentence[0][0]
         problem = next((f"{problems.pop(line)} (line {line})" for line, _ in sentence if line in problems), "")
         if problem := problem or _conll_problem(sentence, len(wanted)):
@@ -226,7 +229,7 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
         word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
     ids = Ids(labelled, bad)
     text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)
-    for row in read_rows(path, header=columns.header):
+    for row in read_rows(path, header=columns.header, encoding=columns.encoding):
         text, id_name = _first(row, text_names), id_of(columns, row.cells)
         if labelled and isinstance(text, str) and _first(row, word_names) in (None, text):
             places, marks, problem = tags_of_spans(text, _first(row, span_names))

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from electra_core.columns import Columns, names_of
 from electra_core.errors import UserError
-from electra_core.row_files import DELIMITERS, format_of, read_lines, read_rows
+from electra_core.row_files import DELIMITERS, Row, format_of, read_lines, read_rows
 
 SPAN_LISTS = ("entities", "spans", "label", "labels")
 SENTENCE_COLUMNS = ("Sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "sentence")
@@ -44,8 +44,10 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
     if format_of(path) not in DELIMITERS:
         return None
     if format_of(path) == ".tsv":  # most are CoNLL columns, two of which may begin with the same cell
-        present = [cell.strip() for cell in next((line for _, line in read_lines(path)), "").split("\t")]
-    elif (first := next(read_rows(path, header=True), None)) is not None:
+        present = [
+            cell.strip() for cell in next((line for _, line in read_lines(path, columns.encoding)), "").split("\t")
+        ]
+    elif (first := next(read_rows(path, header=True, encoding=columns.encoding), None)) is not None:
         present = list(first.cells)
     else:
         raise UserError(f"{path}: holds no rows")
@@ -70,10 +72,12 @@ def _called(present: Sequence[str], names: Sequence[str]) -> str | None:
     return None
 
 
-def table_rows(path: Path, sentence: str, wanted: Sequence[str], problems: dict[int, str]) -> Iterator[Cells]:
+def table_rows(
+    rows: Iterable[Row], sentence: str, wanted: Sequence[str], problems: dict[int, str]
+) -> Iterator[Cells]:
     """Line and `wanted` cells of each row, no cells before a sentence; `problems` takes what is wrong, by line."""
     current = ""
-    for row in read_rows(path, header=True):
+    for row in rows:
         if row.problem:
             problems[row.line] = row.problem
         cell = row.cells.get(sentence, "").strip()

@@ -219,3 +219,48 @@ def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
             UserError, match=r"duplicated id \(7\); if that column is no row's id: --id-column none"
         ):
             list(task().read(file, BadRows(file)))
+
+
+# ---- encoding
+
+
+def in_cp1252(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\n".join(lines).encode("cp1252"))
+    return path
+
+
+@pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_table_may_have_another_encoding(tmp_path, name, separator):
+    lines = (line.replace(",", separator) for line in ("text,Größe", "„schön“,1", "fine,0"))
+    file, asked = in_cp1252(tmp_path / name, *lines), Columns(label="Größe", encoding="cp1252")
+    assert read(file, Columns(), given=asked) == [("„schön“", None, "1"), ("fine", None, "0")]
+    said = refusal(file, asked)  # of the training file
+    assert "no label column 'Größe'" in said and "if a spreadsheet or Windows wrote it: --encoding cp1252" in said
+
+
+def test_a_folder_and_tags_may_have_another_encoding(tmp_path):
+    for label in ("neg", "pos"):
+        in_cp1252(tmp_path / "texts" / label / "1.txt", "schön")
+    texts = read_texts(tmp_path / "texts", Columns(encoding="cp1252"))
+    assert [example.text for example in texts] == ["schön"] * 2
+    for name, lines in (("a.tsv", ["Köln\tB-LOC"]), ("a.csv", ["Sentence #,Word,Tag", "1,Köln,B-LOC"])):
+        file = in_cp1252(tmp_path / name, *lines)
+        (example,) = Tag(columns=Columns(encoding="cp1252")).read(file, BadRows(file))
+        assert (example.words, example.tags) == (("Köln",), ("B-LOC",))
+
+
+@pytest.mark.parametrize("name", ["cp1259", "utf-16", "utf-32-le", "rot13", "base64"])
+def test_encodings_that_are_none_of_lines(tmp_path, name):
+    file = in_cp1252(tmp_path / "a.csv", "text,label", "fine,1")
+    with pytest.raises(UserError, match=f"^encoding: expected one such as utf-8, cp1252 .*, got '{name}'"):
+        list(read_texts(file, Columns(encoding=name)))
+
+
+def test_bytes_that_another_encoding_has_not_are_named(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"text,label\nfine,1\n\x81,1\n")
+    with pytest.raises(
+        UserError, match=r"a.csv:3: not valid cp1252 \(byte 0x81 at character 1\); --skip-bad-rows"
+    ):
+        list(read_texts(file, Columns(encoding="cp1252")))

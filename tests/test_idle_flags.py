@@ -55,6 +55,9 @@ IDLE: dict[str, list[str]] = {
     "choose: takes no --text-pair-column": [*FINETUNE, "choose", "--text-pair-column", "b"],
     "--format: no effect with --submission": [*PREDICT, "--submission", "rte", "--format", "jsonl"],
     "--header: no effect with x.jsonl": ["predict", "--model", "m", "--input", "x.jsonl", "--header"],
+    "--encoding: no effect with x.jsonl": [
+        "predict", "--model", "m", "--input", "x.jsonl", "--encoding", "cp1252",
+    ],
     "--no-header: no effect with x.jsonl.gz": [
         "evaluate", "--model", "m", "--data", "x.jsonl.gz", "--no-header",
     ],

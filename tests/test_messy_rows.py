@@ -252,7 +252,7 @@ def test_a_file_in_a_windows_encoding_is_told_how_to_become_utf_8(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfein,1\nschön,0\nübel,0\n".encode("cp1252"))
     said = refusal(file)
     assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if a spreadsheet" in said
-    assert "iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
+    assert "wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
     bad = BadRows(file, skip=True)
     assert pairs(file, bad) == [("fein", "1")] and "iconv -f CP1252" in bad.summary()
     lone = json_lines(tmp_path / "a.jsonl", {"text": "\ud800", "label": 1}, {"text": "fine", "label": 1})
