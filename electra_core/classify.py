@@ -70,10 +70,11 @@ class _TextTask(Task):
 
     def _read(self, path: Path | str, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
         """Examples as the file has them; a pair for a task of single texts, or the other way round, is bad."""
+        pairs = True if self.pairs is None and self.columns.pair is not None else self.pairs
         for example in read_texts(path, self.columns, bad, labelled=labelled):
-            if self.pairs is None or self.pairs == (example.pair is not None):
+            if pairs is None or pairs == (example.pair is not None):
                 yield example
-            elif self.pairs:
+            elif pairs:
                 bad.add(example.place, "a single text, where training had pairs (expected two columns)")
             else:
                 bad.add(example.place, "a pair of texts, where training had single texts (expected one column)")
@@ -99,6 +100,10 @@ class _TextTask(Task):
                 raise ValueError(f"inputs: this model was trained on {trained}, got {got}: {value!r:.80}")
             return TextExample(name, 0, text, pair)
         raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
+
+    def is_one(self, value: tuple[Any, ...]) -> bool:
+        """A pair of texts, if it was trained on such: else it may be two texts."""
+        return bool(self.pairs) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
     @abstractmethod
     def _target(self, label: str) -> Any:

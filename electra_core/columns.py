@@ -60,6 +60,8 @@ class TrainedColumns(Columns):
 
     asked: frozenset[str] = frozenset()
     """The roles (text, pair, label) that were named for this very file."""
+    instead_of: tuple[str, ...] = ()
+    """The training file's names for those: in the first line of a file, they tell a header."""
 
 
 NO_COLUMN = "none"
@@ -75,7 +77,10 @@ def with_given(columns: Columns, given: Columns) -> Columns:
 def for_another_file(columns: Columns, given: Columns) -> TrainedColumns:
     """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
     asked = frozenset(role for role in ALL_FLAGS if getattr(given, role) is not None)
-    return TrainedColumns(**vars(with_given(replace(columns, encoding=None), given)), asked=asked)
+    replaced = itertools.chain(*(alternatives(getattr(columns, role)) for role in sorted(asked)))
+    names = tuple(name for name in replaced if not name.isdecimal() and name != NO_COLUMN)
+    columns = with_given(replace(columns, encoding=None), given)
+    return TrainedColumns(**vars(columns), asked=asked, instead_of=names)
 
 
 def alternatives(name: ColumnName) -> tuple[str, ...]:
@@ -108,6 +113,18 @@ class Found:
     pair: str | None
     label: str | None
     id: str | None
+    present: tuple[str, ...] = ()
+    """All that it has."""
+
+    def named(self, columns: Columns) -> Columns:
+        """`columns` with what was found where they name nothing: so another file is read as this one was."""
+        roles = {role: getattr(self, role) for role in ROLE_FLAGS if getattr(columns, role) is None}
+        return replace(columns, **roles)
+
+    def passed_over(self, usual: Sequence[str]) -> list[str]:
+        """The columns with one of the usual names that hold nothing that is read."""
+        taken = (self.text, self.pair, self.label, self.id)
+        return [name for name in _called(self.present, usual) if name not in taken]
 
 
 def table(path: Path, columns: Columns) -> Iterator[Row]:
@@ -118,7 +135,8 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     given = [name for name in given if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
     header = True if columns.header is None and len(names) == len(given) else columns.header
-    wanted, quoting, encoding = names or USUAL_NAMES, columns.quoting, columns.encoding
+    names += columns.instead_of if isinstance(columns, TrainedColumns) else ()
+    wanted, quoting, encoding = (*names, *USUAL_NAMES), columns.quoting, columns.encoding
     return read_rows(path, header=header, wanted=wanted, quoting=quoting, encoding=encoding)
 
 
@@ -133,10 +151,11 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     Raises:
         UserError: a column that is not there, or no way to tell which one holds the text or the label.
     """
-    asked_for_text = isinstance(wanted, TrainedColumns) and "text" in wanted.asked
-    if not labelled and wanted.pair is None and list(present) == ["text"] and not asked_for_text:
+    wants_pairs = {"pair"} if wanted.pair is not None else set[str]()
+    for_this_file = wanted.asked if isinstance(wanted, TrainedColumns) else wants_pairs
+    if not labelled and list(present) == ["text"] and for_this_file.isdisjoint({"text", "pair"}):
         # Plain lines to predict, whatever the training data's column was called.
-        return Found("text", None, None, None)
+        return Found("text", None, None, None, ("text",))
     may_be_absent = may_be_usual(wanted, "id") or wanted.id == NO_COLUMN
     if isinstance(wanted, TrainedColumns):
         wanted = _usual_instead(wanted, present)
@@ -158,7 +177,7 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
                 f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
                 f"name it with {ROLE_FLAGS[role]}{_or_no_header(path, wanted)}{_other_kind(path, present)}"
             )
-    return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"))
+    return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present))
 
 
 def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:

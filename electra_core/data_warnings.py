@@ -1,6 +1,6 @@
-"""What is odd about labelled data, in a line each for the user: copies in the development data, a header that was
-read as an example, labels that are no classes, tags in none of the usual notations, text that the vocabulary
-cannot write. What is wrong with a single row, `BadRows` says."""
+"""What labelled data are, and what is odd about them, in a line each for the user: copies in the development data,
+a header that was read as an example, labels that are no classes, tags in none of the usual notations, text that
+the vocabulary cannot write. What is wrong with a single row, `BadRows` says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.choices import ChoiceExample
-from electra_core.columns import Columns, may_be_header
+from electra_core.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled import TextExample
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
@@ -23,8 +23,49 @@ MANY_COPIES = 0.1
 """Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
 MANY_LABELS = 10
 """From so many on they may be something else than classes; fewer are also a small example's."""
+SHOWN_LABELS = 5
+"""Of so many it is said how often they occur."""
+LONGEST_LABEL = 40
+"""Characters of a label that are shown then."""
 MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
+
+
+def rows_and_columns(
+    path: str | Path, examples: Sequence[TextExample], asked: Columns, found: Found | None, *, classes: bool
+) -> str:
+    """What was read: how many rows, which columns, what the labels are; and where nobody named the columns, which
+    others might have been meant.
+
+    Args:
+        asked: the columns as the user has them.
+        found: the columns that were read; None of a folder.
+        classes: whether the labels are; else numbers.
+    """
+    labels = _classes(examples) if classes else _range(examples)
+    rows = f"{path}: {len(examples):,} row{'s' if len(examples) > 1 else ''}"
+    if found is None:
+        return f"{rows}, labels by folder ({labels})"
+    texts = f"text {found.text!r}" if found.pair is None else f"texts {found.text!r} and {found.pair!r}"
+    line = f"{rows}, {texts}, label {found.label!r} ({labels})"
+    for role, given, usual in (("label", asked.label, LABEL_NAMES), ("text", asked.text, TEXT_NAMES)):
+        if given is None and (others := found.passed_over(usual)):
+            called = f"column{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}"
+            line += f"; not taken for the {role}: {called} (--{role}-column)"
+    return line
+
+
+def _classes(examples: Sequence[TextExample]) -> str:
+    counts = Counter(str(example.label) for example in examples)
+    shown = ", ".join(
+        f"{' '.join(label.split())[:LONGEST_LABEL]} {count:,}" for label, count in counts.most_common(SHOWN_LABELS)
+    )
+    return shown + (f", and {len(counts) - SHOWN_LABELS:,} others" if len(counts) > SHOWN_LABELS else "")
+
+
+def _range(examples: Sequence[TextExample]) -> str:
+    numbers = [float(example.label) for example in examples if example.label is not None]
+    return f"{min(numbers):g} to {max(numbers):g}"
 
 
 def input_of(example: Any) -> bytes:

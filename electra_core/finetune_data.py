@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from electra_kernels.rng import fold
 
-from electra_core.classify import Classify
+from electra_core.classify import Classify, Regress
 from electra_core.config import EncoderConfig
 from electra_core.data_warnings import (
     copies,
@@ -18,6 +18,7 @@ from electra_core.data_warnings import (
     input_of,
     labels_alike,
     labels_of_one,
+    rows_and_columns,
     unknown_words,
     unmarked_spans,
 )
@@ -75,6 +76,10 @@ def read_data(
     """
     read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
     examples, skipped = read, [bad]
+    if isinstance(task, Classify | Regress):
+        say(rows_and_columns(train, read, task.columns, bad.found, classes=isinstance(task, Classify)))
+        if bad.found is not None:  # other files are to be read by the same names, whatever else they have
+            task = replace(task, columns=bad.found.named(task.columns))
     if dev is None:
         examples, dev_examples = _split(read, train)
         task = _fitted(task, examples + dev_examples, train)

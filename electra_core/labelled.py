@@ -61,6 +61,8 @@ class BadRows:
         self.reasons: Counter[str] = Counter()
         self.first: list[str] = []
         self.ways_out: dict[str, None] = {}
+        self.found: Found | None = None
+        """Which columns were read, of a file of texts that has columns; known when its first row is."""
 
     def add(self, place: int | str, reason: str) -> None:
         """Notes one bad row; `place` is its line or where it stands in a JSON file.
@@ -191,6 +193,7 @@ def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) 
                     "%s: the column %r is no row's id, as most repeat; --id-column names another", path, found.id
                 )
                 found = replace(found, id=None)
+            bad.found = found
         example, problem = _text_example(row, found, labelled)
         problem = problem or (ids.problem(row.cells.get(found.id)) if found.id else "")
         if problem or example is None:

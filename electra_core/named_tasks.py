@@ -16,7 +16,7 @@ from typing import Any
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
-from electra_core.columns import Columns, for_another_file, with_given
+from electra_core.columns import Columns, TrainedColumns, for_another_file, with_given
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
 from electra_core.squad import Answer
@@ -201,7 +201,8 @@ def for_reading(task: Task, given: Columns) -> Task:
     Raises:
         UserError: as `choose_task` of columns.
     """
-    if given == Columns() and not hasattr(task, "columns"):
+    columns = getattr(task, "columns", None)
+    if given == Columns() and (columns is None or isinstance(columns, TrainedColumns)):
         return task
     return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given))
 

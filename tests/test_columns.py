@@ -11,8 +11,10 @@ from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns
 from electra_core.errors import UserError
+from electra_core.finetune_data import read_data
+from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows, read_texts
-from electra_core.named_tasks import for_reading
+from electra_core.named_tasks import for_reading, task_from_json, task_to_json
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 
@@ -172,6 +174,77 @@ def test_other_tasks_find_the_usual_names_too(tmp_path):
     assert next(chooser.read(choices, BadRows(choices))).label == 1
     with pytest.raises(UserError, match="no list of tags"):
         list(for_reading(Tag(), Columns(label="x")).read(tags, BadRows(tags)))
+
+
+def fitted(file: Path, columns: Columns | None = None) -> tuple[Classify, list[str]]:
+    """The task that a file was trained on, and what was said about the file."""
+    lines: list[str] = []
+    task, *_ = read_data(Classify(columns=columns or Columns()), file, None, FinetuneSettings(), lines.append)
+    return task, lines
+
+
+def test_columns_that_were_found_are_those_of_later_files(tmp_path):
+    reviews = write(tmp_path / "rev.csv", "review,sentiment", *(f"film {n},{n % 2}" for n in range(20)))
+    task, _ = fitted(reviews)
+    assert task.columns == Columns("review", None, "sentiment")
+    assert task_from_json(task_to_json(task), "task.json") == task
+    later = write(tmp_path / "new.csv", "text,review,category,sentiment", "x,fine,news,1", "y,dull,news,0")
+    assert read(later, task.columns) == [("fine", None, "1"), ("dull", None, "0")]
+    assert read(later, task.columns, given=Columns(text="text", label="category"))[0] == ("x", None, "news")
+    usual = write(tmp_path / "usual.csv", "text,label", "fine,1")
+    assert read(usual, task.columns) == [("fine", None, "1")]
+    assert read(write(tmp_path / "a.txt", "fine"), task.columns, labelled=False) == [("fine", None, None)]
+    assert fitted(reviews, Columns("1"))[0].columns == Columns("1", None, "sentiment")
+
+
+def test_pairs_that_were_found_stay_pairs(tmp_path):
+    rows = (f"film {n},plot {n},{n % 2}" for n in range(20))
+    task, _ = fitted(write(tmp_path / "a.csv", "premise,hypothesis,label", *rows))
+    assert task.columns == Columns("premise", "hypothesis", "label")
+    later = write(tmp_path / "b.csv", "sentence1,sentence2,premise,hypothesis,label", "v,w,x,y,0")
+    assert read(later, task.columns) == [("x", "y", "0")]
+    lines = write(tmp_path / "a.txt", "only one")
+    with pytest.raises(UserError, match=r"a.txt:1: a single text, where training had pairs"):
+        list(for_reading(task, Columns()).read(lines, BadRows(lines), labelled=False))
+    with pytest.raises(UserError, match="there is no text column 'premise'"):
+        list(for_reading(task, Columns(pair="other")).read(lines, BadRows(lines), labelled=False))
+
+
+@pytest.mark.parametrize("header", ["text,label", "review,rating", "satz,sentiment"])
+def test_a_header_is_told_by_usual_names_and_those_of_training(tmp_path, header):
+    """Also where a column is given by its number, which says nothing of a header."""
+    task, _ = fitted(write(tmp_path / "a.csv", "satz,sentiment", "fine,1", "dull,0"), Columns("satz"))
+    file = write(tmp_path / "b.csv", header, "fine,1")
+    assert read(file, task.columns, given=Columns(text="1"), labelled=False)[0][0] == "fine"
+    assert read(file, task.columns, given=Columns(text="1", label="2")) == [("fine", None, "1")]
+    bare = write(tmp_path / "c.csv", "fine,1", "dull,0")
+    assert len(read(bare, task.columns, given=Columns(text="1", label="2"))) == 2
+
+
+def test_it_is_said_which_columns_were_read(tmp_path):
+    rows = [f"film {n},news,{n % 2}" for n in range(21)]
+    file = write(tmp_path / "a.csv", "text,category,sentiment", *rows)
+    assert fitted(file, Columns(label="sentiment"))[1][0] == (
+        f"{file}: 21 rows, text 'text', label 'sentiment' (0 11, 1 10)"
+    )
+    labels = [f"film {n},{n % 7},{n % 2},x" for n in range(21)]
+    several = write(tmp_path / "b.csv", "text,category,sentiment,Body", *labels)
+    assert fitted(several)[1][0] == (
+        f"{several}: 21 rows, text 'text', label 'category' (0 3, 1 3, 2 3, 3 3, 4 3, and 2 others)"
+        "; not taken for the label: column 'sentiment' (--label-column)"
+        "; not taken for the text: column 'Body' (--text-column)"
+    )
+    pairs = write(tmp_path / "c.csv", "sentence1,sentence2,score", *(f"a{n},b{n},{n / 4}" for n in range(21)))
+    lines: list[str] = []
+    read_data(Regress(), pairs, None, FinetuneSettings(), lines.append)
+    assert lines == [f"{pairs}: 21 rows, texts 'sentence1' and 'sentence2', label 'score' (0 to 5)"]
+    for label in ("neg", "pos"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for n in range(5):
+            write(tmp_path / "d" / label / f"{n}.txt", f"{label} {n}")
+    task, lines = fitted(tmp_path / "d")
+    assert lines == [f"{tmp_path / 'd'}: 10 rows, labels by folder (neg 5, pos 5)"]
+    assert task.columns == Columns()
 
 
 def test_questions_have_no_columns():
