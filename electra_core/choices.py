@@ -162,6 +162,10 @@ class Choose(Task):
                 return ChoiceExample(name, 0, text, tuple(choices))
         raise ValueError(f"inputs: expected a text and its endings, got {value!r:.80}")
 
+    def is_one(self, value: tuple[Any, ...]) -> bool:
+        """A text and its endings."""
+        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (list, tuple))
+
     def fitted(self, examples: Sequence[ChoiceExample]) -> Choose:
         """The task itself: there is nothing to learn from the labels."""
         return self

@@ -55,6 +55,10 @@ class Task(ABC):
             ValueError: a value of another form.
         """
 
+    def is_one(self, value: tuple[Any, ...]) -> bool:
+        """Whether a tuple that a caller hands to a pipeline is one value for `from_value`, not several."""
+        return False
+
     @abstractmethod
     def fitted(self, examples: Sequence[Any]) -> Self:
         """The task with what it has to learn from its training examples: labels, scale, ..."""

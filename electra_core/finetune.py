@@ -125,7 +125,7 @@ def finetune(
         say, quiet, on_evaluation = _silent, True, None
     directory, settings = ranks.together(lambda: _resolved(model, out, settings or FinetuneSettings(), ranks))
     done, checkpoint = _earlier(out, resume, overwrite, ranks)
-    with as_files(say, train=train, dev=dev) as (files, say_of_them):
+    with as_files(say, getattr(task, "columns", None), train=train, dev=dev) as (files, say_of_them):
         read = ranks.together(lambda: _read(task, directory, files, settings, say_of_them))
     task, train_examples, dev_examples, skipped, tokenizer = read
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]

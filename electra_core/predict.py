@@ -24,14 +24,15 @@ from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.classify import Classify, Regress
+from electra_core.columns import Columns
 from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch, sorted_batches
-from electra_core.in_memory import Rows, as_files
+from electra_core.in_memory import Rows, as_files, rows_of
 from electra_core.labelled import BadRows
 from electra_core.linear import round_weights
-from electra_core.named_tasks import KINDS, TASK_FILE, task_from_json
+from electra_core.named_tasks import KINDS, TASK_FILE, for_reading, task_from_json
 from electra_core.placement import (
     autocast_context,
     keep_memory_between_batches,
@@ -128,22 +129,32 @@ class Predictor:
         """How many inputs were longer than the model reads, so far."""
 
     def __call__(self, inputs: Any) -> Any:
-        """Predictions for a list of inputs, or one for a single text (or a tuple of two, to a model of pairs).
+        """Predictions for a list of inputs, or one for a single text, or a tuple that is one input.
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
         context (qa), a text and a list of endings (choose). All tasks take dicts, too: of "text" and "pair",
-        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices".
+        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices". A table (of pandas,
+        Polars, Arrow) is read by its columns, as a file is: predictions for its rows.
 
         Raises:
             ValueError: an input of another form.
-            UserError: a text that is not valid Unicode (lone surrogates).
+            UserError: a text that is not valid Unicode (lone surrogates), or a table without the columns.
         """
-        one_pair = isinstance(inputs, tuple) and len(inputs) == 2 and getattr(self.task, "pairs", False)
-        if isinstance(inputs, str | dict) or (one_pair and all(isinstance(text, str) for text in inputs)):
+        if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
             return self([inputs])[0]
+        if (rows := rows_of(inputs)) is not None:
+            return self.predict(self._of_table(rows))
         if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
             raise ValueError(f"inputs: expected a list of inputs or a single text, got {type(inputs).__name__}")
         return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(inputs, 1)])
+
+    def _of_table(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """Its examples, by the columns that the task reads."""
+        if not rows:
+            return []
+        with as_files(lambda _: None, getattr(self.task, "columns", None), inputs=rows) as (files, _):
+            bad = BadRows(files["inputs"])
+            return list(for_reading(self.task, Columns()).read(files["inputs"], bad, labelled=False))
 
     def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:
         """Predictions for examples that the task has read."""
@@ -270,7 +281,7 @@ def predict_file(
     if form not in ("jsonl", "csv"):
         raise ValueError(f"form: expected jsonl or csv, got {form!r}")
     bad = BadRows(source, skip=True)
-    examples = predictor.task.read(source, bad, labelled=False)
+    examples = for_reading(predictor.task, Columns()).read(source, bad, labelled=False)
     first = list(itertools.islice(examples, 1))
     bad.skip = skip_bad_rows or bool(first)  # else until the good rows have been written
     bad.close()
@@ -330,8 +341,9 @@ def evaluate(
         UserError: an unreadable or empty file, bad rows, labels that the model does not have.
         ValueError: rows that are no dicts.
     """
-    with as_files(lambda _: None, data=source) as (files, _):
-        examples, bad = read_all(predictor.task, files["data"], skip_bad_rows=skip_bad_rows)
+    task = for_reading(predictor.task, Columns())
+    with as_files(lambda _: None, getattr(task, "columns", None), data=source) as (files, _):
+        examples, bad = read_all(task, files["data"], skip_bad_rows=skip_bad_rows)
     with progress("evaluate", None, "tokens", quiet=quiet) as bar:
         predictions = predictor.predict(examples, bar)
     return Evaluation(predictor.task, predictor.task.score(examples, predictions), examples, predictions, bad)

@@ -66,6 +66,10 @@ class Answer(Task):
             return QuestionExample(name, name, value[0], value[1])
         raise ValueError(f"inputs: expected a question and its context, got {value!r:.80}")
 
+    def is_one(self, value: tuple[Any, ...]) -> bool:
+        """A question and its context."""
+        return len(value) == 2 and all(isinstance(text, str) for text in value)
+
     def fitted(self, examples: Sequence[QuestionExample]) -> Answer:
         """The task, with unanswerable questions if the training data hold any."""
         return replace(self, unanswerable=self.unanswerable or any(e.answers == () for e in examples))

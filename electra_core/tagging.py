@@ -33,7 +33,7 @@ from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
 from electra_core.labelled import BadRows
 from electra_core.metrics import classification_metrics, span_metrics
-from electra_core.tagged_files import TaggedExample, from_text, read_tagged
+from electra_core.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
 from electra_core.tasks import TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -142,9 +142,9 @@ class Tag(Task):
                 yield example
 
     def from_value(self, value: Any, name: str) -> TaggedExample:
-        """A text, or a list of its words; or {"text": ...} or {"tokens": [...]}."""
+        """A text, or a list of its words; or {"text": ...}, {"tokens": [...]} or {"words": [...]}."""
         if isinstance(value, dict):
-            value = value["text"] if "text" in value else value.get("tokens")
+            value = next((value[name] for name in ("text", *WORD_LISTS) if name in value), None)
         if isinstance(value, str):
             return from_text(value, name)
         if isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -15,12 +18,13 @@ from safetensors.torch import load_file
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
+from electra_core.columns import Columns
 from electra_core.downstream import Task, read_all
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.in_memory import as_files
-from electra_core.predict import evaluate, load
+from electra_core.predict import Predictor, evaluate, load
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 
@@ -106,6 +110,84 @@ def test_a_table_of_pandas(tmp_path: Path) -> None:
     assert [json.loads(line)["label"] for line in lines] == [1.0, None]
 
 
+def test_what_nobody_reads_may_be_anything(tmp_path: Path) -> None:
+    row = {
+        "text": "a film",
+        "label": 1,
+        "seen": {1, 2},
+        "when": datetime(2020, 3, 23, 12),
+        "day": date(2020, 3, 23),
+    }
+    row |= {"id": UUID(int=7), ("a", "b"): object(), "nested": [{3}]}
+    with as_files(print, Columns(), dev=[row]) as (files, _):
+        (line,) = files["dev"].read_text().splitlines()
+    assert json.loads(line) == {
+        "text": "a film", "label": 1, "seen": None, "when": "2020-03-23T12:00:00", "day": "2020-03-23",
+        "id": "00000000-0000-0000-0000-000000000007", "('a', 'b')": None, "nested": None,
+    }  # fmt: skip
+    for columns, name in ((Columns("seen"), "seen"), (Columns(label=("x", "3")), "seen"), (Columns(), "Text")):
+        with (
+            pytest.raises(ValueError, match=f"dev: row 1: column '{name}': expected texts.*, got set"),
+            as_files(print, columns, dev=[{"text": "a", "label": 1, name: {1}}]),
+        ):
+            pass
+
+
+class Table:
+    """As far as a table of pandas, Polars or Arrow is asked."""
+
+    def __init__(self, rows: list[dict[str, Any]], method: str = "to_dict", how: tuple[str, ...] = ("records",)):
+        self.columns = list(rows[0]) if rows else []
+
+        def as_rows(*given: str) -> list[dict[str, Any]]:
+            assert given == how
+            return rows
+
+        setattr(self, method, as_rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize("method, how", [("to_dict", ("records",)), ("to_dicts", ()), ("to_pylist", ())])
+def test_a_table_is_predicted_by_its_columns(method: str, how: tuple[str, ...]) -> None:
+    predictor = predictor_of(
+        Classify(labels=("0", "1"), columns=Columns("review", None, "sentiment"), pairs=False)
+    )
+    rows = [{"stars": 3, "text": "other", "review": "a fine film"}, {"stars": 1, "text": "x", "review": "dull"}]
+    assert predictor(Table(rows, method, how)) == predictor(["a fine film", "dull"])
+    assert predictor(Table([{"text": "dull"}])) == predictor(["dull"])
+    assert predictor(Table([])) == []
+    with pytest.raises(UserError, match=r"^inputs.jsonl: .*stars") as caught:
+        predictor(Table([{"stars": 3}]))
+    assert "\n" not in str(caught.value)
+
+
+def predictor_of(task: Task) -> Predictor:
+    """A predictor whose answers are the texts it was asked."""
+
+    class Echo(Predictor):
+        def __init__(self) -> None:
+            self.task = task
+
+        def predict(self, examples: Any, bar: Any = None) -> list[dict[str, Any]]:
+            return [{"example": dataclasses.replace(example, id="", line=0)} for example in examples]
+
+    return Echo()
+
+
+def test_a_tuple_is_one_input_where_it_can_be_nothing_else() -> None:
+    question, chooser = ("Who?", "Ann met Bob."), ("Ann", ["met Bob", "was"])
+    assert predictor_of(Choose())(chooser) == predictor_of(Choose())([chooser])[0]
+    assert predictor_of(Choose())((chooser, chooser)) == predictor_of(Choose())([chooser, chooser])
+    pairs, texts = Classify(labels=("0", "1"), pairs=True), Classify(labels=("0", "1"), pairs=False)
+    assert predictor_of(pairs)(question) == predictor_of(pairs)([question])[0]
+    assert len(predictor_of(texts)(question)) == 2
+    echo = predictor_of(Answer())
+    echo.predict = lambda examples, bar=None: [{"question": e.question} for e in examples]  # type: ignore
+    assert echo(question) == {"question": "Who?"} and echo((question,)) == [{"question": "Who?"}]
+
+
 def test_complaints_name_the_row(model: Path, tmp_path: Path) -> None:
     train = reviews(tmp_path, 16)
     with pytest.raises(UserError, match=r"^train\.jsonl:3: "):
@@ -113,7 +195,10 @@ def test_complaints_name_the_row(model: Path, tmp_path: Path) -> None:
     for rows, message in {
         "pairs": ([("a film", "pos")], r"train: expected a dict for row 1, got tuple: \('a film', 'pos'\)"),
         "numbers": (5, "train: expected a file or rows, got int"),
-        "things": ([train[0], {"text": "a", "label": object()}], "train: row 2: expected texts, numbers.*object"),
+        "things": (
+            [train[0], {"text": "a", "label": object()}],
+            "train: row 2: column 'label': expected texts, numbers.*object",
+        ),
     }.values():
         with pytest.raises(ValueError, match=message):
             finetune(model, Classify(), rows, None, tmp_path / "a", QUICK)  # type: ignore[arg-type]
@@ -130,6 +215,7 @@ def test_complaints_name_the_row(model: Path, tmp_path: Path) -> None:
 def test_a_tagger_takes_a_dict() -> None:
     task = Tag(labels=("O", "B-PER", "I-PER"))
     assert task.from_value({"tokens": ["ann", "met"]}, "1").words == ("ann", "met")
+    assert task.from_value({"words": ["ann", "met"]}, "1").words == ("ann", "met")
     assert task.from_value({"text": "ann met"}, "1").words == task.from_value("ann met", "1").words
     for no_words in ({"words": None}, [], ["ann", 2]):
         with pytest.raises(ValueError, match="expected a text or a list of words"):
