@@ -60,12 +60,13 @@ def gelu_of(layer: Linear, input: Tensor) -> Tensor:
 
 
 def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Rounds the `Linear`s of a module that is only asked, not trained, once instead of in every product: the same
-    results, where products are done in bf16 on a CPU. Does nothing elsewhere."""
+    """Rounds the `Linear`s' weights of a module that is only asked, not trained, once instead of in every product:
+    the same results, where products are done in bf16 on a CPU. Does nothing elsewhere. Biases stay as they are, as
+    some are added in fp32, by what follows a product."""
     if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():
         for linear in module.modules():
             if isinstance(linear, Linear):
-                linear.to(torch.bfloat16)
+                linear.weight.data = linear.weight.data.to(torch.bfloat16)
 
 
 @contextmanager

@@ -5,15 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tiny_model
 import torch
 import torch.nn.functional as F
 from electra_kernels import fast_bf16, mlm_head, mlm_head_reference, native
 from electra_kernels.fast_bf16 import product_over_rows, products_in_bf16, turned
 from kernel_helpers import assert_within_budget
+from safetensors.torch import load_file, save_file
 
-from electra_core import linear
+from electra_core import linear, model_dir
+from electra_core.classify import Classify
+from electra_core.downstream import read_all
+from electra_core.finetune import finetune
+from electra_core.finetune_settings import FinetuneSettings
 from electra_core.linear import Linear, gelu_of
+from electra_core.predict import evaluate, load, run_model
+from electra_core.tasks import SequenceClassifier
+from electra_core.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +121,45 @@ def test_weights_rounded_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch
     outside = layers(x)  # of a model that `predict.load` gave, called by itself
     assert outside.dtype == torch.float32
     torch.testing.assert_close(outside, before.float(), atol=0.02, rtol=0.02)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A discriminator whose biases are no numbers of bf16."""
+    folder = tiny_model.make_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(0)
+    biases = {name: torch.randn_like(value) for name, value in weights.items() if name.endswith(".bias")}
+    save_file(weights | biases, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_model_with_rounded_weights_gives_the_same_logits(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a bias is added outside the product, with the residual."""
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
+    tokenizer = load_tokenizer(model)
+    task = Classify(labels=("neg", "pos"))
+    classifier = model_dir.load(SequenceClassifier, model, labels=task.labels)
+    examples, _ = read_all(task, tiny_model.reviews(tmp_path / "dev.tsv", 40))
+    features = task.encode(examples, tokenizer)
+    before = run_model(classifier, features, precision=torch.bfloat16)
+    linear.round_weights(classifier, torch.device("cpu"), torch.bfloat16)
+    after = run_model(classifier, features, precision=torch.bfloat16)
+    assert all(np.array_equal(one, other) for one, other in zip(before, after))
+
+
+def test_evaluation_gives_the_figures_of_fine_tuning(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
+    train = tiny_model.reviews(tmp_path / "train.tsv", 64)
+    dev = tiny_model.reviews(tmp_path / "dev.tsv", 200, seed=1)
+    settings = FinetuneSettings(epochs=1, batch_size=16, precision="bf16")
+    report = finetune(model, Classify(), train, dev, tmp_path / "out", settings, quiet=True)
+    figures = evaluate(load(tmp_path / "out", precision="bf16"), dev).metrics
+    assert {name: report["best"][name] for name in figures} == figures
 
 
 def test_gelu_without_fast_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
