@@ -21,6 +21,8 @@ from electra_core.tagging import marks_spans
 
 MANY_COPIES = 0.1
 """Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
+MANY_CUT = 0.1
+"""Share of the examples from which on it is a warning that they were cut."""
 MANY_LABELS = 10
 """From so many on they may be something else than classes; fewer are also a small example's."""
 SHOWN_LABELS = 5
@@ -158,6 +160,14 @@ def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: 
         f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "
         "judged by itself"
     )
+
+
+def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> str:
+    """Says how many examples were cut: a warning, with what helps, if they are many and something does."""
+    line = f"{cut} of {examples} examples are longer than {length} tokens"
+    if cut <= MANY_CUT * examples or not may_be_longer:
+        return f"{line} and were cut"
+    return f"warning: {line} and were cut; --max-length reads more of each"
 
 
 def unknown_words(unknown: int, tokens: int) -> str | None:

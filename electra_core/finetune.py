@@ -20,6 +20,7 @@ its share of every batch and of the dev data, and rank 0 judges and writes.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
+from electra_core.config import EncoderConfig
 from electra_core.cross_check import check_task_model
 from electra_core.distributed import Ranks, join_ranks
 from electra_core.downstream import Task
@@ -71,6 +73,15 @@ from electra_core.training import Diverged, StepResult
 log = logging.getLogger("electra_core")
 FEWEST_STEPS = 50
 """With fewer the user is warned."""
+LOST = re.compile(r": skipped \d+ bad rows: | and were cut$")
+"""What lines have in common that tell of skipped rows and cut texts."""
+
+
+def to_log(line: str) -> None:
+    """Logs a line for the user: warnings and what was lost of the data as warnings, which Python shows where
+    nobody has set up logging, and the rest as information, which it does not."""
+    is_warning = line.startswith("warning: ") or LOST.search(line) is not None
+    log.log(logging.WARNING if is_warning else logging.INFO, "%s", line)
 
 
 def finetune(
@@ -85,7 +96,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = to_log,
     cache: str | Path | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
@@ -99,7 +110,8 @@ def finetune(
         train, dev: files as the task reads them, or the rows of one: dicts (also a table of pandas). Without
             `dev`, a tenth of the training data is held out.
         out: must not exist, be empty, or be there to be gone on with (`resume`) or written into (`overwrite`).
-        say: takes lines for the user.
+        say: takes lines for the user, `print` for instance; else they go to the logger "electra_core", of which
+            Python by itself shows warnings.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
         on_evaluation: is given the figures of every evaluation, and "seed" and "step".
 
@@ -123,10 +135,14 @@ def finetune(
     ranks = join_ranks(place)
     if not ranks.first:
         say, quiet, on_evaluation = _silent, True, None
-    directory, settings = ranks.together(lambda: _resolved(model, out, settings or FinetuneSettings(), ranks))
+    directory, config, settings = ranks.together(
+        lambda: _resolved(model, out, settings or FinetuneSettings(), ranks, say)
+    )
     done, checkpoint = _earlier(out, resume, overwrite, ranks)
+    if resume and done is None and checkpoint is None:
+        say(f"{out}: nothing to resume, begins at step 0")
     with as_files(say, getattr(task, "columns", None), train=train, dev=dev) as (files, say_of_them):
-        read = ranks.together(lambda: _read(task, directory, files, settings, say_of_them))
+        read = ranks.together(lambda: _read(task, directory, config, files, settings, say_of_them))
     task, train_examples, dev_examples, skipped, tokenizer = read
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
     same = identity(settings, task, directory, prints)
@@ -139,7 +155,10 @@ def finetune(
     if checkpoint is not None:
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
-    data = encode_data(task, train_examples, dev_examples, tokenizer, quiet, say, cache)
+    may_be_longer = task.max_length < config.max_position_embeddings
+    data = encode_data(
+        task, train_examples, dev_examples, tokenizer, quiet, say, cache, may_be_longer=may_be_longer
+    )
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
     with writing(str(out), only_in=out):  # a full disk, most likely; what was saved before is whole
@@ -170,18 +189,21 @@ def _silent(line: str) -> None:
 
 
 def _resolved(
-    model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks
-) -> tuple[Path, FinetuneSettings]:
-    """The model's directory, and the settings with what it decides; for the arguments see `finetune`."""
+    model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[Path, EncoderConfig, FinetuneSettings]:
+    """The model's directory, its configuration, and the settings with what that decides; for the arguments see
+    `finetune`."""
     directory = model_dir.find_model(model)
     if out.resolve() in (directory.resolve(), *directory.resolve().parents):
         raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
     config, _ = model_dir.load_config(directory)
-    settings = settings.resolved(config)
+    settings, asked = settings.resolved(config), settings.max_length
+    if settings.max_length < asked:
+        say(f"warning: max_length: {asked} is more than the model's positions; goes on with {settings.max_length}")
     check_freeze(settings.freeze, config.num_hidden_layers)
     if settings.batch_size < ranks.size and not settings.tokens_per_batch:
         raise UserError(f"batch_size: {settings.batch_size} are too few for {ranks.size} processes")
-    return directory, settings
+    return directory, config, settings
 
 
 def _earlier(
@@ -193,10 +215,14 @@ def _earlier(
 
 
 def _read(
-    task: Task, directory: Path, files: dict[str, Any], settings: FinetuneSettings, say: Callable[[str], None]
+    task: Task,
+    directory: Path,
+    config: EncoderConfig,
+    files: dict[str, Any],
+    settings: FinetuneSettings,
+    say: Callable[[str], None],
 ) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
     """What `read_data` returns, of the task as the model can do it, and the model's tokenizer."""
-    config, _ = model_dir.load_config(directory)
     tokenizer = matching_tokenizer(directory, config)
     return *read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say), tokenizer
 

@@ -18,6 +18,7 @@ from electra_core.data_warnings import (
     input_of,
     labels_alike,
     labels_of_one,
+    many_cut,
     rows_and_columns,
     unknown_words,
     unmarked_spans,
@@ -190,8 +191,14 @@ def encode_data(
     quiet: bool,
     say: Callable[[str], None],
     cache: str | Path | None = None,
+    *,
+    may_be_longer: bool = False,
 ) -> Data:
-    """Both sets tokenised, or taken from the cache folder; `say` is told how many examples were cut."""
+    """Both sets tokenised, or taken from the cache folder; `say` is told how many examples were cut.
+
+    Args:
+        may_be_longer: whether the model could read longer ones.
+    """
 
     def encoded(examples: Sequence[Any], training: bool) -> Features:
         def encode() -> Features:
@@ -201,7 +208,7 @@ def encode_data(
 
     train_features, dev_features = encoded(train, True), encoded(dev, False)
     if cut := train_features.truncated + dev_features.truncated:
-        say(f"{cut} of {len(train) + len(dev)} examples are longer than {task.max_length} tokens and were cut")
+        say(many_cut(cut, len(train) + len(dev), task.max_length, may_be_longer=may_be_longer))
     counts = [features.unknown(tokenizer.unk_id) for features in (train_features, dev_features)]
     if warning := unknown_words(*map(sum, zip(*counts))):
         say(f"warning: {warning}")

@@ -104,7 +104,7 @@ class FinetuneSettings:
                 raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def resolved(self, config: EncoderConfig) -> FinetuneSettings:
-        """With the recipe's values for a model of this size."""
+        """With the recipe's values for a model of this size, and sequences no longer than it has positions."""
         width = config.hidden_size
         rate = 3e-4 if width <= 256 else 1e-4 if width < 1024 else 5e-5
         decay = 0.9 if width >= 1024 else 0.8
@@ -112,6 +112,7 @@ class FinetuneSettings:
             self,
             learning_rate=self.learning_rate or rate,
             layerwise_decay=self.layerwise_decay or decay,
+            max_length=min(self.max_length, config.max_position_embeddings),
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from electra_core.data_warnings import (
     header_as_example,
     labels_alike,
     labels_of_one,
+    many_cut,
     unknown_words,
     unmarked_spans,
 )
@@ -227,3 +230,49 @@ def test_text_that_the_vocabulary_cannot_write_is_told(model, tmp_path):
     predictor(["good 東京", "a film"])
     predictor("東")
     assert (predictor.unknown, predictor.words) == (3, 6)
+
+
+# ---- what was cut, and who hears of it
+
+
+def test_many_that_were_cut_are_a_warning_where_something_helps():
+    few, many = (
+        "10 of 100 examples are longer than 64 tokens and",
+        "11 of 100 examples are longer than 64 tokens and",
+    )
+    assert many_cut(10, 100, 64, may_be_longer=True) == f"{few} were cut"
+    assert many_cut(11, 100, 64, may_be_longer=False) == f"{many} were cut"
+    assert (
+        many_cut(11, 100, 64, may_be_longer=True) == f"warning: {many} were cut; --max-length reads more of each"
+    )
+
+
+def test_cut_texts_are_a_warning_of_fine_tuning(model, tmp_path):
+    train = tiny_model.reviews(tmp_path / "train.tsv", 40)
+    (said,) = warnings(model, train, None, tmp_path / "out", max_length=8)
+    assert said.endswith("examples are longer than 8 tokens and were cut; --max-length reads more of each")
+
+
+def test_too_large_a_length_is_lowered_aloud(model, tmp_path):
+    train = tiny_model.reviews(tmp_path / "train.tsv", 40)
+    assert warnings(model, train, None, tmp_path / "out", max_length=9999) == [
+        "max_length: 9999 is more than the model's positions; goes on with 64"
+    ]
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["max_length"] == 64
+    assert warnings(model, train, None, tmp_path / "other", max_length=64) == []
+
+
+def test_warnings_are_seen_by_who_has_not_set_up_logging(model, tmp_path):
+    train = tiny_model.reviews(tmp_path / "train.tsv", 40)
+    with train.open("a") as file:
+        file.write("no label\t\n" + "the film was good " * 30 + "\tpos\n")
+    script = (
+        "from electra_core.finetune import *; from electra_core.classify import Classify\n"
+        f"settings = FinetuneSettings(epochs=1, skip_bad_rows=True)\n"
+        f"data, out = {str(train)!r}, {str(tmp_path / 'out')!r}\n"
+        f"finetune({str(model)!r}, Classify(), data, None, out, settings, quiet=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert f"{train}: skipped 1 bad rows" in done.stderr and "longer than 64 tokens and were cut" in done.stderr
+    assert "warning: Only " in done.stderr and "seed 0" not in done.stderr

@@ -226,7 +226,10 @@ def test_what_was_finished_is_not_trained_again(model, data, another, tmp_path):
     written = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
     lines: list[str] = []
     assert train(model, data, tmp_path / "out", resume=True, say=lines.append) == report
-    assert lines == [f"{tmp_path / 'out'}: all is done already"]
+    assert lines == [
+        f"{data[0]}: 160 rows, text 'sentence', label 'label' (neg 80, pos 80)",
+        f"{tmp_path / 'out'}: all is done already",
+    ]
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
     for message, (start, files, settings) in another.items():
         with pytest.raises(UserError, match=f"another finished model; .*{message}.*; --overwrite starts anew$"):
@@ -247,6 +250,15 @@ def test_what_an_earlier_version_finished_is_finished(model, data, tmp_path):
 def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
     train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
     assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_nothing_to_resume_is_said(model, data, tmp_path):
+    lines: list[str] = []
+    for resume in (False, True):
+        train(model, data, tmp_path / f"{resume}", replace(SETTINGS, epochs=1), resume=resume, say=lines.append)
+    assert [line for line in lines if "resume" in line] == [
+        f"{tmp_path / 'True'}: nothing to resume, begins at step 0"
+    ]
 
 
 def test_a_full_folder_is_neither_resumed_nor_overwritten_unasked(model, data, stopped):
