@@ -8,7 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,18 @@ def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
         if first.setdefault(key, label) != label:
             return f"{path}: the labels {first[key]!r} and {label!r} are two classes; are they meant to be one?"
     return None
+
+
+def unseen_labels(
+    labels: Sequence[str], train: Sequence[TextExample], dev: Sequence[TextExample]
+) -> Iterator[str]:
+    """Says which labels cannot be learned, and which cannot be judged, as no example has them."""
+    for name, examples, so in (("training", train, "cannot be learned"), ("dev", dev, "not in the figures")):
+        seen = {example.label for example in examples}
+        if missing := [label for label in labels if label not in seen]:
+            more = f" and {len(missing) - SHOWN_LABELS:,} others" if len(missing) > SHOWN_LABELS else ""
+            shown = f"{', '.join(map(repr, missing[:SHOWN_LABELS]))}{more}"
+            yield f"no {name} example has the label{'s' if len(missing) > 1 else ''} {shown} ({so})"
 
 
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:

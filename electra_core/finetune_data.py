@@ -15,28 +15,26 @@ from electra_core.config import EncoderConfig
 from electra_core.data_warnings import (
     copies,
     header_as_example,
-    input_of,
     labels_alike,
     labels_of_one,
     many_cut,
     rows_and_columns,
     unknown_words,
     unmarked_spans,
+    unseen_labels,
 )
+from electra_core.dev_split import split
 from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import OF_CLASSES, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
-from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import Tag, marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
-HELD_OUT = 0.1  # of the training data, where no dev file is given
-SPLIT_SEED = 0  # not the run's: figures of two seeds are of the same held-out examples
-ORDER_STREAM, SPLIT_STREAM = 1, 2  # of the random numbers of a fine-tuning run; finetune has the first
+ORDER_STREAM = 1  # of the random numbers of a fine-tuning run; dev_split has the second
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def read_data(
         if bad.found is not None:  # other files are to be read by the same names, whatever else they have
             task = replace(task, columns=bad.found.named(task.columns))
     if dev is None:
-        examples, dev_examples = _split(read, train)
+        examples, dev_examples = split(read, train, by_label=isinstance(task, Classify))
         task = _fitted(task, examples + dev_examples, train)
     else:
         task = _fitted(task, examples, train)
@@ -98,7 +96,11 @@ def read_data(
         if bad.count:
             say(bad.summary())
     odd = _odd(task, train, read)
-    for warning in odd if dev is None else (*odd, copies(examples, dev_examples)):
+    if dev is not None:
+        odd.append(copies(examples, dev_examples))
+    if isinstance(task, Classify) and not any(odd):  # which would be why
+        odd += unseen_labels(task.labels, examples, dev_examples)
+    for warning in odd:
         if warning:
             say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
@@ -130,35 +132,6 @@ def _chosen_by(task: Task, metric: str) -> Task:
     if metric not in figures:
         raise UserError(f"metric: expected one of {', '.join(figures)}, got {metric!r}")
     return replace(task, metric=metric)  # type: ignore[type-var]
-
-
-def _split(examples: Sequence[Any], train: str | Path) -> tuple[list[Any], list[Any]]:
-    """Training and held-out examples, each in the file's order; what has the same input stays together.
-
-    Groups of one input are held out in a random order, the same for every run, as long as they fit into a tenth;
-    if none does, the smallest one is.
-    """
-    inputs = [input_of(example) for example in examples]
-    groups: dict[bytes, list[int]] = {}
-    for index, key in enumerate(inputs):
-        groups.setdefault(key, []).append(index)
-    if len(groups) < 2:
-        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples that have one input"
-        if isinstance(examples[0], TaggedExample):
-            what += " (an empty line ends a sentence)"
-        raise UserError(f"{train}: {what} cannot be split; give a dev file")
-    order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
-    in_order = list(dict.fromkeys(inputs[index] for index in order))
-    count, held_out = max(1, round(len(examples) * HELD_OUT)), set[int]()
-    for group in in_order:
-        if len(held_out) + len(groups[group]) <= count:
-            held_out.update(groups[group])
-    smallest = min((groups[group] for group in in_order), key=len)
-    held_out = held_out or {*smallest}
-    parts: tuple[list[Any], list[Any]] = [], []
-    for index, example in enumerate(examples):
-        parts[index in held_out].append(example)
-    return parts
 
 
 def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 
+from electra_core import dev_split
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.data_warnings import input_of
@@ -18,6 +19,7 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune_data import read_data
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import TextExample
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 
@@ -133,6 +135,86 @@ def test_the_seed_does_not_choose_what_is_held_out(tmp_path):
 def test_large_groups_are_held_out_only_if_there_are_no_others(tmp_path, texts, held_out):
     _, dev = split(Classify(), labelled(tmp_path / "a.tsv", texts))
     assert len(dev) == held_out and "a" not in {example.text for example in dev}
+
+
+def classes(path: Path, texts: dict[str, list[str]]) -> Path:
+    """A file of texts by their label."""
+    rows = [f"{text}\t{label}" for label, those in texts.items() for text in those]
+    path.write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    return path
+
+
+def numbered(name: str, count: int) -> list[str]:
+    return [f"{name} {n}" for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    "counts, held_out",
+    [
+        ({"a": 190, "b": 10}, {"a": 19, "b": 1}),
+        ({"a": 97, "b": 3}, {"a": 9, "b": 1}),
+        ({"a": 99, "b": 1}, {"a": 10}),  # what has one example is learned, not judged
+        ({"a": 160, "b": 20, "c": 20}, {"a": 16, "b": 2, "c": 2}),
+        ({"a": 10, "b": 10}, {"a": 1, "b": 1}),
+        (dict.fromkeys("abcdefghij", 10), dict.fromkeys("abcdefghij", 1)),
+        ({"a": 2, "b": 2}, {"a": 0, "b": 0}),
+    ],
+    ids=str,
+)
+def test_small_classes_have_their_share_of_what_is_held_out(tmp_path, counts, held_out):
+    file = classes(tmp_path / "a.tsv", {label: numbered(label, count) for label, count in counts.items()})
+    train, dev = split(Classify(), file)
+    found = Counter(example.label for example in dev)
+    if any(held_out.values()):
+        assert found == held_out
+    assert found.total() == max(1, round(sum(counts.values()) / 10))
+    assert {example.label for example in train} == set(counts)
+    assert split(Classify(), file, replace(SETTINGS, seed=5)) == (train, dev)
+
+
+def test_copies_stay_together_before_labels_are_shared_out(tmp_path):
+    texts = {"a": numbered("a", 80), "b": ["same"] * 8, "c": ["one", "two"] * 6}
+    train, dev = split(Classify(), classes(tmp_path / "a.tsv", texts))
+    assert Counter(example.label for example in dev) == {"a": 10}  # b is of one text, a half of c too much
+    texts["c"] = ["one", "two", "three"] * 4
+    train, dev = split(Classify(), classes(tmp_path / "a.tsv", texts))
+    assert Counter(example.label for example in dev) == {"a": 6, "c": 4}
+    assert {example.label for example in train} == {"a", "b", "c"}
+
+
+def test_labels_that_copies_do_not_share_are_shared_out_all_the_same(tmp_path):
+    texts = {"a": numbered("x", 50), "b": numbered("x", 50), "c": numbered("c", 20)}
+    train, dev = split(Classify(), classes(tmp_path / "a.tsv", texts))
+    assert Counter(example.label for example in dev) == {"a": 5, "b": 5, "c": 2}
+    assert {example.text for example in train}.isdisjoint(example.text for example in dev)
+
+
+def test_large_classes_do_not_change_what_is_held_out(tmp_path):
+    draw = random.Random(1)
+    examples = [TextExample(str(n), n + 1, f"text {n}", None, draw.choice("001")) for n in range(3000)]
+    held_out = dev_split.split(examples, "a.tsv", by_label=True)[1]
+    assert held_out == dev_split.split(examples, "a.tsv")[1] and len(held_out) == 300
+
+
+def test_labels_that_all_differ_are_split(tmp_path):
+    file = classes(tmp_path / "a.tsv", {str(n): [f"text {n}"] for n in range(30)})
+    assert len(split(Classify(), file)[1]) == 3
+
+
+def test_labels_without_an_example_are_told(tmp_path):
+    train = classes(tmp_path / "a.tsv", {"a": numbered("a", 30), "b": ["one"]})
+    dev = classes(tmp_path / "dev.tsv", {"a": numbered("other", 5)})
+    for given in (None, dev):
+        lines: list[str] = []
+        read_data(Classify(), train, given, SETTINGS, lines.append)
+        assert lines[1:] == ["warning: no dev example has the label 'b' (not in the figures)"]
+    named = Classify(labels=("a", "b", *"cdefghi"))
+    lines = []
+    read_data(named, train, dev, SETTINGS, lines.append)
+    assert lines[1:] == [
+        "warning: no training example has the labels 'c', 'd', 'e', 'f', 'g' and 2 others (cannot be learned)",
+        "warning: no dev example has the labels 'b', 'c', 'd', 'e', 'f' and 3 others (not in the figures)",
+    ]
 
 
 @pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples that have one inp")])
