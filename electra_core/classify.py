@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from electra_core.columns import Columns, may_be_header
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
-from electra_core.labelled import BadRows, TextExample, read_texts
+from electra_core.labelled import BadRows, TextExample, labels_as_texts, read_texts
 from electra_core.metrics import classification_metrics, regression_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
@@ -110,6 +111,10 @@ class _TextTask(Task):
         """What the loss wants for a label as written in the file."""
 
 
+WHOLE = re.compile(r"-?\d+\.0+")
+"""A whole number written as a fraction."""
+
+
 @functools.cache
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     """Brought there once: while a CUDA graph is being captured nothing can come from the host."""
@@ -131,13 +136,20 @@ class Classify(_TextTask):
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss; all 1 if empty."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "labels", labels_as_texts(self.labels))
+
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
         shown = {**{label: label for label in self.labels}, **dict(self.label_names)}
-        same = {_number(written): label for written, label in shown.items() if _number(written) is not None}
-        for example in self._read(path, bad, labelled):
+        same = {_value(written): label for written, label in shown.items() if _value(written) is not None}
+        examples: Iterable[TextExample] = self._read(path, bad, labelled)
+        if labelled and not self.labels:
+            examples = _without_fractions(list(examples))
+        for example in examples:
             if example.label is not None:  # pandas writes 1 as 1.0 where a row has no label
-                label = shown.get(example.label) or same.get(_number(example.label), example.label)
+                label = shown.get(example.label) or same.get(_value(example.label), example.label)
                 example = replace(example, label=label)
                 if labelled and self.labels and example.label not in self.labels:
                     known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
@@ -280,6 +292,18 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if np.isfinite(value) else None
+
+
+def _value(text: str) -> float | None:
+    """A number, also of true and false, which JSON gives as 1 and 0 (`labelled.label_text`)."""
+    return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
+
+
+def _without_fractions(examples: list[TextExample]) -> list[TextExample]:
+    """1.0 becomes 1 if all labels are written like that, as pandas writes whole numbers where one is missing."""
+    if not all(WHOLE.fullmatch(example.label or "") for example in examples):
+        return examples
+    return [replace(example, label=(example.label or "").partition(".")[0]) for example in examples]
 
 
 def _label_order(label: str) -> tuple[float, str]:

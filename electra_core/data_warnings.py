@@ -29,6 +29,8 @@ SHOWN_LABELS = 5
 """Of so many it is said how often they occur."""
 LONGEST_LABEL = 40
 """Characters of a label that are shown then."""
+WORDS_FOR_NONE = frozenset({"n/a", "na", "#n/a", "<na>", "none", "null", "nil", "missing"})
+"""What programs write where a value is missing, in small letters. ("nan" is read as none.)"""
 MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
 
@@ -136,6 +138,19 @@ def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | No
     return (
         f"{path}: {alone:,} of the {len(counts):,} labels have one example each; are they classes? "
         "(--label-column names another column, --task regress learns numbers)"
+    )
+
+
+def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | None:
+    """Says that a label is a word for a missing one."""
+    counts = Counter(example.label for example in examples if (example.label or "").casefold() in WORDS_FOR_NONE)
+    if not counts:
+        return None
+    label, count = counts.most_common(1)[0]
+    have = "examples have" if count > 1 else "example has"
+    return (
+        f"{path}: {count:,} {have} the label {label!r}, learned as a class; is it a missing one? "
+        "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
     )
 
 

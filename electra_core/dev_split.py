@@ -4,8 +4,8 @@ What has the same input stays on one side. Of classes, each gets about its share
 
     quota    the held-out part of its examples, one at least if there is room; none of a class whose examples all
              have one input, since it could not be learned then
-    range    within a fifth of the quota (of copies, more are taken where else there would be none). So the random order alone decides wherever it comes out about even, as it
-             does of large classes; of the small ones, below five, the quota is exact
+    range    within a fifth of the quota. So the random order alone decides wherever it comes out about even, as it
+             does of large classes; of the small ones, below five, the quota is exact, but for copies that are more
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from electra_core.data_warnings import (
     copies,
     header_as_example,
     labels_alike,
+    labels_of_none,
     labels_of_one,
     many_cut,
     rows_and_columns,
@@ -113,6 +114,7 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
             header_as_example(train, read, task.columns),
             labels_of_one(train, read),
             labels_alike(train, task.labels),
+            labels_of_none(train, read),
         ]
     if isinstance(task, Tag):
         return [unmarked_spans(train, read, task.labels), labels_alike(train, task.labels)]

@@ -241,7 +241,10 @@ def text_cell(row: Row, column: str) -> tuple[str, str]:
 
 
 def label_text(value: Any) -> str | None:
-    """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None."""
+    """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None.
+
+    "1.0" and "True" of a CSV stay: all its labels together tell what they are (`classify.Classify.read`).
+    """
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
@@ -250,6 +253,23 @@ def label_text(value: Any) -> str | None:
         return str(int(value)) if value.is_integer() else repr(value)
     text = "" if value is None else str(value).strip()
     return None if text.lower() in ("", "nan") else text
+
+
+def labels_as_texts(labels: Any) -> tuple[str, ...]:
+    """A task's labels, which may be given as numbers.
+
+    Raises:
+        ValueError: no sequence of labels, or one in it that is none.
+    """
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels: expected several, such as ('no', 'yes'), got {labels!r:.80}")
+    texts = []
+    for label in labels:
+        text = label if isinstance(label, str) else label_text(label) if hasattr(label, "__index__") else None
+        if text is None:
+            raise ValueError(f"labels: expected texts or whole numbers, got {label!r:.80}")
+        texts.append(text)
+    return tuple(texts)
 
 
 def _read_folder(path: Path, bad: BadRows, labelled: bool, encoding: str | None) -> Iterator[TextExample]:

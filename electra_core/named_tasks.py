@@ -237,6 +237,9 @@ def task_from_json(fields: Any, where: str) -> Task:
     name = str(values.pop("kind", ""))
     if name not in KINDS:
         raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
+    labels = values.get("labels", [])
+    if isinstance(labels, list) and not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{where}: labels: expected texts, got {labels!r:.80}")
     try:
         if isinstance(values.get("columns"), dict):
             values["columns"] = Columns(**_with_tuples(values["columns"]))
@@ -246,8 +249,6 @@ def task_from_json(fields: Any, where: str) -> Task:
     for key, value in values.items():
         if not _is_like(getattr(task, key), usual := getattr(KINDS[name](), key)):
             raise UserError(f"{where}: {key}: expected a value like {usual!r}, got {value!r:.80}")
-    if not all(isinstance(label, str) for label in task.labels):
-        raise UserError(f"{where}: labels: expected texts, got {values['labels']!r:.80}")
     return task
 
 

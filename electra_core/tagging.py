@@ -31,7 +31,7 @@ from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows
+from electra_core.labelled import BadRows, labels_as_texts
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
 from electra_core.tasks import TokenClassifier, tagging_loss
@@ -117,6 +117,9 @@ class Tag(Task):
     """Tokens per window at most, [CLS] and [SEP] included."""
     metric: str = "f1"
     """Which figure chooses the best checkpoint."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", labels_as_texts(self.labels))
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""

@@ -18,6 +18,7 @@ from electra_core.data_warnings import (
     copies,
     header_as_example,
     labels_alike,
+    labels_of_none,
     labels_of_one,
     many_cut,
     unknown_words,
@@ -231,6 +232,24 @@ def test_text_that_the_vocabulary_cannot_write_is_told(model, tmp_path):
     predictor(["good 東京", "a film"])
     predictor("東")
     assert (predictor.unknown, predictor.words) == (3, 6)
+
+
+def test_labels_that_say_there_is_none():
+    examples = [
+        replace(example, label=label) for example, label in zip(texts(*"abcd"), ("x", "N/A", "N/A", "NULL"))
+    ]
+    assert labels_of_none("a.csv", examples) == (
+        "a.csv: 2 examples have the label 'N/A', learned as a class; is it a missing one? "
+        "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
+    )
+    assert "1 example has the label 'NULL'" in str(labels_of_none("a.csv", examples[3:]))
+    assert labels_of_none("a.csv", examples[:1]) is None
+
+
+def test_fine_tuning_tells_of_labels_that_say_there_is_none(model, tmp_path):
+    rows = [f"good{' a' * n}\t{('pos', 'neg', 'None')[n % 3]}" for n in range(40)]
+    (said,) = warnings(model, write(tmp_path / "a.tsv", "text\tlabel", *rows), None, tmp_path / "out")
+    assert "13 examples have the label 'None'" in said
 
 
 # ---- what was cut, and who hears of it

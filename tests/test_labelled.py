@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from electra_core.choices import read_choices
+from electra_core.classify import Classify
 from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, label_text, read_texts
 from electra_core.row_files import read_lines
 from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
+from electra_core.tagging import Tag
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
@@ -318,3 +321,39 @@ def test_data_sets_of_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         texts_and_labels("hub:glue:sst2:validation")
+
+
+# ---- labels that are written in several ways
+
+
+def classified(path: Path, task: Classify) -> list[str | None]:
+    return [example.label for example in task.read(path, BadRows(path))]
+
+
+def test_true_and_false_are_the_same_in_json_and_in_a_table(tmp_path):
+    rows, table = tmp_path / "a.jsonl", tmp_path / "a.csv"
+    rows.write_text("".join(json.dumps({"text": "t", "label": value}) + "\n" for value in (True, False)))
+    table.write_text("text,label\nt,True\nt,FALSE\n")
+    assert classified(rows, Classify(labels=("False", "True"))) == ["True", "False"]
+    assert classified(table, Classify(labels=("0", "1"))) == ["1", "0"]
+    assert classified(table, Classify(labels=("FALSE", "True"))) == ["True", "FALSE"]
+    shown = Classify(labels=("no", "yes"), label_names=(("0", "no"), ("1", "yes")))
+    assert classified(table, shown) == classified(rows, shown) == ["yes", "no"]
+
+
+def test_whole_numbers_with_fractions_are_numbers_if_all_are(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\nt,0.0\nt,1.0\nt,-2.00\n")
+    assert classified(file, Classify()) == ["0", "1", "-2"]
+    assert Classify().fitted(list(Classify().read(file, BadRows(file)))).labels == ("-2", "0", "1")
+    assert classified(file, Classify(labels=("-2.00", "0", "1.0"))) == ["0", "1.0", "-2.00"]
+    file.write_text("text,label\nt,1.0\nt,1.5\nt,2\n")
+    assert classified(file, Classify()) == ["1.0", "1.5", "2"]
+
+
+def test_labels_of_a_task_may_be_numbers():
+    assert Classify(labels=(0, np.int64(1))).labels == Classify(labels=["0", "1"]).labels == ("0", "1")
+    assert Tag(labels=["O", "X"]).labels == ("O", "X") and Classify(labels=(False, True)).labels == ("0", "1")
+    for labels in ("ab", 2, ("a", None), ("a", ["b"]), (0.5, 1)):
+        with pytest.raises(ValueError, match="labels: expected"):
+            Classify(labels=labels)
