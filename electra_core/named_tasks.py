@@ -238,7 +238,9 @@ def task_from_json(fields: Any, where: str) -> Task:
     if name not in KINDS:
         raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
     labels = values.get("labels", [])
-    if isinstance(labels, list) and not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, (list, tuple)):
+        raise UserError(f"{where}: labels: expected a value like (), got {labels!r:.80}")
+    if not all(isinstance(label, str) for label in labels):
         raise UserError(f"{where}: labels: expected texts, got {labels!r:.80}")
     try:
         if isinstance(values.get("columns"), dict):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are re
 OTHER_ENCODING = "if a spreadsheet or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
 PLAIN_LINES = "a .txt is one text per line; a file of columns is called .csv or .tsv"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
+"""How the first line of an array of rows begins; a text may begin with a bracket, too."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
 
@@ -225,7 +228,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         if may_be_array and line.lstrip().startswith("["):
-            yield from _read_json_array(path)
+            yield from _json_array(path, read_lines(path))
             return
         may_be_array = False
         yield _parse_json(number, line)
@@ -241,23 +244,31 @@ def _parse_json(number: int, line: str) -> Row:
 
 
 def _read_plain(path: Path) -> Iterator[Row]:
-    """One text per line; standard input may also hold JSON lines, which its first character tells."""
-    is_json = False
-    for number, line in read_lines(path):
-        if number == 1 and str(path) == "-":
-            is_json = line.startswith("{")
-        if is_json and line.strip():
-            yield _parse_json(number, line)
-        elif line.strip():
-            yield Row(number, {"text": line}, text_problem(line))
+    """One text per line; standard input may also hold JSON, lines or an array, which its beginning tells."""
+    lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
+    if str(path) != "-" or (first := next(lines, None)) is None:
+        yield from (_plain_row(number, line) for number, line in lines)
+        return
+    lines = itertools.chain([first], lines)
+    if JSON_ARRAY.match(first[1]):
+        yield from _json_array(path, lines)
+    elif first[1].lstrip().startswith("{"):
+        yield from (_parse_json(number, line) for number, line in lines)
+    else:
+        yield from (_plain_row(number, line) for number, line in lines)
 
 
-def _read_json_array(path: Path) -> Iterator[Row]:
-    text = "\n".join(line for _, line in read_lines(path))
+def _plain_row(number: int, line: str) -> Row:
+    return Row(number, {"text": line}, text_problem(line))
+
+
+def _json_array(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
+    text = "\n".join(line for _, line in lines)
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        name = "standard input" if str(path) == "-" else path
+        raise UserError(f"{name}: not JSON ({error})") from None
     suspect = bool(SURROGATE.search(text))
     for number, record in enumerate(records, 1):
         yield _json_row(number, record, suspect)

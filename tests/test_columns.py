@@ -240,10 +240,10 @@ def test_it_is_said_which_columns_were_read(tmp_path):
     assert lines == [f"{pairs}: 21 rows, texts 'sentence1' and 'sentence2', label 'score' (0 to 5)"]
     for label in ("neg", "pos"):
         (tmp_path / "d" / label).mkdir(parents=True)
-        for n in range(5):
+        for n in range(10):
             write(tmp_path / "d" / label / f"{n}.txt", f"{label} {n}")
     task, lines = fitted(tmp_path / "d")
-    assert lines == [f"{tmp_path / 'd'}: 10 rows, labels by folder (neg 5, pos 5)"]
+    assert lines == [f"{tmp_path / 'd'}: 20 rows, labels by folder (neg 10, pos 10)"]
     assert task.columns == Columns()
 
 

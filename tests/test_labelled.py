@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import math
@@ -357,3 +358,34 @@ def test_labels_of_a_task_may_be_numbers():
     for labels in ("ab", 2, ("a", None), ("a", ["b"]), (0.5, 1)):
         with pytest.raises(ValueError, match="labels: expected"):
             Classify(labels=labels)
+
+
+# ---- standard input
+
+
+RECORDS = [{"text": "a fine film", "label": 1}, {"text": "[dull]", "label": 0}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n \n" + "".join(json.dumps(record) + "\n" for record in RECORDS),
+        "".join(f"  {json.dumps(record)}\n\n" for record in RECORDS),
+        json.dumps(RECORDS),
+        "\n" + json.dumps(RECORDS, indent=2),
+        " [ " + ",\n".join(map(json.dumps, RECORDS)) + "\n]\n",
+    ],
+)
+def test_json_on_standard_input_is_told_by_its_beginning(text, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    read = [(example.text, example.label) for example in read_texts("-", labelled=False)]
+    assert read == [("a fine film", "1"), ("[dull]", "0")]
+
+
+def test_other_brackets_on_standard_input_are_text(monkeypatch):
+    lines = ["[CLS] a film", "[[a]] {b}", '["x"]', "[", '{"text": "a"}']
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("\n\n".join(lines).encode())))
+    assert [example.text for example in read_texts("-", labelled=False)] == lines
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'[{"text": "a"},')))
+    with pytest.raises(UserError, match=r"^standard input: not JSON"):
+        list(read_texts("-", labelled=False))
