@@ -146,10 +146,10 @@ def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | N
     counts = Counter(example.label for example in examples if (example.label or "").casefold() in WORDS_FOR_NONE)
     if not counts:
         return None
-    label, count = counts.most_common(1)[0]
-    have = "examples have" if count > 1 else "example has"
+    labels = " or ".join(repr(label) for label, _ in counts.most_common())
+    have = "examples have" if counts.total() > 1 else "example has"
     return (
-        f"{path}: {count:,} {have} the label {label!r}, learned as a class; is it a missing one? "
+        f"{path}: {counts.total():,} {have} the label {labels}, learned as a class; is it a missing one? "
         "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
     )
 

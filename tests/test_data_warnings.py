@@ -239,7 +239,7 @@ def test_labels_that_say_there_is_none():
         replace(example, label=label) for example, label in zip(texts(*"abcd"), ("x", "N/A", "N/A", "NULL"))
     ]
     assert labels_of_none("a.csv", examples) == (
-        "a.csv: 2 examples have the label 'N/A', learned as a class; is it a missing one? "
+        "a.csv: 3 examples have the label 'N/A' or 'NULL', learned as a class; is it a missing one? "
         "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
     )
     assert "1 example has the label 'NULL'" in str(labels_of_none("a.csv", examples[3:]))
