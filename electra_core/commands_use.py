@@ -66,7 +66,7 @@ def _predict_flags(commands: Any) -> None:
     command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx")
     command.add_argument("--input", required=True,
                          help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
-                              "plain lines, or JSON, a row per line or an array: of pairs with text and pair, of "
+                              "plain lines, a JSON array, or JSON lines: of pairs with text and pair, of "
                               "questions with question and context, of choices with text and choices")  # fmt: skip
     command.add_argument("--format", choices=("jsonl", "csv"),
                          help="of the output (default: csv where --output ends in .csv, else jsonl)")  # fmt: skip
