@@ -109,6 +109,9 @@ class SequenceClassifier(TaskModel):
         """Logits [N, C]."""
         hidden_ND = self._drop(self._cls(batch, seed), seed, 0)
         hidden_ND = self._drop(F.gelu(self.classifier.dense(hidden_ND)), seed, 1)
+        if len(self.labels) == 1 and not self.training:  # a number, of which bf16 would keep 8 bits
+            with torch.autocast(hidden_ND.device.type, enabled=False):
+                return self.classifier.out_proj(hidden_ND.to(self.classifier.out_proj.weight.dtype))
         return self.classifier.out_proj(hidden_ND)
 
 

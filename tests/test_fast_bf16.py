@@ -16,7 +16,7 @@ from kernel_helpers import assert_within_budget
 from safetensors.torch import load_file, save_file
 
 from electra_core import linear, model_dir
-from electra_core.classify import Classify
+from electra_core.classify import Classify, Regress
 from electra_core.downstream import read_all
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
@@ -160,6 +160,20 @@ def test_evaluation_gives_the_figures_of_fine_tuning(
     report = finetune(model, Classify(), train, dev, tmp_path / "out", settings, quiet=True)
     figures = evaluate(load(tmp_path / "out", precision="bf16"), dev).metrics
     assert {name: report["best"][name] for name in figures} == figures
+
+
+def test_a_regressor_s_numbers_keep_their_digits(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although its last layer adds their mean, and bf16 has eight bits."""
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
+    train = tiny_model.reviews(tmp_path / "train.tsv", 64)
+    text = train.read_text().replace("\tpos", "\t11.5").replace("\tneg", "\t10.25")
+    train.write_text(text)
+    settings = FinetuneSettings(epochs=1, batch_size=16, precision="bf16")
+    report = finetune(model, Regress(), train, train, tmp_path / "out", settings, quiet=True)
+    figures = evaluate(load(tmp_path / "out", precision="bf16"), train).metrics
+    assert {name: report["best"][name] for name in figures} == pytest.approx(figures, rel=1e-3)
 
 
 def test_gelu_without_fast_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
