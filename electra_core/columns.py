@@ -62,6 +62,8 @@ class TrainedColumns(Columns):
     """The roles (text, pair, label) that were named for this very file."""
     instead_of: tuple[str, ...] = ()
     """The training file's names for those: in the first line of a file, they tell a header."""
+    form: str = ""
+    """What is in the file, whatever its name (`row_files.FORMS`)."""
 
 
 NO_COLUMN = "none"
@@ -74,13 +76,13 @@ def with_given(columns: Columns, given: Columns) -> Columns:
     return replace(columns, **{role: value for role, value in vars(given).items() if value is not None})
 
 
-def for_another_file(columns: Columns, given: Columns) -> TrainedColumns:
+def for_another_file(columns: Columns, given: Columns, form: str = "") -> TrainedColumns:
     """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
     asked = frozenset(role for role in ALL_FLAGS if getattr(given, role) is not None)
     replaced = itertools.chain(*(alternatives(getattr(columns, role)) for role in sorted(asked)))
     names = tuple(name for name in replaced if not name.isdecimal() and name != NO_COLUMN)
     columns = with_given(replace(columns, encoding=None), given)
-    return TrainedColumns(**vars(columns), asked=asked, instead_of=names)
+    return TrainedColumns(**vars(columns), asked=asked, instead_of=names, form=form)
 
 
 def alternatives(name: ColumnName) -> tuple[str, ...]:
@@ -135,9 +137,11 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
     given = [name for name in given if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
     header = True if columns.header is None and len(names) == len(given) else columns.header
-    names += columns.instead_of if isinstance(columns, TrainedColumns) else ()
+    form = ""
+    if isinstance(columns, TrainedColumns):
+        names, form = [*names, *columns.instead_of], columns.form
     wanted, quoting, encoding = (*names, *USUAL_NAMES), columns.quoting, columns.encoding
-    return read_rows(path, header=header, wanted=wanted, quoting=quoting, encoding=encoding)
+    return read_rows(path, header=header, wanted=wanted, quoting=quoting, encoding=encoding, form=form)
 
 
 def may_be_header(path: Path, line: int, columns: Columns) -> bool:

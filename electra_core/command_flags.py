@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.row_files import DELIMITERS, format_of
+from electra_core.row_files import DELIMITERS, FORMS, format_of
 
 MODEL_HELP = "model directory, RUN folder, tiny (the model in the package), or a name on the Hub (extra `hub`)"
 MODEL_TO_USE_HELP = "directory of a fine-tuned model, or a name on the Hub (extra `hub`)"
@@ -130,16 +130,20 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
                               "columns are given by number, if it holds a usual name)")  # fmt: skip
 
 
-def given_columns(options: argparse.Namespace, file: str) -> Columns:
+def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Columns:
     """What the flags of `column_flags` say; None where they say nothing.
+
+    Args:
+        form: what is in the file, whatever its name (`row_files.FORMS`).
 
     Raises:
         UserError: a flag that has no effect on a `file` of this kind.
     """
-    if options.header is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
+    kind = FORMS[form] if form else format_of(Path(file))
+    if options.header is not None and not os.path.isdir(file) and kind not in DELIMITERS:
         flag = "--header" if options.header else "--no-header"
         raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
-    if options.encoding is not None and not os.path.isdir(file) and format_of(Path(file)) not in DELIMITERS:
+    if options.encoding is not None and not os.path.isdir(file) and kind not in DELIMITERS:
         raise UserError(f"--encoding: no effect with {file}, which is neither CSV nor TSV: those are UTF-8")
     return Columns(
         text=options.text_column,

@@ -19,6 +19,7 @@ from electra_core.command_flags import (
     refuse_idle,
 )
 from electra_core.errors import UserError, writing
+from electra_core.row_files import FORMS
 
 AS_TRAINED = "the training file's names, or where they are not there the usual ones"
 
@@ -68,6 +69,10 @@ def _predict_flags(commands: Any) -> None:
                          help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
                               "plain lines, a JSON array, or JSON lines: of pairs with text and pair, of "
                               "questions with question and context, of choices with text and choices")  # fmt: skip
+    command.add_argument(
+        "--input-format", choices=("auto", *FORMS), default="auto",
+        help="what is in --input; auto: what its name says, of standard input its beginning",
+    )  # fmt: skip
     command.add_argument("--format", choices=("jsonl", "csv"),
                          help="of the output (default: csv where --output ends in .csv, else jsonl)")  # fmt: skip
     command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
@@ -167,9 +172,12 @@ def _predictor(options: Namespace, source: str) -> Any:
     if options.model.endswith(".onnx"):
         why = f"with {options.model}, which onnxruntime computes on the CPU as it was exported"
         refuse_idle(options, ("device", "precision"), why)
-    columns = given_columns(options, source)
+    form = getattr(options, "input_format", "auto").replace("auto", "")
+    if form and os.path.isdir(source):
+        raise UserError(f"--input-format {form}: no effect with {source}, which is a folder")
+    columns = given_columns(options, source, form)
     predictor = load(options.model, device=options.device, precision=options.precision)
-    predictor.task = for_reading(predictor.task, columns)
+    predictor.task = for_reading(predictor.task, columns, form)
     return predictor
 
 

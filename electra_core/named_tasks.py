@@ -194,17 +194,22 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
     return task, {"epochs": named.epochs, **named.settings}
 
 
-def for_reading(task: Task, given: Columns) -> Task:
+def for_reading(task: Task, given: Columns, form: str = "") -> Task:
     """A fine-tuned task that reads a file with the columns `given`, for the others those of its training file or,
     where they are not there, the usual ones.
 
+    Args:
+        form: what is in the file, whatever its name (`row_files.FORMS`).
+
     Raises:
-        UserError: as `choose_task` of columns.
+        UserError: as `choose_task` of columns; a form, for words to tag and questions.
     """
     columns = getattr(task, "columns", None)
-    if given == Columns() and (columns is None or isinstance(columns, TrainedColumns)):
+    if form and (columns is None or isinstance(task, Tag)):
+        raise UserError(f"{task.kind}: takes no --input-format, the name of a file tells what is in it")
+    if given == Columns() and not form and (columns is None or isinstance(columns, TrainedColumns)):
         return task
-    return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given))
+    return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given, form))
 
 
 def _columns_of(task: Task, name: str, given: Columns) -> Columns:

@@ -30,6 +30,8 @@ CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: 
 QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are read from a .csv"
 OTHER_ENCODING = "if a spreadsheet or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
 PLAIN_LINES = "a .txt is one text per line; a file of columns is called .csv or .tsv"
+FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
+"""What a file may be said to hold, whatever its name: how that is called otherwise."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How the first line of an array of rows begins; a text may begin with a bracket, too."""
@@ -129,6 +131,7 @@ def read_rows(
     wanted: Sequence[str] = (),
     quoting: bool | None = None,
     encoding: str | None = None,
+    form: str = "",
 ) -> Iterator[Row]:
     """Yields the rows of a CSV, TSV, JSON-lines, Parquet or plain file (a text per line, the column `text`).
 
@@ -139,6 +142,7 @@ def read_rows(
             `wanted`, or that with capitals. Columns of a file without header are called "1", "2", ...
         quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
         encoding: of a CSV or TSV; None: UTF-8.
+        form: what is in the file, one of `FORMS`; "": what its name says.
 
     Raises:
         UserError: a file that is not there, cannot be read, or whose format is unknown.
@@ -146,25 +150,25 @@ def read_rows(
     if str(path).startswith(HUB):
         return _read_hub(str(path))
     check_exists(path)
-    kind = format_of(path)
+    kind = FORMS[form] if form else format_of(path)
     if kind in DELIMITERS:
         quoting = kind == ".csv" if quoting is None else quoting
-        return _read_delimited(path, header, wanted, quoting=quoting, encoding=encoding)
+        return _read_delimited(path, kind, header, wanted, quoting=quoting, encoding=encoding)
     if kind in (".jsonl", ".ndjson", ".json"):
-        return _read_json_lines(path)
+        return _read_json_lines(path, may_be_array=kind == ".json" or bool(form))
     if kind == ".parquet":
         return _read_parquet(path)
     if kind == ".txt" or str(path) == "-":
-        return _read_plain(path)
+        return _read_plain(path, may_be_json=str(path) == "-" and not form)
     raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet .txt")
 
 
 def _read_delimited(
-    path: Path, header: bool | None, wanted: Sequence[str], *, quoting: bool, encoding: str | None
+    path: Path, kind: str, header: bool | None, wanted: Sequence[str], *, quoting: bool, encoding: str | None
 ) -> Iterator[Row]:
     names: list[str] | None = None
     has_header = False
-    for line, cells, problem in _split_cells(path, quoting, encoding):
+    for line, cells, problem in _split_cells(path, kind, quoting, encoding):
         if names is None and not problem:
             stripped = [cell.strip() for cell in cells]
             in_any_case = {*stripped, *map(str.lower, stripped)}
@@ -196,15 +200,23 @@ def _header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _split_cells(path: Path, quoting: bool, encoding: str | None) -> Iterator[tuple[int, list[str], str]]:
+def _split_cells(
+    path: Path, kind: str, quoting: bool, encoding: str | None
+) -> Iterator[tuple[int, list[str], str]]:
     """(line, cells, problem) for every line that is not blank."""
-    if format_of(path) == ".tsv" and not quoting:
+    if kind == ".tsv" and not quoting:
         for number, line in read_lines(path, encoding):
             if line:
                 yield number, line.split("\t"), ""
         return
-    delimiter, spaced = _delimiter(path, encoding)
-    for row in split_cells((line for _, line in read_lines(path, encoding)), delimiter, spaced, quoting=quoting):
+    lines = (line for _, line in read_lines(path, encoding))
+    blank: list[str] = []
+    while (first := next(lines, None)) is not None and not first.strip():
+        blank.append(first)
+    if first is None:
+        return
+    delimiter, spaced = ("\t", False) if kind == ".tsv" else delimiter_of(first)
+    for row in split_cells(itertools.chain(blank, [first], lines), delimiter, spaced, quoting=quoting):
         yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
@@ -215,20 +227,13 @@ def _csv_problem(error: csv.Error, first: int, last: int) -> str:
     return f"broken quoting ({error}{where})"
 
 
-def _delimiter(path: Path, encoding: str | None) -> tuple[str, bool]:
-    """What a file is cut by, and whether a space goes with it."""
-    if format_of(path) == ".tsv":
-        return "\t", False
-    return delimiter_of(next((line for _, line in read_lines(path, encoding) if line.strip()), ""))
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    may_be_array = format_of(path) == ".json"
-    for number, line in read_lines(path):
+def _read_json_lines(path: Path, *, may_be_array: bool) -> Iterator[Row]:
+    lines = read_lines(path)
+    for number, line in lines:
         if not line.strip():
             continue
         if may_be_array and line.lstrip().startswith("["):
-            yield from _json_array(path, read_lines(path))
+            yield from _json_array(path, itertools.chain([(number, line)], lines))
             return
         may_be_array = False
         yield _parse_json(number, line)
@@ -243,10 +248,10 @@ def _parse_json(number: int, line: str) -> Row:
         return Row(number, {}, f"not JSON ({error})")
 
 
-def _read_plain(path: Path) -> Iterator[Row]:
+def _read_plain(path: Path, *, may_be_json: bool) -> Iterator[Row]:
     """One text per line; standard input may also hold JSON, lines or an array, which its beginning tells."""
     lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
-    if str(path) != "-" or (first := next(lines, None)) is None:
+    if not may_be_json or (first := next(lines, None)) is None:
         yield from (_plain_row(number, line) for number, line in lines)
         return
     lines = itertools.chain([first], lines)

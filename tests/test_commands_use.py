@@ -106,6 +106,19 @@ def test_pairs_from_standard_input(folder, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["label"] in ("neg", "pos")
 
 
+def test_the_form_of_the_input_may_be_said(folder, tmp_path, capsys, monkeypatch):
+    file = write(tmp_path / "a.data", "n,text\n1,fine film\n2,dull\n")
+    assert predict(folder, file, "--input-format", "csv") == 0
+    from_file = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path(file).read_bytes())))
+    assert predict(folder, "-", "--input-format", "csv", "--header") == 0
+    assert capsys.readouterr().out == from_file and len(from_file.splitlines()) == 2
+    assert predict(folder, str(tmp_path), "--input-format", "csv") == 2
+    assert f"--input-format csv: no effect with {tmp_path}, which is a folder" in complaint(capsys)
+    assert predict(folder, file, "--input-format", "jsonl", "--header") == 2
+    assert "--header: no effect with" in complaint(capsys)
+
+
 # ---- paths
 
 

@@ -20,7 +20,9 @@ from electra_core.classify import Classify
 from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, label_text, read_texts
+from electra_core.named_tasks import for_reading
 from electra_core.row_files import read_lines
+from electra_core.squad import Answer
 from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
 from electra_core.tagging import Tag
@@ -380,6 +382,44 @@ def test_json_on_standard_input_is_told_by_its_beginning(text, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
     read = [(example.text, example.label) for example in read_texts("-", labelled=False)]
     assert read == [("a fine film", "1"), ("[dull]", "0")]
+
+
+def of_form(path: Path | str, form: str, **columns: str) -> list[tuple[str, str | None]]:
+    task = for_reading(Classify(columns=Columns("text", None, "label")), Columns(**columns), form)
+    return [(example.text, example.label) for example in task.read(path, BadRows(path), labelled=False)]
+
+
+TWO = [("a, b", "1"), ('"c"', "0")]
+
+
+@pytest.mark.parametrize(
+    "form, text",
+    [
+        ("csv", '\n\ntext,label\n"a, b",1\n"""c""",0\n'),
+        ("csv", 'text;label\na, b;1\n"""c""";0\n'),
+        ("tsv", 'text\tlabel\na, b\t1\n"c"\t0\n'),
+        ("jsonl", json.dumps([{"text": text, "label": label} for text, label in TWO], indent=1)),
+        ("jsonl", "".join(json.dumps({"label": label, "text": text}) + "\n" for text, label in TWO)),
+    ],
+)
+@pytest.mark.parametrize("name", ["-", "rows.data", "rows.json", "rows.txt"])
+def test_what_is_in_a_file_may_be_said(form, text, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    (tmp_path / "rows").write_text(text)
+    path = name if name == "-" else (tmp_path / "rows").rename(tmp_path / name)
+    assert of_form(path, form) == TWO
+
+
+def test_lines_are_no_json_if_they_are_said_to_be_lines(tmp_path, monkeypatch):
+    text = '{"text": "a"}\n\n[{"text"\n'
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    (tmp_path / "a.csv").write_text(text)
+    assert of_form("-", "lines") == of_form(tmp_path / "a.csv", "lines") == [
+        ('{"text": "a"}', None), ('[{"text"', None)
+    ]  # fmt: skip
+    for task in (Tag(), Answer()):
+        with pytest.raises(UserError, match=f"{task.kind}: takes no --input-format"):
+            for_reading(task, Columns(), "csv")
 
 
 def test_other_brackets_on_standard_input_are_text(monkeypatch):
