@@ -57,15 +57,16 @@ def read_choices(
 def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[ChoiceExample]:
     ids = Ids(labelled, bad)
     for row in table(path, columns):
-        example, problem = (None, row.problem) if row.problem else _choice(row, columns, labelled)
-        problem = problem or ids.problem(row.cells.get(id_of(columns, row.cells) or ""))
+        id_name = id_of(path, columns, row.cells)
+        example, problem = (None, row.problem) if row.problem else _choice(row, id_name, columns, labelled)
+        problem = problem or ids.problem(row.cells.get(id_name or ""))
         if problem or example is None:
             bad.add(row.line, problem)
         else:
             yield example
 
 
-def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
+def _choice(row: Row, id_name: str | None, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
     names = names_of(columns, "text", CHOICE_TEXT_NAMES)
     text, problem = text_cell(row, next((name for name in names if name in row.cells), names[0]))
     if problem:
@@ -82,7 +83,7 @@ def _choice(row: Row, columns: Columns, labelled: bool) -> tuple[ChoiceExample |
         index = _named(label, choice_names) if choice_names else _index(label, choices)
         if not 0 <= index < len(choices):
             return None, _no_such_choice(label, choices, choice_names)
-    return ChoiceExample(row_id(row, id_of(columns, row.cells)), row.line, text, tuple(choices), index), ""
+    return ChoiceExample(row_id(row, id_name), row.line, text, tuple(choices), index), ""
 
 
 def _choices_problem(choices: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.row_files import (
     DELIMITERS,
+    FORMS,
     OTHER_ENCODING,
     PLAIN_LINES,
     QUOTES_IN_TSV,
@@ -101,10 +102,18 @@ def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ..
     return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
-def id_of(columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
-    """The name of the column that holds the ids of rows that name their cells; None: no id is read."""
+def id_of(path: Path, columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
+    """The name of the column that holds the ids of rows that name their cells; None: no id is read.
+
+    Raises:
+        UserError: a column was named for this file, and a row has none of that name.
+    """
     names = alternatives(columns.id)
-    return next((name for name in names if name in cells), None if names else usual)
+    found = next((name for name in names if name in cells), None if names else usual)
+    if names and found is None and cells and columns.id != NO_COLUMN and not may_be_usual(columns, "id"):
+        wanted = " or ".join(map(repr, names))
+        raise UserError(f"{path}: there is no id column {wanted}; the columns are {', '.join(cells)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     names = {}
     for role, name in asked.items():
         optional = (role == "label" and not labelled) or (role == "id" and may_be_absent)
-        if name is not None and (match := _present(path, present, alternatives(name), role, optional)):
+        if name is not None and (match := _present(path, present, wanted, role, optional)):
             names[role] = match
     if "text" not in names:
         names = _guess_texts([name for name in present if name not in names.values()]) | names
@@ -189,6 +198,10 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
     named = {role: alternatives(getattr(wanted, role)) for role in ROLE_FLAGS if may_be_usual(wanted, role)}
     absent = {role for role, names in named.items() if names and _match(present, names) is None}
     changes: dict[str, Any] = {}
+    for role in sorted(absent):  # before any usual name: the training file's, in another case
+        if alike := _called(present, named[role]):
+            changes[role] = alike[0]
+    absent -= changes.keys()
     if absent >= {"text", "pair"}:
         pairs = [found for pair in PAIR_NAMES if len(found := _called(present, pair)) == 2]
         changes |= zip(("text", "pair"), pairs[0]) if len(pairs) == 1 else ()
@@ -203,7 +216,8 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
 
 def _or_no_header(path: Path, wanted: Columns) -> str:
     """The way out for a file whose first line was taken for its header, and is none."""
-    if format_of(path) not in DELIMITERS:
+    form = wanted.form if isinstance(wanted, TrainedColumns) else ""
+    if (FORMS[form] if form else format_of(path)) not in DELIMITERS:
         return ""
     if wanted.header is False:
         return ", by its number from 1"
@@ -220,12 +234,14 @@ def _other_kind(path: Path, present: Sequence[str]) -> str:
     return f"; {QUOTES_IN_TSV}" if kind == ".tsv" and any(name[:1] == '"' for name in present) else ""
 
 
-def _present(path: Path, present: Sequence[str], names: tuple[str, ...], role: str, optional: bool) -> str | None:
+def _present(path: Path, present: Sequence[str], wanted: Columns, role: str, optional: bool) -> str | None:
+    names = alternatives(getattr(wanted, role))
     match = _match(present, names)
     if match is None and not optional:
         raise UserError(
             f"{path}: there is no {role} column {' or '.join(map(repr, names))}; "
-            f"the columns are {', '.join(present)}; {ALL_FLAGS[role]} names another{_other_kind(path, present)}"
+            f"the columns are {', '.join(present)}; {ALL_FLAGS[role]} names another"
+            f"{'' if _called(present, USUAL_NAMES) else _or_no_header(path, wanted)}{_other_kind(path, present)}"
         )
     return match
 

@@ -160,6 +160,7 @@ def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
     for label in labels:
         seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
         key = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
+        key = {"true": "1", "false": "0"}.get(key, key)
         if first.setdefault(key, label) != label:
             return f"{path}: the labels {first[key]!r} and {label!r} are two classes; are they meant to be one?"
     return None
@@ -169,7 +170,7 @@ def unseen_labels(
     labels: Sequence[str], train: Sequence[TextExample], dev: Sequence[TextExample]
 ) -> Iterator[str]:
     """Says which labels cannot be learned, and which cannot be judged, as no example has them."""
-    for name, examples, so in (("training", train, "cannot be learned"), ("dev", dev, "not in the figures")):
+    for name, examples, so in (("training", train, "cannot be learned"), ("dev", dev, "nothing judges it")):
         seen = {example.label for example in examples}
         if missing := [label for label in labels if label not in seen]:
             more = f" and {len(missing) - SHOWN_LABELS:,} others" if len(missing) > SHOWN_LABELS else ""

@@ -149,13 +149,9 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
 def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
     """What differs between two identities, in words; "" if nothing does.
 
-    A setting that an earlier version did not have was at its default there. It did not note columns that it had
-    found; what they held, the fingerprints of the data tell.
+    A setting that an earlier version did not have was at its default there.
     """
     was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
-    if columns := was.get("task", {}).get("columns"):
-        named = {role: name for role, name in columns.items() if name is not None}
-        was["task"] = {**was["task"], "columns": {**now["task"].get("columns", {}), **named}}
     return "; ".join(
         f"{name} is another one" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"

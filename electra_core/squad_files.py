@@ -104,6 +104,9 @@ def _answers_of(cells: dict[str, Any]) -> Any:
         return cells.get("answers")
     start = cells.get("answer_start")
     nowhere = start is None or start == "" or start != start  # NaN, as pandas writes it
+    # Whole numbers with a point are pandas', of a column in which one is missing.
+    if isinstance(start, str) and (whole := re.fullmatch(r"\s*(\d+)\.0*\s*", start)):
+        start = whole[1]
     return [{"text": cells[name], "answer_start": -1 if nowhere else start}] if cells[name].strip() else []
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from electra_core.columns import TEXT_NAMES, Columns, alternatives, id_of, may_be_usual, names_of
+from electra_core.columns import NO_COLUMN, TEXT_NAMES, Columns, alternatives, id_of, may_be_usual, names_of
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
@@ -77,9 +77,12 @@ def read_tagged(
     """
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
-    if names := table_columns(path, columns, labelled):
+    names, has_rows = table_columns(path, columns, labelled), _holds_rows(path, columns, labelled)
+    if (names or not has_rows) and columns.id not in (None, NO_COLUMN) and not may_be_usual(columns, "id"):
+        raise UserError(f"{path}: no column holds ids, as rows are words; --id-column has no effect")
+    if names:
         examples = _read_table(path, names, columns.encoding, bad, labelled)
-    elif _holds_rows(path, columns, labelled):
+    elif has_rows:
         examples = _read_lists(path, columns, bad, labelled)
     else:
         examples = _read_conll(path, columns, bad, labelled)
@@ -230,7 +233,7 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
     ids = Ids(labelled, bad)
     text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)
     for row in read_rows(path, header=columns.header, encoding=columns.encoding):
-        text, id_name = _first(row, text_names), id_of(columns, row.cells)
+        text, id_name = _first(row, text_names), id_of(path, columns, row.cells)
         if labelled and isinstance(text, str) and _first(row, word_names) in (None, text):
             places, marks, problem = tags_of_spans(text, _first(row, span_names))
             if (

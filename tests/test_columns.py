@@ -294,6 +294,38 @@ def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
             list(task().read(file, BadRows(file)))
 
 
+def test_ids_that_are_named_and_not_there_are_missed(tmp_path):
+    row = {"tokens": ["x"], "tags": ["O"], "text": "Who?", "choices": ["x", "y"], "label": 0}
+    file = write(tmp_path / "a.jsonl", json.dumps(row))
+    for task in (Tag, Choose):
+        with pytest.raises(
+            UserError, match=r"a\.jsonl: there is no id column 'key'; the columns are tokens, tags"
+        ):
+            list(task(columns=Columns(id="key")).read(file, BadRows(file)))
+        later = for_reading(task(columns=Columns(id="key")), Columns())
+        assert [e.id for e in later.read(file, BadRows(file))] == ["1"], "of the training file"
+    for words in (write(tmp_path / "a.conll", "x O", ""), write(tmp_path / "a.csv", "sentence,word,tag", "1,x,O")):
+        with pytest.raises(UserError, match="no column holds ids, as rows are words; --id-column has no effect"):
+            list(Tag(columns=Columns(id="key")).read(words, BadRows(words)))
+        assert len(list(Tag(columns=Columns(id="none")).read(words, BadRows(words)))) == 1
+
+
+def test_the_training_files_columns_come_first_in_any_case(tmp_path):
+    file = write(tmp_path / "a.csv", "rating,body,score", "3,fine,1000", "1,dull,2000")
+    task = for_reading(Regress(columns=Columns(text="Body", label="Rating")), Columns())
+    assert [(e.text, e.label) for e in task.read(file, BadRows(file))] == [("fine", "3"), ("dull", "1")]
+    file = write(tmp_path / "b.csv", "text,comment,label,score", "fine,x,1,2")
+    assert read(file, Columns(text="Text", label="Label")) == [("fine", None, "1")]
+
+
+def test_a_file_without_header_is_told_the_way_out(tmp_path):
+    file = write(tmp_path / "a.csv", "bad dull film,0", "fine one,1")
+    said = refusal(file, Columns(text="text", label="label"))
+    assert "no text column 'text'" in said and "--no-header, and a number from 1" in said
+    named = write(tmp_path / "b.csv", "review,label", "fine one,1")
+    assert "--no-header" not in refusal(named, Columns(), given=Columns(text="nope"))
+
+
 # ---- encoding
 
 

@@ -111,7 +111,7 @@ def test_fine_tuning_tells_of_a_header_that_became_an_example(model, tmp_path, n
     assert warnings(model, file, None, tmp_path / "header", task) == []
     assert list(json.loads((tmp_path / "header/config.json").read_text())["label2id"]) == ["0", "1"]
     task = Classify(columns=replace(columns, header=False))
-    alone = ["no dev example has the label 'Note' (not in the figures)"]
+    alone = ["no dev example has the label 'Note' (nothing judges it)"]
     assert warnings(model, file, None, tmp_path / "none", task) == alone
 
 
@@ -159,6 +159,7 @@ def test_many_labels_of_one_example_may_be_no_classes(labels, said):
         (["1", "\uff11"], "a.tsv: the labels '1' and '\uff11' are two classes"),
         (["1", "\u200b1"], r"a.tsv: the labels '1' and '\u200b1' are two classes"),
         (["O", "B-PER", "I-PER", "B-per"], "a.tsv: the labels 'B-PER' and 'B-per' are two classes"),
+        (["True", "1", "False", "0"], "a.tsv: the labels 'True' and '1' are two classes"),
         (["1", "10", "1.5", "v1.0", "v1.00.1", "-1", "-"], None),
     ],
 )

@@ -207,13 +207,13 @@ def test_labels_without_an_example_are_told(tmp_path):
     for given in (None, dev):
         lines: list[str] = []
         read_data(Classify(), train, given, SETTINGS, lines.append)
-        assert lines[1:] == ["warning: no dev example has the label 'b' (not in the figures)"]
+        assert lines[1:] == ["warning: no dev example has the label 'b' (nothing judges it)"]
     named = Classify(labels=("a", "b", *"cdefghi"))
     lines = []
     read_data(named, train, dev, SETTINGS, lines.append)
     assert lines[1:] == [
         "warning: no training example has the labels 'c', 'd', 'e', 'f', 'g' and 2 others (cannot be learned)",
-        "warning: no dev example has the labels 'b', 'c', 'd', 'e', 'f' and 3 others (not in the figures)",
+        "warning: no dev example has the labels 'b', 'c', 'd', 'e', 'f' and 3 others (nothing judges it)",
     ]
 
 

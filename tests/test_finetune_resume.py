@@ -252,22 +252,6 @@ def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
     assert (tmp_path / "out/model.safetensors").exists()
 
 
-def test_columns_that_an_earlier_version_did_not_note_are_the_same(model, data, tmp_path):
-    report = train(model, data, tmp_path / "out")
-    file = tmp_path / "out/metrics.json"
-    columns = report["identity"]["task"]["columns"]
-    assert (columns["text"], columns["label"]) == ("sentence", "label")
-    columns |= {"text": None, "label": None}
-    file.write_text(json.dumps(report))
-    lines: list[str] = []
-    train(model, data, tmp_path / "out", resume=True, say=lines.append)
-    assert lines[-1].endswith("all is done already")
-    columns["label"] = "other"
-    file.write_text(json.dumps(report))
-    with pytest.raises(UserError, match=r"columns was .*'other'"):
-        train(model, data, tmp_path / "out", resume=True)
-
-
 def test_nothing_to_resume_is_said(model, data, tmp_path):
     lines: list[str] = []
     for resume in (False, True):

@@ -74,7 +74,9 @@ ONE = {"question": "Who?", "context": "Bob, Ann met Bob"}
 
 
 @pytest.mark.parametrize("name", ["answer", "answer_text"])
-@pytest.mark.parametrize("start, found", [(13, 13), ("13", 13), (13.0, 13), (12, 13), (None, 0), ("", 0)])
+@pytest.mark.parametrize(
+    "start, found", [(13, 13), ("13", 13), (13.0, 13), ("13.0", 13), (12, 13), (None, 0), ("", 0)]
+)
 def test_a_row_may_have_one_answer(tmp_path, name, start, found):
     file = json_lines(tmp_path / "a.jsonl", {**ONE, name: "Bob", "answer_start": start}, {**ONE, name: ""})
     assert [example.answers for example in read_questions(file)] == [(("Bob", found),), ()]
