@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ def folder_name(step: int) -> str:
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Checkpoints under RUN/checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints under RUN/checkpoints, and nothing else that may lie there."""
+    for path in checkpoint_folders(folder):
+        if (path / "state.safetensors").is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:

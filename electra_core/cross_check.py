@@ -180,12 +180,12 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 @contextmanager
 def _in_fp32() -> Iterator[None]:
     """Inside, products of fp32 are not in TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    products: Any = torch.backends.cuda.matmul  # the older names raise where a caller has set one of these
+    before, products.fp32_precision = products.fp32_precision, "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        products.fp32_precision = before
 
 
 @contextmanager

@@ -184,8 +184,7 @@ class Ranks:
         else then, and torchrun ends them."""
         if self.size > 1:
             dist.barrier()
-            _left.append(dist.group.WORLD)
-            dist.destroy_process_group()
+            _abandon()
 
     def _text_from(self, rank: int, text: str) -> str:
         content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
@@ -208,12 +207,21 @@ def join_ranks(device: torch.device) -> Ranks:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if dist.is_initialized():  # of a run that ended in an error, which a script has caught on all ranks
+        _abandon()
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"group {len(_left)}", store)  # of a script's earlier runs, names are taken, too
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks(rank, size)
+
+
+def _abandon() -> None:
+    """Part from the others; see `_left`."""
+    _left.append(dist.group.WORLD)
+    dist.destroy_process_group()
 
 
 class FlatGradients:

@@ -194,32 +194,32 @@ def batch_order(
 ) -> list[np.ndarray]:
     """One epoch's batches as arrays of unit indices: every unit once, a pure function of the arguments.
 
-    Units are shuffled, sorted by length within pools of about `POOL_BATCHES` batches (like lengths together: less
+    Units are shuffled, sorted by length within pools of up to `POOL_BATCHES` batches (like lengths together: less
     work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
 
-    A step takes the mean over its batch, so a unit in a small batch weighs more. There is no remainder: as many
-    batches as it takes are filled evenly, by units to one more or less, by tokens as far as whole units go.
+    What does not fill a batch is one all the same, at a random place of its pool, so of any lengths; whoever takes
+    means over batches has to weigh it (`finetune_steps`). Token budgets are filled evenly, but units stay whole.
 
     Args:
-        batch_size: units per batch at most, unless `tokens_per_batch` (> 0) cuts by tokens instead.
+        batch_size: units per batch, unless `tokens_per_batch` (> 0) cuts by tokens instead.
     """
     random = np.random.Generator(np.random.Philox(key=fold(seed, epoch)))
     order = random.permutation(len(lengths))
-    if not len(order):
-        return []
     if tokens_per_batch:
         batch_size = max(1, round(tokens_per_batch * len(lengths) / max(1, int(lengths.sum()))))
+    count = -(-len(order) // batch_size)
+    in_pool = [len(part) for part in np.array_split(range(count), max(1, -(-count // POOL_BATCHES)))]
     batches: list[np.ndarray] = []
-    if tokens_per_batch:
-        for pool in np.array_split(order, -(-len(order) // (POOL_BATCHES * batch_size))):
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += np.split(pool, _cut_evenly(lengths[pool], tokens_per_batch))
-    else:
-        even = np.array_split(order, -(-len(order) // batch_size))
-        for start in range(0, len(even), POOL_BATCHES):
-            borders = np.cumsum([len(units) for units in even[start : start + POOL_BATCHES]])
-            pool = np.concatenate(even[start : start + POOL_BATCHES])
-            batches += np.split(pool[np.argsort(lengths[pool], kind="stable")], borders[:-1])
+    for pool in np.split(order, batch_size * np.cumsum(in_pool)[:-1]):
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        if tokens_per_batch:
+            borders = _cut_evenly(lengths[pool], tokens_per_batch)
+        else:
+            full, rest = divmod(len(pool), batch_size)
+            sizes = [batch_size] * full
+            sizes.insert(int(random.integers(full + 1)), rest)
+            borders = np.cumsum(sizes)[:-1].tolist()
+        batches += [batch for batch in np.split(pool, borders) if len(batch)]
     return [batches[index] for index in random.permutation(len(batches))]
 
 

@@ -26,6 +26,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
+from electra_core.checkpoint_files import remove_checkpoints
 from electra_core.distributed import Ranks
 from electra_core.downstream import Task
 from electra_core.errors import UserError
@@ -42,6 +43,9 @@ KEPT_CHECKPOINTS = 1
 _FOLDERS = ("checkpoints", "tensorboard", "seed-*")
 _MODEL = (SAFETENSORS, "config.json", TASK_FILE, "README.md", "tokenizer_config.json", *TOKENIZER_FILES)
 """What a fine-tuning makes in OUT, and a new one removes."""
+BATCH_RULES = 2
+"""Version of the rules by which examples become batches (`features.batch_order`); a fine-tuning is not gone on
+with by others. By those of 1 an epoch's rest was the longest examples, with the weight of a full batch."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
@@ -135,14 +139,21 @@ def identity(
     """
     values = {name: value for name, value in asdict(settings).items() if name not in FREE}
     start = {"weights": weights_digest(directory), "training data": data[0], "development data": data[1]}
-    return {"settings": values, "task": json.loads(json.dumps(task_to_json(task))), "start": start}
+    facts = json.loads(json.dumps(task_to_json(task)))
+    return {"settings": values, "task": facts, "start": start, "rules": {"batches": BATCH_RULES}}
 
 
 def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:
     """Raises UserError with the differences if a checkpoint is of another fine-tuning than `now`."""
     if "runs" not in checkpoint.meta:
         raise UserError(f"cannot resume {checkpoint.path}: it is no checkpoint of a fine-tuning")
-    if differences := _differences(checkpoint.meta.get("identity", {}), now):
+    was = checkpoint.meta.get("identity", {})
+    if was.get("rules") != now["rules"]:
+        raise UserError(
+            f"cannot resume {checkpoint.path}: it was begun by a version that makes other batches, "
+            "which can end it"
+        )
+    if differences := _differences(was, now):
         raise UserError(f"cannot resume {checkpoint.path}: {differences}")
 
 
@@ -171,17 +182,23 @@ def finished_report(out: Path) -> dict[str, Any] | None:
 
 
 def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, Any]]) -> None:
-    """Raises UserError with the differences if a finished fine-tuning (its report) is another than `now`."""
-    was = {"settings": report["settings"], **report.get("identity", {})}  # which older versions did not write
-    if differences := _differences(was, {table: now[table] for table in was}):
+    """Raises UserError with the differences if a finished fine-tuning (its report) is another than `now`.
+
+    What was finished by a version with other rules is compared by settings and starting weights: that version
+    described task and data otherwise.
+    """
+    was, then = report.get("identity", {}), now
+    if was.get("rules") != now["rules"]:
+        then = {"start": {"weights": now["start"]["weights"]}} if "start" in was else {}
+    if differences := _differences({**was, "settings": report["settings"]}, {**then, "settings": now["settings"]}):
         raise UserError(f"{out}: holds another finished model; {differences}; --overwrite starts anew")
 
 
-def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunState:
+def make_folder(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool = True) -> RunState:
     """OUT/, locked, with the settings in it.
 
-    Unless it is resumed nothing of an earlier fine-tuning stays: its model would answer until the first
-    evaluation, and for good where that never comes.
+    Unless it is resumed no log and no checkpoint of an earlier fine-tuning stays, and with `overwrite` no model:
+    it would answer until the first evaluation, and for good where that never comes.
 
     Raises:
         UserError: it cannot be made, or another process trains in it.
@@ -189,11 +206,13 @@ def make_folder(out: Path, settings: FinetuneSettings, resumed: bool) -> RunStat
     try:
         out.mkdir(parents=True, exist_ok=True)
         state = RunState(out)
+        if not resumed:
+            remove_checkpoints(out / "checkpoints")  # which --resume would go on from
         if not resumed and (out / "state.json").is_file():  # else what lies here is no fine-tuning's
             for folder in _FOLDERS:
                 for found in out.glob(folder):
                     shutil.rmtree(found, ignore_errors=True)
-            for file in ("metrics.jsonl", *_MODEL):
+            for file in ("metrics.jsonl", *(_MODEL if overwrite else ())):
                 (out / file).unlink(missing_ok=True)
         (out / "metrics.json").unlink(missing_ok=True)  # it says that all is done
         for folder_with_leftovers in (out, out / "checkpoints"):

@@ -76,7 +76,7 @@ def take_steps(
             logits = logits[:-1]
         return job.task.loss(logits, part.batch) * part.share, {}
 
-    parts = partial(_parts, job, plan)
+    parts = partial(_parts, job, plan, _full_step(settings, plan))
     source: Callable[[int], list[Part]] = parts
     take: Callable[..., Iterator[StepResult]] = training_steps
     if engine == "eager":
@@ -97,14 +97,25 @@ def take_steps(
     )  # fmt: skip
 
 
-def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], step: int) -> list[Part]:
-    """What this rank reads in a step, on the host: its share of each of the step's batches."""
+def _full_step(settings: FinetuneSettings, plan: Sequence[Sequence[np.ndarray]]) -> int:
+    """How many units a step has that is filled; 0 where batches are cut by tokens, and none is to be filled."""
+    return 0 if settings.tokens_per_batch else max(sum(len(units) for units in batches) for batches in plan)
+
+
+def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], full: int, step: int) -> list[Part]:
+    """What this rank reads in a step, on the host: its share of each of the step's batches.
+
+    Shares of a step add up to 1, so that its loss is a mean; of a step that is not `full` to less, so that an
+    example weighs there what it weighs elsewhere.
+    """
     size, mine = job.ranks.size, job.ranks.rank
     batches = [job.data.train.batch(units) for whole in plan[step] for units in shares(whole, size)]
     # A share that had to borrow its unit counts nothing.
     borrowed = [rank >= len(whole) for whole in plan[step] for rank in range(size)]
     weights = [0.0 if b else job.task.weight(batch) for b, batch in zip(borrowed, batches)]
     total = sum(weights) or 1.0
+    if full:
+        total *= full / sum(len(units) for units in plan[step])
     parts = [Part(batch, weight / total, index) for index, (batch, weight) in enumerate(zip(batches, weights))]
     return parts[mine::size]
 

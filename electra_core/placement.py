@@ -113,7 +113,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 def _multiplies_in_tf32() -> bool:
     """Whether a GPU that can (they all have bf16, too) rounds the operands of fp32 products."""
-    return torch.get_float32_matmul_precision() != "highest"
+    # (torch.get_float32_matmul_precision raises where a caller has set one of the newer names.)
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ import torch
 
 from electra_core import __version__
 from electra_core.checkpoint import Checkpoint, newest_intact
+from electra_core.checkpoint_files import remove_checkpoints
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
@@ -107,6 +108,8 @@ def make_run(run: Path, resumed: bool) -> RunState:
     try:
         run.mkdir(parents=True, exist_ok=True)
         state = RunState(run)
+        if not resumed:
+            remove_checkpoints(run / "checkpoints")  # which --resume would go on from
         if not resumed and (run / "state.json").is_file():  # else what lies here is no run's
             _remove_run(run)
         for folder in (run, run / "checkpoints"):

@@ -6,8 +6,8 @@ batches are of like lengths (`features.batch_order`), so a step has one of a few
 within a sequence, no token moves to another row, which decides what dropout draws, and the filling sequence has no
 target, hence no gradient: losses and gradients are those of the batch as it was, up to the order of sums.
 
-Numbers of sequences and units are part of the shape: they differ in an epoch's last batch, or where batches are
-cut by tokens.
+Numbers of sequences and units are part of the shape: they differ in a batch of what is left of an epoch, or where
+batches are cut by tokens.
 """
 
 from __future__ import annotations

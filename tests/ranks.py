@@ -93,6 +93,22 @@ def finetune_rank(model: Path, data: tuple[Path, Path], out: Path, task: Any, se
     return report, lines, evaluations
 
 
+def finetune_several(
+    model: Path, data: tuple[Path, Path], outs: list[Path], task: Any, settings: Any
+) -> list[int | str]:
+    """Fine-tunings one after the other: the steps of each, or its error's name."""
+    from electra_core.errors import UserError
+
+    found: list[int | str] = []
+    for out in outs:
+        try:
+            report, _, _ = finetune_rank(model, data, out, task, settings, {})
+            found.append(report["seeds"][0]["steps"])
+        except UserError as error:
+            found.append(type(error).__name__)
+    return found
+
+
 def finetune_captured(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> Any:
     """`finetune_rank` over pretended CUDA graphs; and how often each was replayed."""
     import pretend_graphs

@@ -205,13 +205,13 @@ def test_tf32_is_no_part_of_the_exact_result_and_stays_set(monkeypatch: pytest.M
     seen: list[str] = []
 
     def compute() -> cross_check.Figures:
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
         return {"it": torch.ones(1)}
 
     torch.set_float32_matmul_precision("high")
     try:
         assert cross_check.disagreement(compute, autocast_context(CPU, FP32), FP32) is None
-        assert seen == ["highest", "high", "high"] and torch.get_float32_matmul_precision() == "high"
+        assert seen == ["ieee", "tf32", "tf32"] and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -19,17 +19,21 @@ from ranks import (
     finetune_captured,
     finetune_on_other_data,
     finetune_rank,
+    finetune_several,
     finetune_stopped_on_rank_1,
     run_ranks,
 )
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify
+from electra_core.distributed import Ranks
+from electra_core.finetune_data import encode_data, plan_batches, read_data
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import shares
+from electra_core.finetune_steps import Job, _full_step, _parts, shares
 from electra_core.metrics_log import read_metrics
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
+from electra_core.tokenizer import load_tokenizer
 
 SETTINGS = replace(QUICK, epochs=2, learning_rate=5e-4, dropout=0.0, evaluations=2, precision="fp32")
 FILES = {
@@ -75,6 +79,27 @@ def test_shares_hold_every_unit_once_in_lengths_alike() -> None:
     units = np.arange(11)  # sorted by length
     assert [share.tolist() for share in shares(units, 3)] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8]]
     assert [share.tolist() for share in shares(units[:2], 4)] == [[0], [1], [0], [0]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"batch_size": 100}])
+def test_every_example_has_the_same_weight(model, data, tmp_path: Path, size: int, changes: dict) -> None:
+    """161 examples: the rest is one, and with accumulation a step has fewer batches than others."""
+    seen: dict[int, set[float]] = {}
+    settings = replace(SETTINGS, **changes)
+    lines = tiny_model.reviews(tmp_path / "train.tsv", 161)
+    task, examples, _, _ = read_data(Classify(), lines, data[1], settings, lambda line: None)
+    encoded = encode_data(task, examples, examples[:1], load_tokenizer(model), True, lambda line: None)
+    plan = plan_batches(encoded.train, settings, seed=0)
+    for rank in range(size):
+        job = Job(task, model, settings, encoded, torch.device("cpu"), torch.float32, None, Ranks(rank, size))
+        for step in range(len(plan)):
+            for part in _parts(job, plan, _full_step(settings, plan), step):
+                units = len(part.batch.unit_starts) - 1
+                seen.setdefault(step, set()).add(round(float(part.share) / units, 6))
+    weights = set.union(*seen.values()) - {0.0}
+    full = settings.batch_size * settings.accumulate
+    assert weights == {round(1 / full, 6)}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +185,14 @@ def test_a_mistake_is_told_once(model, data, tmp_path: Path) -> None:
     reports = run_ranks(2, complaint, command, [])
     assert [status for status, _ in reports] == [2, 2]
     assert "".join(text for _, text in reports).count("none.tsv") == 1
+
+
+def test_one_script_may_fine_tune_several_times(model, data, tmp_path: Path) -> None:
+    """Also after an error that it has caught: the second finds a folder that is not empty."""
+    outs = [tmp_path / name for name in ("one", "one", "two", "three")]
+    settings = replace(SETTINGS, epochs=0.3)
+    reports = run_ranks(2, finetune_several, model, data, outs, Classify(), settings)
+    assert reports[0] == [3, "UserError", 3, 3] and reports[1] == [3, "AnotherRankFailed", 3, 3]
 
 
 def test_torchrun(model, data, tmp_path: Path) -> None:

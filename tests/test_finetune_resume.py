@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from electra_core import finetune as module
+from electra_core import finetune_folder
 from electra_core.classify import Classify
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
@@ -245,6 +246,44 @@ def test_what_an_earlier_version_finished_is_finished(model, data, tmp_path):
     train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
     with pytest.raises(UserError, match="original_depths was False, is now True"):
         train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1, original_depths=True), resume=True)
+
+
+def test_a_version_with_other_batches_is_told(model, data, stopped, tmp_path, monkeypatch):
+    """What it has begun is not gone on with; what it has finished is finished, though it told data otherwise."""
+    report = train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1))
+    monkeypatch.setattr(finetune_folder, "BATCH_RULES", 3)
+    with pytest.raises(
+        UserError, match=r"cannot resume .* begun by a version that makes other batches, which can"
+    ):
+        train(model, data, stopped, resume=True)
+    assert train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1), resume=True) == report
+    before = report["identity"] | {"start": report["identity"]["start"] | {"training data": "told otherwise"}}
+    (tmp_path / "done/metrics.json").write_text(json.dumps(report | {"identity": before}))
+    train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1), resume=True)
+    other = tiny_model.make_model(tmp_path / "other", dropout=0.1)
+    with pytest.raises(UserError, match="another finished model"):
+        train(other, data, tmp_path / "done", replace(SETTINGS, epochs=1, seed=1), resume=True)
+
+
+def test_a_model_stays_until_there_is_another_unless_it_is_overwritten(model, data, tmp_path, monkeypatch):
+    """metrics.json has gone, so it is not known to be finished, and there is no checkpoint."""
+    train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1))
+    (tmp_path / "out/metrics.json").unlink()
+    at_step(monkeypatch, 1, killed)
+    with pytest.raises(Killed):
+        train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), resume=True)
+    assert (tmp_path / "out/model.safetensors").is_file()
+    with pytest.raises(Killed):
+        train(model, data, tmp_path / "out", replace(SETTINGS, epochs=1), overwrite=True)
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_overwritten_checkpoints_are_gone_even_without_a_state(model, data, stopped, monkeypatch):
+    (stopped / "state.json").unlink()
+    at_step(monkeypatch, 1, killed)
+    with pytest.raises(Killed):
+        train(model, data, stopped, overwrite=True)
+    assert not list(stopped.glob("checkpoints/step-*"))
 
 
 def test_with_nothing_to_go_on_from_it_begins(model, data, tmp_path):
