@@ -307,7 +307,8 @@ def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) ->
 def _steps_per_second(out: Path, device: str, seed: int) -> float:
     """Measured on the later half of a few steps; the first ones are slower."""
     half = CALIBRATION_STEPS[resolve_device(device).type] // 2
-    changes = {"steps": 2 * half, "log_every": half, "eval_every": 2 * half, "eval_examples": 32, "seed": seed}
+    changes = {"steps": 2 * half, "warmup_steps": half, "log_every": half, "eval_every": 2 * half}
+    changes |= {"eval_examples": 32, "seed": seed}
     run = out / "calibration"
     _stop_if(pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True).stopped_by)
     first, last = (row for row in read_metrics(run / "metrics.jsonl") if "tokens_per_second" in row)

@@ -72,13 +72,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_whole_story_and_again_with_a_shipped_model(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "demo"
     said: list[str] = []
     report = run_demo(out, minutes=0.1, quiet=True, say=said.append)
 
     text = "\n".join(said)
+    assert "--warmup-steps" not in caplog.text, "of a run that only measures the speed"
     assert said[0].startswith("torch ") and "CPU cores" in said[0]
     assert "not in this copy of the package" in text.replace("\n", " ") and str(out / "report.html") in text
     corpus = (out / "corpus.txt").read_text(encoding="utf-8")
