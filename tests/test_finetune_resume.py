@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 import torch
+from finetune_runs import data, model  # noqa: F401
 from safetensors.torch import load_file
 
 from electra_core import finetune as module
@@ -30,17 +31,6 @@ from electra_core.squad import Answer
 SETTINGS = FinetuneSettings(
     epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
 )  # 20 steps a seed, evaluations after 5, 10, 15 and 20
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("data")
-    return tiny_model.reviews(folder / "train.tsv", 160), tiny_model.reviews(folder / "dev.tsv", 40, seed=1)
 
 
 class Killed(Exception):
