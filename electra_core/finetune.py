@@ -162,7 +162,9 @@ def finetune(
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
     with writing(str(out), only_in=out):  # a full disk, most likely; what was saved before is whole
-        state = ranks.only_first(lambda: make_folder(out, settings, checkpoint is not None, overwrite))
+        state = ranks.only_first(
+            lambda: make_folder(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
+        )
         state.begin()
         keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks)
         with state, keeper.writer, StopRequest(ranks=ranks) as stop:

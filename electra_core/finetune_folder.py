@@ -194,7 +194,7 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
         raise UserError(f"{out}: holds another finished model; {differences}; --overwrite starts anew")
 
 
-def make_folder(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool = True) -> RunState:
+def make_folder(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:
     """OUT/, locked, with the settings in it.
 
     Unless it is resumed no log and no checkpoint of an earlier fine-tuning stays, and with `overwrite` no model:

@@ -23,12 +23,13 @@ from electra_core.examples import Examples
 from electra_core.permutation import permute
 
 MAX_LENGTH = 32
+FIRST_WORD = 10
 CLS, SEP = 2, 3
 
 
 def make_corpus(documents: list[list[int]], shards: int = 1) -> Any:
-    """A corpus in memory: documents as lists of sentence lengths. Token n of the corpus is the word n + 10."""
-    made, word = [], 10
+    """A corpus in memory: documents as lists of sentence lengths. Its token n is the word n + FIRST_WORD."""
+    made, word = [], FIRST_WORD
     for part in np.array_split(np.arange(len(documents)), shards):
         lengths = [length for d in part for length in documents[d]]
         sentences = np.concatenate(([0], np.cumsum(lengths))).astype("<u8")
@@ -91,7 +92,7 @@ class OriginalBuilder:
 
 def words_of(example: Example) -> tuple[list[int], list[int]]:
     """The example's words in `make_corpus` with one shard."""
-    return tuple([t + 10 for s in part for t in range(s.begin, s.end)] for part in example)  # type: ignore[return-value]
+    return tuple([t + FIRST_WORD for s in part for t in range(s.begin, s.end)] for part in example)  # type: ignore[return-value]
 
 
 def total(pair: tuple[list[int], list[int]]) -> int:
@@ -99,10 +100,12 @@ def total(pair: tuple[list[int], list[int]]) -> int:
     return len(pair[0]) + 2 + (len(pair[1]) + 1 if pair[1] else 0)
 
 
-def original_examples(documents: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+def original_examples(
+    documents: list[list[int]], max_length: int = MAX_LENGTH
+) -> list[tuple[list[int], list[int]]]:
     """What the original makes of the documents, with the words of `make_corpus`."""
-    builder = OriginalBuilder(MAX_LENGTH, random.Random(1))
-    word = 10
+    builder = OriginalBuilder(max_length, random.Random(1))
+    word = FIRST_WORD
     for lengths in documents:
         starts = (np.cumsum([0, *lengths]) + word).tolist()
         builder.add_document([list(range(a, b)) for a, b in itertools.pairwise(starts)])
