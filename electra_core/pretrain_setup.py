@@ -208,6 +208,8 @@ def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overw
         if checkpoint is not None:
             check_identity(checkpoint, identity)
             check_same_start(checkpoint, start_from)
+        elif resume:
+            log.info("%s: nothing to resume, begins at step 0", run)
         return checkpoint
 
     checkpoint = agreed_on(job.ranks, found)

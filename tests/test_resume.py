@@ -269,7 +269,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_without_a_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_not_resumed(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A run that was killed before its first checkpoint begins anew, somebody's files stay what they are."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "README.md").write_text("mine")
@@ -281,7 +283,11 @@ def test_a_folder_without_a_run_is_not_resumed(data: Path, tmp_path: Path) -> No
         run.mkdir()
         if name:
             (run / name).write_text("")
-        assert train(data, run, {"steps": 1}, resume=True).steps == 1
+        with caplog.at_level("INFO"):
+            assert train(data, run, {"steps": 1}, resume=True).steps == 1
+        assert caplog.messages.count(f"{run}: nothing to resume, begins at step 0") == 1
+    train(data, run, {"steps": 1}, resume=True)
+    assert caplog.messages.count(f"{run}: nothing to resume, begins at step 0") == 1
 
 
 def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path) -> None:
