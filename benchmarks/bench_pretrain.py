@@ -1,20 +1,23 @@
 """Pre-training throughput beside `transformers`: tokens per second of whole optimizer steps.
 
     python -m benchmarks.bench_pretrain [--model small] [--batch 16] [--length 128] [--precision auto|bf16|fp32]
-        [--their-precision bf16|fp32] [--rounds 5] [--out FILE.json]
+        [--their-precision bf16|fp32] [--keep-freed-memory ours|all] [--rounds 5] [--out FILE.json]
 
-`electra`  ours: `Electra` in the training loop of `electra pretrain`, with its optimizer. On a GPU every step
-           replays a CUDA graph, as it does there, and stands beside steps without, "ours, eager", too.
-           theirs: ElectraForMaskedLM and ElectraForPreTraining of the same sizes with shared embeddings, as it
-           is usually put together: a padding mask, logits at every position, Gumbel noise added to those of the
-           masked positions and the largest taken, fused AdamW, clipping. Twice: with the generator's loss as
-           the library computes it from `labels`, and with the masked positions' logits picked out first.
+`electra`  ours: `Electra` in the engine and with the optimizer that `electra pretrain` takes there. On a GPU every
+           step replays a CUDA graph, and stands beside steps without, "ours, eager", too.
+           theirs: ElectraForMaskedLM and ElectraForPreTraining of the same sizes with shared embeddings, a
+           padding mask, Gumbel noise added to the logits of the masked positions and the largest taken, fused
+           AdamW, clipping. Three ways, from what one finds on the web to what a careful user writes (`PEERS`):
+           the generator's loss from `labels`, so logits and loss at every position; the masked positions' logits
+           picked out; the masked positions' hidden states picked out, so that only they meet the vocabulary.
+           The last also with the library's eager attention, which short sequences on a CPU may be faster with.
 `mlm`      ours: objective "mlm" (BERT) of the discriminator's size. theirs: ElectraForMaskedLM of that size,
-           which is BERT with embeddings that may be narrower than the layers.
+           which is BERT with embeddings that may be narrower than the layers, in the same ways but the second.
 
 Dropout 0.1 on both sides, the same batches of whole sequences (nothing to gain from packing), words as frequent
 as Zipf's law has them, everything prepared before the clock runs. On a CPU every program is a process of its own:
-what `electra pretrain` asks of C's allocator, theirs has not, and memory that one frees is not the other's.
+memory that one frees is not the other's. What `electra pretrain` asks of C's allocator, to keep freed memory,
+theirs has only with `--keep-freed-memory all`: a user can have it by two environment variables (docs/results.md).
 Nothing is timed before both sides have shown the same losses and the same gradient norm for the same weights,
 masks and draws, in fp32 without dropout.
 """
@@ -25,7 +28,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Comparison, OwnProcess, compare, interleave, use_device, write_report
-from benchmarks.our_steps import OURS, OURS_EAGER, our_steps, static_steps_of, takes_graphs
+from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
-from electra_core.engine import choose_engine
 from electra_core.hub_layout import hub_tensors
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
@@ -48,7 +50,26 @@ from electra_core.placement import autocast_context, keep_freed_memory, resolve_
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
 BATCHES = 8
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
-LABELS, PICKED = "transformers", "transformers, masked logits picked"
+LABELS = "transformers"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a program of the library's models goes about the vocabulary, and about attention."""
+
+    where: str
+    """ "labels": logits and loss everywhere, by the library. "logits": those of the masked positions picked out.
+    "states": the hidden states there picked out, so that there are no other logits."""
+    attention: str = "sdpa"
+    objectives: tuple[str, ...] = ("electra", "mlm")
+
+
+PEERS = {
+    LABELS: Peer("labels"),
+    "transformers, masked logits": Peer("logits", objectives=("electra",)),
+    "transformers, masked states": Peer("states"),
+    "transformers, masked states, eager attention": Peer("states", "eager"),
+}
 
 
 def batches_like_text(
@@ -116,29 +137,24 @@ def padded_inputs(batch: PretrainBatch) -> dict[str, Tensor]:
 
 
 class HubElectra(nn.Module):
-    """ELECTRA put together from the library's two models.
+    """ELECTRA put together from the library's two models."""
 
-    Args:
-        pick: compute the generator's loss from the logits at the masked positions instead of giving `labels`.
-    """
-
-    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig, pick: bool):
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig, peer: Peer):
         super().__init__()
         from transformers import ElectraForMaskedLM, ElectraForPreTraining
 
-        self.config, self.pick = pretrain, pick
+        self.config, self.peer = pretrain, peer
         self.generator = ElectraForMaskedLM(hub_config(generator_config(config, pretrain)))
         self.discriminator = ElectraForPreTraining(hub_config(config))
         self.discriminator.electra.embeddings = self.generator.electra.embeddings
+        for part in (self.generator, self.discriminator):
+            part.set_attn_implementation(peer.attention)
 
     def forward(self, inputs: dict[str, Tensor], drawn_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(joint loss, MLM loss, RTD loss); `drawn_M` in place of draws of its own."""
         about = {name: inputs[name] for name in ("attention_mask", "token_type_ids")}
         masked_NS = inputs["labels"] != -100
-        targets = None if self.pick else inputs["labels"]
-        output = self.generator(input_ids=inputs["input_ids"], labels=targets, **about)
-        logits_MV = output.logits[masked_NS].float()
-        mlm_loss = F.cross_entropy(logits_MV, inputs["labels"][masked_NS]) if self.pick else output.loss
+        mlm_loss, logits_MV = masked_lm(self.generator, inputs, self.peer.where)
         if drawn_M is None:
             with torch.no_grad():
                 noise_MV = -torch.log(-torch.log(torch.rand_like(logits_MV).clamp_(min=1e-20, max=1 - 1e-7)))
@@ -153,16 +169,31 @@ class HubElectra(nn.Module):
 class HubMaskedLM(nn.Module):
     """BERT's objective with the library's model of the discriminator's size."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, peer: Peer):
         super().__init__()
         from transformers import ElectraForMaskedLM
 
-        self.generator = ElectraForMaskedLM(hub_config(config))
+        self.generator, self.peer = ElectraForMaskedLM(hub_config(config)), peer
+        self.generator.set_attn_implementation(peer.attention)
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor]:
         """(loss,)"""
-        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
-        return (self.generator(**{name: inputs[name] for name in names}).loss,)
+        return (masked_lm(self.generator, inputs, self.peer.where)[0],)
+
+
+def masked_lm(model: Any, inputs: dict[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
+    """Loss and fp32 logits [M, V] of the library's masked LM at the masked positions; `where` as in `Peer`."""
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    masked_NS, targets_M = inputs["labels"] != -100, inputs["labels"][inputs["labels"] != -100]
+    if where == "labels":
+        output = model(**given, labels=inputs["labels"])
+        return output.loss, output.logits[masked_NS].float()
+    if where == "logits":
+        logits_MV = model(**given).logits[masked_NS].float()
+    else:
+        hidden_MD = model.electra(**given).last_hidden_state[masked_NS]
+        logits_MV = model.generator_lm_head(model.generator_predictions(hidden_MD)).float()
+    return F.cross_entropy(logits_MV, targets_M), logits_MV
 
 
 def hub_steps(
@@ -218,12 +249,13 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
 
 def peers(pretrain: PretrainConfig) -> tuple[str, ...]:
     """Names of their programs for an objective."""
-    return (LABELS,) if pretrain.objective == "mlm" else (LABELS, PICKED)
+    return tuple(name for name, peer in PEERS.items() if pretrain.objective in peer.objectives)
 
 
 def hub_model(config: EncoderConfig, pretrain: PretrainConfig, name: str) -> nn.Module:
     """The model of one of `peers`."""
-    return HubMaskedLM(config) if pretrain.objective == "mlm" else HubElectra(config, pretrain, name == PICKED)
+    peer = PEERS[name]
+    return HubMaskedLM(config, peer) if pretrain.objective == "mlm" else HubElectra(config, pretrain, peer)
 
 
 def losses_with_our_weights(
@@ -269,17 +301,20 @@ def measure(
     device: torch.device,
     rounds: int,
     steps: int,
+    keep_freed: str = "ours",
 ) -> list[Comparison]:
     """Tokens per second of one objective, ours beside each of theirs.
 
     Args:
         precisions: "auto", "bf16" or "fp32", ours and theirs.
         steps: optimizer steps of each program a round.
+        keep_freed: "ours", or "all": which programs keep the memory that they free, on a CPU.
     """
     threads = torch.get_num_threads()
+    ours = (OURS, *([OURS_EAGER] if device.type == "cuda" else []))
     arguments = {
-        name: (config, pretrain, batches, precisions[name not in (OURS, OURS_EAGER)], device, steps, threads, name)
-        for name in (OURS, *([OURS_EAGER] if device.type == "cuda" else []), *peers(pretrain))
+        name: (config, pretrain, batches, precisions[name not in ours], device, steps, threads, name, keep_freed)
+        for name in (*ours, *peers(pretrain))
     }
     if device.type != "cpu":
         seconds = interleave({name: program(*given) for name, given in arguments.items()}, rounds, device)
@@ -293,7 +328,7 @@ def measure(
 
 def program(
     config: EncoderConfig, pretrain: PretrainConfig, batches: list[PretrainBatch], precision: str,
-    device: torch.device, steps: int, threads: int, name: str,
+    device: torch.device, steps: int, threads: int, name: str, keep_freed: str = "ours",
 ) -> Callable[[], object]:  # fmt: skip
     """One of the programs, ready to take `steps` optimizer steps a call."""
     torch.set_num_threads(threads)
@@ -301,15 +336,13 @@ def program(
     dtype = resolve_precision(precision, device)
     autocast = autocast_context(device, dtype)
     loop: Iterator[object]
-    if name in (OURS, OURS_EAGER):
-        if device.type == "cpu" and choose_engine("auto", device, dtype) == "static":
-            keep_freed_memory()  # as `electra pretrain` does
+    if name not in PEERS:
         model = build_objective(config, pretrain).to(device)
-        if name == OURS and takes_graphs(device, dtype, config):
-            loop = static_steps_of(model, batches, pretrain, device, autocast, capture=True)
-        else:
-            loop = our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
+        engine = run_engine(device, dtype, config) if name == OURS else "eager"
+        loop = engine_steps(engine, model, batches, pretrain, device, autocast)
     else:
+        if device.type == "cpu" and keep_freed == "all":
+            keep_freed_memory()
         padded = [{key: t.to(device) for key, t in padded_inputs(batch).items()} for batch in batches]
         loop = hub_steps(hub_model(config, pretrain, name).to(device), padded, pretrain, autocast)
     return partial(take, loop, steps)
@@ -334,6 +367,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of each program a round")
+    parser.add_argument("--keep-freed-memory", default="ours", choices=["ours", "all"], help="in which programs")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     return parser
 
@@ -352,7 +386,8 @@ def main(argv: list[str] | None = None) -> None:
         pretrain = replace(preset.pretrain, objective=objective, batch_size=args.batch, max_length=args.length)
         batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
         differences[objective] = check_same(encoder, pretrain, device)
-        found = measure(encoder, pretrain, batches, precisions, device, args.rounds, args.steps)
+        counts = args.rounds, args.steps
+        found = measure(encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory)
         comparisons += found
         print(*found, sep="\n", flush=True)
     if args.out:

@@ -13,16 +13,50 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import PretrainBatch
 from electra_core.engine import choose_engine, static_steps
 from electra_core.optim import build_optimizer, learning_rate
+from electra_core.placement import keep_freed_memory
 from electra_core.static_batch import Shapes
 from electra_core.training import training_steps
 
 OURS, OURS_EAGER = "ours", "ours, eager"
 
 
+def run_engine(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> str:
+    """The engine that `electra pretrain` takes there by itself."""
+    return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads})
+
+
+def engine_steps(
+    engine: str,
+    model: nn.Module,
+    batches: list[PretrainBatch],
+    config: PretrainConfig,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+) -> Iterator[object]:
+    """The steps of one of the engines of `electra pretrain`, as `pretrain._steps` takes them.
+
+    Args:
+        engine: "eager", or in fixed shapes "static", "graph" or "compile".
+        batches: of `config.batch_size` sequences, on the host.
+    """
+    if engine == "eager":
+        return our_steps(model, [batch.to(device) for batch in batches], config, autocast)
+    if device.type == "cpu":
+        keep_freed_memory()
+    run = torch.compile(model) if engine == "compile" else model
+    return static_steps(
+        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
+        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
+        capture=engine == "graph", first_step=0, steps=config.steps, seed=config.seed,
+        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
+        clip_norm=config.clip_norm, autocast=autocast,
+    )  # fmt: skip
+
+
 def our_steps(
     model: nn.Module, batches: list[PretrainBatch], config: PretrainConfig, autocast: AbstractContextManager[Any]
 ) -> Iterator[object]:
-    """The training loop of `electra pretrain`, one optimizer step for each item taken."""
+    """The loop to read, `training.training_steps`, one optimizer step for each item taken."""
 
     def loss_of(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         return model(batch, seed).loss, {}
@@ -35,31 +69,3 @@ def our_steps(
         first_step=0, steps=config.steps, seed=config.seed, schedule=rate, clip_norm=config.clip_norm,
         autocast=autocast,
     )  # fmt: skip
-
-
-def static_steps_of(
-    model: nn.Module,
-    batches: list[PretrainBatch],
-    config: PretrainConfig,
-    device: torch.device,
-    autocast: AbstractContextManager[Any],
-    capture: bool,
-) -> Iterator[object]:
-    """`our_steps` in fixed shapes: the graph engine of `electra pretrain`, else its compile engine.
-
-    Args:
-        batches: of `config.batch_size` sequences, on the host.
-    """
-    run = model if capture else torch.compile(model)
-    return static_steps(
-        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
-        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
-        capture=capture, first_step=0, steps=config.steps, seed=config.seed,
-        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast,
-    )  # fmt: skip
-
-
-def takes_graphs(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> bool:
-    """Whether `electra pretrain` replays its steps there."""
-    return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads}) == "graph"

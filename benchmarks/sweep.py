@@ -7,9 +7,11 @@
 For each objective and each shape (sequences x tokens): tokens a second of whole optimizer steps, the share of the
 peak (MFU), and peak memory. Every program is a process of its own that holds its model; on a CPU all of a shape's
 programs take turns, as in `harness.interleave`, on a GPU, whose memory they could not share, one comes after the
-other. "ours" is the loop of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours, eager" does not.
-"transformers" is `bench_pretrain.HubElectra` with the masked positions' logits picked out (its faster form), with
-eager attention, with SDPA, and with SDPA and compiled. Sizes, batches, dropout and precision are the same for all.
+other. "ours" is the engine of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours, eager" does not.
+"transformers, masked states" is `bench_pretrain.HubElectra` in its fastest form, in which only the hidden states
+of masked positions meet the vocabulary: with eager attention, with SDPA, and with SDPA and compiled. (Results older
+than 30 November 2026 have "transformers", which computed the logits of all positions and picked the masked ones'.)
+Sizes, batches, dropout and precision are the same for all.
 
 Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the
 same weights, masks and draws; a compiled one with two layers. What cannot run gets a row that says why.

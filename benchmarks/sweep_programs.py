@@ -20,6 +20,7 @@ from benchmarks.bench_pretrain import (
     LOSS_TOLERANCE,
     HubElectra,
     HubMaskedLM,
+    Peer,
     batches_like_text,
     hub_steps,
     losses_with_our_weights,
@@ -28,17 +29,19 @@ from benchmarks.bench_pretrain import (
     take,
 )
 from benchmarks.harness import use_device
-from benchmarks.our_steps import OURS, OURS_EAGER, our_steps, static_steps_of, takes_graphs
+from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.objectives import build_objective
 from electra_core.placement import autocast_context, resolve_device, resolve_precision
 
 OURS_COMPILED = "ours, compiled"
 EAGER, SDPA, SDPA_COMPILED = (
-    "transformers, eager attention", "transformers, SDPA", "transformers, SDPA, compiled",
+    "transformers, masked states, eager attention", "transformers, masked states, SDPA",
+    "transformers, masked states, SDPA, compiled",
 )  # fmt: skip
 PROGRAMS = (OURS, OURS_EAGER, OURS_COMPILED, EAGER, SDPA, SDPA_COMPILED)
 COMPILED = (OURS_COMPILED, SDPA_COMPILED)
+ENGINES = {OURS_EAGER: "eager", OURS_COMPILED: "compile"}
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,8 @@ def _of_status(name: str) -> int:
 
 def their_model(case: Case, encoder: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
     """The library's program of a case, not compiled."""
-    model = HubMaskedLM(encoder) if case.objective == "mlm" else HubElectra(encoder, pretrain, pick=True)
-    for part in model.children():
-        part.set_attn_implementation("eager" if case.program == EAGER else "sdpa")  # type: ignore[operator]
-    return model
+    peer = Peer("states", "eager" if case.program == EAGER else "sdpa")
+    return HubMaskedLM(encoder, peer) if case.objective == "mlm" else HubElectra(encoder, pretrain, peer)
 
 
 def steps_of(case: Case, device: torch.device) -> Iterator[object]:
@@ -139,11 +140,9 @@ def steps_of(case: Case, device: torch.device) -> Iterator[object]:
     autocast = autocast_context(device, dtype)
     batches = batches_like_text(encoder.vocab_size, case.batch, case.length, pretrain)
     if case.program in (OURS, OURS_EAGER, OURS_COMPILED):
+        engine = run_engine(device, dtype, encoder) if case.program == OURS else ENGINES[case.program]
         model = build_objective(encoder, pretrain).to(device)
-        graph = case.program == OURS and takes_graphs(device, dtype, encoder)
-        if graph or case.program == OURS_COMPILED:
-            return static_steps_of(model, batches, pretrain, device, autocast, capture=graph)
-        return our_steps(model, [batch.to(device) for batch in batches], pretrain, autocast)
+        return engine_steps(engine, model, batches, pretrain, device, autocast)
     theirs = their_model(case, encoder, pretrain).to(device)
     if case.program == SDPA_COMPILED:
         theirs.compile()

@@ -79,8 +79,8 @@ def test_on_a_gpu_ours_is_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> No
     pretend_graphs.on_a_cpu(monkeypatch)
     batches = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN)
     given = ENCODER, PRETRAIN, batches, "fp32", CPU, 3, torch.get_num_threads()
-    for graphs, replays in ((False, []), (True, [1 + 3])):  # once in vain, to capture it
-        monkeypatch.setattr(bench_pretrain, "takes_graphs", lambda *_, graphs=graphs: graphs)
+    for engine, replays in (("static", []), ("graph", [1 + 3])):  # once in vain, to capture it
+        monkeypatch.setattr(bench_pretrain, "run_engine", lambda *_, engine=engine: engine)
         bench_pretrain.program(*given, bench_pretrain.OURS)()
         assert [graph.replays for graph in pretend_graphs.Graph.made] == replays
     bench_pretrain.program(*given, bench_pretrain.OURS_EAGER)()
@@ -108,8 +108,13 @@ def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     )
     bench_pretrain.main([*options, "--threads", "1", "--out", str(out)])
     report = json.loads(out.read_text())
-    (row,) = report["comparisons"]
-    assert row["figure"] == "mlm" and row["peer"] == bench_pretrain.LABELS and row["rounds"] == 1
+    assert [row["peer"] for row in report["comparisons"]] == [
+        bench_pretrain.LABELS,
+        "transformers, masked states",
+        "transformers, masked states, eager attention",
+    ]
+    row = report["comparisons"][0]
+    assert row["figure"] == "mlm" and row["rounds"] == 1
     assert row["ratio"]["median"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"], rel=2e-3)
     assert report["settings"]["batch"] == 2 and report["environment"]["versions"]["torch"]
     assert "tokens/s" in capsys.readouterr().out
