@@ -32,9 +32,9 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics import shown_name
-from electra_core.named_tasks import TASK_FILE, save_task, task_to_json
 from electra_core.new_folder import remove_leftovers
 from electra_core.run_state import RunState
+from electra_core.task_files import TASK_FILE, save_task, task_to_json
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import TOKENIZER_FILES, Tokenizer
 from electra_core.weight_files import SAFETENSORS, weights_digest

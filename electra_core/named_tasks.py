@@ -1,4 +1,4 @@
-"""The tasks that have names: GLUE, IMDb, CoNLL-2003, SQuAD; and tasks as JSON.
+"""The tasks that have names: GLUE, IMDb, CoNLL-2003, SQuAD.
 
 Each name stands for files, columns, label names, metric and the hyper-parameters that differ from the usual
 (the recipe of google-research/electra, `finetune/` and `configure_finetuning.py`).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,7 @@ from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
-
-KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, Regress, Tag, Answer, Choose)}
-TASK_FILE = "task.json"
+from electra_core.task_files import KINDS
 
 
 @dataclass(frozen=True)
@@ -225,62 +222,6 @@ def _columns_of(task: Task, name: str, given: Columns) -> Columns:
 
 def _with_columns(task: Task, columns: Columns) -> Task:
     return dataclasses.replace(task, columns=columns)  # type: ignore[type-var]
-
-
-def task_to_json(task: Task) -> dict[str, Any]:
-    """Plain values from which `task_from_json` makes the task again."""
-    return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]
-
-
-def task_from_json(fields: Any, where: str) -> Task:
-    """The task that `task_to_json` described.
-
-    Raises:
-        UserError: an unknown kind or field, or a value of another type.
-    """
-    values = dict(fields) if isinstance(fields, dict) else {}
-    name = str(values.pop("kind", ""))
-    if name not in KINDS:
-        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
-    labels = values.get("labels", [])
-    if not isinstance(labels, (list, tuple)):
-        raise UserError(f"{where}: labels: expected a value like (), got {labels!r:.80}")
-    if not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{where}: labels: expected texts, got {labels!r:.80}")
-    try:
-        if isinstance(values.get("columns"), dict):
-            values["columns"] = Columns(**_with_tuples(values["columns"]))
-        task = KINDS[name](**_with_tuples(values))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: not the description of a task ({error})") from None
-    for key, value in values.items():
-        if not _is_like(getattr(task, key), usual := getattr(KINDS[name](), key)):
-            raise UserError(f"{where}: {key}: expected a value like {usual!r}, got {value!r:.80}")
-    return task
-
-
-def _is_like(value: Any, usual: Any) -> bool:
-    """Whether a field may hold the value, going by the one it has when nobody sets it."""
-    if usual is None:
-        return value is None or isinstance(value, bool)
-    if isinstance(usual, float):
-        return isinstance(value, (float, int)) and not isinstance(value, bool)
-    return type(value) is type(usual)
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where a task has tuples."""
-    return {key: _as_tuple(value) for key, value in values.items()}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def save_task(task: Task, directory: Path) -> None:
-    """Writes task.json into a model directory."""
-    text = json.dumps(task_to_json(task), indent=2, ensure_ascii=False)
-    (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def submitted_task(name: str) -> NamedTask:

@@ -24,15 +24,14 @@ from electra_core import model_dir
 from electra_core.downstream import Task
 from electra_core.encoder import Encoder, Layer
 from electra_core.errors import UserError, writing
-from electra_core.named_tasks import save_task
 from electra_core.new_folder import temporary_folder
+from electra_core.onnx_model import INPUTS, open_session
 from electra_core.packing import from_padded, to_padded
-from electra_core.predict import load_model, load_task
+from electra_core.task_files import load_model, load_task, save_task
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 OPSET = 17  # the first with LayerNormalization
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 1e-4  # largest difference of logits to torch's, relative to their size
 
 
@@ -231,22 +230,3 @@ def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenize
         same = False
     if not same:
         raise UserError(f"{folder}: holds another model ({others[0].name}); give the graph a folder of its own")
-
-
-def open_session(model: bytes | str) -> Any:
-    """An onnxruntime session on the CPU, from a file's name or its bytes.
-
-    Raises:
-        UserError: onnxruntime is not installed, or this is no model it can run.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("running ONNX models needs: pip install 'electra-core[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's own, of many kinds
-        name = model if isinstance(model, str) else "the exported graph"
-        raise UserError(f"{name}: not a model that onnxruntime can run ({str(error)[:200]})") from None

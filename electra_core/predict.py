@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from electra_core import model_dir
-from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns
 from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task, encode_all, read_all
@@ -32,7 +31,8 @@ from electra_core.features import Features, TaskBatch, sorted_batches
 from electra_core.in_memory import Rows, as_files, rows_of
 from electra_core.labelled import BadRows
 from electra_core.linear import round_weights
-from electra_core.named_tasks import KINDS, TASK_FILE, for_reading, task_from_json
+from electra_core.named_tasks import for_reading
+from electra_core.onnx_model import OnnxModel
 from electra_core.placement import (
     autocast_context,
     keep_memory_between_batches,
@@ -40,14 +40,13 @@ from electra_core.placement import (
     resolve_precision,
 )
 from electra_core.progress import Progress, progress
-from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
+from electra_core.task_files import TASK_FILE, load_model, load_task
+from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.weight_files import read_json
 
 CHUNK = 2048  # examples that are in memory at a time
 TOKENS_PER_BATCH = 8192
 GPU_TOKENS_PER_BATCH = 32768  # the host takes as long for a small batch as for a large one
-SHORTEST = 8  # tokens per sequence that a task may be limited to
 
 
 @torch.inference_mode()
@@ -107,26 +106,27 @@ class Predictor:
     """A model with its task and tokenizer, ready for use.
 
     Args:
-        model: on the device it is to run on.
+        model: on the device it is to run on; or an exported one.
         precision: dtype of the computation; the logits are fp32.
+        tokens_per_batch: see `run_model`; an exported model has its own.
     """
-
-    unknown = words = 0
-    """How many of the inputs' tokens were [UNK] so far, and how many there were."""
 
     def __init__(
         self,
-        model: TaskModel,
+        model: TaskModel | OnnxModel,
         task: Task,
         tokenizer: Tokenizer,
         *,
         precision: torch.dtype = torch.float32,
         tokens_per_batch: int | None = None,
     ):
-        self.model, self.task, self.tokenizer = model.eval(), task, tokenizer
+        self.model = model if isinstance(model, OnnxModel) else model.eval()
+        self.task, self.tokenizer = task, tokenizer
         self.precision, self.tokens_per_batch = precision, tokens_per_batch
         self.truncated = 0
         """How many inputs were longer than the model reads, so far."""
+        self.unknown = self.words = 0
+        """How many of the inputs' tokens were [UNK] so far, and how many there were."""
 
     def __call__(self, inputs: Any) -> Any:
         """Predictions for a list of inputs, or one for a single text, or a tuple that is one input.
@@ -166,6 +166,8 @@ class Predictor:
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
         """Logits of every unit (`run_model`)."""
+        if isinstance(self.model, OnnxModel):
+            return self.model.logits(features, bar)
         return run_model(
             self.model, features, tokens_per_batch=self.tokens_per_batch, precision=self.precision, bar=bar
         )
@@ -192,9 +194,7 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
         UserError: no such directory, not a model of a downstream task, or a device that is not there.
     """
     if str(source).endswith(".onnx"):
-        from electra_core.onnx_predict import OnnxPredictor
-
-        return OnnxPredictor(source)
+        return _load_exported(Path(source))
     directory = model_dir.find_model(source)
     exported = [] if (directory / "config.json").exists() else sorted(directory.glob("*.onnx"))
     if exported:
@@ -211,49 +211,14 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     return Predictor(model, task, load_tokenizer(directory), precision=dtype)
 
 
-def load_model(task: Task, directory: Path) -> TaskModel:
-    """The model of a task's directory.
-
-    Raises:
-        UserError: no such directory, or a task.json that does not fit the model.
-    """
-    model = model_dir.load(task.model_class, directory)
-    where, positions = directory / TASK_FILE, model.config.max_position_embeddings
-    if not SHORTEST <= task.max_length <= positions:
-        raise UserError(f"{where}: max_length: expected {SHORTEST} to {positions}, got {task.max_length}")
-    wanted, got = len(model.labels), len(task.labels)
-    if isinstance(model, (SequenceClassifier, TokenClassifier)) and wanted != got:
-        raise UserError(f"{where}: labels: expected {wanted} as the model has, got {got}")
-    return model
-
-
-def load_task(directory: Path) -> Task:
-    """The task that task.json in a model directory describes; without one, what config.json lets guess.
-
-    Raises:
-        UserError: a damaged file, or not a model of a downstream task.
-    """
-    file = directory / TASK_FILE
-    return task_from_json(read_json(directory, TASK_FILE), str(file)) if file.exists() else _guess_task(directory)
-
-
-def _guess_task(directory: Path) -> Task:
-    """The task of a directory that another library wrote, from its config.json."""
-    config, raw = model_dir.load_config(directory)
-    names = raw.get("architectures") or ["no architecture"]
-    kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
-    if kind is None:
-        raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
-    if raw.get("problem_type") == "multi_label_classification":
-        raise UserError(
-            f"{directory}: gives a text any number of labels; this implementation has one label a text"
-        )
-    length = config.max_position_embeddings
-    labels = model_dir.read_labels(raw, str(directory / "config.json"))
-    if kind is Classify and len(labels) == 1:
-        return Regress(scale=1.0, max_length=length)
-    has_labels = kind.model_class.architecture.endswith(("SequenceClassification", "TokenClassification"))
-    return kind(labels=labels if has_labels else (), max_length=length)  # type: ignore[call-arg]
+def _load_exported(file: Path) -> Predictor:
+    """An exported model, with the tokenizer and task.json that lie beside it."""
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    if not (file.parent / TASK_FILE).exists():
+        raise UserError(f"{file}: expected {TASK_FILE} and the tokenizer beside it, as electra export writes them")
+    task = load_task(file.parent)
+    return Predictor(OnnxModel(file, task.model_class), task, load_tokenizer(file.parent))
 
 
 def predict_file(

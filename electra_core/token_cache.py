@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from electra_core.downstream import Task
 from electra_core.features import Features
-from electra_core.named_tasks import task_to_json
+from electra_core.task_files import task_to_json
 from electra_core.tokenizer import Tokenizer
 
 VERSION = 2

@@ -14,9 +14,10 @@ from electra_core.errors import UserError
 from electra_core.finetune_data import read_data
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows, read_texts
-from electra_core.named_tasks import for_reading, task_from_json, task_to_json
+from electra_core.named_tasks import for_reading
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
+from electra_core.task_files import task_from_json, task_to_json
 
 
 def write(path: Path, *lines: str) -> Path:

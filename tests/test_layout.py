@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.util
 import re
 import shutil
@@ -75,6 +76,12 @@ def test_the_model_does_no_reading_or_writing(name: str) -> None:
     called = {node.func.id for node in ast.walk(parse(path))
               if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
     assert not called & {"open", "print", "input"}
+
+
+def test_imports_go_one_way() -> None:
+    """No files import each other, nor several in a circle, not even inside of functions."""
+    modules = {path.stem for path in CORE}
+    graphlib.TopologicalSorter({path.stem: core_modules(path) & modules for path in CORE}).prepare()
 
 
 def test_the_loop_gets_a_loss_function_and_never_sees_the_model() -> None:

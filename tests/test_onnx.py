@@ -16,11 +16,11 @@ from electra_core.errors import UserError
 from electra_core.initialisation import initialise
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
-from electra_core.named_tasks import save_task
 from electra_core.onnx_export import export
 from electra_core.predict import load
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
+from electra_core.task_files import save_task
 from electra_core.tokenizer import load_tokenizer
 
 onnx = pytest.importorskip("onnx")

@@ -24,13 +24,14 @@ from electra_core.initialisation import initialise
 from electra_core.labelled import BadRows, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
-from electra_core.named_tasks import find_task, save_task, write_submission
+from electra_core.named_tasks import find_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
 from electra_core.squad import Answer, _Place
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import from_text
 from electra_core.tagging import Tag
+from electra_core.task_files import save_task
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
 from electra_core.vocabulary import train_sentencepiece

@@ -1,47 +1,42 @@
-"""Predictions by an exported model, through onnxruntime: the same tasks, inputs and outputs as `predict.py`."""
+"""An exported model at work, through onnxruntime: `predict.Predictor` takes one in place of a model of torch's."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from electra_core.errors import UserError
 from electra_core.features import Features, sorted_batches
-from electra_core.named_tasks import TASK_FILE
-from electra_core.onnx_export import INPUTS, open_session
 from electra_core.packing import to_padded
-from electra_core.predict import Predictor, load_task
 from electra_core.progress import Progress
-from electra_core.tokenizer import load_tokenizer
+from electra_core.tasks import MultipleChoice, TaskModel
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""Of the graph (`onnx_export.py`), int64 [N, S] each."""
 TOKENS_PER_BATCH = 4096  # of the padded rectangle; sequences are sorted, so little of it is padding
 
 
-class OnnxPredictor(Predictor):
-    """A model.onnx with the tokenizer and task.json that lie beside it.
+class OnnxModel:
+    """The graph of a NAME.onnx, on the CPU.
+
+    Args:
+        kind: the model that it was exported from.
 
     Raises:
-        UserError: no such file, nothing beside it, or a library missing.
+        UserError: as `open_session`.
     """
 
-    def __init__(self, file: str | Path):
-        file = Path(file)
-        if not file.is_file():
-            raise UserError(f"{file}: there is no such file")
-        if not (file.parent / TASK_FILE).exists():
-            raise UserError(
-                f"{file}: expected {TASK_FILE} and the tokenizer beside it, as electra export writes them"
-            )
-        self.session = open_session(str(file))
-        self.task, self.tokenizer = load_task(file.parent), load_tokenizer(file.parent)
-        self.truncated = 0
+    def __init__(self, file: Path, kind: type[TaskModel]):
+        self.session, self.kind = open_session(str(file)), kind
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
         """Logits of every unit, as `predict.run_model` gives them."""
         outputs: list[np.ndarray] = [np.empty(0)] * len(features)
-        per_token = self.task.model_class.per_token
+        per_token = self.kind.per_token
         for units in sorted_batches(features.lengths, TOKENS_PER_BATCH):
             batch = features.batch(units)
             tokens = batch.tokens
@@ -50,7 +45,7 @@ class OnnxPredictor(Predictor):
             (logits,) = self.session.run(["logits"], {k: v.numpy() for k, v in zip(INPUTS, padded)})
             if per_token:
                 logits = logits[mask.numpy().astype(bool)]
-            elif self.task.kind == "choose":
+            elif issubclass(self.kind, MultipleChoice):
                 logits = logits[:, 0]
             starts = tokens.cu_seqlens[batch.unit_starts] if per_token else batch.unit_starts
             for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
@@ -58,3 +53,22 @@ class OnnxPredictor(Predictor):
             if bar is not None:
                 bar.update(tokens.num_tokens)
         return outputs
+
+
+def open_session(model: bytes | str) -> Any:
+    """An onnxruntime session on the CPU, from a file's name or its bytes.
+
+    Raises:
+        UserError: onnxruntime is not installed, or this is no model it can run.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("running ONNX models needs: pip install 'electra-core[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own, of many kinds
+        name = model if isinstance(model, str) else "the exported graph"
+        raise UserError(f"{name}: not a model that onnxruntime can run ({str(error)[:200]})") from None
