@@ -10,6 +10,7 @@ What has the same input stays on one side. Of classes, each gets about its share
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -51,76 +52,73 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
         raise UserError(f"{where}: {what} cannot be split; give a dev file")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
     in_order = [groups[key] for key in dict.fromkeys(inputs[index] for index in order)]
-    count = max(1, round(len(examples) * HELD_OUT))
     labels = [example.label if by_label else None for example in examples]
-    held_out = set(_chosen(in_order, labels, count))
-    held_out = held_out or {*min(in_order, key=len)}
+    chosen = _chosen([Counter(labels[index] for index in group) for group in in_order], Counter(labels))
+    held_out = {index for place in chosen for index in in_order[place]} or {*min(in_order, key=len)}
     parts: tuple[list[Any], list[Any]] = [], []
     for index, example in enumerate(examples):
         parts[index in held_out].append(example)
     return parts
 
 
-def _chosen(groups: Sequence[Sequence[int]], labels: Sequence[Hashable], count: int) -> list[int]:
-    """At most `count` indices, whole groups in their order: first those that keep every label within its range,
-    then those that leave every label some examples, then any."""
-    members = [Counter(labels[index] for index in group) for group in groups]
-    quotas = label_quotas(members, count)
-    most = {label: quota + quota // UNEVEN for label, quota in quotas.items()}
-    missing = {label: quota - quota // UNEVEN for label, quota in quotas.items()}
-    left = Counter(labels)
-    held, chosen, taken = Counter[Hashable](), list[int](), set[int]()
-    lacking = sum(missing.values())
+def _chosen(groups: Sequence[Counter[Hashable]], left: Counter[Hashable]) -> set[int]:
+    """Which groups are held out, whole ones, up to a tenth of the examples: in their order first those that keep
+    every label within its range, then those that leave every label some examples, then any.
 
-    def take(place: int) -> None:
-        taken.add(place)
-        chosen.extend(groups[place])
-        held.update(members[place])
-        left.subtract(members[place])
+    Args:
+        groups: the labels of each.
+        left: those of all; those of what is left for training afterwards.
+    """
+    room = max(1, round(left.total() * HELD_OUT))
+    quotas = label_quotas(groups, room)
+    may_get = Counter({label: quota + quota // UNEVEN for label, quota in quotas.items()})
+    must_get = Counter({label: quota - quota // UNEVEN for label, quota in quotas.items()})
+    reserved, chosen = must_get.total(), set[int]()
 
-    for place, (group, inside) in enumerate(zip(groups, members)):
-        helps = sum(max(0, min(number, missing[label] - held[label])) for label, number in inside.items())
-        is_even = all(held[label] + number <= most[label] for label, number in inside.items())
-        if is_even and len(chosen) + len(group) + lacking - helps <= count:
-            lacking -= helps
-            take(place)
-    for leaves_some in (True, False):
-        for place, (group, inside) in enumerate(zip(groups, members)):
-            if len(chosen) == count:
-                return chosen
-            fits = place not in taken and len(chosen) + len(group) <= count
-            if fits and not (leaves_some and any(left[label] <= number for label, number in inside.items())):
-                take(place)
+    def keeps_range(group: Counter[Hashable]) -> bool:
+        room_for_others = room - group.total() - (reserved - (group & must_get).total())
+        return room_for_others >= 0 and all(number <= may_get[label] for label, number in group.items())
+
+    def leaves_some(group: Counter[Hashable]) -> bool:
+        return all(number < left[label] for label, number in group.items())
+
+    for is_good in (keeps_range, leaves_some, lambda group: True):
+        for place, group in enumerate(groups):
+            if place in chosen or group.total() > room or not is_good(group):
+                continue
+            chosen.add(place)
+            room -= group.total()
+            reserved -= (paid := group & must_get).total()
+            must_get.subtract(paid)
+            may_get.subtract(group)
+            left.subtract(group)
     return chosen
 
 
-def label_quotas(members: Sequence[Counter[Hashable]], count: int) -> dict[Hashable, int]:
+def label_quotas(groups: Sequence[Counter[Hashable]], count: int) -> Counter[Hashable]:
     """How many of `count` held-out examples each label gets.
 
     Args:
-        members: the labels of every group of examples that stays together.
+        groups: the labels of every group of examples that stays together.
     """
-    total, groups, least = Counter[Hashable](), Counter[Hashable](), dict[Hashable, int]()
-    for inside in members:
-        total.update(inside)
-        groups.update(inside.keys())
-        least.update({label: min(number, least.get(label, number)) for label, number in inside.items()})
-    shares = {label: count * number / total.total() for label, number in total.items()}
-    quotas = dict.fromkeys(total, 0)
-    room = count
+    total, spread, least = Counter[Hashable](), Counter[Hashable](), dict[Hashable, int]()
+    for group in groups:
+        total.update(group)
+        spread.update(group.keys())
+        least.update({label: min(number, least.get(label, number)) for label, number in group.items()})
+    examples = total.total()
+    shares = {label: count * number / examples for label, number in total.items()}
     # The largest first, of equals those that come first: everyone gets one, then what its share is, then the rest.
-    for label in (several := [label for label, _ in total.most_common() if groups[label] > 1]):
-        quotas[label] = min(1, room)
-        room -= quotas[label]
-    for label in several:
-        more = min(room, max(0, int(shares[label]) - quotas[label]))
-        quotas[label] += more
-        room -= more
-    for label in sorted(several, key=lambda label: quotas[label] - shares[label])[:room]:
-        quotas[label] += 1
+    several = [label for label, _ in total.most_common() if spread[label] > 1]
+    whole = {label: max(1, int(shares[label])) for label in several}
+    turns = (several, (label for label in several for _ in range(1, whole[label])),
+             sorted(several, key=lambda label: whole[label] - shares[label]))  # fmt: skip
+    quotas = Counter(itertools.islice(itertools.chain(*turns), count))
     for label in several:  # copies that are more than the quota are better than none, if not too many
-        more, largest = least[label] - quotas[label], max(quotas, key=quotas.__getitem__)
-        if quotas[label] and 0 < more < quotas[largest] and 3 * least[label] <= total[label]:
-            quotas[label] += more
-            quotas[largest] -= more
+        more = least[label] - quotas[label]
+        if quotas[label] and more > 0 and 3 * least[label] <= total[label]:
+            largest = max(total, key=quotas.__getitem__)
+            if more < quotas[largest]:
+                quotas[label] += more
+                quotas[largest] -= more
     return quotas
