@@ -121,7 +121,7 @@ def infer_config(stored: Mapping[str, Variable], num_heads: int | None = None) -
             type_vocab_size=types,
         )
     except ValueError as error:
-        raise UserError(f"--heads: {error}") from error
+        raise UserError(f"--num-heads: {error}") from error
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from electra_core.errors import UserError
+from electra_core.protobuf import fields, varint
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES, _BLOCK_TRAILER_BYTES = 48, 5
@@ -55,7 +56,7 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
         raise UserError(f"{prefix}: no TensorFlow checkpoint ({index.name} is not there)")
     try:
         table = dict(_entries(index.read_bytes()))
-        header = _fields(table.pop(b""))
+        header = _by_number(table.pop(b""))
         shards = header.get(1, 1)
         if header.get(2, 0) != 0:
             raise UserError(f"{index}: written by a big-endian machine, which is not read here")
@@ -67,15 +68,16 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
 
 def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | None:
     """The variable that an entry of the table describes; None if it does not hold numbers."""
-    fields = _fields(value)
-    if fields.get(1) not in _DTYPES:
+    entry = _by_number(value)
+    if entry.get(1) not in _DTYPES:
         return None
-    if 7 in fields:
+    if 7 in entry:
         raise UserError(f"{prefix}: {name} is a partitioned variable, which is not read here")
-    dims = [_fields(dim).get(1, 0) for _, dim in _all_fields(fields.get(2, b"")) if isinstance(dim, bytes)]
-    number, offset, size = (fields.get(key, 0) for key in (3, 4, 5))
+    shape = [field.value for field in fields(entry.get(2, b"")) if isinstance(field.value, bytes)]
+    dims = [_by_number(dim).get(1, 0) for dim in shape]
+    number, offset, size = (entry.get(key, 0) for key in (3, 4, 5))
     file = Path(f"{prefix}.data-{number:05d}-of-{shards:05d}")
-    dtype = _DTYPES[fields[1]]
+    dtype = _DTYPES[entry[1]]
     if size != math.prod(dims) * np.dtype(dtype).itemsize:
         raise ValueError(f"{name}: {size} bytes for shape {dims}")
     if not file.is_file() or offset + size > file.stat().st_size:
@@ -103,9 +105,9 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     restarts = struct.unpack("<I", block[-4:])[0]
     end, position, key = len(block) - 4 - 4 * restarts, 0, b""
     while position < end:
-        shared, position = _varint(block, position)
-        own, position = _varint(block, position)
-        length, position = _varint(block, position)
+        shared, position = varint(block, position)
+        own, position = varint(block, position)
+        length, position = varint(block, position)
         key = key[:shared] + block[position : position + own]
         position += own
         yield key, block[position : position + length]
@@ -114,42 +116,11 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 def _handle(data: bytes, position: int) -> tuple[int, int, int]:
     """(offset, size) of a block, and where its handle ends."""
-    offset, position = _varint(data, position)
-    size, position = _varint(data, position)
+    offset, position = varint(data, position)
+    size, position = varint(data, position)
     return offset, size, position
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-
-
-def _all_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a protocol buffer's fields, in order."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        number, kind = tag >> 3, tag & 7
-        value: int | bytes
-        if kind == 0:
-            value, position = _varint(message, position)
-        elif kind in (1, 5):
-            width = 8 if kind == 1 else 4
-            value = int.from_bytes(message[position : position + width], "little")
-            position += width
-        elif kind == 2:
-            length, position = _varint(message, position)
-            value = message[position : position + length]
-            position += length
-        else:
-            raise ValueError(f"field of wire type {kind}")
-        yield number, value
-
-
-def _fields(message: bytes) -> dict[int, Any]:
-    return dict(_all_fields(message))
+def _by_number(message: bytes) -> dict[int, Any]:
+    """The values of a message's fields, each of which is there once."""
+    return {field.number: field.value for field in fields(message)}

@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from electra_core.errors import UserError
+from electra_core.protobuf import as_varint, fields
 from electra_core.text_files import document_hash
 from electra_core.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
 from electra_core.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, sentencepiece_normalizer
@@ -164,13 +165,13 @@ def _with_round_scores(spiece_model: bytes) -> bytes:
     A spiece.model is a protocol buffer: field 1 of the outermost message is a piece, whose field 2 is the score.
     """
     rounded = bytearray(spiece_model)
-    for number, begin, end in _fields(spiece_model, 0, len(spiece_model)):
-        if number != PIECE_FIELD:
+    for piece in fields(spiece_model):
+        if piece.number != PIECE_FIELD:
             continue
-        for inner, at, stop in _fields(spiece_model, begin, end):
-            if inner == SCORE_FIELD:
-                (score,) = struct.unpack("<f", spiece_model[at:stop])
-                rounded[at:stop] = struct.pack("<f", round(score / SCORE_STEP) * SCORE_STEP)
+        for field in fields(spiece_model, piece.begin, piece.end):
+            if field.number == SCORE_FIELD:
+                (score,) = struct.unpack("<f", spiece_model[field.begin : field.end])
+                rounded[field.begin : field.end] = struct.pack("<f", round(score / SCORE_STEP) * SCORE_STEP)
     return bytes(rounded)
 
 
@@ -180,50 +181,23 @@ def _without_rule_file(spiece_model: bytes) -> bytes:
     Its field 3 says how text is normalised; field 6 of that is the path. The rules themselves are in field 2.
     """
     kept, start = bytearray(), 0
-    for number, begin, stop in _fields(spiece_model, 0, len(spiece_model)):
-        field = spiece_model[start:stop]
+    for number, content, _, end in fields(spiece_model):
+        field = spiece_model[start:end]
         if number == NORMALIZER_FIELD:
-            content, place = bytearray(), begin
-            for inner, _, end in _fields(spiece_model, begin, stop):
-                content += b"" if inner == RULE_FILE_FIELD else spiece_model[place:end]
-                place = end
-            field = _as_varint(NORMALIZER_FIELD << 3 | 2) + _as_varint(len(content)) + content
-        kept, start = kept + field, stop
+            assert isinstance(content, bytes)
+            content = _without(content, RULE_FILE_FIELD)
+            field = as_varint(NORMALIZER_FIELD << 3 | 2) + as_varint(len(content)) + content
+        kept, start = kept + field, end
     return bytes(kept)
 
 
-def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, begin, end) of the contents of each field of a protocol buffer's message."""
-    while begin < end:
-        tag, begin = _varint(message, begin)
-        wire_type = tag & 7
-        if wire_type == 0:
-            _, stop = _varint(message, begin)
-        elif wire_type == 2:
-            size, begin = _varint(message, begin)
-            stop = begin + size
-        else:
-            stop = begin + {1: 8, 5: 4}[wire_type]
-        yield tag >> 3, begin, stop
-        begin = stop
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """An integer in groups of seven bits, lowest first, and where it ends."""
-    value = shift = 0
-    while message[place] & 0x80:
-        value |= (message[place] & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-    return value | message[place] << shift, place + 1
-
-
-def _as_varint(value: int) -> bytes:
-    """What `_varint` reads."""
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])
+def _without(message: bytes, number: int) -> bytes:
+    """The message without its fields of that number."""
+    kept, start = b"", 0
+    for field in fields(message):
+        kept += b"" if field.number == number else message[start : field.end]
+        start = field.end
+    return kept
 
 
 def _training_problem(message: str, vocab_size: int) -> str:
