@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints under RUN/checkpoints, and nothing else that may lie there."""
+    """Removes the checkpoints under RUN/checkpoints, and the folder if nothing else lies in it."""
     for path in checkpoint_folders(folder):
         if (path / "state.safetensors").is_file():
             shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:

@@ -119,7 +119,7 @@ class Keeper:
 
     def remove_checkpoints(self) -> None:
         """When all is done."""
-        self.ranks.only_first(lambda: shutil.rmtree(self.out / "checkpoints", ignore_errors=True))
+        self.ranks.only_first(lambda: remove_checkpoints(self.out / "checkpoints"))
 
 
 def runs_of(checkpoint: Checkpoint | None) -> list[Run]:
