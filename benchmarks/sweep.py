@@ -9,8 +9,8 @@ peak (MFU), and peak memory. Every program is a process of its own that holds it
 programs take turns, as in `harness.interleave`, on a GPU, whose memory they could not share, one comes after the
 other. "ours" is the engine of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours, eager" does not.
 "transformers, masked states" is `bench_pretrain.HubElectra` in its fastest form, in which only the hidden states
-of masked positions meet the vocabulary: with eager attention, with SDPA, and with SDPA and compiled. (Results older
-than 30 November 2026 have "transformers", which computed the logits of all positions and picked the masked ones'.)
+of masked positions meet the vocabulary: with eager attention, with SDPA, and with SDPA and compiled. (Results
+older than 30 November 2026 have "transformers", with logits at all positions, the masked ones of which were kept.)
 Sizes, batches, dropout and precision are the same for all.
 
 Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the

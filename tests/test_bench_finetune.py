@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from benchmarks import bench_finetune
-from benchmarks.bench_finetune import OURS, WORKLOADS, last_pass, make_directory, measure, sequences, ways_of
+from benchmarks.bench_finetune import (
+    DYNAMIC,
+    MAXIMUM,
+    OURS,
+    SORTED,
+    WORKLOADS,
+    batches_of,
+    last_pass,
+    make_directory,
+    measure,
+    sequences,
+    ways_of,
+)
 from electra_core import engine
 
 
@@ -38,7 +50,21 @@ def test_each_way_measures_the_same_examples(tmp_path: Path) -> None:
     options = argparse.Namespace(
         folder=tmp_path, device="cpu", precision="fp32", examples=40, model="tiny", keep_freed_memory="ours"
     )
-    assert ways_of(True, "cpu") == ways_of(False, "cuda") and len(ways_of(True, "cuda:1")) == 4
+    assert ways_of(True, "cpu") == ways_of(False, "cuda") and len(ways_of(True, "cuda:1")) == 5
     measured = measure(OURS, WORKLOADS["sst2"], True, options)
     assert measured["examples_per_second"] * measured["seconds"] == pytest.approx(40)
     assert torch.tensor(list(measured.values())).gt(0).all()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_peers_batches_hold_every_text_once(train: bool) -> None:
+    """And the more a way cares about lengths, the less padding it has."""
+    workload = WORKLOADS["sst2"]
+    rows = sequences(workload, 4 * workload.infer_batch, 8192)
+    words, padded = {}, {}
+    for way in (SORTED, DYNAMIC, MAXIMUM):
+        batches = list(batches_of(way, workload, rows, train))
+        words[way] = sorted(tuple(ids[ids != 0].tolist()) for batch in batches for ids in batch["input_ids"])
+        padded[way] = sum(batch["input_ids"].numel() for batch in batches)
+    assert words[SORTED] == words[DYNAMIC] == words[MAXIMUM] == sorted(tuple(ids.tolist()) for ids in rows)
+    assert sum(map(len, rows)) < padded[SORTED] < 0.7 * padded[DYNAMIC] < 0.7 * padded[MAXIMUM]
