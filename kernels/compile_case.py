@@ -19,6 +19,11 @@ CAPABILITIES = (80, 90, 100)
 """Architectures with tables of tiles of their own."""
 
 
+def signature_of(kernel: Any, types: Mapping[str, str], constexprs: Mapping[str, object]) -> dict[str, str]:
+    """The type of each argument of `kernel` that is no constexpr; those that `types` does not name are `*fp32`."""
+    return {name: types.get(name, "*fp32") for name in kernel.arg_names if name not in constexprs}
+
+
 def tiles_of(capability: int) -> int:
     """Which architecture's tiles a GPU takes; those of sm_80 fit into any newer one's shared memory."""
     return {9: 90, 10: 100}.get(capability // 10, 80)

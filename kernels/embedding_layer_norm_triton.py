@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
-from electra_kernels.compile_case import CompileCase
+from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.layer_norm_triton import PROGRAMS, blocks, constexprs, drop, normalise, normalise_backward
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
@@ -181,6 +181,6 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         for name, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
             rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
             known = {**shapes, "ROWS": rows} if kernel is _backward_kernel else shapes
-            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in known}
+            signature = signature_of(kernel, types, known)
             label = f"embedding_layer_norm_{name}[E={size} p={dropout_p}]"
             yield CompileCase(label, kernel, signature, known, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

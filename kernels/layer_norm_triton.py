@@ -21,9 +21,9 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
-from electra_kernels.compile_case import CompileCase
+from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.layer_norm_autograd import number_of_sums, outputs_of_backward, register_autograd
-from electra_kernels.operators import operator, statistics_dtype
+from electra_kernels.operators import contiguous, operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
 from torch import Tensor
@@ -151,7 +151,7 @@ def forward(
     shapes = constexprs(x_TD, dropout_p)
     if out_TD.numel():
         _forward_kernel[(triton.cdiv(len(x_TD), shapes["BLOCK_T"]),)](
-            *_contiguous(x_TD, residual_TD, weight_D, bias_D, x_bias_D), seed, out_TD,
+            *contiguous(x_TD, residual_TD, weight_D, bias_D, x_bias_D), seed, out_TD,
             len(x_TD), eps, stream, **shapes, num_warps=4, **ROUNDED,
         )  # fmt: skip
     return out_TD
@@ -176,7 +176,7 @@ def backward(
     rows, sums = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"]), number_of_sums(x_bias_D)
     partial = x_TD.new_empty(sums, programs * rows, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
-        *_contiguous(dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D), seed, dresidual_TD, dx_TD,
+        *contiguous(dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D), seed, dresidual_TD, dx_TD,
         partial[0], partial[1], partial[2] if sums == 3 else None, len(x_TD), eps, stream,
         **shapes, ROWS=rows, num_warps=4, **ROUNDED,
     )  # fmt: skip
@@ -189,10 +189,6 @@ def _(
     x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
-
-
-def _contiguous(*tensors: Tensor | None) -> Iterator[Tensor | None]:
-    return (None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 register_autograd(forward, backward)
@@ -216,6 +212,6 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
             rows = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"])
             known = {**shapes, "ROWS": rows} if kernel is _backward_kernel else shapes
             known |= {a: None for a in left_out if a in kernel.arg_names}
-            signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in known}
+            signature = signature_of(kernel, types, known)
             label = f"layer_norm_{name}[{dtype} D={size} p={dropout_p}{'' if whole else ' bare'}]"
             yield CompileCase(label, kernel, signature, known, 4, 3, streaming=True, wide_stores=True, **ROUNDED)

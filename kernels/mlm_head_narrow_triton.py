@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import FUSED, LOG2E, dot, finite_or_zero, load_bias2, load_rows, store_rows
-from electra_kernels.compile_case import CompileCase
+from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.operators import architecture
 from electra_kernels.sample_replace_triton import TILE_V
 from torch import Tensor
@@ -237,15 +237,11 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
 def _compile_cases(dtype: str, size: int, tiles: Tiles) -> Iterator[CompileCase]:
     shapes = {"V": 30522, "E": size, "BLOCK_E": size}
     types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "p_dhidden": f"*{dtype}", "p_target": "*i64"}
-    numbers = {"M": "i32", "tiles_per_program": "i32", "splits": "i32", "inverse_temperature": "fp32"}
+    types |= {"M": "i32", "tiles_per_program": "i32", "splits": "i32", "inverse_temperature": "fp32"}
 
     def case(kernel: triton.JITFunction, name: str, tile: Tile, **constexprs: int | bool) -> CompileCase:
         known: dict[str, int | bool] = {**shapes, **constexprs}
-        signature = {
-            argument: types.get(argument) or numbers.get(argument) or "*fp32"
-            for argument in kernel.arg_names
-            if argument not in known
-        }
+        signature = signature_of(kernel, types, known)
         product = kernel is not _finish_dhidden_kernel
         name = f"mlm_head_{name}[{dtype} E={size}]"
         return CompileCase(name, kernel, signature, known, tile.warps, tile.stages, needs_dot=product)

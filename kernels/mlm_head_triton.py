@@ -27,7 +27,7 @@ import triton.language as tl
 from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
 from electra_kernels.blocks_triton import LOG2E, ROUNDED, finite_or_zero, load_bias2, load_rows
-from electra_kernels.compile_case import CompileCase
+from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
 from torch import Tensor
@@ -181,7 +181,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
         integers = dict.fromkeys(("p_target", "p_seed", "p_sampled"), "*i64")
         types |= {**integers, "inverse_temperature": "fp32"}
         constexprs = {"V": 30522, "E": size, "BLOCK_E": _draw_block(size), "TILES_P2": 256}
-        signature = {a: types.get(a, "*fp32") for a in _draw_kernel.arg_names if a not in constexprs}
+        signature = signature_of(_draw_kernel, types, constexprs)
         name = f"mlm_head_draw[{dtype} E={size}]"
         yield CompileCase(name, _draw_kernel, signature, constexprs, num_warps=4, num_stages=3, **ROUNDED)
     yield from narrow.compile_cases(capability)

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import FUSED, LOG2E, dot, load_bias2, load_rows
-from electra_kernels.compile_case import CompileCase
+from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.mlm_head_narrow_triton import store_tile_sums
 from electra_kernels.sample_replace_triton import TILE_V
 from torch import Tensor
@@ -145,7 +145,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
     for dtype, size in (("bf16", 768), ("fp16", 1024), ("fp32", 128)):
         block_m, block_e, warps, stages = _tile(4 if dtype == "fp32" else 2)
         types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "p_errors": f"*{dtype}", "p_target": "*i64"}
-        numbers = {"M": "i32", "first_word": "i32", "words": "i32", "inverse_temperature": "fp32"}
+        types |= {"M": "i32", "first_word": "i32", "words": "i32", "inverse_temperature": "fp32"}
         shapes = {"V": 30522, "E": size, "BLOCK_E": block_e, "BLOCK_M": block_m}
         for kernel, name, extra in (
             (_wide_tile_sums_kernel, "tile_sums", {"TEMPERED": False}),
@@ -153,11 +153,7 @@ def compile_cases(capability: int) -> Iterator[CompileCase]:
             (_errors_kernel, "errors", {}),
         ):
             constexprs = {**shapes, **extra}
-            signature = {
-                argument: types.get(argument) or numbers.get(argument) or "*fp32"
-                for argument in kernel.arg_names
-                if argument not in constexprs
-            }
+            signature = signature_of(kernel, types, constexprs)
             yield CompileCase(
                 f"mlm_head_wide_{name}[{dtype} E={size}]", kernel, signature, constexprs, warps, stages,
                 multiples_of_16=("first_word", "words") if name == "errors" else (),

@@ -14,6 +14,11 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 """What runs under an operator's name; called directly, PyTorch's own operations in it are seen from outside."""
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As a kernel that strides over whole rows takes them; what is left out stays so."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
 class Operator:
     """A function as `electra_kernels::name`: opaque to torch.compile, and it writes to no input.
 

@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import FUSED, ROUNDED, column_sums, folded_rows, load_rows, normal, store_rows
-from electra_kernels.compile_case import CompileCase
-from electra_kernels.operators import operator, statistics_dtype
+from electra_kernels.compile_case import CompileCase, signature_of
+from electra_kernels.operators import contiguous, operator, statistics_dtype
 from torch import Tensor
 
 BLOCK_T = 1024  # tokens per program and step of the plain loss
@@ -190,10 +190,6 @@ def _partials(like: Tensor, programs: int, dtype: torch.dtype) -> tuple[Tensor, 
     return like.new_empty(programs, 2, dtype=dtype), like.new_empty(programs, 4, dtype=torch.int32)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
 @operator("rtd_loss")
 def rtd_loss(
     logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
@@ -203,7 +199,7 @@ def rtd_loss(
     programs = max(1, min(PROGRAMS, triton.cdiv(len(logits_T), BLOCK_T)))
     partial, counts = _partials(logits_T, programs, dlogits_T.dtype)
     _loss_kernel[(programs,)](
-        *_contiguous(logits_T, is_replaced_T, weights_T), dlogits_T, partial, counts, len(logits_T),
+        *contiguous(logits_T, is_replaced_T, weights_T), dlogits_T, partial, counts, len(logits_T),
         BLOCK_T=BLOCK_T, WEIGHTED=weights_T is not None, num_warps=4, **FUSED,
     )  # fmt: skip
     loss, inverse, total = _finish(partial, counts)
@@ -258,7 +254,7 @@ def rtd_head(
     programs = max(1, min(PROGRAMS, triton.cdiv(tokens, block_t)))
     partial, counts = _partials(hidden_TD, programs, dtype)
     _head_kernel[(programs,)](
-        *_contiguous(hidden_TD, weight_D, bias, is_replaced_T, weights_T), logits_T, dlogits_T, partial, counts,
+        *contiguous(hidden_TD, weight_D, bias, is_replaced_T, weights_T), logits_T, dlogits_T, partial, counts,
         tokens, D=size, BLOCK_D=block_d, BLOCK_T=block_t, WEIGHTED=weights_T is not None, num_warps=4, **ROUNDED,
     )  # fmt: skip
     loss, inverse, total = _finish(partial, counts)
@@ -348,7 +344,7 @@ def _case(
     types |= {"p_labels": "*i1", "p_counts": "*i32", "p_counts_in": "*i32", "T": "i32", "programs": "i32"}
     if kernel is _finish_kernel:
         types["p_counts"] = "*i64"
-    signature = {a: types.get(a, "*fp32") for a in kernel.arg_names if a not in constexprs}
+    signature = signature_of(kernel, types, constexprs)
     return CompileCase(
         name, kernel, signature, constexprs, num_warps=4, num_stages=3, streaming=streaming,
         wide_stores=kernel is _head_backward_kernel, multiples_of_16=multiples_of_16,
