@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _SaidOnce(logging.Filter):
-    """Lets a line through in the first of several processes that has it to say, as often as it has."""
+    """Of a line that several processes log, lets only the first process's through, as often as that logs it."""
 
     def __init__(self) -> None:
         super().__init__()

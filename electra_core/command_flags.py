@@ -58,10 +58,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """Of one command; notes in the options as `given_flags` which of them were on the command line."""
+    """The parser of one command; its options' `given_flags` are those that stood on the command line."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, and once more with marked defaults: what is not marked any longer was given."""
+        """Parses twice, the second time with marked defaults: a value without the mark was given."""
         options, rest = super().parse_known_args(args, namespace)
         mark: list[Any] = []  # a list, as that is what action="extend" adds to
         names = {action.dest for action in self._actions}
@@ -71,7 +71,7 @@ class CommandParser(Parser):
 
 
 def refuse_idle(options: argparse.Namespace, names: Iterable[str], because: str) -> None:
-    """Raises UserError naming those of the flags (names as in the options) that were given, for nothing.
+    """Raises UserError naming those of the flags (as the options call them) that were given and have no effect.
 
     Args:
         because: what leaves them without effect ("with --this").

@@ -281,7 +281,7 @@ def _check_pretrain(
         refuse_idle(options, ("muon_learning_rate",), f"with --optimizer {config.optimizer}")
     if options.init_discriminator:
         start = ("embedding_init", "position_init", "initializer_range")
-        refuse_idle(options, start, "with --init-discriminator, whose weights are gone on with")
+        refuse_idle(options, start, "with --init-discriminator, whose weights training goes on from")
 
 
 def _finetune_flags(commands: Any) -> None:

@@ -17,7 +17,7 @@ from electra_core.errors import UserError
 OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
 TYINGS = ("embeddings", "disentangled", "none", "all")
 SHORTEST_EXAMPLE = 8
-"""Tokens that an example may have at least at most, [CLS] and [SEP] included."""
+"""Lower bound of `max_length`, in tokens, [CLS] and [SEP] included."""
 
 LEAST = {
     "seed": 0, "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
@@ -27,12 +27,12 @@ LEAST = {
 }  # fmt: skip
 """The least values that a run's settings may have."""
 ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
-"""Settings that have to be more than nothing."""
+"""Settings that have to be greater than 0."""
 SIZES = (
     "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
-"""Fields of an encoder that count something there has to be one of."""
+"""Sizes of an encoder, each at least 1."""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -150,7 +150,7 @@ class PretrainConfig:
     tying: str = "embeddings"
     """What generator and discriminator share: none | embeddings | all | disentangled (DeBERTaV3)."""
     generator_hidden_size: int = 64
-    """Width of the generator's encoder; the preset's part of hidden_size where that is another (sizes.py)."""
+    """Width of the generator's encoder; of another hidden_size the preset's fraction (sizes.py)."""
     generator_attention_heads: int = 1
     """Attention heads of the generator."""
     generator_intermediate_size: int = 256

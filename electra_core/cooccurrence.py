@@ -32,7 +32,7 @@ WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
 MOST_TOKENS = 20_000_000
 """Tokens counted at most, which bounds the time it takes; other limits were not compared."""
 STRETCHES = 64
-"""Of a shard that is too long to be counted whole: the beginnings of so many equal stretches are."""
+"""A shard too long to be counted whole is cut into this many equal stretches, whose beginnings are counted."""
 CONTEXT_SMOOTHING = 0.75
 LARGEST_VOCABULARY = 16_384
 """The table of counts is dense: 1 GB at this size."""

@@ -111,8 +111,8 @@ def _called(example: Any) -> str:
 
 
 def header_as_example(path: str | Path, examples: Sequence[Any], columns: Columns) -> str | None:
-    """Says that the first line of a CSV or TSV looks like a header, if nobody knows and its class has no other
-    example while another class has.
+    """Says that the first line of a CSV or TSV looks like a header read as an example: nobody said whether there
+    is one, its class has no other example, and another class has.
 
     Args:
         examples: of classes, as they were read from `path`.

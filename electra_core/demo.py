@@ -234,7 +234,7 @@ def introduction(place: torch.device, minutes: float, shipped: Path | None) -> l
 def _make_folder(out: Path, overwrite: bool) -> None:
     """Raises UserError if `out` holds anything and may not be overwritten; what a demo wrote is removed.
 
-    Nothing is, where anything else lies: then a `data` may be its owner's.
+    Nothing is removed if the folder holds anything else: a `data` there may be the user's own.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file")

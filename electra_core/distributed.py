@@ -99,7 +99,7 @@ class Ranks:
         return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)]).to(values.dtype)
 
     def merged(self, found: list[np.ndarray]) -> list[np.ndarray]:
-        """Of lists of equal length, one from each rank, place by place the array that is not empty; on rank 0."""
+        """Of lists of equal length, one from each rank, the non-empty array at each place; on rank 0."""
         if self.size == 1:
             return found
         lists: Any = [None] * self.size if self.first else None

@@ -28,7 +28,7 @@ _DISK_TROUBLE = {
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
-    """In words, that a disk takes nothing more; None for any other exception."""
+    """What to say of a disk that is full or over its quota; None for any other exception."""
     return _DISK_TROUBLE.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
@@ -70,7 +70,7 @@ def is_of_the_gpu(error: BaseException) -> bool:
 
 
 def _led_to(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, and those in whose course it was raised, the first one last."""
+    """The exception and those that caused it, back to the first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

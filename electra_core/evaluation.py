@@ -30,8 +30,7 @@ def evaluate(
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
 
     Each of `ranks` takes a stretch of the batches, and all get the same figures, which are those of one process.
-    What is said of a discriminator is over all tokens, and of `electra-15` over those that it is trained on, the
-    masked ones.
+    A discriminator's figures are over all tokens; of `electra-15` over the masked ones, which it is trained on.
     """
     electra.eval()
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)

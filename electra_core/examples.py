@@ -28,8 +28,8 @@ from electra_core.planning import Plan, collect_all, ragged
 from electra_core.slots import Slots, gather
 
 RULES = 2
-"""Version of the rules by which a corpus becomes examples; a run is not gone on with by others. By those of 1 a
-slot near a document's end could begin where too little text for a full example was left."""
+"""Version of the rules by which a corpus becomes examples; a run begun by other rules is not resumed. By those of
+version 1 a slot near a document's end could begin where too little text for a full example was left."""
 COINS = MOST_SENTENCES + 4  # a multiple of four: what a call of Philox gives
 _ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py has 3
 

@@ -197,8 +197,8 @@ def batch_order(
     Units are shuffled, sorted by length within pools of up to `POOL_BATCHES` batches (like lengths together: less
     work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
 
-    What does not fill a batch is one all the same, at a random place of its pool, so of any lengths; whoever takes
-    means over batches has to weigh it (`finetune_steps`). Token budgets are filled evenly, but units stay whole.
+    What is left over is a smaller batch, at a random place of its pool, so of any lengths; a mean over batches has
+    to weigh it (`finetune_steps`). Token budgets are filled evenly, but units stay whole.
 
     Args:
         batch_size: units per batch, unless `tokens_per_batch` (> 0) cuts by tokens instead.

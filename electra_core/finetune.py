@@ -109,7 +109,7 @@ def finetune(
         task: what to learn; its labels may be empty.
         train, dev: files as the task reads them, or the rows of one: dicts (also a table of pandas). Without
             `dev`, a tenth of the training data is held out.
-        out: must not exist, be empty, or be there to be gone on with (`resume`) or written into (`overwrite`).
+        out: must not exist, be empty, or hold what is to be resumed (`resume`) or overwritten (`overwrite`).
         say: takes lines for the user, `print` for instance; else they go to the logger "electra_core", of which
             Python by itself shows warnings.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.

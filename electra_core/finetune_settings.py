@@ -11,7 +11,7 @@ from electra_core.errors import UserError
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How a model is fine-tuned; 0, or a negative number where 0 means something, is the recipe's value."""
+    """How a model is fine-tuned; 0 is the recipe's value, or a negative number where 0 is a setting of its own."""
 
     epochs: float = 3.0
     """Passes over the training data."""

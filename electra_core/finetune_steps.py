@@ -98,7 +98,7 @@ def take_steps(
 
 
 def _full_step(settings: FinetuneSettings, plan: Sequence[Sequence[np.ndarray]]) -> int:
-    """How many units a step has that is filled; 0 where batches are cut by tokens, and none is to be filled."""
+    """Units of a full step; 0 where batches are cut by tokens, so that no step counts as full."""
     return 0 if settings.tokens_per_batch else max(sum(len(units) for units in batches) for batches in plan)
 
 

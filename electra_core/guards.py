@@ -80,7 +80,7 @@ def with_postmortem(
 ) -> Generator[Result, None, None]:
     """`steps` (`training_steps`), and where they diverge, `file` with the post-mortem.
 
-    So it does where whoever takes the steps throws `Diverged`.
+    The same happens where the caller of the steps throws `Diverged` into them.
 
     Args:
         batch_size: sequences in a step: `file` names the examples of the batch by their indices in the run.

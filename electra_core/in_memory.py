@@ -50,7 +50,7 @@ IN_PYTHON = {
 def as_files(
     say: Callable[[str], None], asked: Columns | None = None, **data: str | Path | Rows | None
 ) -> Iterator[tuple[dict[str, Any], Callable[[str], None]]]:
-    """Paths as they are, and what is in memory as files that are there inside.
+    """Paths as they are, and rows in memory as temporary files, which exist inside the context.
 
     Args:
         say: takes lines for the user.

@@ -126,7 +126,7 @@ def _tensorboard_writer(folder: Path, first_step: int) -> Any:
 
 
 def _wandb_run(folder: Path, project: str, first_step: int) -> Any:
-    """The run of Weights & Biases; for one that is gone on with the same, which is known by its id alone."""
+    """The run of Weights & Biases; a resumed one goes on in the same, which is known by its id alone."""
     try:
         import wandb
     except ImportError:

@@ -51,7 +51,7 @@ def partial_folder(target: Path, journal: str = "") -> Iterator[Path]:
     """As `new_folder`, for hours of work: a writer that is killed leaves its folder to the next one of `target`.
 
     The folder, `.NAME.partial`, is new or what was left, in whatever state: who fills it keeps a journal. After an
-    exception nothing is left, as with `new_folder`; after Ctrl-C what is there stays, if it can be gone on with.
+    exception nothing is left, as with `new_folder`; after Ctrl-C what is there stays, if it can be resumed.
 
     Args:
         journal: name of the file that is in the folder from when on it can.

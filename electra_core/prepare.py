@@ -2,7 +2,7 @@
 
 The text is read as a stream: once to draw the sample a vocabulary is learnt from (not with a given tokenizer),
 once to be encoded. Everything is written to a folder beside the target, which takes its place at the very end; a
-killed run is gone on with (`journal.py`).
+killed run is resumed (`journal.py`).
 
 On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `merge.merge`.
 """
@@ -70,7 +70,7 @@ def prepare(
 ) -> Manifest:
     """Turns text files into a corpus under `out_dir`.
 
-    What was made by the same call before is left as it is; what a killed or interrupted one left is gone on with
+    What was made by the same call before is left as it is; what a killed or interrupted one left is resumed
     (not from standard input). Files are known again by name, size and their first and last 64 KiB.
 
     Args:

@@ -175,7 +175,7 @@ def start_record(start_from: Pair) -> dict[str, list[str]]:
 
 
 def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
-    """Looks whether a checkpoint's run started from `start_from`. Nothing given asks for nothing, and goes on.
+    """Looks whether a checkpoint's run started from `start_from`; where none is given, the run resumes as it is.
 
     The weights decide, as both folders may have been moved; where there are none (any longer), the name does.
 

@@ -1,7 +1,7 @@
 """One step, and a loop around it: what pre-training and fine-tuning share.
 
 `training_steps` is a generator: it does an optimizer step and hands its figures to the caller, whose own
-loop logs, evaluates and saves. There are no callbacks and no trainer object; a run is read top to bottom
+loop logs, evaluates and saves. There is no trainer object; a run is read top to bottom
 in `pretrain.py` and `finetune.py`.
 
 It is the loop to read, and not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs

@@ -239,7 +239,7 @@ def test_what_an_earlier_version_finished_is_finished(model, data, tmp_path):
 
 
 def test_a_version_with_other_batches_is_told(model, data, stopped, tmp_path, monkeypatch):
-    """What it has begun is not gone on with; what it has finished is finished, though it told data otherwise."""
+    """What it has begun is not resumed; what it has finished is finished, though it told data otherwise."""
     report = train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1))
     monkeypatch.setattr(finetune_folder, "BATCH_RULES", 3)
     with pytest.raises(
