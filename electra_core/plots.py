@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -161,12 +162,8 @@ def dot_plot(
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value; the mean of the two middle ones if their number is even; NaN of nothing."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    if not ordered:
-        return math.nan
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    """`statistics.median`, and NaN of nothing."""
+    return statistics.median(values) if values else math.nan
 
 
 def _dot_row(row: Dots, axis: Axis, rules: Sequence[Rule]) -> str:

@@ -37,11 +37,6 @@ class WeightFiles:
     def __init__(self, directory: Path, shapes: dict[str, tuple[int, ...]]):
         self.directory, self.shapes = directory, shapes
 
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self.shapes)
-
     def copy_to(self, name: str, target: Tensor) -> None:
         """Copies tensor `name` into `target`, which has its shape, converting to its dtype."""
         raise NotImplementedError
