@@ -16,7 +16,8 @@ from electra_core.classify import softmax
 from electra_core.columns import TEXT_NAMES, Columns, id_of, names_of, table
 from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
-from electra_core.labelled import BadRows, Ids, checked, label_text, row_id, text_cell
+from electra_core.label_cells import label_text
+from electra_core.labelled import BadRows, Ids, checked, row_id, text_cell
 from electra_core.row_files import Row, text_problem
 from electra_core.tasks import MultipleChoice, choice_loss
 from electra_core.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from electra_core.columns import Columns, may_be_header
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
-from electra_core.labelled import BadRows, TextExample, labels_as_texts, read_texts
+from electra_core.label_cells import labels_as_texts
+from electra_core.labelled import BadRows, TextExample, read_texts
 from electra_core.metrics import classification_metrics, regression_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _TextTask(Task):
+class TextTask(Task):
     """What classification and regression share: texts in, one sequence each."""
 
     columns: Columns = field(default_factory=Columns)
@@ -44,6 +45,8 @@ class _TextTask(Task):
     """Whether it was trained on pairs, without which it is of no use; None: not known, both are read."""
 
     model_class: ClassVar = SequenceClassifier
+    several: ClassVar[bool] = False
+    """Whether a text may have any number of labels."""
 
     def __post_init__(self) -> None:
         if self.truncate not in TRUNCATIONS:
@@ -55,7 +58,7 @@ class _TextTask(Task):
         firsts = tokenizer.encode_each(example.text for example in examples)
         seconds = tokenizer.encode_each(e.pair for e in examples if e.pair is not None)
         for index, (example, first) in enumerate(zip(examples, firsts)):
-            target = None if example.label is None else self._target(example.label)
+            target = self._target(example)
             if example.pair is None:
                 kept = truncate(first, self.max_length - 2, self.truncate)
                 features.truncated += len(kept) < len(first)
@@ -72,7 +75,7 @@ class _TextTask(Task):
     def _read(self, path: Path | str, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
         """Examples as the file has them; a pair for a task of single texts, or the other way round, is bad."""
         pairs = True if self.pairs is None and self.columns.pair is not None else self.pairs
-        for example in read_texts(path, self.columns, bad, labelled=labelled):
+        for example in read_texts(path, self.columns, bad, labelled=labelled, several=self.several):
             if pairs is None or pairs == (example.pair is not None):
                 yield example
             elif pairs:
@@ -107,8 +110,8 @@ class _TextTask(Task):
         return bool(self.pairs) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
     @abstractmethod
-    def _target(self, label: str) -> Any:
-        """What the loss wants for a label as written in the file."""
+    def _target(self, example: TextExample) -> Any:
+        """What the loss wants for an example's label as it was read; None where it has none."""
 
 
 WHOLE = re.compile(r"-?\d+\.0+")
@@ -122,7 +125,7 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Classify(_TextTask):
+class Classify(TextTask):
     """One of several classes for a text or a pair."""
 
     kind: ClassVar[str] = "classify"
@@ -142,15 +145,13 @@ class Classify(_TextTask):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
-        shown = {**{label: label for label in self.labels}, **dict(self.label_names)}
-        same = {_value(written): label for written, label in shown.items() if _value(written) is not None}
+        shown = as_shown({**{label: label for label in self.labels}, **dict(self.label_names)})
         examples: Iterable[TextExample] = self._read(path, bad, labelled)
         if labelled and not self.labels:
             examples = _without_fractions(list(examples))
         for example in examples:
-            if example.label is not None:  # pandas writes 1 as 1.0 where a row has no label
-                label = shown.get(example.label) or same.get(_value(example.label), example.label)
-                example = replace(example, label=label)
+            if example.label is not None:
+                example = replace(example, label=shown(example.label))
                 if labelled and self.labels and example.label not in self.labels:
                     known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
                     bad.add(example.place, f"the label does not occur in training ({example.label!r}; {known})")
@@ -162,7 +163,7 @@ class Classify(_TextTask):
         task = replace(self, pairs=any(example.pair is not None for example in examples))
         if self.labels:
             return task
-        labels = sorted({e.label for e in examples if e.label is not None}, key=_label_order)
+        labels = sorted({e.label for e in examples if e.label is not None}, key=label_order)
         if len(labels) < 2:
             raise UserError(f"every training example has the label {labels[0]!r}; there is nothing to learn")
         return replace(task, labels=tuple(labels))
@@ -173,8 +174,8 @@ class Classify(_TextTask):
         weights = len(examples) / (len(self.labels) * np.maximum(counts, 1))
         return replace(self, class_weights=tuple(weights.tolist()))
 
-    def _target(self, label: str) -> int | None:
-        return self.labels.index(label) if label in self.labels else None
+    def _target(self, example: TextExample) -> int | None:
+        return self.labels.index(example.label) if example.label in self.labels else None
 
     def loss(self, logits_NC: Tensor, batch: TaskBatch) -> Tensor:
         """Cross-entropy."""
@@ -206,7 +207,7 @@ class Classify(_TextTask):
 
 
 @dataclass(frozen=True)
-class Regress(_TextTask):
+class Regress(TextTask):
     """A number for a text or a pair. The model learns (number - offset) / scale."""
 
     kind: ClassVar[str] = "regress"
@@ -246,8 +247,8 @@ class Regress(_TextTask):
             raise UserError(f"the labels are too large to learn from (up to {max(values, key=abs):g})")
         return replace(task, offset=mean, scale=deviation)
 
-    def _target(self, label: str) -> float:
-        return (float(label) - self.offset) / self.scale
+    def _target(self, example: TextExample) -> float | None:
+        return None if example.label is None else (float(example.label) - self.offset) / self.scale
 
     def loss(self, logits_N1: Tensor, batch: TaskBatch) -> Tensor:
         """Mean squared error of the scaled values."""
@@ -299,6 +300,13 @@ def _value(text: str) -> float | None:
     return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
 
 
+def as_shown(names: Mapping[str, str]) -> Callable[[str], str]:
+    """What a label of a file is called: by `names` (as written -> as shown), also where it is a number in another
+    form, as pandas writes 1 as 1.0 where a row has no label; else as it is written."""
+    same = {_value(written): label for written, label in names.items() if _value(written) is not None}
+    return lambda written: names.get(written) or same.get(_value(written), written)
+
+
 def _without_fractions(examples: list[TextExample]) -> list[TextExample]:
     """1.0 becomes 1 if all labels are written like that, as pandas writes whole numbers where one is missing."""
     if not all(WHOLE.fullmatch(example.label or "") for example in examples):
@@ -306,7 +314,7 @@ def _without_fractions(examples: list[TextExample]) -> list[TextExample]:
     return [replace(example, label=(example.label or "").partition(".")[0]) for example in examples]
 
 
-def _label_order(label: str) -> tuple[float, str]:
+def label_order(label: str) -> tuple[float, str]:
     """Numbers by their value, then words by the alphabet."""
     value = _number(label)
     return (float("inf") if value is None else value, label)

@@ -53,6 +53,23 @@ class Columns:
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
     encoding: str | None = None
     """Of a CSV or TSV, and of a folder's texts, as Python names it ("cp1252"). None: UTF-8."""
+    labels: tuple[str, ...] | None = None
+    """Of texts with any number of labels: the columns that hold 0 or 1, one for each label, instead of `label`."""
+    separator: str | None = None
+    """Of such texts: what stands between the labels of a cell (`label_cells.SEPARATOR` if None)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.labels, str) or (self.labels is not None and not self.labels):
+            raise ValueError(
+                f"labels: expected names of columns, such as ('toxic', 'threat'), got {self.labels!r}"
+            )
+        if self.labels is not None and self.label is not None:
+            raise ValueError(
+                "labels: the labels' own columns, or the one column that holds them (label), not both"
+            )
+        if self.separator == "":
+            raise ValueError("separator: expected at least one character, got ''")
+        object.__setattr__(self, "labels", None if self.labels is None else tuple(dict.fromkeys(self.labels)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class TrainedColumns(Columns):
     """What the training file's columns were called. Another file may have the usual names instead."""
 
     asked: frozenset[str] = frozenset()
-    """The roles (text, pair, label) that were named for this very file."""
+    """The roles (text, pair, label, labels) that were named for this very file."""
     instead_of: tuple[str, ...] = ()
     """The training file's names for those: in the first line of a file, they tell a header."""
     form: str = ""
@@ -70,16 +87,20 @@ class TrainedColumns(Columns):
 NO_COLUMN = "none"
 ROLE_FLAGS = {"text": "--text-column", "pair": "--text-pair-column", "label": "--label-column"}
 ALL_FLAGS = {**ROLE_FLAGS, "id": "--id-column"}
+LABEL_COLUMNS_FLAG = "--label-columns"
 
 
 def with_given(columns: Columns, given: Columns) -> Columns:
     """`columns` with what `given` names instead."""
-    return replace(columns, **{role: value for role, value in vars(given).items() if value is not None})
+    changes = {role: value for role, value in vars(given).items() if value is not None}
+    if {"label", "labels"} & changes.keys():  # they stand in one column or in several
+        changes = {"label": None, "labels": None, **changes}
+    return replace(columns, **changes)
 
 
 def for_another_file(columns: Columns, given: Columns, form: str = "") -> TrainedColumns:
     """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
-    asked = frozenset(role for role in ALL_FLAGS if getattr(given, role) is not None)
+    asked = frozenset(role for role in (*ALL_FLAGS, "labels") if getattr(given, role) is not None)
     replaced = itertools.chain(*(alternatives(getattr(columns, role)) for role in sorted(asked)))
     names = tuple(name for name in replaced if not name.isdecimal() and name != NO_COLUMN)
     columns = with_given(replace(columns, encoding=None), given)
@@ -126,6 +147,8 @@ class Found:
     id: str | None
     present: tuple[str, ...] = ()
     """All that it has."""
+    labels: tuple[str, ...] = ()
+    """Those of 0 and 1, one for each label."""
 
     def named(self, columns: Columns) -> Columns:
         """`columns` with what was found where they name nothing: so another file is read as this one was."""
@@ -134,14 +157,16 @@ class Found:
 
     def passed_over(self, usual: Sequence[str]) -> list[str]:
         """The columns with one of the usual names that hold nothing that is read."""
-        taken = (self.text, self.pair, self.label, self.id)
+        taken = (self.text, self.pair, self.label, self.id, *self.labels)
         return [name for name in _called(self.present, usual) if name not in taken]
 
 
 def table(path: Path, columns: Columns) -> Iterator[Row]:
     """The file's rows, its header (if it has one) found with the help of the wanted columns."""
     given = [
-        name for role in (columns.text, columns.pair, columns.label, columns.id) for name in alternatives(role)
+        name
+        for role in (columns.text, columns.pair, columns.label, columns.labels, columns.id)
+        for name in alternatives(role)
     ]
     given = [name for name in given if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
@@ -158,8 +183,13 @@ def may_be_header(path: Path, line: int, columns: Columns) -> bool:
     return line == 1 and columns.header is None and format_of(path) in DELIMITERS
 
 
-def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: bool) -> Found:
+def find_columns(
+    path: Path, present: Sequence[str], wanted: Columns, labelled: bool, several: bool = False
+) -> Found:
     """The column for every role: those asked for, checked, and the usual names for the others.
+
+    Args:
+        several: whether a text may have any number of labels, which may have columns of their own.
 
     Raises:
         UserError: a column that is not there, or no way to tell which one holds the text or the label.
@@ -173,24 +203,40 @@ def find_columns(path: Path, present: Sequence[str], wanted: Columns, labelled: 
     if isinstance(wanted, TrainedColumns):
         wanted = _usual_instead(wanted, present)
     asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
+    own = _label_columns(path, present, wanted) if labelled and wanted.labels else ()
     names = {}
     for role, name in asked.items():
         optional = (role == "label" and not labelled) or (role == "id" and may_be_absent)
         if name is not None and (match := _present(path, present, wanted, role, optional)):
             names[role] = match
     if "text" not in names:
-        names = _guess_texts([name for name in present if name not in names.values()]) | names
-    for role, usual in (("label", LABEL_NAMES), ("id", ID_NAMES)):
-        free = [name for name in _called(present, usual) if name not in names.values()]
+        names = _guess_texts([name for name in present if name not in (*names.values(), *own)]) | names
+    for role, usual in (("label", () if own else LABEL_NAMES), ("id", ID_NAMES)):
+        free = [name for name in _called(present, usual) if name not in (*names.values(), *own)]
         if asked[role] is None and free:
             names[role] = free[0]
-    for role in ("text", "label") if labelled else ("text",):
+    for role in ("text", "label") if labelled and not own else ("text",):
         if role not in names:
+            or_own = f", or columns of 0 and 1, one for each label, with {LABEL_COLUMNS_FLAG}"
             raise UserError(
                 f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
-                f"name it with {ROLE_FLAGS[role]}{_or_no_header(path, wanted)}{_other_kind(path, present)}"
+                f"name it with {ROLE_FLAGS[role]}{or_own if several and role == 'label' else ''}"
+                f"{_or_no_header(path, wanted)}{_other_kind(path, present)}"
             )
-    return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present))
+    return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present), own)
+
+
+def _label_columns(path: Path, present: Sequence[str], wanted: Columns) -> tuple[str, ...]:
+    """The columns of 0 and 1; UserError if one is not there."""
+    labels = wanted.labels or ()
+    if missing := [name for name in labels if name not in present]:
+        several = len(missing) > 1
+        raise UserError(
+            f"{path}: there {'are no label columns' if several else 'is no label column'} "
+            f"{', '.join(map(repr, missing))}; the columns are {', '.join(present)}; {LABEL_COLUMNS_FLAG} names "
+            f"those of 0 and 1, {ROLE_FLAGS['label']} one that holds all labels{_other_kind(path, present)}"
+        )
+    return labels
 
 
 def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
@@ -211,6 +257,9 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
     labels = _called(present, LABEL_NAMES)
     if "label" in absent and len(labels) == 1:
         changes["label"] = labels[0]
+    own = wanted.labels if may_be_usual(wanted, "labels") else None
+    if own and {*own}.isdisjoint(present) and len(labels) == 1:
+        changes |= {"label": labels[0], "labels": None}
     return replace(wanted, **changes)
 
 

@@ -105,6 +105,8 @@ def training_flags(command: argparse.ArgumentParser) -> None:
 
 def inference_flags(command: argparse.ArgumentParser) -> None:
     """Of commands that run a fine-tuned model over a file."""
+    command.add_argument("--threshold", type=float, metavar="PROBABILITY",
+                         help="multilabel: from which a text has a label (default: the model's, 0.5)")  # fmt: skip
     command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
@@ -122,6 +124,12 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
     command.add_argument("--text-pair-column", metavar="COLUMN", help="second text, for pairs")
     if labelled:
         command.add_argument("--label-column", metavar="COLUMN", help="the label")
+        command.add_argument("--label-columns", metavar="COLUMN", nargs="+",
+                             help="multilabel: those of 0 and 1, one for each label, which is called as its "
+                                  "column")  # fmt: skip
+        command.add_argument("--label-separator", metavar="TEXT",
+                             help="multilabel: between the labels of a cell that is no list (default: a "
+                                  "comma)")  # fmt: skip
     command.add_argument("--encoding", help="of a CSV or TSV, or a folder's texts: cp1252 of most from Excel or "
                          "Windows (default: utf-8)")  # fmt: skip
     command.add_argument("--id-column", metavar="COLUMN", help="a row's id; none: its line is its id")
@@ -145,13 +153,24 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
         raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
     if options.encoding is not None and not os.path.isdir(file) and kind not in DELIMITERS:
         raise UserError(f"--encoding: no effect with {file}, which is neither CSV nor TSV: those are UTF-8")
+    label, labels, separator = (
+        getattr(options, name, None) for name in ("label_column", "label_columns", "label_separator")
+    )
+    if label is not None and labels is not None:
+        raise UserError("--label-column, --label-columns: the labels stand in one column or in several, not both")
+    if labels is not None and separator is not None:
+        raise UserError("--label-separator: no effect with --label-columns, which have one label each")
+    if separator == "":
+        raise UserError("--label-separator: expected at least one character, got ''")
     return Columns(
         text=options.text_column,
         pair=options.text_pair_column,
-        label=getattr(options, "label_column", None),
+        label=label,
         id=options.id_column,
         encoding=options.encoding,
         header=options.header,
+        labels=labels,
+        separator=separator,
     )
 
 

@@ -291,8 +291,8 @@ def _finetune_flags(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("--model", required=True, help=MODEL_HELP)
     command.add_argument("--task", required=True,
-                         help="classify, regress, tag, qa, choose; or a named one: cola, sst-2, mrpc, sts-b, qqp, "
-                              "mnli, qnli, rte, wnli, imdb, conll-2003, squad, squad-2")  # fmt: skip
+                         help="classify, multilabel, regress, tag, qa, choose; or a named one: cola, sst-2, mrpc, "
+                              "sts-b, qqp, mnli, qnli, rte, wnli, imdb, conll-2003, squad, squad-2")  # fmt: skip
     command.add_argument("--train", required=True,
                          help="CSV, TSV, JSONL, Parquet, CoNLL, SQuAD JSON, pos/neg folders; "
                               "for a named task also the data set's folder")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -178,7 +179,17 @@ def _predictor(options: Namespace, source: str) -> Any:
     columns = given_columns(options, source, form)
     predictor = load(options.model, device=options.device, precision=options.precision)
     predictor.task = for_reading(predictor.task, columns, form)
+    if options.threshold is not None:
+        predictor.task = _with_threshold(predictor.task, options.threshold)
     return predictor
+
+
+def _with_threshold(task: Any, threshold: float) -> Any:
+    if not hasattr(task, "threshold"):
+        raise UserError(f"--threshold: no effect with a model for {task.kind}; it is for multilabel")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold: expected a probability, 0 to 1, got {threshold:g}")
+    return dataclasses.replace(task, threshold=threshold)
 
 
 def _export_flags(commands: Any) -> None:

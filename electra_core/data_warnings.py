@@ -14,7 +14,7 @@ from typing import Any
 
 from electra_core.choices import ChoiceExample
 from electra_core.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
-from electra_core.labelled import TextExample
+from electra_core.labelled import MultiLabelExample, TextExample, labels_in
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import marks_spans
@@ -31,6 +31,8 @@ LONGEST_LABEL = 40
 """Characters of a label that are shown then."""
 WORDS_FOR_NONE = frozenset({"n/a", "na", "#n/a", "<na>", "none", "null", "nil", "missing"})
 """What programs write where a value is missing, in small letters. ("nan" is read as none.)"""
+SEPARATORS = (",", ";", "|", "/", "\t")
+"""What may stand between the labels of a cell. (Spaces stand inside of labels, too.)"""
 MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
 
@@ -51,8 +53,10 @@ def rows_and_columns(
     if found is None:
         return f"{rows}, labels by folder ({labels})"
     texts = f"text {found.text!r}" if found.pair is None else f"texts {found.text!r} and {found.pair!r}"
-    line = f"{rows}, {texts}, label {found.label!r} ({labels})"
-    for role, given, usual in (("label", asked.label, LABEL_NAMES), ("text", asked.text, TEXT_NAMES)):
+    what = "labels by column" if found.labels else f"label {found.label!r}"
+    line = f"{rows}, {texts}, {what} ({labels})"
+    named = found.labels or asked.label
+    for role, given, usual in (("label", named, LABEL_NAMES), ("text", asked.text, TEXT_NAMES)):
         if given is None and (others := found.passed_over(usual)):
             called = f"column{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}"
             line += f"; not taken for the {role}: {called} (--{role}-column)"
@@ -60,11 +64,14 @@ def rows_and_columns(
 
 
 def _classes(examples: Sequence[TextExample]) -> str:
-    counts = Counter(str(example.label) for example in examples)
+    counts = Counter(label for example in examples for label in labels_in(example))
     shown = ", ".join(
         f"{' '.join(label.split())[:LONGEST_LABEL]} {count:,}" for label, count in counts.most_common(SHOWN_LABELS)
     )
-    return shown + (f", and {len(counts) - SHOWN_LABELS:,} others" if len(counts) > SHOWN_LABELS else "")
+    if len(counts) > SHOWN_LABELS:
+        shown += f", and {len(counts) - SHOWN_LABELS:,} others"
+    without = sum(not labels_in(example) for example in examples)
+    return f"{shown}{'; ' * bool(shown)}{without:,} without a label" if without else shown
 
 
 def _range(examples: Sequence[TextExample]) -> str:
@@ -120,38 +127,75 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
     first = examples[0]
     if not may_be_header(Path(path), first.line, columns):
         return None
-    counts = Counter(example.label for example in examples)
-    if counts[first.label] > 1 or max(counts.values()) == 1:
+    counts = Counter(label for example in examples for label in labels_in(example))
+    own = labels_in(first)
+    if not own or any(counts[label] > 1 for label in own) or max(counts.values()) == 1:
         return None
     return (
-        f"{path}:1: was read as an example, but looks like a header: no other has the label {first.label!r} "
+        f"{path}:1: was read as an example, but looks like a header: no other has the label {own[0]!r} "
         "(--header leaves it out, --no-header says that it is none)"
     )
 
 
 def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | None:
     """Says that most labels occur once, if they are many: numbers, or another column than that of the classes."""
-    counts = Counter(example.label for example in examples)
+    counts = Counter(label for example in examples for label in labels_in(example))
     alone = sum(count == 1 for count in counts.values())
     if len(counts) < MANY_LABELS or alone <= len(counts) / 2:
         return None
     return (
         f"{path}: {alone:,} of the {len(counts):,} labels have one example each; are they classes? "
-        "(--label-column names another column, --task regress learns numbers)"
+        f"(--label-column names another column, {_instead(examples[0])})"
     )
+
+
+def _instead(example: TextExample) -> str:
+    """What else labels may be that occur once each."""
+    if isinstance(example, MultiLabelExample):
+        return "--label-separator says what stands between the labels of a cell"
+    return "--task regress learns numbers, --task multilabel reads several labels in a cell"
+
+
+def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str | None:
+    """Says that no text has more than one label, but that labels hold what may stand between two."""
+    if any(len(labels_in(example)) > 1 for example in examples):
+        return None
+    labels = {label for example in examples for label in labels_in(example)}
+    held = {mark: sum(mark in label for label in labels) for mark in SEPARATORS}
+    mark = max(held, key=held.__getitem__)
+    if not held[mark]:
+        return None
+    holds = f"{held[mark]:,} of the {len(labels):,} labels hold {mark!r}"
+    return f"{path}: no text has more than one label, but {holds}; is it a separator? (--label-separator {mark!r})"
+
+
+def labels_of_several(path: str | Path, labels: Sequence[str]) -> str | None:
+    """Says that a class is made of the names of others, as cells with several labels are."""
+    for label in labels:
+        for mark in SEPARATORS:
+            parts = [part.strip() for part in label.split(mark)]
+            if len(parts) > 1 and {*parts} <= {*labels}:
+                return (
+                    f"{path}: the label {label!r} is made of others, and learned as a class of its own "
+                    "(--task multilabel gives a text several labels)"
+                )
+    return None
 
 
 def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | None:
     """Says that a label is a word for a missing one."""
-    counts = Counter(example.label for example in examples if (example.label or "").casefold() in WORDS_FOR_NONE)
+    every = (label for example in examples for label in labels_in(example))
+    counts = Counter(label for label in every if label.casefold() in WORDS_FOR_NONE)
     if not counts:
         return None
     labels = " or ".join(repr(label) for label, _ in counts.most_common())
     have = "examples have" if counts.total() > 1 else "example has"
-    return (
-        f"{path}: {counts.total():,} {have} the label {labels}, learned as a class; is it a missing one? "
-        "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
-    )
+    if isinstance(examples[0], MultiLabelExample):
+        told = "learned as a label; does it mean none? (a cell that is empty does)"
+    else:
+        told = "learned as a class; is it a missing one? "
+        told += "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
+    return f"{path}: {counts.total():,} {have} the label {labels}, {told}"
 
 
 def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
@@ -171,7 +215,7 @@ def unseen_labels(
 ) -> Iterator[str]:
     """Says which labels cannot be learned, and which cannot be judged, as no example has them."""
     for name, examples, so in (("training", train, "cannot be learned"), ("dev", dev, "nothing judges it")):
-        seen = {example.label for example in examples}
+        seen = {label for example in examples for label in labels_in(example)}
         if missing := [label for label in labels if label not in seen]:
             more = f" and {len(missing) - SHOWN_LABELS:,} others" if len(missing) > SHOWN_LABELS else ""
             shown = f"{', '.join(map(repr, missing[:SHOWN_LABELS]))}{more}"

@@ -20,6 +20,7 @@ from electra_kernels.rng import fold
 
 from electra_core.data_warnings import input_of
 from electra_core.errors import UserError
+from electra_core.labelled import labels_in
 from electra_core.tagged_files import TaggedExample
 
 HELD_OUT = 0.1  # of the training data
@@ -36,7 +37,8 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
 
     Args:
         where: what complaints call the examples.
-        by_label: whether their labels are classes, of which each is to have its share on both sides.
+        by_label: whether their labels are classes, of which each is to have its share on both sides; of texts with
+            several labels, each set of labels.
 
     Raises:
         UserError: all have the same input.
@@ -52,7 +54,7 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
         raise UserError(f"{where}: {what} cannot be split; give a dev file")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
     in_order = [groups[key] for key in dict.fromkeys(inputs[index] for index in order)]
-    labels = [example.label if by_label else None for example in examples]
+    labels = [frozenset(labels_in(example)) if by_label else None for example in examples]
     chosen = _chosen([Counter(labels[index] for index in group) for group in in_order], Counter(labels))
     held_out = {index for place in chosen for index in in_order[place]} or {*min(in_order, key=len)}
     parts: tuple[list[Any], list[Any]] = [], []

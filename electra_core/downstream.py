@@ -33,7 +33,7 @@ class Task(ABC):
     """Examples are of the task's own type (`TextExample`, `TaggedExample`, ...), predictions JSON-ready dicts."""
 
     kind: ClassVar[str]
-    """Its name on the command line: classify, regress, tag, qa, choose."""
+    """Its name on the command line: classify, multilabel, regress, tag, qa, choose."""
     model_class: ClassVar[type[TaskModel]]
     """The model that solves it."""
     labels: tuple[str, ...]

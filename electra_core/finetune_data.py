@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from electra_kernels.rng import fold
 
-from electra_core.classify import Classify, Regress
+from electra_core.classify import Classify, TextTask
 from electra_core.config import EncoderConfig
 from electra_core.data_warnings import (
     copies,
@@ -18,6 +18,8 @@ from electra_core.data_warnings import (
     labels_alike,
     labels_of_none,
     labels_of_one,
+    labels_of_several,
+    labels_uncut,
     many_cut,
     rows_and_columns,
     unknown_words,
@@ -30,7 +32,8 @@ from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
-from electra_core.metrics import OF_CLASSES, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
+from electra_core.metrics import OF_CLASSES, OF_LABEL_SETS, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
+from electra_core.multilabel import MultiLabel
 from electra_core.tagging import Tag, marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -76,12 +79,13 @@ def read_data(
     """
     read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
     examples, skipped = read, [bad]
-    if isinstance(task, Classify | Regress):
-        say(rows_and_columns(train, read, task.columns, bad.found, classes=isinstance(task, Classify)))
+    has_labels = isinstance(task, Classify | MultiLabel)
+    if isinstance(task, TextTask):
+        say(rows_and_columns(train, read, task.columns, bad.found, classes=has_labels))
         if bad.found is not None:  # other files are to be read by the same names, whatever else they have
             task = replace(task, columns=bad.found.named(task.columns))
     if dev is None:
-        examples, dev_examples = split(read, train, by_label=isinstance(task, Classify))
+        examples, dev_examples = split(read, train, by_label=has_labels)
         task = _fitted(task, examples + dev_examples, train)
     else:
         task = _fitted(task, examples, train)
@@ -91,7 +95,8 @@ def read_data(
         task = _chosen_by(task, settings.metric)
     if settings.class_weights:
         if not isinstance(task, Classify):
-            raise UserError(f"class_weights: only for classification, the task is {task.kind}")
+            instead = "; of rare labels a lower --threshold finds more" if isinstance(task, MultiLabel) else ""
+            raise UserError(f"class_weights: only for classification, the task is {task.kind}{instead}")
         task = task.balanced(examples)
     for bad in skipped:
         if bad.count:
@@ -99,7 +104,7 @@ def read_data(
     odd = _odd(task, train, read)
     if dev is not None:
         odd.append(copies(examples, dev_examples))
-    if isinstance(task, Classify) and not any(odd):  # which would be why
+    if has_labels and not any(odd):  # which would be why
         odd += unseen_labels(task.labels, examples, dev_examples)
     for warning in odd:
         if warning:
@@ -109,8 +114,12 @@ def read_data(
 
 def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
     """What is odd about the training data."""
-    if isinstance(task, Classify):
+    if isinstance(task, MultiLabel) and task.columns.labels:
+        return []
+    if isinstance(task, Classify | MultiLabel):
+        several = isinstance(task, MultiLabel)
         return [
+            labels_uncut(train, read) if several else labels_of_several(train, task.labels),
             header_as_example(train, read, task.columns),
             labels_of_one(train, read),
             labels_alike(train, task.labels),
@@ -126,6 +135,7 @@ def _chosen_by(task: Task, metric: str) -> Task:
     of_classes = OF_CLASSES + (OF_TWO_CLASSES if len(task.labels) == 2 else ())
     figures = {
         "classify": of_classes,
+        "multilabel": OF_LABEL_SETS,
         "regress": OF_NUMBERS,
         "tag": OF_SPANS if marks_spans(task.labels) else of_classes,
         "qa": ("exact_match", "f1"),

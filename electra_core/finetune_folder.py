@@ -27,6 +27,7 @@ import torch
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.checkpoint_files import remove_checkpoints
+from electra_core.columns import Columns
 from electra_core.distributed import Ranks
 from electra_core.downstream import Task
 from electra_core.errors import UserError
@@ -160,9 +161,11 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
 def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
     """What differs between two identities, in words; "" if nothing does.
 
-    A setting that an earlier version did not have was at its default there.
+    A setting, or a role of columns, that an earlier version did not have was at its default there.
     """
     was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
+    if columns := was.get("task", {}).get("columns"):
+        was["task"] = {**was["task"], "columns": {**asdict(Columns()), **columns}}
     return "; ".join(
         f"{name} is another one" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"

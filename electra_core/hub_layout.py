@@ -43,6 +43,9 @@ HEADS = (
     "qa_outputs.", "sequence_summary.",
 )  # fmt: skip
 
+MULTI_LABEL = "multi_label_classification"
+"""What config.json calls the problem where a text may have any number of labels."""
+
 # What ElectraConfig of `transformers` takes a missing field for (its model is "small").
 HUB_DEFAULTS = EncoderConfig(
     embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
@@ -132,7 +135,9 @@ def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     if labels := getattr(model, "labels", ()):
         fields["id2label"] = {str(index): label for index, label in enumerate(labels)}
         fields["label2id"] = {label: index for index, label in enumerate(labels)}
-    if isinstance(model, SequenceClassifier) and len(labels) == 1:
+    if isinstance(model, SequenceClassifier) and model.multi_label:
+        fields["problem_type"] = MULTI_LABEL
+    elif isinstance(model, SequenceClassifier) and len(labels) == 1:
         fields["problem_type"] = "regression"  # otherwise the Hub's pipelines put the number through a sigmoid
     return fields
 

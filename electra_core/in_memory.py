@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from electra_core.choices import ANSWER_NAMES, CHOICE_LISTS, CHOICE_TEXT_NAMES, ENDING
-from electra_core.columns import ALL_FLAGS, USUAL_NAMES, Columns, alternatives
+from electra_core.columns import ALL_FLAGS, LABEL_COLUMNS_FLAG, USUAL_NAMES, Columns, alternatives
 from electra_core.errors import UserError
 from electra_core.squad_files import ONE_ANSWER
 from electra_core.tagged_files import TAG_LISTS, WORD_LISTS
@@ -41,6 +41,9 @@ IN_PYTHON = {
     "--id-column none": 'Columns(id="none")',
     "--skip-bad-rows": "skip_bad_rows=True",
     "--encoding cp1252": 'Columns(encoding="cp1252")',
+    "--task multilabel": "MultiLabel()",
+    "--label-separator": "Columns(separator=...)",
+    LABEL_COLUMNS_FLAG: "Columns(labels=...)",  # before --label-column, with which it begins
     **{flag: f"Columns({role}=...)" for role, flag in ALL_FLAGS.items()},
 }
 """What a message's flags are called where there is no command line."""
@@ -119,7 +122,7 @@ def _written(rows: Rows, name: str, folder: Path, asked: Columns | None) -> Path
 
 def _may_be_read(column: str, place: int, asked: Columns | None) -> bool:
     """Whether a task may look into a column: it has a usual name, or was named, perhaps by its number from 1."""
-    roles = () if asked is None else (asked.text, asked.pair, asked.label, asked.id)
+    roles = () if asked is None else (asked.text, asked.pair, asked.label, asked.labels, asked.id)
     named = {name for role in roles for name in alternatives(role)}
     return column in named or str(place) in named or column.lower() in READ or bool(ENDING.fullmatch(column))
 

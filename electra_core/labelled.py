@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
+from electra_core.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
 from electra_core.row_files import OTHER_ENCODING, Row, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
@@ -47,6 +47,21 @@ class TextExample:
     def place(self) -> int | str:
         """Where it stands in what was read: its line, or its file."""
         return self.line or f"{self.id}.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class MultiLabelExample(TextExample):
+    """One text, or a pair, with any number of labels, each once."""
+
+    labels: tuple[str, ...] | None = None
+    """None where they are not known."""
+
+
+def labels_in(example: TextExample) -> tuple[str, ...]:
+    """The labels of an example; the one that it has where there is only one."""
+    if isinstance(example, MultiLabelExample):
+        return example.labels or ()
+    return () if example.label is None else (example.label,)
 
 
 class BadRows:
@@ -140,7 +155,12 @@ def row_id(row: Row, column: str | None) -> str:
 
 
 def read_texts(
-    path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
+    path: Path | str,
+    columns: Columns | None = None,
+    bad: BadRows | None = None,
+    *,
+    labelled: bool = True,
+    several: bool = False,
 ) -> Iterator[TextExample]:
     """Texts or pairs of texts, in the file's order.
 
@@ -148,6 +168,8 @@ def read_texts(
         path: a file, or a folder with one sub-folder of .txt files per label; without labels, of .txt files.
         bad: takes rows that cannot be used; without it they raise at the end of the file.
         labelled: whether a label is required in every row; if not, it is read where there is one.
+        several: whether a row may have any number of labels: the file's rows become `MultiLabelExample`, and where
+            labels are not required they are not read.
 
     Raises:
         UserError: file unreadable or empty, a column missing (the present ones are listed), bad rows.
@@ -157,7 +179,7 @@ def read_texts(
     if path.is_dir():
         examples = _read_folder(path, bad, labelled, columns.encoding)
     else:
-        examples = _read_text_rows(path, columns, bad, labelled)
+        examples = _read_text_rows(path, columns, bad, labelled, several)
     yield from checked(path, examples, bad)
 
 
@@ -177,7 +199,9 @@ def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
         raise UserError(f"{'standard input' if str(path) == '-' else path}: {why}{bad.way_out()}")
 
 
-def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
+def _read_text_rows(
+    path: Path, columns: Columns, bad: BadRows, labelled: bool, several: bool
+) -> Iterator[TextExample]:
     found: Found | None = None
     ids, rows = Ids(labelled, bad), table(path, columns)
     first = list(itertools.islice(rows, FIRST_ROWS))
@@ -187,14 +211,16 @@ def _read_text_rows(path: Path, columns: Columns, bad: BadRows, labelled: bool) 
             bad.add(row.line, row.problem)
             continue
         if found is None:
-            found = find_columns(path, present or list(row.cells), columns, labelled)
+            found = find_columns(path, present or list(row.cells), columns, labelled, several)
             if labelled and columns.id is None and _mostly_repeated(found.id, first):
                 log.warning(
                     "%s: the column %r is no row's id, as most repeat; --id-column names another", path, found.id
                 )
                 found = replace(found, id=None)
             bad.found = found
-        example, problem = _text_example(row, found, labelled)
+        example, problem = _text_example(row, found, labelled and not several)
+        if several and example is not None:
+            example, problem = _with_labels(example, row, found, labelled, columns.separator or SEPARATOR)
         problem = problem or (ids.problem(row.cells.get(found.id)) if found.id else "")
         if problem or example is None:
             bad.add(row.line, problem)
@@ -223,9 +249,29 @@ def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample
     return TextExample(row_id(row, columns.id), row.line, text, pair, label), ""
 
 
+def _with_labels(
+    example: TextExample, row: Row, columns: Found, labelled: bool, separator: str
+) -> tuple[TextExample | None, str]:
+    """The example with the row's labels, or None and why not."""
+    labels: tuple[str, ...] | None = None
+    if labelled:
+        if columns.labels:
+            labels, problem = labels_of_columns(row.cells, columns.labels)
+        elif columns.label in row.cells:
+            labels, problem = labels_of_cell(row.cells[columns.label], separator)
+        else:
+            problem = (
+                f"the label is missing (there is no {columns.label!r}; an empty list says that there is none)"
+            )
+        if problem:
+            return None, problem
+    return MultiLabelExample(example.id, example.line, example.text, example.pair, None, labels), ""
+
+
 def _label_problem(value: Any, label: str | None) -> str:
     if isinstance(value, (list, dict)):
-        return f"the label is a {type(value).__name__}, expected one text or number"
+        several = " (several labels a text: --task multilabel)" if isinstance(value, list) else ""
+        return f"the label is a {type(value).__name__}, expected one text or number{several}"
     return "the label is missing" if label is None else ""
 
 
@@ -238,38 +284,6 @@ def text_cell(row: Row, column: str) -> tuple[str, str]:
         return "", f"column {column!r} holds a {type(value).__name__}, expected a text"
     text = str(value).strip()
     return (text, text_problem(text)) if text else ("", f"the text is empty (column {column!r})")
-
-
-def label_text(value: Any) -> str | None:
-    """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None.
-
-    "1.0" and "True" of a CSV stay: all its labels together tell what they are (`classify.Classify.read`).
-    """
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() else repr(value)
-    text = "" if value is None else str(value).strip()
-    return None if text.lower() in ("", "nan") else text
-
-
-def labels_as_texts(labels: Any) -> tuple[str, ...]:
-    """A task's labels, which may be given as numbers.
-
-    Raises:
-        ValueError: no sequence of labels, or one in it that is none.
-    """
-    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
-        raise ValueError(f"labels: expected several, such as ('no', 'yes'), got {labels!r:.80}")
-    texts = []
-    for label in labels:
-        text = label if isinstance(label, str) else label_text(label) if hasattr(label, "__index__") else None
-        if text is None:
-            raise ValueError(f"labels: expected texts or whole numbers, got {label!r:.80}")
-        texts.append(text)
-    return tuple(texts)
 
 
 def _read_folder(path: Path, bad: BadRows, labelled: bool, encoding: str | None) -> Iterator[TextExample]:

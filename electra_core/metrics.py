@@ -14,6 +14,7 @@ from electra_core.errors import UserError
 
 CALIBRATION_BINS = 10
 OF_CLASSES, OF_TWO_CLASSES = ("accuracy", "mcc", "macro_f1"), ("f1", "acc_and_f1")
+OF_LABEL_SETS = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
 OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
@@ -47,7 +48,7 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_l
 
 
 def per_class_metrics(
-    truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]
+    truth: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """For each class: label, precision, recall, f1, support (how often it is the truth)."""
     from sklearn.metrics import precision_recall_fscore_support
@@ -57,6 +58,55 @@ def per_class_metrics(
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for label, p, r, f, s in zip(labels, *columns)
     ]
+
+
+def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """mean_average_precision (of labels that occur), micro_f1, macro_f1 (of all), subset_accuracy.
+
+    Args:
+        truth, predicted: [N, C], 0 or 1, at least one row.
+        scores: [N, C], the more the likelier; the first figure is of their order alone.
+    """
+    from sklearn.metrics import average_precision_score
+
+    occurring, scores = truth.any(axis=0), np.nan_to_num(scores)  # NaN: of a model that has diverged
+    precision = (
+        average_precision_score(truth[:, occurring], scores[:, occurring], average="macro")
+        if occurring.any()
+        else 0.0
+    )
+    per_label = per_label_metrics(truth, predicted, list(map(str, range(truth.shape[1]))))
+    return {
+        "mean_average_precision": float(precision),
+        "micro_f1": multilabel_f1(truth, predicted)["f1"],
+        "macro_f1": float(np.mean([row["f1"] for row in per_label])),
+        "subset_accuracy": float((truth == predicted).all(axis=1).mean()),
+    }
+
+
+def multilabel_f1(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """precision, recall, f1 over all pairs of example and label (scikit-learn's average "micro").
+
+    Args:
+        truth, predicted: [N, C], 0 or 1.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    figures = precision_recall_fscore_support(
+        truth.ravel(), predicted.ravel(), average="binary", zero_division=0.0
+    )
+    return {name: float(value) for name, value in zip(("precision", "recall", "f1"), figures)}
+
+
+def per_label_metrics(truth: np.ndarray, predicted: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """For each label: label, precision, recall, f1, support (how many examples have it).
+
+    Args:
+        truth, predicted: [N, C], 0 or 1.
+    """
+    # With a column more, which is not asked for, a single label is not taken for two classes.
+    right, got = (np.pad(marks, ((0, 0), (0, 1))) for marks in (truth, predicted))
+    return per_class_metrics(right, got, labels)
 
 
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> list[list[int]]:

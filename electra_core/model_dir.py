@@ -36,6 +36,7 @@ from electra_core.encoder import DisentangledEmbeddings
 from electra_core.errors import UserError
 from electra_core.hub_layout import (
     HEADS,
+    MULTI_LABEL,
     architecture,
     hub_names,
     hub_tensors,
@@ -233,6 +234,8 @@ def _head_options(
                 raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
     elif not issubclass(kind, tasks.QuestionAnswerer):
         options["labels"] = read_labels(raw, where) if labels is None else labels
+    if issubclass(kind, tasks.SequenceClassifier) and labels is None:
+        options["multi_label"] = raw.get("problem_type") == MULTI_LABEL
     dropout = options["classifier_dropout"]
     if dropout is not None and not (type(dropout) in (int, float) and 0 <= dropout < 1):
         raise UserError(f"{where}: dropout of the head expects a number in [0, 1), got {dropout!r}")

@@ -18,6 +18,7 @@ from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns, TrainedColumns, for_another_file, with_given
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
+from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 from electra_core.task_files import KINDS
@@ -179,8 +180,8 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
         The task, and the settings of `FinetuneSettings` that differ from the usual for it.
 
     Raises:
-        UserError: neither a task nor a kind; or columns for questions, whose format names its fields, or of a
-            second text for words to tag or endings to choose from.
+        UserError: neither a task nor a kind; or columns for questions, whose format names its fields, of a
+            second text for words to tag or endings to choose from, or of several labels for one label.
     """
     named = find_task(name)
     task = KINDS[name.lower()]() if named is None else named.task
@@ -217,6 +218,9 @@ def _columns_of(task: Task, name: str, given: Columns) -> Columns:
             f"{name}: takes no columns or encoding, its files name their fields (question, context, answers) and "
             "are UTF-8"
         )
+    if (given.labels or given.separator) and not isinstance(task, MultiLabel):
+        flag = "--label-columns" if given.labels else "--label-separator"
+        raise UserError(f"{name}: takes no {flag}, which are for several labels a text (--task multilabel)")
     return task.columns
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from electra_core.columns import NO_COLUMN, TEXT_NAMES, Columns, alternatives, id_of, may_be_usual, names_of
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, Ids, checked, label_text, row_id
+from electra_core.label_cells import label_text
+from electra_core.labelled import BadRows, Ids, checked, row_id
 from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
 from electra_core.tagged_rows import SPAN_LISTS, WORD, Cells, table_columns, table_rows, tags_of_spans
 

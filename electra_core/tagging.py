@@ -31,7 +31,8 @@ from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
-from electra_core.labelled import BadRows, labels_as_texts
+from electra_core.label_cells import labels_as_texts
+from electra_core.labelled import BadRows
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
 from electra_core.tasks import TokenClassifier, tagging_loss

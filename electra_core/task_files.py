@@ -17,12 +17,14 @@ from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns
 from electra_core.downstream import Task
 from electra_core.errors import UserError
+from electra_core.hub_layout import MULTI_LABEL
+from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 from electra_core.weight_files import read_json
 
-KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, Regress, Tag, Answer, Choose)}
+KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
 TASK_FILE = "task.json"
 SHORTEST = 8  # tokens per sequence that a task may be limited to
 
@@ -50,12 +52,10 @@ def _guess_task(directory: Path) -> Task:
     kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
     if kind is None:
         raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
-    if raw.get("problem_type") == "multi_label_classification":
-        raise UserError(
-            f"{directory}: gives a text any number of labels; this implementation has one label a text"
-        )
     length = config.max_position_embeddings
     labels = model_dir.read_labels(raw, str(directory / "config.json"))
+    if kind is Classify and raw.get("problem_type") == MULTI_LABEL:
+        return MultiLabel(labels=labels, max_length=length)
     if kind is Classify and len(labels) == 1:
         return Regress(scale=1.0, max_length=length)
     has_labels = kind.model_class.architecture.endswith(("SequenceClassification", "TokenClassification"))

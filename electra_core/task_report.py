@@ -2,7 +2,7 @@
 
 For every task: the figures of merit, those of the best constant guess, and the worst mistakes (the ones the
 model was surest of). For classes also the confusion matrix, figures per class, and how well its probabilities
-are calibrated; for spans figures per type.
+are calibrated; for texts with several labels figures per label and threshold; for spans figures per type.
 """
 
 from __future__ import annotations
@@ -19,26 +19,16 @@ import numpy as np
 
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
-from electra_core.metrics import calibration, confusion_matrix, per_class_metrics, shown_name, span_metrics
+from electra_core.metrics import confusion_matrix, per_class_metrics, shown_name, span_metrics
+from electra_core.multilabel import MultiLabel
+from electra_core.multilabel_report import constant_labels, multilabel_tables
 from electra_core.pages import page
 from electra_core.predict import Evaluation
+from electra_core.report_tables import WORST, Table, calibration_table, short, table_of, text_or_pair
 from electra_core.squad_metrics import f1_score
 from electra_core.tagging import marks_spans
 
-WORST = 20  # mistakes that are shown
-TEXT_LENGTH = 240  # characters of a text that are shown
 CELL_LENGTH = 60  # in the terminal, of all columns but the last
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named columns; `shaded` tables are counts, coloured by their share of the row."""
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    shaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +63,17 @@ def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     truth = [labels.index(example.label) for example in evaluation.examples]
     predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
     return _constant(evaluation), [
-        _table("Per class", "", per_class_metrics(truth, predicted, labels)),
+        table_of("Per class", "", per_class_metrics(truth, predicted, labels)),
         _confusion(confusion_matrix(truth, predicted, len(labels)), labels),
-        _calibration([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
+        calibration_table([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
         _worst_classes(evaluation),
     ]
+
+
+def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    task = evaluation.task
+    assert isinstance(task, MultiLabel)
+    return _constant(evaluation), multilabel_tables(task, evaluation.examples, evaluation.predictions)
 
 
 def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]]:
@@ -85,6 +81,8 @@ def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, 
     guess: dict[str, Any]
     if task.kind == "regress":
         what, guess = "The mean", {"value": float(np.mean([float(example.label) for example in examples]))}
+    elif isinstance(task, MultiLabel):
+        what, guess = "The most frequent set of labels", constant_labels(task, examples)
     elif task.kind == "qa":
         what, guess = "No answer", {"answer": "", "nbest": [], "null_difference": 0.0}
     elif task.kind == "tag":
@@ -107,12 +105,6 @@ def _confusion(counts: list[list[int]], labels: Sequence[str]) -> Table:
     return Table("Confusion", "Rows are the truth, columns the prediction.", ("truth", *labels), rows, shaded=True)
 
 
-def _calibration(confidence: Sequence[float], correct: Sequence[bool]) -> Table:
-    error, rows = calibration(confidence, correct)
-    note = f"Expected calibration error {error:.3f}: mean distance of confidence and accuracy."
-    return _table("Calibration", note, rows)
-
-
 def _worst_classes(evaluation: Evaluation) -> Table:
     wrong = [
         (example, prediction)
@@ -120,10 +112,7 @@ def _worst_classes(evaluation: Evaluation) -> Table:
         if example.label != prediction["label"]
     ]
     wrong.sort(key=lambda pair: -pair[1]["score"])
-    rows = [
-        (e.place, e.label, p["label"], p["score"], _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
-        for e, p in wrong[:WORST]
-    ]
+    rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong[:WORST]]
     return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; the surest first.",
                  ("line", "truth", "prediction", "score", "text"), rows)  # fmt: skip
 
@@ -132,7 +121,7 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     truth = [float(example.label) for example in evaluation.examples]
     rows = sorted(
         (
-            (e.place, t, p["value"], p["value"] - t, _short(e.text if e.pair is None else f"{e.text} ‖ {e.pair}"))
+            (e.place, t, p["value"], p["value"] - t, text_or_pair(e))
             for e, t, p in zip(evaluation.examples, truth, evaluation.predictions)
         ),
         key=lambda row: -abs(row[3]),
@@ -148,10 +137,10 @@ def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     labels = evaluation.task.labels
     if marks_spans(labels):
         spans = span_metrics(truth, predicted)[1]
-        table = _table("Per type", "Whole spans, as conlleval counts them.", spans)
+        table = table_of("Per type", "Whole spans, as conlleval counts them.", spans)
     else:
         right, got = ([labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted))
-        table = _table("Per tag", "", per_class_metrics(right, got, labels))
+        table = table_of("Per tag", "", per_class_metrics(right, got, labels))
     return _constant(evaluation), [table, _worst_sentences(evaluation)]
 
 
@@ -164,7 +153,7 @@ def _worst_sentences(evaluation: Evaluation) -> Table:
             if right != got
         ]
         if wrong:
-            rows.append((example.line, len(wrong), _short("; ".join(wrong)), _short(" ".join(example.words))))
+            rows.append((example.line, len(wrong), short("; ".join(wrong)), short(" ".join(example.words))))
     rows.sort(key=lambda row: -row[1])
     note = f"{len(rows)} of {len(evaluation.examples)} sentences have a mistake; the most mistakes first."
     return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows[:WORST])
@@ -179,7 +168,7 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
             wanted = " | ".join(dict.fromkeys(gold)) or "(none)"
             given = prediction["answer"] or "(none)"
             rows.append(
-                (example.id, f1, prediction["score"], _short(wanted), _short(given), _short(example.question))
+                (example.id, f1, prediction["score"], short(wanted), short(given), short(example.question))
             )
     rows.sort(key=lambda row: (row[1], -row[2]))
     columns = ("id", "f1", "score", "truth", "prediction", "question")
@@ -190,7 +179,7 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
 
 def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     wrong = [
-        (e.line, p["score"], _short(e.text), _short(e.choices[e.label]), _short(p["text"]))
+        (e.line, p["score"], short(e.text), short(e.choices[e.label]), short(p["text"]))
         for e, p in zip(evaluation.examples, evaluation.predictions)
         if e.label != p["choice"]
     ]
@@ -199,23 +188,15 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     note = f"{len(wrong)} of {len(correct)} are wrong; the surest first."
     columns = ("line", "score", "text", "truth", "prediction")
     return _constant(evaluation), [
-        _calibration([p["score"] for p in evaluation.predictions], correct),
+        calibration_table([p["score"] for p in evaluation.predictions], correct),
         Table("Worst mistakes", note, columns, wrong[:WORST]),
     ]
 
 
 _ANALYSES: dict[str, Callable[[Evaluation], tuple[dict[str, float], list[Table]]]] = {
-    "classify": _classes, "regress": _numbers, "tag": _tags, "qa": _answers, "choose": _choices,
+    "classify": _classes, "multilabel": _label_sets, "regress": _numbers, "tag": _tags, "qa": _answers,
+    "choose": _choices,
 }  # fmt: skip
-
-
-def _table(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(title, note, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
-
-
-def _short(text: str, length: int = TEXT_LENGTH) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _cell(value: Any) -> str:
@@ -258,7 +239,7 @@ def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    cells = [[*(_short(cell, CELL_LENGTH) for cell in row[:-1]), *row[-1:]] for row in cells]
+    cells = [[*(short(cell, CELL_LENGTH) for cell in row[:-1]), *row[-1:]] for row in cells]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     words = [_holds_words(rows, i) for i in range(len(columns))]
     return [

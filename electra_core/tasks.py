@@ -97,12 +97,25 @@ class ClassificationHead(nn.Module):
 
 
 class SequenceClassifier(TaskModel):
-    """Classes of a text or a pair of texts; with one label, a number."""
+    """Classes of a text or a pair of texts; with one label, a number.
+
+    Args:
+        multi_label: whether a text may have any number of the labels. Nothing is computed otherwise; config.json
+            says it, from which others know what the logits mean and which loss to take.
+    """
 
     architecture = "ElectraForSequenceClassification"
 
-    def __init__(self, config: EncoderConfig, labels: Sequence[str] = ("0", "1"), **more: Any):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        labels: Sequence[str] = ("0", "1"),
+        *,
+        multi_label: bool = False,
+        **more: Any,
+    ):
         super().__init__(config, labels, **more)
+        self.multi_label = multi_label
         self.classifier = ClassificationHead(config.hidden_size, len(self.labels))
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
@@ -184,6 +197,17 @@ def initialise_head(model: TaskModel, seed: int) -> None:
 def classification_loss(logits_NC: Tensor, labels_N: Tensor, class_weights_C: Tensor | None = None) -> Tensor:
     """Cross-entropy, a scalar: mean over the sequences, weighted by their classes' weights if given."""
     return F.cross_entropy(logits_NC.float(), labels_N, weight=class_weights_C)
+
+
+def multilabel_loss(logits_NC: Tensor, labels_NC: Tensor) -> Tensor:
+    """Binary cross-entropy, a scalar: mean over sequences and labels.
+
+    As `BCEWithLogitsLoss` in `transformers` (`loss_utils.ForSequenceClassificationLoss`).
+
+    Args:
+        labels_NC: 1 where a sequence has the label, else 0; of any dtype.
+    """
+    return F.binary_cross_entropy_with_logits(logits_NC.float(), labels_NC.float())
 
 
 def regression_loss(logits_N1: Tensor, values_N: Tensor) -> Tensor:

@@ -187,6 +187,14 @@ def labelled(folder: Path) -> Reader:
     return of_files(folder, files, lambda path: list(read_texts(path, Columns())))
 
 
+def several_labels(folder: Path) -> Reader:
+    files = {
+        "a.csv": b'text,labels\none,"a,b"\ntwo,\nthree,"[\'a\', 2]"\nfour,"[""b""]"\n',
+        "a.jsonl": lines_of([{"text": "one", "labels": labels} for labels in (["a", 2], [], "a, b", None, 1.5)]),
+    }
+    return of_files(folder, files, lambda path: list(read_texts(path, Columns(), several=True)))
+
+
 def tags(folder: Path) -> Reader:
     conll = b"-DOCSTART- O\n\nAnn NNP B-PER\nmet VBD O\nBob NNP B-PER\n\nIt PRP O\nrains VBZ O\n" * 3
     files = {"a.txt": conll, "a.conll": conll, "a.jsonl": lines_of(TAG_ROWS), "a.parquet": parquet(TAG_ROWS)}
@@ -344,6 +352,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "compressed": compressed,
     "rows": rows,
     "labelled": labelled,
+    "several_labels": several_labels,
     "tags": tags,
     "questions": questions,
     "choices": choices,

@@ -25,6 +25,7 @@ from electra_core.finetune_settings import FinetuneSettings
 from electra_core.finetune_steps import build_optimizer, evaluation_steps
 from electra_core.labelled import BadRows, TextExample
 from electra_core.metrics_log import read_metrics
+from electra_core.multilabel import MultiLabel
 from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
@@ -37,6 +38,7 @@ else:
     import tomli as tomllib
 
 TASKS = {
+    "multilabel": (MultiLabel(), tiny_model.several_labels, replace(QUICK, epochs=8), 0.95),
     "classify": (Classify(), tiny_model.reviews, QUICK, 0.95),
     "tag": (Tag(), tiny_model.names_to_tag, replace(QUICK, epochs=10), 0.9),
     "qa": (Answer(max_length=64), tiny_model.questions, replace(QUICK, epochs=16), 80.0),
@@ -47,7 +49,7 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_learned_and_its_directory_predicts_the_same(name, model, tmp_path):
     task, make, settings, enough = TASKS[name]
-    suffix = {"classify": "tsv", "tag": "conll", "qa": "json", "choose": "jsonl"}[name]
+    suffix = {"multilabel": "jsonl", "classify": "tsv", "tag": "conll", "qa": "json", "choose": "jsonl"}[name]
     files = make(tmp_path / f"train.{suffix}", 160), make(tmp_path / f"dev.{suffix}", 40, seed=1)
     report = run(model, files, tmp_path / "out", task, settings)
     assert report["best"][report["metric"]] >= enough
@@ -175,8 +177,9 @@ def mostly_good(path: Path, count: int, seed: int = 0) -> Path:
         (Tag(max_length=8), tiny_model.names_to_tag, "train.conll"),  # over words, some twice in windows
         (Answer(max_length=64), tiny_model.questions, "train.json"),
         (Choose(), tiny_model.choices, "train.jsonl"),
+        (MultiLabel(), tiny_model.several_labels, "train.jsonl"),
     ],
-    ids=["classify", "class-weights", "tag", "qa", "choose"],
+    ids=["classify", "class-weights", "tag", "qa", "choose", "multilabel"],
 )
 def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model, tmp_path, monkeypatch):
     def descent(model, settings):  # moves by the gradient itself; Adam's first step is little more than its sign

@@ -31,6 +31,7 @@ from electra_core.finetune_data import encode_data, plan_batches, read_data
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.finetune_steps import Job, _full_step, _parts, shares
 from electra_core.metrics_log import read_metrics
+from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 from electra_core.tokenizer import load_tokenizer
@@ -40,6 +41,7 @@ FILES = {
     Tag: (tiny_model.names_to_tag, "conll"),
     Answer: (tiny_model.questions, "json"),
     Choose: (tiny_model.choices, "jsonl"),
+    MultiLabel: (tiny_model.several_labels, "jsonl"),
 }
 
 
@@ -123,7 +125,7 @@ def test_several_processes_train_as_one_does(model, data, tmp_path: Path, size: 
     assert not (tmp_path / "several" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("task", [Tag, Answer, Choose])
+@pytest.mark.parametrize("task", [Tag, Answer, Choose, MultiLabel])
 def test_every_kind_of_task(model, tmp_path: Path, task: type) -> None:
     write, ending = FILES[task]
     files = write(tmp_path / f"train.{ending}", 41), write(tmp_path / f"dev.{ending}", 15, seed=1)

@@ -25,6 +25,7 @@ from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
+from electra_core.multilabel import MultiLabel
 from electra_core.predict import evaluate, load
 from electra_core.squad import Answer
 
@@ -133,6 +134,23 @@ def test_early_stopping_counts_on(model, data, tmp_path, monkeypatch):
     report = train(model, data, tmp_path / "out", settings, resume=True)
     assert report["seeds"][0]["steps"] == 40
     assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_rows_of_labels_go_on_in_bf16_too(model, tmp_path, monkeypatch):
+    """And what was judged in training is judged the same afterwards."""
+    files = [
+        tiny_model.several_labels(tmp_path / f"{name}.jsonl", count, seed)
+        for name, count, seed in (("train", 64, 0), ("dev", 24, 1))
+    ]
+    settings, task = replace(SETTINGS, evaluations=1, checkpoint_every=3, precision="bf16"), MultiLabel()
+    report = train(model, files, tmp_path / "whole", settings, task)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 7, killed)
+        train(model, files, tmp_path / "out", settings, task)
+    train(model, files, tmp_path / "out", settings, task, resume=True)
+    assert_same_end(tmp_path / "out", tmp_path / "whole")
+    again = evaluate(load(tmp_path / "out", precision="bf16"), files[1]).metrics
+    assert again == pytest.approx({name: report["best"][name] for name in again})
 
 
 def test_questions_with_a_tuned_threshold_go_on_between_evaluations(model, tmp_path, monkeypatch):

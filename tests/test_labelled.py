@@ -19,7 +19,8 @@ from electra_core.choices import read_choices
 from electra_core.classify import Classify
 from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, label_text, read_texts
+from electra_core.label_cells import label_text
+from electra_core.labelled import BadRows, read_texts
 from electra_core.named_tasks import for_reading
 from electra_core.row_files import read_lines
 from electra_core.squad import Answer

@@ -16,6 +16,7 @@ from electra_core.errors import UserError
 from electra_core.initialisation import initialise
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
+from electra_core.multilabel import MultiLabel
 from electra_core.onnx_export import export
 from electra_core.predict import load
 from electra_core.squad import Answer
@@ -28,6 +29,7 @@ pytest.importorskip("onnxruntime")
 
 INPUTS = {
     "classify": ["a fine film", ("the plot", "was awful and dull"), "ann"],
+    "multilabel": ["a fine film", ("the plot", "was awful and dull"), "ann"],
     "regress": ["a fine film", "ann met bob and eve ."],
     "tag": ["Ann met Bob", "the plot was awful " * 20],
     "qa": [("who met ann ?", "the film was dull and bob met ann " * 6), ("what ?", "ann")],
@@ -35,6 +37,8 @@ INPUTS = {
 }
 TASKS = [
     Classify(labels=("a", "b", "c"), max_length=32),
+    MultiLabel(labels=("a", "b", "c"), max_length=32),
+    MultiLabel(labels=("a",), max_length=32, threshold=0.1),
     Regress(scale=2.0, offset=1.0, max_length=32),
     Tag(labels=("O", "B-X", "I-X"), max_length=24),
     Answer(max_length=24, stride=8, unanswerable=True),

@@ -33,6 +33,7 @@ from electra_core.finetune_settings import FinetuneSettings
 from electra_core.finetune_steps import Job, build_optimizer, take_steps
 from electra_core.initialisation import initialise
 from electra_core.metrics_log import read_metrics
+from electra_core.multilabel import MultiLabel
 from electra_core.optim import make_capturable
 from electra_core.packing import from_lengths
 from electra_core.placement import autocast_context
@@ -71,6 +72,7 @@ CASES: dict[str, Case] = {
     "tag": (Tag(max_length=8), tiny_model.names_to_tag, "conll", {}),
     "qa": (Answer(max_length=64), tiny_model.questions, "json", {}),
     "choose": (Choose(), tiny_model.choices, "jsonl", {}),
+    "multilabel": (MultiLabel(), tiny_model.several_labels, "jsonl", {"batch_size": 7, "accumulate": 2}),
     "parts": (Classify(), tiny_model.reviews, "tsv", {"batch_size": 7, "accumulate": 3}),
     "by-tokens": (Classify(), tiny_model.reviews, "tsv", {"tokens_per_batch": 150}),
     "frozen": (Classify(), tiny_model.reviews, "tsv", {"freeze": "1"}),
@@ -106,6 +108,7 @@ TASKS: dict[str, Task] = {
     "tag": Tag(labels=("O", "B")),
     "qa": Answer(max_length=32),
     "choose": Choose(),
+    "multilabel": MultiLabel(labels=("a", "b", "c")),
 }
 LENGTHS = [12, 9, 14, 7]
 
@@ -125,6 +128,7 @@ def features_of(task: Task) -> Features:
             Tag: draw.choice([0, 1, UNLABELLED], length).astype(np.int64),
             Answer: sorted(draw.integers(0, length, 2).tolist()),
             Choose: int(draw.integers(2)),
+            MultiLabel: draw.integers(0, 2, 3).astype(np.uint8),
         }
         made.end_unit(index, targets[type(task)])
     return made

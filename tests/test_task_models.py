@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from electra_core import model_dir
 from electra_core.classify import Classify, Regress
 from electra_core.config import PRESETS, EncoderConfig
 from electra_core.electra import Discriminator, Electra
-from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.model_dir import save_pretrained
@@ -76,15 +74,6 @@ def test_pairs_are_not_single_texts(model: Path, tmp_path: Path) -> None:
         single([("the film", "is great")])
     one, two = ("the film", "a film"), ("a plot", "the plot")
     assert both(one) == both([one])[0] and both((one, two)) == both([one, two])
-
-
-def test_any_number_of_labels_is_refused(model: Path, tmp_path: Path) -> None:
-    config, _ = model_dir.load_config(model)
-    save_pretrained(SequenceClassifier(config, labels=["a", "b"]), tmp_path, tokenizer=load_tokenizer(model))
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}))
-    with pytest.raises(UserError, match="any number of labels"):
-        load(tmp_path)
 
 
 @pytest.mark.parametrize("labels", [3, [0, 1], "pos"], ids=str)

@@ -13,7 +13,8 @@ from electra_core.classify import Classify, Regress
 from electra_core.downstream import Task
 from electra_core.errors import UserError
 from electra_core.finetune import _at_the_baseline
-from electra_core.labelled import BadRows, TextExample
+from electra_core.labelled import BadRows, MultiLabelExample, TextExample
+from electra_core.multilabel import MultiLabel
 from electra_core.predict import Evaluation
 from electra_core.squad import Answer
 from electra_core.squad_files import QuestionExample
@@ -131,8 +132,17 @@ def test_the_terminals_columns_stay_narrow():
         ),
         (Answer(unanswerable=True), [QuestionExample("a", "1", "Who?", "Ann", ())], "No answer", 100.0),
         (Choose(), [ChoiceExample("1", 1, "a", ("x", "y"), 1)], "One choice", 1.0),
+        (
+            MultiLabel(labels=("x", "y")),
+            [
+                MultiLabelExample(str(n), n, "a", labels=labels)
+                for n, labels in enumerate([("x",), (), ("y", "x")])
+            ],
+            "The most frequent set of labels",
+            (2 / 3 + 1 / 3) / 2,
+        ),
     ],
-    ids=["classes", "numbers", "spans", "tags", "answers", "choices"],
+    ids=["classes", "numbers", "spans", "tags", "answers", "choices", "label sets"],
 )
 def test_a_model_that_knows_no_more_than_one_answer_is_said_to(task, examples, what, figure):
     job: Any = SimpleNamespace(task=task, data=SimpleNamespace(dev_examples=examples))

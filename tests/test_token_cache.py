@@ -16,7 +16,8 @@ from electra_core.choices import ChoiceExample, Choose
 from electra_core.classify import Classify, Regress
 from electra_core.downstream import Task, encode_all
 from electra_core.features import Features
-from electra_core.labelled import TextExample
+from electra_core.labelled import MultiLabelExample, TextExample
+from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
@@ -30,6 +31,10 @@ TASKS = {
     "tag": (
         Tag(labels=("O", "B-X")),
         [TaggedExample("1", 1, ("the", "film"), ("O", "B-X")), TaggedExample("2", 2, ("great",), ("O",))],
+    ),
+    "multilabel": (
+        MultiLabel(labels=("a", "b", "c")),
+        [MultiLabelExample("1", 1, "the film", labels=("c", "a")), MultiLabelExample("2", 2, "great", labels=())],
     ),
     "qa": (Answer(), [QuestionExample("1", "1", "what was great", "the film was great", (("film", 4),))]),
     "choose": (Choose(), [ChoiceExample("1", 1, "the film was", ("great", "dull", "bad"), 1)]),

@@ -47,6 +47,21 @@ def reviews(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
+def several_labels(path: Path, count: int, seed: int = 0) -> Path:
+    """JSON lines: sentences with any of a good word, a bad word and a name, or none; the labels are which."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words, labels = draw.choices(WORDS[:11], k=draw.randint(2, 6)), []
+        for label, of_it in (("praise", GOOD), ("blame", BAD), ("person", ["ann", "bob", "eve"])):
+            if draw.random() < 0.4:
+                words.insert(draw.randint(0, len(words)), draw.choice(of_it))
+                labels.append(label)
+        rows.append(json.dumps({"text": " ".join(words), "labels": labels}))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
 def names_to_tag(path: Path, count: int, seed: int = 0) -> Path:
     """CoNLL columns: persons are PER, good words are begin and inside of PRAISE."""
     draw = random.Random(seed)

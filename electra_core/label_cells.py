@@ -1,0 +1,108 @@
+"""Labels as cells hold them -> text: one label, or of a text that may have several any number of them.
+
+Several stand in one cell, as a list (JSON, Parquet, a list that pandas wrote into a CSV) or with a separator
+between them; or each label has a column of 0 and 1. An empty cell or list means that there is none.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+SEPARATOR = ","
+"""Between the labels of a cell, if nobody says otherwise; docs/decisions.md has the reason."""
+MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+"""What may stand in a label's own column, in small letters."""
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None.
+
+    "1.0" and "True" of a CSV stay: all its labels together tell what they are (`classify.Classify.read`).
+    """
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in ("", "nan") else text
+
+
+def labels_as_texts(labels: Any) -> tuple[str, ...]:
+    """A task's labels, which may be given as numbers.
+
+    Raises:
+        ValueError: no sequence of labels, or one in it that is none.
+    """
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels: expected several, such as ('no', 'yes'), got {labels!r:.80}")
+    texts = []
+    for label in labels:
+        text = label if isinstance(label, str) else label_text(label) if hasattr(label, "__index__") else None
+        if text is None:
+            raise ValueError(f"labels: expected texts or whole numbers, got {label!r:.80}")
+        texts.append(text)
+    return tuple(texts)
+
+
+def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, ...], str]:
+    """(the labels in a cell, each once, ""), or ((), why it holds no usable ones)."""
+    if isinstance(value, str):
+        listed = _list_in_text(value)
+        if listed is None:
+            parts = [label_text(part) for part in value.split(separator)]
+            return tuple(dict.fromkeys(part for part in parts if part is not None)), ""
+        value = listed
+    if isinstance(value, list):
+        return _labels_of_list(value)
+    if isinstance(value, (dict, bytes)):
+        return (), f"the label is a {type(value).__name__}, expected a list of labels, a text or a number"
+    label = label_text(value)
+    return (() if label is None else (label,)), ""
+
+
+def _labels_of_list(values: list[Any]) -> tuple[tuple[str, ...], str]:
+    for value in values:
+        if isinstance(value, (list, dict, bytes)):
+            return (), f"a label in a list is a {type(value).__name__}, expected a text or a number"
+    labels = [label for value in values if (label := label_text(value)) is not None]
+    if len(labels) < len(values):
+        return (), "a label in a list is empty"
+    if len(labels) > 2 and {*labels} <= {"0", "1"}:
+        return (), (
+            "a list of 0 and 1, it seems for every label (expected the labels that the text has; --label-columns "
+            "reads a column of 0 and 1 for each)"
+        )
+    return tuple(dict.fromkeys(labels)), ""
+
+
+def _list_in_text(text: str) -> list[Any] | None:
+    """A list as JSON or Python writes it, which is what pandas makes of a column of lists; None of other texts."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return list(read(text))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass
+    return None
+
+
+def labels_of_columns(cells: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """(the names of the columns that hold 1, ""), or ((), which of them holds neither 0 nor 1)."""
+    labels = []
+    for name in names:
+        mark = label_text(cells.get(name))
+        if mark is None:
+            return (), f"the label is missing (column {name!r} is empty, expected 0 or 1)"
+        if mark.lower() not in MARKS:
+            return (), f"a label's column holds neither 0 nor 1 ({mark!r:.40} in column {name!r})"
+        if MARKS[mark.lower()]:
+            labels.append(name)
+    return tuple(labels), ""

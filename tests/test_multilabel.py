@@ -1,0 +1,500 @@
+"""Texts with any number of labels: how they are read, learned, predicted, judged, and opened elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_model
+import torch
+from finetune_runs import QUICK, lines_file, model, run  # noqa: F401
+
+from electra_core import data_warnings, dev_split, model_dir
+from electra_core.classify import Classify
+from electra_core.cli import main
+from electra_core.columns import Columns
+from electra_core.errors import UserError
+from electra_core.finetune_data import read_data
+from electra_core.finetune_folder import _differences
+from electra_core.finetune_settings import FinetuneSettings
+from electra_core.labelled import BadRows, MultiLabelExample, TextExample
+from electra_core.metrics import multilabel_metrics, per_label_metrics
+from electra_core.multilabel import MultiLabel
+from electra_core.named_tasks import choose_task, for_reading
+from electra_core.packing import from_padded
+from electra_core.predict import Predictor, evaluate, load, predict_file
+from electra_core.task_files import save_task, task_from_json, task_to_json
+from electra_core.task_report import make_report, to_json
+from electra_core.tasks import SequenceClassifier, multilabel_loss
+from electra_core.tokenizer import load_tokenizer
+
+LABELS = ("calm", "loud", "odd")
+
+
+def examples(*labels: tuple[str, ...], text: str = "text") -> list[MultiLabelExample]:
+    return [MultiLabelExample(str(n), n, f"{text} {n}", labels=own) for n, own in enumerate(labels, 2)]
+
+
+def read(file: Any, task: MultiLabel | None = None, **columns: Any) -> list[tuple[str, ...] | None]:
+    """The labels of every row."""
+    task = task or MultiLabel(columns=Columns(**columns))
+    return [example.labels for example in task.read(file, BadRows(file))]  # type: ignore[attr-defined]
+
+
+def rows(path: Path, values: list[Any]) -> Path:
+    return lines_file(path, *(json.dumps({"text": f"row {n}", "labels": v}) for n, v in enumerate(values)))
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize(
+    "value, labels",
+    [
+        (["b", "a"], ("b", "a")),
+        ([2, 13.0, True, "x"], ("2", "13", "1", "x")),
+        (["a", " a", "a"], ("a",)),  # once, however often
+        ([], ()),
+        ("", ()),
+        (None, ()),  # pandas' missing cell
+        ("a, b,,a ", ("a", "b")),
+        ("2,13", ("2", "13")),
+        (7, ("7",)),
+        ("['a b', 'c,d']", ("a b", "c,d")),  # pandas writes a list into a CSV like that
+        ('["a", 3]', ("a", "3")),
+        ("[]", ()),
+        ("[CLS]", ("[CLS]",)),
+        ("nan", ()),
+    ],
+    ids=str,
+)
+def test_what_a_cell_holds(value: Any, labels: tuple[str, ...], tmp_path: Path) -> None:
+    assert read(rows(tmp_path / "a.jsonl", [value])) == [labels]
+
+
+@pytest.mark.parametrize(
+    "value, problem",
+    [
+        ({"a": 1}, "the label is a dict, expected a list of labels, a text or a number"),
+        ([["a"]], "a label in a list is a list, expected a text or a number"),
+        (["a", ""], "a label in a list is empty"),
+        (["a", None], "a label in a list is empty"),
+        ([0, 1.0, 0], "a list of 0 and 1, it seems for every label .*--label-columns"),
+    ],
+    ids=str,
+)
+def test_cells_of_no_use_are_named(value: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"a.jsonl:2: {problem}"):
+        read(rows(tmp_path / "a.jsonl", ["a", value]))
+
+
+def test_a_row_without_the_field_is_bad(tmp_path: Path) -> None:
+    file = lines_file(tmp_path / "a.jsonl", '{"text": "a", "labels": ["x"]}', '{"text": "b"}')
+    with pytest.raises(UserError, match=r"a.jsonl:2: the label is missing \(there is no 'labels'; an empty list"):
+        read(file)
+
+
+def test_labels_between_other_separators(tmp_path: Path) -> None:
+    file = lines_file(tmp_path / "a.tsv", "text\tlabel", "one\tbig, small | odd", "two\t", "three\todd")
+    assert read(file, separator="|") == [("big, small", "odd"), (), ("odd",)]
+
+
+def test_a_column_for_each_label(tmp_path: Path) -> None:
+    file = lines_file(
+        tmp_path / "a.csv", "id,comment,toxic,other,threat", "7,a,1,x,0", "8,b,0.0,y,1.0", "9,c,False,z,FALSE"
+    )
+    assert read(file, labels=("threat", "toxic")) == [("toxic",), ("threat",), ()]
+    headless = lines_file(tmp_path / "b.csv", "a,1,0", "b,1,1")
+    assert read(headless, text="1", labels=["2", "3", "2"], header=False) == [("2",), ("2", "3")]
+
+
+@pytest.mark.parametrize(
+    "cell, problem",
+    [
+        ("yes", r"a label's column holds neither 0 nor 1 \('yes' in column 'toxic'\)"),
+        ("-1", r"a label's column holds neither 0 nor 1 \('-1' in column 'toxic'\)"),
+        ("", r"the label is missing \(column 'toxic' is empty, expected 0 or 1\)"),
+        ("NaN", r"the label is missing \(column 'toxic' is empty, expected 0 or 1\)"),
+    ],
+)
+def test_columns_that_hold_neither_0_nor_1(cell: str, problem: str, tmp_path: Path) -> None:
+    file = lines_file(tmp_path / "a.csv", "text,toxic,threat", "a,1,0", f"b,{cell},1")
+    with pytest.raises(UserError, match=f"a.csv:3: {problem}"):
+        read(file, labels=("toxic", "threat"))
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({}, r"which column holds the label\? .*--label-column, or columns of 0 and 1.* with --label-columns"),
+        (
+            {"labels": ("toxic", "rude", "mild")},
+            r"there are no label columns 'rude', 'mild'; the columns are text, ",
+        ),
+        ({"label": "toxik"}, "there is no label column 'toxik'"),
+    ],
+    ids=str,
+)
+def test_columns_that_are_not_there(columns: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        read(lines_file(tmp_path / "a.csv", "text,toxic,threat", "a,1,0"), **columns)
+
+
+def test_a_model_of_columns_reads_a_file_s_one_usual_column(tmp_path: Path) -> None:
+    """As for other names that the training file had; but what is named for this very file has to be there."""
+    trained = MultiLabel(labels=("calm", "odd"), columns=Columns(labels=("calm", "odd")))
+    file = rows(tmp_path / "a.jsonl", [["odd"], []])
+    assert read(file, for_reading(trained, Columns())) == [("odd",), ()]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="there are no label columns 'calm', 'odd'"):
+        read(file, for_reading(trained, Columns(labels=("calm", "odd"))))  # type: ignore[arg-type]
+    other = lines_file(tmp_path / "b.csv", "text,odd,calm", "a,1,0")
+    of_one = MultiLabel(labels=("calm", "odd"), columns=Columns(label="tags"))
+    assert read(other, for_reading(of_one, Columns(labels=("calm", "odd")))) == [("odd",)]  # type: ignore[arg-type]
+
+
+def test_lists_in_parquet(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "labels": [["x", "y"], []]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [("x", "y"), ()]
+
+
+def test_folders_have_one_label_a_text(tmp_path: Path) -> None:
+    for name in ("neg", "pos"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.txt").write_text("fine")
+    assert read(tmp_path) == [("neg",), ("pos",)]
+
+
+def test_numbers_as_pandas_writes_them_are_the_same_labels(tmp_path: Path) -> None:
+    train = lines_file(tmp_path / "a.csv", "text,label", "a,1.0", "b,", "c,2.0")
+    assert read(train) == [("1",), (), ("2",)]
+    task = MultiLabel(labels=("1", "2"))
+    assert read(lines_file(tmp_path / "b.csv", "text,label", "a,2.0", 'b,"1,2"'), task) == [("2",), ("1", "2")]
+
+
+def test_what_training_learns_of_the_labels() -> None:
+    fitted = MultiLabel().fitted(examples(("10", "b"), (), ("9", "a")))
+    assert fitted.labels == ("9", "10", "a", "b") and fitted.pairs is False
+    assert task_from_json(json.loads(json.dumps(task_to_json(fitted))), "x") == fitted
+    own = MultiLabel(columns=Columns(labels=("b", "never", "a")))
+    assert own.fitted(examples(("a",), ("b",))).labels == ("b", "never", "a")
+    assert own.fitted(examples(("a",), ("a", "b"))).labels == ("b", "never", "a")
+    with pytest.raises(UserError, match="no training example has a label; there is nothing to learn"):
+        own.fitted(examples((), ()))
+    with pytest.raises(UserError, match=r"every training example has the same labels \(a, b\)"):
+        MultiLabel().fitted(examples(("a", "b"), ("b", "a")))
+
+
+def test_a_label_that_training_had_not_makes_a_bad_row(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a.jsonl:2: a label does not occur in training \('new'; known: calm, loud"
+    ):
+        read(rows(tmp_path / "a.jsonl", [["odd"], ["odd", "new"]]), MultiLabel(labels=LABELS))
+    file = lines_file(tmp_path / "a.csv", "text,calm,loud", "a,1,0")
+    task = MultiLabel(labels=LABELS, columns=Columns(labels=("calm", "loud")))
+    with pytest.raises(
+        UserError, match=r"a column for each label of the model \(calm, loud, odd\), got calm, loud"
+    ):
+        read(file, task)
+
+
+def test_one_label_a_text_says_what_to_do_with_several(tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", [["a"], ["b"]])
+    with pytest.raises(UserError, match=r"the label is a list, .* \(several labels a text: --task multilabel\)"):
+        list(Classify().read(file, BadRows(file)))
+    for columns, flag in (
+        (Columns(labels=("a", "b")), "--label-columns"),
+        (Columns(separator=";"), "--label-sep"),
+    ):
+        with pytest.raises(UserError, match=rf"classify: takes no {flag}.* \(--task multilabel\)"):
+            choose_task("classify", columns)
+    assert isinstance(choose_task("multilabel", Columns(labels=("a", "b")))[0], MultiLabel)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"labels": "ab"}, "labels: expected names of columns"),
+        ({"labels": ()}, "labels: expected names of columns"),
+        ({"labels": ("a",), "label": "b"}, "not both"),
+        ({"separator": ""}, "separator: expected at least one character"),
+    ],
+    ids=str,
+)
+def test_columns_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Columns(**wrong)
+    with pytest.raises(ValueError, match=r"threshold: expected a probability, 0 to 1, got 1.5"):
+        MultiLabel(threshold=1.5)
+
+
+# ---- what is told of the data
+
+
+def test_the_data_are_told_of(tmp_path: Path) -> None:
+    said: list[str] = []
+    file = lines_file(tmp_path / "a.csv", "text,a,b,c", *(f"row {n},{n % 2},{int(n > 14)},0" for n in range(30)))
+    task = MultiLabel(columns=Columns(labels=("a", "b", "c")))
+    read_data(task, file, None, FinetuneSettings(), said.append)
+    assert said[0] == f"{file}: 30 rows, text 'text', labels by column (a 15, b 15; 8 without a label)"
+    assert any("no training example has the label 'c' (cannot be learned)" in line for line in said)
+    with pytest.raises(
+        UserError, match=r"class_weights: only for classification.* a lower --threshold finds more"
+    ):
+        read_data(task, file, None, FinetuneSettings(class_weights=True), said.append)
+    task = read_data(task, file, None, FinetuneSettings(metric="micro_f1"), said.append)[0]
+    assert task.metric == "micro_f1"
+
+
+def test_labels_that_nobody_cut_are_told_of() -> None:
+    uncut = data_warnings.labels_uncut("a", examples(("x|y",), ("x",), ("y|z",))) or ""
+    assert "2 of the 3 labels hold '|'" in uncut and "--label-separator '|'" in uncut
+    assert data_warnings.labels_uncut("a", examples(("x|y",), ("x", "y"))) is None
+    assert data_warnings.labels_uncut("a", examples(("x",), ())) is None
+    several = data_warnings.labels_of_several("a", ("x", "y", "x, y")) or ""
+    assert "'x, y' is made of others" in several and "--task multilabel" in several
+    assert data_warnings.labels_of_several("a", ("x", "x,z")) is None
+    assert "does it mean none? (a cell that is empty does)" in (
+        data_warnings.labels_of_none("a", examples(("None",), ("x",))) or ""
+    )
+
+
+def test_each_set_of_labels_has_its_share_of_what_is_held_out() -> None:
+    made = examples(*[()] * 160, *[("a",)] * 20, *[("a", "b")] * 20)
+    train, held = dev_split.split(made, "a", by_label=True)
+    assert [sum(e.labels == labels for e in held) for labels in ((), ("a",), ("a", "b"))] == [16, 2, 2]
+    assert len(train) == 180
+
+
+# ---- the loss, and other libraries
+
+
+def saved(model: Path, folder: Path, labels: tuple[str, ...] = LABELS) -> tuple[Path, SequenceClassifier]:
+    """A model directory as fine-tuning writes it, and the model."""
+    ours = model_dir.load(SequenceClassifier, model, labels=labels, seed=3)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        ours.classifier.out_proj.bias.normal_()
+    task = MultiLabel(labels=labels, max_length=64)
+    with task.as_saved(ours) as as_saved:
+        model_dir.save_pretrained(ours, folder, tokenizer=load_tokenizer(model))
+        save_task(as_saved, folder)
+    assert not ours.multi_label
+    return folder, ours
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("only",)], ids=len)
+def test_transformers_computes_the_same_loss(model: Path, tmp_path: Path, labels: tuple[str, ...]) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    folder, ours = saved(model, tmp_path / "m", labels)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert tuple(theirs.config.id2label.values()) == labels
+    ids = torch.randint(5, 60, (4, 9), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(9)[None] < torch.tensor([9, 4, 7, 2])[:, None]).long()
+    marks = torch.randint(0, 2, (4, len(labels)), generator=torch.Generator().manual_seed(2))
+    output = theirs(input_ids=ids * mask, attention_mask=mask, labels=marks.float())
+    logits = ours(from_padded(ids * mask, mask, torch.zeros_like(ids)))
+    torch.testing.assert_close(logits, output.logits, rtol=1e-5, atol=1e-5)
+    loss = multilabel_loss(logits, marks.to(torch.uint8))
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
+    for one in (loss, output.loss):
+        one.backward()
+    torch.testing.assert_close(
+        ours.classifier.dense.weight.grad, theirs.classifier.dense.weight.grad, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_directory_of_the_hub_predicts(model: Path, tmp_path: Path) -> None:
+    folder, _ = saved(model, tmp_path / "m")
+    with_task = load(folder)("the film is great")
+    (folder / "task.json").unlink()
+    predictor = load(folder)
+    assert isinstance(predictor.task, MultiLabel) and predictor.task.labels == LABELS
+    assert predictor("the film is great") == with_task and [*with_task["scores"]] == [*LABELS]
+
+
+def test_what_is_said_of_the_problem_follows_the_task(model: Path, tmp_path: Path) -> None:
+    folder, _ = saved(model, tmp_path / "m")
+    again = model_dir.load(SequenceClassifier, folder)
+    model_dir.save_pretrained(again, tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["problem_type"] == "multi_label_classification"
+    files = [tiny_model.reviews(tmp_path / "a.tsv", 16)] * 2
+    run(folder, files, tmp_path / "classes", settings=replace(QUICK, epochs=1))
+    assert "problem_type" not in json.loads((tmp_path / "classes/config.json").read_text())
+
+
+# ---- predictions and figures
+
+
+def pipeline(model: Path, threshold: float = 0.5) -> Predictor:
+    made = model_dir.load(SequenceClassifier, model, labels=LABELS, seed=3)
+    with torch.no_grad():
+        made.classifier.out_proj.bias.copy_(torch.tensor([-1.0, 2.0, 1.0]))
+    return Predictor(made, MultiLabel(labels=LABELS, threshold=threshold), load_tokenizer(model))
+
+
+def test_labels_are_those_above_the_threshold_the_most_probable_first(model: Path) -> None:
+    prediction = pipeline(model)("the film is great")
+    assert prediction["labels"] == ["loud", "odd"] and [*prediction["scores"]] == [*LABELS]
+    assert prediction["scores"]["loud"] > prediction["scores"]["odd"] > 0.5 > prediction["scores"]["calm"]
+    assert pipeline(model, 0.0)("the film")["labels"] == ["loud", "odd", "calm"]
+    assert pipeline(model, 1.0)("the film")["labels"] == []
+    certain = MultiLabel(labels=("a", "b")).decode([], None, [np.array([[900.0, -900.0]], dtype=np.float32)])  # type: ignore[arg-type]
+    assert certain == [{"labels": ["a"], "scores": {"a": 1.0, "b": 0.0}}]
+
+
+def test_a_csv_of_predictions_is_read_again(model: Path, tmp_path: Path) -> None:
+    sink = io.StringIO()
+    predict_file(pipeline(model), lines_file(tmp_path / "a.txt", "the film", "ann"), sink, form="csv")
+    header, first, _ = csv.reader(io.StringIO(sink.getvalue()))
+    assert header == ["id", "labels", "scores_calm", "scores_loud", "scores_odd"]
+    assert first[1] == '["loud", "odd"]'
+    file = tmp_path / "again.csv"
+    file.write_text(sink.getvalue().replace("id,labels", "text,labels", 1))
+    assert read(file) == [("loud", "odd")] * 2
+
+
+def test_figures_are_scikit_learn_s() -> None:
+    from sklearn import metrics
+
+    draw = np.random.default_rng(0)
+    truth, scores = draw.integers(0, 2, (40, 3)), draw.random((40, 3))
+    truth[:, 1] *= draw.random(40) < 0.2
+    predicted = (scores >= 0.5).astype(int)
+    assert multilabel_metrics(truth, predicted, scores) == pytest.approx(
+        {
+            "mean_average_precision": metrics.average_precision_score(truth, scores, average="macro"),
+            "micro_f1": metrics.f1_score(truth, predicted, average="micro"),
+            "macro_f1": metrics.f1_score(truth, predicted, average="macro"),
+            "subset_accuracy": metrics.accuracy_score(truth, predicted),
+        }
+    )
+    # Of labels that never occur there is no average precision; nobody is blamed for one that is not predicted.
+    rare = truth * [1, 0, 1]
+    expected = metrics.average_precision_score(rare[:, [0, 2]], scores[:, [0, 2]], average="macro")
+    assert multilabel_metrics(rare, predicted, scores)["mean_average_precision"] == pytest.approx(expected)
+    assert set(multilabel_metrics(rare * 0, rare * 0, scores).values()) == {0.0, 1.0}
+    assert 0 < multilabel_metrics(truth, predicted, scores * np.nan)["mean_average_precision"] < 0.5
+
+
+def test_a_single_label_is_no_two_classes() -> None:
+    truth, predicted = np.array([[1], [0], [0], [1]]), np.array([[1], [1], [0], [0]])
+    (row,) = per_label_metrics(truth, predicted, ["only"])
+    assert row == {"label": "only", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    figures = multilabel_metrics(truth, predicted, truth * 0.5)
+    assert figures == {
+        "mean_average_precision": 1.0, "micro_f1": 0.5, "macro_f1": 0.5, "subset_accuracy": 0.5
+    }  # fmt: skip
+
+
+def test_the_report(model: Path) -> None:
+    made = examples(("loud", "odd"), ("calm",), ())
+    predictions = [
+        {"labels": ["loud", "odd"], "scores": {"calm": 0.1, "loud": 0.9, "odd": 0.6}},
+        {"labels": ["loud", "calm"], "scores": {"calm": 0.7, "loud": 0.95, "odd": 0.2}},
+        {"labels": ["odd"], "scores": {"calm": 0.1, "loud": 0.3, "odd": 0.6}},
+    ]
+    task = MultiLabel(labels=LABELS)
+    from electra_core.predict import Evaluation
+
+    found = to_json(make_report(Evaluation(task, task.score(made, predictions), made, predictions, BadRows("x"))))
+    assert [(row["label"], row["recall"], row["support"]) for row in found["per_label"]] == [
+        ("calm", 1.0, 1), ("loud", 1.0, 1), ("odd", 1.0, 1)
+    ]  # fmt: skip
+    assert [(row["line"], row["missing"], row["too many"]) for row in found["worst_mistakes"]] == [
+        (3, "", "loud"), (4, "", "odd")
+    ]  # fmt: skip
+    assert found["thresholds"][6] == {"threshold": 0.7, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    assert sum(row["count"] for row in found["calibration"]) == 9
+    assert found["constant_guess"]["subset_accuracy"] == pytest.approx(1 / 3)
+
+
+# ---- from the command line, and from memory
+
+
+def test_the_three_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = tiny_model.several_labels(tmp_path / "train.jsonl", 60)
+    read_rows = [json.loads(line) for line in train.read_text().splitlines()]
+    names = ("praise", "blame", "person")
+    table = lines_file(
+        tmp_path / "train.csv", "comment_text,praise,blame,person",
+        *(",".join([row["text"], *(str(int(name in row["labels"])) for name in names)]) for row in read_rows),
+    )  # fmt: skip
+    flags = ["--text-column", "comment_text", "--label-columns", *names, "--device", "cpu", "--quiet"]
+    out = tmp_path / "out"
+    command = ["finetune", "--model", str(model), "--task", "multilabel", "--train", str(table), "--out", str(out)]
+    assert main([*command, "--epochs", "1", "--cache", "none", *flags]) == 0
+    assert json.loads((out / "task.json").read_text())["labels"] == [*names]
+    capsys.readouterr()
+    evaluated = []
+    for data, threshold in ((table, "0"), (table, "1"), (train, "0")):
+        more = ["--label-column", "labels", "--text-column", "text"] if data == train else []
+        ask = ["evaluate", "--model", str(out), "--data", str(data), "--threshold", threshold, "--json", *more]
+        assert main([*ask, "--quiet"]) == 0
+        evaluated.append(json.loads(capsys.readouterr().out))
+    all_of_them, none, other_form = evaluated
+    assert all_of_them == pytest.approx(other_form) and none["micro_f1"] == 0 < all_of_them["micro_f1"]
+    assert none["mean_average_precision"] == all_of_them["mean_average_precision"] > 0
+    ask = ["predict", "--model", str(out), "--input", str(table), "--threshold", "0", "--quiet"]
+    assert main(ask) == 0
+    assert {*json.loads(capsys.readouterr().out.splitlines()[0])["labels"]} == {*names}
+
+
+def test_flags_that_do_not_fit(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = rows(tmp_path / "a.jsonl", [["a"]])
+    command = ["finetune", "--model", str(model), "--task", "multilabel", "--train", str(file), "--out", "x"]
+    for flags, said in (
+        (["--label-column", "a", "--label-columns", "b"], "in one column or in several, not both"),
+        (["--label-columns", "a", "--label-separator", ";"], "--label-separator: no effect with --label-columns"),
+        (["--label-separator", ""], "--label-separator: expected at least one character"),
+    ):
+        assert main([*command, *flags]) == 2 and said in capsys.readouterr().err
+    folder, _ = saved(model, tmp_path / "m")
+    ask = ["evaluate", "--model", str(folder), "--data", str(file), "--threshold", "1.5"]
+    assert main(ask) == 2 and "--threshold: expected a probability, 0 to 1, got 1.5" in capsys.readouterr().err
+    save_task(Classify(labels=LABELS, max_length=64), folder)
+    assert main(ask) == 2
+    assert "--threshold: no effect with a model for classify; it is for multilabel" in capsys.readouterr().err
+
+
+def test_rows_in_memory(model: Path, tmp_path: Path) -> None:
+    file = tiny_model.several_labels(tmp_path / "train.jsonl", 40)
+    data = [json.loads(line) for line in file.read_text().splitlines()]
+    kinds = (list, tuple, np.array)
+    data = [{**row, "labels": kinds[n % 3](row["labels"])} for n, row in enumerate(data)]
+    run(model, (data, data), tmp_path / "out", MultiLabel(), replace(QUICK, epochs=1))
+    assert evaluate(load(tmp_path / "out"), data).metrics == pytest.approx(
+        evaluate(load(tmp_path / "out"), file).metrics
+    )
+    bad = [{"text": "a", "toxic": 1}, {"text": "b", "toxic": "yes"}]
+    with pytest.raises(UserError, match=r"there is no label column 'threat'; .*Columns\(labels=...\) names those"):
+        run(model, (bad, bad), tmp_path / "x", MultiLabel(columns=Columns(labels=("toxic", "threat"))))
+    with pytest.raises(UserError, match=r"\(several labels a text: MultiLabel\(\)\)"):
+        run(model, ([{"text": "a", "label": ["x"]}],) * 2, tmp_path / "x", Classify())
+
+
+def test_columns_of_an_earlier_version_are_the_same_ones() -> None:
+    """A checkpoint that does not know of labels in columns of their own is gone on with."""
+    now = {"task": json.loads(json.dumps(task_to_json(Classify(columns=Columns(text="a")))))}
+    columns = {key: value for key, value in now["task"]["columns"].items() if key not in ("labels", "separator")}
+    was = {"task": {**now["task"], "columns": columns}}
+    assert _differences(was, now) == ""
+    assert "columns was" in _differences({"task": {**was["task"], "columns": {**columns, "text": "b"}}}, now)
+
+
+def test_pairs_and_texts_without_labels(model: Path, tmp_path: Path) -> None:
+    file = lines_file(tmp_path / "a.jsonl", '{"text": "a", "pair": "b"}')
+    (example,) = MultiLabel(labels=LABELS).read(file, BadRows(file), labelled=False)
+    assert isinstance(example, MultiLabelExample) and (example.pair, example.labels) == ("b", None)
+    features = MultiLabel(labels=LABELS).encode([example], load_tokenizer(model))
+    assert not features.has_targets
+    single: TextExample = MultiLabel(labels=LABELS).from_value("a", "1")
+    assert single.pair is None
