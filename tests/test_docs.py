@@ -184,6 +184,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"a man walks\ta {who} walks\t{label}\n" for who, label in [("person", "yes"), ("cat", "no")] * 8
     )
     (folder / "pairs.tsv").write_text(f"premise\thypothesis\tlabel\n{pairs}")
+    comments = "".join(f"{n},{'you fool' if n % 2 else 'thank you'} {n},{n % 2},{n % 2},0\n" for n in range(16))
+    (folder / "comments.csv").write_text(f"id,comment_text,toxic,insult,threat\n{comments}")
+    posts = [{"text": f"thank you {n}", "labels": [["joy"], ["joy", "thanks"], []][n % 3]} for n in range(16)]
+    (folder / "posts.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts))
     (folder / "texts.txt").write_text("a warm film\ndull\n")
     (folder / "sample" / "task").mkdir(parents=True)  # as `electra demo --texts-only` makes it, but small
     (folder / "sample" / "corpus.txt").write_text(text)
