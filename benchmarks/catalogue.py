@@ -81,7 +81,7 @@ CATALOGUE = (
     _kernel("sample_replace", "Draw and replace"),
     _kernel("rtd_loss", "The RTD head and its loss"),
     Benchmark(
-        "pretrain_base_bf16", "Pre-training, ELECTRA-Base at 512", "benchmarks.bench_pretrain",
+        "pretrain_base_bf16", "Pre-training, ELECTRA-Base, on a GPU at 512 tokens", "benchmarks.bench_pretrain",
         ("--model", "base", "--precision", "bf16", "--batch", "32", "--length", "512", "--steps", "3"),
         quick=(*_TINY_STEP, "--precision", "fp32"),
     ),
@@ -110,6 +110,33 @@ CATALOGUE = (
     ),
 )  # fmt: skip
 BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}
+
+
+OTHERS = {
+    "step_small": "A step of ELECTRA-Small by its stages",
+    "tiny_tasks": "The shipped model's tasks, beside a random start",
+}
+"""What results of programs that are not in the catalogue are about, by the beginnings of their names."""
+ELSEWHERE = {
+    "corpus_open": ("What opening a corpus costs", "scaling.md#what-opening-costs"),
+    "corpus_prepare": ("What preparing a corpus costs", "scaling.md#what-preparing-costs"),
+    "corpus_reads": ("What reading a corpus costs", "scaling.md#what-reading-costs"),
+    "fuzz": ("Readers of files, given damaged ones", "decisions.md#checks"),
+    "kill_test": ("Runs that are killed at random moments", "reliability.md#what-was-shown"),
+    "soak": ("Memory and open files of long runs", "reliability.md#what-was-shown"),
+}
+"""Results that another page shows, by the beginnings of their names: what about, and where."""
+
+
+def about(result: str) -> str:
+    """What a result is about; of a variation (`sweep_small_amd`) what the benchmark is."""
+    known = {**{name: benchmark.about for name, benchmark in BY_NAME.items()}, **OTHERS}
+    return next((words for name, words in known.items() if result.startswith(name)), "")
+
+
+def shown_elsewhere(result: str) -> tuple[str, str] | None:
+    """What a result is about and the page that shows it, if not the benchmarks' page."""
+    return next((place for name, place in ELSEWHERE.items() if result.startswith(name)), None)
 
 
 def result_file(benchmark: Benchmark, folder: Path) -> Path:

@@ -202,6 +202,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What figures were measured on and with; kept beside every figure."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        **({} if device.type == "cuda" else _generation()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -219,16 +220,32 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the processor; empty elsewhere."""
+    lines = CPUINFO.read_text(encoding="utf-8").split("\n") if CPUINFO.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 def _processor() -> str:
     """The processor's name, and the extensions that decide how fast it multiplies."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
-    except OSError:
+    facts = _cpuinfo()
+    if not facts:
         return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", "").split()
     extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     return f"{facts.get('model name', platform.machine())} ({', '.join(extensions)})"
+
+
+def _generation() -> dict[str, str]:
+    """Vendor, family and model, which tell generations of one name and the same extensions apart (AMD's Zen 4 and
+    Zen 5). Not part of the device's name, by which results that are gone on with know their machine."""
+    facts = _cpuinfo()
+    if not {"vendor_id", "cpu family", "model"} <= facts.keys():
+        return {}
+    return {"processor": f"{facts['vendor_id']} family {facts['cpu family']} model {facts['model']}"}
 
 
 def _versions(*packages: str) -> dict[str, str | None]:

@@ -117,7 +117,10 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     factors = sorted({factor for tried in scores.values() for factor in tried})
     lines = ["Rates tried for every objective, as factors of the preset's, and the mean score (%) on rows of the"]
     lines += ["training data that are used for nothing else; the best is the one that the objective had:\n"]
-    lines += ["| | " + " | ".join(f"x {factor:g}" for factor in factors) + " |", "|---" * (len(factors) + 1) + "|"]
+    lines += [
+        "| objective | " + " | ".join(f"x {factor:g}" for factor in factors) + " |",
+        "|---" * (len(factors) + 1) + "|",
+    ]
     for objective, tried in scores.items():
         chosen = chosen_rate(rows, objective)
         cells = [f"{100 * tried[factor]:.1f}" if factor in tried else "" for factor in factors]
@@ -159,7 +162,7 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     lines = ["| dev score, % | equal | FLOPs | " + " | ".join(heads) + " |", "|---" * (len(heads) + 3) + "|"]
     for key, group in _groups(_pretraining(rows)).items():
         cells = [_shown(found[task].get(key, []), ".1f") for task in [*tasks, AVERAGE]]
-        if any(cells):
+        if any(cells) and (all(cells) or key[1] != "seconds"):  # runs of equal time have had some tasks only
             equal = "" if key[0] == START else key[1]
             flops = mean(row["flops"] for row in group)
             lines.append(f"| {key[0]} | {equal} | {flops:.3g} | " + " | ".join(cells) + " |")

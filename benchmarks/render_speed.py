@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import svg
+from benchmarks.render_about import day, environment_of, machine
 
 Row = dict[str, Any]
 OURS = "ours"
@@ -68,7 +70,7 @@ def sweep_tables(rows: Sequence[Row], on_gpu: bool) -> list[str]:
     clocks = ["tokens_per_second"] if on_gpu else ["tokens_per_second", "by_processor_time"]
     heads = ["ours, times as fast", "by processor time"][: len(clocks)]
     heads = ["sequences x tokens", "program", "tokens/s", *heads, "MFU", "peak MiB"]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    lines = ["| model, objective | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for row in measured:
         about = f"| {row['model']} {row['objective']} | {row['batch']} x {row['length']} | {row['program']} | "
         if "note" in row:
@@ -115,25 +117,65 @@ def sweep_figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
     return figures
 
 
+CALCULATED = (
+    "Launches and bytes are counted for a GPU's kernels, milliseconds on an H200 are calculated from them and "
+    "from its peak rates: no GPU has run this."
+)
+STAGES_MEASURED = f"Milliseconds of a stage are measured on the machine that is named. {CALCULATED}"
+COUNTED = {
+    "launches": "launches",
+    "kept_bytes_per_token": "kept for the backward pass, bytes a token",
+    "moved_megabytes": "moved, megabytes",
+    "moved_milliseconds_h200": "moving them on an H200, milliseconds",
+    "floor_milliseconds_h200": "matrix products on an H200, milliseconds",
+}
+
+
 def split_table(report: Row, title: str) -> list[str]:
-    """Stages of a step (`bench_step`): its own report, counts without a device, or a row of a sweep."""
+    """Stages of a step (`bench_step`): counts without a device, or a row of a sweep."""
     command = report.get("command") or report["environment"]["command"]
-    lines = [
-        f"{title} (`{command}`):\n",
-        "| stage | ms | share | launches | kept bytes a token | moved MB | products' floor on an H200, ms |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    total = sum(row["milliseconds"] or 0.0 for row in report["stages"].values())
-    for name, row in report["stages"].items():
-        time = row["milliseconds"]
-        share = f"{time / total:.0%}" if time is not None and total else ""
-        floor, moved = row["floor_milliseconds_h200"], row.get("moved_megabytes")  # of reports since 29 November
+    timed = any(row["milliseconds"] is not None for row in report["stages"].values())
+    what = STAGES_MEASURED if timed else f"Nothing is measured. {CALCULATED}"
+    times = {"milliseconds measured": report} if timed else {}
+    return [f"{title} (`{command}`). {what}\n", *_stage_lines(report, times)]
+
+
+def stage_table(results: Sequence[tuple[Path, Row]]) -> list[str]:
+    """Stages of a step as several results have them (`bench_step`): a column of times for each; the counts, which
+    no machine changes, of the newest."""
+    _, newest = max(results, key=lambda result: day(environment_of(result[1])))
+    return _stage_lines(newest, {_column(path, report): report for path, report in results})
+
+
+def _column(path: Path, report: Row) -> str:
+    return f"milliseconds measured, {path.stem} ({machine(path, environment_of(report))})"
+
+
+def _stage_lines(counted: Row, times: dict[str, Row]) -> list[str]:
+    """The table: `times` by their columns' titles, then what is known of `COUNTED`."""
+    rows = {stage: _counts(stage, row) for stage, row in counted["stages"].items()}
+    heads = {
+        name: title for name, title in COUNTED.items() if any(row.get(name) is not None for row in rows.values())
+    }
+    rows["**all**"] = {name: counted.get(name) for name in ("launches", "kept_bytes_per_token")}
+    if "moved_bytes" in counted:
+        rows["**all**"]["moved_megabytes"] = round(counted["moved_bytes"] / 1e6, 1)
+    columns = [_milliseconds(report) for report in times.values()]
+    lines = ["| " + " | ".join(["stage", *times, *heads.values()]) + " |"]
+    lines.append("|---" * (1 + len(times) + len(heads)) + "|")
+    for stage, row in rows.items():
+        values = [*(column.get(stage) for column in columns), *(row.get(name) for name in heads)]
         lines.append(
-            f"| {name} | {'' if time is None else f'{time:,.2f}'} | {share} | {row['launches']:,} | "
-            f"{row['kept_bytes_per_token']:,} | {'' if moved is None else f'{moved:,.0f}'} | "
-            f"{'' if floor is None else f'{floor:.4f}'} |"
+            f"| {stage} | " + " | ".join("" if value is None else f"{value:,}" for value in values) + " |"
         )
-    spent = f"{total:,.1f}" if total else ""
-    moved = f"{report['moved_bytes'] / 1e6:,.0f}" if "moved_bytes" in report else ""
-    lines.append(f"| all | {spent} | | {report['launches']:,} | {report['kept_bytes_per_token']:,} | {moved} | |")
     return lines
+
+
+def _milliseconds(report: Row) -> dict[str, float | None]:
+    found = {stage: row["milliseconds"] for stage, row in report["stages"].items()}
+    return {**found, "**all**": round(sum(value or 0 for value in found.values()), 1)}
+
+
+def _counts(stage: str, row: Row) -> Row:
+    """A stage's counts. The optimizer has no matrix products: its floor is of bytes, as what it moves is."""
+    return {**row, "floor_milliseconds_h200": None} if stage == "optimizer" else row

@@ -34,20 +34,22 @@ class Curve:
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from zero."""
-    left, width, step = 330, 360, 26
+    """Horizontal bars from zero, with room for the longest name and figure."""
+    left, width, step = 20 + max([_width(row.name) for row in rows], default=0), 360, 26
+    values = [f"{row.value:,.4g} {unit}" for row in rows]
+    right = 20 + max(map(_width, values), default=0)
     most = max([row.high for row in rows], default=1.0) or 1.0
     parts = []
-    for index, row in enumerate(rows):
+    for index, (row, value) in enumerate(zip(rows, values)):
         y = 40 + step * index
-        low, end, high = (left + width * value / most for value in (row.low, row.value, row.high))
+        low, end, high = (left + width * rate / most for rate in (row.low, row.value, row.high))
         parts += [
             f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(row.name)}</text>',
             f'<rect x="{left}" y="{y}" width="{end - left:.1f}" height="16" rx="2" fill="var(--t{row.tone})"/>',
             f'<path d="M{low:.1f} {y + 8}H{high:.1f}" stroke="var(--ink)" stroke-width="2"/>',
-            f'<text x="{max(end, high) + 6:.1f}" y="{y + 12}" class="soft">{row.value:,.4g} {escape(unit)}</text>',
+            f'<text x="{max(end, high) + 6:.1f}" y="{y + 12}" class="soft">{escape(value)}</text>',
         ]
-    return _svg(title, 800, 50 + step * len(rows), parts)
+    return _svg(title, max(left + width + right, 20 + _width(title)), 50 + step * len(rows), parts)
 
 
 def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve], from_zero: bool = False) -> str:
@@ -80,7 +82,8 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve], from
         y = top + 10 + 20 * index
         parts.append(f'<circle cx="{left + width + 20}" cy="{y}" r="5" fill="var(--t{index % TONES})"/>')
         parts.append(f'<text x="{left + width + 32}" y="{y + 4}">{escape(curve.name)}</text>')
-    return _svg(title, 760, top + height + 55, parts)
+    right = left + width + 40 + max(_width(curve.name) for curve in series)
+    return _svg(title, max(760, right, 20 + _width(title)), top + height + 55, parts)
 
 
 def _curve(curve: Curve, tone: int, at) -> list[str]:  # type: ignore[no-untyped-def]
@@ -92,6 +95,11 @@ def _curve(curve: Curve, tone: int, at) -> list[str]:  # type: ignore[no-untyped
         parts.append(f'<path d="M{cx:.1f} {low:.1f}V{high:.1f}" stroke="var(--t{tone})"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="var(--t{tone})"/>')
     return parts
+
+
+def _width(words: str) -> int:
+    """Room for words in `STYLE`'s 12 px, whichever of the usual fonts a system has."""
+    return 7 * len(words)
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,138 @@
+"""What a result on the page says of itself: machine, versions, commit and command.
+
+Machines have letters, as in docs/results.md. Since 29 November a result says its processor's family and model, by
+which its letter is found. Older ones have the device's name and extensions only, which are the same for AMD's
+Zen 4 and Zen 5; of these the files' names tell.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Report = dict[str, Any]
+
+
+class Machine(NamedTuple):
+    """A kind of machine that figures of these pages were measured on."""
+
+    short: str
+    long: str
+
+
+MACHINES = {
+    "A": Machine("Xeon with AMX", "2 virtual cores of an Intel Xeon with AMX tiles for bf16 at 2.6 GHz"),
+    "B": Machine("Xeon", "2 virtual cores of an Intel Xeon at 2.3 GHz (AVX-512, no AMX), shared with other work"),
+    "C": Machine("Zen 4", "2 virtual cores of an AMD EPYC (Zen 4, AVX-512 BF16) at 2.6 GHz"),
+    "D": Machine("Zen 5", "2 virtual cores of an AMD EPYC (Zen 5, which has twice the width for them) at 2.6 GHz"),
+}
+FAMILIES = {"AuthenticAMD family 25": "C", "AuthenticAMD family 26": "D"}
+"""Of EPYCs with AVX-512 BF16, which leaves Zen 3 out of family 25."""
+
+
+def legend() -> str:
+    """What the letters mean."""
+    return "\n".join(f"- **{letter}: {machine.short}**: {machine.long}" for letter, machine in MACHINES.items())
+
+
+def letter_of(name: str, environment: Report) -> str | None:
+    """The machine's letter, or None for one that has none.
+
+    Args:
+        name: the result's, without its ending.
+    """
+    device, processor = environment.get("device") or "", environment.get("processor") or ""
+    if processor:
+        known = "EPYC" in device and "avx512_bf16" in device
+        return FAMILIES.get(processor.partition(" model")[0]) if known else None
+    if "Intel" in device and "Xeon" in device:
+        return "A" if "amx_bf16" in device else "B"
+    return ("D" if "zen5" in name else "C") if "AMD EPYC" in device else None
+
+
+def machine(path: Path, environment: Report) -> str:
+    """ "C: Zen 4", or the device as the result names it."""
+    if letter := letter_of(path.stem, environment):
+        return f"{letter}: {MACHINES[letter].short}"
+    return ", ".join(part for part in (environment.get("device"), environment.get("processor")) if part)
+
+
+def short(machine: str) -> str:
+    """The letter of a machine that has one, for figures."""
+    return machine.partition(": ")[0]
+
+
+def read(path: Path) -> Any:
+    """A result: of JSON lines a list."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
+
+
+def on_gpu(path: Path) -> bool:
+    """Whether a result is of a GPU, whose seconds no processor's time tells."""
+    return path.parent.name == "gpu"
+
+
+def link(path: Path) -> str:
+    """From the page to a file of the project."""
+    return f"../benchmarks/results/{path.parent.name}/{path.name}"
+
+
+def environment_of(report: Any) -> Report:
+    """What a result says of the machine that it was made on, in whichever of the forms."""
+    if isinstance(report, list):
+        found = (row for row in report if row.get("kind") == "environment" and not row.get("elsewhere"))
+        rows = [row["environment"] for row in found]
+        return dict(rows[-1]) if rows else {}
+    if "environment" in report:
+        return dict(report["environment"])
+    versions = {name: report.get(name) for name in ("torch", "transformers")}
+    return {
+        "device": report.get("machine"), "threads": report.get("threads"), "versions": versions,
+        "command": (report.get("command") or "").partition(" --out")[0],
+    }  # fmt: skip
+
+
+def made_on(path: Path) -> str:
+    """Machine and day of a result."""
+    environment = environment_of(read(path))
+    return ", ".join(part for part in (machine(path, environment), day(environment)) if part)
+
+
+def day(environment: Report) -> str:
+    """When it was measured; empty if the result does not say."""
+    return (environment.get("date") or "")[:10]
+
+
+def commit(environment: Report) -> str:
+    """What code ran: a commit, and whether files of it were changed."""
+    name, _, changed = (environment.get("commit") or "").partition("+")
+    return f"commit {name[:9]}{' with uncommitted changes' if changed else ''}" if name else ""
+
+
+def about(path: Path, environment: Report) -> str:
+    """Machine, versions, commit and command of a result."""
+    versions = ", ".join(f"{name} {value}" for name, value in (environment.get("versions") or {}).items() if value)
+    threads = environment.get("threads")
+    counted = f"{threads} thread{'s' * (threads > 1)}" if threads else ""
+    facts = [machine(path, environment), day(environment), counted, versions, commit(environment)]
+    command = environment.get("command")
+    lines = ["; ".join(fact for fact in facts if fact) + f" ([JSON]({link(path)}))"]
+    return "\n".join([*lines, *([f"\n    {command}"] if command else [])]) + "\n"
+
+
+def titled(path: Path, report: Any, lines: list[str]) -> str:
+    """A section: heading, machine, content."""
+    return "\n".join([f"### {path.stem}\n", about(path, environment_of(report)), *lines]) + "\n"
+
+
+def sources(results: list[tuple[Path, Any]]) -> list[str]:
+    """Where the rows of a common table come from: a line for each file."""
+    lines = [""]
+    for path, report in results:
+        environment = environment_of(report)
+        facts = [machine(path, environment), day(environment), commit(environment)]
+        told = f"`{environment['command']}`" if environment.get("command") else ""
+        lines.append(f"- [{path.stem}]({link(path)}): " + "; ".join(fact for fact in (*facts, told) if fact))
+    return [*lines, ""]
