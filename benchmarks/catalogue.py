@@ -121,7 +121,7 @@ ELSEWHERE = {
     "corpus_open": ("What opening a corpus costs", "scaling.md#what-opening-costs"),
     "corpus_prepare": ("What preparing a corpus costs", "scaling.md#what-preparing-costs"),
     "corpus_reads": ("What reading a corpus costs", "scaling.md#what-reading-costs"),
-    "fuzz": ("Readers of files, given damaged ones", "decisions.md#checks"),
+    "fuzz": ("Readers of files, given damaged ones", "decisions.md#large-corpora"),
     "kill_test": ("Runs that are killed at random moments", "reliability.md#what-was-shown"),
     "soak": ("Memory and open files of long runs", "reliability.md#what-was-shown"),
 }

@@ -69,7 +69,8 @@ def pretraining(results: Results) -> tuple[list[str], Figures]:
             own += [spread(row["ours"], 4), spread(row["theirs"], 4), *(spread(row[clock]) for clock in clocks)]
             lines.append("| " + " | ".join(own) + " |")
             mine = bars.setdefault(row["figure"], [])
-            name = f"{short(made)}, {settings['model']}, {about[2]}, {threads} thread{'s' * (threads > 1)} / {row['peer']}"
+            counted = f"{threads} thread{'s' * (threads > 1)}"
+            name = f"{short(made)}, {settings['model']}, {about[2]}, {counted} / {row['peer']}"
             mine.append(_bar(name, row, clocks, _tone(report, row["peer"])))
     return lines, {
         f"pretrain_{name}.svg": svg.bars(_title(f"pre-training, {name}", path), "x", own)

@@ -139,8 +139,8 @@ def test_one_table_for_all_machines_says_what_was_measured(tmp_path: Path) -> No
     assert "| small | 16 x 512 | bf16 | 2 | D: Zen 5 | electra | p |" in text
     assert text.count("with uncommitted changes") == 1 and "`python -m one`" in text
     assert (
-        "| [pretrain](#pretrain) | Pre-training beside `transformers` | C, D, 2026-11-28 to 2026-11-30 | "
-        "`pretrain_small_bf16` |" in text
+        "| [pretrain](#pretrain) | Pre-training beside `transformers` (`pretrain_small_bf16`) | "
+        "C, D, 2026-11-28 to 2026-11-30 |" in text
     ), "there is no program for Base on a CPU, so no name to start one by"
     assert "C, base, bf16, 2 threads / p" in page["benchmarks/cpu_pretrain_electra.svg"]
 

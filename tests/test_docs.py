@@ -11,10 +11,12 @@ import importlib.util
 import io
 import json
 import lzma
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +163,16 @@ def test_the_navigation_has_the_order_that_the_start_page_proposes() -> None:
         linked = dict.fromkeys(re.findall(r"\]\((\w+\.md)\)", steps))
         places = [navigation.index(page) for page in linked if page not in ("exercises.md", "decisions.md")]
         assert len(places) >= 4 and places == sorted(places), f"{part}: {list(linked)}"
+
+
+def test_the_front_pages_figure_is_drawn_and_can_be_read(tmp_path: Path) -> None:
+    command = [sys.executable, str(DOCS / "figures" / "masked_sentence.py"), str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    for folder in (tmp_path, DOCS / "figures"):
+        drawn = (folder / "masked_sentence.svg").read_text(encoding="utf-8")
+        shaded = re.findall(r'fill-opacity: ([\d.]+)"/><text [^>]*style="fill: var\(--(\w+)\)', drawn)
+        strong = [tone for opacity, tone in shaded if float(opacity) > 0.5]
+        assert len(shaded) > 10 and strong and set(strong) == {"ink"}, "orange on orange"
 
 
 # Blocks ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from pathlib import Path
 from style import MONO, save_svg, target
 
 import electra_core
-from electra_core.trace import TokenTrace, load_electra, percent, trace
+from electra_core.trace import TokenTrace, load_electra, trace
+from electra_core.trace_words import percent
 
 TEXT, SEED = "he was born in london and studied at the university of oxford.", 227  # both outcomes of a draw
 CHARACTER, ROW, LEFT, TOP, GAP = 8.1, 50.0, 118.0, 34.0, 8.0
@@ -35,7 +36,8 @@ def cell(x: float, row: int, width: float, word: str, colour: str, strong: bool,
     """A word in its frame; `strong`: at a chosen position."""
     y = TOP + row * ROW
     frame = f"stroke: var(--{colour if strong else 'line'}); stroke-width: {1.8 if strong else 1}"
-    ink = f"fill: var(--{colour if strong else 'ink'}); font: 13px {MONO}; text-anchor: middle"
+    tone = colour if strong and shade <= 0.5 else "ink"  # orange on much orange cannot be read
+    ink = f"fill: var(--{tone}); font: 13px {MONO}; text-anchor: middle"
     shaded = box(x, y, width, f"fill: var(--tone1); fill-opacity: {0.75 * shade:.3f}") if shade else ""
     return box(x, y, width, f"fill: var(--card); {frame}") + shaded + text(x + width / 2, y + 18.5, word, ink)
 
