@@ -11,12 +11,10 @@ import importlib.util
 import io
 import json
 import lzma
-import os
 import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,16 +163,6 @@ def test_the_navigation_has_the_order_that_the_start_page_proposes() -> None:
         assert len(places) >= 4 and places == sorted(places), f"{part}: {list(linked)}"
 
 
-def test_the_front_pages_figure_is_drawn_and_can_be_read(tmp_path: Path) -> None:
-    command = [sys.executable, str(DOCS / "figures" / "masked_sentence.py"), str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    for folder in (tmp_path, DOCS / "figures"):
-        drawn = (folder / "masked_sentence.svg").read_text(encoding="utf-8")
-        shaded = re.findall(r'fill-opacity: ([\d.]+)"/><text [^>]*style="fill: var\(--(\w+)\)', drawn)
-        strong = [tone for opacity, tone in shaded if float(opacity) > 0.5]
-        assert len(shaded) > 10 and strong and set(strong) == {"ink"}, "orange on orange"
-
-
 # Blocks ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +283,8 @@ FIGURES = sorted(path for path in (DOCS / "figures").glob("*.py") if path.stem !
 @pytest.mark.parametrize("script", FIGURES, ids=lambda path: path.stem)
 def test_figures_are_drawn(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each script runs, and its words and colours are those of the committed figure."""
-    pytest.importorskip("matplotlib")
+    if "axes" in script.read_text(encoding="utf-8"):
+        pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
     monkeypatch.syspath_prepend(str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
@@ -306,6 +295,13 @@ def test_figures_are_drawn(script: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for text in (drawn, committed):
         assert "prefers-color-scheme: dark" in text and "var(--ink)" in text
         assert "url(http" not in text and 'href="http' not in text and "#0a0b" not in text
+
+
+def test_an_answer_on_a_strong_shade_is_not_of_the_shades_colour() -> None:
+    drawn = (DOCS / "figures" / "masked_sentence.svg").read_text(encoding="utf-8")
+    shaded = re.findall(r'fill-opacity: ([\d.]+)"/><text [^>]*style="fill: var\(--(\w+)\)', drawn)
+    strong = {tone for opacity, tone in shaded if float(opacity) > 0.5}
+    assert len(shaded) > 10 and strong == {"ink"}
 
 
 def test_curve_of_the_figure_is_the_shipped_one() -> None:
