@@ -9,7 +9,7 @@ the same batch in bf16. They are computed anywhere.
 **Times** are of the steps as they run here, medians over steps; stages of the forward pass by hooks on modules,
 on a GPU with a synchronisation at every border, which a run does not have. "draw" is the preparation of masks
 (`masking.py`) for a batch that is already read.
-**Floors** are for one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, both measured ceilings) at the matrix products of
+**Floors** are for one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, as others measured them) at the matrix products of
 the stage (`flops.py`), and of the bytes moved; they say nothing about the machine of the times.
 """
 

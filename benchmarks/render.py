@@ -83,8 +83,8 @@ the notes on the learning study, which stand beside its rows (`learning.notes.md
 `python -m benchmarks NAME` measures; the names stand in brackets in the tables below. Programs that compare check
 first that both sides compute the same. Figures are medians (least to greatest); ratios above 1 mean that this
 project is faster. On a CPU ratios by processor time are the ones to trust where a machine was shared; on a GPU
-that would be the host's time, and ratios are of seconds by the clock. Results were not all made on one machine, nor
-by one commit; the machines of this page:
+that would be the host's time, and ratios are of seconds by the clock. Results were not all made on one machine,
+nor by one commit; the machines of this page:
 
 {machines}
 """

@@ -45,6 +45,7 @@ SMALL = {
 MEASURED = (
     "results",
     "decisions",
+    "tiny_history",
     "benchmarks",
     "performance",
     "reliability",
