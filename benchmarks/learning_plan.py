@@ -65,7 +65,7 @@ class Budget:
 
 BUDGETS = {
     # One core of a CPU, up to a quarter of an hour a run, some seven hours in all. The longest run sees 11 million
-    # tokens; a masked LM leaves the plateau of word frequencies before one million (docs/decisions.md).
+    # tokens; a masked LM leaves the plateau of word frequencies before one million (docs/tiny_history.md).
     "minutes": Budget(
         "tiny", (250, 700, 2000, 6000), 2, 2, ("conll-2003", "sst-2"), ("cola", "docstrings"),
         (0.5, 1.0, 2.0), 400, ("conll-2003", "sst-2"), finetuning={"layerwise_decay": 1.0},

@@ -87,7 +87,7 @@ enough to be pre-trained on one CPU core in an hour.
 - commit `{options.commit}`, seed 0; every setting is in `config.toml` beside the two models
 - {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, {options.threads}, {_processor()};
   weights stored in bf16
-- how the recipe was found: `docs/decisions.md`
+- how the recipe was found: `docs/tiny_history.md`
 
 ## Held-out text during training
 

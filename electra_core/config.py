@@ -267,7 +267,7 @@ _LONG: dict[str, Any] = {"max_length": 512, "learning_rate": 2e-4}
 _SMALL = _encoder(12, 256, 128)
 
 PRESETS: dict[str, Preset] = {
-    # Ours, for a CPU; docs/decisions.md tells how it was found. Without dropout: it sees no text often. So small a
+    # Ours, for a CPU; docs/tiny_history.md tells how it was found. Without dropout: it sees no text often. So small a
     # discriminator learns more from grosser errors than the paper's temperature of 1 makes.
     "tiny": Preset(
         _encoder(

@@ -2,7 +2,7 @@
 
 A small transformer has to learn which words resemble each other before it can do better than the words'
 frequencies. Counting which words stand near each other gives much of that before the first step, because
-counting uses every token where masked LM uses one in seven. docs/decisions.md has the measurements.
+counting uses every token where masked LM uses one in seven. docs/tiny_history.md has the measurements.
 
     C[i, j]   how often j stands within WINDOW words of i, nearer ones counted more
     PPMI      max(0, log C[i, j] / (C[i] p(j)^0.75))          (Levy, Goldberg and Dagan 2015: smoothed contexts)

@@ -19,7 +19,7 @@ from electra_core.tasks import TaskModel, initialise_head
 
 RANDOM_START_RANGE = 0.02
 """Standard deviation of a random start: the original's, whatever the model was pre-trained from. One as wide as
-`tiny`'s hardly learns a small data set (docs/decisions.md): a weak baseline, which flatters its rival."""
+`tiny`'s hardly learns a small data set (docs/tiny_history.md): a weak baseline, which flatters its rival."""
 
 
 def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed: int) -> TaskModel:

@@ -10,7 +10,7 @@ word 1, 2, ... places before or after:
     so  query(t) . key(s) = sum_f cos(w_f (t + delta - s)),  which peaks at s = t + delta
 
 Everything is learned from there as usual, and the file format does not know the difference.
-`docs/decisions.md` has the measurements.
+`docs/tiny_history.md` has the measurements.
 """
 
 from __future__ import annotations
