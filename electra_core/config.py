@@ -267,8 +267,8 @@ _LONG: dict[str, Any] = {"max_length": 512, "learning_rate": 2e-4}
 _SMALL = _encoder(12, 256, 128)
 
 PRESETS: dict[str, Preset] = {
-    # Ours, for a CPU; docs/tiny_history.md tells how it was found. Without dropout: it sees no text often. So small a
-    # discriminator learns more from grosser errors than the paper's temperature of 1 makes.
+    # Ours, for a CPU; docs/tiny_history.md tells how it was found. Without dropout: it sees no text often. So
+    # small a discriminator learns more from grosser errors than the paper's temperature of 1 makes.
     "tiny": Preset(
         _encoder(
             4, 128, vocab_size=8192, num_attention_heads=4, initializer_range=0.04,
