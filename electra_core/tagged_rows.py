@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from electra_core.columns import Columns, names_of
 from electra_core.errors import UserError
 from electra_core.row_files import DELIMITERS, Row, format_of, read_lines, read_rows
 
+NO_NESTED = "nested spans are not supported, keep the outer ones"
 SPAN_LISTS = ("entities", "spans", "label", "labels")
 SENTENCE_COLUMNS = ("Sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "sentence")
 WORD_COLUMNS = ("Word", "token", "form", "words", "tokens")
@@ -23,9 +25,18 @@ TAG_COLUMNS = ("Tag", "ner_tag", "ner", "label", "pos_tag", "pos", "tags", "ner_
 LAST_MARK = 0x1E94A  # the last combining mark of a script
 _MARKS = "".join(chr(code) for code in range(0x300, LAST_MARK + 1) if unicodedata.category(chr(code))[0] == "M")
 _JOINED = rf"[{_MARKS}\u200c\u200d\U000e0100-\U000e01ef]"  # with joiners and variation selectors
-_LETTERS = rf"(?:\w{_JOINED}*)+"  # \w leaves out accents and vowel signs that are characters of their own
-WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[^\w\s]{_JOINED}*")
-"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters."""
+_THAI_LAO = r"\u0e01-\u0e3a\u0e40-\u0e4f\u0e81-\u0ecf\u0edc-\u0edf"
+_BURMESE_KHMER = r"\u1000-\u103f\u1050-\u108f\u109a-\u109f\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17dd"
+_KANA_HAN = (
+    r"\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+UNSPACED = _THAI_LAO + _BURMESE_KHMER + _KANA_HAN
+"""Characters (but digits) of scripts that put no space between words, as ranges of a regular expression."""
+_LETTERS = rf"(?:[^\W{UNSPACED}]{_JOINED}*)+"  # \w leaves out accents and vowel signs that stand for themselves
+WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[{UNSPACED}]{_JOINED}*|[^\w\s]{_JOINED}*")
+"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters, also where
+a script has no spaces: what is one word there, no rule tells, and a sentence would be one."""
 
 Cells = tuple[int, list[str]]  # of the line of that number
 Place = tuple[int, int]  # of a word: its first character, and the one behind its last
@@ -109,15 +120,25 @@ def tags_of_spans(text: str, given: Any) -> tuple[list[Place], list[str], str]:
         spans.add((start, end, kind))
     for (start, end, _), (other, _, _) in itertools.pairwise(sorted(spans)):
         if other < end:
-            return [], [], f"two spans overlap (characters {start} to {end}, and from {other})"
+            return [], [], f"two spans overlap (characters {start} to {end}, and from {other}); {NO_NESTED}"
+    places = cut_at(text, spans)
+    return places, tags_at(places, spans), "" if places else "the text is empty"
+
+
+def cut_at(text: str, spans: Iterable[Span]) -> list[Place]:
+    """The places of a text's words, which end where a span begins or ends."""
     borders = sorted({0, len(text), *(place for start, end, _ in spans for place in (start, end))})
-    places = [match.span() for a, b in itertools.pairwise(borders) for match in WORD.finditer(text, a, b)]
+    return [match.span() for a, b in itertools.pairwise(borders) for match in WORD.finditer(text, a, b)]
+
+
+def tags_at(places: Sequence[Place], spans: Iterable[Span]) -> list[str]:
+    """The tags (IOB2) of words, none of which goes beyond the end of a span."""
     tags = ["O"] * len(places)
+    starts = [start for start, _ in places]
     for start, end, kind in spans:
-        inside = [index for index, (a, b) in enumerate(places) if start <= a and b <= end]
-        for index in inside:
-            tags[index] = f"{'B' if index == inside[0] else 'I'}-{kind}"
-    return places, tags, "" if places else "the text is empty"
+        first, stop = bisect_left(starts, start), bisect_left(starts, end)
+        tags[first:stop] = [f"{'I' if index else 'B'}{'-' if kind else ''}{kind}" for index in range(stop - first)]
+    return tags
 
 
 def _span(item: Any) -> Span:

@@ -13,11 +13,15 @@ only all tags of a file tell.
 
 A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
 overlapping windows, each word judged where it has most context.
+
+Where the places of spans in a text are given, its words end at them for training. To be judged it is cut as prediction
+will cut it, and spans are compared by their characters.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +39,7 @@ from electra_core.label_cells import labels_as_texts
 from electra_core.labelled import BadRows
 from electra_core.metrics import classification_metrics, span_metrics
 from electra_core.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
+from electra_core.tagged_rows import cut_at, tags_at
 from electra_core.tasks import TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -175,6 +180,7 @@ class Tag(Task):
         """Sub-tokens of every word; targets at first sub-tokens; long sentences in overlapping windows."""
         features = Features(tokenizer.cls_id, tokenizer.sep_id, per_token=True)
         index_of = {tag: index for index, tag in enumerate(self.labels)}
+        examples = examples if training else [as_to_predict(example) for example in examples]
         pieces = tokenizer.encode_each(word for example in examples for word in example.words)
         for index, example in enumerate(examples):
             ids: list[int] = []
@@ -206,6 +212,7 @@ class Tag(Task):
         self, examples: Sequence[TaggedExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """For each sentence: tags (one per word, spans in IOB2), spans with character offsets."""
+        examples = [as_to_predict(example) for example in examples]
         words: list[list[np.ndarray]] = [[] for _ in examples]
         for owner, marks, logits_TC in zip(features.owners, features.targets, outputs):
             words[owner].append(softmax(logits_TC[marks != UNLABELLED]))
@@ -237,13 +244,42 @@ class Tag(Task):
 
     def score(self, examples: Sequence[TaggedExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """precision, recall, f1 of spans and accuracy per word; for other tags accuracy and macro_f1."""
-        truth = [example.tags or () for example in examples]
-        predicted = [prediction["tags"] for prediction in predictions]
+        judged = [side_by_side(example, prediction) for example, prediction in zip(examples, predictions)]
+        truth, predicted = [tags for _, tags, _ in judged], [tags for _, _, tags in judged]
         if marks_spans(self.labels):
             return span_metrics(truth, predicted)[0]
         index_of = {tag: index for index, tag in enumerate(self.labels)}
         flat = [index_of[tag] for tags in truth for tag in tags]
         return classification_metrics(flat, [index_of[t] for tags in predicted for t in tags], len(self.labels))
+
+
+def as_to_predict(example: TaggedExample) -> TaggedExample:
+    """A text with its words as prediction cuts them, which knows no spans to cut at; others as they are."""
+    if example.text is None or example.tags is None:
+        return example
+    raw = from_text(example.text, example.id, example.line)
+    if raw.offsets == example.offsets:
+        return example
+    starts = [start for start, _ in example.offsets]
+    parts = [example.tags[bisect_left(starts, a) : bisect_left(starts, b)] for a, b in raw.offsets]
+    return replace(raw, tags=tuple(next((tag for tag in tags if tag != "O"), "O") for tags in parts))
+
+
+def side_by_side(
+    example: TaggedExample, prediction: dict[str, Any]
+) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Words, their right tags and the predicted ones, to be compared one by one.
+
+    Of a text with spans the words may be others in prediction: it is cut where a span of either side ends, so that
+    spans are the same if their characters are.
+    """
+    if example.text is None or "spans" not in prediction:
+        return example.words, example.tags or (), prediction["tags"]
+    places = example.offsets
+    right = [(places[a][0], places[b - 1][1], kind) for kind, a, b in spans(example.tags or ())]
+    found = [(span["start"], span["end"], span["type"]) for span in prediction["spans"]]
+    places = tuple(cut_at(example.text, (*right, *found)))
+    return [example.text[a:b] for a, b in places], tags_at(places, right), tags_at(places, found)
 
 
 def _odd_tag(examples: Sequence[TaggedExample]) -> str:

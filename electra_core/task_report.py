@@ -26,7 +26,7 @@ from electra_core.pages import page
 from electra_core.predict import Evaluation
 from electra_core.report_tables import WORST, Table, calibration_table, short, table_of, text_or_pair
 from electra_core.squad_metrics import f1_score
-from electra_core.tagging import marks_spans
+from electra_core.tagging import marks_spans, side_by_side
 
 CELL_LENGTH = 60  # in the terminal, of all columns but the last
 
@@ -132,8 +132,8 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
 
 
 def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
-    truth = [example.tags for example in evaluation.examples]
-    predicted = [prediction["tags"] for prediction in evaluation.predictions]
+    judged = [side_by_side(*pair) for pair in zip(evaluation.examples, evaluation.predictions)]
+    truth, predicted = [tags for _, tags, _ in judged], [tags for _, _, tags in judged]
     labels = evaluation.task.labels
     if marks_spans(labels):
         spans = span_metrics(truth, predicted)[1]
@@ -149,7 +149,7 @@ def _worst_sentences(evaluation: Evaluation) -> Table:
     for example, prediction in zip(evaluation.examples, evaluation.predictions):
         wrong = [
             f"{word}: {right} → {got}"
-            for word, right, got in zip(example.words, example.tags, prediction["tags"])
+            for word, right, got in zip(*side_by_side(example, prediction))
             if right != got
         ]
         if wrong:

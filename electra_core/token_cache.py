@@ -24,8 +24,9 @@ from electra_core.features import Features
 from electra_core.task_files import task_to_json
 from electra_core.tokenizer import Tokenizer
 
-VERSION = 2
-"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself."""
+VERSION = 3
+"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself, 2 texts
+to judge by at their spans' ends."""
 SMALLEST = 5000
 """Fewer examples are tokenised in about a second: not worth a file."""
 

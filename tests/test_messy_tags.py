@@ -291,13 +291,33 @@ def test_one_tag_for_all_words_is_nothing_to_learn(tmp_path):
         "cafe\u0301s are fine",  # an accent of its own
         "हिन्दी में लिखा",  # vowel signs
         "می\u200cخواهم بروم",  # a joiner
-        "葛\U000e0100城 市",  # a variant of a character
         "Eve's state-of-the-art 3.14",
     ],
 )
 def test_words_are_not_cut_at_marks(text):
     example = from_text(text)
     assert list(example.words) == text.split()
+    assert [text[a:b] for a, b in example.offsets] == list(example.words)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("葛\U000e0100城市", "葛\U000e0100 城 市"),  # a variant of a character
+        ("田中さんは東京へ。", "田 中 さ ん は 東 京 へ 。"),
+        ("か\u3099ｷﾞター", "か\u3099 ｷ ﾞ タ ー"),
+        ("ไปที่กรุงเทพ", "ไ ป ที่ ก รุ ง เ ท พ"),
+        ("ປະເທດ", "ປ ະ ເ ທ ດ"),
+        ("မြန်မာ", "မြ န် မာ"),
+        ("ខ្មែរ", "ខ្ មែ រ"),
+        ("2024年5月 ๑๒๓", "2024 年 5 月 ๑๒๓"),
+        ("iPhone15を買うa-b", "iPhone15 を 買 う a-b"),
+        ("한국어 한국어", "한국어 한국어"),
+    ],
+)
+def test_where_a_script_has_no_spaces_characters_are_words(text, words):
+    example = from_text(text)
+    assert list(example.words) == words.split()
     assert [text[a:b] for a, b in example.offsets] == list(example.words)
 
 
@@ -372,7 +392,7 @@ def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
         ([{"start": 0, "end": "3", "label": "X"}], "expected spans as"),
         ([[0, 99, "X"]], "a span holds no word of the text"),
         ([[3, 4, "X"]], "a span holds no word of the text"),
-        ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\)"),
+        ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\); nested spans are not supported"),
         (None, r"no list of words, nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
     ],
     ids=["too few", "text", "behind the end", "a space", "overlap", "none"],

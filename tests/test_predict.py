@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import tiny_model
 import torch
 
 from electra_core import predict as module
+from electra_core import task_report
 from electra_core.classify import Classify, softmax
 from electra_core.columns import Columns
 from electra_core.errors import UserError
@@ -218,6 +220,29 @@ def test_spans_map_back_to_the_exact_characters(tmp_path):
     assert found > 20
     words = tagger([("Ann", "met", "Bob")])[0]
     assert words["text"] == "Ann met Bob" and words["words"] == ["Ann", "met", "Bob"]
+
+
+def test_texts_with_spans_are_judged_by_words_that_prediction_cuts(tmp_path):
+    """The model's mistake of cutting elsewhere counts, and predictions are those for the bare text."""
+    task = Tag(labels=("O", "B-X", "I-X"), max_length=64)
+    tagger = untrained(task, tmp_path)
+    texts = ["東京へ行く", "ann's film, bob-eve", "in thefilm 3.14"]
+    marked = [[[0, 2, "X"]], [[0, 3, "X"], [12, 15, "X"]], [[6, 10, "X"]]]
+    rows = [{"text": text, "entities": spans} for text, spans in zip(texts, marked)]
+    result = evaluate(tagger, rows)
+    assert [prediction["words"] for prediction in result.predictions] == [list(from_text(t).words) for t in texts]
+    assert result.predictions == tagger(texts)
+    perfect = [
+        {**p, "spans": [{"start": a, "end": b, "type": kind} for a, b, kind in spans]}
+        for p, spans in zip(result.predictions, marked)
+    ]
+    assert task.score(result.examples, perfect)["f1"] == 1.0
+    whole_words = [dict(perfect[0]), dict(perfect[1]), dict(perfect[2])]
+    whole_words[2]["spans"] = [{"start": 3, "end": 10, "type": "X"}]  # the word "thefilm"
+    figures = task.score(result.examples, whole_words)
+    assert figures["f1"] == figures["precision"] == figures["recall"] == 0.75
+    report = task_report.make_report(replace(result, predictions=whole_words))
+    assert "the: O → B-X; film: B-X → I-X" in task_report.to_text(report)
 
 
 def test_long_sentences_are_tagged_as_windows_see_them(tmp_path):
