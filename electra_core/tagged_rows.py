@@ -35,8 +35,8 @@ UNSPACED = _THAI_LAO + _BURMESE_KHMER + _KANA_HAN
 """Characters (but digits) of scripts that put no space between words, as ranges of a regular expression."""
 _LETTERS = rf"(?:[^\W{UNSPACED}]{_JOINED}*)+"  # \w leaves out accents and vowel signs that stand for themselves
 WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[{UNSPACED}]{_JOINED}*|[^\w\s]{_JOINED}*")
-"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters, also where
-a script has no spaces: what is one word there, no rule tells, and a sentence would be one."""
+"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters, also in
+scripts without spaces: no rule tells what a word is there, and a sentence would be one."""
 
 Cells = tuple[int, list[str]]  # of the line of that number
 Place = tuple[int, int]  # of a word: its first character, and the one behind its last

@@ -14,8 +14,8 @@ only all tags of a file tell.
 A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
 overlapping windows, each word judged where it has most context.
 
-Where the places of spans in a text are given, its words end at them for training. To be judged it is cut as prediction
-will cut it, and spans are compared by their characters.
+Where the places of spans in a text are given, its words end at them for training. To be judged it is cut as
+prediction will cut it, and spans are compared by their characters.
 """
 
 from __future__ import annotations

@@ -2,19 +2,23 @@
 
 Pieces never cross white space, so words and their counts are all a trainer needs: less memory and time than whole
 sentences, and no dependence on the order of the text. Words are taken from the most frequent on, up to
-MAX_WORD_CHARACTERS in all.
+MAX_WORD_CHARACTERS in all. Most occur once: of equally frequent ones those with the lowest hash are taken, as
+the order of the alphabet would leave out the scripts that come last in it.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import heapq
 import io
+import logging
 import re
 import struct
 import tempfile
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
@@ -25,6 +29,7 @@ from electra_core.text_files import document_hash
 from electra_core.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
 from electra_core.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, sentencepiece_normalizer
 
+log = logging.getLogger("electra_core")
 MODEL_TYPES = ("unigram", "bpe")
 MAX_WORD_CHARACTERS = 2_000_000  # 250,000 English words; unigram takes 270 MB and 20 s per million
 CHARACTER_COVERAGE = 0.9995  # of all characters in the text; the rarest become [UNK]
@@ -32,6 +37,15 @@ SCORE_STEP = 2.0**-8  # scores are natural logarithms, about -2 to -15
 PIECE_FIELD, SCORE_FIELD = 1, 2  # in SentencePiece's model files
 NORMALIZER_FIELD, RULE_FILE_FIELD = 3, 6
 THREADS = 4  # fixed, as sums of floats depend on how they are split
+MANY_LOST_MARKS = 0.01  # of all letters
+OPTIONAL = (
+    range(0x300, 0x370), range(0x483, 0x488), range(0x1AB0, 0x1B00), range(0x1DC0, 0x1E00), range(0x20D0, 0x2100),
+    range(0xFE20, 0xFE30),  # of Latin, Greek, Cyrillic letters,
+    range(0x591, 0x5C8), range(0xFB1E, 0xFB1F), range(0x610, 0x61B), range(0x64B, 0x660), range(0x670, 0x671),
+    range(0x6D6, 0x6EE), range(0x711, 0x712), range(0x730, 0x74B), range(0x890, 0x900),  # Hebrew, Arabic, Syriac,
+    range(0x180B, 0x1810), range(0xFE00, 0xFE10),  # and what selects a variant, as of emoji
+)  # fmt: skip
+"""Unicode ranges of combining marks that writers leave out, or that are accents as BERT has always dropped."""
 
 
 def draw_sample(documents: Iterable[list[str]], seed: int, characters: int) -> Iterator[str]:
@@ -68,7 +82,10 @@ def train_sentencepiece(
 
     if model_type not in MODEL_TYPES:
         raise UserError(f"the model type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
-    words = _count_words(sentences)
+    counts = _count_words(sentences)
+    if lowercase:
+        _warn_of_lost_marks(counts)
+    words = _most_frequent(counts)
     model = io.BytesIO()
     with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
         rules.write(_normalisation_rules(lowercase))
@@ -106,10 +123,13 @@ def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: boo
     """
     engine = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     engine.normalizer, engine.pre_tokenizer = bert_normalizer(lowercase), pre_tokenizers.BertPreTokenizer()
-    words: Counter[str] = Counter()
-    for word, count in _count_words(sentences):
-        pieces = engine.pre_tokenizer.pre_tokenize_str(engine.normalizer.normalize_str(word))
-        words.update({piece: count for piece, _ in pieces})
+    counts, all_words = _count_words(sentences), Counter[str]()
+    if lowercase:
+        _warn_of_lost_marks(counts)
+    for word, count in counts.items():
+        for piece, _ in engine.pre_tokenizer.pre_tokenize_str(engine.normalizer.normalize_str(word)):
+            all_words[piece] += count
+    words = dict(_most_frequent(all_words))
     letters = _covering_letters(words)
     first = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
     if vocab_size < len(first):
@@ -122,25 +142,59 @@ def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: boo
     return WordPieceTokenizer.from_tokens(sorted(vocab, key=vocab.__getitem__), lowercase=lowercase)
 
 
-def _count_words(sentences: Iterable[str]) -> list[tuple[str, int]]:
-    """Words and how often they come, from the most frequent on, as far as MAX_WORD_CHARACTERS reach."""
+def _count_words(sentences: Iterable[str]) -> Counter[str]:
+    """What stands between white space, and how often it comes."""
     counts: Counter[str] = Counter()
     for sentence in sentences:
         counts.update(sentence.split())
     counts = Counter({word: count for word, count in counts.items() if "\0" not in word})
     if not counts:
         raise UserError("there is no text to learn a vocabulary from")
+    return counts
+
+
+def _most_frequent(counts: Counter[str]) -> list[tuple[str, int]]:
+    """As many of the words as MAX_WORD_CHARACTERS reach for, the most frequent first."""
     words: list[tuple[str, int]] = []
     room = MAX_WORD_CHARACTERS
-    for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    for word, count in sorted(counts.items(), key=lambda item: (-item[1], _hash(item[0]))):
         room -= len(word)
         if room < 0 and words:
             break
         words.append((word, count))
-    return words
+    return sorted(words, key=lambda item: (-item[1], item[0]))
 
 
-def _covering_letters(words: Counter[str]) -> list[str]:
+def _hash(word: str) -> bytes:
+    """The same on every machine, in every process."""
+    return hashlib.blake2b(word.encode(), digest_size=8).digest()
+
+
+def _warn_of_lost_marks(counts: Counter[str]) -> None:
+    """Tells where lower case, which drops accents as BERT's does, drops vowels and consonants, too."""
+    marks, letters = Counter[str](), 0
+    for word, count in counts.items():
+        letters += count * len(word)
+        if not word.isascii() and (found := _needed_marks().findall(unicodedata.normalize("NFD", word))):
+            marks[word] = count * len(found)
+    if letters and (share := marks.total() / letters) > MANY_LOST_MARKS:
+        word = min(marks, key=lambda word: (-marks[word], word))[:20]
+        bare = sentencepiece_normalizer(True).normalize_str(word)
+        log.warning(
+            f"uncased drops {share:.0%} of the letters of this text, marks that tell its words apart ({word} "
+            f"becomes {bare}); --cased keeps them"
+        )
+
+
+@functools.cache
+def _needed_marks() -> re.Pattern[str]:
+    """Combining marks without which a word is another one."""
+    codes = (code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) == "Mn")
+    needed = "".join(chr(code) for code in codes if not any(code in part for part in OPTIONAL))
+    return re.compile(f"[{needed}]")
+
+
+def _covering_letters(words: Mapping[str, int]) -> list[str]:
     """The most frequent letters that make up CHARACTER_COVERAGE of the text, sorted."""
     letters: Counter[str] = Counter()
     for word, count in words.items():

@@ -392,7 +392,7 @@ def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
         ([{"start": 0, "end": "3", "label": "X"}], "expected spans as"),
         ([[0, 99, "X"]], "a span holds no word of the text"),
         ([[3, 4, "X"]], "a span holds no word of the text"),
-        ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\); nested spans are not supported"),
+        ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\); nested spans are not"),
         (None, r"no list of words, nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
     ],
     ids=["too few", "text", "behind the end", "a space", "overlap", "none"],

@@ -1,9 +1,11 @@
 """Tokenizers against the libraries they have to agree with: `transformers`, `sentencepiece`, and themselves."""
 
 import json
+import random
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -12,6 +14,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
+from electra_core import vocabulary
 from electra_core.errors import UserError
 from electra_core.sources import find_sources
 from electra_core.text_files import read_documents
@@ -229,6 +232,52 @@ def test_a_vocabulary_too_small_for_the_text(train) -> None:  # type: ignore[no-
         train(["the quick brown fox jumps over the lazy dog"], 20)
     with pytest.raises(UserError, match="no text"):
         train([" ", ""], 20)
+
+
+@pytest.mark.parametrize("train", [train_sentencepiece, train_wordpiece])
+def test_no_script_is_left_out_for_its_place_in_the_alphabet(train, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """More text than the trainer can take, most of it words that occur once."""
+    monkeypatch.setattr(vocabulary, "MAX_WORD_CHARACTERS", 6000)
+    draw = random.Random(0)
+    english = [" ".join("".join(draw.choices("abcdefgh", k=7)) for _ in range(10)) for _ in range(300)]
+    chinese = ["".join(draw.choices("北京上海学生老师中文计算机数据", k=20)) for _ in range(600)]
+    tokenizer = train([*english, *chinese], 60)
+    learned = "".join(tokenizer.tokens(range(tokenizer.vocab_size)))
+    assert set("abcdefgh") <= set(learned) and set("北京上海学生老师中文计算机数据") <= set(learned)
+    mixed = draw.sample([*chinese, *english], 900)
+    assert train(mixed, 60).to_json() == tokenizer.to_json()
+
+
+def test_a_character_counts_as_often_as_it_stands_in_a_line_without_spaces() -> None:
+    """The rarest letters are left out, so it matters how rare they are."""
+    text = ["北" * 4000 + "x", *["y"] * 3]
+    learned = train_wordpiece(text, 20).tokens(range(5, 9))
+    assert learned[:4] == ["y", "北", "##y", "##北"]
+
+
+MARKED = {
+    "th": "สวัสดีครับ ไม่ ใหม่ ที่นี่",
+    "ja": "かぎとかき バスとパス",
+    "hi": "हिन्दी भाषा में है",
+    "bn": "বাংলা ভাষা সুন্দর",
+    "ta": "தமிழ் மொழி",
+}
+UNMARKED = {"en": "the cat", "fr": "été à Noël", "vi": "tiếng Việt", "ru": "ёлка й", "he": "שָׁלוֹם", "ar": "كِتَابٌ",
+            "zh": "北京上海", "ko": "한국어", "emoji": "ok ❤️ 🏳️‍🌈"}  # fmt: skip
+
+
+@pytest.mark.parametrize("train", [train_sentencepiece, train_wordpiece])
+@pytest.mark.parametrize("language", [*MARKED, *UNMARKED])
+def test_uncased_tells_of_the_letters_that_it_drops(train, language: str, caplog) -> None:  # type: ignore[no-untyped-def]
+    text = [(MARKED | UNMARKED)[language]] * 50
+    for lowercase in (False, True):
+        assert not caplog.records
+        with suppress(UserError):  # a small text's right size differs
+            train(text, 20, lowercase=lowercase)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (language in MARKED)
+    if language == "hi":
+        assert told[0].startswith("uncased drops 27% ") and "(में becomes म); --cased keeps them" in told[0]
 
 
 def test_sample_is_spread_bounded_and_free_of_order() -> None:
