@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
 from electra_core.row_files import text_problem
+from electra_core.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
 from electra_core.tokenizer_parts import (
     SPACE_MARK,
     SPECIAL_TOKENS,
@@ -30,6 +31,7 @@ from electra_core.tokenizer_parts import (
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
+XLM_R_FILE = "sentencepiece.bpe.model"
 BATCH_CHARACTERS = 1 << 22  # that the library encodes at a time
 LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as the Hub's tokenizers do
 
@@ -153,7 +155,10 @@ class Tokenizer:
     def _hub_config(self) -> dict[str, Any]:
         names = (f"{token.strip('[]').lower()}_token" for token in SPECIAL_TOKENS)
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
-        return {**dict(zip(names, SPECIAL_TOKENS)), "model_max_length": 512, "model_input_names": inputs}
+        added = self._engine.get_added_tokens_decoder().values()
+        more = [token.content for token in added if token.special and token.content not in SPECIAL_TOKENS]
+        config = {**dict(zip(names, SPECIAL_TOKENS)), "model_max_length": 512, "model_input_names": inputs}
+        return {**config, "additional_special_tokens": more} if more else config
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -265,9 +270,10 @@ class SentencePieceTokenizer(Tokenizer):
     def as_plain_text(self) -> Tokenizer:
         copy = super().as_plain_text()
         # A cased unigram model would find "[MASK]" among its pieces; a space in it prevents that.
-        if any(copy._engine.normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS):
+        normalizer = copy._engine.normalizer  # None: nothing is changed
+        if normalizer is None or any(normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS):
             breaks = [normalizers.Replace(token, f"{token[:-1]} ]") for token in SPECIAL_TOKENS]
-            copy._engine.normalizer = normalizers.Sequence([*breaks, copy._engine.normalizer])
+            copy._engine.normalizer = normalizers.Sequence([*breaks, *filter(None, [normalizer])])
         return copy
 
     def save(self, directory: str | Path) -> None:
@@ -291,20 +297,29 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if not found:
             inside = next((path / name for name in ("tokenizer", "discriminator") if (path / name).is_dir()), None)
             hint = f"; {inside} may be meant" if inside else ""
+            if (path / XLM_R_FILE).is_file():
+                hint = f"; {XLM_R_FILE} is a vocabulary as XLM-R's, without ELECTRA's [CLS], [SEP] and [MASK]"
             raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder{hint}")
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: there is no such tokenizer")
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
+    config = read_config(path.parent)
     if path.suffix != ".json":
-        return WordPieceTokenizer.from_vocab(path, lowercase=_lowercase_beside(path))
+        check_words(path, config)
+        engine = WordPieceTokenizer.from_vocab(path).engine
+        engine.normalizer = normalizer_of(config)
+        add_words(engine, config, path)
+        return WordPieceTokenizer(engine)
     try:
         tokenizer = tokenizer_from_json(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
+    if isinstance(tokenizer, WordPieceTokenizer):
+        follow_config(tokenizer.engine, config, path)
     spiece = path.with_name("spiece.model")
     if isinstance(tokenizer, SentencePieceTokenizer) and spiece.is_file():
         tokenizer._spiece_model = spiece.read_bytes()
@@ -323,11 +338,19 @@ def tokenizer_from_json(content: str) -> Tokenizer:
         raise UserError(f"not a tokenizer.json ({error})") from None
     engine.no_padding()  # files of the Hub may ask for either; here, whoever calls decides
     engine.no_truncation()
-    if isinstance(engine.model, models.WordPiece):
-        return WordPieceTokenizer(engine)
-    if isinstance(engine.model, models.Unigram | models.BPE):
-        return SentencePieceTokenizer(engine)
-    raise UserError(f"a tokenizer of the kind {type(engine.model).__name__}; expected WordPiece, Unigram or BPE")
+    if not isinstance(engine.model, models.WordPiece | models.Unigram | models.BPE):
+        raise UserError(
+            f"a tokenizer of the kind {type(engine.model).__name__}; expected WordPiece, Unigram or BPE"
+        )
+    tokenizer = (WordPieceTokenizer if isinstance(engine.model, models.WordPiece) else SentencePieceTokenizer)(
+        engine
+    )
+    one, other, both = tokenizer.encode_batch(["a", "b", "a b"])
+    if one + other != both:
+        raise UserError(
+            "the ids of a text are not those of its words one by one (byte-level without add_prefix_space?)"
+        )
+    return tokenizer
 
 
 @contextmanager
@@ -341,15 +364,6 @@ def _valid_unicode(texts: Sequence[str]) -> Iterator[None]:
         if problem is None:
             raise
         raise UserError(f"the text is {problem}") from None
-
-
-def _lowercase_beside(vocab: Path) -> bool:
-    """What the `tokenizer_config.json` beside a `vocab.txt` says; BERT's default without one is uncased."""
-    config = vocab.with_name("tokenizer_config.json")
-    try:
-        return bool(json.loads(config.read_text("utf-8")).get("do_lower_case", True)) if config.is_file() else True
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config}: cannot be read ({error})") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,10 +22,15 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPACE_MARK = "▁"  # SentencePiece's visible space, U+2581
 
 
-def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """BERT's: no control characters, Chinese characters set apart; lower case without accents, or as it is."""
+def bert_normalizer(lowercase: bool, accents: bool | None = None, chinese: bool = True) -> normalizers.Normalizer:
+    """BERT's: no control characters, Chinese characters set apart; lower case without accents, or as it is.
+
+    Args:
+        accents: whether they are dropped; None: as `lowercase`.
+        chinese: whether Chinese characters are set apart.
+    """
     return normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lowercase
     )
 
 
