@@ -24,6 +24,38 @@ def test_sentences_of_a_paragraph() -> None:
     assert list(split_sentences("  ")) == [] and list(split_sentences("Heading")) == ["Heading"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "今日は晴れです。|明日は雨でしょう。|本当ですか？！|はい！",
+        "「行きますか？」と聞いた。|「はい。」|彼は笑った。",
+        "他说：“你好！”|我们走了。|3.5米。",
+        "वह गया। |मैं आया। |तुम कौन हो? |हाँ॥",
+        "أين كنت؟ |ذهبت إلى المدرسة. |نعم",
+        "وہ گیا۔ |میں آیا۔",
+        "Նա գնաց։ |Ես եկա։",
+        "እሱ ሄደ። |እኔ መጣሁ።",
+        "သူသွားသည်။ |ငါလာသည်။",
+    ],
+)
+def test_marks_of_other_scripts_end_sentences(text: str) -> None:
+    assert list(split_sentences(text.replace("|", ""))) == [part.strip() for part in text.split("|")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "去年我们在北京学习中文，老师告诉我们很多有意思的故事，大家都觉得非常高兴，也学到了很多新的知识和方法。",
+        "去年我们在北京学习中文，老师告诉我们很多有意思的故事，大家都觉得非常高兴，也学到了很多新的知识和方法",
+        "ครูเล่าเรื่องที่น่าสนใจมากมายให้พวกเราฟังเมื่อปีที่แล้วที่กรุงเทพ",
+        "हमने पिछले साल दिल्ली में हिन्दी सीखी और शिक्षक ने बहुत कहानियाँ सुनाईं।",
+        "ذهبنا في العام الماضي إلى القاهرة، فهل تعلمنا اللغة العربية هناك؟",
+    ],
+)
+def test_paragraphs_in_other_scripts_are_not_taken_for_wrapped_lines(line: str) -> None:
+    assert not looks_wrapped([line] * 6) and split_document([line] * 6) == [line] * 6
+
+
 def test_lines_are_joined_where_they_are_wrapped() -> None:
     wrapped = [
         "It was a bright cold day in the north, and the clocks were all",

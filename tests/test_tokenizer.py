@@ -418,7 +418,7 @@ def test_where_two_files_disagree_about_case_the_hub_is_followed(
     [
         ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}},
          "vocab.txt: its tokenizer is a BertJapaneseTokenizer that cuts words with mecab, which is not here"),
-        ({"config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "a BertJapaneseTokenizer that cuts words, which"),
+        ({"config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "BertJapaneseTokenizer that cuts words, which"),
         ({"tokenizer_config": {"word_tokenizer_type": "sudachi"}}, "cuts words with sudachi"),
         ({"added_tokens": {"[PHI]": 25}}, r"the added word '\[PHI\]' has id 25 beside it, expected 20"),
         ({"added_tokens": {"a": "b"}}, "no known form|has id b"),
