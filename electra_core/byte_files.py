@@ -10,8 +10,10 @@ import gzip
 import hashlib
 import io
 import lzma
+import select
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +45,7 @@ class ByteFile:
 
     def __init__(self, name: str, path: Path | None) -> None:
         self.name = name
-        self._is_stdin = path is None
+        self.is_stdin = path is None
         try:
             self._raw: BinaryIO = sys.stdin.buffer if path is None else open(path, "rb")
         except OSError as error:
@@ -55,18 +57,32 @@ class ByteFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_stdin:
+        if not self.is_stdin:
             self._raw.close()
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes (all that is left for -1), empty only at the end."""
+        return self._read(self._stream.read, size)
+
+    def read_some(self, size: int) -> bytes:
+        """As `read`, but of standard input whatever has come, as soon as anything has."""
+        return self._read(self._stream.read1 if self.is_stdin else self._stream.read, size)
+
+    def is_waited_for(self) -> bool:
+        """Whether this is standard input, and at the moment there is nothing to read, nor has it ended."""
         try:
-            data = self._stream.read(size)
+            return self.is_stdin and not select.select([self._raw], [], [], 0)[0]
+        except (OSError, TypeError, ValueError):  # put there by a program, and not of the operating system
+            return False
+
+    def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            data = read(size)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{self.name}: the compressed file is damaged or cut off ({error})") from None
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
-        if self._is_stdin:
+        if self.is_stdin:
             self.position += len(data)
         return data
 

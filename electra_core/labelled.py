@@ -22,7 +22,7 @@ from typing import Any
 from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
 from electra_core.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
-from electra_core.row_files import OTHER_ENCODING, Row, read_lines, text_problem
+from electra_core.row_files import OTHER_ENCODING, Row, at_hand, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
 NO_ROW_ID = "if that column is no row's id: --id-column none"
@@ -204,7 +204,7 @@ def _read_text_rows(
 ) -> Iterator[TextExample]:
     found: Found | None = None
     ids, rows = Ids(labelled, bad), table(path, columns)
-    first = list(itertools.islice(rows, FIRST_ROWS))
+    first = list(at_hand(rows, FIRST_ROWS, path))
     present = list(dict.fromkeys(name for row in first for name in row.cells))
     for row in itertools.chain(first, rows):
         if row.problem:

@@ -40,6 +40,7 @@ from electra_core.placement import (
     resolve_precision,
 )
 from electra_core.progress import Progress, progress
+from electra_core.row_files import at_hand
 from electra_core.task_files import TASK_FILE, load_model, load_task
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -172,10 +173,14 @@ class Predictor:
             self.model, features, tokens_per_batch=self.tokens_per_batch, precision=self.precision, bar=bar
         )
 
-    def stream(self, examples: Iterable[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """(example, prediction) for each, in order, `CHUNK` in memory at a time."""
+    def stream(self, examples: Iterable[Any], source: str | Path = "") -> Iterator[tuple[Any, dict[str, Any]]]:
+        """(example, prediction) for each, in order, `CHUNK` in memory at a time.
+
+        Args:
+            source: where they are read; "-": standard input, whose lines are answered when they come.
+        """
         iterator = iter(examples)
-        while chunk := list(itertools.islice(iterator, CHUNK)):
+        while chunk := list(at_hand(iterator, CHUNK, source)):
             yield from zip(chunk, self.predict(chunk))
 
 
@@ -253,12 +258,14 @@ def predict_file(
     file = sink() if callable(sink) else sink
     header: list[str] = []
     with progress("predict", None, "examples", quiet=quiet) as bar:
-        for example, prediction in predictor.stream(itertools.chain(first, examples)):
+        for example, prediction in predictor.stream(itertools.chain(first, examples), source):
             row = {"id": example.id, **prediction}
             if form == "jsonl":
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
                 header = _write_csv(file, row, header)
+            if str(source) == "-":
+                file.flush()
             bar.update()
     bad.skip = skip_bad_rows
     bad.close()

@@ -13,10 +13,11 @@ import itertools
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
 from electra_core.delimited import delimiter_of, split_cells
@@ -37,6 +38,9 @@ JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How the first line of an array of rows begins; a text may begin with a bracket, too."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -92,15 +96,45 @@ def _check_encoding(name: str | None) -> None:
         )
 
 
+def at_hand(items: Iterable[Item], most: int, source: Path | str) -> Iterator[Item]:
+    """The next one that is made of the source's rows, and those behind it that need not be waited for.
+
+    That is `most` of a file. Standard input may be a conversation, in which nobody writes before an answer came.
+    """
+    for item in itertools.islice(items, most):
+        yield item
+        if str(source) == "-" and _stdin.is_waited_for():
+            return
+
+
+@dataclass
+class _StandardInput:
+    """The process's one, where it is read: the file, and the lines that have come and have not been taken."""
+
+    file: ByteFile | None = None
+    lines: deque[bytes] = field(default_factory=deque)
+
+    def is_waited_for(self) -> bool:
+        """Whether the next line that is not blank has not come yet."""
+        return self.file is not None and not any(map(bytes.strip, self.lines)) and self.file.is_waited_for()
+
+
+_stdin = _StandardInput()
+
+
 def _byte_lines(file: ByteFile) -> Iterator[bytes]:
     parts: list[bytes] = []  # of a line that is longer than a block
-    while block := file.read(BLOCK_BYTES):
+    lines: deque[bytes] = deque()
+    if file.is_stdin:
+        _stdin.file, _stdin.lines = file, lines
+    while block := file.read_some(BLOCK_BYTES):
         first, *others = block.split(b"\n")
         parts.append(first)
         if others:
-            yield b"".join(parts)
-            yield from others[:-1]
+            lines.extend((b"".join(parts), *others[:-1]))
             parts = [others[-1]]
+            while lines:
+                yield lines.popleft()
     if any(parts):
         yield b"".join(parts)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_model
 
 from electra_core.cli import build_parser, main
+from electra_core.row_files import at_hand, read_rows
 
 FINETUNE = ["finetune", "--task", "classify", "--device", "cpu", "--quiet", "--epochs", "1", "--batch-size", "16",
             "--cache", "none"]  # fmt: skip
@@ -195,3 +199,36 @@ def test_what_the_best_evaluation_is_chosen_by(folder, tmp_path, capsys):
     capsys.readouterr()
     assert main([*finetune, "--out", str(tmp_path / "other"), "--metric", "F1"]) == 2
     assert "metric: expected one of accuracy, mcc, macro_f1, f1, acc_and_f1, got 'F1'" in complaint(capsys)
+
+
+# ---- standard input as a conversation
+
+
+@pytest.mark.parametrize("form", ["{}", '{{"text": "{}"}}'], ids=["lines", "json"])
+def test_a_line_on_standard_input_is_answered_before_the_next_one(folder, form):
+    command = [sys.executable, "-m", "electra_core", "predict", "--model", str(folder / "texts"), "--input", "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+    for lines in (["a fine film"], ["dull", "great plot", "a bad actor"], ["what was good"]):
+        process.stdin.write("".join(form.format(line) + "\n" for line in lines))
+        process.stdin.flush()
+        for _ in lines:
+            assert select.select([process.stdout], [], [], 120)[0], "nothing came"
+            assert json.loads(process.stdout.buffer.raw.readline())["label"] in ("neg", "pos")
+    process.stdin.write(form.format("the end"))
+    process.stdin.close()
+    assert json.loads(process.stdout.read())["id"] == "6" and process.wait(60) == 0
+
+
+def test_what_has_come_of_standard_input_is_taken_together(monkeypatch):
+    """A full pipe as a file; of a conversation what need not be waited for, whatever blanks are behind it."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as other:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+        other.write(b"one\ntwo\n\n \n")
+        rows = read_rows(Path("-"))
+        assert [row.cells["text"] for row in at_hand(rows, 9, "-")] == ["one", "two"]
+        other.write(b"three\nfour\nfive")
+        assert [row.cells["text"] for row in at_hand(rows, 1, "-")] == ["three"]
+        other.close()
+        assert [row.cells["text"] for row in at_hand(rows, 9, "-")] == ["four", "five"]
