@@ -204,7 +204,11 @@ def _pretrain_flags(commands: Any) -> None:
     command.add_argument("--mix", nargs="+", type=float, metavar="WEIGHT",
                          help="how often each of several is visited (default: by their tokens)")  # fmt: skip
     command.add_argument("--out", required=True, help="folder of the run")
-    command.add_argument("--model", choices=tuple(PRESETS), help="size; brings its defaults (default: small)")
+    command.add_argument(
+        "--model",
+        choices=tuple(PRESETS),
+        help="size; brings its defaults (default: small, or that of --init-discriminator)",
+    )
     command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
     command.add_argument(
         "--init-discriminator",
@@ -234,8 +238,8 @@ def pretrain(options: Namespace) -> int:
     from electra_core.run_folder import read_config
 
     changes, encoder_changes = read_config(options.config) if options.config else ({}, {})
-    model = options.model or changes.get("model", "small")
-    changes.pop("model", None)
+    named = changes.pop("model", None)
+    model = options.model or named
     changes |= given(options, PretrainConfig)
     encoder_changes |= given(options, EncoderConfig)
     _check_pretrain(options, model, changes, encoder_changes)
@@ -260,13 +264,16 @@ def pretrain(options: Namespace) -> int:
 
 
 def _check_pretrain(
-    options: Namespace, model: str, changes: dict[str, Any], encoder_changes: dict[str, Any]
+    options: Namespace, model: str | None, changes: dict[str, Any], encoder_changes: dict[str, Any]
 ) -> None:
     """Raises UserError for flags that change nothing, as the others are. (A file of `--config` may have all.)"""
+    from electra_core.sizes import with_followers
+    from electra_core.start_pair import read_pair
+
+    pair = read_pair(options.init_discriminator, options.init_generator)
+    model = model or (pair.preset if pair else "small")
     if model not in PRESETS:  # which is said where it is looked for
         return
-    from electra_core.sizes import with_followers
-
     preset = PRESETS[model]
     changes, _ = with_followers(preset, changes, encoder_changes)
     config = updated(preset.pretrain, changes, "configuration")

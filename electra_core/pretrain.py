@@ -71,7 +71,7 @@ def pretrain(
     out: Path | str,
     *,
     mix: Sequence[float] | None = None,
-    model: str = "small",
+    model: str | None = None,
     changes: dict[str, Any] | None = None,
     encoder_changes: dict[str, Any] | None = None,
     init_discriminator: Path | str | None = None,
@@ -90,7 +90,7 @@ def pretrain(
         data: folder written by `electra prepare`, or several with one tokenizer.
         mix: how often each of several is visited, as weights; by their tokens if None.
         out: RUN; must be empty or new unless `resume` or `overwrite`.
-        model: name of a preset.
+        model: name of a preset; None: small, or for a pair to go on from, the preset and the sizes that it has.
         changes: fields of `PretrainConfig` that differ from the preset's.
         encoder_changes: fields of the discriminator's `EncoderConfig` that differ. Sizes that follow from these
             and are not given (heads from a width, the generator's from the discriminator's): `sizes.py`.
@@ -111,7 +111,9 @@ def pretrain(
     quiet = quiet or not ranks.first
     start_from = init_discriminator, init_generator
     ranks.together(lambda: check_request(run, start_from, max_minutes))
-    job = ranks.together(lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks))
+    job = ranks.together(
+        lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from)
+    )
     job = with_agreed_parts(job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)

@@ -33,7 +33,7 @@ from electra_core.errors import UserError
 from electra_core.memory import fitting_parts
 from electra_core.metrics_log import MetricsLog
 from electra_core.mixing import open_data
-from electra_core.model_dir import find_model, load_pair
+from electra_core.model_dir import find_model
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.placement import autocast_context, resolve_precision
@@ -51,6 +51,7 @@ from electra_core.run_folder import (
 )
 from electra_core.run_state import RunState
 from electra_core.sizes import with_followers
+from electra_core.start_pair import StartPair, check_sizes, read_pair, start_from_pair, with_pair_sizes
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 log = logging.getLogger("electra_core")
@@ -108,8 +109,8 @@ def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> Non
 
 
 def open_job(
-    data: Data, mix: Sequence[float] | None, model: str, changes: dict[str, Any], encoder_changes: dict[str, Any],
-    device: torch.device, ranks: Ranks,
+    data: Data, mix: Sequence[float] | None, model: str | None, changes: dict[str, Any],
+    encoder_changes: dict[str, Any], device: torch.device, ranks: Ranks, start_from: Pair = (None, None),
 ) -> Job:  # fmt: skip
     """Opens the corpus and resolves the configuration; nothing is written. For the arguments see `pretrain`.
 
@@ -121,7 +122,9 @@ def open_job(
         raise UserError(
             f"{heldout.directory}: no held-out text; prepare more documents, or with a larger --heldout-fraction"
         )
-    encoder, config = resolve_config(model, changes, encoder_changes, corpus)
+    pair = read_pair(*start_from)
+    model, changes, encoder_changes = with_pair_sizes(model, changes, encoder_changes, pair, tell=ranks.first)
+    encoder, config = resolve_config(model, changes, encoder_changes, corpus, pair)
     dtype = resolve_precision(config.precision, device)
     if config.sharding == "fsdp" and ranks.size == 1:
         log.warning("--sharding fsdp: there is one process, which holds the whole model")
@@ -162,15 +165,21 @@ def with_agreed_parts(job: Job) -> Job:
 
 
 def resolve_config(
-    model: str, changes: dict[str, Any], encoder_changes: dict[str, Any], corpus: Corpus
-) -> tuple[EncoderConfig, PretrainConfig]:
-    """The preset with the user's changes and what follows from them (`sizes.py`), for the corpus's vocabulary."""
+    model: str, changes: dict[str, Any], encoder_changes: dict[str, Any], corpus: Corpus,
+    pair: StartPair | None = None,
+) -> tuple[EncoderConfig, PretrainConfig]:  # fmt: skip
+    """The preset with the user's changes and what follows from them (`sizes.py`), for the corpus's vocabulary.
+
+    A model to start from may have more words than its tokenizer: rows that no text uses, and that its generator,
+    whose targets they never were, hardly ever draws.
+    """
     if model not in PRESETS:
         raise UserError(f"--model {model}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[model]
     changes, encoder_changes = with_followers(preset, changes, encoder_changes)
     encoder = updated(preset.discriminator, encoder_changes, "discriminator")
-    encoder = replace(encoder, vocab_size=corpus.tokenizer.vocab_size, pad_token_id=corpus.tokenizer.pad_id)
+    words = max(corpus.tokenizer.vocab_size, pair.discriminator.vocab_size if pair else 0)
+    encoder = replace(encoder, vocab_size=words, pad_token_id=corpus.tokenizer.pad_id)
     if encoder.type_vocab_size < 2:
         raise UserError(
             f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size}"
@@ -189,7 +198,9 @@ def resolve_config(
             if value != wanted
         ]
         raise UserError(f"tying: all expects a generator of the discriminator's sizes, got {', '.join(other)}")
-    if config.embedding_init == "cooccurrence":
+    if pair is not None:
+        check_sizes(pair, encoder, config)
+    elif config.embedding_init == "cooccurrence":
         check_vocabulary(encoder.vocab_size, encoder.embedding_size)
     return encoder, config
 
@@ -287,7 +298,7 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, l
         if job.config.objective != "electra":
             raise UserError(f"--init-discriminator: objective {job.config.objective!r} does not start from a pair")
         _check_words(job.corpus, discriminator)
-        load_pair(electra, discriminator, generator)
+        start_from_pair(electra, job.encoder, job.config, discriminator, generator)
     elif job.config.embedding_init == "cooccurrence":
         _start_from_counts(electra, job, quiet)
     return start_record(start_from)

@@ -1,0 +1,139 @@
+"""The pair of models that pre-training goes on from: a run takes over their sizes, and may have more positions."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.errors import UserError
+from electra_core.model_dir import find_model, load_config, load_pair
+from electra_core.objectives import build_objective
+
+log = logging.getLogger("electra_core")
+Changes = dict[str, Any]
+OF_LAYERS = {
+    "hidden_size": "generator_hidden_size", "num_attention_heads": "generator_attention_heads",
+    "intermediate_size": "generator_intermediate_size", "num_hidden_layers": "generator_layers",
+}  # fmt: skip
+"""Sizes that both models have of their own: what they are called of the generator."""
+SHARED = ("embedding_size", "max_position_embeddings", "type_vocab_size")
+
+
+@dataclass(frozen=True)
+class StartPair:
+    """Both models' sizes, as their config.json say."""
+
+    discriminator: EncoderConfig
+    generator: EncoderConfig
+
+    @property
+    def encoder_changes(self) -> Changes:
+        """Fields of the discriminator's `EncoderConfig`."""
+        return {name: getattr(self.discriminator, name) for name in (*SHARED, *OF_LAYERS)}
+
+    @property
+    def changes(self) -> Changes:
+        """Fields of `PretrainConfig`."""
+        return {ours: getattr(self.generator, name) for name, ours in OF_LAYERS.items()}
+
+    @property
+    def preset(self) -> str:
+        """The first that has these layers, else small."""
+
+        def sizes(encoder: EncoderConfig) -> list[int]:
+            return [getattr(encoder, name) for name in ("embedding_size", *OF_LAYERS)]
+
+        both = sizes(self.discriminator), sizes(self.generator)
+        known = {
+            name: (sizes(preset.discriminator), sizes(preset.generator())) for name, preset in PRESETS.items()
+        }
+        return next((name for name, sizes in known.items() if sizes == both), "small")
+
+    @property
+    def flags(self) -> str:
+        """That ask for these sizes on the command line."""
+        return " ".join(
+            f"--{name.replace('_', '-')} {value}" for name, value in (self.encoder_changes | self.changes).items()
+        )
+
+
+def read_pair(discriminator: Path | str | None, generator: Path | str | None) -> StartPair | None:
+    """Sizes of a pair; None without one, or where it cannot be read: who loads it says why."""
+    if discriminator is None or generator is None:
+        return None
+    try:
+        sources = find_model(discriminator, "discriminator"), find_model(generator, "generator")
+        return StartPair(*(load_config(source)[0] for source in sources))
+    except UserError:
+        return None
+
+
+def with_pair_sizes(
+    model: str | None, changes: Changes, encoder_changes: Changes, pair: StartPair | None, *, tell: bool
+) -> tuple[str, Changes, Changes]:
+    """The preset, and both kinds of changes: if none is named, the pair's, and its sizes for those not given."""
+    if model is not None or pair is None:
+        return model or "small", changes, encoder_changes
+    given = {name.replace("-", "_") for name in (*changes, *encoder_changes)}
+    taken = {name: size for name, size in pair.encoder_changes.items() if name not in given}
+    of_generator = {name: size for name, size in pair.changes.items() if name not in given}
+    if tell:
+        said = ", ".join(f"{name} {size}" for name, size in (taken | of_generator).items())
+        log.info(f"going on from a pair: all as of --model {pair.preset} but its own sizes: {said or 'given'}")
+    return pair.preset, of_generator | changes, taken | encoder_changes
+
+
+def check_sizes(pair: StartPair, encoder: EncoderConfig, config: PretrainConfig) -> None:
+    """Raises UserError where a run asks for sizes that the pair has not; more positions are no harm."""
+    ours = StartPair(encoder, generator_config(encoder, config))
+    asked, found = ours.encoder_changes | ours.changes, pair.encoder_changes | pair.changes
+    differing = [
+        f"{name} {found[name]}, not {size}"
+        for name, size in asked.items()
+        if size != found[name] and not (name == "max_position_embeddings" and size > found[name])
+    ]
+    if differing:
+        raise UserError(
+            f"--init-discriminator: the pair has {'; '.join(differing)}; its own sizes are taken without --model, "
+            f"and as flags they are {pair.flags}"
+        )
+
+
+@torch.no_grad()
+def start_from_pair(
+    model: nn.Module,
+    encoder: EncoderConfig,
+    config: PretrainConfig,
+    discriminator: Path | str,
+    generator: Path | str,
+) -> None:
+    """Copies the pair's weights into `model`, in place.
+
+    Positions behind the pair's last one begin as a repetition of its own: what heads do with neighbours then holds
+    at once, but where two repetitions meet (Beltagy, Peters and Cohan 2020, Longformer, section 5).
+
+    Args:
+        encoder, config: what `model` was built of.
+
+    Raises:
+        UserError: as `model_dir.load_pair`.
+    """
+    pair = read_pair(discriminator, generator)
+    fewest = pair.discriminator.max_position_embeddings if pair else encoder.max_position_embeddings
+    if fewest >= encoder.max_position_embeddings:
+        return load_pair(model, discriminator, generator)  # type: ignore[arg-type]
+    log.warning(
+        f"--max-position-embeddings {encoder.max_position_embeddings}: the pair has {fewest}; others begin as "
+        "a repetition of these, and are learned as far as --max-length reaches"
+    )
+    shorter = build_objective(replace(encoder, max_position_embeddings=fewest), config)
+    load_pair(shorter, discriminator, generator)  # type: ignore[arg-type]
+    for ours, theirs in zip(model.parameters(), shorter.parameters(), strict=True):
+        times = -(-len(ours) // len(theirs))
+        ours.copy_(theirs.repeat(times, *[1] * (theirs.dim() - 1))[: len(ours)] if times > 1 else theirs)
