@@ -25,8 +25,8 @@ from electra_core.task_files import task_to_json
 from electra_core.tokenizer import Tokenizer
 
 VERSION = 3
-"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself, 2 texts
-to judge by at their spans' ends."""
+"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself, 2 cut texts
+to judge by where their spans end."""
 SMALLEST = 5000
 """Fewer examples are tokenised in about a second: not worth a file."""
 
