@@ -64,6 +64,17 @@ def test_every_objective_learns_one_batch(objective: str) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_parameter_starts_from_the_run_s_seed(objective: str) -> None:
+    """And not from torch's own generator, whose state is whatever came before."""
+    starts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        starts.append(make(objective).state_dict())
+    assert starts[0].keys() == starts[1].keys()
+    assert not [name for name, value in starts[0].items() if not torch.equal(value, starts[1][name])]
+
+
 @pytest.mark.parametrize("tying", ["embeddings", "none", "disentangled", "all"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_parameter_is_trained(objective: str, tying: str) -> None:

@@ -210,6 +210,12 @@ def test_no_two_uses_of_randomness_share_a_key(
     assert len(set(of_steps)) == len(of_steps) == RUN["steps"]
     others = {key for found in keys.values() for key in found}
     assert len(keys) == 2 and len(others) >= 4 and others.isdisjoint(of_steps)
+    keys.clear()
+    corpus = Corpus.open(data)
+    batches = Batches(corpus, resolve_config("tiny", RUN, SIZES, corpus)[1], torch.device("cpu"))
+    batches(0)  # with what is planned ahead: every epoch's order and borders once, coins once, masks once
+    of_batch = keys[examples.__name__] + keys[masking.__name__]
+    assert len(set(of_batch)) == len(of_batch) >= 2 * 2 + 1 + 1
 
 
 def test_another_seed_another_run(data: Path, base: Path, tmp_path: Path) -> None:

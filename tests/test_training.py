@@ -56,6 +56,16 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float
     assert [bool(result.skipped) for result in results] == [False, True, False, True, False]
 
 
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    steps = training_steps(
+        nn.ParameterList([parameter]), ElectraAdam([parameter]), lambda part, seed: (parameter.sum() + math.inf, {}),
+        lambda step: [step], schedule=lambda step: 0.1, first_step=0, steps=3, seed=0, clip_norm=1.0,
+    )  # fmt: skip
+    result = next(steps)
+    assert result.skipped and result.gradient_norm == 1.0 and parameter.item() == 1.0
+
+
 def test_every_step_is_taken_at_the_rate_of_the_schedule() -> None:
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = ElectraAdam([parameter], lr=9.0, betas=(0.0, 0.0), weight_decay=0.0)  # moves by the rate
