@@ -152,6 +152,8 @@ def test_pairs_stand_in_together(tmp_path):
     trained = Columns("premisse", "hypothese", "label")
     usual = write(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
     assert read(usual, trained) == [("fine", "dull", "1")]
+    two = write(tmp_path / "c.csv", "sentence1,sentence2,question1,question2,label", "fine,dull,who,what,1")
+    assert "there is no text column 'premisse'" in refusal(two, trained), "which pair is meant, nobody knows"
     half = write(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
     assert "there is no pair column 'hypothese'" in refusal(half, trained)
     assert refusal(half, trained).endswith("--text-pair-column names another")

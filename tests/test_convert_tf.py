@@ -200,6 +200,19 @@ def test_the_vocabulary_comes_along(electra: Electra, tmp_path: Path) -> None:
     convert_tf.convert_checkpoint(tmp_path / "ckpt", tmp_path / "out")
     tokenizer = electra_core.load_tokenizer(tmp_path / "out" / "generator")
     assert tokenizer.encode("A b") == [5, 6]
+    for kind in convert_tf.convert_checkpoint(tmp_path / "ckpt", tmp_path / "cased", lowercase=False):
+        assert electra_core.load_tokenizer(kind).encode("A b") == [1, 6], "a cased vocabulary has no A here"
+
+
+def test_the_number_of_heads_is_the_discriminator_s(electra: Electra, tmp_path: Path) -> None:
+    """A checkpoint does not say it; the generator's is told by its own width."""
+    write_bundle(tmp_path / "ckpt", variables_of(electra))
+    convert_tf.convert_checkpoint(tmp_path / "ckpt", tmp_path / "out", num_heads=4)
+    heads = [
+        kind.from_pretrained(tmp_path / "out").config.num_attention_heads
+        for kind in (electra_core.Discriminator, electra_core.Generator)
+    ]
+    assert heads == [4, 1]
 
 
 def test_what_is_amiss_is_listed(electra: Electra, tmp_path: Path) -> None:

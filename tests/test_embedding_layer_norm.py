@@ -158,13 +158,14 @@ def test_opcheck_and_compile() -> None:
         ({"positions_SE": torch.zeros(3, 5)}, r"positions_SE: expected shape \[any, 4\], got \[3, 5\]"),
         ({"segments_CE": torch.zeros(2, 4).double()}, "segments_CE: expected dtype float32, got float64"),
         ({"segment_ids_T": torch.tensor([0, 2])}, r"segment_ids_T: expected values in \[0, 2\), got 2"),
+        ({"position_ids_T": torch.tensor([0, 3])}, r"position_ids_T: expected values in \[0, 3\), got 3"),
         ({"input_ids_T": torch.tensor([0, -1])}, r"input_ids_T: expected values in \[0, 3\), got -1"),
         ({"position_ids_T": torch.tensor([0])}, r"position_ids_T: expected shape \[2\], got \[1\]"),
         ({"bias_E": torch.zeros(4, device="meta")}, "bias_E: expected a tensor on cpu, got one on meta"),
         ({"dropout_p": 0.5}, "seed: expected an int or an int64 tensor because dropout_p > 0"),
         ({"dtype": torch.int64}, "dtype: expected a float dtype, got torch.int64"),
     ],
-    ids=["width", "dtype", "segment", "negative", "length", "device", "no-seed", "result"],
+    ids=["width", "dtype", "segment", "position", "negative", "length", "device", "no-seed", "result"],
 )
 def test_wrong_arguments(change: dict[str, object], message: str) -> None:
     ids = dict.fromkeys(("input_ids_T", "position_ids_T", "segment_ids_T"), torch.tensor([0, 1]))

@@ -71,10 +71,13 @@ def test_every_block_holds_the_weights(
     if of_a is None:
         sizes = [Corpus.open(folder).num_tokens for folder in folders]
         of_a = round(BLOCK * sizes[0] / sum(sizes))
+    orders = set()
     for block in (0, 1, 10**9):
         places = [examples.place(index)[0] for index in range(block * BLOCK, (block + 1) * BLOCK)]
         assert abs(places.count(0) - of_a) <= (weights == [1, 9])
         assert 0 < sum(places[: BLOCK // 2]) < BLOCK, "mixed, not one after the other"
+        orders.add(tuple(places))
+    assert len(orders) == 3, "each block in an order of its own"
 
 
 def test_words_are_those_of_the_corpus(folders: tuple[Path, Path]) -> None:
@@ -117,6 +120,15 @@ def test_what_a_mixture_tells_of_itself(folders: tuple[Path, Path]) -> None:
     assert open_data(folders[0]).fingerprint == corpora[0].fingerprint
     assert open_data(folders, split="heldout").split == "heldout"
     mixture.verify()
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_every_corpus_of_a_mixture_is_verified(folders: tuple[Path, Path], tmp_path: Path, damaged: int) -> None:
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+    tokens = copies[damaged] / "train-00000.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError, match=rf"{folders[damaged].name}/train-00000\.tokens: damaged"):
+        opened((copies[0], copies[1])).verify()
 
 
 def test_what_cannot_be_mixed(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -298,6 +298,16 @@ def test_linear_schedule() -> None:
     assert optim.linear_schedule(0, 1.0, 10, 0) == 1.0
 
 
+@pytest.mark.parametrize("name", ["electra-adam", "adamw", "muon"])
+def test_the_optimizer_has_the_numbers_of_the_configuration(name: str) -> None:
+    numbers = {"adam_beta1": 0.5, "adam_beta2": 0.75, "adam_epsilon": 0.125, "weight_decay": 0.25}
+    config = dataclasses.replace(PRETRAIN, optimizer=name, learning_rate=0.0625, **numbers)
+    groups = optim.build_optimizer(Electra(TINY, config), config).param_groups
+    assert {(group["betas"], group["eps"]) for group in groups} == {((0.5, 0.75), 0.125)}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.25}
+    assert {group["lr"] for group in groups if not group.get("muon")} == {0.0625}
+
+
 def test_presets_build_their_optimizer() -> None:
     preset = PRESETS["tiny"]
     optimizer = optim.build_optimizer(Electra(preset.discriminator, preset.pretrain), preset.pretrain)

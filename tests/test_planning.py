@@ -27,6 +27,7 @@ from electra_core.mixing import MixedExamples
 from electra_core.packing import TokenBatch, pack
 from electra_core.permutation import mix, mix_all, permute, permute_all
 from electra_core.planning import Plan
+from electra_core.slots import Slots
 
 MASK = 4
 SENTENCES = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 90)), min_size=1, max_size=80)
@@ -54,6 +55,17 @@ def test_more_documents_than_an_entry_of_the_table_and_more_sentences_than_are_l
     plan = examples.plan(range(2 * len(examples.slots)))
     assert list(plan) == [examples.one(index) for index in range(len(plan))]
     assert np.diff(plan.ends_N).max() == MOST_SENTENCES
+
+
+def test_more_documents_than_are_counted_in_one_go() -> None:
+    """A table of slots is made of 65,536 documents at a time; the last ones are counted once, too."""
+    count = 70_000
+    borders = np.arange(count + 1, dtype="<u8")
+    shard: Any = SimpleNamespace(sentences=5 * borders, documents=borders, starts=5 * borders)
+    slots = Slots([shard, shard], 32)
+    assert len(slots) == 2 * count
+    for number in (0, 65_535, 65_536, count - 1, count, 2 * count - 1):
+        assert slots[number] == (number // count, number % count, 0, 1)
 
 
 def test_parts_of_a_plan() -> None:

@@ -194,6 +194,9 @@ def test_a_directory_of_another_library_needs_no_task_file(tmp_path):
     model = load_model(SequenceClassifier, folder, labels=("no", "yes", "maybe"))
     save_pretrained(model, tmp_path / "hub", tokenizer=load_tokenizer(folder))
     assert set(load(tmp_path / "hub")("ann")["scores"]) == {"no", "yes", "maybe"}
+    one = load_model(SequenceClassifier, folder, labels=("LABEL_0",))
+    save_pretrained(one, tmp_path / "one", tokenizer=load_tokenizer(folder))
+    assert load(tmp_path / "one")("ann").keys() == {"value"}, "of one label there is nothing to choose: a number"
     (tmp_path / "hub/task.json").write_text('{"kind": "classify", "colour": 3}')
     with pytest.raises(UserError, match=r"task.json: not the description of a task"):
         load(tmp_path / "hub")

@@ -1,5 +1,6 @@
 """Preparing again, after a kill, and in parts on many machines: always the bytes of one run without any of it."""
 
+import inspect
 import io
 import json
 import re
@@ -24,6 +25,7 @@ from electra_core.prepare import prepare, train_tokenizer
 from electra_core.shards import Manifest
 from electra_core.sources import Source, find_sources, share
 from electra_core.text_files import ReadReport, read_documents
+from electra_core.tokenizer import WordPieceTokenizer
 
 OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "progress": quiet}
 
@@ -60,6 +62,47 @@ def test_the_same_call_again_does_nothing(
     assert prepare([files], whole, tokenizer=tokenizer, **OPTIONS) == Manifest.read(whole / "manifest.json")
     with pytest.raises(UserError, match="holds a prepared corpus already"):
         prepare([files], whole, tokenizer=tokenizer, **{**OPTIONS, "heldout_fraction": 0.3})
+
+
+def test_any_option_that_makes_another_corpus_makes_another_call(text: Path, tmp_path: Path) -> None:
+    """Only a few of its options leave the corpus as it is; a new one is to be counted among these or those."""
+    texts, out = tmp_path / "texts", tmp_path / "out"
+    texts.mkdir()
+    longest = max(documents_of(text), key=lambda document: len("".join(document)))
+    for name, document in (("0.txt", longest), ("1.txt", ["a b"]), ("2.txt", ["a c"])):
+        (texts / name).write_text("\n".join(document), "utf-8")
+    same = {"text_paths", "out_dir", "workers", "overwrite", "progress"}
+    of_trained = {
+        "tokenizer": "sentencepiece", "vocab_size": 301, "model_type": "bpe", "lowercase": False,
+        "sample_characters": 40_000,
+    }  # fmt: skip
+    of_all = {
+        "lines": "sentence", "text_field": "body", "documents": "file", "heldout_fraction": 0.5, "seed": 1,
+        "drop_duplicates": True, "shard_tokens": 1000, "shard": (1, 1),
+    }  # fmt: skip
+    assert {*of_trained, *of_all} == inspect.signature(prepare).parameters.keys() - same
+    first = {"tokenizer": "wordpiece", "vocab_size": 300, "sample_characters": 50_000, "progress": quiet}
+    prepare([texts], out, **first)
+    given = {"tokenizer": out / "tokenizer", "progress": quiet}
+    prepare([texts], tmp_path / "given", **given)
+    for folder, made, others in ((out, first, of_trained | of_all), (tmp_path / "given", given, of_all)):
+        prepare([texts], folder, **made)  # nothing to do
+        for name, value in others.items():
+            if name == "shard" and made is first:
+                continue  # a part needs a tokenizer that is there already
+            with pytest.raises(UserError, match="holds a prepared corpus already"):
+                prepare([texts], folder, **{**made, name: value})
+                pytest.fail(f"{name} is not asked for")
+    WordPieceTokenizer.from_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]).save(tmp_path / "words")
+    for other in ("wordpiece", tmp_path / "words"):
+        with pytest.raises(UserError, match="holds a prepared corpus already"):
+            prepare([texts], tmp_path / "given", **{**given, "tokenizer": other})
+    prepare([texts], tmp_path / "part", shard=(1, 2), **given)
+    with pytest.raises(UserError, match="holds a prepared corpus already"):
+        prepare([texts], tmp_path / "part", shard=(1, 3), **given)  # the longest file alone, here and there
+    (texts / "3.txt").write_text("a d")
+    with pytest.raises(UserError, match="holds a prepared corpus already"):
+        prepare([texts], tmp_path / "part", shard=(1, 2), **given)  # the same file, of another whole
 
 
 def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None:

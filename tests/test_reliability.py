@@ -221,8 +221,12 @@ def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
     save(tmp_path, 1)
     checkpoint, _ = newest_intact(tmp_path)
     assert checkpoint is not None
-    for other in (nn.Linear(40, 41), nn.Sequential(nn.Linear(40, 40))):
-        with pytest.raises(UserError) as error:
+    for other, said in (
+        (nn.Linear(40, 41), "weight has shape"),
+        (nn.Sequential(nn.Linear(40, 40)), "is of another model"),
+        (nn.Linear(40, 40, bias=False), r"is of another model \(1 tensors differ: bias"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
             checkpoint.restore(other, ElectraAdam(other.parameters()))
         assert "\n" not in str(error.value)
 

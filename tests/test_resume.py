@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
 
-from electra_core import run_folder
+from electra_core import checkpoint, run_folder
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 from electra_core.errors import UserError
@@ -180,13 +180,13 @@ def test_a_run_with_examples_cut_by_other_rules_cannot_go_on(
 ) -> None:
     """The first rules had no number, and their runs have none in their checkpoints."""
     run = stop_at(tmp_path / "run", base, 4)
-    checkpoint, _ = newest_intact(run / "checkpoints")
-    assert checkpoint is not None and checkpoint.meta["identity"]["examples"] == run_folder.RULES == 2
-    now = checkpoint.meta["identity"]
+    newest, _ = newest_intact(run / "checkpoints")
+    assert newest is not None and newest.meta["identity"]["examples"] == run_folder.RULES == 2
+    now = newest.meta["identity"]
     before = {name: value for name, value in now.items() if name != "examples"}
     with pytest.raises(UserError, match="cuts text into other examples"):
-        run_folder.check_identity(replace(checkpoint, meta={"identity": before}), now)
-    run_folder.check_identity(replace(checkpoint, meta={"identity": before}), now | {"examples": 1})
+        run_folder.check_identity(replace(newest, meta={"identity": before}), now)
+    run_folder.check_identity(replace(newest, meta={"identity": before}), now | {"examples": 1})
     monkeypatch.setattr(run_folder, "RULES", 3)
     with pytest.raises(UserError, match=r"cannot resume .* a version that cuts text into other examples"):
         train(data, run, resume=True)
@@ -263,6 +263,35 @@ def test_a_run_does_not_go_over_the_model_it_starts_from(
             train(data, out, init_discriminator=ours, init_generator=theirs, **options)
     assert contents(tmp_path) == before
     train(data, tmp_path / "run" / "more", {"steps": 1}, init_discriminator=run, init_generator=run)
+
+
+def test_a_new_run_is_not_mixed_up_with_checkpoints_that_no_state_belongs_to(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends before its first checkpoint would be resumed from them."""
+    run = stop_at(tmp_path / "run", base, 8)
+    (run / "state.json").unlink()
+
+    def fails(*_: object, **__: object) -> None:
+        raise UserError("no step is taken")
+
+    monkeypatch.setattr("electra_core.pretrain.training_steps", fails)
+    with pytest.raises(UserError, match="no step is taken"):
+        train(data, run, overwrite=True)
+    assert not list((run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("name", ["electra-core", "torch", "python", "machine"])
+def test_going_on_with_another_version_is_told(
+    base: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder.find_checkpoint(base, resume=True, overwrite=False)
+    assert not caplog.messages
+    now = checkpoint.versions()
+    monkeypatch.setattr(checkpoint, "versions", lambda: now | {name: "9.9"})
+    run_folder.find_checkpoint(base, resume=True, overwrite=False)
+    said = f"{base}: goes on, but perhaps not bit for bit: {name} {now[name]}, now 9.9"
+    assert caplog.messages == [said]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

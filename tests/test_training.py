@@ -59,8 +59,9 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is() -> None:
     parameter = nn.Parameter(torch.ones(1))
     steps = training_steps(
-        nn.ParameterList([parameter]), ElectraAdam([parameter]), lambda part, seed: (parameter.sum() + math.inf, {}),
-        lambda step: [step], schedule=lambda step: 0.1, first_step=0, steps=3, seed=0, clip_norm=1.0,
+        nn.ParameterList([parameter]), ElectraAdam([parameter]),
+        lambda part, seed: (parameter.sum() + math.inf, {}), lambda step: [step],
+        schedule=lambda step: 0.1, first_step=0, steps=3, seed=0, clip_norm=1.0,
     )  # fmt: skip
     result = next(steps)
     assert result.skipped and result.gradient_norm == 1.0 and parameter.item() == 1.0

@@ -1,0 +1,79 @@
+"""What the settings of a fine-tuning mean for its steps: rates, clipping, and dropout of each part's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_runs import QUICK, data, model  # noqa: F401 (fixtures)
+
+from electra_core.classify import Classify
+from electra_core.distributed import Ranks
+from electra_core.finetune_data import encode_data, plan_batches, read_data
+from electra_core.finetune_folder import Run
+from electra_core.finetune_steps import Job, _full_step, _parts, build_optimizer, take_steps
+from electra_core.model_dir import load as load_model
+from electra_core.tasks import SequenceClassifier, TaskModel
+from electra_core.tokenizer import load_tokenizer
+from electra_core.training import StepResult
+
+
+def job_of(model: Path, data: tuple[Path, Path], **changes: Any) -> tuple[Job, list[list[np.ndarray]]]:
+    """One epoch over 160 examples, 16 at a time."""
+    settings = replace(QUICK, epochs=1, precision="fp32", **changes)
+    task, examples, dev, _ = read_data(Classify(), *data, settings, lambda line: None)
+    encoded = encode_data(task, examples, dev, load_tokenizer(model), True, lambda line: None)
+    job = Job(task, model, settings, encoded, torch.device("cpu"), torch.float32)
+    return job, plan_batches(encoded.train, settings, seed=0)
+
+
+def taken(job: Job, plan: list[list[np.ndarray]], steps: int) -> tuple[list[StepResult], torch.optim.Optimizer]:
+    """The first steps of a new run, and the optimizer after them."""
+    made: TaskModel = load_model(SequenceClassifier, job.directory, labels=job.task.labels)
+    optimizer = build_optimizer(made, job.settings)
+    results = take_steps(job, made, optimizer, plan, Run(0))
+    return [next(results) for _ in range(steps)], optimizer
+
+
+def test_rates_warm_up_over_the_nearest_number_of_steps(model, data) -> None:
+    """A quarter and a bit of ten steps: three, from 0 to the peak; then down to 0 after the tenth."""
+    job, plan = job_of(model, data, warmup=0.26, learning_rate=0.021)
+    rates = [result.learning_rate for result in taken(job, plan, 10)[0]]
+    assert rates == pytest.approx([0.0, 0.007, 0.014, *(0.003 * left for left in range(7, 0, -1))])
+
+
+@pytest.mark.parametrize("most", [1e-3, 1e-2])
+def test_gradients_are_clipped_to_the_norm_of_the_settings(model, data, most: float) -> None:
+    """What reaches Adam: a tenth of it is its first mean of gradients."""
+    (result,), optimizer = taken(*job_of(model, data, clip_norm=most), 1)
+    assert result.gradient_norm > 2 * most
+    means = [state["exp_avg"].flatten() for state in optimizer.state.values()]
+    assert 10 * torch.cat(means).norm().item() == pytest.approx(most, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_part_of_a_step_has_dropout_of_its_own(model, data, size: int) -> None:
+    job, plan = job_of(model, data, accumulate=3)
+    seeds = []
+    for rank in range(size):
+        of_rank = replace(job, ranks=Ranks(rank, size))
+        parts = [part for step in (0, 1) for part in _parts(of_rank, plan, _full_step(job.settings, plan), step)]
+        seeds += [part.seed(step) for step, part in zip((0, 0, 0, 1, 1, 1), parts, strict=True)]
+    assert len(set(seeds)) == 2 * 3 * size
+
+
+def test_the_model_drops_by_the_seed_of_the_part(model, data, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[Any] = []
+    whole = SequenceClassifier.forward
+
+    def spied(self: SequenceClassifier, batch: Any, seed: Any = None) -> Any:
+        seeds.append(seed)
+        return whole(self, batch, seed)
+
+    monkeypatch.setattr(SequenceClassifier, "forward", spied)
+    taken(*job_of(model, data, accumulate=2), 3)
+    assert len(set(seeds)) == len(seeds) == 3 * 2
