@@ -130,7 +130,7 @@ def test_twin_in_bfloat16_on_a_cpu_is_near_float64() -> None:
     for dropout_p in (0.0, 0.2):
         got = run("reference", qkv, dout, lengths, torch.bfloat16, dropout_p, device="cpu")
         exact = run("reference", qkv, dout, lengths, torch.float64, dropout_p, device="cpu")
-        for a, b in zip(got, exact):
+        for a, b in zip(got, exact, strict=True):
             assert a.dtype == torch.bfloat16
             assert (a - b).norm() < 0.02 * b.norm()
 

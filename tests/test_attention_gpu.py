@@ -40,7 +40,7 @@ def test_real_sizes_are_within_the_error_budget(lengths: list[int], dropout_p: f
             out = attention(x, cu_seqlens, max(lengths), **options)  # type: ignore[arg-type]
         (grad,) = torch.autograd.grad(out, x, qkv[:, 0].to(precision))
         results.append((out.detach(), grad))
-    for name, got, same, exact in zip(("out", "grad"), *results):
+    for name, got, same, exact in zip(("out", "grad"), *results, strict=True):
         assert_within_budget(name, got, same, exact)
 
 

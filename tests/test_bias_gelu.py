@@ -97,7 +97,7 @@ def test_any_shape(tokens: int, size: int) -> None:
     for implementation in ("triton", "reference"):
         with use(implementation):  # type: ignore[arg-type]
             results.append(value_and_gradients(bias_gelu, leaves, dout))
-    for kernel, twin in zip(*results):
+    for kernel, twin in zip(*results, strict=True):
         torch.testing.assert_close(kernel, twin, rtol=1e-9, atol=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_dtypes_may_differ_and_strides_may_be_any(path: str) -> None:
     got = value_and_gradients(bias_gelu, leaves, dout.half())
     assert [t.dtype for t in got] == [torch.float16, torch.float16, torch.float32]
     exact = value_and_gradients(naive, [x.half().cpu().double(), bias.cpu().double()], dout.cpu())
-    for value, wanted in zip(got, exact):
+    for value, wanted in zip(got, exact, strict=True):
         torch.testing.assert_close(value.cpu().double(), wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())
 
 
@@ -121,8 +121,8 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
         second = torch.autograd.grad(out, leaves, dout)
         again = bias_gelu(*leaves)
     assert torch.equal(out, again) and not out.isnan().any()
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(first, second))
-    assert all(torch.equal(a, b) for a, b in zip((*leaves, dout), before))
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*leaves, dout), before, strict=True))
 
 
 def test_nan_stays_where_it_is(path: str) -> None:
@@ -142,7 +142,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
     *leaves, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
     with use(implementation):  # type: ignore[arg-type]
         compiled = torch.compile(bias_gelu, fullgraph=True, backend="aot_eager")
-        for a, b in zip(*(value_and_gradients(f, leaves, dout) for f in (compiled, bias_gelu))):
+        for a, b in zip(*(value_and_gradients(f, leaves, dout) for f in (compiled, bias_gelu)), strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -106,7 +106,7 @@ def variables_of(electra: Electra) -> dict[str, np.ndarray]:
             for ours, theirs in in_layer.items():
                 put(f"{scope}/encoder/layer_{number}/{theirs}", layer.get_submodule(ours))
             weights, biases = layer.attention.qkv.weight.chunk(3), layer.attention.qkv.bias.chunk(3)
-            for part, weight, bias in zip(("query", "key", "value"), weights, biases):
+            for part, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
                 name = f"{scope}/encoder/layer_{number}/attention/self/{part}"
                 out[f"{name}/kernel"], out[f"{name}/bias"] = weight.detach().numpy().T, bias.detach().numpy()
     embeddings: Any = electra.discriminator.encoder.embeddings
@@ -152,7 +152,7 @@ def test_both_models_come_over_bit_for_bit(electra: Electra, path: str, tmp_path
     generator = electra_core.Generator.from_pretrained(tmp_path / "out")
     assert discriminator.config == CONFIG and generator.config == electra.generator.config
     for ours, theirs in ((electra.discriminator, discriminator), (electra.generator, generator)):
-        for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert torch.equal(p, q), name
 
 

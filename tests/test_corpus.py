@@ -70,7 +70,7 @@ def stored_documents(corpus: Corpus) -> list[list[list[int]]]:
     return [
         [shard.tokens[shard.sentences[i] : shard.sentences[i + 1]].tolist() for i in range(first, end)]
         for shard in corpus.shards
-        for first, end in zip(shard.documents[:-1].tolist(), shard.documents[1:].tolist())
+        for first, end in zip(shard.documents[:-1].tolist(), shard.documents[1:].tolist(), strict=True)
     ]
 
 
@@ -111,7 +111,7 @@ def test_a_corpus_of_version_1_opens(data: Path, copied: Path) -> None:
     replace(old, format_version=1, files=files).write(copied / "manifest.json")
     again = Corpus.open(copied)
     assert json.loads((copied / "manifest.json").read_text())["fingerprint"] != content["fingerprint"]
-    for shard, before in zip(again.shards, new.shards):
+    for shard, before in zip(again.shards, new.shards, strict=True):
         assert np.array_equal(shard.starts, before.starts)
 
 

@@ -304,7 +304,7 @@ def test_generated_passage_reads_as_the_discriminator_read_it(
     assert [score.token for score in passage.scores] == [token.corrupted for token in tokens]
     assert [score.probability for score in passage.scores] == [token.probability for token in tokens]
     assert set(passage.originals) == {i for i, token in enumerate(tokens) if token.replaced}
-    for score, token in zip(passage.scores, tokens):
+    for score, token in zip(passage.scores, tokens, strict=True):
         shown = passage.text[score.start : score.end].lower()
         assert shown == score.token.removeprefix("▁").lower()
         if score.token.startswith("▁") and score.start and token.replaced:

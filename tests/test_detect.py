@@ -85,7 +85,7 @@ def test_long_texts_are_read_in_windows_and_the_middle_counts(discriminator: Dis
             candidates[start + i].append((min(before, after), value))
         if start + 10 >= length:
             break
-    for value, options in zip(found, candidates):
+    for value, options in zip(found, candidates, strict=True):
         best = max(margin for margin, _ in options)
         assert any(value == pytest.approx(v, abs=1e-5) for margin, v in options if margin == best)
 

@@ -79,7 +79,7 @@ def test_value_and_gradients(path: str, shape: tuple[int, int], dropout_p: float
     ids, leaves, dout = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE) for leaf in leaves], dout.to(DEVICE)
     same = value_and_gradients(naive, ids, leaves, dout, dropout_p)
     got = value_and_gradients(ours, ids, leaves, dout, dropout_p)
-    for name, *values in zip(NAMES, got, same, exact):
+    for name, *values in zip(NAMES, got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
 
@@ -102,7 +102,7 @@ def test_any_shape(tokens: int, size: int, dropout_p: float) -> None:
     for implementation in ("triton", "reference"):
         with use(implementation):  # type: ignore[arg-type]
             results.append(value_and_gradients(ours, ids, leaves, dout.to(DEVICE), dropout_p))
-    for kernel, twin in zip(*results):
+    for kernel, twin in zip(*results, strict=True):
         torch.testing.assert_close(kernel, twin, rtol=1e-9, atol=1e-9)
 
 
@@ -124,7 +124,7 @@ def test_half_precision_from_fp32_tables(path: str) -> None:
     gradients = torch.autograd.grad(out, leaves, dout.to(DEVICE).half())
     assert out.dtype == torch.float16 and all(gradient.dtype == torch.float32 for gradient in gradients)
     exact = value_and_gradients(naive, inputs(6, 16)[0], inputs(6, 16)[1], dout, 0.0)
-    for got, wanted in zip((out, *gradients), exact):
+    for got, wanted in zip((out, *gradients), exact, strict=True):
         torch.testing.assert_close(got.cpu().double(), wanted, rtol=2e-3, atol=2e-3)
 
 
@@ -134,8 +134,8 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     before = [leaf.clone() for leaf in leaves]
     with poisoned_memory():
         runs = [value_and_gradients(ours, ids, leaves, dout.to(DEVICE), 0.2) for _ in range(2)]
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs))
-    assert all(torch.equal(a, b) for a, b in zip(leaves, before))
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
 
 
 def test_opcheck_and_compile() -> None:
@@ -148,7 +148,7 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(embedding_layer_norm_triton.forward.custom, (*ids, *needing, *numbers, torch.float32))
     with use("triton"):
         compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-        for a, b in zip(*(value_and_gradients(f, ids, leaves, dout, 0.2) for f in (compiled, ours))):
+        for a, b in zip(*(value_and_gradients(f, ids, leaves, dout, 0.2) for f in (compiled, ours)), strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -48,7 +48,8 @@ def spread(tokens: int) -> Tensor:
 
 
 def weighted(passes: Sequence[Pass], name: str, weights: Sequence[int]) -> float:
-    return sum(float(getattr(output, name)) * n for (*_, output), n in zip(passes, weights)) / sum(weights)
+    values = [float(getattr(output, name)) for *_, output in passes]
+    return sum(value * n for value, n in zip(values, weights, strict=True)) / sum(weights)
 
 
 def test_held_out_figures_are_those_of_all_outputs_together(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,7 +208,7 @@ def test_batch_is_cls_first_sep_second_sep() -> None:
     batch = examples.batch(planned)
     segments = batch.segment_ids_T.split(batch.lengths.tolist())
     offsets = shard_starts(examples) + 10
-    for example, ids, segment_ids in zip(planned, batch.split(), segments):
+    for example, ids, segment_ids in zip(planned, batch.split(), segments, strict=True):
         first, second = ([t + offsets[s.shard] for s in part for t in range(s.begin, s.end)] for part in example)
         assert ids.tolist() == [CLS, *first, SEP, *([*second, SEP] if second else [])]
         assert segment_ids.tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1 if second else 0)

@@ -81,7 +81,7 @@ def test_linear_in_fast_bf16_is_as_exact_as_torch(shape: tuple[int, ...], monkey
             y = layer(given)
         y.backward(dy.to(y.dtype))
         results.append([y.detach(), given.grad, layer.weight.grad, layer.bias.grad])
-    for name, *values in zip(("y", "dx", "dweight", "dbias"), *results):
+    for name, *values in zip(("y", "dx", "dweight", "dbias"), *results, strict=True):
         assert_within_budget(name, *values)
 
 
@@ -147,7 +147,7 @@ def test_a_model_with_rounded_weights_gives_the_same_logits(
     before = run_model(classifier, features, precision=torch.bfloat16)
     linear.round_weights(classifier, torch.device("cpu"), torch.bfloat16)
     after = run_model(classifier, features, precision=torch.bfloat16)
-    assert all(np.array_equal(one, other) for one, other in zip(before, after))
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_evaluation_gives_the_figures_of_fine_tuning(
@@ -201,7 +201,7 @@ def test_the_word_head_loses_nothing_in_fast_bf16(tiles: bool, monkeypatch: pyte
     (plain, plain_grads), (fast_, fast_grads) = runs
     torch.testing.assert_close(fast_.loss_M, plain.loss_M, rtol=1e-5, atol=1e-5)
     assert torch.equal(fast_.sampled_ids_M, plain.sampled_ids_M)
-    for got, want in zip(fast_grads, plain_grads):
+    for got, want in zip(fast_grads, plain_grads, strict=True):
         assert got is not None and want is not None and got.dtype == want.dtype
         assert float((got - want).norm() / want.norm()) < 2**-7
 

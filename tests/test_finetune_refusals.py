@@ -139,7 +139,7 @@ def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path)
         lines = []
         run(model, files, tmp_path / "out", settings=settings, say=lines.append, overwrite=True)
         warnings = [line for line in lines if line.startswith("warning: ")]
-        assert len(warnings) == len(expected) and all(e in w for e, w in zip(expected, warnings))
+        assert len(warnings) == len(expected) and all(e in w for e, w in zip(expected, warnings, strict=True))
 
 
 def test_diverging_runs_say_so(model, data, tmp_path):

@@ -44,7 +44,7 @@ def attention_weights(encoder: Encoder, text: TokenBatch) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     weights = []
-    for hidden_TD, layer in zip(inputs, encoder.layers):
+    for hidden_TD, layer in zip(inputs, encoder.layers, strict=True):
         attention: Any = layer.attention
         qkv = attention.qkv(hidden_TD).view(-1, 3, attention.num_heads, attention.head_size)
         query_HTK, key_HTK = qkv[:, 0].transpose(0, 1), qkv[:, 1].transpose(0, 1)
@@ -86,7 +86,9 @@ def test_the_table() -> None:
 
 def test_same_seed_same_start_another_seed_another() -> None:
     ours, again, other = make_encoder("normal"), make_encoder("normal"), make_encoder("normal", seed=1)
-    for (name, one), two, three in zip(ours.named_parameters(), again.parameters(), other.parameters()):
+    for (name, one), two, three in zip(
+        ours.named_parameters(), again.parameters(), other.parameters(), strict=True
+    ):
         assert torch.equal(one, two), name
         assert torch.equal(one, three) == (one.ndim == 1), name
 
@@ -127,13 +129,13 @@ def test_only_positions_and_two_layers_differ_from_normal() -> None:
     normal, local = make_encoder("normal"), make_encoder("local")
     differing = [
         name
-        for (name, one), two in zip(normal.named_parameters(), local.parameters())
+        for (name, one), two in zip(normal.named_parameters(), local.parameters(), strict=True)
         if not torch.equal(one, two)
     ]
     assert differing == [
         "embeddings.position_embeddings.weight", "layers.0.attention.qkv.weight", "layers.1.attention.qkv.weight",
     ]  # fmt: skip
-    for one, two in zip(normal.layers, local.layers):
+    for one, two in zip(normal.layers, local.layers, strict=True):
         values = slice(2 * CONFIG.hidden_size, None)
         assert torch.equal(one.attention.qkv.weight[values], two.attention.qkv.weight[values]), "values stay"
 
@@ -183,7 +185,7 @@ def test_without_it_attention_is_nearly_uniform() -> None:
 def test_projected_embeddings_leave_the_layers_as_they_are() -> None:
     narrow = {"embedding_size": 64}
     normal, local = make_encoder("normal", **narrow), make_encoder("local", **narrow)
-    for one, two in zip(normal.layers, local.layers):
+    for one, two in zip(normal.layers, local.layers, strict=True):
         assert torch.equal(one.attention.qkv.weight, two.attention.qkv.weight)
 
 

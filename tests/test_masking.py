@@ -39,7 +39,9 @@ def positions_by_sequence(batch: PretrainBatch) -> list[list[int]]:
     tokens = batch.tokens
     chosen_T = torch.zeros(tokens.num_tokens, dtype=torch.bool)
     chosen_T[batch.masked_positions_M] = True
-    parts = zip(chosen_T.split(tokens.lengths.tolist()), tokens.position_ids_T.split(tokens.lengths.tolist()))
+    parts = zip(
+        chosen_T.split(tokens.lengths.tolist()), tokens.position_ids_T.split(tokens.lengths.tolist()), strict=True
+    )
     return [positions[chosen].tolist() for chosen, positions in parts]
 
 
@@ -54,7 +56,7 @@ def test_how_many(lengths: list[int], fraction: float, most: int, seed: int) -> 
     counts = [len(positions) for positions in positions_by_sequence(batch)]
     float32 = torch.tensor(lengths) * fraction  # the product whose half is rounded to even
     wanted = [max(1, min(most, round(product))) for product in float32.tolist()]
-    assert counts == [min(count, n - 3) for count, n in zip(wanted, lengths)]
+    assert counts == [min(count, n - 3) for count, n in zip(wanted, lengths, strict=True)]
     assert (batch.masked_positions_M.diff() > 0).all()
     assert not torch.isin(batch.target_ids_M, torch.tensor(SPECIAL)).any()
 

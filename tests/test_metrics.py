@@ -155,7 +155,7 @@ def test_best_threshold_is_the_best_of_all():
         scores = [0.0 if none else draw.random() for none in unanswerable]
         differences = [draw.choice([-2.0, -1.0, 0.0, 0.5, 3.0]) for _ in range(12)]
 
-        rows = list(zip(scores, unanswerable, differences))
+        rows = list(zip(scores, unanswerable, differences, strict=True))
         totals = {
             threshold: sum(float(none) if d > threshold else score for score, none, d in rows)
             for threshold in (-9.0, *differences)

@@ -112,7 +112,7 @@ def test_loss_and_gradients(path: str, shape: tuple[int, int, int], dtype: torch
     device = [t.to(DEVICE) for t in (*rounded, targets_M, grad_M)]
     same = loss_and_gradients(naive, device[:3], *device[3:])
     got = loss_and_gradients(ours, device[:3], *device[3:])
-    for name, *values in zip(("loss", "dhidden", "dembedding", "dbias"), got, same, exact):
+    for name, *values in zip(("loss", "dhidden", "dembedding", "dbias"), got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
 
@@ -133,7 +133,7 @@ def test_any_shape(rows: int, vocabulary: int, size: int, kind: bool) -> None:
     with pytest.MonkeyPatch.context() as patch, use("triton"):
         patch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: kernels)
         got = loss_and_gradients(ours, tuple(leaves), targets_M, grad_M)
-    for a, b in zip(got, loss_and_gradients(naive, tuple(leaves), targets_M, grad_M)):
+    for a, b in zip(got, loss_and_gradients(naive, tuple(leaves), targets_M, grad_M), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -151,7 +151,7 @@ def test_half_hidden_beside_fp32_parameters(path: str) -> None:
     assert loss_M.dtype == torch.float32
     assert [g.dtype for g in gradients] == [torch.float16, torch.float32, torch.float32]
     exact = loss_and_gradients(naive, tuple(leaf.double() for leaf in leaves), targets_M, grad_M)
-    for got, wanted in zip((loss_M, *gradients), exact):
+    for got, wanted in zip((loss_M, *gradients), exact, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())
 
 
@@ -177,9 +177,9 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
         second = torch.autograd.grad(out.loss_M, leaves, grad_M)
         again = mlm_head(*leaves, targets_M, seed=SEED.to(DEVICE))
     assert torch.equal(out.loss_M, again.loss_M) and torch.equal(out.sampled_ids_M, again.sampled_ids_M)
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(first, second))
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(first, second, strict=True))
     assert ((out.sampled_ids_M >= 0) & (out.sampled_ids_M < 300)).all()
-    assert all(torch.equal(a, b) for a, b in zip(leaves, before))
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
 
 
 def test_inputs_used_twice_get_both_gradients(path: str) -> None:
@@ -265,7 +265,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
         for function in (torch.compile(step, fullgraph=True, backend="aot_eager"), step):
             loss, sampled_M = function(*leaves, targets_M, seed)
             results.append((loss, sampled_M, *torch.autograd.grad(loss, leaves)))
-    for compiled, eager in zip(*results):
+    for compiled, eager in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager)
 
 
@@ -287,7 +287,7 @@ def test_the_training_path_is_the_specification(
         copies = [leaf.clone().requires_grad_() for leaf in leaves]
         loss_M, sampled_M = function(*copies, targets_M, SEED, 4, temperature)
         results.append((loss_M.detach(), *torch.autograd.grad(loss_M, copies, grad_M), sampled_M))
-    for got, expected in zip(*results):
+    for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 

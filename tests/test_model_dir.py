@@ -162,7 +162,7 @@ def test_bf16_files_are_half_as_large_and_load_as_fp32(tmp_path: Path) -> None:
     large, small = ((tmp_path / kind / "model.safetensors").stat().st_size for kind in ("fp32", "bf16"))
     assert small < 0.65 * large  # the header is of the same size
     again = electra_core.Discriminator.from_pretrained(tmp_path / "bf16")
-    for p, q in zip(model.parameters(), again.parameters()):
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
         assert q.dtype == torch.float32 and torch.equal(q, p.bfloat16().float())
     assert json.loads((tmp_path / "bf16" / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -179,7 +179,7 @@ def test_old_pickled_weights_and_an_old_config(tmp_path: Path) -> None:
     config = hub_layout.write_config(model, torch.float32)
     (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in old}))
     again = electra_core.Generator.from_pretrained(tmp_path)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_fields_that_config_leaves_out_are_those_of_transformers(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_pair_goes_on_where_it_stopped(tying: str, tmp_path: Path) -> None:
     for part in ("generator", "discriminator"):
         model_dir.save_pretrained(getattr(one, part), tmp_path / part)
     model_dir.load_pair(two, tmp_path, tmp_path)
-    for (key, p), q in zip(one.named_parameters(), two.parameters()):
+    for (key, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6 if tying == "disentangled" else 0, msg=key)
 
 
@@ -278,7 +278,7 @@ def test_saving_again_replaces_files_whole_and_keeps_others(tmp_path: Path) -> N
     assert len(modes) == 1, "who may read the one may read the other"
     assert os.listdir(tmp_path) == ["model"], "no temporary directory is left"
     again = electra_core.Discriminator.from_pretrained(tmp_path / "model")
-    assert all(torch.equal(p, q) for p, q in zip(second.parameters(), again.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(second.parameters(), again.parameters(), strict=True))
 
 
 def test_loading_takes_the_models_memory_once(tmp_path: Path) -> None:

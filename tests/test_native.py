@@ -122,7 +122,7 @@ def test_attention_is_within_the_error_budget(
     exact = run_attention("reference", qkv.double(), dout.double(), lengths, dropout_p)
     same = run_attention("reference", qkv, dout, lengths, dropout_p)
     got = run_attention("native", qkv, dout, lengths, dropout_p)
-    for name, *values in zip(("out", "dqkv"), got, same, exact):
+    for name, *values in zip(("out", "dqkv"), got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
 
@@ -136,7 +136,9 @@ def test_layer_norm_is_within_the_error_budget(
     exact = run_layer_norm("reference", [tensor.double() for tensor in tensors], dropout_p)
     same = run_layer_norm("reference", tensors, dropout_p)
     got = run_layer_norm("native", tensors, dropout_p)
-    for name, *values in zip(("out", "dx", "dresidual", "dweight", "dbias", "dx_bias"), got, same, exact):
+    for name, *values in zip(
+        ("out", "dx", "dresidual", "dweight", "dbias", "dx_bias"), got, same, exact, strict=True
+    ):
         assert_within_budget(name, *values)
 
 
@@ -150,7 +152,7 @@ def test_layer_norm_is_within_the_error_budget(
 def test_attention_of_any_shape(lengths: list[int], heads: int, dim: int, dropout_p: float) -> None:
     qkv, dout = leaves((sum(lengths), 3, heads, dim), (sum(lengths), heads, dim), seed=heads)
     got = run_attention("native", qkv, dout, lengths, dropout_p)
-    for value, twin in zip(got, run_attention("reference", qkv, dout, lengths, dropout_p)):
+    for value, twin in zip(got, run_attention("reference", qkv, dout, lengths, dropout_p), strict=True):
         torch.testing.assert_close(value, twin, rtol=1e-4, atol=2e-5)
 
 
@@ -210,7 +212,7 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
@@ -220,7 +222,7 @@ def test_nan_stays_in_its_sequence_and_large_logits_are_no_problem(dtype: torch.
     clean = run_attention("native", qkv, dout, [10, 10, 10], 0.1)
     qkv[12, 0] = torch.nan
     spoilt = run_attention("native", qkv, dout, [10, 10, 10], 0.1)
-    for before, after in zip(clean, spoilt):
+    for before, after in zip(clean, spoilt, strict=True):
         others = torch.cat([torch.arange(10), torch.arange(20, 30)])
         assert before.isfinite().all() and torch.equal(before[others], after[others])
     assert spoilt[0][12].isnan().all() and spoilt[1][10:20, 1].isnan().all()
@@ -260,7 +262,7 @@ def test_without_them_the_twins_run_silently(
         x, residual, weight, bias, dout = leaves((5, 16), (5, 16), (16,), (16,), (5, 16))
         got = run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
         twin = run_layer_norm("reference", (x, residual, weight, bias, dout), 0.1)
-        assert all(torch.equal(a, b) for a, b in zip(got, twin))
+        assert all(torch.equal(a, b) for a, b in zip(got, twin, strict=True))
     finally:
         monkeypatch.undo()
         native._load.cache_clear()

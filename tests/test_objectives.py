@@ -107,7 +107,7 @@ def test_parts_of_a_batch_add_up_to_it(objective: str) -> None:
     assert torch.equal(torch.cat([part.corrupted_ids_T for part in two]), one.corrupted_ids_T)
     for name in ("loss", "mlm_loss", "rtd_loss"):
         torch.testing.assert_close(sum(getattr(part, name) for part in two), getattr(one, name))
-    for p, gradient in zip(model.parameters(), gradients):
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-5)
 
 

@@ -73,7 +73,7 @@ def assert_close(got, expected):
             assert_close(got[key], expected[key])
     elif isinstance(expected, list):
         assert len(got) == len(expected)
-        for pair in zip(got, expected):
+        for pair in zip(got, expected, strict=True):
             assert_close(*pair)
     elif isinstance(expected, float):
         assert got == pytest.approx(expected, abs=1e-4)

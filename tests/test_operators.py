@@ -59,7 +59,7 @@ def value_and_gradient(function: Callable[..., tuple[Tensor, Tensor]]) -> list[T
 
 
 def test_as_it_is_and_as_a_custom_operator_it_gives_the_same() -> None:
-    for direct, custom in zip(value_and_gradient(cube), value_and_gradient(cube.custom)):
+    for direct, custom in zip(value_and_gradient(cube), value_and_gradient(cube.custom), strict=True):
         assert torch.equal(direct, custom)
 
 

@@ -59,7 +59,7 @@ def test_kernel_and_formulas_agree_in_fp32() -> None:
         for params, optimizer in ((ours, fast), (plain, slow)):
             gradients(params, step)
             optimizer.step()
-    for a, b in zip(ours, plain):
+    for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
@@ -80,7 +80,7 @@ def test_a_gradient_scaler_changes_nothing_but_the_scale(kind: str) -> None:
             scaler.update()
             optimizer.zero_grad()
         runs.append([p.detach() for p in params])
-    assert all(torch.equal(a, b) for a, b in zip(*runs))  # by a power of two: not a bit is rounded
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))  # by a power of two: not a bit is rounded
     assert not torch.equal(runs[0][0], matrices()[0])
 
 
@@ -95,7 +95,8 @@ def test_the_formulas_drop_a_step_that_is_not_finite_as_the_kernel_does() -> Non
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     after = (*params, *optimizer.state[params[0]].values())
-    assert all(torch.equal(a, b) for a, b in zip(before, after)) and not torch.equal(params[0], matrices()[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(params[0], matrices()[0])
 
 
 def test_a_learning_rate_tensor_is_written_in_place() -> None:
@@ -105,11 +106,11 @@ def test_a_learning_rate_tensor_is_written_in_place() -> None:
     before = [p.detach().clone() for p in params]
     gradients(params, 0)
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, params)), "a rate of zero moves nothing"
+    assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True)), "a rate of zero moves nothing"
     optim.set_learning_rate(optimizer, 0.5)
     assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.5
     optimizer.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, params))
+    assert not any(torch.equal(a, b) for a, b in zip(before, params, strict=True))
 
 
 def test_groups_without_a_scale_of_their_own_learn_at_the_rate() -> None:
@@ -180,10 +181,10 @@ def test_muon_takes_the_three_parts_of_qkv_one_by_one() -> None:
     fused = nn.Parameter(start.clone())
     parts: list[Any] = [nn.Parameter(part.clone()) for part in start.chunk(3)]
     fused.grad = grad.clone()
-    for p, g in zip(parts, grad.chunk(3)):
+    for p, g in zip(parts, grad.chunk(3), strict=True):
         p.grad = g.clone()
     one = [{"params": [("x.qkv.weight", fused)], "muon": True}]
-    three = [{"params": [(name, p) for name, p in zip("qkv", parts)], "muon": True}]
+    three = [{"params": [(name, p) for name, p in zip("qkv", parts, strict=True)], "muon": True}]
     for groups in (one, three):
         optimizer = Muon(groups, lr=0.02)
         for _ in range(3):
@@ -223,7 +224,7 @@ def test_state_round_trips_bit_for_bit(name: str) -> None:
             gradients(list(m.parameters()), step)
             optim.set_learning_rate(o, 1e-3)
             o.step()
-    for a, b in zip(model.parameters(), twin.parameters()):
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
     optim.load_state_tensors(restored, {})  # that of a run before its first step
     assert optim.state_tensors(restored) == {}
@@ -332,7 +333,7 @@ def test_kernel_on_a_gpu_is_the_formula_and_follows_the_rate_in_a_graph() -> Non
         optim.set_learning_rate(slow, scale)
         graph.replay()
         slow.step()
-        for a, b in zip(ours, plain):
+        for a, b in zip(ours, plain, strict=True):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
 
 
@@ -353,5 +354,5 @@ def gradients_of(params: list[Any], step: int) -> None:
     """`gradients`, on whatever device the parameters are."""
     twins = matrices()
     gradients(twins, step)
-    for p, twin in zip(params, twins):
+    for p, twin in zip(params, twins, strict=True):
         p.grad = twin.grad.to(p.device)

@@ -132,7 +132,7 @@ def test_masks_of_a_batch(sequences: list[list[int]], fraction: float, most: int
         max_predictions=most,
     )  # fmt: skip
     key, start, positions, ids_T = seed_tensor(fold(seed, 3)), 0, [], []
-    for index, ids in zip(indices, sequences):
+    for index, ids in zip(indices, sequences, strict=True):
         low, high = torch.tensor(index & 0xFFFFFFFF), torch.tensor(index >> 32)
         order, keep, _, _ = philox(key, torch.arange(len(ids)), low, 0, high)
         candidates = sorted((int(order[p]), p) for p in range(len(ids)) if ids[p] not in (CLS, SEP, MASK))
@@ -166,9 +166,9 @@ def test_permutations(size: int, seeds: list[int], data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, size - 1), min_size=len(seeds), max_size=len(seeds)))
     arrays = np.array(places, dtype=np.uint64), np.array(seeds, dtype=np.uint64)
     assert permute_all(arrays[0], size, arrays[1]).tolist() == [
-        permute(place, size, seed) for place, seed in zip(places, seeds)
+        permute(place, size, seed) for place, seed in zip(places, seeds, strict=True)
     ]
-    assert mix_all(*arrays).tolist() == [mix(place, seed) for place, seed in zip(places, seeds)]
+    assert mix_all(*arrays).tolist() == [mix(place, seed) for place, seed in zip(places, seeds, strict=True)]
 
 
 PINNED = {2: "d8e6cb943cc815fe83bb5324ce485bdc87571c2ae8a272c67e04fdb41bf22f44"}

@@ -65,7 +65,7 @@ def test_predictions_are_the_softmax_of_the_models_logits(classifier):
     texts = ["a fine film", "the plot was awful and dull", "ann"]
     predictions = classifier(texts)
     tokenizer = classifier.tokenizer
-    for text, prediction in zip(texts, predictions):
+    for text, prediction in zip(texts, predictions, strict=True):
         ids = [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
         with torch.no_grad():
             scores = classifier.model(pack([ids])).softmax(-1)[0]
@@ -183,7 +183,7 @@ def test_what_cannot_be_predicted_opens_no_output(tmp_path):
 def test_evaluation_scores_its_own_predictions(classifier, tmp_path):
     file = tiny_model.reviews(tmp_path / "dev.tsv", 30)
     result = evaluate(classifier, file)
-    right = [p["label"] == e.label for p, e in zip(result.predictions, result.examples)]
+    right = [p["label"] == e.label for p, e in zip(result.predictions, result.examples, strict=True)]
     assert result.metrics["accuracy"] == pytest.approx(np.mean(right)) and len(right) == 30
 
 

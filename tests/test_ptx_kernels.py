@@ -68,7 +68,7 @@ def test_a_missing_barrier_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
                 except MemoryFault:
                     found += 1
                     continue
-                same = all(bool((a == b).all()) for a, b in zip(results, expected))
+                same = all(bool((a == b).all()) for a, b in zip(results, expected, strict=True))
                 found, missed = found + (not same), missed + [f"{kernel}: {instruction.text}"] * same
     barriers = [text for text in missed if "bar" in text]
     # On sm_100 many order tensor memory, which the machine does not watch.

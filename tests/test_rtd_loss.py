@@ -80,7 +80,7 @@ def value_and_gradients(function: Callable[..., Tensor], leaves: Sequence[Tensor
 
 def counts_by_hand(logits_T: Tensor, labels_T: Tensor, weights_T: Tensor | None) -> list[int]:
     counts = [0, 0, 0, 0]
-    for index, (logit, label) in enumerate(zip(logits_T.tolist(), labels_T.tolist())):
+    for index, (logit, label) in enumerate(zip(logits_T.tolist(), labels_T.tolist(), strict=True)):
         if weights_T is None or weights_T[index] != 0:
             counts[(0 if label else 1) if logit > 0 else (2 if label else 3)] += 1
     return counts
@@ -103,7 +103,7 @@ def test_loss(path: str, tokens: int, weights: str, dtype: torch.dtype) -> None:
     same = value_and_gradients(lambda x: torch_loss(x, labels_T, weights_T), [logits_T])
     got = value_and_gradients(lambda x: rtd_loss(x, labels_T, weights_T), [logits_T])
     assert got[0].dtype == torch.float32
-    for name, *values in zip(("loss", "dlogits"), got, same, exact):
+    for name, *values in zip(("loss", "dlogits"), got, same, exact, strict=True):
         assert_within_budget(name, *values)
     counts = rtd_loss_and_counts(logits_T, labels_T, weights_T).counts
     assert counts.dtype == torch.int64 and counts.tolist() == counts_by_hand(logits_T, labels_T, weights_T)
@@ -130,7 +130,7 @@ def test_head(path: str, tokens: int, size: int, weights: str, dtype: torch.dtyp
 
     exact = value_and_gradients(naive, [leaf.double() for leaf in leaves])
     same, got = (value_and_gradients(f, [leaf.to(DEVICE) for leaf in leaves]) for f in (eager, ours))
-    for name, *values in zip(("loss", "dhidden", "dweight", "dbias"), got, same, exact):
+    for name, *values in zip(("loss", "dhidden", "dweight", "dbias"), got, same, exact, strict=True):
         assert_within_budget(name, *values)
     out = rtd_head(*(leaf.to(DEVICE) for leaf in leaves), labels_T.to(DEVICE))
     logits_T = F.gelu(leaves[0].double()) @ leaves[1].double() + leaves[2].double()
@@ -161,7 +161,7 @@ def test_any_shape(tokens: int, size: int, weighted: bool, seed: int) -> None:
     for implementation in ("triton", "reference"):
         with use(implementation):  # type: ignore[arg-type]
             results.append(rtd_head(*(a if a is None else a.to(DEVICE) for a in arguments)))  # type: ignore[arg-type]
-    for kernel, twin in zip(*results):
+    for kernel, twin in zip(*results, strict=True):
         torch.testing.assert_close(kernel, twin)
 
 
@@ -216,9 +216,10 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
             out = rtd_head(*leaves, data["labels"], data["weights"])
             gradients = torch.autograd.grad(out.loss, leaves, retain_graph=True)
             runs.append((*out, *gradients, *torch.autograd.grad(out.loss, leaves)))
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs))
-    assert all(torch.equal(a, b) for a, b in zip(runs[0][3:6], runs[0][6:])), "a second backward differs"
-    assert not runs[0][1].requires_grad and all(torch.equal(a, b) for a, b in zip(leaves, before))
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs, strict=True))
+    again = zip(runs[0][3:6], runs[0][6:], strict=True)
+    assert all(torch.equal(a, b) for a, b in again), "a second backward differs"
+    assert not runs[0][1].requires_grad and all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
 
 
 def test_inputs_need_not_be_contiguous(path: str) -> None:
@@ -226,7 +227,7 @@ def test_inputs_need_not_be_contiguous(path: str) -> None:
     labels_T = data["labels"].bool()
     wanted = rtd_head(data["hidden"], data["weight"], data["bias"], labels_T)
     got = rtd_head(data["hidden"].T.contiguous().T, data["weight"], data["bias"], labels_T)
-    for a, b in zip(got, wanted):
+    for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -258,7 +259,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
 
     with use(implementation):  # type: ignore[arg-type]
         compiled = value_and_gradients(torch.compile(step, fullgraph=True, backend="aot_eager"), leaves)
-        for a, b in zip(compiled, value_and_gradients(step, leaves)):
+        for a, b in zip(compiled, value_and_gradients(step, leaves), strict=True):
             torch.testing.assert_close(a, b)
 
 

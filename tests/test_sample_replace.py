@@ -101,7 +101,7 @@ def test_the_two_levels_written_out() -> None:
     logits_MV = random_logits(400, 300, scale=3.0)
     u_tile_M, u_word_M = reference.row_uniforms(SEED, torch.arange(400), 0)
     wanted = []
-    for logits_V, u_tile, u_word in zip(logits_MV.double(), u_tile_M.tolist(), u_word_M.tolist()):
+    for logits_V, u_tile, u_word in zip(logits_MV.double(), u_tile_M.tolist(), u_word_M.tolist(), strict=True):
         p_V = torch.softmax(logits_V, 0).tolist()
         tiles = [p_V[start : start + 128] for start in range(0, 300, 128)]
         tile = next(t for t in range(3) if sum(map(sum, tiles[: t + 1])) > u_tile * sum(p_V))
@@ -244,7 +244,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
 
     with use(implementation):  # type: ignore[arg-type]
         got = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments())
-        assert all(torch.equal(a, b) for a, b in zip(got, step(*arguments())))
+        assert all(torch.equal(a, b) for a, b in zip(got, step(*arguments()), strict=True))
 
 
 def test_no_gradient_flows() -> None:

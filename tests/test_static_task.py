@@ -90,7 +90,7 @@ def test_fixed_shapes_train_as_the_eager_steps(name: str, model: Path, tmp_path:
         rows.append([row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row])
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     assert len(rows[0]) == len(rows[1]) > 3
-    for eager, static in zip(*rows):
+    for eager, static in zip(*rows, strict=True):
         assert eager["learning_rate"] == static["learning_rate"]
         assert static["loss"] == pytest.approx(eager["loss"], rel=1e-4)
         assert static["gradient_norm"] == pytest.approx(eager["gradient_norm"], rel=1e-3)
@@ -174,7 +174,7 @@ def equally_long(path: Path, count: int, seed: int = 0) -> Path:
     header, *rows = tiny_model.reviews(path, count, seed).read_text().splitlines()
     texts = [("a film " + row.split("\t")[0] + " was and the").split()[-5:] for row in rows]
     labels = [row.split("\t")[1] for row in rows]
-    lines = [f"{' '.join(words)}\t{label}" for words, label in zip(texts, labels)]
+    lines = [f"{' '.join(words)}\t{label}" for words, label in zip(texts, labels, strict=True)]
     path.write_text("\n".join([header, *lines]) + "\n")
     return path
 

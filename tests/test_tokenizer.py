@@ -321,7 +321,7 @@ def test_wordpiece_is_that_of_transformers_on_real_lines(
     texts = [*real_lines, *TORTURE, "a [MASK] b[SEP]c"]
     assert len(texts) >= 20_000
     expected = theirs(texts, add_special_tokens=False, return_offsets_mapping=True)
-    for text, ids, offsets in zip(texts, expected["input_ids"], expected["offset_mapping"]):
+    for text, ids, offsets in zip(texts, expected["input_ids"], expected["offset_mapping"], strict=True):
         assert ours.encode_with_offsets(text) == (ids, [tuple(pair) for pair in offsets]), repr(text)
 
     ours.save(tmp_path / "ours")

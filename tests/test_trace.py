@@ -109,7 +109,7 @@ def test_entropy_is_of_the_generators_own_distribution(tokenizer: Tokenizer) -> 
     plain, flat = (trace(build(temperature=t), tokenizer, TEXT, seed=1).draws for t in (1.0, 3.0))
     assert [draw.entropy for draw in flat] == pytest.approx([draw.entropy for draw in plain], rel=1e-5)
     assert [draw.mlm_loss for draw in flat] == pytest.approx([draw.mlm_loss for draw in plain], rel=1e-5)
-    assert all(a.candidates[0].probability < b.candidates[0].probability for a, b in zip(flat, plain))
+    assert all(a.candidates[0].probability < b.candidates[0].probability for a, b in zip(flat, plain, strict=True))
 
 
 @pytest.mark.parametrize(
