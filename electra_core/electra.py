@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from electra_kernels import MLMHead, RTDHead, mlm_head, rtd_head, sample_and_replace
+from electra_kernels import MLMHead, RTDHead, mlm_head, rtd_head, rtd_loss_and_counts, sample_and_replace
 from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
 
@@ -198,6 +198,10 @@ class DiscriminatorPredictions(nn.Module):
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
         """`forward` and its loss in one: all that follows `dense` is a single operation."""
         last = self.dense_prediction
+        if type(last) is not nn.Linear or last._forward_pre_hooks:  # an adapter in its place, or a pruned layer
+            logits_T = self(hidden_TD)
+            loss, counts = rtd_loss_and_counts(logits_T, is_replaced_T, weights_T)
+            return RTDHead(loss, logits_T.detach().to(loss.dtype), counts)
         return rtd_head(self.dense(hidden_TD), last.weight.squeeze(0), last.bias, is_replaced_T, weights_T)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from electra_core.config import EncoderConfig
-from electra_core.linear import Linear, autocast_dtype, cast_together, gelu_of
+from electra_core.linear import Linear, autocast_dtype, bias_after, cast_together, gelu_of, product_of
 from electra_core.packing import TokenBatch, check_packed
 
 STREAMS_PER_LAYER = 4
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
         context_THK = attention(
             qkv_T3HK, batch.cu_seqlens, batch.max_seqlen, dropout_p=dropout_p, seed=seed, stream=self.stream
         )
-        return self.dense(context_THK.flatten(1), add_bias=False)
+        return product_of(self.dense, context_THK.flatten(1))
 
 
 class Layer(nn.Module):
@@ -125,13 +125,15 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         branch_TD = self.attention(hidden_TD, batch, seed)
         hidden_TD, residual_TD = self._add_norm(
-            branch_TD, self.attention.dense.bias, residual_TD, self.attention_norm, seed, self.streams[0]
+            branch_TD, bias_after(self.attention.dense), residual_TD, self.attention_norm, seed, self.streams[0]
         )
-        branch_TD = self.output(gelu_of(self.intermediate, hidden_TD), add_bias=False)
-        return self._add_norm(branch_TD, self.output.bias, residual_TD, self.output_norm, seed, self.streams[1])
+        branch_TD = product_of(self.output, gelu_of(self.intermediate, hidden_TD))
+        return self._add_norm(
+            branch_TD, bias_after(self.output), residual_TD, self.output_norm, seed, self.streams[1]
+        )
 
     def _add_norm(
-        self, branch_TD: Tensor, bias_D: Tensor, residual_TD: Tensor, norm: nn.LayerNorm, seed: Seed | None,
+        self, branch_TD: Tensor, bias_D: Tensor | None, residual_TD: Tensor, norm: nn.LayerNorm, seed: Seed | None,
         stream: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """LayerNorm(residual + dropout(branch + bias)), as the next branch's input and as its residual."""

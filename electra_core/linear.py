@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,13 +49,38 @@ class Linear(nn.Linear):
         return F.linear(input, weight, bias if add_bias else None)
 
 
-def gelu_of(layer: Linear, input: Tensor) -> Tensor:
+def leaves_bias(layer: nn.Module) -> bool:
+    """Whether `layer` is a `Linear` and nothing else: its product can be had without the bias. What people put in
+    its place (an `nn.Linear`, an adapter, a parametrized or quantized layer) is called as it is."""
+    return type(layer) is Linear and layer.bias is not None
+
+
+def product_of(layer: nn.Module, input: Tensor) -> Tensor:
+    """layer(input), but for the bias that `bias_after` gives."""
+    return layer(input, add_bias=False) if leaves_bias(layer) else layer(input)  # type: ignore[no-any-return]
+
+
+def bias_after(layer: nn.Module) -> Tensor | None:
+    """The bias that `product_of` left out, for what adds it with something else."""
+    return layer.bias if leaves_bias(layer) else None  # type: ignore[return-value]
+
+
+def _by_its_parts(layer: nn.Module) -> bool:
+    """Whether weight and bias say all that calling `layer` does: a hook may change either (pruning does), or what
+    comes out."""
+    return leaves_bias(layer) and not layer._forward_pre_hooks and not layer._forward_hooks
+
+
+def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:
     """GELU(layer(input)), by erf: in fewer passes where a kernel adds the bias, or where oneDNN computes GELU in
     its product (in fast bf16 on a CPU, if no backward pass needs what lies between)."""
+    if torch.compiler.is_compiling() or not _by_its_parts(layer):  # torch.compile joins these by itself
+        return F.gelu(layer(input))
+    weight, bias = cast(Linear, layer).weight, cast(Linear, layer).bias
     if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
-        return _product_in_bf16(input.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.bias, "gelu")
-    if use_triton(input) and not torch.compiler.is_compiling():  # which joins these by itself
-        return bias_gelu(layer(input, add_bias=False), layer.bias)
+        return _product_in_bf16(input.to(torch.bfloat16), weight.to(torch.bfloat16), bias, "gelu")
+    if use_triton(input):
+        return bias_gelu(layer(input, add_bias=False), bias)
     return F.gelu(layer(input))
 
 
@@ -65,7 +90,7 @@ def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
     some are added in fp32, by what follows a product."""
     if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():
         for linear in module.modules():
-            if isinstance(linear, Linear):
+            if isinstance(linear, Linear) and _by_its_parts(linear):
                 linear.weight.data = linear.weight.data.to(torch.bfloat16)
 
 
@@ -77,7 +102,7 @@ def cast_together(module: nn.Module) -> Iterator[None]:
     such operations itself), and after `cast_one_by_one`. What is computed again in the backward pass
     (`encoder.set_recompute`) is left to autocast.
     """
-    linears = [m for m in module.modules() if isinstance(m, Linear)]
+    linears = [m for m in module.modules() if isinstance(m, Linear) and _by_its_parts(m)]
     parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
     if not linears or linears[0].one_by_one or not _casts_together(parameters[0]):
         yield

@@ -1,0 +1,210 @@
+"""What people put in the place of a layer, or hang onto it, is what computes: adapters, pruning, hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from electra_core import linear
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.electra import Discriminator, Electra
+from electra_core.encoder import Encoder
+from electra_core.initialisation import initialise
+from electra_core.linear import Linear
+from electra_core.packing import pack
+
+CONFIG = EncoderConfig(
+    vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=16,
+)  # fmt: skip
+BATCH = pack([[2, 7, 8, 9, 3], [2, 30, 3]])
+PLACES = ("embeddings_project", "layers.1.attention.qkv", "layers.0.attention.dense",
+          "layers.0.intermediate", "layers.1.output")  # fmt: skip
+
+
+class LoRA(nn.Module):
+    """As written by hand: knows nothing of `add_bias`, and has no weight."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = torch.randn(base.in_features, 2) * 0.3, torch.randn(2, base.out_features) * 0.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + (x @ self.down.to(x.dtype)) @ self.up.to(x.dtype)  # type: ignore[no-any-return]
+
+    def weight_of_both(self) -> Tensor:
+        return self.base.weight + (self.down @ self.up).T
+
+
+class LoRASubclass(Linear):
+    """The same, as a kind of our own layer that leaves out the second argument."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features)
+        self.load_state_dict(base.state_dict())
+        self.change = torch.randn(base.out_features, base.in_features) * 0.1
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(input) + input @ self.change.T.to(input.dtype)
+
+    def weight_of_both(self) -> Tensor:
+        return self.weight + self.change
+
+
+class Tripled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 3 * weight
+
+
+def with_lora(layer: Any) -> tuple[nn.Module, Tensor]:
+    adapter = LoRA(layer)
+    return adapter, adapter.weight_of_both()
+
+
+def with_subclass(layer: Any) -> tuple[nn.Module, Tensor]:
+    adapter = LoRASubclass(layer)
+    return adapter, adapter.weight_of_both()
+
+
+def with_torchs_linear(layer: Any) -> tuple[nn.Module, Tensor]:
+    other = nn.Linear(layer.in_features, layer.out_features)
+    other.bias.data.copy_(layer.bias)
+    return other, other.weight
+
+
+def with_parametrization(layer: Any) -> tuple[nn.Module, Tensor]:
+    weight = 3 * layer.weight
+    parametrize.register_parametrization(layer, "weight", Tripled())
+    return layer, weight
+
+
+def with_pruned_weight(layer: Any) -> tuple[nn.Module, Tensor]:
+    """Pruning computes `weight` before every call, so between a step and a call it is the old one."""
+    prune.random_unstructured(layer, "weight", amount=0.5)
+    with torch.no_grad():
+        layer.weight_orig.mul_(3)
+    return layer, layer.weight_orig * layer.weight_mask
+
+
+def with_hook(layer: Any) -> tuple[nn.Module, Tensor]:
+    """That changes what the product is: all inputs doubled."""
+    layer.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0], *inputs[1:]))
+    return layer, 2 * layer.weight
+
+
+CHANGES = pytest.mark.parametrize(
+    "change",
+    [
+        with_lora,
+        with_subclass,
+        with_torchs_linear,
+        with_parametrization,
+        with_pruned_weight,
+        with_hook,
+    ],
+    ids=lambda change: change.__name__,
+)
+
+
+def pair(change: Callable[[Any], tuple[nn.Module, Tensor]], place: str) -> tuple[Encoder, Encoder]:
+    """An encoder changed at `place`, and one whose weight there says the same."""
+    torch.manual_seed(0)
+    changed = Encoder(CONFIG)
+    initialise(changed, 0.3, seed=0)
+    with torch.no_grad():
+        for p in changed.parameters():
+            p.add_(0.3 * torch.randn_like(p))  # biases, too: one that is added twice, or not at all, shows
+    merged = copy.deepcopy(changed)
+    parent, _, name = place.rpartition(".")
+    layer, weight = change(changed.get_submodule(place))
+    setattr(changed.get_submodule(parent), name, layer)
+    with torch.no_grad():
+        merged.get_parameter(f"{place}.weight").copy_(weight)
+    return changed.eval(), merged.eval()
+
+
+@CHANGES
+@pytest.mark.parametrize("place", PLACES)
+def test_a_changed_layer_gives_what_merged_weights_give(change: Any, place: str) -> None:
+    changed, merged = pair(change, place)
+    torch.testing.assert_close(changed(BATCH), merged(BATCH), rtol=1e-5, atol=1e-5)
+
+
+@CHANGES
+@pytest.mark.parametrize("place", PLACES)
+def test_the_same_without_gradient_in_fast_bf16(change: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where GELU is computed in the product."""
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
+    changed, merged = pair(change, place)
+    with torch.no_grad():
+        exact = merged(BATCH)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            error, fair = ((model(BATCH).float() - exact).norm() / exact.norm() for model in (changed, merged))
+    assert error < 3 * fair + 0.01
+
+
+def test_hooks_see_every_layer_in_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
+    encoder, seen = Encoder(CONFIG).eval(), []
+    for layer in encoder.layers:
+        layer.get_submodule("intermediate").register_forward_hook(lambda *call: seen.append(call[2].shape))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(BATCH)
+    assert seen == [(8, 32), (8, 32)]
+
+
+def test_weights_are_not_cast_together_where_they_are_computed_before_a_call() -> None:
+    pruned = prune.random_unstructured(Linear(8, 8), "weight", amount=0.5)
+    assert not linear._by_its_parts(pruned) and not linear._by_its_parts(LoRASubclass(Linear(8, 8)))
+    assert linear._by_its_parts(Linear(8, 8)) and not linear._by_its_parts(Linear(8, 8, bias=False))
+
+
+def test_a_layer_without_bias() -> None:
+    encoder = Encoder(CONFIG).eval()
+    before: Any = copy.deepcopy(encoder)
+    for layer, old in zip(encoder.layers, before.layers):
+        layer.output, layer.intermediate = Linear(32, 16, bias=False), Linear(16, 32, bias=False)
+        for name in ("output", "intermediate"):
+            layer.get_parameter(f"{name}.weight").data.copy_(getattr(old, name).weight)
+            getattr(old, name).bias.data.zero_()
+    torch.testing.assert_close(encoder(BATCH), before(BATCH))
+
+
+@pytest.mark.parametrize("change", [with_lora, with_pruned_weight], ids=lambda change: change.__name__)
+def test_the_discriminator_s_last_layer(change: Any) -> None:
+    model = Discriminator(CONFIG).eval()
+    head: Any = model.discriminator_predictions
+    head.dense_prediction, weight = change(head.dense_prediction)
+    replaced_T = torch.arange(8) % 2 == 0
+    judged = model.judge(BATCH, replaced_T)
+    wanted = model(BATCH)
+    torch.testing.assert_close(judged.logits_T, wanted)
+    loss = nn.functional.binary_cross_entropy_with_logits(wanted, replaced_T.float())
+    torch.testing.assert_close(judged.loss, loss)
+    assert weight.shape == (1, 16) and int(judged.counts.sum()) == 8
+
+
+def test_pre_training_with_adapters() -> None:
+    """Only the adapters learn, and they do."""
+    from electra_core.masking import mask_tokens
+
+    sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
+    model: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **sizes))
+    model.requires_grad_(False)
+    adapters = []
+    for layer in model.discriminator.encoder.layers:
+        for parent, name in ((layer.attention, "qkv"), (layer.attention, "dense"), (layer, "output")):
+            adapter = LoRA(getattr(parent, name))
+            adapter.down, adapter.up = nn.Parameter(adapter.down), nn.Parameter(adapter.up)
+            setattr(parent, name, adapter)
+            adapters.append(adapter)
+    batch = mask_tokens(BATCH, [0, 1], seed=0, mask_id=4, special_ids=[2, 3, 4], fraction=0.15, max_predictions=3)
+    model.train()(batch, 1).loss.backward()
+    assert all(adapter.down.grad.abs().max() > 0 and adapter.base.weight.grad is None for adapter in adapters)
