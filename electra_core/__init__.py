@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
-    from electra_core.electra import Electra
     from electra_core.errors import UserError
     from electra_core.packing import TokenBatch, from_padded, pack, to_padded
     from electra_core.pretrained import (
         Discriminator,
+        Electra,
         Generator,
         MultipleChoice,
         QuestionAnswerer,
@@ -29,7 +29,7 @@ _HOME = {
     "PRESETS": "config",
     "EncoderConfig": "config",
     "PretrainConfig": "config",
-    "Electra": "electra",
+    "Electra": "pretrained",
     "UserError": "errors",
     "TokenBatch": "packing",
     "from_padded": "packing",

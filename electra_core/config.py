@@ -237,8 +237,24 @@ class Preset:
         return generator_config(self.discriminator, pretrain or self.pretrain)
 
 
+def check_config(name: str, value: object, kind: type) -> None:
+    """Raises ValueError unless the argument `name` is a configuration of this kind."""
+    if not isinstance(value, kind):
+        half = "discriminator" if kind is EncoderConfig else "pretrain"
+        raise ValueError(
+            f"{name}: expected an object of class {kind.__name__}, as PRESETS['small'].{half} is one, "
+            f"got {type(value).__name__}"
+        )
+
+
 def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> EncoderConfig:
-    """The discriminator's config, with the generator's own widths and depth."""
+    """The discriminator's config, with the generator's own widths and depth.
+
+    Raises:
+        ValueError: something else than the two configurations.
+    """
+    check_config("config", discriminator, EncoderConfig)
+    check_config("pretrain", pretrain, PretrainConfig)
     return replace(
         discriminator,
         hidden_size=pretrain.generator_hidden_size,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from electra_core.config import EncoderConfig
 from electra_core.electra import Discriminator, Generator
+from electra_core.encoder import Encoder
 from electra_core.errors import UserError
 from electra_core.hub_layout import hub_names
 from electra_core.model_dir import save_pretrained
@@ -59,7 +60,8 @@ def convert_checkpoint(
         head = "generator_predictions." if kind is Generator else "discriminator_predictions."
         if not any(name.startswith(head) for name in stored):
             continue
-        model = kind(infer_config(stored, num_heads if kind is Discriminator else None))
+        config = infer_config(stored, num_heads if kind is Discriminator else None)
+        model = kind(config, Encoder(config))
         _fill(model, stored, prefix)
         directory = Path(out) / kind.__name__.lower()
         save_pretrained(model, directory, tokenizer=tokenizer)

@@ -24,19 +24,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from electra_kernels import MLMHead, RTDHead, mlm_head, rtd_head, rtd_loss_and_counts, sample_and_replace
+from electra_kernels.checks import check_ids, check_tensor
+from electra_kernels.operators import without_autocast
 from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
-from electra_core.initialisation import initialise
+from electra_core.initialisation import initialise, started
 from electra_core.linear import Linear
-from electra_core.packing import TokenBatch
+from electra_core.packing import TokenBatch, check_packed
 
 # Streams of random numbers: the generator's encoder from 0, the discriminator's, the draws.
 DISCRIMINATOR_STREAM, SAMPLING_STREAM = 1 << 16, 1 << 20
@@ -87,6 +89,8 @@ class PretrainBatch:
     def mean_over_masked(self, values_M: Tensor) -> Tensor:
         """Scalar: what this part adds to the mean over the step's masked positions."""
         weights_M = self.masked_weights_M
+        if not len(values_M):  # a mean of nothing is NaN
+            return values_M.sum()
         return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
 
     def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
@@ -98,6 +102,24 @@ class PretrainBatch:
         """The batch on `device`."""
         moved = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, tokens=self.tokens.to(device), **moved)
+
+
+def check_pretrain_batch(batch: object) -> None:
+    """Raises ValueError unless `batch` is a PretrainBatch whose tensors can be read as one; of their values only
+    those on a CPU are looked at, and nothing while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(batch, PretrainBatch):
+        raise ValueError(
+            f"batch: expected a PretrainBatch (masking.mask_tokens makes one), got {type(batch).__name__}"
+        )
+    check_packed(batch.tokens)
+    positions_M, ids_T = batch.masked_positions_M, batch.tokens.input_ids_T
+    check_tensor("input_ids_T", ids_T, (None,), (torch.int64,))
+    check_tensor("masked_ids_T", batch.masked_ids_T, (len(ids_T),), (torch.int64,), ids_T.device)
+    check_tensor("masked_positions_M", positions_M, (None,), (torch.int64,), ids_T.device)
+    filled_up = batch.masked_weights_M is not None  # then with positions of no weight, which may be equal
+    check_ids("masked_positions_M", positions_M, len(ids_T), unique=not filled_up)
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,10 @@ class GeneratorPredictions(nn.Module):
 
 
 class Generator(nn.Module):
-    """A masked language model: encoder, head, and an output projection tied to the word embeddings."""
+    """A masked language model: encoder, head, and an output projection tied to the word embeddings.
+
+    Without an encoder it is new, and starts from torch's generator (`initialisation.started`).
+    """
 
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
         super().__init__()
@@ -143,6 +168,8 @@ class Generator(nn.Module):
         self.encoder = encoder if encoder is not None else Encoder(config)
         self.generator_predictions = GeneratorPredictions(config)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        if encoder is None:
+            started(self)
 
     def features(self, tokens: TokenBatch, positions_M: Tensor, seed: Seed | None = None) -> Tensor:
         """[M, E]: what the output projection is multiplied with, at `positions_M` only."""
@@ -167,7 +194,7 @@ class Generator(nn.Module):
         mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
         if not config.disallow_correct:
             return mlm
-        with torch.no_grad(), torch.autocast(features_ME.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(features_ME):
             logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
             logits_MV.scatter_(1, originals_M[:, None], -torch.inf)
             every_M = torch.arange(len(originals_M), device=originals_M.device)
@@ -206,13 +233,18 @@ class DiscriminatorPredictions(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells for every token whether it was replaced; the encoder that is fine-tuned afterwards."""
+    """Tells for every token whether it was replaced; the encoder that is fine-tuned afterwards.
+
+    Without an encoder it is new, and starts from torch's generator (`initialisation.started`).
+    """
 
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
         self.encoder = encoder if encoder is not None else Encoder(config)
         self.discriminator_predictions = DiscriminatorPredictions(config)
+        if encoder is None:
+            started(self)
 
     def forward(self, tokens: TokenBatch, seed: Seed | None = None) -> Tensor:
         """[T]: logit that the token was replaced."""
@@ -226,17 +258,33 @@ class Discriminator(nn.Module):
 
 
 class Electra(nn.Module):
-    """Generator and discriminator with what they share, and the joint objective."""
+    """Generator and discriminator with what they share, and the joint objective.
+
+    Raises:
+        ValueError: something else than the two configurations; another objective (`objectives.build_objective`).
+    """
+
+    objective: ClassVar[str] = "electra"
+    generator_class: ClassVar[type[Generator]] = Generator
+    discriminator_class: ClassVar[type[Discriminator]] = Discriminator
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
-        self.generator = Generator(generator_config(config, pretrain))
-        self.discriminator = Discriminator(config, discriminator_encoder(config, pretrain, self.generator.encoder))
+        for_generator = generator_config(config, pretrain)
+        if pretrain.objective != self.objective:
+            raise ValueError(
+                f"pretrain: expected the objective {self.objective!r}, got {pretrain.objective!r}, whose model "
+                "objectives.build_objective(config, pretrain) makes"
+            )
+        self.generator = self.generator_class(for_generator, Encoder(for_generator))
+        encoder = discriminator_encoder(config, pretrain, self.generator.encoder)
+        self.discriminator = self.discriminator_class(config, encoder)
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One pre-training step's losses, numbered as in the file's header; `seed` decides draws and dropout."""
+        check_pretrain_batch(batch)
         token_seed, draw_seed = batch.seeds(seed)
         # 1. mask: done with the data.
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)

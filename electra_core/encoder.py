@@ -28,7 +28,7 @@ from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from electra_core.config import EncoderConfig
+from electra_core.config import EncoderConfig, check_config
 from electra_core.linear import Linear, autocast_dtype, bias_after, cast_together, gelu_of, product_of
 from electra_core.packing import TokenBatch, check_packed
 
@@ -161,6 +161,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, embeddings: Embeddings | None = None, first_stream: int = 0):
         super().__init__()
+        check_config("config", config, EncoderConfig)
         self.config, self.first_stream = config, first_stream
         self.recompute = False
         self.embeddings = embeddings if embeddings is not None else Embeddings(config)

@@ -12,6 +12,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.downstream import Task
+from electra_core.encoder import Encoder
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.initialisation import initialise
@@ -33,7 +34,7 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
     if settings.dropout >= 0:
         p = settings.dropout
         config = replace(model.config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
-        other = task.model_class(config, task.labels)
+        other = task.model_class(config, task.labels, encoder=Encoder(config))
         other.load_state_dict(model.state_dict())
         model = other
     if settings.random_start:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,18 +76,29 @@ def to_hub(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     hub: dict[str, Tensor] = {}
     for name, tensor in ours.items():
         names = hub_names(name)
-        hub.update(zip(names, tensor.chunk(len(names))))
+        hub.update(zip(names, parts(tensor, len(names))))
     return hub
 
 
+def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Its rows in `count` equal parts; a scalar has no rows, and is one."""
+    return tensor.chunk(count) if count > 1 else (tensor,)
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of the buffers that are saved. No model here has any, but a class derived from one may."""
+    saved = model.state_dict(keep_vars=True)
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+
+
 def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a model as the Hub's layout has them.
+    """All weights of a model as the Hub's layout has them, and the buffers of a class derived from one.
 
     Raises:
         ValueError: as `architecture`.
     """
     architecture(model)
-    ours = {name: p.detach() for name, p in model.named_parameters()}
+    ours = {name: p.detach() for name, p in (*model.named_parameters(), *persistent_buffers(model))}
     encoder: Encoder = model.encoder  # type: ignore[assignment]
     # Disentangled embeddings are a sum of two matrices; what words are looked up in is what is saved.
     ours["encoder.embeddings.word_embeddings.weight"] = encoder.embeddings.word_weight().detach()

@@ -16,13 +16,16 @@ Everything is learned from there as usual, and the file format does not know the
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from electra_kernels.dispatch import is_fake
 from torch import Tensor, nn
 
+from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder, SelfAttention
 
+Started = TypeVar("Started", bound=nn.Module)
 GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", "summary")
 LOCAL_OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)
 LOCAL_LAYERS = 2
@@ -31,8 +34,11 @@ LOCAL_SHARPNESS = 1.3
 head of `tiny` gives its neighbour 12 to 19% of its attention (test_initialisation); uniform would be 1%."""
 
 
-def initialise(model: nn.Module, initializer_range: float, seed: int, position_init: str = "normal") -> None:
-    """Starting values of every parameter, in place; the same on every machine and torch for the same seed.
+def initialise(
+    model: nn.Module, initializer_range: float, seed: int | None, position_init: str = "normal"
+) -> None:
+    """Starting values of every parameter, in place; the same on every machine and torch for the same seed. Without
+    one they are drawn from torch's own generator.
 
     | parameter | starts from |
     |---|---|
@@ -45,7 +51,7 @@ def initialise(model: nn.Module, initializer_range: float, seed: int, position_i
     """
     if is_fake(next(model.parameters())):
         return  # a fake tensor has no values (fake_step.py)
-    generator = torch.Generator().manual_seed(seed % 2**63)
+    generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
@@ -72,8 +78,16 @@ def initialise(model: nn.Module, initializer_range: float, seed: int, position_i
             nn.init.zeros_(module.word_embeddings.weight)
 
 
+def started(model: Started) -> Started:
+    """A model that is new and by itself, with the starting values of its config, from torch's own generator, as
+    torch's modules have theirs. A pair of models is started by what makes the pair."""
+    config: EncoderConfig = model.config  # type: ignore[assignment]
+    initialise(model, config.initializer_range, None)
+    return model
+
+
 @torch.no_grad()
-def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator | None) -> None:
     """Draws what lies beyond two deviations again. PyTorch has its own, whose numbers are others in 2.11."""
     weight.normal_(0.0, std, generator=generator)
     while (beyond := weight.abs() > 2 * std).any():

@@ -21,14 +21,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from electra_core import electra, tasks
 from electra_core.config import EncoderConfig
@@ -40,16 +38,19 @@ from electra_core.hub_layout import (
     architecture,
     hub_names,
     hub_tensors,
+    parts,
+    persistent_buffers,
     read_config,
     read_labels,
     write_config,
 )
+from electra_core.meta_models import check_parameters, needs_its_constructor, on_meta
+from electra_core.model_places import find_model
+from electra_core.model_places import shipped_model as shipped_model
 from electra_core.new_folder import temporary_folder
 from electra_core.weight_files import SAFETENSORS, open_weights, read_json, write_weights
 
 log = logging.getLogger("electra_core")
-SHIPPED = "tiny"
-"""Name of the model in the package."""
 _MOST_LISTED = 20  # tensors named in one error message
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,13 +81,15 @@ def save_pretrained(
         dtype: of the weights in the file (torch.bfloat16 halves it); None: as they are.
 
     Raises:
-        ValueError: another kind of model (of an Electra, save its `discriminator` and its `generator`).
+        ValueError: another kind of model (of an Electra, save its `discriminator` and its `generator`); one whose
+            parameters are not those of its kind, as adapters and pruning leave them, or are spread over processes.
         UserError: `directory` is a file.
     """
     directory = Path(directory)
+    check_parameters(model)
     tensors = hub_tensors(model)
     if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     config = write_config(model, next(iter(tensors.values())).dtype)
     with temporary_folder(directory) as new:
         write_weights(tensors, new / SAFETENSORS)
@@ -109,57 +112,6 @@ def _move_into_place(new: Path, directory: Path) -> None:
         os.replace(file, directory / file.name)
 
 
-def find_model(source: str | Path, kind: str = "discriminator", revision: str | None = None) -> Path:
-    """The model directory that `source` means.
-
-    Args:
-        source: a model directory, a run's directory (its `kind` is meant), "tiny" (where no folder is called so,
-            the model in the package), or a name on the Hub ("google/electra-small-discriminator", with the extra
-            `hub`).
-        kind: "discriminator" or "generator".
-
-    Raises:
-        UserError: there is no such thing, or it cannot be fetched.
-    """
-    directory = Path(source)
-    if directory.is_dir():
-        if not (directory / "config.json").exists() and (directory / kind / "config.json").exists():
-            return directory / kind
-        return directory
-    name = str(source)
-    if name == SHIPPED and not directory.exists() and (shipped := shipped_model()) is not None:
-        return shipped / kind
-    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{source}: no such model directory")
-    return _fetch(name, revision)
-
-
-def shipped_model() -> Path | None:
-    """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
-    folder = Path(str(files("electra_core"))) / SHIPPED
-    return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    """A snapshot of a Hub repository in the Hub's own cache; weights as safetensors where it has them."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(
-            f"{name}: no such directory; to fetch a model of that name from the Hub, "
-            "install the extra: pip install 'electra-core[hub]'"
-        ) from error
-    try:
-        for weights in ("*.safetensors", "*.bin"):
-            wanted = [weights, "*.json", "vocab.txt", "spiece.model"]
-            found = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
-            if any(found.glob(weights)):
-                break
-    except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
-        raise UserError(f"{name}: not a directory, and not fetched from the Hub ({error})") from error
-    return found
-
-
 def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """The sizes in a model directory's config.json, and all of its fields as they stand."""
     directory = find_model(source)
@@ -180,7 +132,8 @@ def load(
     """A model of `kind` from a model directory (see `find_model`), in fp32, on the CPU, in evaluation mode.
 
     A task model may be made from a directory without its head, such as a pre-trained discriminator's: the head
-    is then new, drawn from `seed`, and a warning says so.
+    is then new, drawn from `seed`, and a warning says so. What a class of yours adds of its own and the file does
+    not hold (parameters beside the head, buffers) is as its constructor makes it.
 
     Args:
         labels: names of the classes, for a head of another number of classes than the file's.
@@ -192,27 +145,17 @@ def load(
     """
     directory = find_model(source, _part_of_run(kind), revision)
     config, raw = load_config(directory)
-    with torch.device("meta"), _NoInitialisation():
-        model = kind(config, **_head_options(kind, raw, labels, str(directory / "config.json")))
+    options = _head_options(kind, raw, labels, str(directory / "config.json"))
+    model = on_meta(kind, config, **options)
+    if needs_its_constructor(model):
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed % 2**63)
+            model = kind(config, **options)
     new_head = _fill(model, directory, raw, another_head=labels is not None)
     if new_head:
         tasks.initialise_head(model, seed)  # type: ignore[arg-type]
         log.warning("%s: the head is new, not trained yet: %s", directory, ", ".join(new_head))
     return model.eval()
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Functions of torch.nn.init leave their tensor alone: its values come from a file.
-
-    Without memory there is nothing to fill, but torch's random numbers on the meta device still load half of
-    its compiler (2.6 seconds and 144 MB, measured with torch 2.13).
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def _part_of_run(kind: type[nn.Module]) -> str:
@@ -287,20 +230,27 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
     Returns:
         Names of the head's parameters if the directory does not have this head, else nothing.
     """
-    files = open_weights(directory)
+    buffers = dict(persistent_buffers(model))
+    files = open_weights(directory, {stored for name in buffers for stored in hub_names(name)})
     new_head = _compare(model, directory, raw, files.shapes, another_head)
     if any(parameter.is_meta for parameter in model.parameters()):
         model.to_empty(device="cpu")
-    for name, parameter in model.named_parameters():
-        if name not in new_head:
-            names = _stored_names(name, files.shapes)
-            for stored, target in zip(names, parameter.chunk(len(names))):
+    for name, tensor in _filled_by_name(model):
+        names = _stored_names(name, files.shapes)
+        if name not in new_head and not (name in buffers and names[0] not in files.shapes):
+            for stored, target in zip(names, parts(tensor, len(names))):
                 files.copy_to(stored, target)
     embeddings = model.encoder.embeddings  # type: ignore[union-attr]
     if isinstance(embeddings, DisentangledEmbeddings):  # the file holds the sum; the own part is the rest
         own = embeddings.word_embeddings.weight
         own.sub_(embeddings.word_weight() - own)
     return new_head
+
+
+def _filled_by_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a directory holds of a model, by our names."""
+    yield from model.named_parameters()
+    yield from persistent_buffers(model)
 
 
 def _stored_names(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -315,13 +265,13 @@ def _compare(
     """The names of the head's parameters if it has to be a new one; UserError if anything else is amiss."""
     expected: dict[str, tuple[int, ...]] = {}
     head: list[str] = []
-    for name, parameter in model.named_parameters():
+    for name, tensor in _filled_by_name(model):
         stored = _stored_names(name, shapes)
-        rows, *rest = parameter.shape
-        expected |= {part: (rows // len(stored), *rest) for part in stored}
+        expected |= {part: tuple(t.shape) for part, t in zip(stored, parts(tensor, len(stored)))}
         if not name.startswith("encoder."):
             head += stored
-    missing = [name for name in expected if name not in shapes]
+    may_be_missing = {name for name, _ in persistent_buffers(model)}  # they are as the constructor made them
+    missing = [name for name in expected if name not in shapes and name not in may_be_missing]
     wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
     unexpected = [name for name in shapes if name not in expected and not _expendable(name)]
     claims_head = architecture(model) in (raw.get("architectures") or [])

@@ -31,9 +31,11 @@ from electra_core.electra import (
     Generator,
     PretrainBatch,
     PretrainOutput,
+    check_pretrain_batch,
     discriminator_encoder,
     replace_tokens,
 )
+from electra_core.encoder import Encoder
 from electra_core.initialisation import initialise
 from electra_core.packing import TokenBatch
 
@@ -65,6 +67,7 @@ class Corrupted(NamedTuple):
 
 def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, seed: Seed) -> Corrupted:
     """Mask, generate, replace."""
+    check_pretrain_batch(batch)
     token_seed, draw_seed = batch.seeds(seed)
     masked_text = batch.tokens.with_ids(batch.masked_ids_T)
     positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
@@ -78,13 +81,17 @@ def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, 
 class Electra15(Electra):
     """ELECTRA whose discriminator is judged at the masked positions alone."""
 
+    objective = "electra-15"
+
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `rtd_loss` is the mean over the M masked positions."""
         text = corrupt(self.generator, batch, self.config, seed)
-        weights_T = torch.zeros(batch.tokens.num_tokens, device=text.is_replaced_T.device)
+        weights_T: Tensor | None = torch.zeros(batch.tokens.num_tokens, device=text.is_replaced_T.device)
         weights_T[batch.masked_positions_M] = 1.0 if batch.masked_weights_M is None else batch.masked_weights_M
+        if not len(batch.masked_positions_M):  # a mean of nothing is NaN
+            weights_T = None
         head = self.discriminator.judge(text.tokens, text.is_replaced_T, weights_T, text.seed)
-        rtd = head.loss * batch.masked_share
+        rtd = head.loss * (0.0 if weights_T is None else batch.masked_share)
         loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
         ids_T = text.tokens.input_ids_T
         return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, head.logits_T)
@@ -96,7 +103,7 @@ class MaskedLM(nn.Module):
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
-        self.discriminator = Generator(config)
+        self.discriminator = Generator(config, Encoder(config))
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     @property
@@ -106,6 +113,7 @@ class MaskedLM(nn.Module):
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's loss, `word_loss` and `mlm_loss` alike: the mean over the M masked positions."""
+        check_pretrain_batch(batch)
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         token_seed, _ = batch.seeds(seed)
         loss = batch.mean_over_masked(word_losses(self.discriminator, masked_text, batch, token_seed))
@@ -120,7 +128,8 @@ class ReplaceMLM(nn.Module):
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
-        self.generator = Generator(generator_config(config, pretrain))
+        for_generator = generator_config(config, pretrain)
+        self.generator = Generator(for_generator, Encoder(for_generator))
         self.discriminator = Generator(config, discriminator_encoder(config, pretrain, self.generator.encoder))
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 

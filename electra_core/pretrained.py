@@ -1,4 +1,5 @@
-"""The six models as users of the Hub know them: with `from_pretrained` and `save_pretrained`.
+"""The six models as users of the Hub know them: with `from_pretrained` and `save_pretrained`; and the pair that is
+pre-trained, whose halves are of these kinds.
 
 They are those of `electra` and `tasks`, which do no reading or writing; `model_dir` does it.
 """
@@ -38,6 +39,11 @@ class Discriminator(Pretrained, electra.Discriminator):
 
 class Generator(Pretrained, electra.Generator):
     __doc__ = electra.Generator.__doc__
+
+
+class Electra(electra.Electra):
+    __doc__ = electra.Electra.__doc__
+    generator_class, discriminator_class = Generator, Discriminator
 
 
 class SequenceClassifier(Pretrained, tasks.SequenceClassifier):

@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from electra_kernels.dispatch import is_fake
+from electra_kernels.operators import without_autocast
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor, nn
 
@@ -28,8 +30,10 @@ from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
 from electra_core.features import UNLABELLED
 from electra_core.filling import filled, wants_filling
+from electra_core.initialisation import started
 from electra_core.packing import TokenBatch, check_packed
 
+HEAD_PARTS = ("classifier", "qa_outputs", "sequence_summary")
 HEAD_STREAM = 1 << 18  # random numbers of a head's dropouts: after those of any encoder
 
 
@@ -39,7 +43,7 @@ class TaskModel(nn.Module):
     Args:
         config: the encoder's sizes.
         labels: names of the classes, in the order of the outputs.
-        encoder: a pre-trained encoder to build on, else a new one (initialise it, or load weights).
+        encoder: a pre-trained encoder to build on, else a new one (`initialisation.started`).
         classifier_dropout: dropout in the head; None: the encoder's hidden_dropout_prob.
 
     Raises:
@@ -63,7 +67,7 @@ class TaskModel(nn.Module):
         if isinstance(labels, str) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"labels: expected a list of names, got {labels!r}")
         self.config, self.labels = config, names
-        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.encoder = encoder if encoder is not None else started(Encoder(config))
         self.classifier_dropout = classifier_dropout
 
     @property
@@ -117,13 +121,14 @@ class SequenceClassifier(TaskModel):
         super().__init__(config, labels, **more)
         self.multi_label = multi_label
         self.classifier = ClassificationHead(config.hidden_size, len(self.labels))
+        initialise_head(self)
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [N, C]."""
         hidden_ND = self._drop(self._cls(batch, seed), seed, 0)
         hidden_ND = self._drop(F.gelu(self.classifier.dense(hidden_ND)), seed, 1)
         if len(self.labels) == 1 and not self.training:  # a number, of which bf16 would keep 8 bits
-            with torch.autocast(hidden_ND.device.type, enabled=False):
+            with without_autocast(hidden_ND):
                 return self.classifier.out_proj(hidden_ND.to(self.classifier.out_proj.weight.dtype))
         return self.classifier.out_proj(hidden_ND)
 
@@ -137,6 +142,7 @@ class TokenClassifier(TaskModel):
     def __init__(self, config: EncoderConfig, labels: Sequence[str] = ("0", "1"), **more: Any):
         super().__init__(config, labels, **more)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
+        initialise_head(self)
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [T, C]."""
@@ -152,6 +158,7 @@ class QuestionAnswerer(TaskModel):
     def __init__(self, config: EncoderConfig, labels: Sequence[str] = (), **more: Any):
         super().__init__(config, labels, **more)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        initialise_head(self)
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [T, 2]: of being the answer's first token, and its last."""
@@ -175,6 +182,7 @@ class MultipleChoice(TaskModel):
         super().__init__(config, labels, **more)
         self.sequence_summary = SequenceSummary(config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, 1)
+        initialise_head(self)
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
         """Logits [N], one per sequence."""
@@ -182,16 +190,25 @@ class MultipleChoice(TaskModel):
         return self.classifier(self._drop(summary_ND, seed)).squeeze(-1)
 
 
-def initialise_head(model: TaskModel, seed: int) -> None:
-    """Glorot uniform weights and zero biases for everything outside the encoder, in place.
+def is_head(name: str, module: nn.Module) -> bool:
+    """Whether the module of this name is a linear layer of a task model's head."""
+    return isinstance(module, nn.Linear) and name.partition(".")[0] in HEAD_PARTS
+
+
+def initialise_head(model: TaskModel, seed: int | None = None) -> None:
+    """Glorot uniform weights and zero biases for the head's linear layers, in place.
 
     The original leaves its heads to its framework's default, which is Glorot's.
+
+    Args:
+        seed: None: drawn from torch's own generator.
     """
-    generator = torch.Generator().manual_seed(seed % 2**63)
+    generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not name.startswith("encoder."):
+        if isinstance(module, nn.Linear) and is_head(name, module) and not is_fake(module.weight):
             nn.init.xavier_uniform_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def classification_loss(logits_NC: Tensor, labels_N: Tensor, class_weights_C: Tensor | None = None) -> Tensor:

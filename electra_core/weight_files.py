@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class WeightFiles:
 
 
 class _Safetensors(WeightFiles):
-    def __init__(self, directory: Path, files: list[Path]):
+    def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
         self.file_of: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
@@ -51,7 +51,8 @@ class _Safetensors(WeightFiles):
                 for name in handle.keys():
                     piece = handle.get_slice(name)
                     shapes[name], self.file_of[name] = tuple(piece.get_shape()), file
-                    _check_dtype(file, name, piece.get_dtype())
+                    if name not in of_any_dtype:
+                        _check_dtype(file, name, piece.get_dtype())
         super().__init__(directory, shapes)
 
     def copy_to(self, name: str, target: Tensor) -> None:
@@ -62,28 +63,31 @@ class _Safetensors(WeightFiles):
 
 
 class _Bin(WeightFiles):
-    def __init__(self, directory: Path, files: list[Path]):
+    def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
         self.tensors: dict[str, Tensor] = {}
         for file in files:
-            self.tensors.update(_restricted_load(file))
+            self.tensors.update(_restricted_load(file, of_any_dtype))
         super().__init__(directory, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
 
     def copy_to(self, name: str, target: Tensor) -> None:
         target.copy_(self.tensors.pop(name))
 
 
-def open_weights(directory: Path) -> WeightFiles:
+def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightFiles:
     """The weights in `directory`: safetensors first, then an old pytorch_model.bin; whole or sharded.
+
+    Args:
+        of_any_dtype: names that need not be of floats (a model's buffers).
 
     Raises:
         UserError: there are none, or they are damaged or unsafe.
     """
     for name, reader in ((SAFETENSORS, _Safetensors), (BIN, _Bin)):
         if (directory / name).exists():
-            return reader(directory, [inside(directory, name)])
+            return reader(directory, [inside(directory, name)], of_any_dtype)
         index = f"{name}.index.json"
         if (directory / index).exists():
-            return reader(directory, _shards(directory, index))
+            return reader(directory, _shards(directory, index), of_any_dtype)
     raise UserError(f"{directory} holds no weights: expected {SAFETENSORS} (or {BIN})")
 
 
@@ -170,7 +174,7 @@ def _check_dtype(file: Path, name: str, dtype: str) -> None:
         raise UserError(f"{file}: {name} has dtype {dtype}; expected one of {', '.join(_FLOATS)}")
 
 
-def _restricted_load(file: Path) -> dict[str, Tensor]:
+def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Tensor]:
     """An old pytorch_model.bin, read by the unpickler that makes tensors and calls nothing else."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
@@ -181,6 +185,6 @@ def _restricted_load(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: expected a dictionary of tensors")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or not tensor.is_floating_point():
-            if not name.endswith("position_ids"):
+            if not name.endswith("position_ids") and name not in of_any_dtype:
                 raise UserError(f"{file}: {name} is not a dense tensor of floats ({tensor.dtype})")
     return tensors

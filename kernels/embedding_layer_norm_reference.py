@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from electra_kernels.operators import statistics_dtype
+from electra_kernels.operators import statistics_dtype, without_autocast
 from electra_kernels.rng import keep_mask, keep_scale
 from torch import Tensor
 
@@ -27,7 +27,7 @@ def embedding_layer_norm(
     """See the contract in `embedding_layer_norm`; `seed` is None where nothing is dropped."""
     statistics = statistics_dtype(words_VE)
     lookups = ((input_ids_T, words_VE), (position_ids_T, positions_SE), (segment_ids_T, segments_CE))
-    with torch.autocast(words_VE.device.type, enabled=False):
+    with without_autocast(words_VE):
         words_TE, positions_TE, segments_TE = (F.embedding(ids, table).to(statistics) for ids, table in lookups)
         sum_TE = words_TE + positions_TE + segments_TE
         size = (words_VE.shape[1],)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from electra_kernels.operators import statistics_dtype
+from electra_kernels.operators import statistics_dtype, without_autocast
 from electra_kernels.rng import keep_mask, keep_scale
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def dropout_add_layer_norm(
 ) -> Tensor:
     """See the contract in `layer_norm`; `seed` is None where nothing is dropped."""
     statistics = statistics_dtype(x_TD)
-    with torch.autocast(x_TD.device.type, enabled=False):
+    with without_autocast(x_TD):
         sum_TD = x_TD.to(statistics)
         if x_bias_D is not None:
             sum_TD = sum_TD + x_bias_D.to(statistics)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from electra_kernels.fast_bf16 import has_amx, has_fast_bf16, products_in_bf16
-from electra_kernels.operators import statistics_dtype
+from electra_kernels.operators import statistics_dtype, without_autocast
 from electra_kernels.sample_replace_reference import draw, rows_at_once, tempered_weights, tile_sums
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -58,7 +58,7 @@ def mlm_head(
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """(loss_M, sampled_ids_M); see the contract in `mlm_head`."""
-    with torch.autocast(hidden_ME.device.type, enabled=False):
+    with without_autocast(hidden_ME):
         return _ChunkedHead.apply(  # type: ignore[no-untyped-call, no-any-return]
             hidden_ME, embedding_VE, bias_V, target_ids_M.long(), seed, stream, temperature
         )

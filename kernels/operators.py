@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -89,6 +90,14 @@ PLAIN = (Tensor, torch.nn.Parameter)
 def statistics_dtype(values: Tensor) -> torch.dtype:
     """What sums and statistics of such values are kept in: fp32, or fp64 for fp64."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Inside, operations on `tensor`'s device take the dtypes they are given. The meta device has no autocast."""
+    device = tensor.device.type
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def architecture(device: torch.device) -> int:

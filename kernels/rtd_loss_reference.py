@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from electra_kernels.operators import statistics_dtype
+from electra_kernels.operators import statistics_dtype, without_autocast
 from torch import Tensor
 
 
@@ -37,7 +37,7 @@ def rtd_head(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, logits_T, counts); see the contract in `rtd_loss`."""
     dtype = statistics_dtype(hidden_TD)
-    with torch.autocast(hidden_TD.device.type, enabled=False):
+    with without_autocast(hidden_TD):
         logits_T = (F.gelu(hidden_TD.to(dtype)) @ weight_D.to(dtype)) + bias.to(dtype).reshape(())
     loss, counts = rtd_loss(logits_T, is_replaced_T, weights_T)
     return loss, logits_T.detach(), counts

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import electra_core
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.encoder import Encoder
@@ -108,6 +109,49 @@ def test_the_global_random_state_is_left_alone() -> None:
     encoder = Encoder(CONFIG)
     torch.manual_seed(5)
     initialise(encoder, 0.02, seed=0, position_init="local")
+    assert torch.equal(torch.rand(3), expected)
+
+
+KINDS = [electra_core.Generator, electra_core.Discriminator, electra_core.SequenceClassifier,
+         electra_core.TokenClassifier, electra_core.QuestionAnswerer, electra_core.MultipleChoice]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_model_made_from_a_config_starts_from_the_table(kind: Any) -> None:
+    """Not from torch's embeddings, of deviation 1; torch's generator decides, as for torch's own modules."""
+    torch.manual_seed(3)
+    one, other = kind(CONFIG), kind(CONFIG)
+    torch.manual_seed(3)
+    again = kind(CONFIG)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), again.parameters()))
+    words_VE, std = one.encoder.embeddings.word_embeddings.weight, CONFIG.initializer_range
+    assert not torch.equal(words_VE, other.encoder.embeddings.word_embeddings.weight)
+    assert words_VE.std().item() == pytest.approx(0.8796 * std, rel=0.05)
+    for name, parameter in one.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif name.startswith(("classifier", "qa_outputs", "sequence_summary")):
+            limit = math.sqrt(6 / sum(parameter.shape))
+            assert 0.5 * limit < parameter.abs().max() <= limit, name
+
+
+def test_an_encoder_that_is_handed_in_stays_as_it_is() -> None:
+    encoder = make_encoder()
+    before = [p.clone() for p in encoder.parameters()]
+    for kind in KINDS:
+        kind(CONFIG, encoder=encoder)
+    assert all(torch.equal(p, q) for p, q in zip(encoder.parameters(), before))
+
+
+def test_the_pair_takes_nothing_but_its_modules_from_torchs_generator() -> None:
+    """Its start is drawn from its seed; what a program draws after it is what it always was."""
+    torch.manual_seed(0)
+    Encoder(CONFIG), Encoder(CONFIG), torch.nn.Linear(128, 128), torch.nn.Linear(128, 1)
+    torch.nn.Linear(128, 128)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    sizes = {"generator_hidden_size": 128, "generator_attention_heads": 4, "generator_intermediate_size": 64}
+    Electra(CONFIG, PretrainConfig(generator_layers=3, tying="none", **sizes))
     assert torch.equal(torch.rand(3), expected)
 
 
