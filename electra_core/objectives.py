@@ -86,12 +86,12 @@ class Electra15(Electra):
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `rtd_loss` is the mean over the M masked positions."""
         text = corrupt(self.generator, batch, self.config, seed)
-        weights_T: Tensor | None = torch.zeros(batch.tokens.num_tokens, device=text.is_replaced_T.device)
-        weights_T[batch.masked_positions_M] = 1.0 if batch.masked_weights_M is None else batch.masked_weights_M
-        if not len(batch.masked_positions_M):  # a mean of nothing is NaN
-            weights_T = None
-        head = self.discriminator.judge(text.tokens, text.is_replaced_T, weights_T, text.seed)
-        rtd = head.loss * (0.0 if weights_T is None else batch.masked_share)
+        positions_M = batch.masked_positions_M
+        weights_T = torch.zeros(batch.tokens.num_tokens, device=text.is_replaced_T.device)
+        weights_T[positions_M] = 1.0 if batch.masked_weights_M is None else batch.masked_weights_M
+        judged = weights_T if len(positions_M) else None  # a mean of nothing is NaN
+        head = self.discriminator.judge(text.tokens, text.is_replaced_T, judged, text.seed)
+        rtd = head.loss * (batch.masked_share if len(positions_M) else 0.0)
         loss = self.config.generator_weight * text.mlm_loss + self.config.discriminator_weight * rtd
         ids_T = text.tokens.input_ids_T
         return PretrainOutput(loss, text.mlm_loss, rtd, ids_T, text.is_replaced_T, head.logits_T)
