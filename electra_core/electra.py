@@ -33,6 +33,7 @@ from electra_kernels.checks import check_ids, check_tensor
 from electra_kernels.operators import without_autocast
 from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
@@ -140,6 +141,11 @@ class PretrainOutput:
     """[T]: positive means "replaced"."""
     word_loss: Tensor | None = None
     """Scalar: of the model that is kept, where its objective is to predict words (objectives.py)."""
+
+
+# Else DDP with a static graph, which hangs its work onto the tensors of a model's output, finds none there, and
+# gradients are not averaged.
+register_dataclass(PretrainOutput)
 
 
 class GeneratorPredictions(nn.Module):

@@ -28,12 +28,21 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
         if not (directory / "config.json").exists() and (directory / kind / "config.json").exists():
             return directory / kind
         return directory
-    name = str(source)
-    if name == SHIPPED and not directory.exists() and (shipped := shipped_model()) is not None:
-        return shipped / kind
-    if directory.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_name(source):
         raise UserError(f"{source}: no such model directory")
-    return _fetch(name, revision)
+    if str(source) == SHIPPED:
+        shipped = shipped_model()
+        if shipped is None:
+            raise UserError(f"{source}: no such model directory")
+        return shipped / kind
+    return _fetch(str(source), revision)
+
+
+def is_name(source: str | Path) -> bool:
+    """Whether this is no path to anything here, and may be the name of a model in the package or on the Hub."""
+    name = str(source)
+    of_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return not Path(source).exists() and (name == SHIPPED or of_hub)
 
 
 def shipped_model() -> Path | None:

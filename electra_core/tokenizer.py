@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
+from electra_core.model_places import find_model, is_name
 from electra_core.row_files import text_problem
 from electra_core.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
 from electra_core.tokenizer_parts import (
@@ -90,6 +91,11 @@ class Tokenizer:
         batch: list[str] = []
         characters = 0
         for text in texts:
+            if not isinstance(text, str):  # two of them the library would join without a [SEP]
+                raise ValueError(
+                    f"texts: expected texts, got {type(text).__name__}; of a pair, encode both, and put the id of "
+                    "[SEP] between them"
+                )
             batch.append(text)
             characters += len(text)
             if characters >= BATCH_CHARACTERS:
@@ -286,17 +292,21 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Opens a tokenizer: a folder with `tokenizer.json`, `vocab.txt` or `spiece.model`, or one of these files.
+    """Opens a tokenizer: a folder with `tokenizer.json`, `vocab.txt` or `spiece.model`, or one of these files; or
+    that of a model, by what `from_pretrained` takes: "tiny", a run, a name on the Hub.
 
     Raises:
         UserError: nothing of the kind there, or damaged, or not for ELECTRA.
     """
     path = Path(path)
+    if is_name(path) and path.suffix not in {Path(name).suffix for name in TOKENIZER_FILES}:
+        path = find_model(path)
     if path.is_dir():
         found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+        if not found and (of_run := find_model(path)) != path:
+            return load_tokenizer(of_run)
         if not found:
-            inside = next((path / name for name in ("tokenizer", "discriminator") if (path / name).is_dir()), None)
-            hint = f"; {inside} may be meant" if inside else ""
+            hint = f"; {path / 'tokenizer'} may be meant" if (path / "tokenizer").is_dir() else ""
             if (path / XLM_R_FILE).is_file():
                 hint = f"; {XLM_R_FILE} is a vocabulary as XLM-R's, without ELECTRA's [CLS], [SEP] and [MASK]"
             raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder{hint}")

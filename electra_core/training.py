@@ -163,6 +163,7 @@ def update(
     set_learning_rate(optimizer, rate)
     optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
     optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]  # or a later step of the caller's own would still heed it
     optimizer.zero_grad(set_to_none=True)
     return Done(loss, figures, gradient_norm, skipped)
 

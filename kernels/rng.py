@@ -84,7 +84,7 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
             )
         if device is not None and not _is_on(seed, torch.device(device)):
             raise ValueError(f"seed: expected an int or a tensor on {device}, got one on {seed.device}")
-        seed = seed.reshape(-1)
+        seed = seed.reshape(-1).contiguous()  # kernels read its two numbers one behind the other
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
     if not (isinstance(seed, int) or hasattr(seed, "__index__")):
         raise ValueError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")

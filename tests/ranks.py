@@ -242,3 +242,36 @@ def with_nan_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: di
     Electra.forward, pretrain_setup.build_optimizer = spoiled, seen  # type: ignore[method-assign]
     pretrain_rank(data, out, changes, sizes, {})
     return sum(float(parameter.detach().double().sum()) for parameter in models[0].parameters())
+
+
+def drift_under_ddp(static_graph: bool) -> float:
+    """How far two ranks' weights are apart after a step each on a batch of its own, in a loop of a user's own."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from electra_core.config import EncoderConfig, PretrainConfig
+    from electra_core.electra import Electra
+    from electra_core.masking import mask_tokens
+    from electra_core.packing import pack
+
+    dist.init_process_group("gloo")
+    config = EncoderConfig(
+        vocab_size=50, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16,
+    )  # fmt: skip
+    sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
+    model = Electra(config, PretrainConfig(generator_layers=1, **sizes)).train()
+    parallel = DistributedDataParallel(model, static_graph=static_graph)
+    optimizer, rank = torch.optim.SGD(model.parameters(), 0.1), dist.get_rank()
+    tokens = pack([[2, *range(5 + 10 * rank, 15 + 10 * rank), 3]])
+    masks = {"mask_id": 4, "special_ids": [2, 3, 4], "fraction": 0.15, "max_predictions": 3}
+    for step in range(2):
+        parallel(mask_tokens(tokens, [rank], seed=0, **masks), step).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    everybodys = [torch.empty_like(weights) for _ in range(dist.get_world_size())]
+    dist.all_gather(everybodys, weights)
+    dist.destroy_process_group()
+    return float((everybodys[0] - everybodys[1]).abs().max())

@@ -17,6 +17,7 @@ import pytest
 import torch
 from ranks import (
     complaint,
+    drift_under_ddp,
     eager_on_rank_1,
     evaluation_of,
     local_share,
@@ -329,3 +330,9 @@ def test_torchrun_starts_all_again_and_they_go_on(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [row["step"] for row in rows(tmp_path / "run")] == [row["step"] for row in rows(two)]
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".lock"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize("static_graph", [False, True], ids=["", "static graph"])
+def test_ranks_stay_together_in_a_loop_of_ones_own(static_graph: bool) -> None:
+    """With a static graph DDP waits for the gradients of what it finds in the model's output."""
+    assert run_ranks(2, drift_under_ddp, static_graph) == [0.0, 0.0]

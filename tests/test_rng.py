@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from electra_kernels import rng
+from electra_kernels import attention, rng
 from electra_kernels.rng_triton import keep_tile, philox
 from kernel_helpers import DEVICE
 from scipy import stats
@@ -190,6 +190,17 @@ def test_compiled_code_takes_another_seed_at_every_call() -> None:
     compiled, rows_T = torch.compile(kept, fullgraph=True), torch.arange(6)
     for seed in (7, 8, 9):  # from the second on as a number that the compiled code does not know
         assert torch.equal(compiled(rows_T, seed), kept(rows_T, seed))
+
+
+def test_a_seed_is_read_where_it_lies() -> None:
+    """A column of a table of seeds, whose numbers are not side by side: in C, and by Triton, as by the twins."""
+    column = torch.tensor([[5, 6], [7, 8]])[:, 0]
+    assert rng.seed_tensor(column).is_contiguous() and rng.seed_tensor(column).tolist() == [5, 7]
+    qkv = torch.randn(10, 3, 2, 16, device=DEVICE, requires_grad=True)
+    starts = torch.tensor([0, 4, 10], dtype=torch.int32, device=DEVICE)
+    seeds = column.to(DEVICE), torch.tensor([5, 7], device=DEVICE)
+    results = [attention(qkv, starts, 6, dropout_p=0.3, seed=seed) for seed in seeds]
+    assert torch.equal(*results)
 
 
 def test_a_seed_elsewhere_is_refused() -> None:

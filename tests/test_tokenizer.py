@@ -161,6 +161,34 @@ def test_a_single_text_is_not_taken_letter_by_letter(unigram: SentencePieceToken
         unigram.encode_batch("a text")
 
 
+def test_a_pair_is_not_joined_without_a_separator(unigram: SentencePieceTokenizer) -> None:
+    for pair in (("a film", "a book"), ["a film", "a book"], None):
+        with pytest.raises(ValueError, match=rf"texts: expected texts, got {type(pair).__name__}; .*\[SEP\]"):
+            unigram.encode_batch([pair])  # type: ignore[list-item]
+
+
+def test_a_tokenizer_by_its_model_s_name(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `from_pretrained` takes it."""
+    from electra_core import model_places
+
+    shipped = model_places.shipped_model()
+    if shipped is not None:
+        assert load_tokenizer("tiny").to_json() == load_tokenizer(shipped / "discriminator").to_json()
+    wordpiece.save(tmp_path / "run" / "discriminator")
+    (tmp_path / "run" / "discriminator" / "config.json").write_text("{}")
+    assert load_tokenizer(tmp_path / "run").to_json() == wordpiece.to_json()
+    monkeypatch.setattr(model_places, "_fetch", lambda name, revision: tmp_path / "run" / "discriminator")
+    monkeypatch.chdir(tmp_path)
+    assert load_tokenizer("google/electra-small-discriminator").to_json() == wordpiece.to_json()
+    for path in ("run/vocab.txt", "nothing", str(tmp_path / "nothing")):
+        with pytest.raises(UserError, match="there is no such tokenizer"):
+            load_tokenizer(path)
+    wordpiece.save(tmp_path / "tiny")
+    assert load_tokenizer("tiny").to_json() == wordpiece.to_json(), "a folder comes before a name"
+
+
 def test_special_tokens_come_first_and_uncased_is_the_default(unigram: SentencePieceTokenizer) -> None:
     assert unigram.tokens(range(5)) == list(SPECIAL_TOKENS)
     assert unigram.special_ids == (0, 1, 2, 3, 4) and unigram.vocab_size == 300

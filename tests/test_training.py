@@ -90,6 +90,22 @@ def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
         next(steps)
 
 
+def test_a_dropped_step_is_not_heeded_afterwards() -> None:
+    """Whoever goes on with the optimizer in a loop of their own would else never move again."""
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    optimizer = ElectraAdam([parameter], lr=0.1)
+    steps = training_steps(
+        nn.ParameterList([parameter]), optimizer, lambda part, seed: (parameter.sum() * part, {}),
+        lambda step: [1.0 if step < 2 else math.nan], schedule=lambda step: 0.1, first_step=0, steps=3, seed=0,
+        clip_norm=1.0,
+    )  # fmt: skip
+    assert [bool(result.skipped) for result in steps] == [False, False, True]
+    before = parameter.item()
+    parameter.sum().backward()
+    optimizer.step()
+    assert parameter.item() < before
+
+
 @pytest.mark.parametrize(
     ("trained", "parts", "message"), [(False, [0], "model: expected a parameter"), (True, [], "batches: expected")]
 )
