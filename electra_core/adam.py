@@ -45,6 +45,9 @@ class ElectraAdam(torch.optim.Optimizer):
     ):
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not isinstance(value, Tensor) and not 0.0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number, not negative, got {value}")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_scale": 1.0}
         super().__init__(params, defaults)
         self.fused = fused

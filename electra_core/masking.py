@@ -65,8 +65,14 @@ def mask_tokens(
         fraction, max_predictions: see the header.
 
     Raises:
-        ValueError: other than N indices.
+        ValueError: other than N indices; a fraction outside [0, 1]; no special ids.
     """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
+    if not len(special_ids):
+        raise ValueError(
+            "special_ids: expected those of [CLS], [SEP] and [MASK], which are never chosen, got none"
+        )
     if len(indices) != tokens.num_sequences:
         raise ValueError(f"indices: expected one for each of {tokens.num_sequences} sequences, got {len(indices)}")
     # A call gives four words for every position: the first is its place in the order of choice, the second decides

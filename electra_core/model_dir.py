@@ -167,6 +167,9 @@ def _head_options(
 ) -> dict[str, Any]:
     if issubclass(kind, electra.Generator) and raw.get("tie_word_embeddings", True) is not True:
         raise UserError(f"{where}: tie_word_embeddings is false; only a tied output layer is known here")
+    named = issubclass(kind, tasks.SequenceClassifier | tasks.TokenClassifier)
+    if labels and not named and kind.__module__.startswith("electra_core."):
+        raise ValueError(f"labels: a {kind.__name__} has none, got {labels!r}")
     if not issubclass(kind, tasks.TaskModel):
         return {}
     options: dict[str, Any] = {"classifier_dropout": raw.get("classifier_dropout")}

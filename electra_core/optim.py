@@ -71,8 +71,13 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
     Returns:
         The norm before, a scalar on the gradients' device; nothing waits for it.
+
+    Raises:
+        ValueError: no parameter has a gradient.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
+    if not with_gradient:
+        raise ValueError("parameters: expected one with a gradient at least, got none")
     norm = gradient_norm(with_gradient)
     gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
     torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))

@@ -86,20 +86,36 @@ def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] |
     """Lists of word ids (and of segment ids, else all 0) -> one TokenBatch, on the CPU.
 
     Raises:
-        ValueError: one flat list of ids; segments whose lengths differ from the sequences'.
+        ValueError: one flat list of ids; something else than integers; segments whose lengths differ from the
+            sequences'.
     """
+    sequences = list(sequences)
     try:
         lengths = [len(ids) for ids in sequences]
     except TypeError:
-        raise ValueError("sequences: expected a list of ids for every sequence, got a list of ids") from None
-    if segments is not None and [len(ids) for ids in segments] != lengths:
-        raise ValueError("segments: expected one id for every token of every sequence")
-    flat = torch.tensor([i for ids in sequences for i in ids], dtype=torch.int64)
+        raise ValueError(
+            "sequences: expected a list of ids for every sequence, got a list of "
+            f"{'ids' if isinstance(sequences[0], int) else type(sequences[0]).__name__}"
+        ) from None
+    flat = _flat("sequences", sequences)
     if segments is None:
-        flat_segments = torch.zeros_like(flat)
-    else:
-        flat_segments = torch.tensor([i for ids in segments for i in ids], dtype=torch.int64)
-    return from_lengths(flat, flat_segments, lengths)
+        return from_lengths(flat, torch.zeros_like(flat), lengths)
+    segments = list(segments)
+    if [len(ids) for ids in segments] != lengths:
+        raise ValueError("segments: expected one id for every token of every sequence")
+    return from_lengths(flat, _flat("segments", segments), lengths)
+
+
+def _flat(name: str, lists: Sequence[Sequence[int]]) -> Tensor:
+    """int64 [T]: the ids of all sequences."""
+    values = [i for ids in lists for i in ids]
+    try:
+        flat = torch.tensor(values) if values else torch.zeros(0, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected lists of integers ({error})") from None
+    if flat.is_floating_point() or flat.is_complex() or flat.dim() != 1:
+        raise ValueError(f"{name}: expected lists of integers, got {values[0]!r:.60}, ...")
+    return flat.long()
 
 
 def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:
@@ -119,10 +135,15 @@ def from_padded(
     """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch, on its device.
 
     Raises:
-        ValueError: a mask or segment ids of another shape than the ids', or a row without a word.
+        ValueError: ids that are no matrix; a mask or segment ids of another shape; a row without a word.
     """
+    if not isinstance(input_ids_NS, Tensor) or input_ids_NS.dim() != 2:
+        got = list(input_ids_NS.shape) if isinstance(input_ids_NS, Tensor) else type(input_ids_NS).__name__
+        raise ValueError(f"input_ids_NS: expected a tensor of shape [N, S], got {got}")
     segments = torch.zeros_like(input_ids_NS) if segment_ids_NS is None else segment_ids_NS
     for name, other in (("attention_mask_NS", attention_mask_NS), ("segment_ids_NS", segments)):
+        if not isinstance(other, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got {type(other).__name__}")
         if other.shape != input_ids_NS.shape:
             raise ValueError(f"{name}: expected shape {list(input_ids_NS.shape)}, got {list(other.shape)}")
     keep = attention_mask_NS.bool()

@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as
 log = logging.getLogger("electra_core")
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that computes; several processes get a GPU each.
 
     "auto" is the CPU where there is no GPU, or one that this torch was not built for, which is then logged.
@@ -30,11 +30,11 @@ def resolve_device(device: str) -> torch.device:
         UserError: CUDA asked for where there is none, or too little of it; a GPU that does not compute; another
             kind of device.
     """
-    wanted = device
+    wanted = device = str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA device")
+        raise UserError(f"device {device}: this torch ({torch.__version__}) sees no CUDA device")
     if device == "cuda" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
         if int(local_rank) >= torch.cuda.device_count():
             raise UserError(
@@ -47,9 +47,9 @@ def resolve_device(device: str) -> torch.device:
         place = torch.device("meta")  # as unknown here as torch's other devices
     if place.type not in ("cpu", "cuda"):
         unused = f"; the GPU of an {OTHER_GPUS[place.type]} is not used" if place.type in OTHER_GPUS else ""
-        raise UserError(f"--device {device}: expected auto, cpu or cuda{unused}")
+        raise UserError(f"device {device}: expected auto, cpu or cuda{unused}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return place if place.type == "cpu" else _computing(place, wanted)
 
 
@@ -59,10 +59,10 @@ def _computing(place: torch.device, wanted: str) -> torch.device:
         return place
     name = _name(place)
     if not any(text in problem for text in NOT_BUILT_FOR):
-        raise UserError(f"--device {wanted}: {name} does not compute: {problem}; --device cpu does without it")
+        raise UserError(f"device {wanted}: {name} does not compute: {problem}; the device cpu does without it")
     problem = f"this torch ({torch.__version__}) is not built for {name}; pytorch.org/get-started has other builds"
     if wanted != "auto" or "LOCAL_RANK" in os.environ:  # ranks on different devices would not find each other
-        raise UserError(f"--device {wanted}: {problem}; --device cpu does without it")
+        raise UserError(f"device {wanted}: {problem}; the device cpu does without it")
     log.warning("%s; going on with the CPU", problem)
     return torch.device("cpu")
 
@@ -89,8 +89,8 @@ def _warn_once(line: str) -> None:
     log.warning(line)
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The compute dtype for "auto" | "bf16" | "fp32".
+def resolve_precision(precision: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The compute dtype for "auto" | "bf16" | "fp32", or for one of the two dtypes itself.
 
     "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor that
     `has_fast_bf16`.
@@ -98,14 +98,16 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         UserError: another word.
     """
+    if isinstance(precision, torch.dtype):
+        precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(precision, str(precision))
     if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"--precision {precision}: expected auto, bf16 or fp32")
+        raise UserError(f"precision {precision}: expected auto, bf16 or fp32")
     has_bf16 = has_gpu_bf16(device) if device.type == "cuda" else has_fast_bf16()
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        _warn_once(f"--precision bf16: {_name(device)} has none and emulates it; fp32 is faster")
+        _warn_once(f"precision bf16: {_name(device)} has none and emulates it; fp32 is faster")
     if precision == "fp32" and device.type == "cuda" and has_bf16 and _multiplies_in_tf32():
         _warn_once(
-            "--precision fp32: PyTorch's products are in TF32 (torch.set_float32_matmul_precision, or "
+            "precision fp32: PyTorch's products are in TF32 (torch.set_float32_matmul_precision, or "
             "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE in the environment)"
         )
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else torch.float32

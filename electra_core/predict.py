@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples that are in memory at a time
+OWN_KEYS = {"text", "tokens", "words", "question", "context"}
+"""Of the dicts that a task's `from_value` takes."""
 TOKENS_PER_BATCH = 8192
 GPU_TOKENS_PER_BATCH = 32768  # the host takes as long for a small batch as for a large one
 
@@ -103,6 +106,13 @@ def run_model(
     return outputs
 
 
+def _of_rows(message: str) -> str:
+    """A message about a file, for a caller who has rows and can neither leave out any nor name columns."""
+    message = re.sub(r"\binputs\.jsonl:(\d+)", r"inputs: row \1", message).replace("inputs.jsonl", "inputs")
+    of_files = ("skip_bad_rows", "Columns(")
+    return "; ".join(part for part in message.split("; ") if not any(advice in part for advice in of_files))
+
+
 class Predictor:
     """A model with its task and tokenizer, ready for use.
 
@@ -134,8 +144,9 @@ class Predictor:
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
         context (qa), a text and a list of endings (choose). All tasks take dicts, too: of "text" and "pair",
-        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices". A table (of pandas,
-        Polars, Arrow) is read by its columns, as a file is: predictions for its rows.
+        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices", or of the columns that
+        the model was trained on. A table (of pandas, Polars, Arrow) is read by its columns, as a file is:
+        predictions for its rows.
 
         Raises:
             ValueError: an input of another form.
@@ -147,15 +158,21 @@ class Predictor:
             return self.predict(self._of_table(rows))
         if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
             raise ValueError(f"inputs: expected a list of inputs or a single text, got {type(inputs).__name__}")
-        return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(inputs, 1)])
+        values = list(inputs)
+        if values and all(isinstance(value, dict) and not OWN_KEYS & value.keys() for value in values):
+            return self.predict(self._of_table(values))
+        return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(values, 1)])
 
     def _of_table(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Its examples, by the columns that the task reads."""
         if not rows:
             return []
-        with as_files(lambda _: None, getattr(self.task, "columns", None), inputs=rows) as (files, _):
-            bad = BadRows(files["inputs"])
-            return list(for_reading(self.task, Columns()).read(files["inputs"], bad, labelled=False))
+        try:
+            with as_files(lambda _: None, getattr(self.task, "columns", None), inputs=rows) as (files, _):
+                bad = BadRows(files["inputs"])
+                return list(for_reading(self.task, Columns()).read(files["inputs"], bad, labelled=False))
+        except UserError as error:
+            raise UserError(_of_rows(str(error))) from None
 
     def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:
         """Predictions for examples that the task has read."""
@@ -184,7 +201,9 @@ class Predictor:
             yield from zip(chunk, self.predict(chunk))
 
 
-def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Predictor:
+def load(
+    source: str | Path, *, device: str | torch.device = "auto", precision: str | torch.dtype = "auto"
+) -> Predictor:
     """A fine-tuned model from its directory, ours or the Hub's; or an exported `NAME.onnx` (on the CPU).
 
     On a CPU the process keeps up to a gigabyte of what it has freed from then on (`placement.keep_freed_memory`).
@@ -192,8 +211,8 @@ def load(source: str | Path, *, device: str = "auto", precision: str = "auto") -
     on with the model as it was saved, take precision="fp32", or `from_pretrained`.
 
     Args:
-        device: auto | cpu | cuda | cuda:N.
-        precision: auto | bf16 | fp32 (`placement.resolve_precision`).
+        device: auto | cpu | cuda | cuda:N, or torch's object for one of these.
+        precision: auto | bf16 | fp32 (`placement.resolve_precision`), or torch.bfloat16 | torch.float32.
 
     Raises:
         UserError: no such directory, not a model of a downstream task, or a device that is not there.

@@ -30,7 +30,8 @@ def attention(
 ) -> Tensor:
     """Attention within each sequence, `out_THK`; arguments as in `electra_kernels.attention`, all given."""
     tokens, _, heads, head_dim = qkv_T3HK.shape
-    if tokens == 0 or qkv_T3HK.is_meta:  # where a shape is all there is, and no length can be read
+    # On the meta device a shape is all there is, and no length can be read (a class of tensors may hold values there).
+    if tokens == 0 or (qkv_T3HK.is_meta and type(qkv_T3HK) is Tensor):
         return qkv_T3HK.sum(1)
     order_T, shapes = _group_by_length(tokens, cu_seqlens, max_seqlen)
     if order_T is not None and is_fused(qkv_T3HK, dropout_p) and 2 * len(shapes) > len(cu_seqlens) - 1:

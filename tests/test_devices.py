@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, counted from 0"):
         resolve_device("cuda:2")
     for other in ("cuda:x", "mps", "meta", "tpu", ""):
-        with pytest.raises(UserError, match=f"--device {other}: expected auto, cpu or cuda"):
+        with pytest.raises(UserError, match=f"^device {other}: expected auto, cpu or cuda"):
             resolve_device(other)
 
 
@@ -98,8 +98,16 @@ def test_a_large_test_says_what_memory_it_misses(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_precision_is_refused() -> None:
-    with pytest.raises(UserError, match="--precision fp16: expected auto, bf16 or fp32"):
+    with pytest.raises(UserError, match=r"^precision fp16: expected auto, bf16 or fp32"):
         resolve_precision("fp16", torch.device("cpu"))
+
+
+def test_torchs_own_objects_are_taken() -> None:
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    for dtype in (torch.bfloat16, torch.float32):
+        assert resolve_precision(dtype, torch.device("cpu")) == dtype
+    with pytest.raises(UserError, match=r"^precision torch\.float16: expected auto, bf16 or fp32"):
+        resolve_precision(torch.float16, torch.device("cpu"))
 
 
 def test_the_second_device_does_not_mix_with_the_host() -> None:

@@ -158,9 +158,27 @@ def test_a_table_is_predicted_by_its_columns(method: str, how: tuple[str, ...]) 
     assert predictor(Table(rows, method, how)) == predictor(["a fine film", "dull"])
     assert predictor(Table([{"text": "dull"}])) == predictor(["dull"])
     assert predictor(Table([])) == []
-    with pytest.raises(UserError, match=r"^inputs.jsonl: .*stars") as caught:
+    with pytest.raises(UserError, match=r"^inputs: .*stars") as caught:
         predictor(Table([{"stars": 3}]))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "Columns(" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^inputs: row 2: column 'review' is missing") as caught:
+        predictor(Table([{"review": "dull"}, {"review": None}]))
+    assert "skip_bad_rows" not in str(caught.value)
+
+
+def test_dicts_are_read_by_the_columns_of_training() -> None:
+    """As a table with these columns is."""
+    pairs = Classify(labels=("0", "1"), columns=Columns("premise", "hypothesis", "label"), pairs=True)
+    row = {"premise": "a man sleeps", "hypothesis": "nobody is awake"}
+    predictor = predictor_of(pairs)
+    assert (
+        predictor([row, row])
+        == predictor([("a man sleeps", "nobody is awake")] * 2)
+        == predictor(Table([row] * 2))
+    )
+    assert predictor(row) == predictor({"text": "a man sleeps", "pair": "nobody is awake"})
+    with pytest.raises(UserError, match=r"inputs: .*the columns are sentence"):
+        predictor([{"sentence": "a man sleeps"}])
 
 
 def predictor_of(task: Task) -> Predictor:

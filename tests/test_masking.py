@@ -143,6 +143,20 @@ def test_another_seed_or_index_gives_another_mask(change: dict[str, int]) -> Non
     assert positions_by_sequence(masked(tokens, **change)) != positions_by_sequence(masked(tokens))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fraction": 2.0}, r"fraction: expected a number in \[0, 1\], got 2.0"),
+        ({"fraction": math.nan}, r"fraction: expected a number in \[0, 1\], got nan"),
+        ({"special_ids": []}, "special_ids: expected those of .*, got none"),
+    ],
+)
+def test_a_masking_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> None:
+    options = {"mask_id": 4, "special_ids": [2, 3, 4], "fraction": 0.15, "max_predictions": 3} | change
+    with pytest.raises(ValueError, match=said):
+        mask_tokens(pack([[2, 7, 8, 3]]), [0], seed=0, **options)
+
+
 def test_an_index_for_every_sequence() -> None:
     tokens = pack([sentence_pair(9), sentence_pair(7)])
     with pytest.raises(ValueError, match="indices: expected one for each of 2 sequences, got 3"):

@@ -222,6 +222,13 @@ def test_a_head_of_other_labels_is_replaced_only_when_asked(tmp_path: Path) -> N
     assert torch.equal(renamed.classifier.weight, kept), "as many labels: the trained head stays"
 
 
+@pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForQuestionAnswering"])
+def test_labels_for_a_model_that_has_none_are_refused(name: str, tmp_path: Path) -> None:
+    make(name).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"labels: a \w+ has none, got \['a'\]"):
+        pretrained.KINDS[name].from_pretrained(tmp_path, labels=["a"])
+
+
 def test_a_run_directory_means_its_model(tmp_path: Path) -> None:
     electra = Electra(PROJECTED, PretrainConfig(generator_layers=1))
     model_dir.save_pretrained(electra.discriminator, tmp_path / "discriminator")

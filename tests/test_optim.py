@@ -1,6 +1,7 @@
 """Optimizers against formulas written out in NumPy, groups and schedules against the recipe."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,18 @@ def test_groups_without_a_scale_of_their_own_learn_at_the_rate() -> None:
 def test_either_beta_out_of_range_is_refused(betas: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="betas: expected two numbers"):
         ElectraAdam(matrices(), betas=betas)
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a finite number, not negative, got {value}"):
+        ElectraAdam([nn.Parameter(torch.ones(1))], **{name: value})
+
+
+def test_nothing_to_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match="parameters: expected one with a gradient at least, got none"):
+        optim.clip_gradients([nn.Parameter(torch.ones(1))], 1.0)
 
 
 def test_a_closure_computes_the_gradients_and_its_loss_is_handed_back() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,6 +102,38 @@ def test_a_flat_list_of_ids_is_refused() -> None:
     for flat in ([2, 17, 3], torch.tensor([2, 17, 3])):
         with pytest.raises(ValueError, match="sequences: expected a list of ids for every sequence"):
             pack(flat)  # type: ignore[arg-type]
+
+
+def test_sequences_may_come_one_by_one() -> None:
+    assert pack(ids for ids in ([2, 5, 3], [2, 3])).input_ids_T.tolist() == [2, 5, 3, 2, 3]  # type: ignore[arg-type]
+    assert pack([torch.tensor([2, 3]), torch.tensor([4])]).input_ids_T.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "segments", "said"),
+    [
+        ([[1.5, 2]], None, r"sequences: expected lists of integers, got 1\.5"),
+        (["ab"], None, "sequences: expected lists of integers"),
+        ([(i for i in range(3))], None, "sequences: expected a list of ids for every sequence, got .* generator"),
+        ([[1, 2]], [[0, 0.5]], "segments: expected lists of integers"),
+    ],
+)
+def test_what_is_no_ids_is_refused(sequences: Any, segments: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pack(sequences, segments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "said"),
+    [
+        (torch.ones(2).long(), torch.ones(2), r"input_ids_NS: expected a tensor of shape \[N, S\], got \[2\]"),
+        ([[1, 2]], torch.ones(1, 2), r"input_ids_NS: expected a tensor of shape \[N, S\], got list"),
+        (torch.ones(1, 2).long(), None, "attention_mask_NS: expected a tensor, got NoneType"),
+    ],
+)
+def test_what_is_no_padded_batch_is_refused(ids: Any, mask: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        from_padded(ids, mask)
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:
