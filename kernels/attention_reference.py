@@ -30,7 +30,7 @@ def attention(
 ) -> Tensor:
     """Attention within each sequence, `out_THK`; arguments as in `electra_kernels.attention`, all given."""
     tokens, _, heads, head_dim = qkv_T3HK.shape
-    # On the meta device a shape is all there is, and no length can be read (a class of tensors may hold values there).
+    # On the meta device no length can be read, unless a class of tensors keeps values there.
     if tokens == 0 or (qkv_T3HK.is_meta and type(qkv_T3HK) is Tensor):
         return qkv_T3HK.sum(1)
     order_T, shapes = _group_by_length(tokens, cu_seqlens, max_seqlen)
