@@ -47,7 +47,7 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples that are in memory at a time
-OWN_KEYS = {"text", "tokens", "words", "question", "context"}
+OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
 """Of the dicts that a task's `from_value` takes."""
 TOKENS_PER_BATCH = 8192
 GPU_TOKENS_PER_BATCH = 32768  # the host takes as long for a small batch as for a large one

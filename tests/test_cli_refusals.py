@@ -131,7 +131,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: too long": (pretrain_with("--max-length", "64"), "64.* 32 positions"),
     "pretrain: uneven parts": (pretrain_with("--accumulate", "3"), "accumulate 3"),
     "pretrain: no such device": (pretrain_with("--device", "tpu"), "tpu"),
-    "pretrain: a device not known": (pretrain_with("--device", "mps"), "--device mps: expected auto, cpu or cuda"),
+    "pretrain: a device not known": (pretrain_with("--device", "mps"), "device mps: expected auto, cpu or cuda"),
     "pretrain: dropout": (pretrain_with("--hidden-dropout-prob", "1.5"), "hidden_dropout_prob: .* got 1.5"),
     "pretrain: one segment": (pretrain_with("--type-vocab-size", "1"), "type_vocab_size: expected at least 2.* 1"),
     "pretrain: generator's heads": (
