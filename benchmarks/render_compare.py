@@ -47,9 +47,10 @@ def comparisons(path: Path, report: Report) -> tuple[list[str], Figures]:
 
 
 def _precisions(settings: Report) -> str:
-    """ "bf16", or "auto, peer bf16"."""
+    """ "bf16", or "auto, peer bf16"; and whether the peer, too, keeps freed memory."""
     theirs = settings.get("their_precision")
-    return settings["precision"] + (f", peer {theirs}" if theirs else "")
+    kept = ", peer keeps freed memory" if settings.get("keep_freed_memory") == "all" else ""
+    return settings["precision"] + (f", peer {theirs}" if theirs else "") + kept
 
 
 def pretraining(results: Results) -> tuple[list[str], Figures]:
