@@ -1,0 +1,166 @@
+"""Tokenizers as folders of the Hub and of others hold them: what is read, followed, refused, and written again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizer_texts import TORTURE, wordpiece  # noqa: F401
+from transformers import AutoTokenizer
+
+from electra_core.encoding import WordEncoder
+from electra_core.errors import UserError
+from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
+from electra_core.tokenizer_parts import SPECIAL_TOKENS
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_case_survives_in_a_folder_with_only_vocab_txt(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, lowercase: bool
+) -> None:
+    WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt", lowercase=lowercase).save(tmp_path / "out")
+    from_json = load_tokenizer(tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    from_vocab = load_tokenizer(tmp_path / "out")
+    assert from_json.fingerprint() == from_vocab.fingerprint()
+    assert (from_vocab.encode("CATS") == from_vocab.encode("cats")) is lowercase
+
+
+ADDED = {"content": "[PHI]", "special": True, "normalized": False}
+HUB_FOLDERS = {
+    "nothing": ({}, {}),
+    "accents": ({"do_lower_case": True, "strip_accents": False}, {}),
+    "cased without accents": ({"do_lower_case": False, "strip_accents": True}, {}),
+    "chinese": ({"do_lower_case": False, "tokenize_chinese_chars": False, "tokenizer_class": "BertTokenizer"}, {}),
+    "added": ({}, {"[PHI]": 20, "troponin": 21}),
+    "added in the config": (
+        {"added_tokens_decoder": {"0": {"content": "[PAD]"}, "20": ADDED, "21": {"content": "Sat"}}},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("config, added", HUB_FOLDERS.values(), ids=HUB_FOLDERS)
+def test_a_vocab_txt_is_read_with_what_lies_beside_it(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, config: dict, added: dict
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "electra"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if added:
+        (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    texts = [*TORTURE, "The Cats sat, Café café 東京", "[PHI] [phi] x[PHI]troponin TROPONIN troponins sat"]
+    assert ours.encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+    assert ours.vocab_size == len(theirs)
+    ours.save(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").encode_batch(texts) == ours.encode_batch(texts)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("name", ["ElectraTokenizer", None, "PreTrainedTokenizerFast"])
+def test_where_two_files_disagree_about_case_the_hub_is_followed(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, said: bool, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "electra"}))
+    config = {"do_lower_case": said, **({"tokenizer_class": name} if name else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(wordpiece.to_json())
+    text = "The Cats, CAFÉ café"
+    assert (
+        load_tokenizer(tmp_path).encode(text) == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"][1:-1]
+    )
+    told = [record.getMessage() for record in caplog.records if record.name == "electra_core"]
+    assert len(told) == (not said and name != "PreTrainedTokenizerFast")
+    assert all(said.endswith("is followed, as on the Hub: lowercase True -> False") for said in told)
+
+
+@pytest.mark.parametrize(
+    "beside, message",
+    [
+        ({"tokenizer_config": {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}},
+         "vocab.txt: its tokenizer is a BertJapaneseTokenizer that cuts words with mecab, which is not here"),
+        ({"config": {"tokenizer_class": "BertJapaneseTokenizer"}}, "BertJapaneseTokenizer that cuts words, which"),
+        ({"tokenizer_config": {"word_tokenizer_type": "sudachi"}}, "cuts words with sudachi"),
+        ({"added_tokens": {"[PHI]": 25}}, r"the added word '\[PHI\]' has id 25 beside it, expected 20"),
+        ({"added_tokens": {"a": "b"}}, "no known form|has id b"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"20": "x"}}}, "no known form"),
+        ({"tokenizer_config": []}, "tokenizer_config.json: cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_lies_beside_a_vocab_txt_and_cannot_be_followed(
+    wordpiece: WordPieceTokenizer, tmp_path: Path, beside: dict, message: str
+) -> None:
+    for name, content in beside.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_added_special_tokens_are_named_in_what_is_saved(wordpiece: WordPieceTokenizer, tmp_path: Path) -> None:
+    engine = tokenizers.Tokenizer.from_str(wordpiece.to_json())
+    engine.add_special_tokens(["[PHI]"])
+    WordPieceTokenizer(engine).save(tmp_path / "out")
+    assert "[PHI]" in AutoTokenizer.from_pretrained(tmp_path / "out").all_special_tokens
+    wordpiece.save(tmp_path / "plain")
+    assert "additional_special_tokens" not in (tmp_path / "plain" / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_byte_level_vocabulary_is_taken_where_words_are_encoded_alone(tmp_path: Path, prefix: bool) -> None:
+    engine = tokenizers.ByteLevelBPETokenizer(add_prefix_space=prefix)
+    engine.train_from_iterator(["the cat sat"] * 9, vocab_size=300, special_tokens=list(SPECIAL_TOKENS))
+    engine.save(str(tmp_path / "tokenizer.json"))
+    if not prefix:
+        with pytest.raises(
+            UserError, match=r"tokenizer.json: the ids of a text are not those of its words one by one"
+        ):
+            load_tokenizer(tmp_path)
+        return
+    tokenizer = load_tokenizer(tmp_path)
+    plain_text = tokenizer.as_plain_text()
+    assert plain_text.encode("the cat") == plain_text.encode("the") + plain_text.encode("cat")
+    assert tokenizer.mask_id in tokenizer.encode("a [MASK]") and tokenizer.mask_id not in plain_text.encode(
+        "a [MASK]"
+    )
+    WordEncoder(tokenizer.to_json()).encode(["the cat"])
+
+
+def test_a_vocabulary_of_xlm_r_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"none of .*; sentencepiece.bpe.model is a vocabulary as XLM-R's"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.txt", b"[PAD]\n[UNK]\nthe\n", r"vocab.txt: .*no \[CLS\], \[SEP\], \[MASK\]"),
+        ("vocab.txt", b"[PAD]\nthe\nthe\n", "line 3: 'the' is already on line 2"),
+        ("vocab.txt", b"[PAD]\n\xff\n", "invalid UTF-8 at byte 6"),
+        ("tokenizer.json", b"{}", "tokenizer.json: not a tokenizer.json"),
+        ("tokenizer.json", b"\xff", "tokenizer.json: "),
+        ("spiece.model", b"x", "spiece.model: cannot be read as a SentencePiece model"),
+        ("other.txt", b"", "none of tokenizer.json, vocab.txt, spiece.model"),
+    ],
+)
+def test_folders_that_hold_no_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="no such tokenizer"):
+        load_tokenizer(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text, said", [("caf\udce9", "byte 0xe9 at character 4"), ("\ud83d", "surrogate U+D83D")])
+def test_what_is_no_unicode_is_refused_wherever_it_is_encoded(wordpiece: Tokenizer, text: str, said: str) -> None:
+    for encode in (
+        wordpiece.encode,
+        wordpiece.encode_with_offsets,
+        wordpiece.as_plain_text().encode,
+        lambda text: wordpiece.encode_batch(["the cat", text]),
+    ):
+        with pytest.raises(UserError, match=f"the text is not valid UTF-8 .*{re.escape(said)}"):
+            encode(text)
+    with pytest.raises(TypeError):  # the programmer's mistake
+        wordpiece.encode(None)  # type: ignore[arg-type]
