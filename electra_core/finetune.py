@@ -320,7 +320,11 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
 
 
 def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:
-    """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it."""
+    """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it.
+
+    Of equal figures the last are kept: where they cannot rise (all dev examples are right after the first epoch),
+    the model goes on learning. `patience` counts the evaluations since the figures last rose.
+    """
     ranks, task = job.ranks, job.task
     mine = run_model(model, job.data.dev, precision=job.dtype, share=(ranks.rank, ranks.size))
     outputs = ranks.merged(mine)
@@ -332,10 +336,12 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
 
     metrics = ranks.decided_by_first(judged)
     run.evaluations, run.last = run.evaluations + 1, metrics
-    if metrics[task.metric] > run.best or not run.metrics:
-        run.best, run.metrics = metrics[task.metric], metrics
-        run.best_step, run.best_evaluation = run.steps, run.evaluations
-        keeper.offer(model, task, job.data.tokenizer, metrics)
+    figure = metrics[task.metric]
+    if figure > run.best or not run.metrics:
+        run.best_evaluation = run.evaluations
+    if figure >= run.best or not run.metrics:
+        run.best, run.best_step, run.metrics = figure, run.steps, metrics
+        keeper.offer(model, task, job.data.tokenizer)
     if job.on_evaluation is not None:
         job.on_evaluation({"seed": run.seed, "step": run.steps, **metrics})
     return metrics
@@ -367,7 +373,8 @@ def _report(
     """What metrics.json holds."""
     # The last one may have been stopped before its first evaluation.
     runs = [run for run in keeper.runs if run.metrics]
-    best = max(runs, key=lambda run: run.best)
+    best = keeper.best
+    assert best is not None
     return {
         "task": job.task.kind,
         "metric": job.task.metric,

@@ -64,6 +64,7 @@ class Run:
     """Of the last evaluation: after the last step, if training was not stopped before it."""
     evaluations: int = 0
     best_evaluation: int = 0
+    """The first one with figures as good as `best`."""
     steps: int = 0
     seconds: float = 0.0
     """Of training, without the evaluations."""
@@ -89,16 +90,19 @@ class Keeper:
         self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], ranks: Ranks
     ):
         self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
-        self.best = max((run.best for run in runs if run.metrics), default=None)
         first_step = checkpoint.step if checkpoint is not None else 0
         self.writer = ranks.only_first(lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step))
 
-    def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer, metrics: dict[str, float]) -> None:
-        """Saves the model if its figure is the best so far; `task` is rank 0's."""
-        figure = metrics[task.metric]
-        if self.best is None or figure > self.best:
-            self.best = figure
-            self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, shown(metrics, task.labels)))
+    def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
+        """Saves the model, the best of its seed so far, if no earlier seed's is as good; `task` is rank 0's."""
+        if self.best is self.runs[-1]:
+            figures = shown(self.runs[-1].metrics, task.labels)
+            self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, figures))
+
+    @property
+    def best(self) -> Run | None:
+        """The seed whose model OUT holds: of equal ones the first. None before the first evaluation."""
+        return max((run for run in self.runs if run.metrics), key=lambda run: run.best, default=None)
 
     def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer, figures: str) -> None:
         card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {figures}.\n"

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pretend_graphs
 import pytest
@@ -99,6 +100,21 @@ def programs_of(device: str) -> set[str]:
         batches = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN, 1)
         bench_pretrain.measure(ENCODER, PRETRAIN, batches, ("fp32", "fp32"), torch.device(device), 1, 1)
     return found
+
+
+def test_peers_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "--model tiny --batch 2 --length 16 --rounds 1 --precision fp32 --device cpu --threads 1".split()
+    timed: list[tuple[str, str]] = []
+
+    def process(_: object, *given: Any) -> None:
+        timed.append((given[1].objective, given[-2]))
+
+    monkeypatch.setattr(bench_pretrain, "OwnProcess", process)
+    monkeypatch.setattr(bench_pretrain, "interleave", lambda programs, *_: programs.clear())
+    monkeypatch.setattr(bench_pretrain, "compare", lambda *_: [])
+    bench_pretrain.main([*options, "--peers", "transformers, masked logits"])  # which the MLM does not have
+    ours = bench_pretrain.OURS
+    assert timed == [("electra", ours), ("electra", "transformers, masked logits"), ("mlm", ours)]
 
 
 def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

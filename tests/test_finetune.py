@@ -161,6 +161,21 @@ def test_early_stopping(model, data, tmp_path):
     assert report["seeds"][0]["steps"] == 30  # three epochs of ten: the first, and two without gain
 
 
+def test_of_equal_figures_the_last_model_of_the_first_seed_is_kept(model, data, tmp_path, monkeypatch):
+    def with_figures(name, figures, **changes):
+        given = iter(figures)
+        monkeypatch.setattr(module, "_judged", lambda job, _: (job.task, {job.task.metric: next(given)}))
+        report = run(model, data, tmp_path / name, settings=replace(QUICK, epochs=2, **changes))
+        return report["best"], [seed["best_step"] for seed in report["seeds"]], weights(tmp_path / name)
+
+    best, steps, kept = with_figures("equal", [0.5] * 4, seeds=2)
+    assert (best["seed"], best["step"], steps) == (QUICK.seed, 20, [20, 20])
+    *_, last = with_figures("rising", [0.5, 0.6])
+    *_, first = with_figures("falling", [0.5, 0.4])
+    differences = [max((kept[name] - other[name]).abs().max() for name in kept) for other in (last, first)]
+    assert differences[0] == 0 < differences[1]
+
+
 def mostly_good(path: Path, count: int, seed: int = 0) -> Path:
     """Reviews of which an eighth is bad, so that a part may hold none of them."""
     header, *rows = tiny_model.reviews(path, 8 * count, seed).read_text().splitlines()
