@@ -97,13 +97,15 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None) -> Tensor:
+    def forward(
+        self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None
+    ) -> Tensor:
         qkv_T3HK = self.qkv(hidden_TD).view(-1, 3, self.num_heads, self.head_size)
         dropout_p = self.dropout_p if seed is not None else 0.0
         context_THK = attention(
             qkv_T3HK, batch.cu_seqlens, batch.max_seqlen, dropout_p=dropout_p, seed=seed, stream=self.stream
         )
-        return product_of(self.dense, context_THK.flatten(1))
+        return product_of(self.dense, rows_of(context_THK.flatten(1), rows_R))
 
 
 class Layer(nn.Module):
@@ -121,9 +123,17 @@ class Layer(nn.Module):
         self.streams = (first_stream + ATTENTION_OUTPUT_STREAM, first_stream + OUTPUT_STREAM)
 
     def forward(
-        self, hidden_TD: Tensor, residual_TD: Tensor, batch: TokenBatch, seed: Seed | None
+        self,
+        hidden_TD: Tensor,
+        residual_TD: Tensor,
+        batch: TokenBatch,
+        seed: Seed | None,
+        rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        branch_TD = self.attention(hidden_TD, batch, seed)
+        """Hidden states and residual of every token, or of `rows_R` alone: these attend to all tokens, and what
+        follows attention looks at one token at a time."""
+        branch_TD = self.attention(hidden_TD, batch, seed, rows_R)
+        residual_TD = rows_of(residual_TD, rows_R)
         hidden_TD, residual_TD = self._add_norm(
             branch_TD, bias_after(self.attention.dense), residual_TD, self.attention_norm, seed, self.streams[0]
         )
@@ -172,15 +182,17 @@ class Encoder(nn.Module):
             for index in range(config.num_hidden_layers)
         )
 
-    def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
-        """Hidden states of every token.
+    def forward(self, batch: TokenBatch, seed: Seed | None = None, rows_R: Tensor | None = None) -> Tensor:
+        """Hidden states of every token, or of those that are wanted.
 
         Args:
             batch: N packed sequences, none longer than `max_position_embeddings`.
             seed: for dropout, another one in every step; None, or evaluation mode, means no dropout.
+            rows_R: int64 [R], which tokens are wanted; None: all. The last layer then does for these alone what
+                follows its attention, three quarters of its products.
 
         Returns:
-            [T, D], in the compute dtype (bf16 under autocast).
+            [T, D] or [R, D], in the compute dtype (bf16 under autocast).
 
         Raises:
             ValueError: something else than a TokenBatch; a sequence longer than the model has positions for.
@@ -195,7 +207,7 @@ class Encoder(nn.Module):
             self._warn_of_no_dropout()
         seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
         with cast_together(self):
-            return self._hidden_states(batch, seed)
+            return self._hidden_states(batch, seed, rows_R)
 
     def _warn_of_no_dropout(self) -> None:
         probabilities = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
@@ -206,19 +218,25 @@ class Encoder(nn.Module):
                 stacklevel=_level_of_user(),
             )
 
-    def _hidden_states(self, batch: TokenBatch, seed: Tensor | None) -> Tensor:
+    def _hidden_states(self, batch: TokenBatch, seed: Tensor | None, rows_R: Tensor | None) -> Tensor:
         dropout_p = self.config.hidden_dropout_prob if seed is not None else 0.0
         hidden_TD = self.embeddings(batch, dropout_p, seed, self.first_stream + EMBEDDING_STREAM)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
         residual_TD = hidden_TD
-        for layer in self.layers:
-            inputs = hidden_TD, residual_TD, batch, seed
+        for number, layer in enumerate(self.layers, 1):
+            inputs = hidden_TD, residual_TD, batch, seed, rows_R if number == len(self.layers) else None
             if self.recompute and torch.is_grad_enabled():
                 hidden_TD, residual_TD = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden_TD, residual_TD = layer(*inputs)
         return hidden_TD
+
+
+def rows_of(values_TD: Tensor, rows_R: Tensor | None) -> Tensor:
+    """[R, D]: some rows; all if `rows_R` is None."""
+    # index_select, because the gradient of indexing sorts the rows first, in case some are equal.
+    return values_TD if rows_R is None else values_TD.index_select(0, rows_R)
 
 
 def _level_of_user() -> int:

@@ -44,9 +44,10 @@ KEPT_CHECKPOINTS = 1
 _FOLDERS = ("checkpoints", "tensorboard", "seed-*")
 _MODEL = (SAFETENSORS, "config.json", TASK_FILE, "README.md", "tokenizer_config.json", *TOKENIZER_FILES)
 """What a fine-tuning makes in OUT, and a new one removes."""
-BATCH_RULES = 2
-"""Version of the rules by which examples become batches (`features.batch_order`); a fine-tuning is not gone on
-with by others. By those of 1 an epoch's rest was the longest examples, with the weight of a full batch."""
+RULES = 3
+"""Version of the rules by which examples become batches and dropout is drawn; a fine-tuning is not gone on with by
+others. By those of 1 an epoch's rest was the longest examples, with the weight of a full batch; by those of 2 the
+last layer drew dropout for all tokens, though only [CLS] was used."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
@@ -145,7 +146,7 @@ def identity(
     values = {name: value for name, value in asdict(settings).items() if name not in FREE}
     start = {"weights": weights_digest(directory), "training data": data[0], "development data": data[1]}
     facts = json.loads(json.dumps(task_to_json(task)))
-    return {"settings": values, "task": facts, "start": start, "rules": {"batches": BATCH_RULES}}
+    return {"settings": values, "task": facts, "start": start, "rules": {"batches": RULES}}
 
 
 def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:
@@ -155,7 +156,7 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
     was = checkpoint.meta.get("identity", {})
     if was.get("rules") != now["rules"]:
         raise UserError(
-            f"cannot resume {checkpoint.path}: it was begun by a version that makes other batches, "
+            f"cannot resume {checkpoint.path}: it was begun by a version with other batches or dropout, "
             "which can end it"
         )
     if differences := _differences(was, now):

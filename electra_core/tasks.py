@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
 from electra_core.features import UNLABELLED
-from electra_core.filling import filled, wants_filling
+from electra_core.filling import filled, filled_size, wants_filling
 from electra_core.initialisation import started
 from electra_core.packing import TokenBatch, check_packed
 
@@ -80,15 +80,19 @@ class TaskModel(nn.Module):
             return values
         return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
 
-    def _hidden(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
-        """[T or more, D]: hidden states of the batch's tokens; rows behind them only fill up (`filling.py`)."""
+    def _hidden(self, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None) -> Tensor:
+        """[T or more, D]: hidden states of the batch's tokens; rows behind them only fill up (`filling.py`).
+        [R, D]: those of `rows_R`."""
         check_packed(batch)
-        return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed)
+        return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed, rows_R)
 
     def _cls(self, batch: TokenBatch, seed: Seed | None) -> Tensor:
         """[N, D]: the hidden state of each sequence's [CLS]."""
-        # index_select, because the gradient of indexing sorts the positions first, in case some are equal.
-        return self._hidden(batch, seed).index_select(0, batch.cu_seqlens[:-1])
+        check_packed(batch)
+        rows_N = batch.cu_seqlens[:-1]
+        if wants_filling(batch.input_ids_T):  # the last layer's products, too, in one of a few shapes
+            rows_N = F.pad(rows_N, (0, filled_size(len(rows_N)) - len(rows_N)))
+        return self._hidden(batch, seed, rows_N)[: batch.num_sequences]
 
 
 class ClassificationHead(nn.Module):

@@ -59,22 +59,30 @@ MODELS = (tasks.SequenceClassifier, tasks.TokenClassifier, tasks.QuestionAnswere
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("train", [False, True], ids=["evaluating", "training"])
-def test_logits_and_gradients_are_those_of_the_batch(kind, train, monkeypatch):
+@pytest.mark.parametrize(
+    "lengths, tokens, sequences", [([31, 4, 30], (65, 68), (3, 3)), ([3] * 37, (111, 112), (37, 38))]
+)
+def test_logits_and_gradients_are_those_of_the_batch(kind, train, lengths, tokens, sequences, monkeypatch):
     """In fp32 and with dropout: rounding is all that may differ."""
     model = kind(SIZES, ("a", "b", "c"))
     initialise(model, 0.1, seed=0)
     tasks.initialise_head(model, 0)
     model.train(train)
     results = []
+    sizes: list[int] = []
     for wanted in (False, True):
-        sizes: list[int] = []
+        sizes.clear()
         monkeypatch.setattr(tasks, "wants_filling", lambda tensor, wanted=wanted: wanted)
-        hook = model.encoder.register_forward_hook(lambda *call, sizes=sizes: sizes.append(len(call[2])))
-        logits = model(batch([31, 4, 30]), seed=7)
-        hook.remove()
+        hooks = [
+            model.encoder.register_forward_pre_hook(lambda _, given: sizes.append(given[0].num_tokens)),
+            model.encoder.register_forward_hook(lambda *call: sizes.append(len(call[2]))),
+        ]
+        logits = model(batch(lengths), seed=7)
+        for hook in hooks:
+            hook.remove()
         model.zero_grad()
         logits.square().sum().backward()
-        assert sizes == [68 if wanted else 65]
+        assert sizes == [tokens[wanted], tokens[wanted] if model.per_token else sequences[wanted]]
         results.append((logits.detach(), {name: p.grad for name, p in model.named_parameters()}))
     (expected, gradients), (got, others) = results
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

@@ -15,12 +15,14 @@ from electra_core import model_dir
 from electra_core.classify import Classify, Regress
 from electra_core.config import PRESETS, EncoderConfig
 from electra_core.electra import Discriminator, Electra
+from electra_core.encoder import set_recompute
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
+from electra_core.initialisation import initialise
 from electra_core.model_dir import save_pretrained
 from electra_core.packing import from_lengths
 from electra_core.predict import Predictor, load
-from electra_core.tasks import SequenceClassifier
+from electra_core.tasks import MultipleChoice, SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
 
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
@@ -74,6 +76,38 @@ def test_pairs_are_not_single_texts(model: Path, tmp_path: Path) -> None:
         single([("the film", "is great")])
     one, two = ("the film", "a film"), ("a plot", "the plot")
     assert both(one) == both([one])[0] and both((one, two)) == both([one, two])
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, MultipleChoice])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_last_layer_finishes_only_cls(kind: type[TaskModel], recompute: bool) -> None:
+    """The same logits and gradients as from all tokens' hidden states, of which [CLS] is picked."""
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = EncoderConfig(
+        hidden_size=16, embedding_size=16, num_attention_heads=2, num_hidden_layers=2, **no_dropout
+    )
+    model = kind(config, labels=["a", "b"])
+    initialise(model, 0.2, seed=1)
+    set_recompute(model, recompute)
+    batch = from_lengths(torch.arange(5, 16), torch.zeros(11, dtype=torch.int64), [5, 2, 4])
+    rows: dict[int, set[int]] = {0: set(), 1: set()}
+    for number, seen in rows.items():
+        layer = model.encoder.layers[number]
+        layer.intermediate.register_forward_pre_hook(lambda _, given, seen=seen: seen.add(len(given[0])))  # type: ignore[misc]
+        layer.attention.dense.register_forward_pre_hook(lambda _, given, seen=seen: seen.add(len(given[0])))  # type: ignore[misc]
+    results = []
+    for pick in (model._cls, lambda batch, seed: model.encoder(batch, seed)[batch.cu_seqlens[:-1]]):
+        model._cls = pick  # type: ignore[method-assign]
+        model.zero_grad()
+        logits = model(batch)
+        logits.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results.append((logits.detach(), gradients, [set(seen) for seen in rows.values()]))
+    (logits, gradients, few), (expected, wanted, all_rows) = results
+    assert few == [{11}, {3}] and all_rows == [{11}, {3, 11}]
+    torch.testing.assert_close(logits, expected)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients[name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("labels", [3, [0, 1], "pos"], ids=str)
