@@ -104,7 +104,7 @@ CATALOGUE = (
         (), (), ("--rounds", "1", "--seconds", "0.1", "--ways", "1x1"),
     ),
     Benchmark(
-        "learning", "Learning for equal FLOPs and equal time", "benchmarks.learning_study",
+        "learning", "What is learned at equal FLOPs and in equal time", "benchmarks.learning_study",
         ("--budget", "ten-minutes", "--piece-minutes", "7", "--minutes", "1"),
         ("--budget", "minutes"), ("--budget", "quick"), suffix=".jsonl", needs_corpus=True, resumes=True,
     ),

@@ -25,7 +25,7 @@ MACHINES = {
     "A": Machine("Xeon with AMX", "2 virtual cores of an Intel Xeon with AMX tiles for bf16 at 2.6 GHz"),
     "B": Machine("Xeon", "2 virtual cores of an Intel Xeon at 2.3 GHz (AVX-512, no AMX), shared with other work"),
     "C": Machine("Zen 4", "2 virtual cores of an AMD EPYC (Zen 4, AVX-512 BF16) at 2.6 GHz"),
-    "D": Machine("Zen 5", "2 virtual cores of an AMD EPYC (Zen 5, which has twice the width for them) at 2.6 GHz"),
+    "D": Machine("Zen 5", "2 virtual cores of an AMD EPYC (Zen 5, AVX-512 BF16 twice as wide) at 2.6 GHz"),
 }
 FAMILIES = {"AuthenticAMD family 25": "C", "AuthenticAMD family 26": "D"}
 """Of EPYCs with AVX-512 BF16, which leaves Zen 3 out of family 25."""

@@ -115,8 +115,8 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     if not scores:
         return []
     factors = sorted({factor for tried in scores.values() for factor in tried})
-    lines = ["Rates tried for every objective, as factors of the preset's, and the mean score (%) on rows of the"]
-    lines += ["training data that are used for nothing else; the best is the one that the objective had:\n"]
+    lines = ["Learning rates tried for every objective, as multiples of the preset's, with the mean score (%) on"]
+    lines += ["rows of the training data that are used for nothing else. Each objective uses its best (bold):\n"]
     lines += [
         "| objective | " + " | ".join(f"x {factor:g}" for factor in factors) + " |",
         "|---" * (len(factors) + 1) + "|",
@@ -150,7 +150,7 @@ def _runs(rows: Sequence[Row]) -> list[str]:
             f"{figure('mlm_loss')} | {figure('word_loss')} | {figure('rtd_auc')} |"
         )
     machines = sorted({row["machine"] for row in _pretraining(rows) if "machine" in row})
-    note = [f"\nWithout seconds: runs on another machine, {', '.join(machines)}."] if machines else []
+    note = [f"\nRuns without seconds come from another machine, {', '.join(machines)}."] if machines else []
     return [*lines, *note, ""]
 
 

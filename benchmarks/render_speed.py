@@ -38,8 +38,8 @@ def input_table(report: Row) -> list[str]:
     ]
     lines = [
         f"Batches of {settings['batch']} x {settings['length']}, {settings['planned']} examples planned at once; "
-        f"{settings['corpus']}. Planning takes {_spread(plan['together'])} ns a token, "
-        f"by the rules, one example at a time, {_spread(plan['one_at_a_time'])}.\n",
+        f"{settings['corpus']}. Planning takes {_spread(plan['together'])} ns a token; the plain rules, applied "
+        f"to one example at a time, take {_spread(plan['one_at_a_time'])}.\n",
         "| " + " | ".join(heads) + " |",
         "|---" * len(heads) + "|",
     ]
@@ -118,10 +118,10 @@ def sweep_figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
 
 
 CALCULATED = (
-    "Launches and bytes are counted for a GPU's kernels, milliseconds on an H200 are calculated from them and "
-    "from its peak rates: no GPU has run this."
+    "Launches and bytes are counted for a GPU's kernels, and milliseconds on an H200 are calculated from these "
+    "counts and the H200's peak rates: no GPU has run this."
 )
-STAGES_MEASURED = f"Milliseconds of a stage are measured on the machine that is named. {CALCULATED}"
+STAGES_MEASURED = f"A stage's milliseconds are measured on the machine named. {CALCULATED}"
 COUNTED = {
     "launches": "launches",
     "kept_bytes_per_token": "kept for the backward pass, bytes a token",
