@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -215,7 +216,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         },
         "cuda": torch.version.cuda,
         "commit": commit(),
-        "command": " ".join(["python", "-m", _module(), *map(_without_folders, sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", _module(), *map(_without_folders, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

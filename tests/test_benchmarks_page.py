@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -175,6 +176,10 @@ def test_new_results_tell_generations_of_a_processor_apart(
     about = harness.environment(harness.torch.device("cpu"))
     assert about["processor"] == ZEN5 and about["device"] == "AMD EPYC ()"
     monkeypatch.setattr(harness, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(sys, "argv", ["it", "--peers", "one, two"])
+    assert harness.environment(harness.torch.device("cpu"))["command"].endswith("--peers 'one, two'"), (
+        "can be pasted"
+    )
     assert "processor" not in harness.environment(harness.torch.device("cpu"))
 
 
