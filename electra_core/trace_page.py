@@ -33,7 +33,7 @@ class Stage:
     where: str
     """Where in the code it happens."""
     tensors: tuple[str, ...] = ()
-    """The tensors of the batch that come to be here."""
+    """The tensors of the batch that are made here."""
 
 
 def to_html(trace: Trace) -> str:
@@ -126,7 +126,7 @@ def _tokens(trace: Trace) -> str:
 def _positions(trace: Trace) -> str:
     def cell(t: TokenTrace) -> Cell:
         if t.special:
-            return Cell(t.token, below=_info("never"))
+            return Cell(t.token, below=_info("never chosen"))
         meter = f'<span class="meter"><i style="width:{100 * t.order:.1f}%"></i></span>'
         return Cell(t.token, "chosen" if t.chosen else "", _info(f"{t.order:.3f}") + meter)
 
@@ -142,7 +142,7 @@ def _masked(trace: Trace) -> str:
             return Cell(t.seen, "chosen kept", _info(f"{t.coin:.3f}: stays"))
         return Cell(t.seen, "chosen masked", _before(t.token) + _info(f"{t.coin:.3f}"))
 
-    keys = _keys(("tone0", "to be guessed"), ("tone0 dashed", "to be guessed although the word stays"))
+    keys = _keys(("tone0", "to be guessed"), ("tone0 dashed", "to be guessed, though the word stays"))
     return _cells(trace.tokens, cell) + keys
 
 
@@ -179,7 +179,7 @@ def _corrupted(trace: Trace) -> str:
     def cell(t: TokenTrace) -> Cell:
         if t.replaced:
             return Cell(t.corrupted, "replaced", _before(t.token))
-        return Cell(t.corrupted, "lucky", _info("drawn again")) if t.chosen else Cell(t.corrupted)
+        return Cell(t.corrupted, "lucky", _info("the original")) if t.chosen else Cell(t.corrupted)
 
     keys = _keys(("tone1", "another word was drawn"), ("tone2", "the original itself was drawn"))
     return _cells(trace.tokens, cell) + keys
@@ -190,7 +190,7 @@ def _labels(trace: Trace) -> str:
         if t.replaced:
             return Cell(t.corrupted, "replaced", _info("1 · replaced"))
         return (
-            Cell(t.corrupted, "lucky", _info("0 · sampled the original"))
+            Cell(t.corrupted, "lucky", _info("0 · the original"))
             if t.chosen
             else Cell(t.corrupted, below=_info("0"))
         )
@@ -216,7 +216,7 @@ def _losses(trace: Trace) -> str:
         f'<span class="op">+ {trace.discriminator_weight:g} ×</span>'
         f"{box('RTD, mean over all tokens', trace.rtd_loss)}"
         f'<span class="op">=</span>{box("the loss", trace.loss)}</div>'
-        f"<p>To compare with: a generator that knows nothing pays {trace.uniform_loss:.2f}; a discriminator that "
+        f"<p>For comparison: a generator that knows nothing pays {trace.uniform_loss:.2f}; a discriminator that "
         f"only knows how many tokens are replaced pays {trace.base_rate_loss:.3f}.</p>"
     )
     rows = [(trace.tokens[d.position].token, f"position {d.position}", d.mlm_loss) for d in trace.draws]
@@ -250,7 +250,7 @@ def _gradients(trace: Trace) -> str:
     mlm, rtd = (name.replace(" x ", " × ") for name in weighted_losses(trace))
     head = (
         f"<tr><th>Part</th><th class='n'>parameters</th><th class='n'>from {mlm}</th><th class='n'>from {rtd}</th>"
-        "<th class='bars'>beside each other</th><th class='n'>together</th></tr>"
+        "<th class='bars'>side by side</th><th class='n'>together</th></tr>"
     ).replace("'", '"')
     rows = "".join(_gradient_row(g, top) for g in trace.gradients)
     return f'<div class="card scroll"><table class="numbers">{head}{rows}</table></div>'
@@ -273,7 +273,7 @@ def _shapes(trace: Trace) -> str:
         f'<td class="n">{" × ".join(map(str, s.shape))}</td></tr>'
         for s in trace.shapes
     )
-    head = '<tr><th>Of</th><th>Tensor or module</th><th>Shape</th><th class="n">here</th></tr>'
+    head = '<tr><th>Part of</th><th>Tensor or module</th><th>Shape</th><th class="n">Here</th></tr>'
     return f'<div class="card scroll"><table class="numbers">{head}{rows}</table></div>'
 
 
@@ -281,7 +281,7 @@ STAGES = (
     Stage(
         "The sentence becomes tokens",
         "<i>x</i> = [<i>x</i><sub>1</sub>, …, <i>x</i><sub>n</sub>]",
-        "The tokenizer cuts the text into pieces of its vocabulary; [CLS] and [SEP] are put around them.",
+        "The tokenizer cuts the text into pieces of its vocabulary; [CLS] and [SEP] mark beginning and end.",
         _tokens,
         "<b>Tokenizer.encode</b> (tokenizer.py), <b>pack</b> (packing.py)",
         ("input_ids_T",),
@@ -290,7 +290,7 @@ STAGES = (
         "Some positions are chosen",
         "<i>m</i> = the k smallest of <i>u</i><sub>1</sub> … <i>u</i><sub>n</sub>, "
         "&ensp;<i>u</i><sub>t</sub> ~ unif(0, 1)",
-        "Every token gets a random number, a function of the seed and its place alone.",
+        "Every token gets a random number, which depends only on the seed and on the token's position.",
         _positions,
         "<b>mask_tokens</b> (masking.py), <b>philox</b> (kernels/rng.py)",
         ("masked_positions_M",),
@@ -298,8 +298,8 @@ STAGES = (
     Stage(
         "What the generator sees",
         "<i>x</i><sup>masked</sup> = REPLACE(<i>x</i>, <i>m</i>, [MASK])",
-        "The chosen words are hidden, all but about one in seven: those whose second number is below "
-        f"{KEEP_PROBABILITY:g} stay, and are predicted all the same.",
+        "[MASK] hides the chosen words, except for about one in seven: a word whose second random number is below "
+        f"{KEEP_PROBABILITY:g} stays, but is predicted all the same.",
         _masked,
         "<b>mask_tokens</b> (masking.py)",
         ("masked_ids_T",),
@@ -307,8 +307,8 @@ STAGES = (
     Stage(
         "The generator guesses, and a word is drawn",
         "<i>x̂</i><sub>i</sub> ~ <i>p</i><sub>G</sub>(<i>x</i><sub>i</sub> | <i>x</i><sup>masked</sup>)",
-        "A softmax over the whole vocabulary at every chosen position. The draw follows these probabilities: the "
-        "likeliest word often wins, and sometimes a rare one does.",
+        "At every chosen position, a softmax gives each word of the vocabulary a probability. One word is drawn: "
+        "often the likeliest, sometimes a rare one.",
         _candidates,
         "<b>Generator.fill</b>, step 2 of <b>Electra.forward</b> (electra.py), <b>mlm_head</b> "
         "(kernels/mlm_head.py)",
@@ -326,7 +326,7 @@ STAGES = (
     Stage(
         "The labels",
         "<i>y</i><sub>t</sub> = 1(<i>x</i><sup>corrupt</sup><sub>t</sub> ≠ <i>x</i><sub>t</sub>)",
-        "A token is a replacement only if it differs from the original; nobody can tell a lucky draw from it.",
+        "A token counts as replaced only if it differs from the original: nobody could tell a lucky draw from it.",
         _labels,
         "step 3 of <b>Electra.forward</b> (electra.py)",
         ("is_replaced_T",),
@@ -335,7 +335,8 @@ STAGES = (
         "The discriminator judges every token",
         "<i>D</i>(<i>x</i><sup>corrupt</sup>, t) = sigmoid(<i>w</i><sup>T</sup> "
         "<i>h</i><sub>D</sub>(<i>x</i><sup>corrupt</sup>)<sub>t</sub>)",
-        "How likely it thinks each token a replacement. It learns from all of them, not only the chosen.",
+        "The discriminator says how likely each token is to be a replacement. It learns from all tokens, not only "
+        "from the chosen ones.",
         _answers,
         "<b>Discriminator.forward</b>, step 4 of <b>Electra.forward</b> (electra.py)",
         ("rtd_logits_T",),
@@ -343,16 +344,17 @@ STAGES = (
     Stage(
         "Two losses",
         "min <i>L</i><sub>MLM</sub>(<i>x</i>, θ<sub>G</sub>) + λ <i>L</i><sub>Disc</sub>(<i>x</i>, θ<sub>D</sub>)",
-        "The generator pays minus the logarithm of the probability it gave to the original; the discriminator "
-        "pays the binary cross-entropy at every token. Both in nats.",
+        "The generator pays minus the logarithm of the probability it gave to the original word; the "
+        "discriminator pays the binary cross-entropy at every token. Both losses are in nats.",
         _losses,
         "step 5 of <b>Electra.forward</b> (electra.py), <b>rtd_loss</b> (kernels/rtd_loss.py)",
     ),
     Stage(
         "The gradients",
         "",
-        "How strongly each weighted loss pulls at each part (Euclidean norm). Nothing of the discriminator's loss "
-        "reaches the generator's encoder: the draw is discrete. The two meet where something is shared.",
+        "How strongly each weighted loss pulls at each part of the model (Euclidean norm of the gradient). "
+        "Nothing of the discriminator's loss flows back through the draw, which is discrete. The two losses meet "
+        "only where parameters are shared.",
         _gradients,
         "<b>Electra</b> (electra.py); the update is in adam.py",
     ),

@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, BOLD, FAINT = "34", "33", "32", "1", "2"
 
 
 def to_terminal(trace: Trace, *, colour: bool) -> str:
-    """All stages, one below the other; those of the page, with its numbers."""
+    """All stages of the page, one below the other, with the same numbers."""
     paint = _painter(colour)
     stages: list[tuple[str, Callable[[Trace, Paint], list[str]]]] = [
         ("The sentence becomes tokens", _tokens),
@@ -82,7 +82,7 @@ def _tokens(trace: Trace, paint: Paint) -> list[str]:
 def _positions(trace: Trace, paint: Paint) -> list[str]:
     rows = [f"{t.order:.4f}  position {t.position:<4} {paint(t.token, BLUE)}" for t in _chosen(trace)]
     candidates = sorted(t.order for t in trace.tokens if not t.special and not t.chosen)
-    rest = [paint(f"{candidates[0]:.4f}  the smallest that is not chosen", FAINT)] if candidates else []
+    rest = [paint(f"{candidates[0]:.4f}  the smallest number that is not chosen", FAINT)] if candidates else []
     return _wrap(why_chosen(trace)) + rows + rest
 
 
@@ -92,9 +92,9 @@ def _chosen(trace: Trace) -> list[TokenTrace]:
 
 def _masked(trace: Trace, paint: Paint) -> list[str]:
     words = [(t.seen, paint(t.seen, BLUE, BOLD) if t.chosen else t.seen) for t in trace.tokens]
-    rows = [paint(f"the second number of each; below {KEEP_PROBABILITY:g} the word stays", FAINT)]
+    rows = [paint(f"the second random number; below {KEEP_PROBABILITY:g} the word stays", FAINT)]
     for t in _chosen(trace):
-        outcome = "stays, and is to be guessed all the same" if t.coin < KEEP_PROBABILITY else f"becomes {t.seen}"
+        outcome = "stays, but is predicted all the same" if t.coin < KEEP_PROBABILITY else f"becomes {t.seen}"
         rows.append(f"{t.coin:.4f}  position {t.position:<4} {t.token} {outcome}")
     return _flow(words) + rows
 
@@ -127,7 +127,7 @@ def _corrupted(trace: Trace, paint: Paint) -> list[str]:
         if t.replaced:
             text = f"{t.corrupted}[was {t.token}]"
             return text, paint(text, ORANGE)
-        text = f"{t.corrupted}[drawn again]" if t.chosen else t.corrupted
+        text = f"{t.corrupted}[original drawn]" if t.chosen else t.corrupted
         return text, paint(text, GREEN) if t.chosen else text
 
     return _flow([painted(t) for t in trace.tokens])
@@ -157,8 +157,8 @@ def _losses(trace: Trace, paint: Paint) -> list[str]:
     )
     return [
         paint(total, BOLD),
-        f"knowing nothing: MLM {trace.uniform_loss:.2f}; knowing only how many are replaced: RTD "
-        f"{trace.base_rate_loss:.4f}",
+        f"a generator that knows nothing: MLM {trace.uniform_loss:.2f}",
+        f"a discriminator that only knows how many tokens are replaced: RTD {trace.base_rate_loss:.4f}",
     ]
 
 

@@ -6,8 +6,8 @@ from electra_core.masking import KEEP_PROBABILITY
 from electra_core.trace import Trace
 
 LETTERS = (
-    "T tokens, M chosen positions, V words of the vocabulary, E embedding width, D hidden width (each model has "
-    "its own), F feed-forward width. Of the layers the first stands for all."
+    "T tokens, M chosen positions, V words in the vocabulary, E embedding width, D hidden width (each model has "
+    "its own), F feed-forward width. The first layer stands for all layers."
 )
 
 
@@ -23,8 +23,8 @@ def why_chosen(result: Trace) -> str:
     return (
         f"{100 * result.mask_fraction:g}% of {count} tokens are {share:.2f}{bound}, so "
         f"{result.num_chosen} of the {sum(not t.special for t in result.tokens)} words are chosen: those with the "
-        f"smallest random numbers. Where a second number is at least {KEEP_PROBABILITY:g}, [MASK] takes the "
-        "word's place; else the word stays, but is predicted all the same."
+        f"smallest random numbers. If a word's second random number is at least {KEEP_PROBABILITY:g}, [MASK] "
+        "takes its place; otherwise the word stays, but is predicted all the same."
     )
 
 
@@ -32,15 +32,16 @@ def labels_note(result: Trace) -> str:
     """How many tokens are replaced, and at how many positions the draw was the original."""
     replaced = sum(token.replaced for token in result.tokens)
     return (
-        f"{replaced} of {len(result.tokens)} tokens are replaced. At {result.num_chosen - replaced} of the "
-        f"{result.num_chosen} chosen positions the draw was the original, which therefore counts as original."
+        f"{replaced} of {len(result.tokens)} tokens {'is' if replaced == 1 else 'are'} replaced. At "
+        f"{result.num_chosen - replaced} of the {result.num_chosen} chosen positions the generator drew the "
+        "original word, which counts as original."
     )
 
 
 def pieces_note(result: Trace) -> str:
-    """What a sign of the vocabulary in this sentence means; empty if there is none."""
+    """What the vocabulary's sign in this sentence means; empty if there is none."""
     if any(token.token.startswith("▁") for token in result.tokens):
-        return "▁ stands where a word begins; a piece without it goes on with the word before."
+        return "▁ stands where a word begins; a piece without it continues the word before."
     if any(token.token.startswith("##") for token in result.tokens):
         return "## marks a piece that goes on with the word before."
     return ""
@@ -52,13 +53,13 @@ def temperature_note(result: Trace) -> str:
         return ""
     effect = "flatter" if result.temperature > 1 else "steeper"
     return (
-        f"Words are drawn at temperature {result.temperature:g}: logits are divided by it before the softmax, so "
-        f"these probabilities are {effect} than the generator's own, which loss and entropy go by."
+        f"Words are drawn at temperature {result.temperature:g}: logits are divided by it before the softmax. So "
+        f"these probabilities are {effect} than the generator's own, from which loss and entropy are computed."
     )
 
 
 def weighted_losses(result: Trace) -> tuple[str, str]:
-    """What gradients are of: "MLM", "50 x RTD"."""
+    """Names of the two losses whose gradients are shown: "MLM", "50 x RTD"."""
     pairs = (result.generator_weight, "MLM"), (result.discriminator_weight, "RTD")
     mlm, rtd = (name if weight == 1 else f"{weight:g} x {name}" for weight, name in pairs)
     return mlm, rtd
