@@ -27,9 +27,14 @@ from electra_kernels import rng
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
-OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
-# Some compilers have no such option, some processes no such threads; the first set that works is taken.
-ATTEMPTS = ((*OPTIONS, "-fopenmp"), (*OPTIONS, "-fopenmp-simd"), ("-O3", "-fPIC", "-fopenmp-simd"))
+PLAIN = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+NATIVE = (*PLAIN, "-march=native")
+WIDE = (*NATIVE, "-mprefer-vector-width=512")
+# The width is an option for x86 alone, `native` not one of every ARM compiler's; some processes have no such
+# threads. The first set that works is taken.
+ATTEMPTS = tuple(
+    (*options, threads) for threads in ("-fopenmp", "-fopenmp-simd") for options in (WIDE, NATIVE, PLAIN)
+)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -100,6 +105,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
+    if not hasattr(os, "RTLD_NOW"):
+        raise NativeError("they are built on Unix alone")
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise NativeError("no C compiler (cc) was found")
@@ -128,9 +135,12 @@ def _build(command: list[str], library: Path) -> None:
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=300, cwd=folder
+    )
     if done.returncode:
-        raise NativeError(f"{' '.join(command[:1])} failed: {done.stderr.strip().partition(chr(10))[0]}")
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise NativeError(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[0])}")
     return done.stdout
 
 
@@ -146,7 +156,10 @@ def _processor() -> str:
 
 def _cache_folder() -> Path:
     """The user's own folder, which nobody else may write to: libraries are loaded from it."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # in a container, a user without a name
+        raise NativeError("this user has no home folder to keep them in; XDG_CACHE_HOME can name one") from None
     folder = base / "electra-core"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()

@@ -6,6 +6,7 @@ They are what trains on a CPU, and optional: without a C compiler the twins run,
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -274,6 +275,67 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch)
     (tmp_path / "electra-core").chmod(0o777)
     with pytest.raises(native.NativeError, match="may be written to by others"):
         native._cache_folder()
+
+
+def test_a_user_without_a_home_trains_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container a user may have a number and nothing else."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    native._load.cache_clear()
+    try:
+        assert "XDG_CACHE_HOME can name one" in (native.problem() or "")
+    finally:
+        monkeypatch.undo()
+        native._load.cache_clear()
+
+
+def test_on_windows_they_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.RTLD_NOW")
+    with pytest.raises(native.NativeError, match="Unix alone"):
+        native._build_and_load(native.ATTEMPTS[0])
+
+
+def compiler(folder: Path, refuses: str) -> str:
+    """A C compiler that does not know some options, and says so in Latin-1 behind a line that tells nothing."""
+    path = folder / "cc"
+    said = r"In file included from caf\351.c:\n\351: error: unrecognized option\n"
+    refuse = f'case "$option" in {refuses}) printf "{said}" >&2; exit 1;; esac'
+    path.write_text(
+        f'#!/bin/sh\nfor option; do {refuse}; done\nexec {shutil.which("cc")} "$@"\n', encoding="utf-8"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "kept"),
+    [("-mprefer*", "-march=native"), ("-mprefer*|-march*", "-fno-trapping-math")],
+    ids=["arm", "old-arm"],
+)
+def test_a_compiler_for_another_processor_still_gives_threads(
+    refuses: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, refuses))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for options in native.ATTEMPTS:
+        try:
+            native._build_and_load(options)
+            break
+        except native.NativeError as error:
+            assert "\ufffd: error: unrecognized option" in str(error)
+    assert {"-fopenmp", kept} <= set(options)
+
+
+def test_gcc_11_is_not_asked_for_what_it_lacks() -> None:
+    """Ubuntu 22.04's and RHEL 9's; __builtin_shufflevector came with GCC 12."""
+    header = next(source for source in native.SOURCES if source.name == "common.h").read_text(encoding="utf-8")
+    command = ["cc", "-E", "-P", "-U__clang__", "-"]
+    expanded = subprocess.run(command, input=header, capture_output=True, text=True, check=True).stdout
+    assert "__builtin_shuffle(" in expanded and "__builtin_shufflevector" not in expanded
 
 
 def test_two_processes_building_at_once_both_load(tmp_path) -> None:  # type: ignore[no-untyped-def]

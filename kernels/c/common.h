@@ -79,8 +79,13 @@ INLINE words multiply(words a, uint32_t b, words *low) {
 #endif
 }
 
-#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#ifdef __clang__
+#define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* before 12, GCC knows no other name */
+#define ZIP(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
+#endif
+#define ZIP_LOW(a, b) ZIP(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define ZIP_HIGH(a, b) ZIP(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
 /* A square of words, turned over: rows i and i + 8 are zipped four times, so that the index bits (row, column) rotate
    into (column, row). */
