@@ -9,6 +9,7 @@ Exit status: 0 success; 1 a program error; 2 a user's mistake, with one clear li
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_one_of_several():
         for handler in logging.getLogger().handlers:
             handler.addFilter(_SaidOnce())
+    _print_any_letter()
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -71,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_of_the_gpu(error):
             _failed(options, 1, WITHOUT_KERNELS)
         raise
+
+
+def _print_any_letter() -> None:
+    """What the terminal's or pipe's encoding (the locale's) lacks is printed as \\u2026, as on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _SaidOnce(logging.Filter):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import secrets
 import sys
 from collections import deque
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from electra_core.errors import UserError
+from electra_core.unix import resource
 
 if TYPE_CHECKING:
     import torch  # which takes seconds, and `electra status` needs none of it

@@ -9,7 +9,6 @@ comes later with the same number, as in a container every process does, takes th
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from electra_core.errors import UserError, disk_trouble
+from electra_core.unix import fcntl
 
 _USERS_ERRORS = {
     errno.EACCES: "no permission to write here",

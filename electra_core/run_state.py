@@ -9,7 +9,6 @@ writing, not the folder: of a folder on NFS other machines would not know.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from electra_core.errors import UserError
+from electra_core.unix import fcntl
 
 LOCK = ".lock"
 RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "failed", "killed"
