@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,24 @@ def test_the_wheel_holds_assets_and_the_shipped_model(wheel: set[str]) -> None:
     files = [path for path in files if "__pycache__" not in path.parts]
     assert any(path.suffix == ".css" for path in files)
     assert {f"electra_core/{path.relative_to(package).as_posix()}" for path in files} <= wheel
+
+
+def test_the_archive_of_the_sources_is_a_whole_clone(tmp_path: Path) -> None:
+    """Tests without their helpers, as setuptools takes them by itself, cannot run."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not in this environment")
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "tiny", "site", "build", "dist")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=source)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = [
+        path for part in ("tests", "docs", "benchmarks") for path in (source / part).rglob("*") if path.is_file()
+    ]
+    assert {path.relative_to(source).as_posix() for path in wanted} | {"Makefile", "constraints.txt"} <= names
 
 
 def test_the_wheel_says_that_it_has_types(wheel: set[str]) -> None:
