@@ -2,6 +2,7 @@
 
     python -m benchmarks list                   what there is, and what has been measured
     python -m benchmarks NAME... | all | gpu    measure (gpu: everything that has something to do on one)
+    python -m benchmarks gpu --minutes 9        what a GPU is best used for in so many minutes (`gpu_run.py`)
     python -m benchmarks render                 docs/benchmarks.md and its figures, from the results
 
 Each benchmark is a process of its own, checks that both sides compute the same before it times anything, and
@@ -13,6 +14,7 @@ downloaded. `--quick` runs tiny shapes, to see that the commands work; its figur
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     if options.names == ["render"]:
         return render.main()
+    if options.minutes is not None:
+        return _in_minutes(options)
     device = options.device or _device()
     folder = options.out or RESULTS / ("gpu" if device == "cuda" else "cpu")
     if options.quick and options.out is None:
@@ -52,6 +56,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/gpu or cpu)")
     parser.add_argument("--again", action="store_true", help="measure what has been measured")
+    parser.add_argument(
+        "--minutes", type=float, help="of gpu: kernels' tests and short benchmarks, in so many minutes"
+    )
+    parser.add_argument("--archive", type=Path, help="of gpu --minutes: --out as one file .tar.gz, too")
     parser.add_argument("--corpus", type=Path, help="a prepared corpus; without it a small one is made")
     return parser
 
@@ -79,6 +87,23 @@ def measure(benchmark: Benchmark, device: str, folder: Path, options: argparse.N
     if code:
         print(f"{benchmark.name}: failed with exit status {code}", file=sys.stderr)
     return code == 0
+
+
+def _in_minutes(options: argparse.Namespace) -> int:
+    """`gpu --minutes`."""
+    if options.names != ["gpu"] or options.minutes <= 0:
+        raise SystemExit(
+            "--minutes: expected with gpu alone, and more than 0: python -m benchmarks gpu --minutes 9"
+        )
+    if importlib.util.find_spec("electra_kernels") is None:
+        raise SystemExit(
+            "electra_kernels is not installed: python3 -m pip install --no-deps --no-build-isolation -e ."
+        )
+    if _device() != "cuda":
+        raise SystemExit("gpu --minutes: expected a CUDA device, and torch sees none")
+    from benchmarks import gpu_run
+
+    return gpu_run.main(options.minutes, options.out or Path("build/gpu"), options.archive)
 
 
 def small_corpus(work: Path) -> Path:

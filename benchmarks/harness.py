@@ -13,6 +13,7 @@ both need stands here: medians with their spread, and what a figure was measured
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -177,11 +178,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines that others may be writing to, or died writing to; it is left as it is."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # an empty line, or half a one
+            rows.append(json.loads(line))
+    return rows
+
+
 def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines."""
+    """Append a row to a file of JSON lines, in one piece: other processes may append to it, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
 
 
 def use_device(device: torch.device) -> None:
@@ -194,8 +204,14 @@ def use_device(device: torch.device) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A file of JSON lines in place of the one that is there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A file in place of the one that is there, which stays whole if this is stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".new")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

@@ -220,6 +220,5 @@ def _or_dash(value: float | None, form: str) -> str:
 def _write(path: Path, results: list[Result], options: argparse.Namespace) -> None:
     best = options.ceilings and asdict(options.ceilings)
     rows = [asdict(result) for result in results]
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"environment": options.environment, "ceilings": best, "results": rows}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    harness.replace_text(path, text + "\n")

@@ -1,13 +1,14 @@
 """The tile sweeps behind the tables of the kernels.
 
     python -m benchmarks.tune [--only TEXT…] [--head-dim 64] [--length 512] [--dropout 0.1] [--minutes 9]
-        [--out FILE]
+        [--compile-first] [--out FILE]
 
 Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tile while all
 others keep theirs; best first. The present tile comes first. Candidates that do not fit on the chip,
 or that the compiler refuses, are named and left out; one that failed in another way is tried again by the next
 call. After `--minutes` it stops between two candidates; what is in `--out` is not measured again, so the same
-command goes on where it stopped. Write the winners into the tables they are named after (and run
+command goes on where it stopped. Most of a sweep's time is the compiler's: with `--compile-first` a process a core
+compiles the candidates before any is timed. Write the winners into the tables they are named after (and run
 `benchmarks.compile_report --check`: a tile that spills may win by chance of one shape).
 
 Not run on a GPU so far: the present tables come from the compile report. Without a GPU it needs
@@ -18,6 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -47,7 +51,7 @@ from electra_kernels import sample_replace_triton as sampling
 from electra_kernels.operators import architecture
 from torch import Tensor
 
-from benchmarks.harness import use_device
+from benchmarks.harness import replace_text, use_device
 from benchmarks.kernel_report import clocks_under_load, environment, in_a_line, refused, require_device
 from benchmarks.kernel_timing import measure, with_gradients
 
@@ -226,28 +230,58 @@ def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
     return row
 
 
+def compile_first(given: Sequence[str], end: float) -> None:
+    """Processes that compile the candidates, each its share, into the folder where Triton keeps them."""
+    jobs = min(16, os.cpu_count() or 1)
+    command = [sys.executable, "-m", "benchmarks.tune", *given, "--share"]
+    shares = [subprocess.Popen([*command, str(share), str(jobs)]) for share in range(jobs)]
+    for process in shares:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def compile_share(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """One call of each candidate of this process's share; what fails there `time_one` finds out again."""
+    share, jobs = options.share
+    for index, (sweep, candidate) in enumerate(candidates(options, rows)):
+        if index % jobs == share:
+            try:
+                with sweep.install(candidate), use("triton"):
+                    sweep.operation(*sweep.inputs)
+            except Exception as error:
+                require_device(f"{sweep.name}, {_plain(candidate)}", error)
+
+
+def candidates(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[tuple[Sweep, Any]]:
+    """What is to be timed and has no row."""
+    for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
+        for sweep in sweeps(options):
+            if any(text in sweep.name for text in options.only):
+                known = [row["tile"] for row in rows if row["sweep"] == sweep.name]
+                yield from ((sweep, c) for c in sweep.candidates if _plain(c) not in known)
+
+
 def _plain(candidate: Any) -> Any:
     """As JSON gives it back."""
     return list(candidate) if isinstance(candidate, tuple) else candidate
 
 
-def time_all(options: argparse.Namespace, rows: list[dict[str, Any]]) -> bool:
-    """Adds to `rows` what is not in it yet, and writes them after every sweep; False if time ran out."""
-    end = time.monotonic() + 60 * options.minutes
+def time_all(options: argparse.Namespace, rows: list[dict[str, Any]], started: float | None = None) -> bool:
+    """Adds to `rows` what is not in it yet, and writes them after every candidate; False if time ran out."""
+    end = (time.monotonic() if started is None else started) + 60 * options.minutes
     rows[:] = [row for row in rows if row["ms"] is not None or refused(row["note"])]
-    for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
-        for sweep in sweeps(options):
-            if not any(text in sweep.name for text in options.only):
-                continue
-            known = [row["tile"] for row in rows if row["sweep"] == sweep.name]
-            for candidate in sweep.candidates:
-                if time.monotonic() > end:
-                    return False
-                if _plain(candidate) not in known:
-                    rows.append(time_one(sweep, candidate, options.repetitions))
-                    write(options, rows)
-            show([row for row in rows if row["sweep"] == sweep.name])
-    return True
+    complete = True
+    for sweep, candidate in candidates(options, rows):
+        if time.monotonic() > end:
+            complete = False
+            break
+        rows.append(time_one(sweep, candidate, options.repetitions))
+        write(options, rows)
+    for name in dict.fromkeys(row["sweep"] for row in rows):
+        show([row for row in rows if row["sweep"] == name])
+    return complete
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -262,8 +296,7 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if options.out:
         shape = {"head_dim": options.head_dim, "length": options.length, "dropout": options.dropout}
         written = {"environment": options.environment, **shape, "results": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        replace_text(options.out, json.dumps(written, indent=1) + "\n")
 
 
 def read(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -285,17 +318,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops; call it again to go on")
+    parser.add_argument(
+        "--compile-first", action="store_true", help="in a process a core, before anything is timed"
+    )
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
     options.on_gpu = torch.cuda.is_available()
     options.device = "cuda" if options.on_gpu else "cpu"
     options.dtype = torch.bfloat16 if options.on_gpu else torch.float32
     use_device(torch.device(options.device))
     if not options.on_gpu:
         print("No GPU: tiny shapes, to check this program; the figures say nothing about the tiles.")
+    if options.share:
+        options.environment = environment(options.device, {})
+        compile_share(options, read(options))
+        return
+    started = time.monotonic()
+    if options.compile_first:
+        compile_first(given, started + 60 * options.minutes)
     clocks = clocks_under_load(options.device) if options.on_gpu else {}
     options.environment = environment(options.device, clocks)
-    if not time_all(options, read(options)):
+    if not time_all(options, read(options), started):
         print(f"stopped after {options.minutes} minutes; the same command goes on")
 
 

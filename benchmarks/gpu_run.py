@@ -1,0 +1,233 @@
+"""A GPU that is there for minutes: what is worth most first, and nothing lost when it goes.
+
+    python -m benchmarks gpu --minutes 9 --out FOLDER [--archive FILE.tar.gz]
+
+Runs `gpu_pieces.PIECES` in their order, each as a process with a limit of its own and never longer than what is
+left of the minutes; a piece that would not fit is left out, and said to be. Called again with the same folder
+it goes on: what was never begun or was ended in the midst first, what failed last. After every piece the folder
+holds `summary.md` (a page: what ran, what is wrong, what is left, what to type next), the same as
+`summary.json`, a result and a log for each piece. `--archive` keeps the folder as one file, too, written anew
+after every piece; with it and no folder, on another machine, say, the folder is unpacked first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_summary
+from benchmarks.gpu_pieces import PIECES, Piece
+
+ROOT = Path(__file__).parent.parent
+RESERVE = 6.0
+"""Seconds that the end takes: a piece's processes, the summary, the archive."""
+GRACE = 3.0
+"""Seconds between asking a piece to end and ending it."""
+SETTLED = ("done", "faults")
+"""States of a piece that is not run again."""
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0",
+}  # fmt: skip
+"""Nothing asks a network, which may hang where there is none; what is printed is there when the end comes."""
+
+Start = Callable[[list[str], Path, float], int | None]
+"""(command, log, seconds) -> exit status, None if it was ended."""
+
+
+@dataclass
+class Run:
+    """A folder, what has become of each piece in it, and the seconds there are."""
+
+    folder: Path
+    seconds: float
+    archive: Path | None = None
+    pieces: Sequence[Piece] = PIECES
+    clock: Callable[[], float] = time.monotonic
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+        self.command = f"python3 -m benchmarks gpu --minutes {self.seconds / 60:g} --out {self.folder}"
+        self.command += f" --archive {self.archive}" if self.archive else ""
+        if self.archive and self.archive.exists() and not self.folder.exists():
+            _unpack(self.archive, self.folder)
+        self.folder = self.folder.absolute()  # pieces run in the project's folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "summary.json"
+        if path.exists():
+            self.states = json.loads(path.read_text(encoding="utf-8"))["pieces"]
+        for state in self.states.values():
+            if state["state"] == "running":  # the machine was gone, or this command was ended
+                state["state"] = "stopped"
+
+    @property
+    def left(self) -> float:
+        """Seconds for pieces."""
+        return self.seconds - RESERVE - (self.clock() - self.started)
+
+    def state(self, piece: Piece) -> str:
+        """Of a piece, "" if it was never begun."""
+        return str(self.states.get(piece.name, {}).get("state", ""))
+
+    def keep(self) -> None:
+        """Writes what is known: the summary, and the archive."""
+        gpu_summary.write(self.folder, self.states, self.pieces, self.command)
+        if self.archive:
+            _pack(self.folder, self.archive)
+
+
+def run_pieces(run: Run, start: Start) -> None:
+    """Everything that is not settled and fits."""
+    for piece in in_order(run):
+        if piece.needs and shutil.which(piece.needs) is None:
+            run.states[piece.name] = {"state": "left out", "why": f"{piece.needs} is not installed"}
+        elif run.left < piece.seconds:
+            if run.state(piece) in ("", "left out"):
+                why = f"takes about {piece.seconds} s, {max(0, run.left):.0f} were left"
+                run.states[piece.name] = {"state": "left out", "why": why}
+        else:
+            run_piece(run, piece, start)
+    run.keep()
+
+
+def in_order(run: Run) -> list[Piece]:
+    """What is not settled, as it is worth; what failed, or would begin anew and be stopped again, last."""
+    left = [piece for piece in run.pieces if run.state(piece) not in SETTLED]
+
+    def tried(piece: Piece) -> bool:
+        return run.state(piece) == "failed" or (run.state(piece) == "stopped" and not piece.resumes)
+
+    return sorted(left, key=tried)
+
+
+def run_piece(run: Run, piece: Piece, start: Start) -> None:
+    """Runs one and writes down what became of it."""
+    limit, log = min(float(piece.limit), run.left), run.folder / f"{piece.name}.log"
+    before = _changed(run.folder / piece.result)
+    took = run.states.get(piece.name, {}).get("seconds", 0.0)
+    run.states[piece.name] = {"state": "running", "seconds": took}
+    run.keep()
+    print(f"[{run.clock() - run.started:4.0f} s] {piece.name}: {piece.about}, {limit:.0f} s at most", flush=True)
+    began = run.clock()
+    status = start(piece.command(str(run.folder), limit), log, limit)
+    took += run.clock() - began
+    new = _changed(run.folder / piece.result) != before
+    run.states[piece.name] = {"state": outcome(piece, status, new), "seconds": round(took, 1), "status": status}
+    run.keep()
+    found = gpu_summary.digest(run.folder, piece)
+    print(
+        f"[{run.clock() - run.started:4.0f} s] {piece.name}: {run.state(piece)}",
+        *found[:3],
+        sep="\n    ",
+        flush=True,
+    )
+
+
+def outcome(piece: Piece, status: int | None, new: bool) -> str:
+    """What an exit status means.
+
+    Returns:
+        "done"; "faults": it came to its end and found something wrong; "stopped" by its limit; "failed".
+    """
+    if status is None:
+        return "stopped"
+    if status == 0:
+        return "done"
+    return "faults" if status == 1 and (piece.judges or (new and not piece.resumes)) else "failed"
+
+
+def start_process(command: list[str], log: Path, seconds: float) -> int | None:
+    """Runs a command in a group of its own, which ends as a whole; what it prints is added to the log."""
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=os.environ | OFFLINE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            output.write(f"ended after {seconds:.0f} s\n".encode())
+            return None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The process and all that it has started."""
+    for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(wait if number == signal.SIGKILL or process.poll() is None else 0.1)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    """The folder as one file; without working folders, which may be large."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(archive.name + ".part")
+    with tarfile.open(part, "w:gz", compresslevel=3) as packed:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path != part and path != archive:
+                packed.add(path, path.name)
+    part.replace(archive)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with tarfile.open(archive) as packed:
+        for member in packed.getmembers():
+            if member.isfile() and Path(member.name).name == member.name:
+                source = packed.extractfile(member)
+                if source is not None:
+                    (folder / member.name).write_bytes(source.read())
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """SIGTERM becomes an exception, so that no process stays behind and what is known is written."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit("ended by a signal; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(minutes: float, folder: Path, archive: Path | None) -> int:
+    """Spend the minutes; 1 if something was found wrong or failed."""
+    run = Run(folder, 60 * minutes, archive)
+    with _ends_in_order():
+        try:
+            run_pieces(run, start_process)
+        except BaseException:
+            for state in run.states.values():
+                if state["state"] == "running":
+                    state["state"] = "stopped"
+            run.keep()
+            raise
+    print((folder / "summary.md").read_text(encoding="utf-8"))
+    return int(any(state["state"] in ("faults", "failed") for state in run.states.values()))

@@ -1,0 +1,211 @@
+"""One page about a folder of `gpu_run`: what ran, what is wrong, the figures, what is left, what to type next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import is_baseline
+from benchmarks.gpu_pieces import Piece
+from benchmarks.harness import replace_text, whole_rows
+
+States = dict[str, dict[str, Any]]
+ERRORS, LINES = 12, 6
+"""Lines about one piece's faults, and of one log's end."""
+WORDS = {
+    "done": "ran", "faults": "ran, and found something wrong", "stopped": "ended in the midst", "failed": "failed",
+    "left out": "left out", "running": "running", "": "not begun",
+}  # fmt: skip
+
+
+def write(folder: Path, states: States, pieces: Sequence[Piece], command: str) -> None:
+    """`summary.json` and `summary.md`, each in place of the one that is there."""
+    digests = {piece.name: digest(folder, piece) for piece in pieces if piece.name in states}
+    facts = {"pieces": states, "digests": digests, "command": command}
+    replace_text(folder / "summary.json", json.dumps(facts, indent=1) + "\n")
+    replace_text(folder / "summary.md", page(folder, states, pieces, command, digests))
+
+
+def page(
+    folder: Path, states: States, pieces: Sequence[Piece], command: str, digests: dict[str, list[str]]
+) -> str:
+    """The page."""
+    known = [(piece, states.get(piece.name, {})) for piece in pieces]
+    lines = ["# What ran on the GPU", "", *_machine(folder), "", "| piece | | seconds |", "|---|---|---|"]
+    for piece, state in known:
+        why = f": {state['why']}" if "why" in state else ""
+        took = f"{state['seconds']:.0f}" if "seconds" in state else f"({piece.seconds} predicted)"
+        lines.append(f"| {piece.name} | {WORDS[state.get('state', '')]}{why} | {took} |")
+    for piece, state in known:
+        found = digests.get(piece.name, [])
+        if state.get("state") in ("failed", "stopped"):
+            found = [*found, *_end_of_log(folder / f"{piece.name}.log")]
+        if found:
+            lines += ["", f"## {piece.name}: {piece.about}", "", "```", *found, "```"]
+    left = [piece for piece, state in known if state.get("state") not in ("done", "faults")]
+    lines += ["", "## What is left", ""]
+    if left:
+        seconds = sum(piece.seconds for piece in left)
+        lines += [
+            f"{len(left)} pieces, {seconds / 60:.0f} minutes or more as predicted. The same command goes on:", "",
+            f"    {command}",
+        ]  # fmt: skip
+    else:
+        lines.append("Nothing.")
+    return "\n".join(lines) + "\n"
+
+
+def _machine(folder: Path) -> list[str]:
+    facts = _json(folder / "facts.json")
+    where = facts.get("environment")
+    if not isinstance(where, dict):
+        return ["The machine is not known."]
+    versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items() if version)
+    clocks = where.get("clocks_under_load", {})
+    kernels = facts.get("kernels")
+    best = facts.get("ceilings")
+    rates = (
+        f" A large copy moves {best['bytes_per_second'] / 1e12:.2f} TB/s, a product makes "
+        f"{best['operations_per_second'] / 1e12:.0f} TFLOP/s."
+        if isinstance(best, dict)
+        else ""
+    )
+    return [
+        f"{where.get('device')}, {clocks.get('clocks.sm')} under load, driver {clocks.get('driver_version')}; "
+        f"{versions}; commit {where.get('commit')}.{rates} Kernels: "
+        f"{kernels.get('triton') if isinstance(kernels, dict) else kernels}."
+    ]
+
+
+def digest(folder: Path, piece: Piece) -> list[str]:
+    """What its result says, in lines; nothing if there is none, or it cannot be read."""
+    path = folder / piece.result
+    try:
+        if piece.suffix == ".jsonl":
+            return _about_rows(whole_rows(path))
+        found = _json(path) or _json(path.with_suffix(".part"))
+        return next((lines for read in READERS if (lines := read(found))), [])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"{path.name} cannot be read here: {type(error).__name__}: {error}"]
+
+
+def _about_rows(rows: list[dict[str, Any]]) -> list[str]:
+    tests = {}
+    for row in rows:
+        if "test" in row and (row["outcome"] != "begun" or row["test"] not in tests):
+            tests[row["test"]] = row
+    if tests:
+        return _about_tests(tests, max((row.get("collected", 0) for row in rows), default=0))
+    checks = {(row["kernel"], row["dtype"]): row for row in rows if "kernel" in row}
+    if checks:
+        return _about_checks(checks)
+    measured = [row for row in rows if "tokens_per_second" in row]
+    return [f"{row['piece']}: {row['tokens_per_second']['median']:,.0f} tokens/s" for row in measured]
+
+
+def _about_tests(tests: dict[str, dict[str, Any]], collected: int) -> list[str]:
+    counts = [
+        f"{sum(row['outcome'] == name for row in tests.values())} {name}"
+        for name in ("passed", "failed", "skipped")
+    ]
+    failed = [f"{name}: {row['line']}" for name, row in tests.items() if row["outcome"] == "failed"]
+    return [f"{', '.join(counts)}, of {collected}", *_some(failed)]
+
+
+def _about_checks(checks: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    wrong = [
+        f"WRONG {kernel}, {dtype}: {row['problem']}" for (kernel, dtype), row in checks.items() if row["problem"]
+    ]
+    slowest = max(checks.values(), key=lambda row: row["seconds"] or 0.0)
+    return [
+        f"{len(checks) - len(wrong)} of {len(checks)} are right; the slowest first call, {slowest['kernel']}, "
+        f"took {slowest['seconds']} s",
+        *_some(wrong),
+    ]
+
+
+def _about_comparisons(found: dict[str, Any]) -> list[str]:
+    """`harness.write_report`."""
+    return [
+        f"{row['figure']}: {row['ours']['median']:,.0f} {row['unit']}, "
+        f"{row['ratio']['median']:.2f} times {row['peer']}"
+        for row in found.get("comparisons", [])
+    ]
+
+
+def _about_kernels(found: dict[str, Any]) -> list[str]:
+    """`kernel_report`: ours, and the fastest of the others, by case."""
+    rows = [row for row in found.get("results", []) if isinstance(row, dict) and "contender" in row]
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        timed = {
+            row["contender"]: row["timing"]["milliseconds"]
+            for row in rows
+            if row["case"] == case and row["timing"]
+        }
+        ours = {name: time for name, time in timed.items() if is_baseline(name)}
+        others = {name: time for name, time in timed.items() if not name.startswith("ours")}
+        if ours:
+            name, time = next(iter(ours.items()))
+            share = next(row["of_ceiling"] for row in rows if row["case"] == case and row["contender"] == name)
+            best = min(others, key=lambda other: others[other], default=None)
+            than = f", {others[best] / time:.2f} times as fast as {best}" if best else ""
+            lines.append(f"{case}: {time:.3f} ms{than}" + (f", {share:.0%} of the ceiling" if share else ""))
+    faults = [f"{row['case']}, {row['contender']}: {row['note']}" for row in rows if row["timing"] is None]
+    return [*lines, *_some(faults)]
+
+
+def _about_finetuning(found: dict[str, Any]) -> list[str]:
+    """`bench_finetune`."""
+    results = found.get("results", {})
+    return [
+        f"{what}: {row['ways']['ours']['tokens_per_second']:,.0f} tokens/s, "
+        + ", ".join(f"{ratio:.2f} times {way}" for way, ratio in row["speedups"].items())
+        for what, row in (results.items() if isinstance(results, dict) else ())
+    ]
+
+
+def _about_tiles(found: dict[str, Any]) -> list[str]:
+    """`tune`: the best beside the present tile, which is tried first."""
+    rows = [row for row in found.get("results", []) if isinstance(row, dict) and "sweep" in row]
+    lines = []
+    for sweep in dict.fromkeys(row["sweep"] for row in rows):
+        timed = [row for row in rows if row["sweep"] == sweep and row["ms"] is not None]
+        if timed:
+            best = min(timed, key=lambda row: row["ms"])
+            lines.append(
+                f"{sweep}: best {best['tile']} {best['ms']:.4f} ms, "
+                f"first {timed[0]['tile']} {timed[0]['ms']:.4f} ms"
+            )
+    return lines
+
+
+def _about_stages(found: dict[str, Any]) -> list[str]:
+    """`bench_step`."""
+    return [f"{name}: {row['milliseconds']} ms" for name, row in found.get("stages", {}).items()]
+
+
+READERS: tuple[Callable[[dict[str, Any]], list[str]], ...] = (
+    _about_comparisons, _about_tiles, _about_kernels, _about_finetuning, _about_stages,
+)  # fmt: skip
+
+
+def _some(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= ERRORS else [*lines[:ERRORS], f"and {len(lines) - ERRORS} more"]
+
+
+def _end_of_log(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line[:300] for line in text.rstrip().split("\n")[-LINES:]]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut off
+        return {}
+    return found if isinstance(found, dict) else {}

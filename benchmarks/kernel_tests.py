@@ -1,0 +1,129 @@
+"""The tests that need a GPU, the most telling first, in a process a core; a row for each test as it ends.
+
+    python -m benchmarks.kernel_tests --out FILE.jsonl [--others] [--jobs 16] [-- MORE FOR PYTEST]
+
+`make test-gpu` for a machine that may be gone in minutes: needs pytest and no plugin, ends no run because a
+process crashed or a test hangs, and goes on, called again, with the tests that have no outcome
+(`benchmarks/pytest_rows.py`). `--others`: of the files that are not about kernels, the tests that need a GPU.
+Exit status 0: all passed; 1: some failed; 3: not all were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.harness import add_row
+from benchmarks.kernel_report import in_a_line
+from benchmarks.pytest_rows import LOST, collected, outcomes
+
+ROOT = Path(__file__).parent.parent
+KERNELS = (
+    "every_kernel", "attention_gpu", "attention", "mlm_head", "layer_norm", "sample_replace", "rtd_loss",
+    "bias_gelu", "embedding_layer_norm", "attention_contract", "rng",
+)  # fmt: skip
+"""Files of `make test-gpu`, but for the one that compiles without a GPU."""
+OTHERS = ("engine", "training", "optim", "finetune")
+"""Files with tests that are marked `gpu`."""
+TEST_SECONDS = 100.0
+"""A test that takes longer hangs."""
+NOT_ALL = 3
+
+
+def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
+    """How pytest is started: whatever plugins there are, none is needed, and none shares the tests out."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_rows", "--rows", str(out),
+             "--claims", str(claims), "-p", "no:cacheprovider", "-p", "no:xdist",
+             "--continue-on-collection-errors", "--tb=short"]  # fmt: skip
+    return [*words, *extra, *paths]
+
+
+def jobs_here() -> int:
+    """A process a core, as most of a kernel's test is its compilation; a GPU in exclusive mode takes one."""
+    words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
+    try:
+        mode = subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(in_a_line(error))
+        mode = ""
+    return 1 if "exclusive" in mode.lower() else min(16, os.cpu_count() or 1)
+
+
+def run(words: list[str], out: Path) -> None:
+    """A pytest until nothing is left to take: again behind a test that lost the GPU, crashed or hung."""
+    while True:
+        since, process = time.time(), subprocess.Popen(words, cwd=ROOT)
+        while (status := process.poll()) is None:
+            time.sleep(0.5)
+            if time.time() - min(_begun_by(out, process.pid, since).values(), default=time.time()) > TEST_SECONDS:
+                process.kill()
+        crashed = _begun_by(out, process.pid, since)
+        for name in crashed:
+            line = f"the process ended in it, with status {status} (-9: it took more than {TEST_SECONDS:.0f} s)"
+            add_row(out, {"test": name, "outcome": "failed", "seconds": None, "line": line, "text": ""})
+        if not crashed and status != LOST:  # all are taken, or it does not even start
+            return
+
+
+def _begun_by(out: Path, pid: int, since: float) -> dict[str, float]:
+    """Test -> when it was begun, of those that have not ended."""
+    begun = {name: row for name, row in outcomes(out).items() if row["outcome"] == "begun"}
+    return {name: row["at"] for name, row in begun.items() if row["pid"] == pid and row["at"] >= since}
+
+
+def run_all(out: Path, paths: Sequence[str], jobs: int, extra: Sequence[str]) -> None:
+    """`jobs` processes share the tests that have no outcome."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="claims-") as claims, ThreadPoolExecutor(jobs) as pool:
+        words = command(out, Path(claims), paths, extra)
+        list(pool.map(lambda _: run(words, out), range(jobs)))
+
+
+def show(out: Path) -> str:
+    """Counts, and a line for each test that failed."""
+    rows = outcomes(out).values()
+    counts = {
+        name: sum(row["outcome"] == name for row in rows) for name in ("passed", "failed", "skipped", "begun")
+    }
+    failed = [f"{row['test']}: {row['line']}" for row in rows if row["outcome"] == "failed"]
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return "\n".join([f"{counted}, of {collected(out)}", *failed])
+
+
+def status(out: Path) -> int:
+    """What the rows say."""
+    found = {name: row["outcome"] for name, row in outcomes(out).items()}
+    ended = [name for name, outcome in found.items() if outcome != "begun" and "::" in name]  # others are files
+    if not ended or len(ended) < collected(out):
+        return NOT_ALL
+    return int("failed" in found.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what has no outcome."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--others", action="store_true")
+    parser.add_argument("--jobs", type=int, default=0, help="processes (default: as the GPU and the cores take)")
+    parser.add_argument("pytest", nargs="*", help="more for pytest, after --")
+    options = parser.parse_args(arguments)
+    if importlib.util.find_spec("pytest") is None:
+        print("pytest is not installed: no tests")
+        return NOT_ALL
+    paths = [f"tests/test_{name}.py" for name in (OTHERS if options.others else KERNELS)]
+    extra = [*(["-m", "gpu"] if options.others else []), *options.pytest]
+    run_all(options.out.absolute(), paths, options.jobs or jobs_here(), extra)
+    print(show(options.out))
+    return status(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Each kernel beside its twin, a row each: right, wrong, not compiled, or the end of its process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from electra_kernels import attention_triton, bias_gelu_triton, mlm_head_triton
+from kernel_helpers import INTERPRETED
+
+from benchmarks import gpu_facts, kernel_checks
+from benchmarks.kernel_check_cases import operations
+from benchmarks.kernel_checks import BEGUN, Lost, check, in_this_process, known, show
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels on CPU tensors, by Triton's interpreter")
+CPU, FP32 = torch.device("cpu"), torch.float32
+
+
+@pytest.mark.parametrize("name", operations(CPU))
+def test_right_kernels_are_right(name: str) -> None:
+    row = check(name, FP32, CPU)
+    assert row["problem"] is None and not row["error"] and row["seconds"] > 0
+
+
+def test_a_wrong_kernel_is_told_by_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bias_gelu_triton.forward.direct
+    monkeypatch.setattr(bias_gelu_triton.forward, "direct", lambda *inputs: right(*inputs) * 1.1)
+    assert check("bias_gelu", FP32, CPU)["problem"].startswith("result 0 is off by")
+
+
+def test_other_words_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = mlm_head_triton.forward.direct
+
+    def others(*inputs: object) -> object:
+        loss, words, *rest = right(*inputs)
+        return (loss, words.flip(0), *rest)
+
+    monkeypatch.setattr(mlm_head_triton.forward, "direct", others)
+    assert "of the words are drawn otherwise" in check("mlm_head", FP32, CPU)["problem"]
+
+
+def test_what_does_not_compile_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("at 12:8:\n    acc += tl.dot(a, b)\n           ^\nthe compiler's own words")
+
+    monkeypatch.setattr(attention_triton.forward, "direct", refused)
+    row = check("attention short", FP32, CPU)
+    assert row["problem"] == "RuntimeError: at 12:8:" and "the compiler's own words" in row["error"]
+    assert row["seconds"] is None
+
+
+def test_a_lost_gpu_and_a_process_that_ended_leave_the_rest_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "checks.jsonl"
+    begun = {"kernel": "embedding", "dtype": "float32", "problem": BEGUN, "error": "", "seconds": None}
+    out.write_text(json.dumps(begun) + '\n{"kernel": "cut o')  # by a process that is gone
+    out.write_text(out.read_text() + "\n")
+
+    def lost(name: str, dtype: torch.dtype, device: torch.device) -> None:
+        raise Lost("an illegal access; after it the GPU computes nothing more", "text")
+
+    monkeypatch.setattr(kernel_checks, "check", lost)
+    assert in_this_process("embedding", out, CPU) == 1
+    rows = known(out)
+    assert rows[("embedding", "float32")]["problem"] == BEGUN, "not tried again"
+    assert "an illegal access" in rows[("embedding", "float16")]["problem"]
+    assert show(list(rows.values())).startswith(
+        "0 of 2 kernels and models are right\nembedding, float32: the process"
+    )
+    assert in_this_process("embedding", out, CPU) == 0, "nothing is left"
+
+
+def test_processes_go_on_behind_one_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the interpreter that ends in its first case."""
+    out, stand_in = tmp_path / "checks.jsonl", tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -gt 1 ]\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(kernel_checks.sys, "executable", str(stand_in))
+    kernel_checks.in_processes(["embedding"], out, CPU, jobs=1, seconds=60)
+    assert (tmp_path / "calls").read_text().count("x") == 2
+    stand_in.write_text("#!/bin/sh\nsleep 60\n")
+    kernel_checks.in_processes(["embedding"], out, CPU, jobs=1, seconds=0.5)  # hangs, and is ended
+
+
+def test_a_model_that_the_kernels_are_not_used_for_is_not_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_checks.dispatch, "gpu_problem", lambda *_: "no compiler")
+    row = kernel_checks.check_model("pre-training", FP32, CPU)
+    assert row["problem"] == "the kernels are not used: no compiler"
+
+
+def test_facts_are_kept_though_a_question_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("no nvidia-smi\nmore")
+
+    monkeypatch.setattr(gpu_facts, "clocks_under_load", fails)
+    gpu_facts.main(["--out", str(tmp_path / "facts.json")])
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["environment"] == "RuntimeError: no nvidia-smi"
+    assert facts["packages"]["pytest"] and "triton" in facts["kernels"] and facts["ceilings"] is None
