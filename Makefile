@@ -2,21 +2,24 @@
 #   make demo     the whole story, in minutes           make test     the test suite
 #   make check    lint, format, types                   make test-ptx: the compiled kernels, without a GPU
 #                                                       make test-gpu, bench-kernels, tune: with an NVIDIA GPU
+# `make test-gpu VENV=`, and so with the other targets for a GPU: no set-up, the python3 at hand (PYTHON) as it is.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(if $(VENV),$(VENV)/.ready)
+PY := $(if $(VENV),$(BIN)/python,$(PYTHON))
 DEMO_OUT ?= demo
+OUT ?= build/gpu
 TEST_JOBS ?= auto
 # Most of a kernel's test on a GPU is its compilation, which is the host's work.
 # A GPU in exclusive mode takes one process. Tests of tensors of gigabytes are one group, so never run beside each other.
 GPU_JOBS ?= $(shell nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>/dev/null | grep -qi exclusive && echo 1 || echo 8)
-GPU_PYTEST = $(BIN)/python -m pytest -n $(GPU_JOBS) --dist loadgroup
+GPU_PYTEST = $(PY) -m pytest $$($(PY) -c "import xdist" 2>/dev/null && echo "--dist loadgroup -n $(GPU_JOBS)")
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,rng attention attention_contract mlm_head sample_replace rtd_loss layer_norm \
 	bias_gelu embedding_layer_norm every_kernel compile_report))
 GPU_TESTS := tests/test_attention_gpu.py
-NEEDS_GPU := $(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
-NEEDS_GPU += && $(BIN)/python -c "import sys, torch; from electra_kernels.dispatch import gpu_problem; sys.exit(gpu_problem(torch.device('cuda'), torch.bfloat16) and 1)"
+NEEDS_GPU := $(PY) -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'this target needs a CUDA device')"
+NEEDS_GPU += && $(PY) -c "import sys, torch; from electra_kernels.dispatch import gpu_problem; sys.exit(gpu_problem(torch.device('cuda'), torch.bfloat16) and 1)"
 
 .PHONY: docs setup demo test check test-gpu test-elsewhere sanitize test-triton-oldest test-ptx compile-report bench-gpu bench-kernels tune clean
 
@@ -26,7 +29,7 @@ setup: $(READY)
 # other; a CPU build brings none. So neither stands in constraints.txt.
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0; platform_system == 'Linux'
-$(READY): setup.py pyproject.toml constraints.txt
+$(or $(READY),.venv/.ready): setup.py pyproject.toml constraints.txt
 	@test -d $(VENV) || { echo "setting up $(VENV) (once, a few minutes)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install -q --upgrade pip
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
@@ -65,7 +68,7 @@ test-elsewhere: $(READY)
 sanitize: $(READY)
 	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer (CUDA toolkit) is not on the path: skipped"; exit 0; } && \
 	status=0; for tool in memcheck racecheck; do \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/kernel_calls.py || status=1; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PY) tests/kernel_calls.py || status=1; \
 	done; exit $$status
 
 # The oldest Triton that is supported lies in a folder that comes first on the path; everything else is the
@@ -97,19 +100,20 @@ compile-report: $(READY)
 # Results of these two: benchmarks/results/gpu/*.json, beside the tables they print.
 tune: $(READY)
 	@$(NEEDS_GPU)
-	@$(BIN)/python -m benchmarks.tune --out benchmarks/results/gpu/tune.json
+	@$(PY) -m benchmarks.tune --compile-first --out benchmarks/results/gpu/tune.json
 
 # Each kernel against its twin and the strongest peers; needs a CUDA device.
 bench-kernels: $(READY)
 	@$(NEEDS_GPU)
 	@status=0; for name in attention mlm_head sample_replace rtd_loss layer_norm bias_gelu; do \
-		$(BIN)/python -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || status=1; \
+		$(PY) -m benchmarks.bench_$$name --out benchmarks/results/gpu/$$name.json || status=1; \
 	done; exit $$status
 
 # Everything that needs a GPU, in pieces below nine minutes, the most valuable first; again goes on where it stopped.
 # CORPUS=DATA: a prepared corpus for the learning study (default: the docstrings on the machine).
+# MINUTES=9: what a GPU is best used for in so many minutes, its tests included, into OUT.
 bench-gpu: $(READY)
-	@$(BIN)/python -m benchmarks gpu --device cuda $(if $(CORPUS),--corpus $(CORPUS))
+	@$(PY) -m benchmarks gpu $(if $(MINUTES),--minutes $(MINUTES) --out $(OUT),--device cuda $(if $(CORPUS),--corpus $(CORPUS)))
 
 # The documentation as a site without network: site/index.html.
 docs: $(READY)

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -218,6 +219,20 @@ def test_the_catalogue_is_whole() -> None:
     """Everything that has something to do on a GPU, but for what needs a corpus."""
     modules = {piece.words[2] for piece in PIECES}
     assert {b.module for b in BY_NAME.values() if b.gpu is not None and not b.needs_corpus} <= modules
+
+
+@pytest.mark.parametrize("target", ["bench-kernels", "tune", "bench-gpu", "test-gpu"])
+def test_without_an_environment_make_takes_the_python_at_hand(target: str, tmp_path: Path) -> None:
+    """A stand-in for it, since make starts recipes that call make even where it is only to print them."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/words\n')
+    python.chmod(0o755)
+    words = ["make", target, "VENV=", f"PYTHON={python}", "MINUTES=9"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    started = (tmp_path / "words").read_text()
+    assert done.returncode == 0 and ".venv" not in done.stdout + done.stderr + started
+    expected = {"test-gpu": "--dist loadgroup -n", "bench-gpu": "gpu --minutes 9 --out build/gpu"}
+    assert expected.get(target, "-m benchmarks.") in started
 
 
 @pytest.mark.parametrize("words", [["attention", "--minutes", "9"], ["gpu", "--minutes", "0"]])
