@@ -39,7 +39,8 @@ def facts(device: str) -> dict[str, Any]:
     """Question -> answer, or in a line why there is none."""
     questions: dict[str, Callable[[], Any]] = {
         "kernels": electra_kernels.available,
-        "environment": lambda: environment(device, clocks_under_load(device)),
+        "environment": lambda: environment(device, {}),
+        "clocks_under_load": lambda: clocks_under_load(device),
         "ceilings": lambda: asdict(best) if (best := ceilings(device)) else None,
         "gpu": lambda: _gpu(device),
         "nvidia_smi": lambda: _printed(["nvidia-smi"]),

@@ -91,7 +91,7 @@ def run_pieces(run: Run, start: Start) -> None:
     """Everything that is not settled and fits."""
     for piece in in_order(run):
         if piece.needs and shutil.which(piece.needs) is None:
-            run.states[piece.name] = {"state": "left out", "why": f"{piece.needs} is not installed"}
+            run.states[piece.name] = {"state": "absent", "why": f"{piece.needs} is not installed"}
         elif run.left < piece.seconds:
             if run.state(piece) in ("", "left out"):
                 why = f"takes about {piece.seconds} s, {max(0, run.left):.0f} were left"

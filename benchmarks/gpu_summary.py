@@ -16,7 +16,7 @@ ERRORS, LINES = 12, 6
 """Lines about one piece's faults, and of one log's end."""
 WORDS = {
     "done": "ran", "faults": "ran, and found something wrong", "stopped": "ended in the midst", "failed": "failed",
-    "left out": "left out", "running": "running", "": "not begun",
+    "left out": "left out", "absent": "cannot run", "running": "running", "": "not begun",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def page(
             found = [*found, *_end_of_log(folder / f"{piece.name}.log")]
         if found:
             lines += ["", f"## {piece.name}: {piece.about}", "", "```", *found, "```"]
-    left = [piece for piece, state in known if state.get("state") not in ("done", "faults")]
+    left = [piece for piece, state in known if state.get("state") not in ("done", "faults", "absent")]
     lines += ["", "## What is left", ""]
     if left:
         seconds = sum(piece.seconds for piece in left)
@@ -63,7 +63,7 @@ def _machine(folder: Path) -> list[str]:
     if not isinstance(where, dict):
         return ["The machine is not known."]
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items() if version)
-    clocks = where.get("clocks_under_load", {})
+    clocks = facts["clocks_under_load"] if isinstance(facts.get("clocks_under_load"), dict) else {}
     kernels = facts.get("kernels")
     best = facts.get("ceilings")
     rates = (

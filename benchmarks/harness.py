@@ -202,6 +202,16 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def processes() -> int:
+    """How many may share the GPU: one a core, for what compiles most of its time; one in exclusive mode."""
+    words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
+    try:
+        mode = subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):  # no such program
+        mode = ""
+    return 1 if "exclusive" in mode.lower() else min(16, os.cpu_count() or 1)
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A file of JSON lines in place of the one that is there."""
     replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))

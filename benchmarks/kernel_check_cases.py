@@ -78,7 +78,7 @@ def _sample(rows: int, vocabulary: int, device: torch.device) -> Operation:
     ids, positions = _ids(4 * rows, vocabulary, device), torch.arange(0, 4 * rows, 4, device=device)
 
     def run(logits: Tensor) -> tuple[Tensor, ...]:
-        return (sample_and_replace(logits, ids, positions, seed=_seed(device)).corrupted_ids_T,)
+        return (sample_and_replace(logits, ids, positions, seed=_seed(device)).sampled_ids_M,)
 
     return Operation(((rows, vocabulary),), run, gradients=False)
 
@@ -116,9 +116,9 @@ def _embedding(tokens: int, vocabulary: int, size: int, device: torch.device) ->
     return Operation((*((upper, size) for upper in uppers), (size,), (size,)), run)
 
 
-def operations(device: torch.device) -> dict[str, Callable[[], Operation]]:
-    """Name -> operation, by itself in a process; tiny where Triton's interpreter runs it."""
-    if device.type != "cuda":
+def operations(device: torch.device, tiny: bool | None = None) -> dict[str, Callable[[], Operation]]:
+    """Name -> operation, by itself in a process; by default tiny on a CPU, where Triton's interpreter runs it."""
+    if device.type != "cuda" if tiny is None else tiny:
         return {
             "attention short": lambda: _attention([16, 9, 1], 16, DROPOUT, device),
             "mlm_head": lambda: _mlm(8, 140, 16, device),

@@ -29,7 +29,7 @@ import torch
 from electra_kernels import dispatch, use
 from electra_kernels.triton_support import DISTRUSTED, in_words
 
-from benchmarks.harness import add_row, use_device, whole_rows
+from benchmarks.harness import add_row, processes, use_device, whole_rows
 from benchmarks.kernel_check_cases import Computation, Working, operations
 from benchmarks.kernel_report import require_device
 from electra_core import cross_check
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     parser.add_argument("--only", nargs="+", default=[""], help="those whose name holds one of these texts")
-    parser.add_argument("--jobs", type=int, default=16, help="processes at a time")
+    parser.add_argument("--jobs", type=int, default=0, help="processes at a time (default: as many as may be)")
     parser.add_argument("--seconds", type=float, default=120.0, help="after which all are ended")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in every if any(text in name for text in options.only)]
     begun = {case for case, row in known(options.out).items() if row["problem"] == BEGUN}
     left = [name for name in names if any(case not in known(options.out) for case in every[name])]
-    in_processes(left, options.out, device, options.jobs, options.seconds)
+    in_processes(left, options.out, device, options.jobs or processes(), options.seconds)
     rows = list(known(options.out).values())
     print(show(rows))
     if begun:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import add_row
-from benchmarks.kernel_report import in_a_line
-from benchmarks.pytest_rows import LOST, collected, outcomes
+from benchmarks.harness import add_row, processes, whole_rows
 
 ROOT = Path(__file__).parent.parent
 KERNELS = (
@@ -36,6 +34,8 @@ OTHERS = ("engine", "training", "optim", "finetune")
 TEST_SECONDS = 100.0
 """A test that takes longer hangs."""
 NOT_ALL = 3
+LOST = 17
+"""Exit status of a process whose GPU is lost."""
 
 
 def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
@@ -46,15 +46,18 @@ def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] 
     return [*words, *extra, *paths]
 
 
-def jobs_here() -> int:
-    """A process a core, as most of a kernel's test is its compilation; a GPU in exclusive mode takes one."""
-    words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
-    try:
-        mode = subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        print(in_a_line(error))
-        mode = ""
-    return 1 if "exclusive" in mode.lower() else min(16, os.cpu_count() or 1)
+def outcomes(path: Path) -> dict[str, dict[str, Any]]:
+    """Test -> its row; of one that was begun and did not end, that row."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in whole_rows(path):
+        if "test" in row and (row["outcome"] != "begun" or found.get(row["test"], row)["outcome"] == "begun"):
+            found[row["test"]] = row
+    return found
+
+
+def collected(path: Path) -> int:
+    """How many tests there are in all, those of files that cannot be imported left out."""
+    return max((row["collected"] for row in whole_rows(path) if "collected" in row), default=0)
 
 
 def run(words: list[str], out: Path) -> None:
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOT_ALL
     paths = [f"tests/test_{name}.py" for name in (OTHERS if options.others else KERNELS)]
     extra = [*(["-m", "gpu"] if options.others else []), *options.pytest]
-    run_all(options.out.absolute(), paths, options.jobs or jobs_here(), extra)
+    run_all(options.out.absolute(), paths, options.jobs or processes(), extra)
     print(show(options.out))
     return status(options.out)
 

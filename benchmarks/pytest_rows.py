@@ -22,10 +22,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import add_row, whole_rows
+from benchmarks.harness import add_row
+from benchmarks.kernel_tests import LOST, outcomes
 
-LOST = 17
-"""Exit status of a process whose GPU is lost."""
 CHARACTERS = 3000
 
 
@@ -40,20 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--rows"):
         claims = config.getoption("--claims")
         config.pluginmanager.register(Rows(Path(path).absolute(), Path(claims) if claims else None), "rows")
-
-
-def outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    """Test -> its row; of one that was begun and did not end, that row."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in whole_rows(path):
-        if "test" in row and (row["outcome"] != "begun" or found.get(row["test"], row)["outcome"] == "begun"):
-            found[row["test"]] = row
-    return found
-
-
-def collected(path: Path) -> int:
-    """How many tests there are in all, those of files that cannot be imported left out."""
-    return max((row["collected"] for row in whole_rows(path) if "collected" in row), default=0)
 
 
 class Rows:

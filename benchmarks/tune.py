@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -51,7 +50,7 @@ from electra_kernels import sample_replace_triton as sampling
 from electra_kernels.operators import architecture
 from torch import Tensor
 
-from benchmarks.harness import replace_text, use_device
+from benchmarks.harness import processes, replace_text, use_device
 from benchmarks.kernel_report import clocks_under_load, environment, in_a_line, refused, require_device
 from benchmarks.kernel_timing import measure, with_gradients
 
@@ -232,7 +231,7 @@ def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
 
 def compile_first(given: Sequence[str], end: float) -> None:
     """Processes that compile the candidates, each its share, into the folder where Triton keeps them."""
-    jobs = min(16, os.cpu_count() or 1)
+    jobs = processes()
     command = [sys.executable, "-m", "benchmarks.tune", *given, "--share"]
     shares = [subprocess.Popen([*command, str(share), str(jobs)]) for share in range(jobs)]
     for process in shares:

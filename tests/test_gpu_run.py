@@ -324,8 +324,8 @@ def test_the_machine_stands_on_the_page(tmp_path: Path) -> None:
     facts = {
         "environment": {
             "device": "a GPU", "versions": {"torch": "2"}, "commit": "abc",
-            "clocks_under_load": {"clocks.sm": "1980 MHz", "driver_version": "580"},
         },
+        "clocks_under_load": {"clocks.sm": "1980 MHz", "driver_version": "580"},
         "ceilings": {"bytes_per_second": 4.3e12, "operations_per_second": 7.9e14}, "kernels": {"triton": "yes"},
     }  # fmt: skip
     (tmp_path / "facts.json").write_text(json.dumps(facts))

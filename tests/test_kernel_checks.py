@@ -98,5 +98,5 @@ def test_facts_are_kept_though_a_question_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(gpu_facts, "clocks_under_load", fails)
     gpu_facts.main(["--out", str(tmp_path / "facts.json")])
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert facts["environment"] == "RuntimeError: no nvidia-smi"
+    assert facts["clocks_under_load"] == "RuntimeError: no nvidia-smi" and "device" in facts["environment"]
     assert facts["packages"]["pytest"] and "triton" in facts["kernels"] and facts["ceilings"] is None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import kernel_tests
+from benchmarks import harness, kernel_tests
 from benchmarks.harness import add_row, whole_rows
-from benchmarks.kernel_tests import NOT_ALL, run_all, show, status
-from benchmarks.pytest_rows import collected, outcomes
+from benchmarks.kernel_tests import NOT_ALL, collected, outcomes, run_all, show, status
 
 SUITE = """
 import os, time, pytest
@@ -124,3 +124,25 @@ def marks_gpu(path: Path) -> bool:
 def test_rows_are_written_in_one_piece(tmp_path: Path) -> None:
     add_row(tmp_path / "rows", {"text": "x" * 100_000})
     assert json.loads((tmp_path / "rows").read_text())["text"]
+
+
+def test_without_pytest_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel_tests.importlib.util, "find_spec", lambda _: None)
+    assert kernel_tests.main(["--out", str(tmp_path / "rows.jsonl")]) == NOT_ALL
+    assert "pytest is not installed" in capsys.readouterr().out
+    source = Path(kernel_tests.__file__).read_text(encoding="utf-8")
+    assert "import pytest" not in source and "pytest_rows import" not in source
+
+
+@pytest.mark.parametrize(("mode", "most"), [("Default", 16), ("Exclusive_Process", 1), (None, 16)])
+def test_how_many_processes_share_a_gpu(mode: str | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def smi(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        if mode is None:
+            raise FileNotFoundError("nvidia-smi")
+        return subprocess.CompletedProcess([], 0, stdout=mode + "\n")
+
+    monkeypatch.setattr(harness.subprocess, "run", smi)
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 64)
+    assert harness.processes() == most

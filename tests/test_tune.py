@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -65,6 +66,40 @@ def test_a_gpu_that_is_lost_ends_the_sweep_and_blames_no_tile(
 
 def fail() -> None:
     raise RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might be reported later")
+
+
+def test_processes_compile_every_candidate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known is left alone, and what does not compile keeps no process from the rest."""
+    tried: list[int] = []
+    installed = [0]
+
+    def install(candidate: int) -> nullcontext[None]:
+        installed[0] = candidate
+        return nullcontext()
+
+    def operation() -> None:
+        tried.append(installed[0])
+        if installed[0] == 2:
+            raise OutOfResources(2, 1, "shared memory")
+
+    monkeypatch.setattr(tune, "attention_sweeps", lambda _: [tune.Sweep("it", install, range(6), operation, ())])
+    for others in ("mlm_sweeps", "row_sweeps"):
+        monkeypatch.setattr(tune, others, lambda _: [])
+    known = [{"sweep": "it", "tile": 4, "ms": 1.0, "note": ""}]
+    for share in range(2):
+        tune.compile_share(argparse.Namespace(only=[""], share=(share, 2)), known)
+    assert sorted(tried) == [0, 1, 2, 3, 5] and tried[:3] == [0, 2, 5]
+
+
+def test_processes_that_compile_end_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/words\nexec sleep 60\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(tune.sys, "executable", str(stand_in))
+    monkeypatch.setattr(tune, "processes", lambda: 2)
+    tune.compile_first(["--out", "x"], time.monotonic() + 2)
+    words = sorted((tmp_path / "words").read_text().split("\n"))[1:]
+    assert words == [f"-m benchmarks.tune --out x --share {share} 2" for share in range(2)]
 
 
 def test_no_two_candidates_compile_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
