@@ -19,7 +19,7 @@ class Piece:
     name: str
     about: str
     words: tuple[str, ...]
-    """`{python}` is the interpreter, `{out}` its result file, `{seconds}` what it has."""
+    """`{python}` is the interpreter, `{out}` its result file, `{seconds}` what it has, less a few to end in."""
     seconds: int
     """Predicted; with less than that left it is not begun."""
     limit: int
@@ -40,7 +40,11 @@ class Piece:
 
     def command(self, folder: str, seconds: float) -> list[str]:
         """How it is started."""
-        given = {"python": sys.executable, "out": f"{folder}/{self.result}", "seconds": str(int(seconds))}
+        given = {
+            "python": sys.executable,
+            "out": f"{folder}/{self.result}",
+            "seconds": str(max(1, int(seconds) - 5)),
+        }
         return [word.format(**given) for word in self.words]
 
 

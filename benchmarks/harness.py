@@ -202,6 +202,10 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For processes that are as many as the cores."""
+
+
 def processes() -> int:
     """How many may share the GPU: one a core, for what compiles most of its time; one in exclusive mode."""
     words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]

@@ -15,6 +15,7 @@ A row: `kernel`, `dtype`, `problem` (None if it is right), `error` (the whole te
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ import torch
 from electra_kernels import dispatch, use
 from electra_kernels.triton_support import DISTRUSTED, in_words
 
-from benchmarks.harness import add_row, processes, use_device, whole_rows
+from benchmarks.harness import ONE_THREAD, add_row, processes, use_device, whole_rows
 from benchmarks.kernel_check_cases import Computation, Working, operations
 from benchmarks.kernel_report import require_device
 from electra_core import cross_check
@@ -165,7 +166,7 @@ def in_processes(names: Sequence[str], out: Path, device: torch.device, jobs: in
             if left <= 0:
                 return
             with _quietly():
-                if subprocess.run(command, timeout=left).returncode == 0:
+                if subprocess.run(command, timeout=left, env=os.environ | ONE_THREAD).returncode == 0:
                     return
 
     with ThreadPoolExecutor(jobs) as pool:

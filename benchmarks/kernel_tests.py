@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import add_row, processes, whole_rows
+from benchmarks.harness import ONE_THREAD, add_row, processes, whole_rows
 
 ROOT = Path(__file__).parent.parent
 KERNELS = (
@@ -31,17 +32,23 @@ KERNELS = (
 """Files of `make test-gpu`, but for the one that compiles without a GPU."""
 OTHERS = ("engine", "training", "optim", "finetune")
 """Files with tests that are marked `gpu`."""
-TEST_SECONDS = 100.0
+TEST_SECONDS = 120.0
 """A test that takes longer hangs."""
 NOT_ALL = 3
+GROUP = "group-"
+"""What the names of groups' claims begin with."""
 LOST = 17
 """Exit status of a process whose GPU is lost."""
 
 
+ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **ONE_THREAD}
+"""No plugin that happens to be installed; a process a core has a thread."""
+
+
 def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
-    """How pytest is started: whatever plugins there are, none is needed, and none shares the tests out."""
+    """How pytest is started."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_rows", "--rows", str(out),
-             "--claims", str(claims), "-p", "no:cacheprovider", "-p", "no:xdist",
+             "--claims", str(claims), "-p", "no:cacheprovider",
              "--continue-on-collection-errors", "--tb=short"]  # fmt: skip
     return [*words, *extra, *paths]
 
@@ -60,14 +67,17 @@ def collected(path: Path) -> int:
     return max((row["collected"] for row in whole_rows(path) if "collected" in row), default=0)
 
 
-def run(words: list[str], out: Path) -> None:
+def run(words: list[str], out: Path, claims: Path) -> None:
     """A pytest until nothing is left to take: again behind a test that lost the GPU, crashed or hung."""
     while True:
-        since, process = time.time(), subprocess.Popen(words, cwd=ROOT)
+        since, process = time.time(), subprocess.Popen(words, cwd=ROOT, env=os.environ | ALONE)
         while (status := process.poll()) is None:
             time.sleep(0.5)
             if time.time() - min(_begun_by(out, process.pid, since).values(), default=time.time()) > TEST_SECONDS:
                 process.kill()
+        for claim in claims.glob(f"{GROUP}*"):
+            if claim.read_text(encoding="utf-8") == str(process.pid):
+                claim.unlink()  # what is left of the group is anybody's
         crashed = _begun_by(out, process.pid, since)
         for name in crashed:
             line = f"the process ended in it, with status {status} (-9: it took more than {TEST_SECONDS:.0f} s)"
@@ -87,7 +97,7 @@ def run_all(out: Path, paths: Sequence[str], jobs: int, extra: Sequence[str]) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="claims-") as claims, ThreadPoolExecutor(jobs) as pool:
         words = command(out, Path(claims), paths, extra)
-        list(pool.map(lambda _: run(words, out), range(jobs)))
+        list(pool.map(lambda _: run(words, out, Path(claims)), range(jobs)))
 
 
 def show(out: Path) -> str:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.runner import pytest_runtest_protocol
 
 from benchmarks.harness import add_row
-from benchmarks.kernel_tests import LOST, outcomes
+from benchmarks.kernel_tests import GROUP, LOST, outcomes
 
 CHARACTERS = 3000
 
@@ -59,17 +60,20 @@ class Rows:
         items[:] = [item for item, state in states if state is None]
         items += [item for item, state in states if state == "begun"]
 
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
         """Tests of one group (`xdist_group`) are one process's, so never run beside each other."""
         group = item.get_closest_marker("xdist_group")
-        name = f"group {group.args or group.kwargs}" if group else item.nodeid
-        return None if self._claim(name) else True
+        if (group is None or self._claim(f"{GROUP}{group.args or group.kwargs}")) and self._claim(item.nodeid):
+            # The next item may be another process's, so no fixture is kept for it.
+            pytest_runtest_protocol(item, None)
+        return True
 
     def _claim(self, name: str) -> bool:
         """Whether it is this process's: nobody's before, or its own."""
         if self.claims is None:
             return True
-        file = self.claims / hashlib.sha1(name.encode()).hexdigest()
+        prefix = GROUP if name.startswith(GROUP) else ""
+        file = self.claims / (prefix + hashlib.sha1(name.encode()).hexdigest())
         try:
             with file.open("x", encoding="utf-8") as claim:
                 claim.write(str(os.getpid()))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ from electra_kernels import sample_replace_triton as sampling
 from electra_kernels.operators import architecture
 from torch import Tensor
 
-from benchmarks.harness import processes, replace_text, use_device
+from benchmarks.harness import ONE_THREAD, processes, replace_text, use_device
 from benchmarks.kernel_report import clocks_under_load, environment, in_a_line, refused, require_device
 from benchmarks.kernel_timing import measure, with_gradients
 
@@ -233,7 +234,9 @@ def compile_first(given: Sequence[str], end: float) -> None:
     """Processes that compile the candidates, each its share, into the folder where Triton keeps them."""
     jobs = processes()
     command = [sys.executable, "-m", "benchmarks.tune", *given, "--share"]
-    shares = [subprocess.Popen([*command, str(share), str(jobs)]) for share in range(jobs)]
+    shares = [
+        subprocess.Popen([*command, str(share), str(jobs)], env=os.environ | ONE_THREAD) for share in range(jobs)
+    ]
     for process in shares:
         try:
             process.wait(max(0.0, end - time.monotonic()))

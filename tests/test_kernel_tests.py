@@ -17,16 +17,17 @@ SUITE = """
 import os, time, pytest
 
 @pytest.mark.parametrize("i", range(4))
-def test_right(i): pass
+def test_right(i): assert os.environ["OMP_NUM_THREADS"] == "1"
 
 def test_wrong(): assert 1 == 2, "first line\\nsecond"
 
 def test_skipped(): pytest.skip("why")
 
 @pytest.mark.xdist_group("large")
-@pytest.mark.parametrize("i", ["a@b", "c"])
+@pytest.mark.parametrize("i", ["a@b", "crash", "c"])
 def test_of_a_group(i):
     with open("group", "a") as file: file.write(f"{os.getpid()} ")
+    if i == "crash": os.kill(os.getpid(), 11)
 
 def test_crash(): os.kill(os.getpid(), 11)
 
@@ -43,11 +44,25 @@ def test_lost(monkeypatch):
 def broken(): raise RuntimeError("in a fixture")
 
 def test_broken(broken): pass
+
+@pytest.mark.parametrize("i", range(6))
+class TestOfAClass:
+    def test_it(self, i): time.sleep(0.05)
+"""
+OTHER_FILE = """
+import time, pytest
+
+@pytest.fixture(scope="module")
+def kept(): yield 1
+
+@pytest.mark.parametrize("i", range(6))
+def test_of_another_file(i, kept): time.sleep(0.05)
 """
 LINES = {
     "test_wrong": "AssertionError: first line",
     "test_crash": "the process ended in it, with status -11",
     "test_end": "the process ended in it, with status 0",
+    "test_of_a_group[crash]": "the process ended in it, with status -11",
     "test_hang": "the process ended in it, with status -9",
     "test_lost": "AssertionError: an illegal access",
     "test_broken": "RuntimeError: in a fixture",
@@ -59,10 +74,12 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with tests, which is the project's for the while."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(SUITE)
+    (tmp_path / "tests" / "test_more.py").write_text(OTHER_FILE)
     (tmp_path / "tests" / "test_not_importable.py").write_text("import no_such_module\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    xdist_group(name): together\n")
     monkeypatch.setenv("PYTHONPATH", str(Path(kernel_tests.__file__).parent.parent))
     monkeypatch.setattr(kernel_tests, "ROOT", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     yield tmp_path
 
 
@@ -76,16 +93,18 @@ def test_every_test_has_an_outcome_whatever_the_others_do(suite: Path, monkeypat
     for name, line in LINES.items():
         assert found[name]["outcome"] == "failed" and found[name]["line"].startswith(line), found[name]
     assert "no_such_module" in found["tests/test_not_importable.py"]["line"]
-    assert len(set((suite / "group").read_text().split())) == 1, "tests of a group run in one process"
+    group = (suite / "group").read_text().split()
+    assert group[0] == group[1] != group[2], "a group is one process's, and behind its end another's"
     begun = [row["test"] for row in whole_rows(rows) if row.get("outcome") == "begun"]
-    assert len(begun) == len(set(begun)) == collected(rows) == 13, "each once, though processes began anew"
-    assert status(rows) == 1 and "6 passed, 7 failed, 1 skipped" in show(rows)
+    assert len(begun) == len(set(begun)) == collected(rows) == 26, "each once, though processes began anew"
+    assert status(rows) == 1 and "18 passed, 8 failed, 1 skipped" in show(rows)
     run_all(rows, ["tests"], 1, ["-q"])
-    assert sum(row.get("outcome") == "begun" for row in whole_rows(rows)) == 13, "nothing is run again"
+    assert sum(row.get("outcome") == "begun" for row in whole_rows(rows)) == 26, "nothing is run again"
 
 
 def test_what_was_begun_and_did_not_end_comes_last(suite: Path) -> None:
-    (suite / "tests" / "test_not_importable.py").unlink()
+    for name in ("not_importable", "more"):
+        (suite / "tests" / f"test_{name}.py").unlink()
     (suite / "tests" / "test_it.py").write_text("def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass\n")
     rows = suite / "rows.jsonl"
     names = [f"tests/test_it.py::test_{letter}" for letter in "abc"]
