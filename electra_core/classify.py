@@ -102,6 +102,8 @@ class TextTask(Task):
                     ("pairs of texts", "a single text") if self.pairs else ("single texts", "a pair of texts")
                 )
                 raise ValueError(f"inputs: this model was trained on {trained}, got {got}: {value!r:.80}")
+            if not text.strip() or (pair is not None and not pair.strip()):
+                raise ValueError(f"inputs: expected a text that is not empty, got {value!r:.80}")
             return TextExample(name, 0, text, pair)
         raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
 
@@ -276,7 +278,7 @@ class Regress(TextTask):
             bias.copy_(before[1])
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """pearson, spearman, their mean, mse."""
+        """pearson, spearman, their mean, mse and mae (mean squared and mean absolute error)."""
         truth = [float(example.label or "nan") for example in examples]
         return regression_metrics(truth, [prediction["value"] for prediction in predictions])
 

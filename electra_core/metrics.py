@@ -13,9 +13,10 @@ import numpy as np
 from electra_core.errors import UserError
 
 CALIBRATION_BINS = 10
+LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 OF_CLASSES, OF_TWO_CLASSES = ("accuracy", "mcc", "macro_f1"), ("f1", "acc_and_f1")
 OF_LABEL_SETS = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
-OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse
+OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse and mae
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
 
@@ -144,8 +145,30 @@ def calibration(
     return float(error), table
 
 
+def answered(
+    confidence: Sequence[float], correct: Sequence[bool], least: Sequence[float] = LEAST_SCORES
+) -> list[dict[str, float]]:
+    """What is left, and how much of it is right, if only answers with at least a certain confidence count.
+
+    Args:
+        least: the confidences to try, the lowest first.
+
+    Returns:
+        Per confidence that leaves fewer answers than the one before, but any: score, count, share, accuracy.
+    """
+    sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    rows: list[dict[str, float]] = []
+    for score in least:
+        kept = sure >= score
+        count = int(kept.sum())
+        if count and (not rows or count < rows[-1]["count"]):
+            figures = {"share": float(kept.mean()), "accuracy": float(right[kept].mean())}
+            rows.append({"score": float(score), "count": count, **figures})
+    return rows
+
+
 def regression_metrics(truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """pearson, spearman, their mean (GLUE's figure for STS-B), mse; a correlation with a constant is 0."""
+    """pearson, spearman, their mean (GLUE's figure for STS-B), mse, mae; a correlation with a constant is 0."""
     from scipy.stats import pearsonr, spearmanr
 
     difference = np.asarray(truth, dtype=float) - np.asarray(predicted, dtype=float)
@@ -158,6 +181,7 @@ def regression_metrics(truth: Sequence[float], predicted: Sequence[float]) -> di
         "spearman": spearman,
         "pearson_and_spearman": (pearson + spearman) / 2,
         "mse": float((difference**2).mean()),
+        "mae": float(np.abs(difference).mean()),
     }
 
 

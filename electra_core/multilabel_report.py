@@ -11,7 +11,7 @@ import numpy as np
 from electra_core.labelled import MultiLabelExample, labels_in
 from electra_core.metrics import multilabel_f1, per_label_metrics
 from electra_core.multilabel import MultiLabel
-from electra_core.report_tables import WORST, Table, calibration_table, table_of, text_or_pair
+from electra_core.report_tables import WORST, Table, calibration_table, label_table, table_of, text_or_pair
 
 THRESHOLDS = tuple(step / 10 for step in range(1, 10))
 
@@ -23,10 +23,9 @@ def multilabel_tables(
     truth, predicted, scores = task.matrices(examples, predictions)
     sure = np.maximum(scores, 1 - scores).ravel()
     right = ((scores >= 0.5) == truth).ravel()
+    note, seen = f"At a threshold of {task.threshold:g}.", np.flatnonzero((truth | predicted).any(axis=0)).tolist()
     return [
-        table_of(
-            "Per label", f"At a threshold of {task.threshold:g}.", per_label_metrics(truth, predicted, task.labels)
-        ),
+        label_table("Per label", note, per_label_metrics(truth, predicted, task.labels), seen),
         _thresholds(truth, scores),
         calibration_table(sure.tolist(), right.tolist(), " over all labels of all texts"),
         _worst(task, examples, truth, predicted, scores),

@@ -1,13 +1,15 @@
 """What a fine-tuned model gets right and wrong on labelled data, as text, JSON and HTML.
 
 For every task: the figures of merit, those of the best constant guess, and the worst mistakes (the ones the
-model was surest of). For classes also the confusion matrix, figures per class, and how well its probabilities
-are calibrated; for texts with several labels figures per label and threshold; for spans figures per type.
+model was surest of). For classes also the confusion matrix, figures per class, how well its probabilities
+are calibrated, and what is gained by answering only where it is sure; for texts with several labels figures per
+label and threshold; for spans figures per type.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +26,22 @@ from electra_core.multilabel import MultiLabel
 from electra_core.multilabel_report import constant_labels, multilabel_tables
 from electra_core.pages import page
 from electra_core.predict import Evaluation
-from electra_core.report_tables import WORST, Table, calibration_table, short, table_of, text_or_pair
+from electra_core.report_tables import (
+    MANY_LABELS,
+    WORST,
+    Table,
+    answered_table,
+    calibration_table,
+    confusions_table,
+    label_table,
+    short,
+    table_of,
+    text_or_pair,
+)
 from electra_core.squad_metrics import f1_score
 from electra_core.tagging import marks_spans, side_by_side
 
+LINE_LENGTH = 100  # of what is said about a table
 CELL_LENGTH = 60  # in the terminal, of all columns but the last
 
 
@@ -62,10 +76,12 @@ def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     labels = evaluation.task.labels
     truth = [labels.index(example.label) for example in evaluation.examples]
     predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
+    scores, right = [p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()
     return _constant(evaluation), [
-        table_of("Per class", "", per_class_metrics(truth, predicted, labels)),
-        _confusion(confusion_matrix(truth, predicted, len(labels)), labels),
-        calibration_table([p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()),
+        label_table("Per class", "", per_class_metrics(truth, predicted, labels), {*truth, *predicted}),
+        *_confusions(truth, predicted, labels),
+        calibration_table(scores, right),
+        answered_table(scores, right),
         _worst_classes(evaluation),
     ]
 
@@ -100,9 +116,13 @@ def _most_frequent(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
-def _confusion(counts: list[list[int]], labels: Sequence[str]) -> Table:
+def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
+    """The matrix; of many labels also the pairs, and the matrix is for programs."""
+    counts, many = confusion_matrix(truth, predicted, len(labels)), len(labels) > MANY_LABELS
     rows = [(label, *row) for label, row in zip(labels, counts)]
-    return Table("Confusion", "Rows are the truth, columns the prediction.", ("truth", *labels), rows, shaded=True)
+    note, columns = "Rows are the truth, columns the prediction.", ("truth", *labels)
+    matrix = Table("Confusion", note, columns, rows, shaded=True, only_data=many)
+    return [matrix, confusions_table(truth, predicted, labels)] if many else [matrix]
 
 
 def _worst_classes(evaluation: Evaluation) -> Table:
@@ -139,8 +159,8 @@ def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         spans = span_metrics(truth, predicted)[1]
         table = table_of("Per type", "Whole spans, as conlleval counts them.", spans)
     else:
-        right, got = ([labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted))
-        table = table_of("Per tag", "", per_class_metrics(right, got, labels))
+        right, got = [[labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted)]
+        table = label_table("Per tag", "", per_class_metrics(right, got, labels), {*right, *got})
     return _constant(evaluation), [table, _worst_sentences(evaluation)]
 
 
@@ -168,7 +188,14 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
             wanted = " | ".join(dict.fromkeys(gold)) or "(none)"
             given = prediction["answer"] or "(none)"
             rows.append(
-                (example.id, f1, prediction["score"], short(wanted), short(given), short(example.question))
+                (
+                    example.id or example.place,
+                    f1,
+                    prediction["score"],
+                    short(wanted),
+                    short(given),
+                    short(example.question),
+                )
             )
     rows.sort(key=lambda row: (row[1], -row[2]))
     columns = ("id", "f1", "score", "truth", "prediction", "question")
@@ -185,10 +212,12 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     ]
     wrong.sort(key=lambda row: -row[1])
     correct = [e.label == p["choice"] for e, p in zip(evaluation.examples, evaluation.predictions)]
+    scores = [p["score"] for p in evaluation.predictions]
     note = f"{len(wrong)} of {len(correct)} are wrong; the surest first."
     columns = ("line", "score", "text", "truth", "prediction")
     return _constant(evaluation), [
-        calibration_table([p["score"] for p in evaluation.predictions], correct),
+        calibration_table(scores, correct),
+        answered_table(scores, correct),
         Table("Worst mistakes", note, columns, wrong[:WORST]),
     ]
 
@@ -226,10 +255,15 @@ def to_text(report: TaskReport) -> str:
     """For the terminal."""
     lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
     lines += _aligned(("", "model", "constant guess"), _metric_rows(report))
-    for table in report.tables:
-        lines += ["", table.title + (f" - {table.note}" if table.note else "")]
+    for table in _to_read(report):
+        heading = table.title + (f" - {table.note}" if table.note else "")
+        lines += ["", *textwrap.wrap(heading, LINE_LENGTH, subsequent_indent="  ")]
         lines += _aligned(table.columns, table.rows)
     return "\n".join(lines) + "\n"
+
+
+def _to_read(report: TaskReport) -> list[Table]:
+    return [table for table in report.tables if not table.only_data]
 
 
 def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
@@ -262,7 +296,7 @@ def to_html(report: TaskReport) -> str:
         "<h2>Figures</h2><p>Beside them what the best constant guess would get.</p>",
         _html_table(metrics),
     ]
-    for table in report.tables:
+    for table in _to_read(report):
         parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{_html_table(table)}")
     return page(title, "\n".join(parts), styles=("task_report.css",))
 

@@ -12,6 +12,7 @@ import official_squad
 import pytest
 
 from electra_core.metrics import (
+    answered,
     calibration,
     classification_metrics,
     confusion_matrix,
@@ -55,6 +56,7 @@ def test_regression_against_the_definitions():
     assert figures["pearson"] == pytest.approx(np.corrcoef(truth, predicted)[0, 1])
     assert figures["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert figures["mse"] == pytest.approx(((truth - predicted) ** 2).mean())
+    assert figures["mae"] == pytest.approx(abs(truth - predicted).mean())
 
 
 def test_spans_as_conlleval_counts_them():
@@ -88,6 +90,15 @@ def test_calibration_error_of_known_cases():
     ]
     _, table = calibration([0.0, 0.9], [True, True])  # a border belongs to the range below, 0 to the first
     assert [(row["from"], row["to"]) for row in table] == [(0.0, 0.1), (0.8, 0.9)]
+
+
+def test_of_sure_answers_more_are_right():
+    rows = answered([0.4, 0.6, 0.9, 0.9], [False, True, True, False], least=(0.0, 0.3, 0.5, 0.9, 0.95))
+    assert [tuple(row.values()) for row in rows] == [
+        (0.0, 4, 1.0, 0.5),
+        (0.5, 3, 0.75, pytest.approx(2 / 3)),  # 0.3 leaves as many as 0
+        (0.9, 2, 0.5, 0.5),  # a score that reaches it counts; 0.95 leaves none
+    ]
 
 
 def test_spread_over_seeds():

@@ -20,7 +20,7 @@ from electra_core.squad import Answer
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import Tag
-from electra_core.task_report import Table, TaskReport, make_report, to_json, to_text, write_report
+from electra_core.task_report import Table, TaskReport, make_report, to_html, to_json, to_text, write_report
 
 
 def report_of(task: Task, examples: list, predictions: list) -> TaskReport:
@@ -61,12 +61,68 @@ def test_the_three_forms_hold_the_same(classes, tmp_path):
         write_report(classes, tmp_path / "report.pdf")
 
 
+@pytest.fixture
+def many() -> TaskReport:
+    """30 classes, of which the last 5 neither occur nor are predicted; class n occurs n + 1 times."""
+    task = Classify(labels=tuple(f"class {n}" for n in range(30)))
+    truth = [n for n in range(24) for _ in range(n + 1)]
+    examples = [TextExample(str(n), n, "text", None, f"class {label}") for n, label in enumerate(truth, 1)]
+    given = [24 if label == 20 else 0 if label == 23 else label for label in truth]
+    predictions = [{"label": f"class {label}", "score": 0.9, "scores": {}} for label in given]
+    return report_of(task, examples, predictions)
+
+
+def test_many_classes_are_shown_by_their_size_and_confused_in_pairs(many):
+    found, text, html = to_json(many), to_text(many), to_html(many)
+    assert [row["support"] for row in found["per_class"]] == [*range(24, 0, -1), 0]
+    assert found["per_class"][-1]["label"] == "class 24"  # predicted, never true
+    assert "Per class - 5 labels do not occur and were not predicted." in text
+    assert found["commonest_confusions"] == [
+        {"truth": "class 23", "prediction": "class 0", "count": 24},
+        {"truth": "class 20", "prediction": "class 24", "count": 21},
+    ]
+    assert "Commonest confusions - 2 of 2 pairs" in text and "<h2>Commonest confusions</h2>" in html
+    assert len(found["confusion"]) == 30  # for programs
+    assert "columns the prediction" not in text and "<h2>Confusion</h2>" not in html
+    assert max(map(len, text.split("\n"))) <= 100
+
+
+def test_no_more_confusions_than_can_be_read():
+    labels = tuple(map(str, range(40)))
+    examples = [TextExample(label, 1, "text", None, label) for label in labels]
+    predictions = [{"label": labels[n - 1], "score": 0.9, "scores": {}} for n in range(40)]
+    report = report_of(Classify(labels=labels), examples, predictions)
+    assert len(to_json(report)["commonest_confusions"]) == 15
+    assert "15 of 40 pairs of truth and prediction" in to_text(report)
+    assert "not predicted" not in to_text(report)
+
+
+def test_labels_of_texts_that_have_several_are_left_out_where_they_do_not_occur():
+    task = MultiLabel(labels=tuple(f"l{n}" for n in range(25)))
+    examples = [MultiLabelExample(str(n), n, "a", labels=("l3",) if n else ("l3", "l7")) for n in range(3)]
+    scores = dict.fromkeys(task.labels, 0.1) | {"l5": 0.9}
+    found = report_of(task, examples, [{"labels": ["l5"], "scores": scores}] * 3)
+    assert [(row["label"], row["support"]) for row in to_json(found)["per_label"]] == [
+        ("l3", 3),
+        ("l7", 1),
+        ("l5", 0),
+    ]
+    assert "At a threshold of 0.5. 22 labels do not occur and were not predicted." in to_text(found)
+
+
+def test_what_sure_answers_are_worth(classes):
+    rows = to_json(classes)["if_only_sure_answers_count"]
+    assert [(row["score"], row["count"]) for row in rows] == [(0.0, 5), (0.7, 4), (0.8, 3), (0.9, 2), (0.95, 1)]
+    assert [row["accuracy"] for row in rows] == pytest.approx([3 / 5, 3 / 4, 2 / 3, 1 / 2, 0])
+
+
 def test_numbers():
     examples = [TextExample(str(n), n, "text", None, str(float(n))) for n in range(4)]
     predictions = [{"value": value} for value in (0.0, 1.5, 2.0, 0.0)]
     found = to_json(report_of(Regress(scale=1.0), examples, predictions))
     assert found["worst_mistakes"][0]["line"] == 3 and found["worst_mistakes"][0]["error"] == -3
     assert found["constant_guess"]["mse"] == pytest.approx(1.25)  # variance of 0, 1, 2, 3
+    assert found["metrics"]["mae"] == pytest.approx(3.5 / 4) and found["constant_guess"]["mae"] == pytest.approx(1)
 
 
 def test_tags():
