@@ -161,6 +161,8 @@ class Choose(Task):
         if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], str):
             text, choices = value
             if isinstance(choices, (tuple, list)) and choices and all(isinstance(c, str) for c in choices):
+                if not all(t.strip() for t in (text, *choices)):
+                    raise ValueError(f"inputs: expected a text and endings, none empty, got {value!r:.80}")
                 return ChoiceExample(name, 0, text, tuple(choices))
         raise ValueError(f"inputs: expected a text and its endings, got {value!r:.80}")
 

@@ -124,13 +124,13 @@ def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ..
 
 
 def id_of(path: Path, columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
-    """The name of the column that holds the ids of rows that name their cells; None: no id is read.
+    """The name of the column that holds the ids of rows that name their cells; None: the row has no such cell.
 
     Raises:
         UserError: a column was named for this file, and a row has none of that name.
     """
     names = alternatives(columns.id)
-    found = next((name for name in names if name in cells), None if names else usual)
+    found = next((name for name in names or (usual,) if name in cells), None)
     if names and found is None and cells and columns.id != NO_COLUMN and not may_be_usual(columns, "id"):
         wanted = " or ".join(map(repr, names))
         raise UserError(f"{path}: there is no id column {wanted}; the columns are {', '.join(cells)}")

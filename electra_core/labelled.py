@@ -37,6 +37,7 @@ class TextExample:
     """One text, or a pair, with its label as written in the file (None where there is none)."""
 
     id: str
+    """ "" of a row that has none in a file that has ids."""
     line: int
     """From 1; 0 for a file of a folder."""
     text: str
@@ -145,13 +146,18 @@ class Ids:
 
 def has_id(value: Any) -> bool:
     """Whether a cell holds an id: some rows of a file may have none."""
-    return value is not None and value != ""
+    return value is not None and bool(str(value).strip())
 
 
 def row_id(row: Row, column: str | None) -> str:
-    """What the row is called: its id, or else the line where it stands."""
-    value = row.cells.get(column) if column else None
-    return str(value) if has_id(value) else str(row.line)
+    """What the row is called: its id, "" where its cell is empty; in a file without ids the line where it stands.
+
+    A line's number would be another row's id, perhaps.
+    """
+    if column is None:
+        return str(row.line)
+    value = row.cells.get(column)
+    return str(value) if has_id(value) else ""
 
 
 def read_texts(

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 import numpy as np
 import torch
@@ -113,6 +113,11 @@ def _of_rows(message: str) -> str:
     return "; ".join(part for part in message.split("; ") if not any(advice in part for advice in of_files))
 
 
+def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it is a table's row, by the table's own columns, rather than what a task's `from_value` takes."""
+    return isinstance(value, dict) and not OWN_KEYS & value.keys()
+
+
 class Predictor:
     """A model with its task and tokenizer, ready for use.
 
@@ -149,19 +154,28 @@ class Predictor:
         predictions for its rows.
 
         Raises:
-            ValueError: an input of another form.
+            ValueError: an input of another form, or an empty text (which only a tagger takes). Of a list, its
+                place is named.
             UserError: a text that is not valid Unicode (lone surrogates), or a table without the columns.
         """
         if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
-            return self([inputs])[0]
+            one = self._of_table([inputs])[0] if _is_row(inputs) else self.task.from_value(inputs, "1")
+            return self.predict([one])[0]
         if (rows := rows_of(inputs)) is not None:
             return self.predict(self._of_table(rows))
         if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
             raise ValueError(f"inputs: expected a list of inputs or a single text, got {type(inputs).__name__}")
         values = list(inputs)
-        if values and all(isinstance(value, dict) and not OWN_KEYS & value.keys() for value in values):
+        if values and all(map(_is_row, values)):
             return self.predict(self._of_table(values))
-        return self.predict([self.task.from_value(value, str(n)) for n, value in enumerate(values, 1)])
+        return self.predict([self._from_value(value, position) for position, value in enumerate(values)])
+
+    def _from_value(self, value: Any, position: int) -> Any:
+        """The example; ValueError with the value's place in the list."""
+        try:
+            return self.task.from_value(value, str(position + 1))
+        except ValueError as error:
+            raise ValueError(f"inputs[{position}]{str(error).removeprefix('inputs')}") from None
 
     def _of_table(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Its examples, by the columns that the task reads."""

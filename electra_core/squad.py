@@ -63,6 +63,8 @@ class Answer(Task):
         if isinstance(value, dict):
             value = (value.get("question"), value.get("context"))
         if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(t, str) for t in value):
+            if not all(t.strip() for t in value):
+                raise ValueError(f"inputs: expected a question and context, none empty, got {value!r:.80}")
             return QuestionExample(name, name, value[0], value[1])
         raise ValueError(f"inputs: expected a question and its context, got {value!r:.80}")
 

@@ -30,6 +30,7 @@ class QuestionExample:
     """A question on a context. `answers` are (text, first character); none means there is no answer."""
 
     id: str
+    """ "" of a row that has none in a file that has ids."""
     place: str
     question: str
     context: str
@@ -135,9 +136,13 @@ def _examples(records: Iterable[Record], bad: BadRows, labelled: bool) -> Iterat
 
 
 def _example(place: str, fields: dict[str, Any], labelled: bool) -> tuple[QuestionExample | None, str]:
-    name = str(fields["id"]) if has_id(fields.get("id")) else place
+    name = place
+    if "id" in fields:
+        name = str(fields["id"]) if has_id(fields["id"]) else ""
+    if text_problem(name):
+        return None, f"id: {text_problem(name)}"
     question, context = fields.get("question"), fields.get("context")
-    for role, text in (("id", name), ("question", question), ("context", context)):
+    for role, text in (("question", question), ("context", context)):
         if not isinstance(text, str) or not text.strip():
             return None, f"the {role} is missing or empty"
         if text_problem(text):

@@ -53,9 +53,11 @@ def test_to_predict_answers_do_not_matter(tmp_path):
     assert "a.jsonl:1: the answer does not occur in the context ('Eve')" in refusal(file)
 
 
-def test_questions_without_an_id_are_called_by_their_place(tmp_path):
-    file = json_lines(tmp_path / "a.jsonl", {**ROW, "id": None}, {**ROW, "id": ""}, {**ROW, "id": 7})
-    assert [example.id for example in read_questions(file)] == ["1", "2", "7"]
+def test_questions_without_ids_are_called_by_their_place(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", {**ROW, "id": None}, {**ROW, "id": " "}, {**ROW, "id": 7})
+    assert [example.id for example in read_questions(file)] == ["", "", "7"]
+    bare = {name: value for name, value in ROW.items() if name != "id"}
+    assert [example.id for example in read_questions(json_lines(file, bare, bare))] == ["1", "2"]
     place = "data[0].paragraphs[0].qas[0]"
     file = in_squad(tmp_path / "a.json", question="Who?", answers=[])
     assert [example.id for example in read_questions(file)] == [place]
@@ -163,7 +165,9 @@ def test_rows_of_hellaswag(tmp_path):
 
 def test_numbers_as_choices_and_rows_without_an_id(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", *[{**CHOICE, "choices": [1, 2.5, 3], "id": None}] * 2)
-    assert [(e.id, e.choices) for e in read_choices(file)] == [("1", ("1", "2.5", "3")), ("2", ("1", "2.5", "3"))]
+    assert [(e.id, e.choices) for e in read_choices(file)] == [("", ("1", "2.5", "3"))] * 2
+    file = json_lines(tmp_path / "a.jsonl", *[{**CHOICE, "choices": ["a", "b", "c"]}] * 2)
+    assert [e.id for e in read_choices(file)] == ["1", "2"]
 
 
 @pytest.mark.parametrize("value", [("Which?", "xyz"), ("Which?", [1, 2]), ("Which?", []), {"text": "Which?"}])

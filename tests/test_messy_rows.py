@@ -181,12 +181,20 @@ def test_a_label_may_be_the_same_number_in_another_form(tmp_path):
     assert [example.label for example in Classify().read(file, bad)] == ["1.0", "0.0", "1", "2.0"]
 
 
-def test_rows_without_an_id_are_called_by_their_line(tmp_path):
+def test_only_in_a_file_without_ids_is_a_row_called_by_its_line(tmp_path):
+    """Else it might have the id of another."""
     rows = [{"id": name, "text": "fine", "label": 1} for name in (None, None, "", 7, 2)]
     file = json_lines(tmp_path / "a.jsonl", *rows)
-    assert [example.id for example in read_texts(file)] == ["1", "2", "3", "7", "2"]
+    assert [example.id for example in read_texts(file)] == ["", "", "", "7", "2"]
     json_lines(file, *rows, rows[3])
     assert "a.jsonl:6: duplicated id (7)" in refusal(file)
+    file = write(tmp_path / "a.csv", "id,text\n7,good film\n8,bad film\n ,third\n")
+    assert [example.id for example in read_texts(file, labelled=False)] == ["7", "8", ""]
+    file = write(tmp_path / "b.csv", 'text,label\n"two\nlines",1\n,0\nthird,0\n')
+    assert [example.id for example in read_texts(file, labelled=False, bad=BadRows(file, True))] == ["2", "5"]
+    file = json_lines(tmp_path / "b.jsonl", {"id": 2, "text": "fine"}, {"text": "dull"})
+    assert [example.id for example in read_texts(file, labelled=False)] == ["2", ""]
+    assert [e.id for e in read_texts(file, Columns(id="none"), labelled=False)] == ["1", "2"]
 
 
 def test_cells_that_hold_no_text(tmp_path):

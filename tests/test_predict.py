@@ -18,6 +18,7 @@ import torch
 
 from electra_core import predict as module
 from electra_core import task_report
+from electra_core.choices import Choose
 from electra_core.classify import Classify, softmax
 from electra_core.columns import Columns
 from electra_core.errors import UserError
@@ -105,6 +106,25 @@ def test_forms_of_input(classifier):
     for wrong in (None, 3, b"ann"):
         with pytest.raises(ValueError, match="inputs: expected a list of inputs or a single text, got "):
             classifier(wrong)
+
+
+@pytest.mark.parametrize("empty", ["", "  ", {"text": ""}, ("ann", " "), {"text": "ann", "pair": ""}])
+def test_an_empty_text_gets_no_class_whatever_it_comes_in(classifier, tmp_path, empty):
+    with pytest.raises(ValueError, match=r"^inputs\[1\]: expected a text that is not empty, got "):
+        classifier(["ok", empty])
+    if not isinstance(empty, tuple):
+        with pytest.raises(ValueError, match=r"^inputs: expected a text that is not empty, got "):
+            classifier(empty)
+
+
+def test_a_wrong_input_of_many_is_named_by_its_place(classifier):
+    for wrong in (None, float("nan"), 3):
+        with pytest.raises(ValueError, match=r"^inputs\[2\]: expected a text or a pair of texts, got "):
+            classifier(["ann", "bob", wrong])
+    with pytest.raises(ValueError, match=r"^inputs\[0\]: expected a question and context, none empty, got "):
+        Predictor(classifier.model, Answer(), classifier.tokenizer)([("who?", " ")])
+    with pytest.raises(ValueError, match=r"^inputs\[0\]: expected a text and endings, none empty, got "):
+        Predictor(classifier.model, Choose(), classifier.tokenizer)([("ann", ["met", ""])])
 
 
 def test_files_in_and_out(classifier, tmp_path):
