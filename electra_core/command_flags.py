@@ -133,8 +133,8 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
     command.add_argument("--encoding", help="of a CSV or TSV, or a folder's texts: cp1252 of most from Excel or "
                          "Windows (default: utf-8)")  # fmt: skip
     command.add_argument("--id-column", metavar="COLUMN",
-                         help="a row's id (default: a column called id, idx, ...; none: the line of the file where "
-                              "the row begins, as in a file without such a column)")  # fmt: skip
+                         help="a row's id (default: a column called id, idx, ...; none: the line of the file "
+                              "where the row begins, as in a file without such a column)")  # fmt: skip
     command.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
                          help="whether the first line of a CSV or TSV names the columns (default: it does; where "
                               "columns are given by number, if it holds a usual name)")  # fmt: skip

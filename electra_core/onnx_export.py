@@ -7,11 +7,14 @@ to see through packed batches. Other runtimes want rectangles, so its inputs are
     logits                                       float32, by the model:
         SequenceClassifier [N, C], TokenClassifier [N, S, C], QuestionAnswerer [N, S, 2], MultipleChoice [N, 1]
 
+The file's metadata name the task, its labels and the longest sequence (`describe`).
+
 Left out on purpose: dropout, and half precision (runtimes have their own tools for that).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -162,6 +165,18 @@ def build(model: TaskModel) -> Any:
     return proto
 
 
+def describe(proto: Any, task: Task) -> None:
+    """Writes into the file's metadata what its outputs mean, for who has only the graph.
+
+    `task` is the task's kind, `labels` a JSON list in the order of the outputs, `max_length` the most tokens per
+    sequence, [CLS] and [SEP] included.
+    """
+    from onnx import helper
+
+    labels = json.dumps(list(task.labels), ensure_ascii=False)
+    helper.set_model_props(proto, {"task": task.kind, "labels": labels, "max_length": str(task.max_length)})
+
+
 def largest_difference(model: TaskModel, session: Any) -> float:
     """The largest difference between the graph's logits and torch's, relative to the largest logit.
 
@@ -204,7 +219,9 @@ def export(source: str | Path, file: str | Path) -> float:
     task, tokenizer = load_task(directory), load_tokenizer(directory)
     _refuse_company(file, directory, task, tokenizer)
     model = load_model(task, directory)
-    content = build(model).SerializeToString()
+    proto = build(model)
+    describe(proto, task)
+    content = proto.SerializeToString()
     difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:
         raise UserError(f"{file}: not written; its logits differ from torch's by {difference:.2g} of their size")

@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -190,6 +190,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     posts = [{"text": f"thank you {n}", "labels": [["joy"], ["joy", "thanks"], []][n % 3]} for n in range(16)]
     (folder / "posts.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts))
     (folder / "texts.txt").write_text("a warm film\ndull\n")
+    said = [("no connection, what now?", "internet"), ("the bill is wrong", "money")] * 10
+    tickets = [f'T{n},"{text}\n({n})",{topic},north\n' for n, (text, topic) in enumerate(said)]
+    for name, lines in {"tickets": tickets, "tested": tickets[:4], "new": [*tickets[:3], "T9,,,south\n"]}.items():
+        table = f"ticket,text,topic,team\n{''.join(lines)}"
+        (folder / f"{name}.csv").write_text(table, encoding="utf-8-sig")
     (folder / "sample" / "task").mkdir(parents=True)  # as `electra demo --texts-only` makes it, but small
     (folder / "sample" / "corpus.txt").write_text(text)
     examples = [("the mean of an array", "arrays"), ("connect to a server", "internet")] * 8
@@ -229,6 +234,21 @@ def test_blocks_run(
             except (Exception, SystemExit) as error:
                 told = capsys.readouterr().err[-500:]
                 raise AssertionError(f"{page.name}, line {block.line}: {command}: {error!r}\n{told}") from error
+
+
+def test_the_block_with_pandas_runs_where_it_is_installed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas")
+    page = list(blocks(DOCS / "service.md"))
+    (block,) = (block for block in page if block.reason == "needs pandas")
+    training = next(c for b in page for c in shell_commands(b) if c.startswith("electra finetune "))
+    shutil.copytree(base, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    run(training, monkeypatch, only_flags=False)
+    namespace: dict[str, Any] = {}
+    exec(compile(block.text, f"service.md:{block.line}", "exec"), namespace)
+    assert {*namespace["table"]["topic"]} <= {"internet", "money"} and len(namespace["table"]) == 3
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +98,31 @@ def test_lengths_are_free_and_named_as_on_the_hub(tmp_path):
     names = [dimension.dim_param for dimension in graph.input[0].type.tensor_type.shape.dim]
     assert names == ["batch", "length"]
     assert np.prod([d.dim_value or 1 for d in graph.output[0].type.tensor_type.shape.dim]) == 3
+
+
+def test_the_file_says_what_its_outputs_are(tmp_path):
+    import onnxruntime
+
+    task = Classify(labels=("é", "b", "c"), max_length=32)
+    export(make(task, tmp_path), tmp_path / "onnx/model.onnx")
+    about = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx").get_modelmeta().custom_metadata_map
+    assert (about["task"], json.loads(about["labels"]), about["max_length"]) == ("classify", ["é", "b", "c"], "32")
+
+
+def test_the_pages_way_without_torch_gives_predicts_answers(tmp_path):
+    """Also for texts beyond the model's positions, and for such as spell special tokens."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "service.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in block)
+    export(make(TASKS[0], tmp_path), tmp_path / "onnx/model.onnx")
+    texts = ["a fine film", "ann met [SEP] bob , [MASK] .", "the plot was awful " * 500]
+    code += f"\nimport sys\nassert 'torch' not in sys.modules\nprint(json.dumps(classify({texts!r})))\n"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    expected = load(tmp_path / "onnx/model.onnx")(texts)
+    assert_close(
+        json.loads(run.stdout.splitlines()[-1]), [{k: p[k] for k in ("label", "score")} for p in expected]
+    )
 
 
 def test_models_do_not_share_a_folder_unless_their_task_is_the_same(tmp_path):
