@@ -54,6 +54,7 @@ from electra_core.packing import from_padded
 from electra_core.placement import autocast_context, keep_memory_between_batches, resolve_precision
 from electra_core.static_task import Part, TaskShapes
 from electra_core.tasks import SequenceClassifier, classification_loss
+from electra_core.training import Loop
 
 OURS, OURS_EAGER = "ours", "ours, eager"
 SORTED, DYNAMIC, MAXIMUM = "hub, sorted", "hub, dynamic", "hub, maximum"
@@ -222,12 +223,12 @@ def last_pass(
         return classification_loss(logits[:-1], part.batch.targets) * part.share, {}
 
     positions = model.config.max_position_embeddings
-    steps = static_steps(
-        model, optimizer, loss, parts, device=place, capture=place.type == "cuda", schedule=lambda _: 5e-5,
-        shapes=TaskShapes(per_token=False, positions=positions, largest=lambda: parts(largest)),
-        first_step=0, steps=PASSES * len(plan), seed=0, clip_norm=1.0,
+    loop = Loop(
+        model, optimizer, loss, schedule=lambda _: 5e-5, steps=PASSES * len(plan), seed=0, clip_norm=1.0,
         autocast=autocast_context(place, resolve_precision(precision, place)),
     )  # fmt: skip
+    shapes = TaskShapes(per_token=False, positions=positions, largest=lambda: parts(largest))
+    steps = static_steps(loop, parts, shapes=shapes, device=place, capture=place.type == "cuda")
     for _ in range((PASSES - 1) * len(plan)):
         next(steps)
     synchronise(device)

@@ -29,13 +29,12 @@ import torch
 from benchmarks.bench_pretrain import batches_like_text
 from benchmarks.harness import environment, use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
-from electra_core.distributed import Ranks
 from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
 from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.placement import autocast_context, resolve_device, resolve_precision
-from electra_core.training import take_step
+from electra_core.training import Loop, take_step
 
 PEAK, BANDWIDTH = 790e12, 4.3e12
 DRAW = "draw"
@@ -70,7 +69,7 @@ def stage_seconds(
     model = build_objective(encoder, config).to(device).train()
     optimizer = build_optimizer(model, config)
     autocast = autocast_context(device, resolve_precision(precision, device))
-    parameters, rows = list(model.parameters()), []
+    rows = []
     for step in range(steps + 1):
         clock = StageClock(device)
         clock.stage = DRAW
@@ -87,7 +86,11 @@ def stage_seconds(
             clock.stage = OPTIMIZER
 
         handle = optimizer.register_step_pre_hook(enter_optimizer)
-        take_step(parameters, optimizer, loss_function, [part], step, 1e-4, config.clip_norm, autocast, Ranks())
+        loop = Loop(
+            model, optimizer, loss_function, schedule=lambda _: 1e-4, steps=steps + 1, seed=0,
+            clip_norm=config.clip_norm, autocast=autocast,
+        )  # fmt: skip
+        take_step(loop, [part], seed=step, rate=1e-4)
         clock.stage = "end"
         handle.remove()
         rows.append(clock.seconds)

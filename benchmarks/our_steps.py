@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import PretrainBatch
@@ -15,7 +15,7 @@ from electra_core.engine import choose_engine, static_steps
 from electra_core.optim import build_optimizer, learning_rate
 from electra_core.placement import keep_freed_memory
 from electra_core.static_batch import Shapes
-from electra_core.training import training_steps
+from electra_core.training import Loop, training_steps
 
 OURS, OURS_EAGER = "ours", "ours, eager"
 
@@ -39,33 +39,18 @@ def engine_steps(
         engine: "eager", or in fixed shapes "static", "graph" or "compile".
         batches: of `config.batch_size` sequences, on the host.
     """
+    called: Any = torch.compile(model) if engine == "compile" else model
+    loop = Loop(
+        model, build_optimizer(model, config), lambda batch, seed: (called(batch, seed).loss, {}),
+        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
+        steps=config.steps, seed=config.seed, clip_norm=config.clip_norm, autocast=autocast,
+    )  # fmt: skip
     if engine == "eager":
-        return our_steps(model, [batch.to(device) for batch in batches], config, autocast)
+        batches = [batch.to(device) for batch in batches]
+        return training_steps(loop, lambda step: [batches[step % len(batches)]])
     if device.type == "cpu":
         keep_freed_memory()
-    run = torch.compile(model) if engine == "compile" else model
     return static_steps(
-        model, build_optimizer(model, config), lambda batch, seed: (run(batch, seed).loss, {}),
-        lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
-        capture=engine == "graph", first_step=0, steps=config.steps, seed=config.seed,
-        schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=autocast,
-    )  # fmt: skip
-
-
-def our_steps(
-    model: nn.Module, batches: list[PretrainBatch], config: PretrainConfig, autocast: AbstractContextManager[Any]
-) -> Iterator[object]:
-    """The loop to read, `training.training_steps`, one optimizer step for each item taken."""
-
-    def loss_of(batch: PretrainBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return model(batch, seed).loss, {}
-
-    def rate(step: int) -> float:
-        return learning_rate(step, config.learning_rate, config.steps, config.warmup_steps)
-
-    return training_steps(
-        model, build_optimizer(model, config), loss_of, lambda step: [batches[step % len(batches)]],
-        first_step=0, steps=config.steps, seed=config.seed, schedule=rate, clip_norm=config.clip_norm,
-        autocast=autocast,
+        loop, lambda step: [batches[step % len(batches)]], shapes=Shapes.of_run(config), device=device,
+        capture=engine == "graph",
     )  # fmt: skip

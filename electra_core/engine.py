@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -43,15 +43,23 @@ from electra_kernels.attention import KERNEL_HEAD_DIMS
 from electra_kernels.dispatch import gpu_problem, launch_problem
 from electra_kernels.fast_bf16 import has_fast_bf16
 from electra_kernels.rng import fold
-from torch import Tensor, nn
+from torch import Tensor
 
 from electra_core.distributed import FlatGradients, Ranks
 from electra_core.input_buffers import InputBuffers
 from electra_core.optim import make_capturable
-from electra_core.training import LOSS, Done, LateNumber, StepResult, backward, stop_if_diverged, take_step, update
+from electra_core.training import (
+    LOSS,
+    Done,
+    LateNumber,
+    Loop,
+    StepResult,
+    backward,
+    stop_if_diverged,
+    take_step,
+    update,
+)
 
-LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
-"""(part of a batch, seed) -> (loss, figures)."""
 StepFunction = Callable[[Any], dict[str, Tensor]]
 """`InputBuffers` -> scalars, which the next call may overwrite."""
 
@@ -151,85 +159,67 @@ def compile_problem(device: torch.device) -> str | None:
 
 
 def static_steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_function: LossFunction,
+    loop: Loop,
     batches: Callable[[int], Sequence[Any]],
     *,
     shapes: FixedShapes,
     device: torch.device,
     capture: bool,
-    schedule: Callable[[int], float],
-    first_step: int,
-    steps: int,
-    seed: int,
-    clip_norm: float,
-    autocast: AbstractContextManager[Any] | None = None,
-    ranks: Ranks | None = None,
-    skipped_before: int = 0,
 ) -> Iterator[StepResult]:
     """`training.training_steps` in fixed shapes.
 
     Args:
-        capture: into CUDA graphs, which are replayed.
-        loss_function: as there, but not of `Ranks.data_parallel`'s model: gradients are summed over ranks here.
+        loop: as there, but its loss is not of `Ranks.data_parallel`'s model: gradients are summed over ranks here.
         batches: step -> the parts of its batch, on the host; of this rank's share.
         shapes: what those batches are filled up to.
+        capture: into CUDA graphs, which are replayed.
 
     Raises:
         Diverged: as `training_steps`.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    make_capturable(optimizer, device)
-    in_a_row, count = torch.tensor(float(skipped_before), device=device), LateNumber()
-    autocast, ranks = autocast or nullcontext(), ranks or Ranks()
-    kind = _WholeStep if ranks.size == 1 else _SharedStep
-    take = kind(parameters, optimizer, loss_function, clip_norm, autocast, in_a_row, ranks)
+    if loop.first_step >= loop.steps:
+        return
+    make_capturable(loop.optimizer, device)
+    in_a_row, count = torch.tensor(float(loop.skipped_before), device=device), LateNumber()
+    take = (_WholeStep if loop.ranks.size == 1 else _SharedStep)(loop, in_a_row)
+    pinned = device.type == "cuda"
 
-    def prepare(step: int, parts: Sequence[Any]) -> InputBuffers:
-        inputs = shapes.inputs(parts, pinned=device.type == "cuda")
-        inputs.fill(parts, fold(seed, step), schedule(step))
+    def prepared(step: int, parts: Sequence[Any]) -> InputBuffers:
+        inputs = shapes.inputs(parts, pinned)
+        inputs.fill(parts, fold(loop.seed, step), loop.schedule(step))
         return inputs
 
-    if first_step >= steps:
-        return
-    first = batches(first_step)
+    first = batches(loop.first_step)
     runner: _GraphRunner | _PlainRunner = _PlainRunner(take.captured, device)
     if capture:
-        model.train()
-        in_vain = shapes.in_vain(first, pinned=device.type == "cuda")
-        runner = _rehearsed(take.captured, in_vain, device) or runner
-        optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
-        in_a_row.fill_(skipped_before)
-    runner.send(prepare(first_step, first))
-    for step in range(first_step, steps):
-        model.train()
-        done = take.finished(runner.run(), schedule(step))
-        if step + 1 < steps:
-            runner.send(prepare(step + 1, batches(step + 1)))  # while the device is busy
-        stop_if_diverged(in_a_row, count, step, steps)
-        figures = done.loss, done.figures, done.gradient_norm
-        yield StepResult(step + 1, *figures, schedule(step), done.skipped, in_a_row.clone())
+        loop.model.train()
+        runner = _rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
+        loop.optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
+        in_a_row.fill_(loop.skipped_before)
+    runner.send(prepared(loop.first_step, first))
+    for step in range(loop.first_step, loop.steps):
+        loop.model.train()
+        rate = loop.schedule(step)
+        done = take.finished(runner.run(), rate)
+        if step + 1 < loop.steps:
+            runner.send(prepared(step + 1, batches(step + 1)))  # while the device is busy
+        stop_if_diverged(in_a_row, count, step, loop.steps)
+        yield StepResult(
+            step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped, in_a_row.clone()
+        )
 
 
 @dataclass(frozen=True)
 class _WholeStep:
-    """The step of the only process, which can be captured as a whole. For the fields see `static_steps`."""
+    """The step of the only process, which can be captured as a whole."""
 
-    parameters: Sequence[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    loss_function: LossFunction
-    clip_norm: float
-    autocast: AbstractContextManager[Any]
+    loop: Loop
     in_a_row: Tensor
-    ranks: Ranks
+    """See `StepResult`; counted here, on the device."""
 
     def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:
         """What a graph holds."""
-        done = take_step(
-            self.parameters, self.optimizer, self.loss_function, inputs.parts, inputs.seed, inputs.rate,
-            self.clip_norm, self.autocast, self.ranks,
-        )  # fmt: skip
+        done = take_step(self.loop, inputs.parts, inputs.seed, inputs.rate)
         self.count(done)
         return {LOSS: done.loss, NORM: done.gradient_norm, SKIPPED: done.skipped.float(), **done.figures}
 
@@ -250,19 +240,19 @@ class _SharedStep(_WholeStep):
     @cached_property
     def gradients(self) -> FlatGradients:
         """Of this step, in one piece."""
-        return FlatGradients(self.parameters)
+        return FlatGradients(self.loop.parameters)
 
     def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:
         """See `_WholeStep`."""
-        sums = backward(self.loss_function, inputs.parts, inputs.seed, self.autocast, self.ranks)
+        sums = backward(self.loop, inputs.parts, inputs.seed)
         self.gradients.collect()
         return sums
 
     def finished(self, scalars: dict[str, Tensor], rate: float) -> Done:
         """See `_WholeStep`."""
-        sums = self.ranks.summed(scalars)
+        sums = self.loop.ranks.summed(scalars)
         self.gradients.add_up()
-        done = update(self.parameters, self.optimizer, rate, self.clip_norm, sums)
+        done = update(self.loop, rate, sums)
         self.count(done)
         return done
 

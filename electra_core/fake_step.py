@@ -37,14 +37,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.distributed import Ranks
 from electra_core.encoder import set_recompute
-from electra_core.engine import LossFunction
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer, make_capturable
 from electra_core.placement import autocast_context
 from electra_core.static_batch import Shape, StaticInputs
-from electra_core.training import take_step
+from electra_core.training import Loop, take_step
 
 STAGES = {
     "embeddings": "embeddings",
@@ -261,20 +259,12 @@ def record_step(
 ) -> StepTrace:  # fmt: skip
     """Take two steps and record the second one; fake or real tensors alike."""
     trace = StepTrace(tokens=inputs.shape.tokens)
-    parameters = list(model.parameters())
-    trace.weights = trace.gradients = sum(p.numel() * p.element_size() for p in parameters)
-    autocast = autocast_context(torch.device("cpu"), precision)
-
-    def run(loss_function: LossFunction) -> None:
-        take_step(
-            parameters, optimizer, loss_function, inputs.parts, inputs.seed, inputs.rate, clip_norm, autocast,
-            Ranks(),
-        )  # fmt: skip
-
-    run(lambda batch, seed: (model(batch, seed).loss, {}))
+    loop = loop_of(model, optimizer, clip_norm, precision)
+    trace.weights = trace.gradients = sum(p.numel() * p.element_size() for p in loop.parameters)
+    take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
     trace.optimizer = sum(value.numel() * value.element_size() for value in state)
-    recorder = Recorder(iter([*parameters, *state]))
+    recorder = Recorder(iter([*loop.parameters, *state]))
 
     def recorded(batch: Any, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with stages(model, recorder):
@@ -286,10 +276,18 @@ def record_step(
 
     handle = optimizer.register_step_pre_hook(lambda *_: setattr(recorder, "stage", OPTIMIZER))
     with recorder:
-        run(recorded)
+        take_step(replace(loop, loss_function=recorded), inputs.parts, inputs.seed, inputs.rate)
     handle.remove()
     trace.peak, trace.launches, trace.traffic = recorder.peak, recorder.launches, recorder.traffic
     return trace
+
+
+def loop_of(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, precision: torch.dtype) -> Loop:
+    """For `take_step` on a CPU, which is told a seed and a rate: the loop's own are not used."""
+    return Loop(
+        model, optimizer, lambda batch, seed: (model(batch, seed).loss, {}), schedule=lambda step: 0.0, steps=2,
+        seed=0, clip_norm=clip_norm, autocast=autocast_context(torch.device("cpu"), precision),
+    )  # fmt: skip
 
 
 @contextmanager

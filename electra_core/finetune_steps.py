@@ -27,7 +27,7 @@ from electra_core.optim import linear_schedule, parameter_groups
 from electra_core.placement import autocast_context
 from electra_core.static_task import Part, TaskShapes
 from electra_core.tasks import TaskModel
-from electra_core.training import StepResult, training_steps
+from electra_core.training import Loop, StepResult, training_steps
 
 TRAINING_STREAM = 0  # of random numbers; finetune_data has the others
 
@@ -89,12 +89,14 @@ def take_steps(
         shapes = TaskShapes(per_token=per_token, positions=positions, largest=lambda: parts(largest))
         take = partial(static_steps, shapes=shapes, device=job.device, capture=engine == "graph")
     warmup = round(settings.warmup * len(plan))
-    return take(
-        model, optimizer, loss, source,
+    loop = Loop(
+        model, optimizer, loss,
         schedule=lambda step: linear_schedule(step, settings.learning_rate, len(plan), warmup),
-        first_step=run.steps, steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
-        autocast=autocast_context(job.device, job.dtype), ranks=job.ranks, skipped_before=run.skipped,
+        steps=len(plan), seed=fold(run.seed, TRAINING_STREAM), clip_norm=settings.clip_norm,
+        first_step=run.steps, skipped_before=run.skipped, autocast=autocast_context(job.device, job.dtype),
+        ranks=job.ranks,
     )  # fmt: skip
+    return take(loop, source)
 
 
 def _full_step(settings: FinetuneSettings, plan: Sequence[Sequence[np.ndarray]]) -> int:

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from electra_core.optim import gradient_norm
 from electra_core.progress import Progress
-from electra_core.training import Diverged, StepResult
+from electra_core.training import Diverged, Loop, LossFunction, StepResult
 
-Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 FEWEST_ROWS, SPIKE = 8, 6.0
 """A spike is further above the median of the rows before than `SPIKE` times their usual distance from it."""
@@ -71,14 +70,11 @@ def postmortem_name(rank: int) -> str:
 def with_postmortem(
     steps: Iterator[Result],
     file: Path,
-    model: nn.Module,
-    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
-    batches: Callable[[int], Sequence[Batch]],
-    seed: int,
-    autocast: AbstractContextManager[Any],
+    loop: Loop,
+    batches: Callable[[int], Sequence[Any]],
     batch_size: int,
 ) -> Generator[Result, None, None]:
-    """`steps` (`training_steps`), and where they diverge, `file` with the post-mortem.
+    """`steps` (those of `loop`), and where they diverge, `file` with the post-mortem.
 
     The same happens where the caller of the steps throws `Diverged` into them.
 
@@ -91,19 +87,19 @@ def with_postmortem(
     try:
         yield from steps
     except Diverged as error:
-        parts, key = batches(error.step), fold(seed, error.step)
+        parts, key = batches(error.step), fold(loop.seed, error.step)
         first = error.step * batch_size
-        found: dict[str, Any] = {"step": error.step + 1, "error": str(error), "seed": seed}
+        found: dict[str, Any] = {"step": error.step + 1, "error": str(error), "seed": loop.seed}
         found["examples"] = {"first": first, "last": first + batch_size - 1}
-        found |= examine(model, loss_function, parts, key, autocast)
+        found |= examine(loop.model, loop.loss_function, parts, key, loop.autocast)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         raise Diverged(f"{error}; {found['verdict']} ({file})", error.step) from None
 
 
 def examine(
     model: nn.Module,
-    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
-    parts: Sequence[Batch],
+    loss_function: LossFunction,
+    parts: Sequence[Any],
     seed: int,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Any]:

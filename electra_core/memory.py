@@ -15,10 +15,9 @@ import torch
 from electra_kernels.dispatch import gpu_problem
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.distributed import Ranks
 from electra_core.errors import UserError
-from electra_core.fake_step import StepTrace, built, full_shape, trace_step
-from electra_core.placement import autocast_context, resolve_precision
+from electra_core.fake_step import StepTrace, built, full_shape, loop_of, trace_step
+from electra_core.placement import resolve_precision
 from electra_core.static_batch import StaticInputs
 from electra_core.training import take_step
 
@@ -71,22 +70,14 @@ def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: in
     model, optimizer = built(encoder, config)
     inputs = StaticInputs(full_shape(sequences, length, config.max_predictions), 1)
     _fill_with_words(inputs, encoder.vocab_size)
-    autocast = autocast_context(
-        torch.device("cpu"), torch.bfloat16 if config.precision == "bf16" else torch.float32
-    )
-    parameters = list(model.parameters())
+    precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    loop = loop_of(model, optimizer, config.clip_norm, precision)
 
-    def run() -> None:
-        take_step(
-            parameters, optimizer, lambda batch, seed: (model(batch, seed).loss, {}), inputs.parts, inputs.seed,
-            inputs.rate, config.clip_norm, autocast, Ranks(),
-        )  # fmt: skip
-
-    run()
+    take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (*parameters, *state))
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *state))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
+        take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     kineto = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     events = sorted((event.start_ns(), event.nbytes()) for event in kineto if event.name() == "[memory]")
     now = most = 0

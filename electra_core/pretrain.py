@@ -47,7 +47,7 @@ from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
-from electra_core.training import Diverged, StepResult, training_steps
+from electra_core.training import Diverged, Loop, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples have the small ones, and one for every epoch
 
@@ -198,17 +198,14 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
     if device.type == "cuda":  # a CPU has nothing else to make them with
         source = Ahead(source)
-    seed = fold(config.seed, TRAINING_STREAM)
-    steps = take(
-        learner.electra, learner.optimizer, loss_function, meter.timing(source),
-        first_step=learner.first_step, steps=config.steps, seed=seed,
+    loop = Loop(
+        learner.electra, learner.optimizer, loss_function,
         schedule=lambda t: learning_rate(t, config.learning_rate, config.steps, config.warmup_steps),
-        clip_norm=config.clip_norm, autocast=job.autocast, ranks=ranks, skipped_before=learner.skipped,
+        steps=config.steps, seed=fold(config.seed, TRAINING_STREAM), clip_norm=config.clip_norm,
+        first_step=learner.first_step, skipped_before=learner.skipped, autocast=job.autocast, ranks=ranks,
     )  # fmt: skip
-    file = run / postmortem_name(ranks.rank)
-    return with_postmortem(
-        steps, file, learner.electra, loss_function, job.batches, seed, job.autocast, config.batch_size
-    )
+    steps = take(loop, meter.timing(source))
+    return with_postmortem(steps, run / postmortem_name(ranks.rank), loop, job.batches, config.batch_size)
 
 
 def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:

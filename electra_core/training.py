@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from electra_kernels.rng import Seed, fold
@@ -27,11 +28,45 @@ from torch import Tensor, nn
 from electra_core.distributed import Ranks
 from electra_core.optim import clip_gradients, set_learning_rate
 
-Batch = TypeVar("Batch")
+LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
+"""(part of a batch, seed) -> (loss, figures)."""
 LOSS = ""
 """Key of the step's loss among its figures; empty, as a figure may itself be called "loss" (pretrain.py's is)."""
 MOST_SKIPPED_STEPS = 20
 """Steps with a loss or gradient that is not finite, in a row, after which a run stops."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What is trained, and how: all that a training loop is given but for the batches."""
+
+    model: nn.Module
+    """Whose gradients are clipped; put in training mode before every step."""
+    optimizer: torch.optim.Optimizer
+    """One that reads `found_inf` (see adam.py): torch's fused ones and ours."""
+    loss_function: LossFunction
+    """Losses of a step's parts add up to the step's loss."""
+    schedule: Callable[[int], float]
+    """Step (from 0) -> learning rate."""
+    steps: int
+    """How many there are in all."""
+    seed: int
+    """Of the run's training; the seed that `loss_function` is given in step t is `fold(seed, t)`."""
+    clip_norm: float
+    """The most that the gradients' global norm may be."""
+    first_step: int = 0
+    """How many steps were done before; 0 in a new run."""
+    skipped_before: int = 0
+    """`StepResult.in_a_row` of the step before the first one."""
+    autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    """Context of the forward pass, for mixed precision."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that train together, each with parts of its own; their gradients and figures add up."""
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the model that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -65,56 +100,29 @@ class Diverged(FloatingPointError):
         self.step = step
 
 
-def training_steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_function: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
-    batches: Callable[[int], Sequence[Batch]],
-    *,
-    schedule: Callable[[int], float],
-    first_step: int,
-    steps: int,
-    seed: int,
-    clip_norm: float,
-    autocast: AbstractContextManager[Any] | None = None,
-    ranks: Ranks | None = None,
-    skipped_before: int = 0,
-) -> Iterator[StepResult]:
-    """Train from `first_step` up to `steps`, handing out each step's figures.
+def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Iterator[StepResult]:
+    """Train from `loop.first_step` up to `loop.steps`, handing out each step's figures.
 
     Args:
-        model: whose gradients are clipped; put in training mode before every step.
-        optimizer: one that reads `found_inf` (see adam.py): torch's fused ones and ours.
-        loss_function: (part, seed) -> (loss, figures). Losses of a step's parts add up to the step's loss.
         batches: step (from 0) -> a list of the parts of its batch, often one; a pure function of the step.
-        schedule: step (from 0) -> learning rate.
-        first_step: how many steps were done before; 0 in a new run.
-        steps: how many there are in all.
-        seed: of the run's training; the seed that `loss_function` is given in step t is `fold(seed, t)`.
-        clip_norm: the most that the gradients' global norm may be.
-        autocast: context of the forward pass, for mixed precision.
-        ranks: the processes that train together, each with parts of its own; their gradients and figures add up.
-        skipped_before: `in_a_row` of the step before the first one.
 
     Raises:
         Diverged: see `stop_if_diverged`.
         ValueError: an optimizer that cannot drop a step, a model without anything to train, a step without parts.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    if not getattr(loop.optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
-            f"optimizer: expected one that reads found_inf (fused=True), got {type(optimizer).__name__}"
+            f"optimizer: expected one that reads found_inf (fused=True), got {type(loop.optimizer).__name__}"
         )
-    autocast, ranks = autocast or nullcontext(), ranks or Ranks()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
+    if not loop.parameters:
         raise ValueError("model: expected a parameter that requires a gradient, got none")
-    in_a_row, count = torch.tensor(float(skipped_before), device=parameters[0].device), LateNumber()
-    for step in range(first_step, steps):
-        model.train()
-        parts, key, rate = batches(step), fold(seed, step), schedule(step)
-        done = take_step(parameters, optimizer, loss_function, parts, key, rate, clip_norm, autocast, ranks)
+    in_a_row, count = torch.tensor(float(loop.skipped_before), device=loop.parameters[0].device), LateNumber()
+    for step in range(loop.first_step, loop.steps):
+        loop.model.train()
+        rate = loop.schedule(step)
+        done = take_step(loop, batches(step), fold(loop.seed, step), rate)
         in_a_row = torch.where(done.skipped, in_a_row + 1, 0)
-        stop_if_diverged(in_a_row, count, step, steps)
+        stop_if_diverged(in_a_row, count, step, loop.steps)
         yield StepResult(step + 1, done.loss, done.figures, done.gradient_norm, rate, done.skipped, in_a_row)
 
 
@@ -127,38 +135,21 @@ class Done(NamedTuple):
     skipped: Tensor
 
 
-def take_step(
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    loss_function: Callable[[Batch, Any], tuple[Tensor, dict[str, Tensor]]],
-    parts: Sequence[Batch],
-    seed: Seed,
-    rate: float | Tensor,
-    clip_norm: float,
-    autocast: AbstractContextManager[Any],
-    ranks: Ranks,
-) -> Done:
+def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor) -> Done:
     """Forward, backward, clipping and update. Nothing in it waits for the device, and with `seed` and `rate` as
     device tensors nothing comes from the host either: a CUDA graph can capture it whole (`engine.py`)."""
-    sums = ranks.summed(backward(loss_function, parts, seed, autocast, ranks))
-    return update(parameters, optimizer, rate, clip_norm, sums)
+    return update(loop, rate, loop.ranks.summed(backward(loop, parts, seed)))
 
 
-def update(
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    rate: float | Tensor,
-    clip_norm: float,
-    sums: dict[str, Tensor],
-) -> Done:
+def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
     """The second half of `take_step`: clips the whole batch's gradients, and updates if they are finite.
 
     Args:
         sums: what `backward` returned, over all ranks.
     """
-    figures = dict(sums)
+    figures, optimizer = dict(sums), loop.optimizer
     loss = figures.pop(LOSS)
-    gradient_norm = clip_gradients(parameters, clip_norm)
+    gradient_norm = clip_gradients(loop.parameters, loop.clip_norm)
     skipped = ~torch.isfinite(loss + gradient_norm)
     set_learning_rate(optimizer, rate)
     optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
@@ -216,13 +207,7 @@ def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int)
         raise Diverged(message, step)
 
 
-def backward(
-    loss_function: Callable[[Batch, Any], tuple[Tensor, dict[str, Tensor]]],
-    parts: Sequence[Batch],
-    seed: Seed,
-    autocast: AbstractContextManager[Any],
-    ranks: Ranks,
-) -> dict[str, Tensor]:
+def backward(loop: Loop, parts: Sequence[Any], seed: Seed) -> dict[str, Tensor]:
     """The first half of `take_step`: forward and backward over this rank's parts of a batch, gradients added up.
 
     Those of other ranks are added where the loss function's model is `Ranks.data_parallel`'s.
@@ -234,9 +219,10 @@ def backward(
         raise ValueError("batches: expected a list of one part or more for every step, got an empty one")
     sums: dict[str, Tensor] = {}
     for index, part in enumerate(parts, start=1):
-        with ranks.locally() if index < len(parts) else nullcontext():  # other ranks hear of the last part's sum
-            with autocast:
-                loss, figures = loss_function(part, seed)
+        last = index == len(parts)
+        with nullcontext() if last else loop.ranks.locally():  # other ranks hear of the last part's sum
+            with loop.autocast:
+                loss, figures = loop.loss_function(part, seed)
             loss.backward()
         figures = {**figures, LOSS: loss}
         sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}

@@ -24,7 +24,7 @@ from electra_core.guards import examine, left_out
 from electra_core.packing import from_lengths
 from electra_core.run_state import FAILED, read_state
 from electra_core.static_batch import Shapes
-from electra_core.training import Diverged, LateNumber, StepResult, training_steps
+from electra_core.training import Diverged, LateNumber, Loop, StepResult, training_steps
 
 CPU = torch.device("cpu")
 
@@ -51,15 +51,14 @@ def steps_of(engine: str, bad: set[int], steps: int, first_step: int = 0, before
     def loss_function(batch: PretrainBatch, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return model.weight.square().sum() * factors[batch.tokens.input_ids_T[:1]].squeeze(), {}
 
-    shared: dict[str, Any] = {
-        "schedule": lambda step: 0.01, "first_step": first_step, "steps": steps, "seed": 0, "clip_norm": 1.0,
-        "skipped_before": before,
-    }  # fmt: skip
-    arguments = model, ElectraAdam(model.parameters()), loss_function, part
+    loop = Loop(
+        model, ElectraAdam(model.parameters()), loss_function, schedule=lambda step: 0.01, steps=steps, seed=0,
+        clip_norm=1.0, first_step=first_step, skipped_before=before,
+    )  # fmt: skip
     if engine == "eager":
-        return list(training_steps(*arguments, **shared))
+        return list(training_steps(loop, part))
     shapes = Shapes(sequences=2, max_length=4, max_predictions=1)
-    return list(static_steps(*arguments, shapes=shapes, device=CPU, capture=engine == "graph", **shared))
+    return list(static_steps(loop, part, shapes=shapes, device=CPU, capture=engine == "graph"))
 
 
 @pytest.fixture(params=["eager", "static", "graph", "eager, late", "graph, late"])

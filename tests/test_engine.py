@@ -27,7 +27,7 @@ from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.packing import from_lengths
 from electra_core.static_batch import BUCKETS, Shapes, StaticInputs
-from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
+from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps
 
 __all__ = ["one_thread"]  # a fixture of every test here
 
@@ -88,25 +88,18 @@ def run(
         return output.loss, {"mlm": output.mlm_loss, "rtd": output.rtd_loss, "replaced": replaced,
                              "tokens": batch.counted_tokens()}  # fmt: skip
 
-    options: dict[str, Any] = {
-        "first_step": 0, "steps": config.steps, "seed": config.seed, "clip_norm": config.clip_norm,
-        "schedule": lambda step: config.learning_rate * (1 - step / config.steps),
-    }  # fmt: skip
-    optimizer = build_optimizer(model, config)
+    loop = Loop(
+        model, build_optimizer(model, config), loss_function,
+        schedule=lambda step: config.learning_rate * (1 - step / config.steps),
+        steps=config.steps, seed=config.seed, clip_norm=config.clip_norm,
+    )  # fmt: skip
     if engine == "eager":
         batches = lambda step: [part.to(device) for part in batch_of(step, config, lengths_of)]  # noqa: E731
-        return list(training_steps(model, optimizer, loss_function, batches, **options)), model
-    shapes = Shapes.of_run(config)
+        return list(training_steps(loop, batches)), model
     steps = static_steps(
-        model,
-        optimizer,
-        loss_function,
-        lambda step: batch_of(step, config, lengths_of),
-        shapes=shapes,
-        device=device,
+        loop, lambda step: batch_of(step, config, lengths_of), shapes=Shapes.of_run(config), device=device,
         capture=capture,
-        **options,
-    )
+    )  # fmt: skip
     return list(steps), model
 
 
@@ -241,11 +234,12 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
         return model(batch, seed).loss * math.nan, {}
 
     results = []
+    loop = Loop(
+        model, build_optimizer(model, CONFIG), loss_function, schedule=lambda step: 1e-3, steps=30, seed=0,
+        clip_norm=1.0,
+    )  # fmt: skip
     with pytest.raises(Diverged):
-        for result in static_steps(
-            model, build_optimizer(model, CONFIG), loss_function, batch_of, shapes=Shapes.of_run(CONFIG),
-            device=CPU, capture=False, schedule=lambda step: 1e-3, first_step=0, steps=30, seed=0, clip_norm=1.0,
-        ):  # fmt: skip
+        for result in static_steps(loop, batch_of, shapes=Shapes.of_run(CONFIG), device=CPU, capture=False):
             results.append(result)
     assert len(results) == MOST_SKIPPED_STEPS - 1 and all(result.skipped for result in results)
     for name, value in model.state_dict().items():

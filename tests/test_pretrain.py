@@ -27,7 +27,7 @@ from electra_core.optim import build_optimizer
 from electra_core.pretrain_setup import resolve_config
 from electra_core.run_folder import read_config
 from electra_core.run_state import FAILED, read_state
-from electra_core.training import MOST_SKIPPED_STEPS, Diverged, StepResult, training_steps
+from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps
 
 # It learns ----------------------------------------------------------------------------------------------------
 
@@ -45,13 +45,11 @@ def fit_one_batch(data: Path, steps: int, **changes: Any) -> tuple[list[StepResu
         output = model(part, seed=1)
         return output.loss, {"mlm": output.mlm_loss, "rtd": output.rtd_loss}
 
-    results = list(
-        training_steps(
-            model, build_optimizer(model, config), loss_function, lambda step: batch, first_step=0, steps=steps,
-            seed=0, clip_norm=1.0, schedule=lambda t: config.learning_rate,
-        )
+    loop = Loop(
+        model, build_optimizer(model, config), loss_function, schedule=lambda t: config.learning_rate, steps=steps,
+        seed=0, clip_norm=1.0,
     )  # fmt: skip
-    return results, model, batch[0]
+    return list(training_steps(loop, lambda step: batch)), model, batch[0]
 
 
 def test_one_batch_is_learned_by_heart_by_the_generator(data: Path) -> None:
@@ -296,10 +294,8 @@ def steps_with_nan(bad: set[int], steps: int, poison: str) -> Iterator[tuple[Ste
         place["step"] = step
         return [torch.ones(2, 3)]
 
-    for result in training_steps(
-        model, optimizer, loss_function, batches, schedule=lambda t: 0.01, first_step=0, steps=steps, seed=0,
-        clip_norm=1.0,
-    ):  # fmt: skip
+    loop = Loop(model, optimizer, loss_function, schedule=lambda t: 0.01, steps=steps, seed=0, clip_norm=1.0)
+    for result in training_steps(loop, batches):
         yield result, model
 
 

@@ -29,7 +29,7 @@ from electra_core.guards import examine, spike, with_postmortem
 from electra_core.metrics_log import MetricsLog, read_metrics
 from electra_core.new_folder import new_folder, remove_leftovers
 from electra_core.run_state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
-from electra_core.training import Diverged
+from electra_core.training import Diverged, Loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -315,9 +315,11 @@ def test_the_post_mortem_names_the_first_module_that_went_wrong(tmp_path: Path) 
         yield 1
         raise Diverged("step 3: no finite loss", 2)
 
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    loop = Loop(model, optimizer, loss, schedule=lambda step: 0.01, steps=3, seed=7, clip_norm=1.0)
     file = tmp_path / "postmortem.json"
     with pytest.raises(Diverged, match=r"that of 2 \(Poisoned\), from finite inputs"):
-        list(with_postmortem(steps(), file, model, loss, lambda step: [torch.ones(2, 3)], 7, nullcontext(), 4))
+        list(with_postmortem(steps(), file, loop, lambda step: [torch.ones(2, 3)], batch_size=4))
     found = json.loads(file.read_text())
     assert found["step"] == 3 and found["examples"] == {"first": 8, "last": 11}
     assert found["first_not_finite"]["module"] == "2" and not found["weights_not_finite"]

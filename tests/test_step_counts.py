@@ -16,9 +16,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from electra_core.config import PRESETS
-from electra_core.distributed import Ranks
-from electra_core.fake_step import Recorder, built, full_shape, multi_tensor_launches, trace_step
-from electra_core.placement import autocast_context
+from electra_core.fake_step import Recorder, built, full_shape, loop_of, multi_tensor_launches, trace_step
 from electra_core.static_batch import StaticInputs
 from electra_core.training import take_step
 
@@ -41,19 +39,11 @@ def test_nothing_in_a_static_step_waits_for_the_device_or_the_host(optimizer: st
     """No value is read, and no number from the host becomes a tensor: what CUDA graphs ask for."""
     config = replace(CONFIG, optimizer=optimizer)
     with FakeTensorMode(), use("triton"):
-        model, steps = built(ENCODER, config)
+        loop = loop_of(*built(ENCODER, config), clip_norm=1.0, precision=torch.bfloat16)
         inputs = StaticInputs(full_shape(8, 24, 3), 1)
-        autocast = autocast_context(torch.device("cpu"), torch.bfloat16)
-
-        def run() -> None:
-            take_step(
-                list(model.parameters()), steps, lambda batch, seed: (model(batch, seed).loss, {}), inputs.parts,
-                inputs.seed, inputs.rate, 1.0, autocast, Ranks(),
-            )  # fmt: skip
-
-        run()  # makes the optimizer's state
+        take_step(loop, inputs.parts, inputs.seed, inputs.rate)  # makes the optimizer's state
         with Recorder() as recorder:
-            run()
+            take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     assert recorder.waits == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS
 from electra_core.optim import build_optimizer, state_tensors
-from electra_core.training import LateNumber, StepResult, training_steps
+from electra_core.training import LateNumber, Loop, StepResult, training_steps
 
 
 def small_network() -> nn.Module:
@@ -43,8 +42,8 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float
     before: dict[str, Tensor] = {}
     results: list[StepResult] = []
     for result in training_steps(
-        network, optimizer_, loss_function, lambda step: [step], schedule=lambda step: 0.01, first_step=0, steps=5,
-        seed=0, clip_norm=1.0,
+        Loop(network, optimizer_, loss_function, schedule=lambda step: 0.01, steps=5, seed=0, clip_norm=1.0),
+        lambda step: [step],
     ):  # fmt: skip
         after = everything(network, optimizer_)
         if result.step - 1 in bad:
@@ -58,12 +57,12 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, poison: float
 
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is() -> None:
     parameter = nn.Parameter(torch.ones(1))
-    steps = training_steps(
+    loop = Loop(
         nn.ParameterList([parameter]), ElectraAdam([parameter]),
-        lambda part, seed: (parameter.sum() + math.inf, {}), lambda step: [step],
-        schedule=lambda step: 0.1, first_step=0, steps=3, seed=0, clip_norm=1.0,
+        lambda part, seed: (parameter.sum() + math.inf, {}),
+        schedule=lambda step: 0.1, steps=3, seed=0, clip_norm=1.0,
     )  # fmt: skip
-    result = next(steps)
+    result = next(training_steps(loop, lambda step: [step]))
     assert result.skipped and result.gradient_norm == 1.0 and parameter.item() == 1.0
 
 
@@ -71,10 +70,11 @@ def test_every_step_is_taken_at_the_rate_of_the_schedule() -> None:
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = ElectraAdam([parameter], lr=9.0, betas=(0.0, 0.0), weight_decay=0.0)  # moves by the rate
     rates, moved = [0.0, 0.5, 0.25], []
-    for result in training_steps(
-        nn.ParameterList([parameter]), optimizer, lambda part, seed: (parameter.sum(), {}), lambda step: [step],
-        schedule=lambda step: rates[step], first_step=0, steps=3, seed=0, clip_norm=1.0,
-    ):  # fmt: skip
+    loop = Loop(
+        nn.ParameterList([parameter]), optimizer, lambda part, seed: (parameter.sum(), {}),
+        schedule=lambda step: rates[step], steps=3, seed=0, clip_norm=1.0,
+    )  # fmt: skip
+    for result in training_steps(loop, lambda step: [step]):
         moved.append(1.0 - parameter.item())
         assert result.learning_rate == rates[result.step - 1]
     assert moved == pytest.approx([0.0, 0.5, 0.75], rel=1e-5)
@@ -82,23 +82,23 @@ def test_every_step_is_taken_at_the_rate_of_the_schedule() -> None:
 
 def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
     network = small_network()
-    steps: Any = training_steps(
+    loop = Loop(
         network, torch.optim.SGD(network.parameters()), lambda batch, seed: (torch.ones(()), {}),
-        lambda step: [step], schedule=lambda step: 0.01, first_step=0, steps=1, seed=0, clip_norm=1.0,
+        schedule=lambda step: 0.01, steps=1, seed=0, clip_norm=1.0,
     )  # fmt: skip
     with pytest.raises(ValueError, match="optimizer: expected one that reads found_inf"):
-        next(steps)
+        next(training_steps(loop, lambda step: [step]))
 
 
 def test_a_dropped_step_is_not_heeded_afterwards() -> None:
     """Whoever goes on with the optimizer in a loop of their own would else never move again."""
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = ElectraAdam([parameter], lr=0.1)
-    steps = training_steps(
+    loop = Loop(
         nn.ParameterList([parameter]), optimizer, lambda part, seed: (parameter.sum() * part, {}),
-        lambda step: [1.0 if step < 2 else math.nan], schedule=lambda step: 0.1, first_step=0, steps=3, seed=0,
-        clip_norm=1.0,
+        schedule=lambda step: 0.1, steps=3, seed=0, clip_norm=1.0,
     )  # fmt: skip
+    steps = training_steps(loop, lambda step: [1.0 if step < 2 else math.nan])
     assert [bool(result.skipped) for result in steps] == [False, False, True]
     before = parameter.item()
     parameter.sum().backward()
@@ -113,12 +113,12 @@ def test_nothing_to_train_and_nothing_to_train_on_are_refused(
     trained: bool, parts: list[int], message: str
 ) -> None:
     network = small_network().requires_grad_(trained)
-    steps: Any = training_steps(
+    loop = Loop(
         network, ElectraAdam([nn.Parameter(torch.ones(1))]), lambda part, seed: (torch.ones(()), {}),
-        lambda step: parts, schedule=lambda step: 0.01, first_step=0, steps=1, seed=0, clip_norm=1.0,
+        schedule=lambda step: 0.01, steps=1, seed=0, clip_norm=1.0,
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        next(steps)
+        next(training_steps(loop, lambda step: parts))
 
 
 def test_a_number_on_the_host_is_read_at_once() -> None:
