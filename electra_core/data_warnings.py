@@ -15,6 +15,7 @@ from typing import Any
 from electra_core.choices import ChoiceExample
 from electra_core.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled import MultiLabelExample, TextExample, labels_in
+from electra_core.notices import Lost
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import marks_spans
@@ -238,7 +239,7 @@ def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> st
     """Says how many examples were cut: a warning, with what helps, if they are many and something does."""
     line = f"{cut} of {examples} examples are longer than {length} tokens"
     if cut <= MANY_CUT * examples or not may_be_longer:
-        return f"{line} and were cut"
+        return Lost(f"{line} and were cut")
     return f"warning: {line} and were cut; --max-length reads more of each"
 
 

@@ -25,7 +25,7 @@ import platform
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import shipped_model
+from electra_core.notices import Say
 from electra_core.placement import resolve_device
 from electra_core.plots import duration
 from electra_core.prepare import prepare
@@ -105,7 +106,7 @@ def run_demo(
     device: str = "auto",
     overwrite: bool = False,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Report:
     """Runs the demo and writes its report; see the header.
 
@@ -188,7 +189,7 @@ def model_to_study(
     *,
     minutes: float = 1.0,
     quiet: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
     """A generator and a discriminator for `electra trace` without a model: the shipped ones, those that a demo
     (or an earlier call) has left in `out_dir`, or new ones, pre-trained there for a few `minutes`.
@@ -317,7 +318,7 @@ def _steps_per_second(out: Path, device: str, seed: int) -> float:
 
 
 def _finetune(
-    starts: Sequence[Start], out: Path, clock: Clock, device: str, quiet: bool, say: Callable[[str], None]
+    starts: Sequence[Start], out: Path, clock: Clock, device: str, quiet: bool, say: Say
 ) -> dict[str, list[float]]:
     """Accuracies by start, one for each seed; every start gets the same seeds."""
     accuracies: dict[str, list[float]] = {start.key: [] for start in starts}

@@ -19,8 +19,6 @@ its share of every batch and of the dev data, and rank 0 judges and writes.
 
 from __future__ import annotations
 
-import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -59,6 +57,7 @@ from electra_core.in_memory import Rows, as_files
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.metrics_log import MetricsLog
+from electra_core.notices import Say, to_log
 from electra_core.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.predict import run_model
 from electra_core.progress import progress
@@ -70,18 +69,8 @@ from electra_core.token_cache import fingerprint
 from electra_core.tokenizer import Tokenizer
 from electra_core.training import Diverged, StepResult
 
-log = logging.getLogger("electra_core")
 FEWEST_STEPS = 50
 """With fewer the user is warned."""
-LOST = re.compile(r": skipped \d+ bad rows: | and were cut$")
-"""What lines have in common that tell of skipped rows and cut texts."""
-
-
-def to_log(line: str) -> None:
-    """Logs a line for the user: warnings and what was lost of the data as warnings, which Python shows where
-    nobody has set up logging, and the rest as information, which it does not."""
-    is_warning = line.startswith("warning: ") or LOST.search(line) is not None
-    log.log(logging.WARNING if is_warning else logging.INFO, "%s", line)
 
 
 def finetune(
@@ -96,7 +85,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
-    say: Callable[[str], None] = to_log,
+    say: Say = to_log,
     cache: str | Path | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
@@ -191,7 +180,7 @@ def _silent(line: str) -> None:
 
 
 def _resolved(
-    model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks, say: Callable[[str], None]
+    model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks, say: Say
 ) -> tuple[Path, EncoderConfig, FinetuneSettings]:
     """The model's directory, its configuration, and the settings with what that decides; for the arguments see
     `finetune`."""
@@ -222,16 +211,14 @@ def _read(
     config: EncoderConfig,
     files: dict[str, Any],
     settings: FinetuneSettings,
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
     """What `read_data` returns, of the task as the model can do it, and the model's tokenizer."""
     tokenizer = matching_tokenizer(directory, config)
     return *read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say), tokenizer
 
 
-def _train_seeds(
-    job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]
-) -> str | None:
+def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:
     """Trains all seeds that are not over yet; returns what stopped it before the last one's end, if anything."""
     first, seeds, runs = job.settings.seed, job.settings.seeds, keeper.runs
     reason: str | None = None
@@ -248,7 +235,7 @@ def _train_seeds(
     return None if len(runs) == seeds and all(run.over for run in runs) else reason
 
 
-def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Callable[[str], None]) -> str | None:
+def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:
     """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it.
 
     Returns:

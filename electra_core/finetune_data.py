@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
 from electra_core.metrics import OF_CLASSES, OF_LABEL_SETS, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
 from electra_core.multilabel import MultiLabel
+from electra_core.notices import Say
 from electra_core.tagging import Tag, marks_spans
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
@@ -67,7 +68,7 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
 
 
 def read_data(
-    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings, say: Callable[[str], None]
+    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings, say: Say
 ) -> tuple[Task, list[Any], list[Any], list[BadRows]]:
     """Training and development examples. `say` is told what was skipped and what is odd about them.
 
@@ -174,7 +175,7 @@ def encode_data(
     dev: Sequence[Any],
     tokenizer: Tokenizer,
     quiet: bool,
-    say: Callable[[str], None],
+    say: Say,
     cache: str | Path | None = None,
     *,
     may_be_longer: bool = False,

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
@@ -21,6 +21,7 @@ from uuid import UUID
 from electra_core.choices import ANSWER_NAMES, CHOICE_LISTS, CHOICE_TEXT_NAMES, ENDING
 from electra_core.columns import ALL_FLAGS, LABEL_COLUMNS_FLAG, USUAL_NAMES, Columns, alternatives
 from electra_core.errors import UserError
+from electra_core.notices import Say
 from electra_core.squad_files import ONE_ANSWER
 from electra_core.tagged_files import TAG_LISTS, WORD_LISTS
 from electra_core.tagged_rows import SENTENCE_COLUMNS, SPAN_LISTS, TAG_COLUMNS, WORD_COLUMNS
@@ -51,8 +52,8 @@ IN_PYTHON = {
 
 @contextmanager
 def as_files(
-    say: Callable[[str], None], asked: Columns | None = None, **data: str | Path | Rows | None
-) -> Iterator[tuple[dict[str, Any], Callable[[str], None]]]:
+    say: Say, asked: Columns | None = None, **data: str | Path | Rows | None
+) -> Iterator[tuple[dict[str, Any], Say]]:
     """Paths as they are, and rows in memory as temporary files, which exist inside the context.
 
     Args:
@@ -69,11 +70,12 @@ def as_files(
     with tempfile.TemporaryDirectory() as folder:
 
         def told(line: str) -> str:
+            kind = type(line)  # as `Lost` is one
             line = line.replace(f"{folder}{os.sep}", "")
             if any(path is not source for path, source in zip(paths.values(), data.values())):
                 for flag, name in IN_PYTHON.items():
                     line = line.replace(flag, name)
-            return line
+            return kind(line)
 
         paths: dict[str, Any] = {}
         for name, source in data.items():

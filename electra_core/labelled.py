@@ -22,6 +22,7 @@ from typing import Any
 from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
 from electra_core.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
+from electra_core.notices import Lost
 from electra_core.row_files import OTHER_ENCODING, Row, at_hand, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
@@ -117,7 +118,7 @@ class BadRows:
         """One line for the log: how many were skipped, why, and where the first stand."""
         why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common(5))
         first = "; ".join(self.first)
-        return f"{self.path}: skipped {self.count} bad rows: {why}; first {first}{self.way_out()}"
+        return Lost(f"{self.path}: skipped {self.count} bad rows: {why}; first {first}{self.way_out()}")
 
 
 class Ids:

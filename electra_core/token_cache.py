@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from electra_core.downstream import Task
 from electra_core.features import Features
+from electra_core.notices import Say
 from electra_core.task_files import task_to_json
 from electra_core.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ def cached(
     tokenizer: Tokenizer,
     training: bool,
     encode: Callable[[], Features],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Features:
     """What `encode` returns, from the folder if it is there; else computed and kept.
 

@@ -251,3 +251,19 @@ def test_complaints_of_rows_name_no_flags(model: Path, tmp_path: Path) -> None:
     said = r"train.jsonl:2: duplicated id .*: Columns\(id=\"none\"\); skip_bad_rows=True leaves bad rows out$"
     with pytest.raises(UserError, match=said):
         finetune(model, Classify(), twice, rows, tmp_path / "out", QUICK)
+
+
+def test_what_was_lost_of_the_data_is_a_warning_to_the_log(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python shows warnings alone where nobody has set up logging."""
+    train = [*reviews(tmp_path, 48), {"text": "a film", "label": None}, {"text": "film " * 40, "label": "pos"}]
+    settings = dataclasses.replace(QUICK, skip_bad_rows=True, max_length=32)
+    with caplog.at_level("INFO", "electra_core"):
+        finetune(model, Classify(), train, reviews(tmp_path, 16, seed=1), tmp_path / "out", settings, quiet=True)
+    levels = {record.getMessage(): record.levelname for record in caplog.records}
+    of = {
+        said: [level for line, level in levels.items() if said in line]
+        for said in ("train.jsonl: skipped 1 bad rows", "and were cut", "Only 4 steps", "seed 0: ")
+    }
+    assert list(of.values()) == [["WARNING"], ["WARNING"], ["WARNING"], ["INFO"]], levels
