@@ -28,7 +28,6 @@ import tokenizers
 from electra_core.corpus import Corpus
 from electra_core.docstrings import documents, write_corpus
 from electra_core.prepare import prepare
-from electra_core.progress import progress
 from electra_core.sentences import split_document
 from electra_core.sources import find_sources
 from electra_core.text_files import read_documents
@@ -112,7 +111,7 @@ def run_prepare(text: list[Path], tokenizer: Path, cores: int) -> dict:
     """The whole command, from files to files."""
     with tempfile.TemporaryDirectory() as folder:
         start, cpu_start = time.perf_counter(), _cpu_seconds()
-        manifest = prepare(text, Path(folder) / "out", tokenizer=tokenizer, workers=cores, progress=_quiet)
+        manifest = prepare(text, Path(folder) / "out", tokenizer=tokenizer, workers=cores, quiet=True)
         seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_start
         assert Corpus.open(Path(folder) / "out").num_tokens == manifest.splits["train"].tokens
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -156,10 +155,6 @@ def _embedded_text(folder: Path) -> Path:
 def _learn(text: list[Path], folder: Path) -> Path:
     prepare(text, folder / "learnt", vocab_size=8192)
     return folder / "learnt" / "tokenizer"
-
-
-def _quiet(title: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
-    return progress(title, total, unit, quiet=True)
 
 
 if __name__ == "__main__":

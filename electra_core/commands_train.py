@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +116,9 @@ def prepare(options: Namespace) -> None:
     """Text -> corpus, a part of one, or a tokenizer; parts -> corpus."""
     from electra_core.merge import merge
     from electra_core.prepare import prepare, train_tokenizer
-    from electra_core.progress import progress
 
     _check_prepare(options)
-    shared = {"overwrite": options.overwrite, "progress": partial(progress, quiet=options.quiet)}
+    shared = {"overwrite": options.overwrite, "quiet": options.quiet}
     of_text = {
         "tokenizer": options.tokenizer, "vocab_size": options.vocab_size, "model_type": options.model_type,
         "lowercase": not options.cased, "text_field": options.text_field, "documents": options.documents,

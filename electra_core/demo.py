@@ -26,7 +26,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from electra_core.placement import resolve_device
 from electra_core.plots import duration
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
-from electra_core.progress import Progress, progress
+from electra_core.progress import progress
 from electra_core.report import Report, to_terminal, write_report
 from electra_core.sample import write_sample
 from electra_core.shards import Manifest
@@ -269,9 +269,6 @@ def _read_docstrings(out: Path, quiet: bool) -> tuple[list[Document], LabelledTa
 
 
 def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:
-    def bar(title: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
-        return progress(title, total, unit, quiet=quiet)
-
     return prepare(
         [out / "corpus.txt"],
         out / "data",
@@ -279,7 +276,7 @@ def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:
         lines="sentence",
         heldout_fraction=HELDOUT_FRACTION,
         seed=seed,
-        progress=bar,
+        quiet=quiet,
     )
 
 

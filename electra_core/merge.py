@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from electra_core import progress as progress_module
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.new_folder import new_folder
-from electra_core.prepare import ProgressMaker, check_target, notes
+from electra_core.prepare import check_target, notes
+from electra_core.progress import progress
 from electra_core.shards import SPLITS, Manifest, ShardWriter, token_dtype
 
 
@@ -27,14 +27,14 @@ def merge(
     out_dir: str | Path,
     *,
     overwrite: bool = False,
-    progress: ProgressMaker = progress_module.progress,
+    quiet: bool = False,
 ) -> Manifest:
     """Makes one corpus under `out_dir` of all parts that `prepare(..., shard=(i, n))` made.
 
     Args:
         parts: their folders, in any order.
         overwrite: replace an earlier corpus at `out_dir`.
-        progress: makes the progress bars.
+        quiet: without progress bars.
 
     Raises:
         UserError: no part, parts that are missing, there twice, damaged or made in different ways.
@@ -51,7 +51,7 @@ def merge(
         counts.update(corpus.manifest.counts)
     with new_folder(out) as folder:
         shutil.copytree(opened[0].directory / "tokenizer", folder / "tokenizer")
-        writers = {split: _copy(opened, split, folder, settings["shard_tokens"], progress) for split in SPLITS}
+        writers = {split: _copy(opened, split, folder, settings["shard_tokens"], quiet) for split in SPLITS}
         splits = {split: writer.counts for split, writer in writers.items()}
         if held_one_out := lacks_heldout(splits, settings["heldout_fraction"]):
             dtype = token_dtype(first.vocab_size)
@@ -109,12 +109,10 @@ def _common(corpus: Corpus) -> dict[str, Any]:
     return {**common, "tokenizer": tokenizer, "number of parts": of, "the files that were cut into parts": files}
 
 
-def _copy(
-    parts: Sequence[Corpus], split: str, folder: Path, shard_tokens: int, progress: ProgressMaker
-) -> ShardWriter:
+def _copy(parts: Sequence[Corpus], split: str, folder: Path, shard_tokens: int, quiet: bool) -> ShardWriter:
     writer = ShardWriter(folder, split, token_dtype(parts[0].manifest.vocab_size), shard_tokens)
     total = sum(corpus.manifest.splits[split].tokens for corpus in parts)
-    with progress(f"copying {split}", total, "token") as bar:
+    with progress(f"copying {split}", total, "token", quiet=quiet) as bar:
         for corpus in parts:
             for shard in Corpus(corpus.directory, split, corpus.manifest).shards:
                 for block in shard.blocks():

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from electra_core import progress as progress_module
 from electra_core.encoding import MAX_SENTENCE_TOKENS, Batch, Document, encode_all
 from electra_core.errors import UserError
 from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.journal import FILE as JOURNAL
 from electra_core.journal import Journal
 from electra_core.new_folder import new_folder, partial_folder
-from electra_core.progress import Progress
+from electra_core.progress import progress
 from electra_core.sentences import LINE_MODES
 from electra_core.shards import SPLITS, Block, Manifest, ShardWriter, SplitCounts, token_dtype
 from electra_core.sources import Source, describe, digest, find_sources, share
@@ -44,7 +43,6 @@ SHARD_TOKENS = 1 << 28
 MUCH_UNKNOWN = 0.01  # the share of [UNK] from which on the user is told
 
 log = logging.getLogger(__name__)
-ProgressMaker = Callable[[str, int | None, str], AbstractContextManager[Progress]]
 
 
 def prepare(
@@ -66,7 +64,7 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
-    progress: ProgressMaker = progress_module.progress,
+    quiet: bool = False,
 ) -> Manifest:
     """Turns text files into a corpus under `out_dir`.
 
@@ -90,7 +88,7 @@ def prepare(
         shard_tokens: a shard is closed once it has so many.
         shard: (i, n) takes the i-th of n parts of the files, i from 1; `merge` makes one corpus of all of them.
         overwrite: replace an earlier corpus at `out_dir`.
-        progress: makes the progress bars, `progress.progress` or a likeness.
+        quiet: without progress bars.
 
     Raises:
         UserError: bad input, or a target that cannot be written; nothing is left behind.
@@ -122,7 +120,7 @@ def prepare(
         log.info("%s: made of the same files in the same way before; nothing to do", out_dir)
         return finished
     check_target(Path(out_dir), [source.path for source in sources if source.path], overwrite)
-    text = _Text(sources, text_field, documents, progress)
+    text = _Text(sources, text_field, documents, quiet)
     with partial_folder(Path(out_dir), JOURNAL if text.can_be_read_again else "") as folder:
         journal = Journal(folder, settings)
         if not text.can_be_read_again:
@@ -157,7 +155,7 @@ def train_tokenizer(
     seed: int = 0,
     sample_characters: int = SAMPLE_CHARACTERS,
     overwrite: bool = False,
-    progress: ProgressMaker = progress_module.progress,
+    quiet: bool = False,
 ) -> Tokenizer:
     """The tokenizer that `prepare` would train on the same text, alone, under `out_dir`.
 
@@ -176,7 +174,7 @@ def train_tokenizer(
         if not overwrite:
             raise UserError(f"{out}: holds a tokenizer already (--overwrite replaces it)")
     with new_folder(out) as folder:
-        text = _Text(sources, text_field, documents, progress)
+        text = _Text(sources, text_field, documents, quiet)
         sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
         chosen = _train(tokenizer, sample, vocab_size, model_type, lowercase)
         chosen.save(folder)
@@ -222,10 +220,8 @@ def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
 class _Text:
     """The text of the sources, as often as it is asked for, with a progress bar each time."""
 
-    def __init__(
-        self, sources: Sequence[Source], text_field: str, documents: str, progress: ProgressMaker
-    ) -> None:
-        self._sources, self._progress = list(sources), progress
+    def __init__(self, sources: Sequence[Source], text_field: str, documents: str, quiet: bool) -> None:
+        self._sources, self._quiet = list(sources), quiet
         self._reading = {"text_field": text_field, "documents": documents}
         self._spooled: Path | None = None
         self.report = ReadReport()
@@ -253,7 +249,7 @@ class _Text:
         sizes = [source.size for source in self._sources]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         shown = 0
-        with self._progress(title, total, "B") as bar:
+        with progress(title, total, "B", quiet=self._quiet) as bar:
             for document in read_documents(self._sources, **self._reading, report=report):
                 bar.update(report.position - shown)
                 shown = report.position

@@ -31,7 +31,6 @@ from electra_core.labelled import read_texts
 from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load
 from electra_core.prepare import prepare
-from electra_core.progress import progress
 from electra_core.row_files import read_rows
 from electra_core.run_folder import read_config
 from electra_core.sources import find_sources
@@ -282,7 +281,7 @@ def corpus(folder: Path) -> Reader:
         tokenizer=words / "vocab.txt",
         heldout_fraction=0.2,
         shard_tokens=60,
-        progress=lambda *what: progress(*what, quiet=True),
+        quiet=True,
     )
     names = [path.name for path in (folder / "valid").iterdir() if path.is_file()]
     names += ["tokenizer/tokenizer.json"] + ["manifest.json"] * len(names)

@@ -19,7 +19,6 @@ from torch import Tensor
 from electra_core.metrics_log import read_metrics
 from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
-from electra_core.progress import progress
 
 WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
 SIZES: dict[str, Any] = {
@@ -64,7 +63,7 @@ def make_data(folder: Path, seed: int = 0) -> Path:
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     prepare(
         [write_text(folder / "text.txt", seed)], folder / "data", tokenizer=folder / "vocab.txt", lines="sentence",
-        heldout_fraction=0.1, progress=lambda title, total, unit: progress(title, total, unit, quiet=True),
+        heldout_fraction=0.1, quiet=True,
     )  # fmt: skip
     return folder / "data"
 

@@ -19,7 +19,6 @@ from electra_core import prepare as prepare_module
 from electra_core.corpus import Corpus
 from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
 from electra_core.prepare import prepare
-from electra_core.progress import progress
 from electra_core.sentences import split_document
 from electra_core.shards import SPLITS, Block, Manifest, ShardWriter
 from electra_core.tokenizer import load_tokenizer
@@ -53,12 +52,8 @@ def tokenizer(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(text: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "corpus"
-    prepare([text], out, tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, progress=quiet)
+    prepare([text], out, tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, quiet=True)
     return out
-
-
-def quiet(title: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
-    return progress(title, total, unit, quiet=True)
 
 
 def documents_of(path: Path) -> list[list[str]]:
@@ -198,7 +193,7 @@ def test_the_number_of_workers_changes_no_byte(
     monkeypatch.setattr(encoding, "CACHE_CHARACTERS", 1000)  # in this process, words are forgotten all the time
     prepare(
         [text], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, workers=workers,
-        progress=quiet,
+        quiet=True,
     )  # fmt: skip
     assert contents(tmp_path / "out") == contents(data)
 
@@ -207,7 +202,7 @@ def test_what_is_held_out_does_not_depend_on_the_rest(
     data: Path, text: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "part.txt").write_text("\n\n".join("\n".join(document) for document in documents_of(text)[::-2]))
-    prepare([tmp_path / "part.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0.2, progress=quiet)
+    prepare([tmp_path / "part.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0.2, quiet=True)
     for split in ("train", "heldout"):
         whole, part = (
             map(repr, stored_documents(Corpus.open(folder, split))) for folder in (data, tmp_path / "out")
@@ -233,7 +228,7 @@ FEW = {
 def test_of_few_documents_one_is_held_out(tokenizer: Path, tmp_path: Path, name: str, shard_tokens: int) -> None:
     """The longest up to the average, the first of equals, one without a copy; the rest stays as it is."""
     (tmp_path / "a.txt").write_text("\n\n".join(FEW[name]))
-    options = {"tokenizer": tokenizer, "shard_tokens": shard_tokens, "progress": quiet}
+    options = {"tokenizer": tokenizer, "shard_tokens": shard_tokens, "quiet": True}
     prepare([tmp_path / "a.txt"], tmp_path / "all", heldout_fraction=0, **options)
     manifest = prepare([tmp_path / "a.txt"], tmp_path / "few", **options)
     everything, train, heldout = (
@@ -249,7 +244,7 @@ def test_of_few_documents_one_is_held_out(tokenizer: Path, tmp_path: Path, name:
 
 def test_a_document_alone_is_not_held_out(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one document")
-    manifest = prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+    manifest = prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, quiet=True)
     assert [manifest.splits[split].documents for split in SPLITS] == [1, 0]
     assert manifest.notes[-1].startswith("no document is held out")
 
@@ -265,9 +260,9 @@ def part(text: Path, tmp_path: Path) -> Path:
 def test_a_trained_tokenizer_and_standard_input(
     part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare([part], tmp_path / "file", vocab_size=300, progress=quiet)
+    first = prepare([part], tmp_path / "file", vocab_size=300, quiet=True)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(part.read_bytes())))
-    second = prepare(["-"], tmp_path / "stdin", vocab_size=300, progress=quiet)
+    second = prepare(["-"], tmp_path / "stdin", vocab_size=300, quiet=True)
     assert first.fingerprint == second.fingerprint and first.vocab_size == 300
     assert {path.name.split(".")[-1] for path in (tmp_path / "stdin").iterdir()} == {
         "tokens", "sentences", "documents", "starts", "json", "tokenizer",
@@ -275,17 +270,17 @@ def test_a_trained_tokenizer_and_standard_input(
 
 
 def test_kinds_of_tokenizers(part: Path, tmp_path: Path) -> None:
-    options = {"model_type": "bpe", "lowercase": False, "vocab_size": 300, "progress": quiet}
+    options = {"model_type": "bpe", "lowercase": False, "vocab_size": 300, "quiet": True}
     prepare([part], tmp_path / "cased", **options)
     corpus = Corpus.open(tmp_path / "cased")
     assert "Python" in corpus.tokenizer.decode(corpus.shards[0].tokens[:5000].tolist())
-    words = prepare([part], tmp_path / "words", tokenizer="wordpiece", vocab_size=400, progress=quiet)
+    words = prepare([part], tmp_path / "words", tokenizer="wordpiece", vocab_size=400, quiet=True)
     assert (tmp_path / "words" / "tokenizer" / "vocab.txt").is_file() and words.vocab_size == 400
 
 
 def test_duplicates_special_names_and_notes(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the same text\n\nthe same text\n\nthe [MASK] of 東京\n\n\u200b\n")
-    options = {"tokenizer": tokenizer, "progress": quiet, "heldout_fraction": 0.0}
+    options = {"tokenizer": tokenizer, "quiet": True, "heldout_fraction": 0.0}
     twice = prepare([tmp_path / "a.txt"], tmp_path / "twice", **options)
     once = prepare([tmp_path / "a.txt"], tmp_path / "once", drop_duplicates=True, **options)
     assert (twice.splits["train"].documents, once.splits["train"].documents) == (3, 2)  # \u200b leaves nothing
@@ -307,7 +302,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
         tmp_path / "out",
         tokenizer=tmp_path / "vocab.txt",
         heldout_fraction=0,
-        progress=quiet,
+        quiet=True,
     )
     (shard,) = Corpus.open(tmp_path / "out").shards
     assert shard.tokens.dtype == np.uint32 and shard.tokens.tolist() == [70_004, 8]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_corpus import contents, copied, data, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
+from test_corpus import contents, copied, data, small_batches, text, tokenizer, wait_until  # noqa: F401
 
 from electra_core.cli import build_parser
 from electra_core.corpus import Corpus
@@ -36,19 +36,19 @@ def test_a_file_given_twice_would_count_double(text: Path, tokenizer: Path, tmp_
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     for paths in ([text, text], [tmp_path / "a.txt", tmp_path], [tmp_path]):
         with pytest.raises(UserError, match=r"\.txt: this file is given twice"):
-            prepare(paths, tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+            prepare(paths, tmp_path / "out", tokenizer=tokenizer, quiet=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which none can be made")
 def test_no_folder_can_be_made(text: Path, tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"/proc/x: no folder can be made here"):
-        prepare([text], Path("/proc/x/y"), tokenizer=tokenizer, progress=quiet)
+        prepare([text], Path("/proc/x/y"), tokenizer=tokenizer, quiet=True)
 
 
 def test_text_without_a_word_to_learn(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 3_000_000)
     with pytest.raises(UserError, match="holds nothing that a vocabulary could be learned from"):
-        prepare([tmp_path / "a.txt"], tmp_path / "out", progress=quiet)
+        prepare([tmp_path / "a.txt"], tmp_path / "out", quiet=True)
 
 
 def test_the_command_learns_from_as_much_text_as_the_function() -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_left_after_an_error(tmp_path: Path, text: Path, bad: str) ->
             [text if bad == "tokenizer" else tmp_path / bad],
             tmp_path / "out",
             tokenizer=tmp_path / "absent" if bad == "tokenizer" else "sentencepiece",
-            progress=quiet,
+            quiet=True,
         )
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
@@ -76,14 +76,14 @@ def test_an_error_leaves_the_earlier_corpus(data: Path, tokenizer: Path, tmp_pat
     shutil.copytree(data, tmp_path / "out")
     (tmp_path / "late.txt").write_bytes(b"good\n\n" * 1000 + b"\xff")
     with pytest.raises(UserError, match=r"invalid UTF-8 at byte 6,000 "):
-        prepare([tmp_path / "late.txt"], tmp_path / "out", tokenizer=tokenizer, overwrite=True, progress=quiet)
+        prepare([tmp_path / "late.txt"], tmp_path / "out", tokenizer=tokenizer, overwrite=True, quiet=True)
     assert contents(tmp_path / "out") == contents(data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["late.txt", "out"]
 
 
 def test_what_may_be_overwritten(data: Path, tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
-    options = {"tokenizer": tokenizer, "heldout_fraction": 0, "progress": quiet}
+    options = {"tokenizer": tokenizer, "heldout_fraction": 0, "quiet": True}
     (tmp_path / "empty").mkdir()
     prepare([tmp_path / "a.txt"], tmp_path / "empty", **options)
     with pytest.raises(UserError, match="holds a prepared corpus already"):
@@ -109,7 +109,7 @@ def test_a_full_disk_and_no_permission(
 
     monkeypatch.setattr("electra_core.shards._HashedFile.write", fail)
     with pytest.raises(UserError, match=message):
-        prepare([text], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+        prepare([text], tmp_path / "out", tokenizer=tokenizer, quiet=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -119,7 +119,7 @@ def test_a_real_limit_on_file_size(text: Path, tokenizer: Path, tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         with pytest.raises(UserError, match="takes no file of this size; nothing was kept"):
-            prepare([text], tmp_path / "out", tokenizer=tokenizer, progress=quiet)
+            prepare([text], tmp_path / "out", tokenizer=tokenizer, quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
@@ -216,11 +216,11 @@ def test_manifest_survives_the_disk(data: Path, tmp_path: Path) -> None:
     assert manifest.settings["sources"][0]["name"] == "topics.txt"
 
 
-def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path) -> None:
+def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[int]] = {}
 
     class Recorder:
-        def __init__(self, title: str, total: int | None, unit: str) -> None:
+        def __init__(self, title: str, total: int | None, unit: str, *, quiet: bool) -> None:
             self.steps = seen.setdefault(f"{title} {total} {unit}", [])
 
         def __enter__(self) -> "Recorder":
@@ -233,7 +233,8 @@ def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path) -> None:
 
         def note(self, **_: object) -> None: ...
 
-    prepare([text], tmp_path / "out", vocab_size=300, sample_characters=50_000, progress=Recorder)
+    monkeypatch.setattr("electra_core.prepare.progress", Recorder)
+    prepare([text], tmp_path / "out", vocab_size=300, sample_characters=50_000)
     size = text.stat().st_size
     assert [sum(seen[f"{title} {size} B"]) for title in ("reading a sample", "writing tokens")] == [size, size]
     assert min(step for steps in seen.values() for step in steps) >= 0

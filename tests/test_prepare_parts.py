@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_corpus import contents, documents_of, quiet, small_batches, text, tokenizer, wait_until  # noqa: F401
+from test_corpus import contents, documents_of, small_batches, text, tokenizer, wait_until  # noqa: F401
 
 from electra_core import hold_out
 from electra_core import prepare as prepare_module
@@ -27,7 +27,7 @@ from electra_core.sources import Source, find_sources, share
 from electra_core.text_files import ReadReport, read_documents
 from electra_core.tokenizer import WordPieceTokenizer
 
-OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "progress": quiet}
+OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_any_option_that_makes_another_corpus_makes_another_call(text: Path, tmp
     longest = max(documents_of(text), key=lambda document: len("".join(document)))
     for name, document in (("0.txt", longest), ("1.txt", ["a b"]), ("2.txt", ["a c"])):
         (texts / name).write_text("\n".join(document), "utf-8")
-    same = {"text_paths", "out_dir", "workers", "overwrite", "progress"}
+    same = {"text_paths", "out_dir", "workers", "overwrite", "quiet"}
     of_trained = {
         "tokenizer": "sentencepiece", "vocab_size": 301, "model_type": "bpe", "lowercase": False,
         "sample_characters": 40_000,
@@ -81,9 +81,9 @@ def test_any_option_that_makes_another_corpus_makes_another_call(text: Path, tmp
         "drop_duplicates": True, "shard_tokens": 1000, "shard": (1, 1),
     }  # fmt: skip
     assert {*of_trained, *of_all} == inspect.signature(prepare).parameters.keys() - same
-    first = {"tokenizer": "wordpiece", "vocab_size": 300, "sample_characters": 50_000, "progress": quiet}
+    first = {"tokenizer": "wordpiece", "vocab_size": 300, "sample_characters": 50_000, "quiet": True}
     prepare([texts], out, **first)
-    given = {"tokenizer": out / "tokenizer", "progress": quiet}
+    given = {"tokenizer": out / "tokenizer", "quiet": True}
     prepare([texts], tmp_path / "given", **given)
     for folder, made, others in ((out, first, of_trained | of_all), (tmp_path / "given", given, of_all)):
         prepare([texts], folder, **made)  # nothing to do
@@ -107,17 +107,16 @@ def test_any_option_that_makes_another_corpus_makes_another_call(text: Path, tmp
 
 def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
-    prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, progress=quiet)
+    prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, quiet=True)
     (tmp_path / "a.txt").write_text("same size")
     with pytest.raises(UserError, match="holds a prepared corpus already"):
-        prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, progress=quiet)
+        prepare([tmp_path / "a.txt"], tmp_path / "out", tokenizer=tokenizer, heldout_fraction=0, quiet=True)
 
 
 # After a kill -------------------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
-from test_corpus import quiet
 from electra_core import prepare as module
 
 def add(self, blocks, real=module._Run._add, left=[int(sys.argv[4])]):
@@ -130,7 +129,7 @@ if __name__ == "__main__":
     module._Run._add = add
     module.BATCH_CHARACTERS, module.JOURNAL_BATCHES = 20_000, 3
     module.prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], heldout_fraction=0.2, shard_tokens=40_000,
-                   progress=quiet)
+                   quiet=True)
 """
 
 
@@ -310,7 +309,7 @@ def parts(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_merged_parts_are_the_whole_byte_for_byte(whole: Path, parts: list[Path], tmp_path: Path) -> None:
-    manifest = merge([parts[2], parts[0], parts[1]], tmp_path / "merged", progress=quiet)
+    manifest = merge([parts[2], parts[0], parts[1]], tmp_path / "merged", quiet=True)
     assert contents(tmp_path / "merged") == contents(whole)
     assert manifest.splits["train"].shards > 1 and manifest.notes == ("1 of the files are empty",)
     assert Corpus.open(tmp_path / "merged", "heldout").num_tokens > 0
@@ -333,13 +332,13 @@ def test_a_file_as_one_document_in_parts_and_by_several_workers(
     parts = [tmp_path / "first", tmp_path / "second"]
     for number, part in enumerate(parts, start=1):
         prepare([files], part, shard=(number, 2), **options)
-    merge(parts, tmp_path / "merged", progress=quiet)
+    merge(parts, tmp_path / "merged", quiet=True)
     assert contents(tmp_path / "merged") == contents(tmp_path / "one")
     other = tmp_path / "other"
     prepare([files], other, shard=(2, 2), **{**options, "documents": "blank-line"})
     for pair in ([parts[0], other], [other, parts[0]]):
         with pytest.raises(UserError, match="differ in documents"):
-            merge(pair, tmp_path / "none", progress=quiet)
+            merge(pair, tmp_path / "none", quiet=True)
 
 
 def test_parts_that_do_not_make_a_whole(
@@ -347,7 +346,7 @@ def test_parts_that_do_not_make_a_whole(
 ) -> None:  # fmt: skip
     def fails(which: list[Path], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            merge(which, tmp_path / "merged", progress=quiet)
+            merge(which, tmp_path / "merged", quiet=True)
         assert not (tmp_path / "merged").exists()
 
     fails(parts[:1], "missing: part 2, 3 of 3")
@@ -377,7 +376,7 @@ def test_parts_without_held_out_documents_make_a_whole_with_one(
         assert not prepare([texts], part, shard=(number, 2), **options).splits["heldout"].documents
     for workers in (1, 2):
         prepare([texts], tmp_path / f"whole{workers}", workers=workers, **options)
-    merge(parts, tmp_path / "merged", progress=quiet)
+    merge(parts, tmp_path / "merged", quiet=True)
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole1") == contents(tmp_path / "whole2")
     assert Corpus.open(tmp_path / "merged", "heldout").num_documents == 1
     Corpus.open(tmp_path / "merged").verify()
@@ -439,7 +438,7 @@ def test_on_the_command_line(
 
 
 def test_a_tokenizer_is_not_written_over_something_else(files: Path, tmp_path: Path) -> None:
-    options = {"vocab_size": 300, "sample_characters": 50_000, "progress": quiet}
+    options = {"vocab_size": 300, "sample_characters": 50_000, "quiet": True}
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="is not a tokenizer"):
