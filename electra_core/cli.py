@@ -16,8 +16,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from electra_core import __version__, commands_inspect, commands_train, commands_use
-from electra_core.command_flags import CommandParser, Help, Parser, is_one_of_several, is_to_say
+from electra_core import __version__, commands_inspect, commands_train, commands_use, torchrun
+from electra_core.command_flags import CommandParser, Help, Parser, is_to_say
 from electra_core.errors import (
     AnotherRankFailed,
     UserError,
@@ -38,7 +38,7 @@ WITHOUT_KERNELS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if is_one_of_several():
+    if torchrun.size() > 1:
         for handler in logging.getLogger().handlers:
             handler.addFilter(_SaidOnce())
     _print_any_letter()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        if options.command not in ("pretrain", "finetune") and is_one_of_several():
+        if options.command not in ("pretrain", "finetune") and torchrun.size() > 1:
             raise UserError("runs in one process; torchrun is for pretrain and finetune")
         with threads_quiet_about_disks():
             return options.run(options) or 0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from electra_core import torchrun
 from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.row_files import DELIMITERS, FORMS, format_of
@@ -33,14 +34,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return super()._get_help_string(action)
 
 
-def is_one_of_several() -> bool:
-    """Whether torchrun started other processes beside this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def is_to_say(text: str) -> bool:
     """Whether this process is to print `text`: the first of several that has it to say, or the only one."""
-    if not is_one_of_several():
+    if torchrun.size() == 1:
         return True
     from electra_core.distributed import is_first_to_say
 

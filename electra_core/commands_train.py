@@ -7,12 +7,12 @@ for: what brings it is imported by the commands themselves.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from electra_core import torchrun
 from electra_core.command_flags import (
     MODEL_HELP,
     add_command,
@@ -247,7 +247,7 @@ def pretrain(options: Namespace) -> int:
         resume=options.resume, overwrite=options.overwrite, device=options.device,
         max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
     )  # fmt: skip
-    if not _tells_how_it_went():
+    if torchrun.rank() != 0:
         return 0
     for name, value in result.evaluation.items():
         print(f"{name.removeprefix('eval_'):>20}  {value:.4f}")
@@ -336,20 +336,15 @@ def finetune(options: Namespace) -> int:
         resume=options.resume, overwrite=options.overwrite, quiet=options.quiet,
         cache=None if options.cache == "none" else options.cache or default_folder(),
     )  # fmt: skip
-    if _tells_how_it_went():
+    if torchrun.rank() == 0:
         print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
     return _stopped() if report.get("stopped_by") else 0
-
-
-def _tells_how_it_went() -> bool:
-    """Whether this is the only process, or the one of several that tells."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _stopped() -> int:
     """The exit status of a run that was stopped."""
     # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
-    return 0 if "LOCAL_RANK" in os.environ else STOPPED
+    return 0 if torchrun.is_used() else STOPPED
 
 
 def _is_data_set(folder: Path) -> bool:

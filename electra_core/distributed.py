@@ -28,7 +28,6 @@ run (torchrun restarts all ranks; `--resume` goes on).
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,6 +39,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from electra_core import torchrun
 from electra_core.errors import AnotherRankFailed, UserError
 from electra_core.linear import cast_one_by_one
 
@@ -203,7 +203,7 @@ def join_ranks(device: torch.device) -> Ranks:
     of its own, where all ranks know which start it is: on one machine. (Machines may count differently:
     docs/scaling.md.)
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if torchrun.size() == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -211,8 +211,8 @@ def join_ranks(device: torch.device) -> Ranks:
         _abandon()
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(f"group {len(_left)}", store)  # of a script's earlier runs, names are taken, too
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if torchrun.is_on_one_machine():
+        store = dist.PrefixStore(f"start {torchrun.start()}", store)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks(rank, size)
@@ -261,12 +261,11 @@ def is_first_to_say(text: str) -> bool:
     For what ends a rank before it has joined the others, or when they do not listen any longer: most mistakes are
     found by all of them, some by one alone. True where there is nobody to ask.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun's own store, which outlives the ranks
+    if not torchrun.keeps_the_store():
         return True
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))
-        return store.add(f"said in start {start}: {text}", 1) == 1
+        return store.add(f"said in start {torchrun.start()}: {text}", 1) == 1
     except (RuntimeError, ValueError):
         return True
 

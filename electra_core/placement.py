@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 
+from electra_core import torchrun
 from electra_core.errors import UserError
 
 KEPT_BETWEEN_BATCHES = 2**30  # bytes
@@ -35,12 +35,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device}: this torch ({torch.__version__}) sees no CUDA device")
-    if device == "cuda" and (local_rank := os.environ.get("LOCAL_RANK")) is not None:
-        if int(local_rank) >= torch.cuda.device_count():
+    if device == "cuda" and torchrun.is_used():
+        if torchrun.local_rank() >= torch.cuda.device_count():
             raise UserError(
                 f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one per process"
             )
-        device = f"cuda:{local_rank}"
+        device = f"cuda:{torchrun.local_rank()}"
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -61,7 +61,7 @@ def _computing(place: torch.device, wanted: str) -> torch.device:
     if not any(text in problem for text in NOT_BUILT_FOR):
         raise UserError(f"device {wanted}: {name} does not compute: {problem}; the device cpu does without it")
     problem = f"this torch ({torch.__version__}) is not built for {name}; pytorch.org/get-started has other builds"
-    if wanted != "auto" or "LOCAL_RANK" in os.environ:  # ranks on different devices would not find each other
+    if wanted != "auto" or torchrun.is_used():  # ranks on different devices would not find each other
         raise UserError(f"device {wanted}: {problem}; the device cpu does without it")
     log.warning("%s; going on with the CPU", problem)
     return torch.device("cpu")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from electra_core import torchrun
 from electra_core.distributed import Ranks
 
 
@@ -75,7 +76,7 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         now = time.monotonic()
         if self._signalled is None:
             self._signalled, self.reason = now, signal.Signals(number).name
-        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._signalled > self.SAME_SIGNAL:
+        elif not torchrun.hands_on_signals() or now - self._signalled > self.SAME_SIGNAL:
             if number == signal.SIGINT and _has_a_prompt():
                 raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
