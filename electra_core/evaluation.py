@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,22 @@ from electra_core.masking import mask
 from electra_core.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # held-out examples and masks are the same for every run and every evaluation
+BATCH_SIZE = 64
+
+
+class Outcome(NamedTuple):
+    """What both networks made of a batch of held-out text; on the host."""
+
+    sums: list[float]
+    """Masked positions, tokens, and the losses of the generator, of the discriminator and of predicted words (NaN
+    where the objective predicts none)."""
+    hits_M: Tensor
+    """bool: where the generator's first choice is the original word; empty if it was never trained."""
+    logits: Tensor
+    """fp32, of the tokens that the discriminator is judged by: all, of `electra-15` the masked ones, which it is
+    trained on."""
+    replaced: Tensor
+    """bool, of the same tokens."""
 
 
 @torch.no_grad()
@@ -30,58 +46,79 @@ def evaluate(
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
 
     Each of `ranks` takes a stretch of the batches, and all get the same figures, which are those of one process.
-    A discriminator's figures are over all tokens; of `electra-15` over the masked ones, which it is trained on.
     """
     electra.eval()
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
-    starts = range(0, config.eval_examples, 64)
+    starts = range(0, config.eval_examples, BATCH_SIZE)
     each = -(-len(starts) // ranks.size)
-    generates = (
-        config.objective == "mlm" or not config.uniform_generator
-    )  # else the one there is was never trained
-    rows: list[list[float]] = []
-    logits, labels, hits = [torch.empty(0)], [torch.empty(0, dtype=torch.bool)], [torch.empty(0, dtype=torch.bool)]
+    outcomes: list[Outcome] = []
     for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
         # A sharded model needs all ranks in every forward pass: who has no batch left repeats the last one.
         first = starts[min(turn, len(starts) - 1)]
-        indices = range(first, min(first + 64, config.eval_examples))
+        indices = range(first, min(first + BATCH_SIZE, config.eval_examples))
         tokens = examples.batch(examples.plan(indices))
         batch = mask(tokens, indices, heldout.tokenizer, config, HELDOUT_SEED).to(device)
-        with autocast:
-            output = electra(batch, HELDOUT_SEED + first)
-            hit_M = _mlm_hits(electra, batch) if generates else hits[0]
+        outcome = _outcome(electra, batch, config, HELDOUT_SEED + first, autocast)
         if turn < len(starts):
-            word_loss = math.nan if output.word_loss is None else float(output.word_loss)
-            counts = len(batch.masked_positions_M), batch.tokens.num_tokens
-            rows.append([*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss])
-            hits.append(hit_M.cpu())
-            judged = batch.masked_positions_M if config.objective == "electra-15" else slice(None)
-            logits.append(output.rtd_logits_T[judged].float().cpu())
-            labels.append(output.is_replaced_T[judged].cpu())
+            outcomes.append(outcome)
     if hasattr(electra, "reshard"):
         electra.reshard()  # type: ignore[operator]  # FSDP has kept embeddings and heads whole for a backward pass
-    table = ranks.joined(torch.tensor(rows, dtype=torch.float64).flatten()).view(-1, 5)
-    masked, words, mlm_losses, rtd_losses, word_losses = table.T.tolist()
-    replaced, score, hit = (ranks.joined(torch.cat(values)) for values in (labels, logits, hits))
+    return _figures(outcomes, config, ranks)
+
+
+def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: int, autocast: Any) -> Outcome:
+    """One batch through both networks."""
+    with autocast:
+        output = electra(batch, seed)
+        hits_M = _mlm_hits(electra, batch) if _generates(config) else torch.empty(0, dtype=torch.bool)
+    word_loss = math.nan if output.word_loss is None else float(output.word_loss)
+    counts = len(batch.masked_positions_M), batch.tokens.num_tokens
+    judged = batch.masked_positions_M if config.objective == "electra-15" else slice(None)
+    return Outcome(
+        [*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss],
+        hits_M.cpu(),
+        output.rtd_logits_T[judged].float().cpu(),
+        output.is_replaced_T[judged].cpu(),
+    )
+
+
+def _generates(config: PretrainConfig) -> bool:
+    """Whether the generator is trained: by a run with uniform draws it is not."""
+    return config.objective == "mlm" or not config.uniform_generator
+
+
+def _figures(outcomes: list[Outcome], config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
+    """Of the batches of all ranks, each of which has its own, or none."""
+
+    def joined(name: str, dtype: torch.dtype) -> Tensor:
+        return ranks.joined(torch.cat([torch.empty(0, dtype=dtype), *(getattr(o, name) for o in outcomes)]))
+
+    sums = torch.tensor([outcome.sums for outcome in outcomes], dtype=torch.float64)
+    masked, words, mlm_losses, rtd_losses, word_losses = ranks.joined(sums.flatten()).view(-1, 5).T.tolist()
     figures = {"eval_mlm_loss": _weighted(mlm_losses, masked)}
-    if generates:
-        figures["eval_mlm_accuracy"] = float(hit.float().mean())
+    if _generates(config):
+        figures["eval_mlm_accuracy"] = float(joined("hits_M", torch.bool).float().mean())
     if not math.isnan(word_losses[0]):
         predicted = words if config.objective == "all-tokens-mlm" else masked
         figures["eval_word_loss"] = _weighted(word_losses, predicted)
-    fraction = float(replaced.float().mean())
-    if 0 < fraction < 1 and config.objective in ("electra", "electra-15"):
-        said = score > 0
-        figures |= {
-            "eval_rtd_loss": _weighted(rtd_losses, masked if config.objective == "electra-15" else words),
-            "eval_rtd_accuracy": float((said == replaced).float().mean()),
-            "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
-            "eval_rtd_recall": float(said[replaced].float().mean()),
-            "eval_rtd_auc": _auc(replaced, score),
-            "eval_replaced_fraction": fraction,
-            "eval_base_rate_loss": -fraction * math.log(fraction) - (1 - fraction) * math.log(1 - fraction),
-        }
+    replaced, score = joined("replaced", torch.bool), joined("logits", torch.float32)
+    if config.objective in ("electra", "electra-15") and 0 < replaced.float().mean() < 1:
+        loss = _weighted(rtd_losses, masked if config.objective == "electra-15" else words)
+        figures |= {"eval_rtd_loss": loss, **_detection(replaced, score)}
     return figures
+
+
+def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
+    """How well the discriminator finds what is `replaced`: some of its tokens, not all."""
+    fraction, said = float(replaced.float().mean()), score > 0
+    return {
+        "eval_rtd_accuracy": float((said == replaced).float().mean()),
+        "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
+        "eval_rtd_recall": float(said[replaced].float().mean()),
+        "eval_rtd_auc": _auc(replaced, score),
+        "eval_replaced_fraction": fraction,
+        "eval_base_rate_loss": -fraction * math.log(fraction) - (1 - fraction) * math.log(1 - fraction),
+    }
 
 
 def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
