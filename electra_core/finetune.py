@@ -3,7 +3,7 @@
     read    train and dev files become examples; labels are learned from the training data
     encode  every text is tokenised once, whatever the number of epochs and seeds
     train   batches of sequences of like length; order and dropout a pure function of (seed, epoch, step);
-            the learning rate decayed by layer, warmed up, then linearly down to zero
+            the learning rate decayed by layer, warmed up, then linearly down to zero (`finetune_seed.py`)
     keep    whenever the dev data are judged better than ever before, OUT/ becomes that model: a model
             directory of the Hub's layout with task.json beside it
     resume  at every evaluation a checkpoint, from which `--resume` goes on bit for bit (`finetune_folder.py`)
@@ -19,23 +19,20 @@ its share of every batch and of the dev data, and rank 0 judges and writes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
-from electra_core.cross_check import check_task_model
 from electra_core.distributed import Ranks, join_ranks
 from electra_core.downstream import Task
 from electra_core.errors import UserError, writing
-from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, plan_batches, read_data
+from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, read_data
 from electra_core.finetune_folder import (
     Keeper,
     Run,
@@ -43,34 +40,25 @@ from electra_core.finetune_folder import (
     check_identity,
     finished_report,
     identity,
-    log_folder,
     make_folder,
     runs_of,
     shown,
     write_json,
 )
-from electra_core.finetune_model import check_freeze, starting_model
+from electra_core.finetune_model import check_freeze
+from electra_core.finetune_seed import train_seed
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import Job, build_optimizer, evaluation_steps, take_steps
-from electra_core.guards import left_out
+from electra_core.finetune_steps import Job
 from electra_core.in_memory import Rows, as_files
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
-from electra_core.metrics_log import MetricsLog
 from electra_core.notices import Say, to_log
 from electra_core.placement import keep_memory_between_batches, resolve_device, resolve_precision
-from electra_core.predict import run_model
-from electra_core.progress import progress
 from electra_core.run_folder import find_checkpoint
 from electra_core.stop_request import StopRequest
 from electra_core.task_report import constant_guess
-from electra_core.tasks import TaskModel
 from electra_core.token_cache import fingerprint
 from electra_core.tokenizer import Tokenizer
-from electra_core.training import Diverged, StepResult
-
-FEWEST_STEPS = 50
-"""With fewer the user is warned."""
 
 
 def finetune(
@@ -226,122 +214,13 @@ def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: 
         if seed not in [run.seed for run in runs]:
             runs.append(Run(seed))
         if not runs[-1].over and runs[-1].seed == seed:
-            reason = _train(job, keeper, stop, quiet, say)
+            reason = train_seed(job, keeper, stop, quiet, say)
             if job.device.type == "cuda":
                 torch.cuda.empty_cache()  # of streams and graphs that no other seed uses
             say(f"seed {seed}: {_result(job, runs[-1])}")
         if reason := reason or stop.agreed():
             break
     return None if len(runs) == seeds and all(run.over for run in runs) else reason
-
-
-def _train(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:
-    """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it.
-
-    Returns:
-        What stopped it, if anything.
-    """
-    settings, run = job.settings, keeper.runs[-1]
-    model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
-    static = settings.engine != "eager"
-    check_task_model(model, job.device, job.dtype, job.task.max_length, training=True, static=static)
-    optimizer = build_optimizer(model, settings)
-    if run.steps:
-        keeper.restore(model, optimizer)
-    plan = plan_batches(job.data.train, settings, run.seed)
-    evaluate_after = evaluation_steps(len(plan), settings)
-    if len(plan) < FEWEST_STEPS and run.seed == settings.seed:
-        say(
-            f"warning: Only {len(plan)} step{'s' if len(plan) > 1 else ''} in all, which may be too few "
-            "to learn from. More --epochs or a smaller --batch-size give more."
-        )
-    steps = take_steps(job, model, optimizer, plan, run)
-    lengths = job.data.train.lengths
-    out, before = keeper.out, run.steps
-    metrics_log = job.ranks.only_first(lambda: MetricsLog(log_folder(out, settings, run.seed), before))
-    reason: str | None = None
-    started = time.perf_counter()
-    try:
-        with progress(f"fine-tune, seed {run.seed}", len(plan), "steps", before=run.steps, quiet=quiet) as bar:
-            for result in steps:
-                run.steps, run.seconds = result.step, run.seconds + time.perf_counter() - started
-                run.tokens += sum(int(lengths[units].sum()) for units in plan[result.step - 1])
-                if result.step % settings.log_every == 0 or result.step == len(plan):
-                    metrics_log.write(result.step, **_step_figures(result, run))
-                    bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
-                bar.update()
-                if due := result.step in evaluate_after:
-                    metrics = _evaluate(job, model, run, keeper)
-                    metrics_log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
-                reason = stop.agreed()
-                stale = run.evaluations - run.best_evaluation
-                run.over = result.step == len(plan) or 0 < settings.patience <= stale
-                last = run.over and run.seed == settings.seed + settings.seeds - 1
-                due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
-                if (due or reason) and not last:
-                    run.skipped = int(result.in_a_row)
-                    keeper.save(model, optimizer)
-                # Neither in checkpoint nor log: a run that goes on never was here.
-                if reason and keeper.best is None:
-                    _evaluate(job, model, run, keeper)
-                if result.step == len(plan):
-                    for warning in left_out(result):
-                        say(f"warning: {warning}")
-                if reason or run.over:
-                    break
-                started = time.perf_counter()  # evaluations and saving are not counted as training
-    except Diverged as error:
-        raise UserError(f"{error}; try a lower learning rate") from None
-    finally:
-        metrics_log.close()
-    return reason
-
-
-def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
-    return {
-        "loss": float(result.loss),
-        "gradient_norm": float(result.gradient_norm),
-        "learning_rate": result.learning_rate,
-        "tokens_per_second": round(run.tokens / run.seconds),
-    }
-
-
-def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:
-    """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it.
-
-    Of equal figures the last are kept: where they cannot rise (all dev examples are right after the first epoch),
-    the model goes on learning. `patience` counts the evaluations since the figures last rose.
-    """
-    ranks, task = job.ranks, job.task
-    mine = run_model(model, job.data.dev, precision=job.dtype, share=(ranks.rank, ranks.size))
-    outputs = ranks.merged(mine)
-
-    def judged() -> dict[str, float]:
-        nonlocal task
-        task, metrics = _judged(job, outputs)
-        return metrics
-
-    metrics = ranks.decided_by_first(judged)
-    run.evaluations, run.last = run.evaluations + 1, metrics
-    figure = metrics[task.metric]
-    if figure > run.best or not run.metrics:
-        run.best_evaluation = run.evaluations
-    if figure >= run.best or not run.metrics:
-        run.best, run.best_step, run.metrics = figure, run.steps, metrics
-        keeper.offer(model, task, job.data.tokenizer)
-    if job.on_evaluation is not None:
-        job.on_evaluation({"seed": run.seed, "step": run.steps, **metrics})
-    return metrics
-
-
-def _judged(job: Job, outputs: list[np.ndarray]) -> tuple[Task, dict[str, float]]:
-    """The task, its threshold tuned if it has one, and the dev figures."""
-    task, data = job.task, job.data
-    predictions = task.decode(data.dev_examples, data.dev, outputs)
-    tuned = task.tuned(data.dev_examples, predictions)
-    if tuned != task:  # a threshold has moved: predictions are to be made with it
-        predictions = tuned.decode(data.dev_examples, data.dev, outputs)
-    return tuned, tuned.score(data.dev_examples, predictions)
 
 
 def _result(job: Job, run: Run) -> str:

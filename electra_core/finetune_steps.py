@@ -1,7 +1,7 @@
 """The steps of a fine-tuning: which batches, in which precision, at which rate, and how they are carried out.
 
-`take_steps` hands out one `StepResult` after the other; what is made of them is `finetune.py`'s. Batches are known
-before the first step (`finetune_data.plan_batches`), so the largest one is, too.
+`take_steps` hands out one `StepResult` after the other; what is made of them is `finetune_seed.py`'s. Batches are
+known before the first step (`finetune_data.plan_batches`), so the largest one is, too.
 """
 
 from __future__ import annotations

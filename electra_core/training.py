@@ -2,7 +2,7 @@
 
 `training_steps` is a generator: it does an optimizer step and hands its figures to the caller, whose own
 loop logs, evaluates and saves. There is no trainer object; a run is read top to bottom
-in `pretrain.py` and `finetune.py`.
+in `pretrain.py` and `finetune_seed.py`.
 
 It is the loop to read, and not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
 that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, the next batch prepared

@@ -127,7 +127,7 @@ def finetune_stopped_on_rank_1(model: Path, data: tuple[Path, Path], out: Path, 
     """`finetune_rank` of which rank 1 alone gets a signal, after step 7."""
     import signal
 
-    from electra_core import finetune as module
+    from electra_core import finetune_seed as module
 
     original = module._step_figures
 

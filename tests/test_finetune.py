@@ -15,7 +15,7 @@ import tiny_model
 import torch
 from finetune_runs import QUICK, data, lines_file, model, run, weights  # noqa: F401
 
-from electra_core import finetune as module
+from electra_core import finetune_seed, model_dir
 from electra_core.adam import ElectraAdam
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
@@ -150,7 +150,7 @@ def test_a_full_disk_is_the_users_to_mend(model, data, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.model_dir, "save_pretrained", full)
+    monkeypatch.setattr(model_dir, "save_pretrained", full)
     with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
         run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1))
 
@@ -164,7 +164,7 @@ def test_early_stopping(model, data, tmp_path):
 def test_of_equal_figures_the_last_model_of_the_first_seed_is_kept(model, data, tmp_path, monkeypatch):
     def with_figures(name, figures, **changes):
         given = iter(figures)
-        monkeypatch.setattr(module, "_judged", lambda job, _: (job.task, {job.task.metric: next(given)}))
+        monkeypatch.setattr(finetune_seed, "_judged", lambda job, _: (job.task, {job.task.metric: next(given)}))
         report = run(model, data, tmp_path / name, settings=replace(QUICK, epochs=2, **changes))
         return report["best"], [seed["best_step"] for seed in report["seeds"]], weights(tmp_path / name)
 
@@ -200,7 +200,7 @@ def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model,
     def descent(model, settings):  # moves by the gradient itself; Adam's first step is little more than its sign
         return torch.optim.SGD(parameter_groups(model, learning_rate=1.0, weight_decay=0.0), lr=1.0, fused=True)
 
-    monkeypatch.setattr(module, "build_optimizer", descent)
+    monkeypatch.setattr(finetune_seed, "build_optimizer", descent)
     files = [make(tmp_path / name, 16)] * 2
     for out, size, parts in (("whole", 99, 1), ("parts", 6, 99)):  # parts of 6, 6 and 4 of 16 units
         settings = replace(
@@ -314,14 +314,14 @@ def test_the_folder_holds_settings_and_log(model, data, tmp_path):
 
 
 def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch):
-    original = module._step_figures
+    original = finetune_seed._step_figures
 
     def interrupt_at_12(result, run):
         if result.step == 12:
             os.kill(os.getpid(), signal.SIGINT)
         return original(result, run)
 
-    monkeypatch.setattr(module, "_step_figures", interrupt_at_12)
+    monkeypatch.setattr(finetune_seed, "_step_figures", interrupt_at_12)
     lines = []
     report = run(model, data, tmp_path / "out", settings=replace(QUICK, seeds=3), say=lines.append)
     assert report["stopped_by"] == "SIGINT" and len(report["seeds"]) == 1 and report["seeds"][0]["steps"] == 12

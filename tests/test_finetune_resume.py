@@ -18,8 +18,7 @@ import torch
 from finetune_runs import data, model  # noqa: F401
 from safetensors.torch import load_file
 
-from electra_core import finetune as module
-from electra_core import finetune_folder
+from electra_core import finetune_folder, finetune_seed
 from electra_core.classify import Classify
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
@@ -44,14 +43,14 @@ def train(model, data, out, settings=SETTINGS, task=None, say=lambda line: None,
 
 def at_step(monkeypatch, step: int, do, seed: int = 0) -> None:
     """Calls `do` when the log's row of a step would be written."""
-    original = module._step_figures
+    original = finetune_seed._step_figures
 
     def figures(result, run):
         if result.step == step and run.seed == seed:
             do()
         return original(result, run)
 
-    monkeypatch.setattr(module, "_step_figures", figures)
+    monkeypatch.setattr(finetune_seed, "_step_figures", figures)
 
 
 def killed() -> None:
@@ -322,7 +321,7 @@ def test_the_model_of_an_overwritten_fine_tuning_answers_no_more(model, data, st
     def fails(*arguments, **options):
         raise UserError("no step is taken")
 
-    monkeypatch.setattr("electra_core.finetune.take_steps", fails)
+    monkeypatch.setattr("electra_core.finetune_seed.take_steps", fails)
     (stopped / "letter.txt").write_text("dear")
     assert {"model.safetensors", "config.json", "task.json", "vocab.txt"} <= {p.name for p in stopped.iterdir()}
     with pytest.raises(UserError, match="no step is taken"):
