@@ -40,7 +40,7 @@ from electra_core.finetune_folder import (
     check_identity,
     finished_report,
     identity,
-    make_folder,
+    make_out,
     runs_of,
     shown,
     write_json,
@@ -140,7 +140,7 @@ def finetune(
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
     with writing(str(out), only_in=out):  # a full disk, most likely; what was saved before is whole
         state = ranks.only_first(
-            lambda: make_folder(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
+            lambda: make_out(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
         )
         state.begin()
         keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks)

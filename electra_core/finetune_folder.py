@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,10 +29,10 @@ from electra_core.checkpoint_files import remove_checkpoints
 from electra_core.columns import Columns
 from electra_core.distributed import Ranks
 from electra_core.downstream import Task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics import shown_name
-from electra_core.new_folder import remove_leftovers
+from electra_core.run_folder import make_run
 from electra_core.run_state import RunState
 from electra_core.task_files import TASK_FILE, save_task, task_to_json
 from electra_core.tasks import TaskModel
@@ -202,34 +201,20 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
         raise UserError(f"{out}: holds another finished model; {differences}; --overwrite starts anew")
 
 
-def make_folder(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:
-    """OUT/, locked, with the settings in it.
+def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:
+    """OUT as `make_run` makes it, with the settings in it.
 
-    Unless it is resumed no log and no checkpoint of an earlier fine-tuning stays, and with `overwrite` no model:
-    it would answer until the first evaluation, and for good where that never comes.
+    With `overwrite` no model of an earlier fine-tuning stays: it would answer until the first evaluation, and for
+    good where that never comes.
 
     Raises:
         UserError: it cannot be made, or another process trains in it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        state = RunState(out)
-        if not resumed:
-            remove_checkpoints(out / "checkpoints")  # which --resume would go on from
-        if not resumed and (out / "state.json").is_file():  # else what lies here is no fine-tuning's
-            for folder in _FOLDERS:
-                for found in out.glob(folder):
-                    shutil.rmtree(found, ignore_errors=True)
-            for file in ("metrics.jsonl", *(_MODEL if overwrite else ())):
-                (out / file).unlink(missing_ok=True)
+    state = make_run(out, resumed, _FOLDERS, ("metrics.jsonl", *(_MODEL if overwrite else ())))
+    with writing(str(out)):
         (out / "metrics.json").unlink(missing_ok=True)  # it says that all is done
-        for folder_with_leftovers in (out, out / "checkpoints"):
-            if folder_with_leftovers.is_dir():
-                remove_leftovers(folder_with_leftovers)
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in dataclasses.asdict(settings).items()]
         (out / "config.toml").write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     return state
 
 

@@ -16,7 +16,7 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ Pair = tuple[Path | str | None, Path | str | None]
 """Model directories of a discriminator and a generator to start from; both or neither."""
 _HALVES = ("discriminator", "generator")
 _FOLDERS = ("checkpoints", "discriminator", "generator", "tensorboard")
+_FILES = ("config.toml", "metrics.jsonl", "state.json", "postmortem*.json")
 """What a run makes in RUN, and a new one removes."""
 
 _SIGNS = {LOCK, "state.json", ".state.json.new", "checkpoints"}
@@ -103,30 +104,31 @@ def _is_foreign(run: Path) -> bool:
     return bool(found - {"config.toml"}) and not found & _SIGNS
 
 
-def make_run(run: Path, resumed: bool) -> RunState:
-    """RUN, locked, and emptied of an earlier run's files unless that is resumed, of a killed one's in any case."""
+def make_run(
+    run: Path, resumed: bool, folders: Iterable[str] = _FOLDERS, files: Iterable[str] = _FILES
+) -> RunState:
+    """RUN, locked, and emptied of what an earlier run made in it (`folders` and `files`, patterns of names) unless
+    that is resumed, and of what a killed one left unfinished in any case.
+
+    Raises:
+        UserError: it cannot be made, or another process trains in it.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
         state = RunState(run)
         if not resumed:
             remove_checkpoints(run / "checkpoints")  # which --resume would go on from
         if not resumed and (run / "state.json").is_file():  # else what lies here is no run's
-            _remove_run(run)
+            for folder in (found for pattern in folders for found in run.glob(pattern)):
+                shutil.rmtree(folder, ignore_errors=True)
+            for file in (found for pattern in files for found in run.glob(pattern)):
+                file.unlink()
         for folder in (run, run / "checkpoints"):
             if folder.is_dir():
                 remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{run}: cannot be made ({error.strerror})") from None
     return state
-
-
-def _remove_run(run: Path) -> None:
-    """Remove what a run wrote, and nothing else that may lie in the folder."""
-    for name in _FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
-    for pattern in ("config.toml", "metrics.jsonl", "state.json", "postmortem*.json"):
-        for file in run.glob(pattern):
-            file.unlink()
 
 
 # What may differ between a run and its resumption: how long it goes on, and how it is watched and saved.
