@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -336,7 +337,8 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
         if name not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{_nearest(name, list(kinds))}")
         if kinds[name] is float and type(value) is int:
-            value = float(value)
+            with suppress(OverflowError):  # what is too large for a float is none
+                value = float(value)
         if type(value) is not kinds[name]:
             expected, got = kinds[name].__name__, type(value).__name__
             raise UserError(f"{where}: {key} expects a value of type {expected}, got {value!r} ({got})")

@@ -16,14 +16,13 @@ heads                                   the same names
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from electra_core.config import EncoderConfig, updated
+from electra_core.config import SIZES, EncoderConfig, updated
 from electra_core.electra import Discriminator, Generator
 from electra_core.encoder import Encoder
 from electra_core.errors import UserError
@@ -171,7 +170,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
     given = {key: value for key, value in raw.items() if key in known}
     if given.get("pad_token_id", 0) is None:
         del given["pad_token_id"]
-    _check_ranges(given, where)
+    _check_sizes(given, where)
     return updated(HUB_DEFAULTS, given, where)
 
 
@@ -180,20 +179,13 @@ def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:
         raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
 
 
-def _check_ranges(given: Mapping[str, Any], where: str) -> None:
-    for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue  # of a wrong type: `updated` says so
-        if key.endswith("_prob"):
-            good, expected = 0 <= value < 1, "a number in [0, 1)"
-        elif key in ("initializer_range", "layer_norm_eps"):
-            good, expected = math.isfinite(value) and value >= 0, "a finite number, not negative"
-        else:
-            most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
-            least = 0 if key == "pad_token_id" else 1
-            good, expected = least <= value <= most, f"an integer from {least} to {most}"
-        if not good:
-            raise UserError(f"{where}: {key} expects {expected}, got {value!r}")
+def _check_sizes(given: Mapping[str, Any], where: str) -> None:
+    """Beside what any `EncoderConfig` refuses."""
+    for key in (*SIZES, "pad_token_id"):
+        most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
+        least = 0 if key == "pad_token_id" else 1
+        if isinstance(value := given.get(key), int) and not least <= value <= most:
+            raise UserError(f"{where}: {key} expects an integer from {least} to {most}, got {value!r}")
 
 
 def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
