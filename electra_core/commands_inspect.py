@@ -38,10 +38,10 @@ def detect(options: Namespace) -> None:
     """Replaced-token probability of every token."""
     from electra_core import detect as detection
     from electra_core.data_warnings import unknown_words
-    from electra_core.model_dir import find_model, load_discriminator
+    from electra_core.model_dir import find_model, load_discriminator, shipped_model
     from electra_core.tokenizer import load_tokenizer
 
-    source = options.model or _shipped_discriminator()
+    source = options.model or shipped_model() / "discriminator"
     text, discriminator = _text(options.text), load_discriminator(source)
     tokenizer = load_tokenizer(find_model(source))
     if tokenizer.vocab_size != discriminator.config.vocab_size:
@@ -63,14 +63,6 @@ def detect(options: Namespace) -> None:
             print("(sentences end in a full stop where the model learned; without one its last word stands out)")
 
 
-def _shipped_discriminator() -> Path:
-    from electra_core.model_dir import shipped_model
-
-    if (folder := shipped_model()) is None:
-        raise UserError("no model comes with this installation; name one: electra detect --model RUN …")
-    return folder / "discriminator"
-
-
 def _trace_flags(commands: Any) -> None:
     command = add_command(
         commands, trace, "one pre-training step in slow motion, on your own sentence",
@@ -87,11 +79,10 @@ def _trace_flags(commands: Any) -> None:
 def trace(options: Namespace) -> None:
     """One pre-training step in slow motion."""
     from electra_core import trace_page, trace_terminal
-    from electra_core.demo import model_to_study
     from electra_core.model_dir import shipped_model
     from electra_core.trace import load_electra, trace
 
-    source = options.model or model_to_study("demo")
+    source = options.model or shipped_model()
     electra, tokenizer = load_electra(source)
     name = SHIPPED_NAME if source == shipped_model() else str(source)
     result = trace(electra, tokenizer, _text(options.text), options.seed, name)

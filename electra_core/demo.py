@@ -70,8 +70,8 @@ class Start:
 
     key: str
     name: str
-    directory: Path | None
-    """A model directory; None if there is none, which is then said."""
+    directory: Path
+    """A model directory."""
     random: bool = False
     """Take only the directory's sizes and tokenizer."""
 
@@ -126,8 +126,7 @@ def run_demo(
     if not 0.1 <= minutes < math.inf:
         raise UserError(f"--minutes: expected a number of at least 0.1, got {minutes:g}")
     out, clock = Path(out_dir), Clock(60 * minutes)
-    shipped = shipped_model()
-    for line in introduction(place, minutes, shipped):
+    for line in introduction(place, minutes):
         say(line)
     _make_folder(out, overwrite)
 
@@ -147,7 +146,7 @@ def run_demo(
     _stop_if(pretrained.stopped_by)
 
     starts = [
-        Start("shipped", "Shipped tiny model", shipped),
+        Start("shipped", "Shipped tiny model", shipped_model() / "discriminator"),
         Start("pretrained", "Pre-trained just now", out / "pretrained" / "discriminator"),
         Start("random", "Random start", out / "pretrained" / "discriminator", random=True),
     ]
@@ -163,7 +162,7 @@ def run_demo(
         tokens={split: counts.tokens for split, counts in manifest.splits.items()},
         task=task,
         pretrained=pretrained,
-        shipped=shipped,
+        shipped=shipped_model(),
         accuracies=accuracies,
         epochs=EPOCHS,
         stages=clock.stages,
@@ -184,32 +183,6 @@ def texts_only(out_dir: str | Path, *, quiet: bool = False, overwrite: bool = Fa
     return len(corpus), task
 
 
-def model_to_study(
-    out_dir: str | Path,
-    *,
-    minutes: float = 1.0,
-    quiet: bool = False,
-    say: Say = print,
-) -> Path:
-    """A generator and a discriminator for `electra trace` without a model: the shipped ones, those that a demo
-    (or an earlier call) has left in `out_dir`, or new ones, pre-trained there for a few `minutes`.
-
-    Returns:
-        A run's folder.
-    """
-    shipped, out = shipped_model(), Path(out_dir)
-    if shipped is not None and (shipped / "generator" / "model.safetensors").is_file():
-        return shipped
-    run = out / "pretrained"
-    if not (run / "generator" / "model.safetensors").is_file():
-        say(f"There is no model yet: pre-training one for {duration(60 * minutes)} -> {run}")
-        _make_folder(out, overwrite=False)
-        _read_docstrings(out, quiet)
-        _prepare(out, 0, quiet)
-        _stop_if(_pretrain(out, 60 * minutes, "auto", 0, quiet).stopped_by)
-    return run
-
-
 def machine(place: torch.device) -> str:
     """What this runs on, in a line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -217,7 +190,7 @@ def machine(place: torch.device) -> str:
     return f"torch {torch.__version__} on {where}; {cores} CPU cores; Python {platform.python_version()}"
 
 
-def introduction(place: torch.device, minutes: float, shipped: Path | None) -> list[str]:
+def introduction(place: torch.device, minutes: float) -> list[str]:
     """The first lines: what was found here, and what is going to happen."""
     lines = [machine(place)]
     if place.type == "cpu" and torch.cuda.is_available():
@@ -227,8 +200,6 @@ def introduction(place: torch.device, minutes: float, shipped: Path | None) -> l
         "this machine's own libraries; then a task on which it is compared with the model that ships with the "
         "package and with a random start. Nothing is downloaded."
     )
-    if shipped is None:
-        lines.append("The shipped tiny model is not in this copy of the package: its row stays empty.")
     return [part for line in lines for part in textwrap.wrap(line, 88)]
 
 
@@ -326,17 +297,15 @@ def _finetune(
             break
         begin = time.monotonic()
         for start in starts:
-            if start.directory is not None:
-                accuracy = _finetune_once(start, out, seed, device, quiet)
-                accuracies[start.key].append(accuracy)
-                say(f"   seed {seed}  {start.name:<22} {100 * accuracy:5.1f}%")
+            accuracy = _finetune_once(start, out, seed, device, quiet)
+            accuracies[start.key].append(accuracy)
+            say(f"   seed {seed}  {start.name:<22} {100 * accuracy:5.1f}%")
         slowest = max(slowest, time.monotonic() - begin)
     return accuracies
 
 
 def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool) -> float:
     """Accuracy at the end of the training: no epoch is picked by its figure."""
-    assert start.directory is not None
     # The same for every start; a decay by layer would keep the lower layers of a random start from learning.
     settings = FinetuneSettings(epochs=EPOCHS, layerwise_decay=1.0, seed=seed, random_start=start.random)
     folder = out / "finetuned" / start.key

@@ -15,22 +15,15 @@ import numpy as np
 from electra_core.corpus import Corpus
 from electra_core.docstrings import Example, LabelledTask
 from electra_core.metrics_log import read_metrics
-from electra_core.model_dir import load_config, load_discriminator
-from electra_core.passages import generated_passage, planted_passage
+from electra_core.model_dir import load_config
+from electra_core.passages import generated_passage
 from electra_core.plots import Dots, Rule, Series, duration, line_chart, median
 from electra_core.pretrain import PretrainResult
 from electra_core.report import Passage, Report
-from electra_core.tokenizer import load_tokenizer
 from electra_core.trace import load_electra
 
 PLATEAU_AUC = 0.55
 PASSAGE_SEED = 1
-PLANTED = (
-    "The river rises in the {mountains|kitchen} in the north of the country and {flows|sings} south for three "
-    "hundred kilometres before it reaches the {sea|piano}. Two large cities lie on its banks. In the nineteenth "
-    "{century|banana} a railway was built along the valley, and most of the small towns {became|green} centres of "
-    "industry."
-)
 PROSE = (
     "The river rises in the mountains in the north of the country and flows south for three hundred kilometres "
     "before it reaches the sea. Two large cities lie on its banks. In the nineteenth century a railway was built "
@@ -50,9 +43,10 @@ class Findings:
     """Of each split of the corpus."""
     task: LabelledTask
     pretrained: PretrainResult
-    shipped: Path | None
+    shipped: Path
+    """The folder of the package's model."""
     accuracies: Mapping[str, Sequence[float]]
-    """shipped | pretrained | random -> at the end of fine-tuning, one for each seed; none without a model."""
+    """shipped | pretrained | random -> at the end of fine-tuning, one for each seed."""
     epochs: int
     """Of fine-tuning."""
     stages: Sequence[tuple[str, float]]
@@ -64,9 +58,8 @@ def build_report(found: Findings) -> Report:
     unigram = unigram_loss(found.out / "data")
     task, pretrained = found.task, found.pretrained
     seeds = max(map(len, found.accuracies.values()))
-    shipped_note = "pre-trained beforehand; its own vocabulary" if found.shipped else "not in this copy"
     starts = [
-        Dots("Shipped tiny model", shipped_note, found.accuracies["shipped"], 0),
+        Dots("Shipped tiny model", "pre-trained beforehand; its own vocabulary", found.accuracies["shipped"], 0),
         Dots(
             "Pre-trained just now",
             f"{duration(pretrained.seconds)}, {pretrained.steps:,} steps",
@@ -236,38 +229,25 @@ def pretraining_charts(rows: Sequence[Mapping[str, float]], unigram: float) -> l
 
 def _passages(found: Findings) -> list[Passage]:
     """The shipped model's opinion of English prose, and the fresh one's of a docstring it has never seen."""
-    passages = []
-    if found.shipped is not None:
-        passages.append(_shipped_passage(found.shipped))
-    electra, tokenizer = load_electra(found.out / "pretrained")
     example = max(found.task.dev, key=_reads_like_prose)
-    passages.append(
+    return [
         generated_passage(
-            electra, tokenizer, example.text, seed=PASSAGE_SEED, title="What the model pre-trained just now sees",
+            *load_electra(found.shipped), PROSE, seed=PASSAGE_SEED, title="What the shipped model sees",
+            note="Underlined words were drawn by its own generator; the original stands above.",
+        ),
+        generated_passage(
+            *load_electra(found.out / "pretrained"), example.text, seed=PASSAGE_SEED,
+            title="What the model pre-trained just now sees",
             note=f"A docstring of {example.document.module} that it has never read. Underlined words were drawn "
             "by its generator; the original stands above. Point at a word for its probability.",
-        )
-    )  # fmt: skip
-    return passages
+        ),
+    ]  # fmt: skip
 
 
 def _reads_like_prose(example: Example) -> tuple[bool, float]:
     """Not too short, and made of words rather than of code."""
     words = sum(character.isalpha() or character == " " for character in example.text)
     return len(example.text) >= 200, words / len(example.text)
-
-
-def _shipped_passage(shipped: Path) -> Passage:
-    title = "What the shipped model sees"
-    if (shipped / "generator" / "config.json").is_file():
-        electra, tokenizer = load_electra(shipped)
-        note = "Underlined words were drawn by its own generator; the original stands above."
-        return generated_passage(electra, tokenizer, PROSE, title=title, note=note, seed=PASSAGE_SEED)
-    directory = shipped / "discriminator"
-    note = "Underlined words were put in by hand; the original stands above."
-    return planted_passage(
-        load_discriminator(directory), load_tokenizer(directory), PLANTED, title=title, note=note
-    )
 
 
 def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:

@@ -31,10 +31,7 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
     if not is_name(source):
         raise UserError(f"{source}: no such model directory")
     if str(source) == SHIPPED:
-        shipped = shipped_model()
-        if shipped is None:
-            raise UserError(f"{source}: no such model directory")
-        return shipped / kind
+        return shipped_model() / kind
     return _fetch(str(source), revision)
 
 
@@ -45,10 +42,9 @@ def is_name(source: str | Path) -> bool:
     return not Path(source).exists() and (name == SHIPPED or of_hub)
 
 
-def shipped_model() -> Path | None:
-    """The folder of the pre-trained `tiny` model in the package (`discriminator`, and maybe `generator`)."""
-    folder = Path(str(files("electra_core"))) / SHIPPED
-    return folder if (folder / "discriminator" / "model.safetensors").is_file() else None
+def shipped_model() -> Path:
+    """The folder of the pre-trained `tiny` model in the package, `discriminator` and `generator`."""
+    return Path(str(files("electra_core"))) / SHIPPED
 
 
 def _fetch(name: str, revision: str | None) -> Path:

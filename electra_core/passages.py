@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from electra_core.detect import TokenScore, detect
-from electra_core.electra import Discriminator, Electra
+from electra_core.detect import TokenScore
+from electra_core.electra import Electra
 from electra_core.report import Passage
 from electra_core.tokenizer import Tokenizer
 from electra_core.trace import trace
@@ -50,24 +50,3 @@ def _gap(piece: str, gap: str, kind: str) -> str:
     if piece.startswith(WORD_START):
         return gap or " "
     return "" if kind == "sentencepiece" or piece.startswith(CONTINUATION) else gap
-
-
-def planted_passage(
-    discriminator: Discriminator, tokenizer: Tokenizer, text: str, *, title: str, note: str
-) -> Passage:
-    """A text in which a person has replaced words, written "the {dog|committee} slept": original, then new."""
-    plain = ""
-    places: list[tuple[int, int, str]] = []
-    for number, piece in enumerate(text.replace("}", "{").split("{")):
-        if number % 2:
-            original, _, new = piece.partition("|")
-            places.append((len(plain), len(plain) + len(new), original))
-            plain += new
-        else:
-            plain += piece
-    scores = detect(discriminator, tokenizer, plain)
-    originals: dict[int, str] = {}
-    for begin, end, original in places:
-        inside = [i for i, score in enumerate(scores) if score.start < end and score.end > begin]
-        originals |= {i: original if i == inside[0] else "" for i in inside}
-    return Passage(title, note, plain, scores, originals)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from electra_core import cli, config, demo
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.demo import Clock, Start, model_to_study, run_demo, shipped_model
+from electra_core.demo import Clock, Start, run_demo
 from electra_core.demo_report import (
     counting_accuracy,
     guessing_accuracy,
@@ -27,11 +26,11 @@ from electra_core.demo_report import (
 from electra_core.docstrings import Document, Example, LabelledTask
 from electra_core.electra import Electra
 from electra_core.errors import UserError
-from electra_core.model_dir import load_config
-from electra_core.passages import generated_passage, planted_passage
+from electra_core.model_dir import load_config, save_pretrained, shipped_model
+from electra_core.passages import generated_passage
 from electra_core.plots import Dots
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.trace import load_electra, trace
+from electra_core.trace import trace
 
 AREAS = {"arrays": "array element axis dtype shape", "internet": "socket server request header host"}
 _LETTERS = random.Random(1)
@@ -51,8 +50,8 @@ def made_up_documents() -> list[Document]:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with a made-up corpus, a minute model and few steps."""
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo with a made-up corpus, minute models and few steps."""
     encoder = EncoderConfig(
         num_hidden_layers=1, hidden_size=32, embedding_size=32, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -68,12 +67,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(demo, "MOST_SEEDS", 2)
     monkeypatch.setattr(demo, "PATIENCE", 100.0)  # a run that is stopped may have no evaluation to plot
-    monkeypatch.setattr(demo, "shipped_model", lambda: None)
+    shipped = Electra(replace(encoder, vocab_size=load_tokenizer("tiny").vocab_size), pretrain)
+    for kind in ("discriminator", "generator"):
+        save_pretrained(getattr(shipped, kind), tmp_path / "tiny" / kind, tokenizer=load_tokenizer("tiny"))
+    monkeypatch.setattr(demo, "shipped_model", lambda: tmp_path / "tiny")
 
 
-def test_whole_story_and_again_with_a_shipped_model(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "demo"
     said: list[str] = []
     report = run_demo(out, minutes=0.1, quiet=True, say=said.append)
@@ -81,7 +81,7 @@ def test_whole_story_and_again_with_a_shipped_model(
     text = "\n".join(said)
     assert "--warmup-steps" not in caplog.text, "of a run that only measures the speed"
     assert said[0].startswith("torch ") and "CPU cores" in said[0]
-    assert "not in this copy of the package" in text.replace("\n", " ") and str(out / "report.html") in text
+    assert str(out / "report.html") in text
     corpus = (out / "corpus.txt").read_text(encoding="utf-8")
     dev = [json.loads(line) for line in (out / "task" / "dev.jsonl").read_text().split("\n") if line]
     train = [json.loads(line) for line in (out / "task" / "train.jsonl").read_text().split("\n") if line]
@@ -93,21 +93,16 @@ def test_whole_story_and_again_with_a_shipped_model(
 
     figures = json.loads((out / "report.json").read_text())
     accuracies = figures["accuracies"]
-    assert accuracies["shipped"] == []
-    assert len(accuracies["pretrained"]) == len(accuracies["random"]) >= 1
+    assert len(accuracies["shipped"]) == len(accuracies["pretrained"]) == len(accuracies["random"]) >= 1
     assert all(0 <= value <= 1 for values in accuracies.values() for value in values)
     assert figures["references"]["counting words"] > 0.9 > figures["references"]["guessing"] >= 0.5
     assert figures["pretraining"]["steps"] >= 2 and 0 < figures["pretraining"]["eval_rtd_auc"] < 1
     html = (out / "report.html").read_text(encoding="utf-8")
     for start in report.starts:
         assert start.name in html
-    assert html.count("data-chart=") == 3 and len(report.passages) == 1
+    assert html.count("data-chart=") == 3 and len(report.passages) == 2
     assert {name for name, _ in report.stages} >= {"pre-training", "fine-tuning"}
 
-    # Again, with what was just trained in the place of the shipped model.
-    shipped = tmp_path / "tiny"
-    shutil.copytree(out / "pretrained", shipped)
-    monkeypatch.setattr(demo, "shipped_model", lambda: shipped)
     with pytest.raises(UserError, match="not an empty folder"):
         run_demo(out, minutes=0.1, quiet=True, say=said.append)
     report = run_demo(out, minutes=0.1, quiet=True, overwrite=True, say=said.append)
@@ -177,22 +172,9 @@ def test_fine_tuning_stops_when_the_minutes_are_over(
 
     monkeypatch.setattr(demo.time, "monotonic", lambda: now)
     monkeypatch.setattr(demo, "_finetune_once", finetune_once)
-    starts = [Start("a", "A", tmp_path), Start("none", "None", None), Start("b", "B", tmp_path, random=True)]
+    starts = [Start("a", "A", tmp_path), Start("b", "B", tmp_path, random=True)]
     found = demo._finetune(starts, tmp_path, Clock(budget, started=0.0), "cpu", True, lambda line: None)
-    assert found == {"a": [0.5] * seeds, "none": [], "b": [0.5] * seeds}
-
-
-def test_a_trace_without_a_model_finds_or_makes_one(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    made = model_to_study(tmp_path / "demo", minutes=0.02, quiet=True, say=said.append)
-    assert len(said) == 1 and made == tmp_path / "demo" / "pretrained"
-    electra, tokenizer = load_electra(made)
-    assert trace(electra, tokenizer, "the header of a request").num_chosen >= 1
-    assert model_to_study(tmp_path / "demo", say=said.append) == made and len(said) == 1, "it is kept"
-    monkeypatch.setattr(demo, "shipped_model", lambda: made)
-    assert model_to_study(tmp_path / "other", say=said.append) == made and not (tmp_path / "other").exists()
+    assert found == {"a": [0.5] * seeds, "b": [0.5] * seeds}
 
 
 # ------------------------------------------------------------------------------------------------- judgements
@@ -313,20 +295,8 @@ def test_generated_passage_reads_as_the_discriminator_read_it(
     assert kept and passage.originals, "both kinds occur"
 
 
-def test_planted_words_are_marked_once(electra: Electra, tokenizer: Tokenizer) -> None:
-    passage = planted_passage(
-        electra.discriminator, tokenizer, "the {river|unhappiness} rises {here|}.", title="t", note="n"
-    )
-    assert passage.text == "the unhappiness rises ."
-    words = [passage.text[score.start : score.end] for score in passage.scores]
-    assert "".join(words[i] for i in passage.originals) == "unhappiness"
-    assert [original for original in passage.originals.values() if original] == ["river"]
-
-
-def test_the_shipped_model_is_whole_where_it_is_there() -> None:
+def test_the_shipped_model_is_whole() -> None:
     folder = shipped_model()
-    if folder is None:
-        pytest.skip("the shipped tiny model is not in this copy")
     sizes, _ = load_config(folder / "discriminator")
     assert load_tokenizer(folder / "discriminator").vocab_size <= sizes.vocab_size
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10e6

@@ -145,8 +145,7 @@ def test_a_tokenizer_by_its_model_s_name(
     from electra_core import model_places
 
     shipped = model_places.shipped_model()
-    if shipped is not None:
-        assert load_tokenizer("tiny").to_json() == load_tokenizer(shipped / "discriminator").to_json()
+    assert load_tokenizer("tiny").to_json() == load_tokenizer(shipped / "discriminator").to_json()
     wordpiece.save(tmp_path / "run" / "discriminator")
     (tmp_path / "run" / "discriminator" / "config.json").write_text("{}")
     assert load_tokenizer(tmp_path / "run").to_json() == wordpiece.to_json()
