@@ -12,10 +12,9 @@ products alone, at 2 operations each; the backward pass is two products for each
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 
 # Operations per value, as the original counts them.
 DROPOUT, LAYER_NORM, GELU, SOFTMAX = 4, 5, 8, 5
@@ -137,28 +136,13 @@ def rtd_head_flops(config: EncoderConfig, tokens: float) -> float:
     return 2 * tokens * (config.hidden_size**2 + config.hidden_size)
 
 
-def step_flops(
-    model: EncoderConfig, generator: EncoderConfig | None, *, tokens: float, pairs: float, masked: float
-) -> float:
-    """One training step by modern counting: of ELECTRA, or of a masked language model if `generator` is None.
-
-    Divided by the step's seconds and the chip's peak, this is its MFU. Arguments as in `forward_flops`, and
-    `masked`, the number of masked positions.
-    """
-    forward = forward_flops(model, tokens, pairs)
-    if generator is None:
-        return 3 * (forward + mlm_head_flops(model, masked))
-    forward += rtd_head_flops(model, tokens)
-    forward += forward_flops(generator, tokens, pairs) + mlm_head_flops(generator, masked)
-    return 3 * forward
-
-
 def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float:
     """One training step of full sequences by modern counting, for every objective, each head as it is computed.
 
     ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict words at the masked positions,
     `all-tokens-mlm` at every token, which is most of what it costs with a small model and a large vocabulary. With
-    `uniform_generator` there is a generator, but it does not run.
+    `uniform_generator` there is a generator, but it does not run. Divided by the step's seconds and the chip's
+    peak, this is its MFU.
     """
     tokens = float(pretrain.batch_size * pretrain.max_length)
     pairs, masked = tokens * pretrain.max_length, tokens * pretrain.mask_fraction
@@ -173,15 +157,6 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
         generator = generator_config(model, pretrain)
         forward += forward_flops(generator, tokens, pairs) + mlm_head_flops(generator, masked)
     return 3 * forward
-
-
-def modern_training_flops(run: Run) -> float:
-    """FLOPs of a whole run of full sequences by modern counting."""
-    tokens = run.batch_size * run.max_length
-    masked = tokens * run.mask_fraction
-    return run.steps * step_flops(
-        run.model, run.generator, tokens=tokens, pairs=tokens * run.max_length, masked=masked
-    )
 
 
 # Runs -------------------------------------------------------------------------------------------------------
@@ -212,24 +187,3 @@ def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dic
         figures["training_flops_modern_counting"] = run.steps * step
         figures["modern_flops_per_step"] = step
     return figures
-
-
-def paper_runs() -> dict[str, Run]:
-    """The seven runs of the paper whose totals the original's script prints."""
-
-    def electra(name: str, steps: int) -> Run:
-        preset = PRESETS[name]
-        return dataclasses.replace(run_of(preset.discriminator, preset.pretrain), steps=steps)
-
-    def bert(name: str, steps: int, batch_size: int) -> Run:
-        return dataclasses.replace(electra(name, steps), generator=None, batch_size=batch_size, mask_fraction=0.15)
-
-    return {
-        "bert_small": bert("small", 1_450_000, 128),
-        "bert_base": bert("base", 1_000_000, 256),
-        "bert_large": bert("large", 1_000_000, 256),
-        "electra_small": electra("small", 1_000_000),
-        "electra_base": electra("base", 766_000),
-        "electra_400k": electra("large", 400_000),
-        "electra_1.75M": electra("large", 1_750_000),
-    }

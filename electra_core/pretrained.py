@@ -9,12 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from electra_core import electra, tasks
-from electra_core.errors import UserError
-from electra_core.hub_layout import architecture
-from electra_core.model_dir import load, load_config, save_pretrained
+from electra_core.model_dir import load, save_pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,23 +56,3 @@ class QuestionAnswerer(Pretrained, tasks.QuestionAnswerer):
 
 class MultipleChoice(Pretrained, tasks.MultipleChoice):
     __doc__ = tasks.MultipleChoice.__doc__
-
-
-KINDS: dict[str, type[Any]] = {
-    architecture(kind): kind
-    for kind in (Discriminator, Generator, SequenceClassifier, TokenClassifier, QuestionAnswerer, MultipleChoice)
-}
-
-
-def load_any(source: str | Path, **options: Any) -> nn.Module:
-    """Whatever kind of model the directory's config.json names; options as for `model_dir.load`.
-
-    Raises:
-        UserError: it names none that this implementation has.
-    """
-    _, raw = load_config(source)
-    names = raw.get("architectures")
-    for name in names if isinstance(names, list) else []:
-        if name in KINDS:
-            return load(KINDS[name], source, **options)
-    raise UserError(f"{source}: config.json names architectures {names}; expected one of {', '.join(KINDS)}")
