@@ -21,7 +21,7 @@ from electra_core.errors import UserError
 from electra_core.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.label_cells import labels_as_texts
 from electra_core.labelled import BadRows, TextExample, read_texts
-from electra_core.metrics import classification_metrics, regression_metrics
+from electra_core.metrics import OF_NUMBERS, classification_metrics, of_classes, regression_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -145,6 +145,11 @@ class Classify(TextTask):
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return of_classes(self.labels)
+
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
         shown = as_shown({**{label: label for label in self.labels}, **dict(self.label_names)})
@@ -223,6 +228,11 @@ class Regress(TextTask):
 
     labels: tuple[str, ...] = ("value",)
     """The one output's name."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return OF_NUMBERS
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file; a label that is no number makes a bad row."""

@@ -43,6 +43,11 @@ class Task(ABC):
     max_length: int
     """Tokens per sequence at most, [CLS] and [SEP] included."""
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What of `score` may be the `metric`, as more of it is better; known when the labels are."""
+        return (self.metric,)
+
     @abstractmethod
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[Any]:
         """Examples of a file, in its order; rows that cannot be used go to `bad`."""

@@ -32,10 +32,9 @@ from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import BadRows
-from electra_core.metrics import OF_CLASSES, OF_LABEL_SETS, OF_NUMBERS, OF_SPANS, OF_TWO_CLASSES
 from electra_core.multilabel import MultiLabel
 from electra_core.notices import Say
-from electra_core.tagging import Tag, marks_spans
+from electra_core.tagging import Tag
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
@@ -133,17 +132,8 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
 
 def _chosen_by(task: Task, metric: str) -> Task:
     """The fitted task, its best evaluation chosen by another of its figures."""
-    of_classes = OF_CLASSES + (OF_TWO_CLASSES if len(task.labels) == 2 else ())
-    figures = {
-        "classify": of_classes,
-        "multilabel": OF_LABEL_SETS,
-        "regress": OF_NUMBERS,
-        "tag": OF_SPANS if marks_spans(task.labels) else of_classes,
-        "qa": ("exact_match", "f1"),
-        "choose": ("accuracy",),
-    }[task.kind]
-    if metric not in figures:
-        raise UserError(f"metric: expected one of {', '.join(figures)}, got {metric!r}")
+    if metric not in task.figures:
+        raise UserError(f"metric: expected one of {', '.join(task.figures)}, got {metric!r}")
     return replace(task, metric=metric)  # type: ignore[type-var]
 
 

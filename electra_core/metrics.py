@@ -14,7 +14,6 @@ from electra_core.errors import UserError
 
 CALIBRATION_BINS = 10
 LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-OF_CLASSES, OF_TWO_CLASSES = ("accuracy", "mcc", "macro_f1"), ("f1", "acc_and_f1")
 OF_LABEL_SETS = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
 OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse and mae
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
@@ -27,6 +26,11 @@ def shown_name(figure: str, labels: Sequence[str]) -> str:
     ('f1 (legit)', 'f1')
     """
     return f"{figure} ({labels[1]})" if figure == "f1" and len(labels) == 2 else figure
+
+
+def of_classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """The figures of `classification_metrics`."""
+    return ("accuracy", "mcc", "macro_f1", *(("f1", "acc_and_f1") if len(labels) == 2 else ()))
 
 
 def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from electra_core.errors import UserError
 from electra_core.features import Features, TaskBatch
 from electra_core.label_cells import labels_as_texts
 from electra_core.labelled import BadRows, MultiLabelExample, TextExample, labels_in
-from electra_core.metrics import multilabel_metrics
+from electra_core.metrics import OF_LABEL_SETS, multilabel_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, multilabel_loss
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class MultiLabel(TextTask):
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected a probability, 0 to 1, got {self.threshold!r}")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return OF_LABEL_SETS
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row.

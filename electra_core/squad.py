@@ -54,6 +54,11 @@ class Answer(Task):
     metric: str = "f1"
     """Which figure chooses the best checkpoint."""
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return "exact_match", "f1"
+
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[QuestionExample]:
         """Questions of a file."""
         return read_questions(path, bad, labelled=labelled)

@@ -37,7 +37,7 @@ from electra_core.errors import UserError
 from electra_core.features import UNLABELLED, Features, TaskBatch, windows
 from electra_core.label_cells import labels_as_texts
 from electra_core.labelled import BadRows
-from electra_core.metrics import classification_metrics, span_metrics
+from electra_core.metrics import OF_SPANS, classification_metrics, of_classes, span_metrics
 from electra_core.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
 from electra_core.tagged_rows import cut_at, tags_at
 from electra_core.tasks import TokenClassifier, tagging_loss
@@ -126,6 +126,11 @@ class Tag(Task):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return OF_SPANS if marks_spans(self.labels) else of_classes(self.labels)
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""
