@@ -5,7 +5,7 @@ query is 0.02 sqrt(128) = 0.23 long per entry, so all attention is uniform, and 
 neighbour to look at. `position_init = "local"` starts the heads of the first two layers as readers of the
 word 1, 2, ... places before or after:
 
-    position p starts as  (sin w_f p, cos w_f p)  for frequencies w_f from pi down to 2 pi / P
+    position p starts as  (sin w_f p, cos w_f p)  for frequencies w_f from pi down to 2 pi / S
     query = rotation by w_f delta of the position, key = the position, on each head's K / 2 fastest pairs
     so  query(t) . key(s) = sum_f cos(w_f (t + delta - s)),  which peaks at s = t + delta
 
@@ -67,10 +67,10 @@ def initialise(
                 nn.init.zeros_(module.bias)
     for module in list(model.modules()):
         if isinstance(module, Embeddings) and position_init != "normal":
-            weight_PE = module.position_embeddings.weight
+            weight_SE = module.position_embeddings.weight
             slow = position_init == "sinusoidal"
             _fill_with_waves(
-                weight_PE, _slow_waves(weight_PE) if slow else _fast_waves(weight_PE), initializer_range
+                weight_SE, _slow_waves(weight_SE) if slow else _fast_waves(weight_SE), initializer_range
             )
         if isinstance(module, Encoder) and position_init == "local":
             _look_at_neighbours(module)
@@ -107,23 +107,23 @@ def _draw_again(flat: Tensor, std: float) -> None:
         beyond = beyond[again.abs() > 2 * std]
 
 
-def _slow_waves(weight_PE: Tensor) -> Tensor:
+def _slow_waves(weight_SE: Tensor) -> Tensor:
     """[E / 2] frequencies from 1 down to 1 / 10000 (Vaswani et al. 2017)."""
-    return torch.exp(torch.arange(0, weight_PE.shape[1], 2) * (-math.log(10000.0) / weight_PE.shape[1]))
+    return torch.exp(torch.arange(0, weight_SE.shape[1], 2) * (-math.log(10000.0) / weight_SE.shape[1]))
 
 
-def _fast_waves(weight_PE: Tensor) -> Tensor:
-    """[E / 2] frequencies from pi (wavelength 2) down to 2 pi / P."""
-    positions, width = weight_PE.shape
+def _fast_waves(weight_SE: Tensor) -> Tensor:
+    """[E / 2] frequencies from pi (wavelength 2) down to 2 pi / S."""
+    positions, width = weight_SE.shape
     return math.pi * (2 / positions) ** torch.linspace(0, 1, width // 2)
 
 
 @torch.no_grad()
-def _fill_with_waves(weight_PE: Tensor, frequencies: Tensor, rms: float) -> None:
+def _fill_with_waves(weight_SE: Tensor, frequencies: Tensor, rms: float) -> None:
     """Position p becomes (sin w_0 p, cos w_0 p, sin w_1 p, ...) with root mean square `rms`."""
-    angles = torch.arange(len(weight_PE))[:, None] * frequencies
-    weight_PE[:, 0::2] = torch.sin(angles) * rms * math.sqrt(2)
-    weight_PE[:, 1::2] = torch.cos(angles) * rms * math.sqrt(2)
+    angles = torch.arange(len(weight_SE))[:, None] * frequencies
+    weight_SE[:, 0::2] = torch.sin(angles) * rms * math.sqrt(2)
+    weight_SE[:, 1::2] = torch.cos(angles) * rms * math.sqrt(2)
 
 
 @torch.no_grad()

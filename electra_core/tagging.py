@@ -227,6 +227,7 @@ class Tag(Task):
         ]
 
     def _prediction(self, example: TaggedExample, probabilities_WC: np.ndarray) -> dict[str, Any]:
+        """From the probabilities of its W words' tags."""
         best = probabilities_WC.argmax(axis=1) if len(probabilities_WC) else np.zeros(0, dtype=int)
         tags = [self.labels[index] for index in best]
         if not marks_spans(self.labels):

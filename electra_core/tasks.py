@@ -260,22 +260,22 @@ def choice_loss(logits_N: Tensor, right_U: Tensor, unit_starts: Tensor) -> Tenso
     return grouped_cross_entropy(logits_N.float()[:, None], unit_starts.diff(), targets_U1).mean()
 
 
-def grouped_cross_entropy(scores_RK: Tensor, rows_G: Tensor, targets_GK: Tensor) -> Tensor:
-    """-log softmax within groups of rows, for K independent columns of scores.
+def grouped_cross_entropy(scores_RC: Tensor, rows_G: Tensor, targets_GC: Tensor) -> Tensor:
+    """-log softmax within groups of rows, for C independent columns of scores.
 
     Args:
-        scores_RK: scores of R rows.
-        rows_G: int64, how many rows each group has; they lie one group behind the other.
-        targets_GK: int64, the right row of each group, as an index into all R.
+        scores_RC: scores of R rows.
+        rows_G: int64, how many rows each of the G groups has; they lie one group behind the other.
+        targets_GC: int64, the right row of each group, as an index into all R.
 
     Returns:
-        [G, K]: log-sum-exp of the group's scores minus the target's score.
+        [G, C]: log-sum-exp of the group's scores minus the target's score.
     """
-    group_R = torch.repeat_interleave(rows_G, output_size=len(scores_RK))  # told, the host need not ask a GPU
-    index_RK = group_R[:, None].expand_as(scores_RK)
-    peak_GK = scores_RK.new_full(targets_GK.shape, -torch.inf)
-    peak_GK = peak_GK.scatter_reduce(0, index_RK, scores_RK.detach(), "amax")
-    shifted_RK = (scores_RK - peak_GK[group_R]).exp()
+    group_R = torch.repeat_interleave(rows_G, output_size=len(scores_RC))  # told, the host need not ask a GPU
+    index_RC = group_R[:, None].expand_as(scores_RC)
+    peak_GC = scores_RC.new_full(targets_GC.shape, -torch.inf)
+    peak_GC = peak_GC.scatter_reduce(0, index_RC, scores_RC.detach(), "amax")
+    shifted_RC = (scores_RC - peak_GC[group_R]).exp()
     # Not `index_add`, which adds in any order on a GPU.
-    sums_GK = torch.segment_reduce(shifted_RK, "sum", lengths=rows_G, unsafe=True)
-    return sums_GK.log() + peak_GK - scores_RK.gather(0, targets_GK)
+    sums_GC = torch.segment_reduce(shifted_RC, "sum", lengths=rows_G, unsafe=True)
+    return sums_GC.log() + peak_GC - scores_RC.gather(0, targets_GC)

@@ -158,11 +158,11 @@ def test_the_pair_takes_nothing_but_its_modules_from_torchs_generator() -> None:
 @pytest.mark.parametrize("position_init", ["sinusoidal", "local"])
 def test_positions_are_waves_of_the_wanted_size(position_init: str) -> None:
     encoder = make_encoder(position_init)
-    weight_PE = encoder.embeddings.position_embeddings.weight.detach()
-    lengths = weight_PE.pow(2).mean(1).sqrt()
+    weight_SE = encoder.embeddings.position_embeddings.weight.detach()
+    lengths = weight_SE.pow(2).mean(1).sqrt()
     torch.testing.assert_close(lengths, torch.full((128,), CONFIG.initializer_range))
     # What waves are for: the product of two positions depends on their distance alone.
-    products = weight_PE @ weight_PE.T
+    products = weight_SE @ weight_SE.T
     for distance in (1, 5, 40):
         torch.testing.assert_close(products.diagonal(distance), products[0, distance].expand(128 - distance),
                                    rtol=1e-3, atol=1e-4)  # fmt: skip
