@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from reading import refused, write_lines
 
 from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
@@ -20,11 +21,6 @@ from electra_core.tagging import Tag
 from electra_core.task_files import task_from_json, task_to_json
 
 
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 def read(file: Path, columns: Columns, *, labelled: bool = True, given: Columns | None = None) -> list[tuple]:
     """(text, pair, label) of a file as a model reads it that was trained with `columns`."""
     task = for_reading(Classify(columns=columns), given or Columns())
@@ -32,10 +28,7 @@ def read(file: Path, columns: Columns, *, labelled: bool = True, given: Columns 
 
 
 def refusal(file: Path, columns: Columns, **more) -> str:
-    with pytest.raises(UserError) as caught:
-        read(file, columns, **more)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(read, file, columns, **more)
 
 
 # ---- header
@@ -43,17 +36,17 @@ def refusal(file: Path, columns: Columns, **more) -> str:
 
 @pytest.mark.parametrize("header, first", [(None, "Kommentar"), (True, "fein"), (False, "Kommentar")])
 def test_a_header_is_what_it_is_said_to_be(tmp_path, header, first):
-    file = write(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,0")
+    file = write_lines(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,0")
     assert next(read_texts(file, Columns("1", None, "2", header=header))).text == first
 
 
 def test_a_file_without_header_and_columns_without_names(tmp_path):
-    file = write(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
+    file = write_lines(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
     said = refusal(file, Columns())
     assert "which column holds the text? The columns are I hated it 6890, 0; name it with --text-column" in said
     assert said.endswith("(if that line is no header: --no-header, and a number from 1)")
     assert refusal(file, Columns(header=False)).endswith("name it with --text-column, by its number from 1")
-    assert "--no-header" not in refusal(write(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
+    assert "--no-header" not in refusal(write_lines(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
     assert len(read(file, Columns("1", None, "2", header=False))) == 2
 
 
@@ -65,7 +58,7 @@ def test_a_file_without_header_and_columns_without_names(tmp_path):
     ],
 )
 def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
-    file = write(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,Note")
+    file = write_lines(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,Note")
     with pytest.raises(UserError, match=f"a.csv:1: .*{message}"):
         list(task.read(file, BadRows(file)))
     bad = BadRows(file, skip=True)
@@ -75,18 +68,18 @@ def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
 
 @pytest.mark.parametrize("separator", [";", "|", "\t", " | "])
 def test_what_cuts_a_csv_is_found(tmp_path, separator):
-    file = write(
+    file = write_lines(
         tmp_path / "a.csv", *(line.replace("/", separator) for line in ("text/label", "so, so/1", "no/0"))
     )
     assert read(file, Columns()) == [("so, so", None, "1"), ("no", None, "0")]
 
 
 def test_columns_that_another_name_of_the_file_would_show(tmp_path):
-    quoted = write(tmp_path / "a.tsv", '"text"\t"label"', '"fine"\t"1"')
+    quoted = write_lines(tmp_path / "a.tsv", '"text"\t"label"', '"fine"\t"1"')
     for columns in (Columns(), Columns(text="text", label="label")):
         assert refusal(quoted, columns).endswith("in quotes are read from a .csv")
     assert read(quoted.rename(tmp_path / "a.csv"), Columns()) == [("fine", None, "1")]
-    plain = write(tmp_path / "a.txt", "text\tlabel", "fine\t1")
+    plain = write_lines(tmp_path / "a.txt", "text\tlabel", "fine\t1")
     for columns in (Columns(), Columns(text="text", label="label")):
         assert refusal(plain, columns).endswith(
             "a .txt is one text per line; a file of columns is called .csv or .tsv"
@@ -98,8 +91,8 @@ def test_columns_that_another_name_of_the_file_would_show(tmp_path):
 
 def test_the_usual_names_stand_in_for_those_of_the_training_file(tmp_path):
     trained = Columns("review_text", None, "stars")
-    same = write(tmp_path / "a.csv", "review_text,stars,text,label", "fine,1,other,0")
-    usual = write(tmp_path / "b.csv", "n,sentence,category", "7,fine,1")
+    same = write_lines(tmp_path / "a.csv", "review_text,stars,text,label", "fine,1,other,0")
+    usual = write_lines(tmp_path / "b.csv", "n,sentence,category", "7,fine,1")
     assert read(same, trained) == read(usual, trained) == [("fine", None, "1")]
     with pytest.raises(UserError, match="there is no text column 'review_text'"):  # not in training
         list(read_texts(usual, trained))
@@ -108,53 +101,53 @@ def test_the_usual_names_stand_in_for_those_of_the_training_file(tmp_path):
 def test_usual_names_may_have_capitals(tmp_path):
     rows = ("fine,1", "dull,0")
     for header in ("Text,Label", "REVIEW,SENTIMENT", "text,Label"):
-        assert read(write(tmp_path / "a.csv", header, *rows), Columns()) == [
+        assert read(write_lines(tmp_path / "a.csv", header, *rows), Columns()) == [
             ("fine", None, "1"),
             ("dull", None, "0"),
         ]
-        assert read(write(tmp_path / "a.csv", header, *rows), Columns(text="1", label="2"))[0] == (
+        assert read(write_lines(tmp_path / "a.csv", header, *rows), Columns(text="1", label="2"))[0] == (
             "fine",
             None,
             "1",
         )
-    pairs = write(tmp_path / "b.csv", "ID,Sentence1,Sentence2,Score", "7,a,b,2")
+    pairs = write_lines(tmp_path / "b.csv", "ID,Sentence1,Sentence2,Score", "7,a,b,2")
     assert (
         read(pairs, Columns())
         == read(pairs, Columns(text="left", pair="right", label="same"))
         == [("a", "b", "2")]
     )
-    both = write(tmp_path / "c.csv", "Text,text,label", "no,yes,1")
+    both = write_lines(tmp_path / "c.csv", "Text,text,label", "no,yes,1")
     assert read(both, Columns()) == [("yes", None, "1")]
     assert "which column holds the text" in refusal(
-        write(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
+        write_lines(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
     )
 
 
 def test_of_several_usual_names_none_is_taken(tmp_path):
     trained = Columns("review_text", None, "stars")
-    several = write(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
+    several = write_lines(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
     assert refusal(several, trained).endswith(
         "there is no text column 'review_text'; the columns are text, comment, label; --text-column names another"
     )
     assert read(several, trained, given=Columns(text="comment")) == [("other", None, "1")]
-    labels = write(tmp_path / "b.csv", "text,label,score", "fine,1,0.5")
+    labels = write_lines(tmp_path / "b.csv", "text,label,score", "fine,1,0.5")
     assert "there is no label column 'stars'" in refusal(labels, trained)
     assert read(labels, trained, labelled=False) == [("fine", None, None)]
 
 
 def test_a_column_that_is_named_for_the_file_must_be_there(tmp_path):
-    file = write(tmp_path / "a.csv", "text,label", "fine,1")
+    file = write_lines(tmp_path / "a.csv", "text,label", "fine,1")
     for columns in (Columns(), Columns("review_text")):
         assert "there is no text column 'satz'" in refusal(file, columns, given=Columns(text="satz"))
 
 
 def test_pairs_stand_in_together(tmp_path):
     trained = Columns("premisse", "hypothese", "label")
-    usual = write(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
+    usual = write_lines(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
     assert read(usual, trained) == [("fine", "dull", "1")]
-    two = write(tmp_path / "c.csv", "sentence1,sentence2,question1,question2,label", "fine,dull,who,what,1")
+    two = write_lines(tmp_path / "c.csv", "sentence1,sentence2,question1,question2,label", "fine,dull,who,what,1")
     assert "there is no text column 'premisse'" in refusal(two, trained), "which pair is meant, nobody knows"
-    half = write(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
+    half = write_lines(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
     assert "there is no pair column 'hypothese'" in refusal(half, trained)
     assert refusal(half, trained).endswith("--text-pair-column names another")
     assert read(half, trained, given=Columns(pair="sentence2")) == [("fine", "dull", "1")]
@@ -162,17 +155,17 @@ def test_pairs_stand_in_together(tmp_path):
 
 @pytest.mark.parametrize("trained", [Columns(), Columns("premise", "hypothesis"), Columns("1", "2")])
 def test_pairs_to_predict_are_called_text_and_pair(tmp_path, trained):
-    file = write(tmp_path / "a.jsonl", json.dumps({"text": "fine", "pair": "dull"}))
+    file = write_lines(tmp_path / "a.jsonl", json.dumps({"text": "fine", "pair": "dull"}))
     assert read(file, trained, labelled=False) == [("fine", "dull", None)]
 
 
 def test_other_tasks_find_the_usual_names_too(tmp_path):
-    tags = write(tmp_path / "a.jsonl", json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}))
+    tags = write_lines(tmp_path / "a.jsonl", json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}))
     tagger = for_reading(Tag(columns=Columns("woerter", None, "marken")), Columns())
     assert next(tagger.read(tags, BadRows(tags))).tags == ("O", "B-X")
-    conll = write(tmp_path / "a.conll", "a O", "b B-X")
+    conll = write_lines(tmp_path / "a.conll", "a O", "b B-X")
     assert next(tagger.read(conll, BadRows(conll))).tags == ("O", "B-X")
-    choices = write(tmp_path / "b.jsonl", json.dumps({"question": "q", "choices": ["x", "y"], "answer": 1}))
+    choices = write_lines(tmp_path / "b.jsonl", json.dumps({"question": "q", "choices": ["x", "y"], "answer": 1}))
     chooser = for_reading(Choose(columns=Columns("frage", None, "antwort")), Columns())
     assert next(chooser.read(choices, BadRows(choices))).label == 1
     with pytest.raises(UserError, match="no list of tags"):
@@ -187,26 +180,26 @@ def fitted(file: Path, columns: Columns | None = None) -> tuple[Classify, list[s
 
 
 def test_columns_that_were_found_are_those_of_later_files(tmp_path):
-    reviews = write(tmp_path / "rev.csv", "review,sentiment", *(f"film {n},{n % 2}" for n in range(20)))
+    reviews = write_lines(tmp_path / "rev.csv", "review,sentiment", *(f"film {n},{n % 2}" for n in range(20)))
     task, _ = fitted(reviews)
     assert task.columns == Columns("review", None, "sentiment")
     assert task_from_json(task_to_json(task), "task.json") == task
-    later = write(tmp_path / "new.csv", "text,review,category,sentiment", "x,fine,news,1", "y,dull,news,0")
+    later = write_lines(tmp_path / "new.csv", "text,review,category,sentiment", "x,fine,news,1", "y,dull,news,0")
     assert read(later, task.columns) == [("fine", None, "1"), ("dull", None, "0")]
     assert read(later, task.columns, given=Columns(text="text", label="category"))[0] == ("x", None, "news")
-    usual = write(tmp_path / "usual.csv", "text,label", "fine,1")
+    usual = write_lines(tmp_path / "usual.csv", "text,label", "fine,1")
     assert read(usual, task.columns) == [("fine", None, "1")]
-    assert read(write(tmp_path / "a.txt", "fine"), task.columns, labelled=False) == [("fine", None, None)]
+    assert read(write_lines(tmp_path / "a.txt", "fine"), task.columns, labelled=False) == [("fine", None, None)]
     assert fitted(reviews, Columns("1"))[0].columns == Columns("1", None, "sentiment")
 
 
 def test_pairs_that_were_found_stay_pairs(tmp_path):
     rows = (f"film {n},plot {n},{n % 2}" for n in range(20))
-    task, _ = fitted(write(tmp_path / "a.csv", "premise,hypothesis,label", *rows))
+    task, _ = fitted(write_lines(tmp_path / "a.csv", "premise,hypothesis,label", *rows))
     assert task.columns == Columns("premise", "hypothesis", "label")
-    later = write(tmp_path / "b.csv", "sentence1,sentence2,premise,hypothesis,label", "v,w,x,y,0")
+    later = write_lines(tmp_path / "b.csv", "sentence1,sentence2,premise,hypothesis,label", "v,w,x,y,0")
     assert read(later, task.columns) == [("x", "y", "0")]
-    lines = write(tmp_path / "a.txt", "only one")
+    lines = write_lines(tmp_path / "a.txt", "only one")
     with pytest.raises(UserError, match=r"a.txt:1: a single text, where training had pairs"):
         list(for_reading(task, Columns()).read(lines, BadRows(lines), labelled=False))
     with pytest.raises(UserError, match="there is no text column 'premise'"):
@@ -216,35 +209,37 @@ def test_pairs_that_were_found_stay_pairs(tmp_path):
 @pytest.mark.parametrize("header", ["text,label", "review,rating", "satz,sentiment"])
 def test_a_header_is_told_by_usual_names_and_those_of_training(tmp_path, header):
     """Also where a column is given by its number, which says nothing of a header."""
-    task, _ = fitted(write(tmp_path / "a.csv", "satz,sentiment", "fine,1", "dull,0"), Columns("satz"))
-    file = write(tmp_path / "b.csv", header, "fine,1")
+    task, _ = fitted(write_lines(tmp_path / "a.csv", "satz,sentiment", "fine,1", "dull,0"), Columns("satz"))
+    file = write_lines(tmp_path / "b.csv", header, "fine,1")
     assert read(file, task.columns, given=Columns(text="1"), labelled=False)[0][0] == "fine"
     assert read(file, task.columns, given=Columns(text="1", label="2")) == [("fine", None, "1")]
-    bare = write(tmp_path / "c.csv", "fine,1", "dull,0")
+    bare = write_lines(tmp_path / "c.csv", "fine,1", "dull,0")
     assert len(read(bare, task.columns, given=Columns(text="1", label="2"))) == 2
 
 
 def test_it_is_said_which_columns_were_read(tmp_path):
     rows = [f"film {n},news,{n % 2}" for n in range(21)]
-    file = write(tmp_path / "a.csv", "text,category,sentiment", *rows)
+    file = write_lines(tmp_path / "a.csv", "text,category,sentiment", *rows)
     assert fitted(file, Columns(label="sentiment"))[1][0] == (
         f"{file}: 21 rows, text 'text', label 'sentiment' (0 11, 1 10)"
     )
     labels = [f"film {n},{n % 7},{n % 2},x" for n in range(21)]
-    several = write(tmp_path / "b.csv", "text,category,sentiment,Body", *labels)
+    several = write_lines(tmp_path / "b.csv", "text,category,sentiment,Body", *labels)
     assert fitted(several)[1][0] == (
         f"{several}: 21 rows, text 'text', label 'category' (0 3, 1 3, 2 3, 3 3, 4 3, and 2 others)"
         "; not taken for the label: column 'sentiment' (--label-column)"
         "; not taken for the text: column 'Body' (--text-column)"
     )
-    pairs = write(tmp_path / "c.csv", "sentence1,sentence2,score", *(f"a{n},b{n},{n / 4}" for n in range(21)))
+    pairs = write_lines(
+        tmp_path / "c.csv", "sentence1,sentence2,score", *(f"a{n},b{n},{n / 4}" for n in range(21))
+    )
     lines: list[str] = []
     read_data(Regress(), pairs, None, FinetuneSettings(), lines.append)
     assert lines == [f"{pairs}: 21 rows, texts 'sentence1' and 'sentence2', label 'score' (0 to 5)"]
     for label in ("neg", "pos"):
         (tmp_path / "d" / label).mkdir(parents=True)
         for n in range(10):
-            write(tmp_path / "d" / label / f"{n}.txt", f"{label} {n}")
+            write_lines(tmp_path / "d" / label / f"{n}.txt", f"{label} {n}")
     task, lines = fitted(tmp_path / "d")
     assert lines == [f"{tmp_path / 'd'}: 20 rows, labels by folder (neg 10, pos 10)"]
     assert task.columns == Columns()
@@ -264,7 +259,7 @@ def ids(file: Path, columns: Columns | None = None) -> list[str]:
 
 
 def test_a_column_of_ids_is_named_or_none_is(tmp_path):
-    file = write(tmp_path / "a.csv", "id,key,text,label", "7,a,fine,1", "8,b,good,1", "8,c,dull,0")
+    file = write_lines(tmp_path / "a.csv", "id,key,text,label", "7,a,fine,1", "8,b,good,1", "8,c,dull,0")
     said = "a.csv:4: duplicated id (8); if that column is no row's id: --id-column none; --skip-bad-rows leaves"
     assert said in refusal(file, Columns())
     assert ids(file, Columns(id="key")) == ["a", "b", "c"]
@@ -274,11 +269,13 @@ def test_a_column_of_ids_is_named_or_none_is(tmp_path):
     ):
         ids(file, Columns(id="nr"))
     assert "there is no id column 'nr'" in refusal(file, Columns(), given=Columns(id="nr"))
-    assert read(write(tmp_path / "b.csv", "text,label", "fine,1"), Columns(id="key")) == [("fine", None, "1")]
+    assert read(write_lines(tmp_path / "b.csv", "text,label", "fine,1"), Columns(id="key")) == [
+        ("fine", None, "1")
+    ]
 
 
 def test_a_column_whose_values_mostly_repeat_holds_no_ids(tmp_path, caplog):
-    file = write(tmp_path / "a.csv", "id,text,label", *(f"{number // 3},fine,1" for number in range(10)))
+    file = write_lines(tmp_path / "a.csv", "id,text,label", *(f"{number // 3},fine,1" for number in range(10)))
     assert ids(file) == [str(line) for line in range(2, 12)]
     assert "a.csv: the column 'id' is no row's id, as most repeat; --id-column names another" in caplog.text
     with pytest.raises(UserError, match="duplicated id"):
@@ -287,7 +284,7 @@ def test_a_column_whose_values_mostly_repeat_holds_no_ids(tmp_path, caplog):
 
 def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
     row = {"id": 7, "key": "a", "tokens": ["x"], "tags": ["O"], "text": "Who?", "choices": ["x", "y"], "label": 0}
-    file = write(tmp_path / "a.jsonl", json.dumps(row), json.dumps({**row, "key": "b"}))
+    file = write_lines(tmp_path / "a.jsonl", json.dumps(row), json.dumps({**row, "key": "b"}))
     for task in (Tag, Choose):
         for columns, names in ((Columns(id="key"), ["a", "b"]), (Columns(id="none"), ["1", "2"])):
             assert [e.id for e in task(columns=columns).read(file, BadRows(file))] == names
@@ -299,7 +296,7 @@ def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
 
 def test_ids_that_are_named_and_not_there_are_missed(tmp_path):
     row = {"tokens": ["x"], "tags": ["O"], "text": "Who?", "choices": ["x", "y"], "label": 0}
-    file = write(tmp_path / "a.jsonl", json.dumps(row))
+    file = write_lines(tmp_path / "a.jsonl", json.dumps(row))
     for task in (Tag, Choose):
         with pytest.raises(
             UserError, match=r"a\.jsonl: there is no id column 'key'; the columns are tokens, tags"
@@ -307,25 +304,28 @@ def test_ids_that_are_named_and_not_there_are_missed(tmp_path):
             list(task(columns=Columns(id="key")).read(file, BadRows(file)))
         later = for_reading(task(columns=Columns(id="key")), Columns())
         assert [e.id for e in later.read(file, BadRows(file))] == ["1"], "of the training file"
-    for words in (write(tmp_path / "a.conll", "x O", ""), write(tmp_path / "a.csv", "sentence,word,tag", "1,x,O")):
+    for words in (
+        write_lines(tmp_path / "a.conll", "x O", ""),
+        write_lines(tmp_path / "a.csv", "sentence,word,tag", "1,x,O"),
+    ):
         with pytest.raises(UserError, match="no column holds ids, as rows are words; --id-column has no effect"):
             list(Tag(columns=Columns(id="key")).read(words, BadRows(words)))
         assert len(list(Tag(columns=Columns(id="none")).read(words, BadRows(words)))) == 1
 
 
 def test_the_training_files_columns_come_first_in_any_case(tmp_path):
-    file = write(tmp_path / "a.csv", "rating,body,score", "3,fine,1000", "1,dull,2000")
+    file = write_lines(tmp_path / "a.csv", "rating,body,score", "3,fine,1000", "1,dull,2000")
     task = for_reading(Regress(columns=Columns(text="Body", label="Rating")), Columns())
     assert [(e.text, e.label) for e in task.read(file, BadRows(file))] == [("fine", "3"), ("dull", "1")]
-    file = write(tmp_path / "b.csv", "text,comment,label,score", "fine,x,1,2")
+    file = write_lines(tmp_path / "b.csv", "text,comment,label,score", "fine,x,1,2")
     assert read(file, Columns(text="Text", label="Label")) == [("fine", None, "1")]
 
 
 def test_a_file_without_header_is_told_the_way_out(tmp_path):
-    file = write(tmp_path / "a.csv", "bad dull film,0", "fine one,1")
+    file = write_lines(tmp_path / "a.csv", "bad dull film,0", "fine one,1")
     said = refusal(file, Columns(text="text", label="label"))
     assert "no text column 'text'" in said and "--no-header, and a number from 1" in said
-    named = write(tmp_path / "b.csv", "review,label", "fine one,1")
+    named = write_lines(tmp_path / "b.csv", "review,label", "fine one,1")
     assert "--no-header" not in refusal(named, Columns(), given=Columns(text="nope"))
 
 

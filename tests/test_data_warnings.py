@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+from reading import write_lines
 
 from electra_core.choices import ChoiceExample
 from electra_core.classify import Classify
@@ -39,11 +40,6 @@ QUICK = FinetuneSettings(epochs=1, batch_size=16)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return tiny_model.make_model(tmp_path_factory.mktemp("model"))
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def warnings(model, train, dev, out, task=None, **settings) -> list[str]:
@@ -88,7 +84,9 @@ def test_fine_tuning_tells_of_copies(model, tmp_path):
     train = tiny_model.reviews(tmp_path / "train.tsv", 160)
     dev = tiny_model.reviews(tmp_path / "dev.tsv", 40, seed=1)
     assert warnings(model, train, dev, tmp_path / "a") == warnings(model, train, None, tmp_path / "b") == []
-    mixed = write(tmp_path / "mixed.tsv", *dev.read_text().splitlines()[:3], *train.read_text().splitlines()[1:49])
+    mixed = write_lines(
+        tmp_path / "mixed.tsv", *dev.read_text().splitlines()[:3], *train.read_text().splitlines()[1:49]
+    )
     assert warnings(model, train, mixed, tmp_path / "c") == [
         "48 of the 50 dev texts are also in the training data"
     ]
@@ -103,7 +101,7 @@ ROWS = [f"{'good' if n % 2 else 'bad'} film {'a ' * n},{n % 2}" for n in range(4
 @pytest.mark.parametrize("name", ["train.csv", "train.tsv"])
 def test_fine_tuning_tells_of_a_header_that_became_an_example(model, tmp_path, name):
     lines = [line.replace(",", "\t") if name.endswith("tsv") else line for line in ["Kommentar,Note", *ROWS]]
-    file, columns = write(tmp_path / name, *lines), Columns("1", None, "2")
+    file, columns = write_lines(tmp_path / name, *lines), Columns("1", None, "2")
     (said,) = warnings(model, file, None, tmp_path / "out", Classify(columns=columns))
     assert said.startswith(f"{file}:1: was read as an example, but looks like a header") and "'Note'" in said
     assert "Note" in json.loads((tmp_path / "out/config.json").read_text())["label2id"]
@@ -126,7 +124,7 @@ def test_fine_tuning_tells_of_a_header_that_became_an_example(model, tmp_path, n
     ids=["no header", "a header", "all differ", "no table"],
 )
 def test_other_first_lines_are_no_headers(tmp_path, name, lines):
-    file, columns = write(tmp_path / name, *lines), Columns("1", None, "2")
+    file, columns = write_lines(tmp_path / name, *lines), Columns("1", None, "2")
     assert header_as_example(file, list(read_texts(file, columns)), columns) is None
 
 
@@ -170,13 +168,13 @@ def test_labels_that_are_nearly_one_are_told(labels, said):
 
 def test_fine_tuning_tells_of_slips_in_labels(model, tmp_path):
     rows = [f"good{' a' * n}\t{'pos' if n % 2 else 'neg'}" for n in range(40)]
-    file = write(tmp_path / "a.tsv", "text\tlabel", *rows, "fine\tPos")
+    file = write_lines(tmp_path / "a.tsv", "text\tlabel", *rows, "fine\tPos")
     (said,) = warnings(model, file, None, tmp_path / "out")
     assert said.startswith(f"{file}: the labels 'Pos' and 'pos' are two classes")
 
 
 def test_fine_tuning_tells_of_labels_that_are_no_classes(model, tmp_path):
-    file = write(tmp_path / "a.tsv", "text\tlabel", *(f"good{' a' * n}\t{n}" for n in range(20)))
+    file = write_lines(tmp_path / "a.tsv", "text\tlabel", *(f"good{' a' * n}\t{n}" for n in range(20)))
     (said,) = warnings(model, file, None, tmp_path / "out")
     assert said.startswith(f"{file}: 20 of the 20 labels have one example each")
 
@@ -196,14 +194,14 @@ def test_fine_tuning_tells_of_labels_that_are_no_classes(model, tmp_path):
     ],
 )
 def test_spans_in_no_usual_notation_are_judged_word_by_word_and_that_is_told(tmp_path, tags, odd):
-    file = write(tmp_path / "a.conll", *(f"w {tag}" for tag in tags.split()))
+    file = write_lines(tmp_path / "a.conll", *(f"w {tag}" for tag in tags.split()))
     examples = list(Tag().read(file, BadRows(file)))
     said = unmarked_spans(file, examples, Tag().fitted(examples).labels)
     assert (said is not None and f"{file}: tags like {odd!r} mark no spans" in said) if odd else said is None
 
 
 def test_fine_tuning_tells_of_tags_without_marks(model, tmp_path):
-    file = write(tmp_path / "a.conll", *("good O\n" * n + "film PER\n" for n in range(1, 20)))
+    file = write_lines(tmp_path / "a.conll", *("good O\n" * n + "film PER\n" for n in range(1, 20)))
     (said,) = warnings(model, file, None, tmp_path / "out", Tag(), max_length=32)
     assert said.startswith(f"{file}: tags like 'PER' mark no spans")
 
@@ -226,7 +224,7 @@ def test_unknown_tokens_are_counted_without_what_stands_around_texts():
 
 
 def test_text_that_the_vocabulary_cannot_write_is_told(model, tmp_path):
-    file = write(tmp_path / "a.tsv", "text\tlabel", *(f"good 東京\t{n % 2}" for n in range(20)), "a film\t1")
+    file = write_lines(tmp_path / "a.tsv", "text\tlabel", *(f"good 東京\t{n % 2}" for n in range(20)), "a film\t1")
     (said,) = warnings(model, file, file, tmp_path / "out", max_length=32)[1:]
     assert said == "64.5% of the tokens are [UNK]; the vocabulary does not suit this text"
     predictor = load(tmp_path / "out")
@@ -249,7 +247,7 @@ def test_labels_that_say_there_is_none():
 
 def test_fine_tuning_tells_of_labels_that_say_there_is_none(model, tmp_path):
     rows = [f"good{' a' * n}\t{('pos', 'neg', 'None')[n % 3]}" for n in range(40)]
-    (said,) = warnings(model, write(tmp_path / "a.tsv", "text\tlabel", *rows), None, tmp_path / "out")
+    (said,) = warnings(model, write_lines(tmp_path / "a.tsv", "text\tlabel", *rows), None, tmp_path / "out")
     assert "13 examples have the label 'None'" in said
 
 
@@ -286,7 +284,7 @@ def test_too_large_a_length_is_lowered_aloud(model, tmp_path):
 def test_warnings_are_seen_by_who_has_not_set_up_logging(model, tmp_path):
     train = tiny_model.reviews(tmp_path / "train.tsv", 40)
     with train.open("a") as file:
-        file.write("no label\t\n" + "the film was good " * 30 + "\tpos\n")
+        file.write_lines("no label\t\n" + "the film was good " * 30 + "\tpos\n")
     script = (
         "from electra_core.finetune import *; from electra_core.classify import Classify\n"
         f"settings = FinetuneSettings(epochs=1, skip_bad_rows=True)\n"

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from reading import write
 
 from electra_core.choices import read_choices
 from electra_core.classify import Classify
@@ -30,11 +31,6 @@ from electra_core.tagging import Tag
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode("utf-8"))
-    return path
 
 
 def texts_and_labels(path: Path, **columns) -> list[tuple[str, str | None]]:

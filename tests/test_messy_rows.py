@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from reading import json_lines, refused, write
 
 from electra_core.classify import Classify
 from electra_core.columns import Columns
@@ -14,24 +15,12 @@ from electra_core.labelled import BadRows, read_texts
 from electra_core.row_files import read_rows
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    return path
-
-
-def json_lines(path: Path, *rows: object) -> Path:
-    return write(path, "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-
-
 def pairs(path: Path, bad: BadRows | None = None, **columns) -> list[tuple[str, str | None]]:
     return [(e.text, e.label) for e in read_texts(path, Columns(**columns), bad)]
 
 
 def refusal(path: Path, **columns) -> str:
-    with pytest.raises(UserError) as caught:
-        pairs(path, **columns)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(pairs, path, **columns)
 
 
 # ---- CSV and TSV

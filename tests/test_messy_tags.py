@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_messy_rows import json_lines, write
+from reading import json_lines, refused, write
 
 from electra_core.columns import Columns
 from electra_core.errors import UserError
@@ -17,10 +17,7 @@ from electra_core.tagging import Tag, spans, to_iob2
 
 
 def refusal(path: Path, columns: Columns | None = None, **more) -> str:
-    with pytest.raises(UserError) as caught:
-        list(read_tagged(path, columns, **more))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(read_tagged, path, columns, **more)
 
 
 def words_to_predict(path: Path, columns: Columns | None = None) -> list[list[str]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import assert_same_run, make_data, one_thread, train
+from small_runs import assert_same_run, base, data, one_thread, train
 from test_resume import SLOW_RUN
 
 from electra_core import meter
@@ -35,20 +35,7 @@ from electra_core.status import read_run
 from electra_core.stop_request import StopRequest
 from electra_core.training import StepResult
 
-__all__ = ["one_thread"]  # a fixture of every test here
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 steps that nothing disturbs."""
-    out = tmp_path_factory.mktemp("base") / "run"
-    train(data, out)
-    return out
+__all__ = ["base", "data", "one_thread"]  # fixtures
 
 
 def command(data: Path, base: Path, out: Path, *more: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_labelled import write
+from reading import write
 
 from electra_core.columns import Columns
 from electra_core.errors import UserError
