@@ -42,7 +42,7 @@ from electra_core.checkpoint_files import (
     record_digest,
 )
 from electra_core.distributed import Ranks, gathered, placed_like
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.new_folder import new_folder
 from electra_core.optim import load_state_tensors, state_tensors
 from electra_core.weight_files import write_weights
@@ -205,7 +205,8 @@ def agreed_on(ranks: Ranks, find: Callable[[], Checkpoint | None]) -> Checkpoint
     def check() -> None:
         if agreed is not None and not Path(agreed[0]).is_dir():
             raise UserError(
-                f"{agreed[0]} is not there on {socket.gethostname()}: --out is to be seen by all machines"
+                f"{agreed[0]} is not there on {socket.gethostname()}: {option('out')} is to be seen by all "
+                "machines"
             )
 
     agreed = ranks.decided_by_first(place)

@@ -24,6 +24,7 @@ from electra_core.errors import (
     disk_trouble,
     is_of_the_gpu,
     memory_trouble,
+    on_command_line,
     threads_quiet_about_disks,
 )
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command not in ("pretrain", "finetune") and torchrun.size() > 1:
             raise UserError("runs in one process; torchrun is for pretrain and finetune")
-        with threads_quiet_about_disks():
+        with threads_quiet_about_disks(), on_command_line():
             return options.run(options) or 0
     except AnotherRankFailed:  # which says why
         return 2

@@ -23,7 +23,7 @@ from torch import Tensor
 from electra_core.config import EncoderConfig
 from electra_core.electra import Discriminator, Generator
 from electra_core.encoder import Encoder
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.hub_layout import hub_names
 from electra_core.model_dir import save_pretrained
 from electra_core.tf_bundle import Variable, read_bundle
@@ -123,7 +123,7 @@ def infer_config(stored: Mapping[str, Variable], num_heads: int | None = None) -
             type_vocab_size=types,
         )
     except ValueError as error:
-        raise UserError(f"--num-heads: {error}") from error
+        raise UserError(f"{option('num_heads')}: {error}") from error
 
 
 @torch.no_grad()

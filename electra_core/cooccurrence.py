@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from electra_core.corpus import Corpus
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.mixing import Mixture
 
 WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
@@ -43,7 +43,7 @@ def check_vocabulary(vocab_size: int, width: int) -> None:
     if not width < vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
             f"embedding_init: 'cooccurrence' expects a vocabulary of {width + 1:,} to {LARGEST_VOCABULARY:,} "
-            f"words, the corpus has {vocab_size:,}; --embedding-init normal takes any"
+            f"words, the corpus has {vocab_size:,}; {option('embedding_init', 'normal')} takes any"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from electra_core.choices import ChoiceExample
 from electra_core.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
+from electra_core.errors import option
 from electra_core.labelled import MultiLabelExample, TextExample, labels_in
 from electra_core.notices import Lost
 from electra_core.squad_files import QuestionExample
@@ -240,7 +241,7 @@ def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> st
     line = f"{cut} of {examples} examples are longer than {length} tokens"
     if cut <= MANY_CUT * examples or not may_be_longer:
         return Lost(f"{line} and were cut")
-    return f"warning: {line} and were cut; --max-length reads more of each"
+    return f"warning: {line} and were cut; {option('max_length')} reads more of each"
 
 
 def unknown_words(unknown: int, tokens: int) -> str | None:

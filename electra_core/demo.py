@@ -35,7 +35,7 @@ import torch
 from electra_core.classify import Classify
 from electra_core.demo_report import Findings, build_report, to_json
 from electra_core.docstrings import Document, LabelledTask, documents
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics_log import read_metrics
@@ -124,7 +124,7 @@ def run_demo(
     if minutes is None:
         minutes = GPU_MINUTES if place.type == "cuda" else CPU_MINUTES
     if not 0.1 <= minutes < math.inf:
-        raise UserError(f"--minutes: expected a number of at least 0.1, got {minutes:g}")
+        raise UserError(f"{option('minutes')}: expected a number of at least 0.1, got {minutes:g}")
     out, clock = Path(out_dir), Clock(60 * minutes)
     for line in introduction(place, minutes):
         say(line)
@@ -194,7 +194,7 @@ def introduction(place: torch.device, minutes: float) -> list[str]:
     """The first lines: what was found here, and what is going to happen."""
     lines = [machine(place)]
     if place.type == "cpu" and torch.cuda.is_available():
-        lines.append("There is a CUDA device; --device cuda would use it.")
+        lines.append(f"There is a CUDA device; {option('device', 'cuda')} would use it.")
     lines.append(
         f"In about {duration(60 * minutes)}: a vocabulary and a tiny ELECTRA from nothing, on the docstrings of "
         "this machine's own libraries; then a task on which it is compared with the model that ships with the "
@@ -212,12 +212,12 @@ def _make_folder(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: is a file")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if found and not overwrite:
-        raise UserError(f"{out}: is not an empty folder (--overwrite replaces the demo in it)")
+        raise UserError(f"{out}: is not an empty folder ({option('overwrite')} replaces the demo in it)")
     others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial, of a killed one
     if others or (found and "task" not in found):
         raise UserError(
-            f"{out}: holds {others[0] if others else 'no demo'}, and --overwrite replaces a demo and nothing "
-            "else; another --out is needed"
+            f"{out}: holds {others[0] if others else 'no demo'}, and {option('overwrite')} replaces a demo and "
+            f"nothing else; another {option('out')} is needed"
         )
     for name in ("task", "data", "pretrained", "calibration", "finetuned"):
         shutil.rmtree(out / name, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.sentences import split_document
 from electra_core.shards import SPLITS, Block, token_dtype
 from electra_core.tokenizer import Tokenizer, tokenizer_from_json
@@ -114,7 +114,9 @@ def encode_all(
         while running:
             yield running.popleft().result()
     except BrokenProcessPool:
-        raise UserError("a worker process died, most likely for want of memory; try fewer --workers") from None
+        raise UserError(
+            f"a worker process died, most likely for want of memory; try fewer {option('workers')}"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

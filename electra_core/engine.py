@@ -46,6 +46,7 @@ from electra_kernels.rng import fold
 from torch import Tensor
 
 from electra_core.distributed import FlatGradients, Ranks
+from electra_core.errors import option
 from electra_core.input_buffers import InputBuffers
 from electra_core.optim import make_capturable
 from electra_core.training import (
@@ -110,7 +111,7 @@ def choose_engine(
         fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16()
         return "static" if fast and not problems["static"]() else "eager"
     if problem := problems[engine]():
-        log.warning("--engine %s: %s; going on with the eager engine", engine, problem)
+        log.warning("%s: %s; going on with the eager engine", option("engine", engine), problem)
         return "eager"
     return engine
 
@@ -124,7 +125,7 @@ def agreed_engine(engine: str, ranks: Ranks) -> str:
     if engine == "eager" or not any_eager:
         return engine
     if ranks.first:  # where it is the one, it has said why
-        log.warning("--engine %s: another process cannot; going on with the eager engine", engine)
+        log.warning("%s: another process cannot; going on with the eager engine", option("engine", engine))
     return "eager"
 
 
@@ -272,7 +273,9 @@ def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch
         with suppress(Exception):  # torch before 2.14 goes on as if it captured
             torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        log.warning("--engine graph: a step cannot be captured (%s); going on kernel by kernel", reason)
+        log.warning(
+            "%s: a step cannot be captured (%s); going on kernel by kernel", option("engine", "graph"), reason
+        )
         return None
     return runner
 

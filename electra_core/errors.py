@@ -19,6 +19,39 @@ class AnotherRankFailed(UserError):
     """A user's error that another process of the run has found, and says."""
 
 
+_on_command_line = False
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """A context in which arguments and settings are called as flags; for `cli.main`."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def is_on_command_line() -> bool:
+    """Whether messages are for somebody who types flags."""
+    return _on_command_line
+
+
+def option(name: str, value: object = None) -> str:
+    """What whoever reads a message calls an argument or setting, perhaps with a value that it could have.
+
+    >>> option("max_minutes"), option("embedding_init", "normal")
+    ('max_minutes', "embedding_init='normal'")
+    >>> with on_command_line():
+    ...     option("max_minutes"), option("embedding_init", "normal")
+    ('--max-minutes', '--embedding-init normal')
+    """
+    if is_on_command_line():
+        return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
+    return name if value is None else f"{name}={value!r}"
+
+
 _DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",

@@ -31,7 +31,7 @@ from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
 from electra_core.distributed import Ranks, join_ranks
 from electra_core.downstream import Task
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, option, writing
 from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, read_data
 from electra_core.finetune_folder import (
     Keeper,
@@ -154,7 +154,7 @@ def finetune(
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
             state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
-            say(f"stopped by {stopped}; {out} holds the best model so far, --resume goes on")
+            say(f"stopped by {stopped}; {out} holds the best model so far, {option('resume')} goes on")
         else:
             keeper.remove_checkpoints()
             if warning := _at_the_baseline(job, report["best"]):
@@ -274,5 +274,5 @@ def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
         return None
     return (
         f"{what}, always, would do as well on the dev data ({metric} {constant[metric]:.4g}): "
-        "nothing was learned that shows there. Try more --epochs or another --learning-rate."
+        f"nothing was learned that shows there. Try more {option('epochs')} or another {option('learning_rate')}."
     )

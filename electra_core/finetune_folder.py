@@ -29,7 +29,7 @@ from electra_core.checkpoint_files import remove_checkpoints
 from electra_core.columns import Columns
 from electra_core.distributed import Ranks
 from electra_core.downstream import Task
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, option, writing
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.metrics import shown_name
 from electra_core.run_folder import make_run
@@ -198,7 +198,7 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
     if was.get("rules") != now["rules"]:
         then = {"start": {"weights": now["start"]["weights"]}} if "start" in was else {}
     if differences := _differences({**was, "settings": report["settings"]}, {**then, "settings": now["settings"]}):
-        raise UserError(f"{out}: holds another finished model; {differences}; --overwrite starts anew")
+        raise UserError(f"{out}: holds another finished model; {differences}; {option('overwrite')} starts anew")
 
 
 def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:

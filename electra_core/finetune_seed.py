@@ -10,7 +10,7 @@ import torch
 
 from electra_core.cross_check import check_task_model
 from electra_core.downstream import Task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.finetune_data import plan_batches
 from electra_core.finetune_folder import Keeper, Run, log_folder
 from electra_core.finetune_model import starting_model
@@ -89,7 +89,7 @@ def _model_and_optimizer(job: Job, keeper: Keeper) -> tuple[TaskModel, torch.opt
 def _few_steps(steps: int) -> str:
     return (
         f"warning: Only {steps} step{'s' if steps > 1 else ''} in all, which may be too few "
-        "to learn from. More --epochs or a smaller --batch-size give more."
+        f"to learn from. More {option('epochs')} or a smaller {option('batch_size')} give more."
     )
 
 

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from electra_core.choices import ANSWER_NAMES, CHOICE_LISTS, CHOICE_TEXT_NAMES, ENDING
 from electra_core.columns import ALL_FLAGS, LABEL_COLUMNS_FLAG, USUAL_NAMES, Columns, alternatives
-from electra_core.errors import UserError
+from electra_core.errors import UserError, is_on_command_line
 from electra_core.notices import Say
 from electra_core.squad_files import ONE_ANSWER
 from electra_core.tagged_files import TAG_LISTS, WORD_LISTS
@@ -47,7 +47,7 @@ IN_PYTHON = {
     LABEL_COLUMNS_FLAG: "Columns(labels=...)",  # before --label-column, with which it begins
     **{flag: f"Columns({role}=...)" for role, flag in ALL_FLAGS.items()},
 }
-"""What a message's flags are called where there is no command line."""
+"""What the flags in messages of readers are called where there is no command line; of others `option` says so."""
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def as_files(
         def told(line: str) -> str:
             kind = type(line)  # as `Lost` is one
             line = line.replace(f"{folder}{os.sep}", "")
-            if any(path is not source for path, source in zip(paths.values(), data.values())):
+            if not is_on_command_line():
                 for flag, name in IN_PYTHON.items():
                     line = line.replace(flag, name)
             return kind(line)

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.unix import resource
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _wandb_run(folder: Path, project: str, first_step: int) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UserError("--wandb: the package wandb is not installed (pip install wandb)") from None
+        raise UserError(f"{option('wandb')}: the package wandb is not installed (pip install wandb)") from None
     file = folder / ".wandb-id"
     if not (first_step and file.is_file()):
         file.write_text(secrets.token_hex(4), encoding="utf-8")

@@ -18,7 +18,7 @@ import numpy as np
 from electra_kernels.rng import fold
 
 from electra_core.corpus import Corpus
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.examples import Example, Examples, Plan
 from electra_core.permutation import permute_all
 from electra_core.tokenizer import Tokenizer
@@ -82,9 +82,13 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
         UserError: not a positive number for each corpus, or one below 1/BLOCK of all.
     """
     if len(weights) != len(corpora):
-        raise UserError(f"--mix: expected a weight for each of {len(corpora)} corpora, got {len(weights)}")
+        raise UserError(
+            f"{option('mix')}: expected a weight for each of {len(corpora)} corpora, got {len(weights)}"
+        )
     if not all(0 < weight < float("inf") for weight in weights):
-        raise UserError(f"--mix: expected positive numbers, got {' '.join(f'{weight:g}' for weight in weights)}")
+        raise UserError(
+            f"{option('mix')}: expected positive numbers, got {' '.join(f'{weight:g}' for weight in weights)}"
+        )
     shares = [BLOCK * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda place: counts[place] - shares[place])
@@ -92,7 +96,9 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
         counts[place] += 1
     for count, corpus in zip(counts, corpora):
         if not count:
-            raise UserError(f"{corpus.directory}: has less than 1/{BLOCK} of the weight; --mix gives it more")
+            raise UserError(
+                f"{corpus.directory}: has less than 1/{BLOCK} of the weight; {option('mix')} gives it more"
+            )
     return counts
 
 
@@ -160,12 +166,14 @@ def open_data(
     folders = [data] if isinstance(data, str | Path) else list(data)
     places = [Path(folder).resolve() for folder in folders]
     if twice := [str(folder) for number, folder in enumerate(folders) if places[number] in places[:number]]:
-        raise UserError(f"--data: {twice[0]} is named twice; --mix says how often each is visited")
+        raise UserError(
+            f"{option('data')}: {twice[0]} is named twice; {option('mix')} says how often each is visited"
+        )
     corpora = [Corpus.open(folder, split) for folder in folders]
     if len(corpora) > 1:
         return Mixture(corpora, mix)
     if split == "train" and not corpora[0].num_tokens:
         raise UserError(f"{folders[0]}: nothing to train on in it (parts are made one by prepare --merge)")
     if mix is not None:
-        raise UserError("--mix: there is one corpus, so nothing to weigh")
+        raise UserError(f"{option('mix')}: there is one corpus, so nothing to weigh")
     return corpora[0]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from electra_core.encoding import MAX_SENTENCE_TOKENS, Batch, Document, encode_all
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.journal import FILE as JOURNAL
 from electra_core.journal import Journal
@@ -172,7 +172,7 @@ def train_tokenizer(
         if not (out / "tokenizer.json").is_file():
             raise UserError(f"{out}: exists and is not a tokenizer, so nothing is written there")
         if not overwrite:
-            raise UserError(f"{out}: holds a tokenizer already (--overwrite replaces it)")
+            raise UserError(f"{out}: holds a tokenizer already ({option('overwrite')} replaces it)")
     with new_folder(out) as folder:
         text = _Text(sources, text_field, documents, quiet)
         sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
@@ -211,7 +211,7 @@ def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     if not (out / "manifest.json").is_file():
         raise UserError(f"{out}: exists and is not a prepared corpus, so nothing is written there")
     if not overwrite:
-        raise UserError(f"{out}: holds a prepared corpus already (--overwrite replaces it)")
+        raise UserError(f"{out}: holds a prepared corpus already ({option('overwrite')} replaces it)")
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{path}: lies in {out}, which is to be overwritten")

@@ -29,7 +29,7 @@ from electra_core.distributed import Ranks, shard
 from electra_core.electra import Generator
 from electra_core.encoder import Layer, set_recompute
 from electra_core.engine import agreed_engine, choose_engine
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.memory import fitting_parts
 from electra_core.metrics_log import MetricsLog
 from electra_core.mixing import open_data
@@ -104,7 +104,7 @@ def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> Non
         UserError: half of a model to start from, or one that lies in RUN; `max_minutes` is no time.
     """
     if max_minutes is not None and not max_minutes >= 0:
-        raise UserError(f"--max-minutes: expected a number of at least 0, got {max_minutes:g}")
+        raise UserError(f"{option('max_minutes')}: expected a number of at least 0, got {max_minutes:g}")
     check_start(run, start_from)
 
 
@@ -120,18 +120,20 @@ def open_job(
     corpus, heldout = open_data(data, mix), open_data(data, mix, "heldout")
     if heldout.num_tokens == 0:
         raise UserError(
-            f"{heldout.directory}: no held-out text; prepare more documents, or with a larger --heldout-fraction"
+            f"{heldout.directory}: no held-out text; prepare more documents, or with a larger "
+            f"{option('heldout_fraction')}"
         )
     pair = read_pair(*start_from)
     model, changes, encoder_changes = with_pair_sizes(model, changes, encoder_changes, pair, tell=ranks.first)
     encoder, config = resolve_config(model, changes, encoder_changes, corpus, pair)
     dtype = resolve_precision(config.precision, device)
     if config.sharding == "fsdp" and ranks.size == 1:
-        log.warning("--sharding fsdp: there is one process, which holds the whole model")
+        log.warning(f"{option('sharding', 'fsdp')}: there is one process, which holds the whole model")
     if config.warmup_steps >= config.steps and ranks.first:  # then the schedule's top is at half of the steps
         top = f"{config.steps / config.warmup_steps / 4:.1%}"
         log.warning(
-            f"--warmup-steps {config.warmup_steps} of {config.steps} steps: the rate gets to {top} of its peak"
+            f"{option('warmup_steps', config.warmup_steps)} of {config.steps} steps: the rate gets to {top} of "
+            "its peak"
         )
     heads, sharded = _head_sizes(encoder, config), _is_sharded(config, ranks)
     engine = choose_engine(config.engine, device, dtype, heads, sharded)
@@ -174,7 +176,7 @@ def resolve_config(
     whose targets they never were, hardly ever draws.
     """
     if model not in PRESETS:
-        raise UserError(f"--model {model}: expected one of {', '.join(PRESETS)}")
+        raise UserError(f"{option('model', model)}: expected one of {', '.join(PRESETS)}")
     preset = PRESETS[model]
     changes, encoder_changes = with_followers(preset, changes, encoder_changes)
     encoder = updated(preset.discriminator, encoder_changes, "discriminator")
@@ -296,7 +298,9 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, l
     discriminator, generator = start_from
     if discriminator is not None and generator is not None:
         if job.config.objective != "electra":
-            raise UserError(f"--init-discriminator: objective {job.config.objective!r} does not start from a pair")
+            raise UserError(
+                f"{option('init_discriminator')}: objective {job.config.objective!r} does not start from a pair"
+            )
         _check_words(job.corpus, discriminator)
         start_from_pair(electra, job.encoder, job.config, discriminator, generator)
     elif job.config.embedding_init == "cooccurrence":

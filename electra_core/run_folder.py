@@ -27,7 +27,7 @@ from electra_core.checkpoint import Checkpoint, newest_intact
 from electra_core.checkpoint_files import remove_checkpoints
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.examples import RULES
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.new_folder import remove_leftovers
@@ -55,15 +55,15 @@ def check_start(run: Path, start_from: Pair) -> None:
             or writes.
     """
     if (start_from[0] is None) != (start_from[1] is None):
-        raise UserError("--init-discriminator and --init-generator go together")
+        raise UserError(f"{option('init_discriminator')} and {option('init_generator')} go together")
     ours = [path.resolve() for path in (run, *(run / name for name in _FOLDERS))]
     for kind, source in zip(_HALVES, start_from):
         if source is None or not Path(source).is_dir():  # on the Hub, or not there, which is said later
             continue
         if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
             raise UserError(
-                f"{run}: holds the model to start from (--init-{kind} {source}); the new run needs a folder "
-                "of its own"
+                f"{run}: holds the model to start from ({option(f'init_{kind}', str(source))}); the new run "
+                "needs a folder of its own"
             )
 
 
@@ -81,7 +81,7 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
             something else than a run, or nothing intact is left.
     """
     if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; --out names a folder")
+        raise UserError(f"{run}: is a file; {option('out')} names a folder")
     if resume:
         checkpoint, damaged = newest_intact(run / "checkpoints")
         for line in damaged:
@@ -89,12 +89,16 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
         if damaged and checkpoint is None:
             raise UserError(f"{run}: no intact checkpoint is left to resume from")
         if checkpoint is None and not overwrite and _is_foreign(run):
-            raise UserError(f"{run} is not empty and holds no run to resume; --overwrite starts one in it")
+            raise UserError(
+                f"{run} is not empty and holds no run to resume; {option('overwrite')} starts one in it"
+            )
         if checkpoint is not None and (others := checkpoint.other_versions()):
             log.warning("%s: goes on, but perhaps not bit for bit: %s", run, "; ".join(others))
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
-        raise UserError(f"{run} is not empty; --resume goes on with the run in it, --overwrite starts anew")
+        raise UserError(
+            f"{run} is not empty; {option('resume')} goes on with the run in it, {option('overwrite')} starts anew"
+        )
     return None
 
 
@@ -194,8 +198,8 @@ def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
             continue
         named = name if name != str(source) else "other weights of that name"
         raise UserError(
-            f"cannot resume {checkpoint.path}: --init-{kind} {source}, but the run was begun "
-            f"{f'with {named}' if name else 'without'} (to go on it needs no --init-...)"
+            f"cannot resume {checkpoint.path}: {option(f'init_{kind}', str(source))}, but the run was begun "
+            f"{f'with {named}' if name else 'without'} (to go on it needs no {option('init_')}...)"
         )
 
 

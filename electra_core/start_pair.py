@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.model_dir import find_model, load_config, load_pair
 from electra_core.objectives import build_objective
 
@@ -85,7 +85,9 @@ def with_pair_sizes(
     of_generator = {name: size for name, size in pair.changes.items() if name not in given}
     if tell:
         said = ", ".join(f"{name} {size}" for name, size in (taken | of_generator).items())
-        log.info(f"going on from a pair: all as of --model {pair.preset} but its own sizes: {said or 'given'}")
+        log.info(
+            f"going on from a pair: all as of {option('model', pair.preset)} but its own sizes: {said or 'given'}"
+        )
     return pair.preset, of_generator | changes, taken | encoder_changes
 
 
@@ -100,8 +102,8 @@ def check_sizes(pair: StartPair, encoder: EncoderConfig, config: PretrainConfig)
     ]
     if differing:
         raise UserError(
-            f"--init-discriminator: the pair has {'; '.join(differing)}; its own sizes are taken without --model, "
-            f"and as flags they are {pair.flags}"
+            f"{option('init_discriminator')}: the pair has {'; '.join(differing)}; its own sizes are taken "
+            f"without {option('model')}, and as flags they are {pair.flags}"
         )
 
 
@@ -129,8 +131,8 @@ def start_from_pair(
     if fewest >= encoder.max_position_embeddings:
         return load_pair(model, discriminator, generator)  # type: ignore[arg-type]
     log.warning(
-        f"--max-position-embeddings {encoder.max_position_embeddings}: the pair has {fewest}; others begin as "
-        "a repetition of these, and are learned as far as --max-length reaches"
+        f"{option('max_position_embeddings', encoder.max_position_embeddings)}: the pair has {fewest}; others "
+        f"begin as a repetition of these, and are learned as far as {option('max_length')} reaches"
     )
     shorter = build_objective(replace(encoder, max_position_embeddings=fewest), config)
     load_pair(shorter, discriminator, generator)  # type: ignore[arg-type]

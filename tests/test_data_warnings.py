@@ -261,15 +261,13 @@ def test_many_that_were_cut_are_a_warning_where_something_helps():
     )
     assert many_cut(10, 100, 64, may_be_longer=True) == f"{few} were cut"
     assert many_cut(11, 100, 64, may_be_longer=False) == f"{many} were cut"
-    assert (
-        many_cut(11, 100, 64, may_be_longer=True) == f"warning: {many} were cut; --max-length reads more of each"
-    )
+    assert many_cut(11, 100, 64, may_be_longer=True) == f"warning: {many} were cut; max_length reads more of each"
 
 
 def test_cut_texts_are_a_warning_of_fine_tuning(model, tmp_path):
     train = tiny_model.reviews(tmp_path / "train.tsv", 40)
     (said,) = warnings(model, train, None, tmp_path / "out", max_length=8)
-    assert said.endswith("examples are longer than 8 tokens and were cut; --max-length reads more of each")
+    assert said.endswith("examples are longer than 8 tokens and were cut; max_length reads more of each")
 
 
 def test_too_large_a_length_is_lowered_aloud(model, tmp_path):
@@ -284,7 +282,7 @@ def test_too_large_a_length_is_lowered_aloud(model, tmp_path):
 def test_warnings_are_seen_by_who_has_not_set_up_logging(model, tmp_path):
     train = tiny_model.reviews(tmp_path / "train.tsv", 40)
     with train.open("a") as file:
-        file.write_lines("no label\t\n" + "the film was good " * 30 + "\tpos\n")
+        file.write("no label\t\n" + "the film was good " * 30 + "\tpos\n")
     script = (
         "from electra_core.finetune import *; from electra_core.classify import Classify\n"
         f"settings = FinetuneSettings(epochs=1, skip_bad_rows=True)\n"

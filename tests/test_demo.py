@@ -79,7 +79,7 @@ def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCa
     report = run_demo(out, minutes=0.1, quiet=True, say=said.append)
 
     text = "\n".join(said)
-    assert "--warmup-steps" not in caplog.text, "of a run that only measures the speed"
+    assert "warmup_steps" not in caplog.text, "of a run that only measures the speed"
     assert said[0].startswith("torch ") and "CPU cores" in said[0]
     assert str(out / "report.html") in text
     corpus = (out / "corpus.txt").read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCa
 
 def test_bad_arguments(tmp_path: Path, small: None) -> None:
     for minutes in (0.01, 0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="--minutes"):
+        with pytest.raises(UserError, match="minutes: expected"):
             run_demo(tmp_path / "x", minutes=minutes)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path, small: None
     (tmp_path / "out" / "thesis.tex").write_text("x")
     for overwrite, said in (
         (False, "not an empty folder"),
-        (True, "holds thesis.tex, and --overwrite replaces a demo"),
+        (True, "holds thesis.tex, and overwrite replaces a demo"),
     ):
         with pytest.raises(UserError, match=said):
             run_demo(tmp_path / "out", overwrite=overwrite, say=lambda line: None)

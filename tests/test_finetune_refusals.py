@@ -40,7 +40,7 @@ def test_users_errors_leave_nothing_behind(model, data, tmp_path):
 def test_a_full_folder_is_not_overwritten_unasked(model, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match=r"not empty; resume .*, overwrite"):
         run(model, data, tmp_path / "out")
     run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1), overwrite=True)
     assert (tmp_path / "out/mine.txt").exists() and (tmp_path / "out/model.safetensors").exists()

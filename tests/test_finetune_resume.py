@@ -240,7 +240,7 @@ def test_what_was_finished_is_not_trained_again(model, data, another, tmp_path):
     ]
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
     for message, (start, files, settings) in another.items():
-        with pytest.raises(UserError, match=f"another finished model; .*{message}.*; --overwrite starts anew$"):
+        with pytest.raises(UserError, match=f"another finished model; .*{message}.*; overwrite starts anew$"):
             train(start, files, tmp_path / "out", settings, resume=True)
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
 
@@ -308,7 +308,7 @@ def test_nothing_to_resume_is_said(model, data, tmp_path):
 
 
 def test_a_full_folder_is_neither_resumed_nor_overwritten_unasked(model, data, stopped):
-    with pytest.raises(UserError, match="--resume goes on with the run in it, --overwrite starts anew"):
+    with pytest.raises(UserError, match="not empty; resume goes on with the run in it, overwrite starts anew"):
         train(model, data, stopped)
     report = train(model, data, stopped, replace(SETTINGS, epochs=1), overwrite=True)
     assert report["seeds"][0]["steps"] == 10

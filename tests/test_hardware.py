@@ -181,7 +181,7 @@ def test_a_machine_that_lacks_what_triton_needs(
     assert re.search(said, line)
     assert engine.choose_engine("auto", GPU, dtype=BF16) == "eager"
     for wanted in ("graph", "compile"):
-        assert engine.choose_engine(wanted, GPU, dtype=BF16) == "eager" and f"--engine {wanted}: " in caplog.text
+        assert engine.choose_engine(wanted, GPU, dtype=BF16) == "eager" and f"engine={wanted!r}: " in caplog.text
     assert way_of(GPU, "auto") == ("reference", BF16)
 
 

@@ -115,4 +115,4 @@ def test_a_way_of_cutting_for_tasks_that_do_not_cut(tmp_path: Path, capsys: pyte
 def test_one_process_has_nothing_to_share(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "electra_core")
     train(data, tmp_path / "run", {"sharding": "fsdp", "optimizer": "adamw", "steps": 3})
-    assert caplog.messages == ["--sharding fsdp: there is one process, which holds the whole model"]
+    assert caplog.messages == ["sharding='fsdp': there is one process, which holds the whole model"]

@@ -20,7 +20,7 @@ from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns
 from electra_core.downstream import Task, read_all
-from electra_core.errors import UserError
+from electra_core.errors import UserError, on_command_line, option
 from electra_core.finetune import finetune
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.in_memory import as_files
@@ -251,6 +251,22 @@ def test_complaints_of_rows_name_no_flags(model: Path, tmp_path: Path) -> None:
     said = r"train.jsonl:2: duplicated id .*: Columns\(id=\"none\"\); skip_bad_rows=True leaves bad rows out$"
     with pytest.raises(UserError, match=said):
         finetune(model, Classify(), twice, rows, tmp_path / "out", QUICK)
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in twice))
+    with pytest.raises(UserError, match=said):
+        finetune(model, Classify(), file, rows, tmp_path / "out", QUICK)
+    with (
+        on_command_line(),
+        pytest.raises(UserError, match=r"--id-column none; --skip-bad-rows leaves bad rows out$"),
+    ):
+        finetune(model, Classify(), file, file, tmp_path / "out", QUICK)
+
+
+def test_options_are_called_as_whoever_reads_of_them_gives_them() -> None:
+    assert (option("max_minutes"), option("sharding", "fsdp")) == ("max_minutes", "sharding='fsdp'")
+    with on_command_line():
+        assert (option("max_minutes"), option("sharding", "fsdp")) == ("--max-minutes", "--sharding fsdp")
+    assert option("max_minutes") == "max_minutes"
 
 
 def test_what_was_lost_of_the_data_is_a_warning_to_the_log(

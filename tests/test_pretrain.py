@@ -150,14 +150,14 @@ def test_sizes_that_make_no_sense_are_refused_by_name(
 
 @pytest.mark.parametrize("minutes", [-1.0, math.nan])
 def test_a_time_limit_is_a_time(data: Path, tmp_path: Path, minutes: float) -> None:
-    with pytest.raises(UserError, match=f"--max-minutes: expected a number of at least 0, got {minutes:g}"):
+    with pytest.raises(UserError, match=f"^max_minutes: expected a number of at least 0, got {minutes:g}"):
         train(data, tmp_path / "run", max_minutes=minutes)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_warm_up_that_never_ends_is_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The presets' 10,000 steps are more than many a small run takes."""
-    for warmup, said in ((1, []), (20, ["--warmup-steps 20 of 2 steps: the rate gets to 2.5% of its peak"])):
+    for warmup, said in ((1, []), (20, ["warmup_steps=20 of 2 steps: the rate gets to 2.5% of its peak"])):
         train(data, tmp_path / str(warmup), {"steps": 2, "warmup_steps": warmup})
         assert caplog.messages == said
 
@@ -256,7 +256,7 @@ def test_an_occupied_folder_is_left_alone(data: Path, base: Path, tmp_path: Path
     (tmp_path / "generator").mkdir()
     for name in ("letter.txt", "generator/letter.txt"):
         (tmp_path / name).write_text("dear")
-    with pytest.raises(UserError, match=r"not empty; --resume .* --overwrite"):
+    with pytest.raises(UserError, match=r"not empty; resume .* overwrite"):
         train(data, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["generator", "letter.txt"]
     train(data, tmp_path, {"steps": 1}, overwrite=True)

@@ -224,7 +224,7 @@ def test_a_run_that_goes_on_started_from_the_given_pair_or_says_so(data: Path, b
         shutil.copytree(base / model.name, model)
     train(data, tmp_path / "whole", slow, **models)
     stop_at(tmp_path / "run", tmp_path / "whole", 4)
-    with pytest.raises(UserError, match=f"{other}, but the run was begun with {tmp_path}/was"):
+    with pytest.raises(UserError, match=f"{other}', but the run was begun with {tmp_path}/was"):
         train(data, tmp_path / "run", slow, resume=True, **models | {"init_discriminator": other})
     assert rows(tmp_path / "run") == rows(tmp_path / "whole"), "nothing was removed"
     train(data, tmp_path / "run", slow, resume=True, init_discriminator=base, init_generator=base)
@@ -235,7 +235,7 @@ def test_a_run_that_goes_on_started_from_the_given_pair_or_says_so(data: Path, b
         train(data, tmp_path / "run", slow, resume=True, **models)
     shutil.rmtree(tmp_path / "was")
     train(data, tmp_path / "run", slow, resume=True, **models)
-    with pytest.raises(UserError, match=r"--init-discriminator .*, but the run was begun without"):
+    with pytest.raises(UserError, match=r"init_discriminator=.*, but the run was begun without"):
         train(data, stop_at(tmp_path / "bare", base, 4), resume=True, **models)
 
 

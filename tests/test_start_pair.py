@@ -15,7 +15,7 @@ from small_runs import RUN, data, one_thread, train  # noqa: F401
 
 from electra_core.cli import main
 from electra_core.config import PRESETS
-from electra_core.errors import UserError
+from electra_core.errors import UserError, on_command_line
 from electra_core.pretrain import pretrain
 from electra_core.start_pair import StartPair
 from electra_core.tokenizer import load_tokenizer
@@ -62,7 +62,7 @@ def test_sizes_that_nobody_gives_are_the_pair_s(data: Path, base: Path, tmp_path
     with caplog.at_level(logging.INFO):
         go_on(data, tmp_path / "more", base)
     (told,) = [message for message in caplog.messages if message.startswith("going on from a pair")]
-    assert "--model small but its own sizes: embedding_size 16" in told and "generator_hidden_size 16" in told
+    assert "model='small' but its own sizes: embedding_size 16" in told and "generator_hidden_size 16" in told
     for kind in ("discriminator", "generator"):
         before, after = tensors(base, kind), tensors(tmp_path / "more", kind)
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -72,7 +72,7 @@ def test_sizes_that_nobody_gives_are_the_pair_s(data: Path, base: Path, tmp_path
 def test_sizes_that_disagree_are_answered_with_flags(
     data: Path, base: Path, tmp_path: Path, sizes, changes
 ) -> None:
-    with pytest.raises(UserError, match="-discriminator: the pair has ") as caught:
+    with on_command_line(), pytest.raises(UserError, match=r"^--init-discriminator: the pair has ") as caught:
         go_on(data, tmp_path / "more", base, sizes, **changes)
     flags = str(caught.value).split("as flags they are ")[1]
     assert "--hidden-size 32 " in flags and "--generator-layers 1" in flags
@@ -127,7 +127,7 @@ def test_more_positions_begin_as_a_repetition(data: Path, base: Path, tmp_path: 
     before = tensors(base, "discriminator")
     few = len(before[POSITIONS])
     go_on(data, tmp_path / "long", base, {"max_position_embeddings": 2 * few + 5})
-    assert f"--max-position-embeddings {2 * few + 5}: the pair has {few}; others begin as" in caplog.text
+    assert f"max_position_embeddings={2 * few + 5}: the pair has {few}; others begin as" in caplog.text
     for kind in ("discriminator", "generator"):
         before, after = tensors(base, kind), tensors(tmp_path / "long", kind)
         repeated = torch.arange(2 * few + 5) % few
