@@ -14,7 +14,7 @@ from electra_core.errors import UserError, option
 from electra_core.finetune_data import plan_batches
 from electra_core.finetune_folder import Keeper, Run, log_folder
 from electra_core.finetune_model import starting_model
-from electra_core.finetune_steps import Job, build_optimizer, evaluation_steps, take_steps
+from electra_core.finetune_steps import Job, build_optimizer, evaluation_steps, finetuning_steps
 from electra_core.guards import left_out
 from electra_core.metrics_log import MetricsLog
 from electra_core.notices import Say
@@ -45,7 +45,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
     evaluate_after = evaluation_steps(len(plan), settings)
     is_last_seed = run.seed == settings.seed + settings.seeds - 1
     tokens = [sum(int(job.data.train.lengths[units].sum()) for units in batches) for batches in plan]
-    steps = _counted(take_steps(job, model, optimizer, plan, run), run, tokens)
+    steps = _counted(finetuning_steps(job, model, optimizer, plan, run), run, tokens)
     log = job.ranks.only_first(lambda: MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps))
     with log, progress(f"fine-tune, seed {run.seed}", len(plan), "steps", before=run.steps, quiet=quiet) as bar:
         for result in steps:

@@ -1,7 +1,7 @@
 """The steps of a fine-tuning: which batches, in which precision, at which rate, and how they are carried out.
 
-`take_steps` hands out one `StepResult` after the other; what is made of them is `finetune_seed.py`'s. Batches are
-known before the first step (`finetune_data.plan_batches`), so the largest one is, too.
+`finetuning_steps` hands out one `StepResult` after the other; what is made of them is `finetune_seed.py`'s.
+Batches are known before the first step (`finetune_data.plan_batches`), so the largest one is, too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Job:
         return agreed_engine(engine, self.ranks)
 
 
-def take_steps(
+def finetuning_steps(
     job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, plan: Sequence[Sequence[np.ndarray]], run: Run
 ) -> Iterator[StepResult]:
     """The steps of `plan` that `run` has not taken yet."""

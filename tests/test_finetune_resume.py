@@ -321,7 +321,7 @@ def test_the_model_of_an_overwritten_fine_tuning_answers_no_more(model, data, st
     def fails(*arguments, **options):
         raise UserError("no step is taken")
 
-    monkeypatch.setattr("electra_core.finetune_seed.take_steps", fails)
+    monkeypatch.setattr("electra_core.finetune_seed.finetuning_steps", fails)
     (stopped / "letter.txt").write_text("dear")
     assert {"model.safetensors", "config.json", "task.json", "vocab.txt"} <= {p.name for p in stopped.iterdir()}
     with pytest.raises(UserError, match="no step is taken"):

@@ -15,7 +15,7 @@ from electra_core.classify import Classify
 from electra_core.distributed import Ranks
 from electra_core.finetune_data import encode_data, plan_batches, read_data
 from electra_core.finetune_folder import Run
-from electra_core.finetune_steps import Job, _full_step, _parts, build_optimizer, take_steps
+from electra_core.finetune_steps import Job, _full_step, _parts, build_optimizer, finetuning_steps
 from electra_core.model_dir import load as load_model
 from electra_core.tasks import SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def taken(job: Job, plan: list[list[np.ndarray]], steps: int) -> tuple[list[Step
     """The first steps of a new run, and the optimizer after them."""
     made: TaskModel = load_model(SequenceClassifier, job.directory, labels=job.task.labels)
     optimizer = build_optimizer(made, job.settings)
-    results = take_steps(job, made, optimizer, plan, Run(0))
+    results = finetuning_steps(job, made, optimizer, plan, Run(0))
     return [next(results) for _ in range(steps)], optimizer
 
 

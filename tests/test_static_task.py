@@ -29,7 +29,7 @@ from electra_core.features import UNLABELLED, Features, TaskBatch, batch_order
 from electra_core.finetune import finetune
 from electra_core.finetune_folder import Run
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import Job, build_optimizer, take_steps
+from electra_core.finetune_steps import Job, build_optimizer, finetuning_steps
 from electra_core.initialisation import initialise
 from electra_core.metrics_log import read_metrics
 from electra_core.multilabel import MultiLabel
@@ -157,7 +157,7 @@ def test_a_replayed_step_keeps_nothing_of_the_one_captured(name: str, monkeypatc
     for chosen in ("static", "auto"):
         job, made = job_of(TASKS[name], engine=chosen)
         with use("triton"):
-            steps = take_steps(job, made, build_optimizer(made, job.settings), plan_of(job), Run(0))
+            steps = finetuning_steps(job, made, build_optimizer(made, job.settings), plan_of(job), Run(0))
             results.append([(float(step.loss), float(step.gradient_norm)) for step in steps])
         weights.append(made.state_dict())
     (graph,) = pretend_graphs.Graph.made  # the largest shape is the only one
