@@ -182,13 +182,23 @@ def resolve_config(
     encoder = updated(preset.discriminator, encoder_changes, "discriminator")
     words = max(corpus.tokenizer.vocab_size, pair.discriminator.vocab_size if pair else 0)
     encoder = replace(encoder, vocab_size=words, pad_token_id=corpus.tokenizer.pad_id)
+    config = updated(preset.pretrain, changes, "configuration")
+    _check_fit(encoder, config)
+    if pair is not None:
+        check_sizes(pair, encoder, config)
+    elif config.embedding_init == "cooccurrence":
+        check_vocabulary(encoder.vocab_size, encoder.embedding_size)
+    return encoder, config
+
+
+def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
+    """Raises UserError on a discriminator that cannot be pre-trained so."""
     if encoder.type_vocab_size < 2:
         raise UserError(
             f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size}"
         )
     if encoder.initializer_range == 0:
         raise UserError("initializer_range: expected a number above 0, got 0.0: weights that are all 0 stay equal")
-    config = updated(preset.pretrain, changes, "configuration")
     if config.max_length > encoder.max_position_embeddings:
         raise UserError(
             f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
@@ -200,11 +210,6 @@ def resolve_config(
             if value != wanted
         ]
         raise UserError(f"tying: all expects a generator of the discriminator's sizes, got {', '.join(other)}")
-    if pair is not None:
-        check_sizes(pair, encoder, config)
-    elif config.embedding_init == "cooccurrence":
-        check_vocabulary(encoder.vocab_size, encoder.embedding_size)
-    return encoder, config
 
 
 def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overwrite: bool) -> Checkpoint | None:
@@ -259,7 +264,6 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     electra: Any = build_objective(job.encoder, job.config)
     if not job.sharded:
         electra.to(job.device)
-    start = checkpoint.meta.get("start") if checkpoint is not None else None
     if checkpoint is None:
         start = job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
         job.ranks.share(electra)
@@ -267,12 +271,11 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
         shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], job.device)
     set_recompute(electra, job.config.recompute)
     optimizer = build_optimizer(electra, job.config)
-    if checkpoint is not None:
-        checkpoint.restore(electra, optimizer)
     if checkpoint is None:
         return Learner(electra, optimizer, first_step=0, tokens=0, skipped=0, start=start)
+    checkpoint.restore(electra, optimizer)
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
-    return Learner(electra, optimizer, checkpoint.step, tokens, skipped, start)
+    return Learner(electra, optimizer, checkpoint.step, tokens, skipped, checkpoint.meta.get("start"))
 
 
 def cross_checked(job: Job, learner: Learner) -> Job:
