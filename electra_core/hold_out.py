@@ -1,9 +1,9 @@
 """One document held out where the draw has chosen none, as happens in a corpus of few documents.
 
-Which documents are held out is drawn for each by its contents (`prepare.assign`), so that neither the others nor
-the number of workers or parts matter. Whether any was chosen is known at the end only; then the shards are there
-already, and one document is taken out of them. That depends on the shards alone, so it is the same for a corpus
-that was made at once and for one that was merged from parts.
+Which documents are held out is drawn for each by its contents (`corpus_writing.assign`), so that neither the
+others nor the number of workers or parts matter. Whether any was chosen is known at the end only; then the shards
+are there already, and one document is taken out of them. That depends on the shards alone, so it is the same for a
+corpus that was made at once and for one that was merged from parts.
 """
 
 from __future__ import annotations

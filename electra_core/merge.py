@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.corpus import Corpus
+from electra_core.corpus_writing import notes
 from electra_core.errors import UserError
 from electra_core.hold_out import hold_one_out, lacks_heldout
 from electra_core.new_folder import new_folder
-from electra_core.prepare import check_target, notes
+from electra_core.prepare import check_target
 from electra_core.progress import progress
 from electra_core.shards import SPLITS, Manifest, ShardWriter, token_dtype
 

@@ -1,4 +1,4 @@
-"""The files of a prepared corpus, and how they are written. `corpus.py` opens them, `prepare.py` fills them.
+"""The files of a prepared corpus, and how they are written: filled by `corpus_writing.py`, opened by `corpus.py`.
 
     DATA/manifest.json           what there is, with sizes and checksums; written last
     DATA/tokenizer/              the tokenizer's files

@@ -14,8 +14,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from electra_core import encoding
-from electra_core import prepare as prepare_module
+from electra_core import corpus_writing, encoding
 from electra_core.corpus import Corpus
 from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
 from electra_core.prepare import prepare
@@ -29,7 +28,7 @@ from electra_core.vocabulary import train_sentencepiece
 def small_batches() -> Iterator[None]:
     """So that this little text makes many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
+        patch.setattr(corpus_writing, "BATCH_CHARACTERS", 20_000)
         yield
 
 

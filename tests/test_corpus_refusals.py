@@ -129,9 +129,9 @@ def test_a_real_limit_on_file_size(text: Path, tokenizer: Path, tmp_path: Path) 
 def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path) -> None:
     """A real interrupt, of a run with workers that waits for more input."""
     code = (
-        "import sys; from electra_core import prepare\n"
+        "import sys; from electra_core import corpus_writing, prepare\n"
         "if __name__ == '__main__':\n"
-        "    prepare.BATCH_CHARACTERS = 10_000\n"
+        "    corpus_writing.BATCH_CHARACTERS = 10_000\n"
         "    prepare.prepare(['-'], sys.argv[1], tokenizer=sys.argv[2], workers=2, heldout_fraction=0)"
     )
     (tmp_path / "run.py").write_text(code)
@@ -233,7 +233,7 @@ def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path, monkeypatch: py
 
         def note(self, **_: object) -> None: ...
 
-    monkeypatch.setattr("electra_core.prepare.progress", Recorder)
+    monkeypatch.setattr("electra_core.corpus_writing.progress", Recorder)
     prepare([text], tmp_path / "out", vocab_size=300, sample_characters=50_000)
     size = text.stat().st_size
     assert [sum(seen[f"{title} {size} B"]) for title in ("reading a sample", "writing tokens")] == [size, size]

@@ -26,6 +26,7 @@ ABOVE_THE_MODEL = {
     "training", "stop_request", "placement", "pretrain", "pretrain_setup", "finetune", "model_dir", "checkpoint",
     "checkpoint_files", "cli", "command_flags", "commands_train", "commands_use", "commands_inspect", "run_folder",
     "predict", "corpus", "prepare", "tokenizer", "demo", "batches", "examples", "evaluation", "distributed",
+    "corpus_writing", "finetune_seed", "torchrun",
 }  # fmt: skip
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from test_corpus import contents, documents_of, small_batches, text, tokenizer, wait_until  # noqa: F401
 
-from electra_core import hold_out
-from electra_core import prepare as prepare_module
+from electra_core import corpus_writing, hold_out
 from electra_core.cli import main
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
@@ -58,7 +57,7 @@ def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 def test_the_same_call_again_does_nothing(
     files: Path, tokenizer: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(prepare_module, "read_documents", None)
+    monkeypatch.setattr(corpus_writing, "read_documents", None)
     assert prepare([files], whole, tokenizer=tokenizer, **OPTIONS) == Manifest.read(whole / "manifest.json")
     with pytest.raises(UserError, match="holds a prepared corpus already"):
         prepare([files], whole, tokenizer=tokenizer, **{**OPTIONS, "heldout_fraction": 0.3})
@@ -117,18 +116,18 @@ def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None
 
 KILLED = """
 import os, signal, sys
-from electra_core import prepare as module
+from electra_core import corpus_writing as module, prepare
 
-def add(self, blocks, real=module._Run._add, left=[int(sys.argv[4])]):
+def add(self, blocks, real=module.ShardedText._add, left=[int(sys.argv[4])]):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, blocks)
 
 if __name__ == "__main__":
-    module._Run._add = add
+    module.ShardedText._add = add
     module.BATCH_CHARACTERS, module.JOURNAL_BATCHES = 20_000, 3
-    module.prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], heldout_fraction=0.2, shard_tokens=40_000,
+    prepare.prepare([sys.argv[1]], sys.argv[2], tokenizer=sys.argv[3], heldout_fraction=0.2, shard_tokens=40_000,
                    quiet=True)
 """
 
@@ -137,8 +136,8 @@ def test_killed_runs_are_gone_on_with(
     files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Two real kills: within the third file, and behind it."""
-    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 3)
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr(corpus_writing, "JOURNAL_BATCHES", 3)
+    monkeypatch.setattr(corpus_writing, "BATCH_CHARACTERS", 20_000)
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     done = []
     for batches in (5, 7):
@@ -154,7 +153,7 @@ def test_killed_runs_are_gone_on_with(
         looked_at.append(sources[report.source].path.name)
         return real(sources, **reading, report=report)
 
-    monkeypatch.setattr(prepare_module, "read_documents", watched)
+    monkeypatch.setattr(corpus_writing, "read_documents", watched)
     prepare([files], out, tokenizer=tokenizer, **OPTIONS)
     assert looked_at == ["4.txt"], "files that were done are not opened again"
     assert contents(out) == contents(whole)
@@ -165,9 +164,9 @@ def test_interrupted_runs_are_gone_on_with(
     files: Path, tokenizer: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Ctrl-C before the journal's first entry leaves nothing, later what is durable; errors leave nothing."""
-    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 3)
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 20_000)
-    real = prepare_module._Run._add
+    monkeypatch.setattr(corpus_writing, "JOURNAL_BATCHES", 3)
+    monkeypatch.setattr(corpus_writing, "BATCH_CHARACTERS", 20_000)
+    real = corpus_writing.ShardedText._add
 
     for error, added, kept in (
         (KeyboardInterrupt(), 2, []),
@@ -182,7 +181,7 @@ def test_interrupted_runs_are_gone_on_with(
             real(self, blocks)
 
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(prepare_module._Run, "_add", add)
+            patch.setattr(corpus_writing.ShardedText, "_add", add)
             prepare([files], tmp_path / "out", tokenizer=tokenizer, **OPTIONS)
         assert [path.name for path in tmp_path.iterdir()] == kept
     before = json.loads((tmp_path / ".out.partial" / "journal.json").read_text())["state"]["documents"]
@@ -191,7 +190,7 @@ def test_interrupted_runs_are_gone_on_with(
     def watched(sources, **options):  # type: ignore[no-untyped-def]
         return (read.append(document) or document for document in read_documents(sources, **options))
 
-    monkeypatch.setattr(prepare_module, "read_documents", watched)
+    monkeypatch.setattr(corpus_writing, "read_documents", watched)
     manifest = prepare([files], tmp_path / "out", tokenizer=tokenizer, **OPTIONS)
     assert len(read) == sum(split.documents for split in manifest.splits.values()) - before < len(read) + before
     assert contents(tmp_path / "out") == contents(whole)
@@ -202,7 +201,7 @@ def test_killed_while_one_document_was_taken_out(
     files: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """The journal tells of the shards before; by then it is gone, and all begins anew."""
-    monkeypatch.setattr(prepare_module, "JOURNAL_BATCHES", 1)
+    monkeypatch.setattr(corpus_writing, "JOURNAL_BATCHES", 1)
     options = {**OPTIONS, "tokenizer": tokenizer, "heldout_fraction": 1e-9}
     prepare([files], tmp_path / "whole", **options)
     left = tmp_path / ".out.partial"
