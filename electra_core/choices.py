@@ -18,8 +18,9 @@ from electra_core.downstream import Task
 from electra_core.features import Features, TaskBatch, truncate_pair
 from electra_core.label_cells import label_text
 from electra_core.labelled import BadRows, Ids, checked, row_id, text_cell
-from electra_core.row_files import Row, text_problem
+from electra_core.row_files import Row
 from electra_core.tasks import MultipleChoice, choice_loss
+from electra_core.text_lines import text_problem
 from electra_core.tokenizer import Tokenizer
 
 CHOICE_TEXT_NAMES = ("question", "startphrase", "ctx", "context", "premise", *TEXT_NAMES)

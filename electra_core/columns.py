@@ -18,8 +18,8 @@ from electra_core.row_files import (
     Row,
     format_of,
     read_rows,
-    text_problem,
 )
+from electra_core.text_lines import text_problem
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
 PAIR_NAMES = (

@@ -23,7 +23,8 @@ from electra_core.columns import Columns, Found, find_columns, table
 from electra_core.errors import UserError
 from electra_core.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
 from electra_core.notices import Lost
-from electra_core.row_files import OTHER_ENCODING, Row, at_hand, read_lines, text_problem
+from electra_core.row_files import OTHER_ENCODING, Row
+from electra_core.text_lines import at_hand, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
 NO_ROW_ID = "if that column is no row's id: --id-column none"

@@ -41,9 +41,9 @@ from electra_core.placement import (
     resolve_precision,
 )
 from electra_core.progress import Progress, progress
-from electra_core.row_files import at_hand
 from electra_core.task_files import TASK_FILE, load_model, load_task
 from electra_core.tasks import TaskModel
+from electra_core.text_lines import at_hand
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples that are in memory at a time

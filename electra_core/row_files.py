@@ -1,31 +1,25 @@
 """Files of rows, read as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines, standard input.
 
-Text files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews hold U+0085 and the like,
-at which `str.splitlines` would cut. Bytes that are not UTF-8 don't stop the stream; the row that holds them
-comes with `problem` set, so that whoever reads can name it, skip it or stop.
+Lines come from `text_lines.py`. Bytes that are not UTF-8 don't stop the stream; the row that holds them comes with
+`problem` set, so that whoever reads can name it, skip it or stop.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import itertools
 import json
-import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from electra_core.byte_files import COMPRESSED_SUFFIXES, ByteFile
+from electra_core.byte_files import COMPRESSED_SUFFIXES
 from electra_core.delimited import delimiter_of, split_cells
 from electra_core.errors import UserError
+from electra_core.text_lines import check_exists, read_lines, text_problem
 
-BLOCK_BYTES = 1 << 20
-WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-ASCII = b'a,;\t|"\n'
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
 QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are read from a .csv"
@@ -38,9 +32,6 @@ JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """How the first line of an array of rows begins; a text may begin with a bracket, too."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
-
-
-Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -56,106 +47,6 @@ def format_of(path: Path) -> str:
     """The file's kind by its name without a compression suffix: ".csv", ".jsonl", ".txt", ..."""
     bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return bare.suffix.lower()
-
-
-def check_exists(source: Path | str) -> None:
-    """Raises UserError if there is nothing of that name ("-" is standard input)."""
-    if str(source) != "-" and not os.path.exists(source):
-        raise UserError(f"{source}: there is no such file or folder")
-
-
-def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end); bytes that are no character become lone surrogates.
-
-    A byte-order mark is dropped. "-" is standard input.
-
-    Args:
-        encoding: None: UTF-8.
-
-    Raises:
-        UserError: missing, unreadable, damaged compression, UTF-16, or binary; an encoding that is unknown.
-    """
-    check_exists(source)
-    _check_encoding(encoding)
-    with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
-        for number, raw in enumerate(_byte_lines(file), 1):
-            if number == 1:
-                raw = _check_first_line(source, raw)
-            yield number, raw.rstrip(b"\r").decode(encoding or "utf-8", errors="surrogateescape")
-
-
-def _check_encoding(name: str | None) -> None:
-    """Raises UserError for an encoding that Python has not, or in which a line does not end with one byte."""
-    try:
-        is_fine = name is None or ASCII.decode(name) == ASCII.decode("ascii")
-    except (LookupError, UnicodeError):
-        is_fine = False
-    if not is_fine:
-        raise UserError(
-            f"encoding: expected one such as utf-8, cp1252 or latin-1, that extends ASCII, got {name!r}"
-        )
-
-
-def at_hand(items: Iterable[Item], most: int, source: Path | str) -> Iterator[Item]:
-    """The next one that is made of the source's rows, and those behind it that need not be waited for.
-
-    That is `most` of a file. Standard input may be a conversation, in which nobody writes before an answer came.
-    """
-    for item in itertools.islice(items, most):
-        yield item
-        if str(source) == "-" and _stdin.is_waited_for():
-            return
-
-
-@dataclass
-class _StandardInput:
-    """The process's one, where it is read: the file, and the lines that have come and have not been taken."""
-
-    file: ByteFile | None = None
-    lines: deque[bytes] = field(default_factory=deque)
-
-    def is_waited_for(self) -> bool:
-        """Whether the next line that is not blank has not come yet."""
-        return self.file is not None and not any(map(bytes.strip, self.lines)) and self.file.is_waited_for()
-
-
-_stdin = _StandardInput()
-
-
-def _byte_lines(file: ByteFile) -> Iterator[bytes]:
-    parts: list[bytes] = []  # of a line that is longer than a block
-    lines: deque[bytes] = deque()
-    if file.is_stdin:
-        _stdin.file, _stdin.lines = file, lines
-    while block := file.read_some(BLOCK_BYTES):
-        first, *others = block.split(b"\n")
-        parts.append(first)
-        if others:
-            lines.extend((b"".join(parts), *others[:-1]))
-            parts = [others[-1]]
-            while lines:
-                yield lines.popleft()
-    if any(parts):
-        yield b"".join(parts)
-
-
-def _check_first_line(path: Path | str, raw: bytes) -> bytes:
-    if raw.startswith(WIDE_BOMS):
-        raise UserError(f"{path}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
-    if b"\0" in raw[:8192]:
-        raise UserError(f"{path}: is a binary file (a NUL byte in its first line), expected text in UTF-8")
-    return raw.removeprefix(codecs.BOM_UTF8)
-
-
-def text_problem(text: str, encoding: str | None = None) -> str:
-    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine. It was read as `encoding`."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        bad = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
-        return f"not valid {encoding or 'UTF-8'} ({bad} at character {error.start + 1})"
-    return ""
 
 
 def read_rows(

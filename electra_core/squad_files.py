@@ -15,7 +15,8 @@ from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.labelled import BadRows, Ids, checked, has_id
-from electra_core.row_files import format_of, read_lines, read_rows, text_problem
+from electra_core.row_files import format_of, read_rows
+from electra_core.text_lines import read_lines, text_problem
 
 ONE_ANSWER = ("answer", "answer_text")
 """Fields of a row that hold a text, where it has no `answers`."""

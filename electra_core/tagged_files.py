@@ -18,8 +18,9 @@ from electra_core.columns import NO_COLUMN, TEXT_NAMES, Columns, alternatives, i
 from electra_core.errors import UserError
 from electra_core.label_cells import label_text
 from electra_core.labelled import BadRows, Ids, checked, row_id
-from electra_core.row_files import HUB, Row, format_of, read_lines, read_rows, text_problem
+from electra_core.row_files import HUB, Row, format_of, read_rows
 from electra_core.tagged_rows import SPAN_LISTS, WORD, Cells, table_columns, table_rows, tags_of_spans
+from electra_core.text_lines import read_lines, text_problem
 
 WORD_LISTS, TAG_LISTS = ("tokens", "words"), ("tags", "ner_tags", "labels")
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")

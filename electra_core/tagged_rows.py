@@ -15,7 +15,8 @@ from typing import Any
 
 from electra_core.columns import Columns, names_of
 from electra_core.errors import UserError
-from electra_core.row_files import DELIMITERS, Row, format_of, read_lines, read_rows
+from electra_core.row_files import DELIMITERS, Row, format_of, read_rows
+from electra_core.text_lines import read_lines
 
 NO_NESTED = "nested spans are not supported, keep the outer ones"
 SPAN_LISTS = ("entities", "spans", "label", "labels")

@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
 from electra_core.model_places import find_model, is_name
-from electra_core.row_files import text_problem
+from electra_core.text_lines import text_problem
 from electra_core.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
 from electra_core.tokenizer_parts import (
     SPACE_MARK,

@@ -23,11 +23,11 @@ from electra_core.errors import UserError
 from electra_core.label_cells import label_text
 from electra_core.labelled import BadRows, read_texts
 from electra_core.named_tasks import for_reading
-from electra_core.row_files import read_lines
 from electra_core.squad import Answer
 from electra_core.squad_files import read_questions
 from electra_core.tagged_files import read_tagged
 from electra_core.tagging import Tag
+from electra_core.text_lines import read_lines
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]

@@ -1,0 +1,125 @@
+"""Lines of text files, and of standard input, as they come.
+
+Files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews hold U+0085 and the like, at which
+`str.splitlines` would cut.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from electra_core.byte_files import ByteFile
+from electra_core.errors import UserError
+
+BLOCK_BYTES = 1 << 20
+WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+ASCII = b'a,;\t|"\n'
+
+Item = TypeVar("Item")
+
+
+def check_exists(source: Path | str) -> None:
+    """Raises UserError if there is nothing of that name ("-" is standard input)."""
+    if str(source) != "-" and not os.path.exists(source):
+        raise UserError(f"{source}: there is no such file or folder")
+
+
+def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its end); bytes that are no character become lone surrogates.
+
+    A byte-order mark is dropped. "-" is standard input.
+
+    Args:
+        encoding: None: UTF-8.
+
+    Raises:
+        UserError: missing, unreadable, damaged compression, UTF-16, or binary; an encoding that is unknown.
+    """
+    check_exists(source)
+    _check_encoding(encoding)
+    with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
+        for number, raw in enumerate(_byte_lines(file), 1):
+            if number == 1:
+                raw = _check_first_line(source, raw)
+            yield number, raw.rstrip(b"\r").decode(encoding or "utf-8", errors="surrogateescape")
+
+
+def _check_encoding(name: str | None) -> None:
+    """Raises UserError for an encoding that Python has not, or in which a line does not end with one byte."""
+    try:
+        is_fine = name is None or ASCII.decode(name) == ASCII.decode("ascii")
+    except (LookupError, UnicodeError):
+        is_fine = False
+    if not is_fine:
+        raise UserError(
+            f"encoding: expected one such as utf-8, cp1252 or latin-1, that extends ASCII, got {name!r}"
+        )
+
+
+def at_hand(items: Iterable[Item], most: int, source: Path | str) -> Iterator[Item]:
+    """The next one that is made of the source's rows, and those behind it that need not be waited for.
+
+    That is `most` of a file. Standard input may be a conversation, in which nobody writes before an answer came.
+    """
+    for item in itertools.islice(items, most):
+        yield item
+        if str(source) == "-" and _stdin.is_waited_for():
+            return
+
+
+@dataclass
+class _StandardInput:
+    """The process's one, where it is read: the file, and the lines that have come and have not been taken."""
+
+    file: ByteFile | None = None
+    lines: deque[bytes] = field(default_factory=deque)
+
+    def is_waited_for(self) -> bool:
+        """Whether the next line that is not blank has not come yet."""
+        return self.file is not None and not any(map(bytes.strip, self.lines)) and self.file.is_waited_for()
+
+
+_stdin = _StandardInput()
+
+
+def _byte_lines(file: ByteFile) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of a line that is longer than a block
+    lines: deque[bytes] = deque()
+    if file.is_stdin:
+        _stdin.file, _stdin.lines = file, lines
+    while block := file.read_some(BLOCK_BYTES):
+        first, *others = block.split(b"\n")
+        parts.append(first)
+        if others:
+            lines.extend((b"".join(parts), *others[:-1]))
+            parts = [others[-1]]
+            while lines:
+                yield lines.popleft()
+    if any(parts):
+        yield b"".join(parts)
+
+
+def _check_first_line(path: Path | str, raw: bytes) -> bytes:
+    if raw.startswith(WIDE_BOMS):
+        raise UserError(f"{path}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in raw[:8192]:
+        raise UserError(f"{path}: is a binary file (a NUL byte in its first line), expected text in UTF-8")
+    return raw.removeprefix(codecs.BOM_UTF8)
+
+
+def text_problem(text: str, encoding: str | None = None) -> str:
+    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine. It was read as `encoding`."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        bad = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+        return f"not valid {encoding or 'UTF-8'} ({bad} at character {error.start + 1})"
+    return ""
