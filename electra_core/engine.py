@@ -10,19 +10,14 @@
 **The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
 depend on a value that the host would have to read, and nothing may come from the host but through buffers that
 stay where they are: `InputBuffers` hold batch, seed and rate (`static_batch.py` pre-training's, `static_task.py`
-fine-tuning's), and `training.take_step` drops a step that is not
-finite on the device. All of that runs on a CPU just as well, where the tests compare its losses with the eager
-engine's; only the capture itself needs a GPU.
+fine-tuning's), and `training.take_step` drops a step that is not finite on the device. All of that runs on a CPU
+just as well, where the tests compare its losses with the eager engine's; only the capture itself needs a GPU.
 
 **On a CPU that is fast at bf16** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each.
 With a T of its own in every step that takes longer than the products; in a few fixed shapes it happens once.
 
 **Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
-over a stream of its own. The first step of every shape is carried out eagerly (Triton compiles what it has to,
-the optimizer makes its state, and the step counts), the second is captured, and from then on it is replayed. The
-graphs of all shapes share one pool of memory, because never two of them run at a time. A pool only grows, and what
-a small shape has left in pieces no larger one can use, so the largest shape is rehearsed and captured before the
-first step, in vain: its loss is NaN, and such a step changes nothing. Beside the pool an eager step needs its own.
+over a stream of its own. `step_runners.py` carries it out: kernel by kernel, or captured.
 
 **Several processes** (`distributed.py`). Each computes its share of the batch in a shape of its own, and may be
 capturing while another one replays. So what a graph holds ends with the backward pass; sums over all processes,
@@ -32,8 +27,7 @@ clipping and update, few launches beside the others, follow behind it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,6 +43,7 @@ from electra_core.distributed import FlatGradients, Ranks
 from electra_core.errors import option
 from electra_core.input_buffers import InputBuffers
 from electra_core.optim import make_capturable
+from electra_core.step_runners import GraphRunner, PlainRunner, rehearsed
 from electra_core.training import (
     LOSS,
     Done,
@@ -61,16 +56,10 @@ from electra_core.training import (
     update,
 )
 
-StepFunction = Callable[[Any], dict[str, Tensor]]
-"""`InputBuffers` -> scalars, which the next call may overwrite."""
-
 NORM, SKIPPED = "norm of the gradient", "whether it was skipped"
 """Names of two more of a whole step's scalars."""
 OLDEST_COMPILED = (7, 0)
 """Capability of the oldest GPUs that torch.compile generates code for."""
-MOST_GRAPHS = 64
-"""Captured in one run, as each takes memory for itself; what is beyond goes kernel by kernel. Pre-training has at
-most 33 shapes, fine-tuning a few dozen."""
 log = logging.getLogger("electra_core")
 
 
@@ -191,10 +180,10 @@ def static_steps(
         return inputs
 
     first = batches(loop.first_step)
-    runner: _GraphRunner | _PlainRunner = _PlainRunner(take.captured, device)
+    runner: GraphRunner | PlainRunner = PlainRunner(take.captured, device)
     if capture:
         loop.model.train()
-        runner = _rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
+        runner = rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
         loop.optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
         in_a_row.fill_(loop.skipped_before)
     runner.send(prepared(loop.first_step, first))
@@ -256,111 +245,3 @@ class _SharedStep(_WholeStep):
         done = update(self.loop, rate, sums)
         self.count(done)
         return done
-
-
-def _rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> _GraphRunner | None:
-    """Graphs, with that of the step `in_vain` captured; None where CUDA does not capture the step, with the reason
-    logged. (A step in vain changes nothing, and one that is captured is not carried out.)"""
-    runner = _GraphRunner(step_function, device)
-    try:
-        runner.rehearse(in_vain)
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__context__ is not None:  # the end of a broken capture raises, too, and hides the cause
-            cause = cause.__context__
-        if isinstance(cause, torch.cuda.OutOfMemoryError):
-            raise cause from None  # kernel by kernel the next step would need as much
-        with suppress(Exception):  # torch before 2.14 goes on as if it captured
-            torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        log.warning(
-            "%s: a step cannot be captured (%s); going on kernel by kernel", option("engine", "graph"), reason
-        )
-        return None
-    return runner
-
-
-class _PlainRunner:
-    """The static step kernel by kernel; on any device."""
-
-    def __init__(self, step_function: StepFunction, device: torch.device):
-        self.step_function, self.device = step_function, device
-
-    def send(self, inputs: InputBuffers) -> None:
-        """The next step's input."""
-        self.sent = inputs
-        if self.device.type != "cpu":
-            self.sent = inputs.on(self.device)
-            self.sent.copy_(inputs)
-
-    def run(self) -> dict[str, Tensor]:
-        """Take the step whose input was sent last."""
-        return self.step_function(self.sent)
-
-
-class _GraphRunner:
-    """Replays one CUDA graph for each shape."""
-
-    def __init__(self, step_function: StepFunction, device: torch.device):
-        self.step_function, self.device = step_function, device
-        self.compute, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
-        self.captured: dict[Hashable, _CapturedStep] = {}
-
-    def send(self, inputs: InputBuffers) -> None:
-        """The next step's input, in pinned memory; it travels while this step is computed."""
-        with torch.cuda.stream(self.copies):
-            self.sent = inputs.on(self.device)
-            self.sent.copy_(inputs)
-
-    def rehearse(self, inputs: InputBuffers) -> None:
-        """Capture a shape by two steps in vain, so that the pool holds it in one piece."""
-        for _ in range(2):
-            self.send(inputs)
-            self.run()
-
-    def run(self) -> dict[str, Tensor]:
-        """Take the step whose input was sent last; the caller's stream continues behind it, and the next step
-        behind what the caller does with the result."""
-        callers = torch.cuda.current_stream(self.device)
-        self.compute.wait_stream(callers)
-        self.compute.wait_stream(self.copies)
-        with torch.cuda.stream(self.compute):
-            scalars = self._step()(self.sent)
-        for tensor in (self.sent.integers, self.sent.floats):
-            tensor.record_stream(self.compute)
-        callers.wait_stream(self.compute)
-        return scalars
-
-    def _step(self) -> StepFunction:
-        key = self.sent.shape
-        if key not in self.captured:
-            if len(self.captured) == MOST_GRAPHS:
-                return self.step_function
-            inputs = self.sent.on(self.device)
-            self.captured[key] = _CapturedStep(self.step_function, inputs, self.compute, self.pool)
-        return self.captured[key]
-
-
-class _CapturedStep:
-    """One shape's step: eagerly the first time, captured the second time, replayed from then on."""
-
-    def __init__(self, step_function: StepFunction, inputs: InputBuffers, stream: torch.cuda.Stream, pool: Any):
-        self.step_function, self.inputs, self.stream, self.pool = step_function, inputs, stream, pool
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm = False
-
-    def __call__(self, sent: InputBuffers) -> dict[str, Tensor]:
-        """Take the step with what was sent; on the current stream."""
-        self.inputs.copy_(sent)
-        if not self.warm:
-            self.warm = True
-            return self.step_function(self.inputs)
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            # Other threads (a checkpoint's writer) may use the device meanwhile.
-            mode = "thread_local"
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
-                self.scalars = self.step_function(self.inputs)
-        self.graph.replay()
-        return self.scalars

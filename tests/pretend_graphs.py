@@ -6,7 +6,8 @@ its result where it was the first time. What a step takes from Python alone (a l
 tensor that is made anew) has its first value in every replay; a test that compares with steps which were not
 captured sees that. Reading a value while capturing raises, as it does on a GPU.
 
-`on_a_cpu` puts it in the place of the parts of `torch.cuda` that `engine._GraphRunner` uses. There is one stream.
+`on_a_cpu` puts it in the place of the parts of `torch.cuda` that `step_runners.GraphRunner` uses. There is one
+stream.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def on_a_cpu(patch: pytest.MonkeyPatch) -> None:
-    """Until the test's end `engine._GraphRunner` works on a CPU."""
+    """Until the test's end `step_runners.GraphRunner` works on a CPU."""
     Graph.made = []
     patch.setattr(torch.cuda, "CUDAGraph", Graph)
     patch.setattr(torch.cuda, "graph", Capture)

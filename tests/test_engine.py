@@ -17,7 +17,7 @@ from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, one_thread, train
 from torch import Tensor
 
-from electra_core import engine, muon, training
+from electra_core import muon, step_runners, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
 from electra_core.engine import choose_engine, static_steps
@@ -219,7 +219,7 @@ def test_more_shapes_than_graphs_go_on_kernel_by_kernel(monkeypatch: pytest.Monk
     config = updated(CONFIG, {"steps": 7, "batch_size": 4}, "test")
     plain, model = run("static", config, lengths_of=two_shapes)
     pretend_graphs.on_a_cpu(monkeypatch)
-    monkeypatch.setattr(engine, "MOST_GRAPHS", 2)  # the rehearsed one, and one of two
+    monkeypatch.setattr(step_runners, "MOST_GRAPHS", 2)  # the rehearsed one, and one of two
     some, other = run("static", config, lengths_of=two_shapes, capture=True)
     assert len(pretend_graphs.Graph.made) == 2
     assert [float(result.loss) for result in some] == [float(result.loss) for result in plain]

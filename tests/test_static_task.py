@@ -23,7 +23,6 @@ from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.config import EncoderConfig
 from electra_core.downstream import Task
-from electra_core.engine import MOST_GRAPHS
 from electra_core.fake_step import Recorder, loop_of
 from electra_core.features import UNLABELLED, Features, TaskBatch, batch_order
 from electra_core.finetune import finetune
@@ -37,6 +36,7 @@ from electra_core.optim import make_capturable
 from electra_core.packing import from_lengths
 from electra_core.squad import Answer
 from electra_core.static_task import Part, TaskShapes
+from electra_core.step_runners import MOST_GRAPHS
 from electra_core.tagging import Tag
 from electra_core.training import take_step
 
