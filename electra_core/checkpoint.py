@@ -41,10 +41,11 @@ from electra_core.checkpoint_files import (
     read_record,
     record_digest,
 )
-from electra_core.distributed import Ranks, gathered, placed_like
+from electra_core.distributed import Ranks
 from electra_core.errors import UserError, option
 from electra_core.new_folder import new_folder
 from electra_core.optim import load_state_tensors, state_tensors
+from electra_core.sharding import gathered, placed_like
 from electra_core.weight_files import write_weights
 
 

@@ -14,10 +14,7 @@ unevenly long shares are no special case. (Fine-tuning's dropout is drawn for ea
 - Steps in fixed shapes (`engine.py`): `FlatGradients` adds all gradients up in one message when the backward pass
   is done, for ranks may be at graphs of different shapes. The GPUs wait for it, for `base` half a gigabyte a step;
   but a captured backward pass has no host that is in its way.
-- With `--sharding fsdp` every rank stores a part of each parameter and of the optimizer's state (FSDP2,
-  `fully_shard`); layers are put together just before they are used. Gradients are then reduced after every part:
-  keeping them whole would need the memory that sharding saves. Checkpoints hold whole tensors (`gathered`,
-  `placed_like`), so a run may change between the two, and between numbers of ranks, whenever it is resumed.
+- With `--sharding fsdp` every rank stores a part of the model only (`sharding.py`).
 - Figures that hosts must agree on (when to stop, where to go on from, who found an error) go over a second
   channel between the processors, gloo, so that no GPU is waited for.
 
@@ -42,6 +39,7 @@ from torch import Tensor, nn
 from electra_core import torchrun
 from electra_core.errors import AnotherRankFailed, UserError
 from electra_core.linear import cast_one_by_one
+from electra_core.sharding import is_sharded
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -287,56 +285,3 @@ def _summed_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP takes 
     """DDP's hook: the sum over ranks, where its own would be the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda reduced: reduced.value()[0])
-
-
-# Sharding -----------------------------------------------------------------------------------------------------
-
-
-def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> nn.Module:
-    """Split the parameters of `model` over all ranks, in place; they move to `device`.
-
-    Each of `layers` is put together when it is used and given back afterwards; everything else, shared embeddings
-    included, is put together for the whole step.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in (*dict.fromkeys(layers), model):
-        fully_shard(part, mesh=mesh)
-        part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-        part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-    cast_one_by_one(model)
-    return model
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank stores a part of `tensor` only (a DTensor)."""
-    return hasattr(tensor, "full_tensor")  # importing DTensor takes as long as all the rest of this file
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part that this rank stores; the same memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole tensor; every rank has to ask for it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def placed_like(value: Tensor, target: Tensor) -> Tensor:
-    """`value`, a whole tensor that every rank has, on the device of `target` and split as that is."""
-    value = value.to(target.device)
-    if not is_sharded(target) or value.shape != target.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]
-
-
-def norm_over_shards(norm: Tensor) -> Tensor:
-    """The norm of the whole vector, of whose parts every rank gives its own's."""
-    square = norm.square()
-    dist.all_reduce(square)
-    return square.sqrt()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from electra_core import tasks
-from electra_core.distributed import is_sharded
 from electra_core.encoder import Encoder
 from electra_core.hub_layout import architecture
+from electra_core.sharding import is_sharded
 
 Built = TypeVar("Built", bound=nn.Module)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from electra_core.batches import Ahead, Batches
 from electra_core.checkpoint import CheckpointWriter, snapshot
-from electra_core.distributed import gathered, join_ranks
+from electra_core.distributed import join_ranks
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.engine import static_steps
 from electra_core.evaluation import evaluate, health, heldout_loss
@@ -45,6 +45,7 @@ from electra_core.pretrain_setup import (
 )
 from electra_core.progress import progress
 from electra_core.run_folder import model_card, save_models
+from electra_core.sharding import gathered
 from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
 from electra_core.training import Diverged, Loop, StepResult, training_steps

@@ -25,7 +25,7 @@ from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generato
 from electra_core.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.corpus import Corpus
 from electra_core.cross_check import check_pretraining
-from electra_core.distributed import Ranks, shard
+from electra_core.distributed import Ranks
 from electra_core.electra import Generator
 from electra_core.encoder import Layer, set_recompute
 from electra_core.engine import agreed_engine, choose_engine
@@ -50,6 +50,7 @@ from electra_core.run_folder import (
     write_config,
 )
 from electra_core.run_state import RunState
+from electra_core.sharding import shard
 from electra_core.sizes import with_followers
 from electra_core.start_pair import StartPair, check_sizes, read_pair, start_from_pair, with_pair_sizes
 from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer

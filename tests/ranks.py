@@ -160,10 +160,11 @@ def local_share(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> f
     import torch
 
     from electra_core.corpus import Corpus
-    from electra_core.distributed import join_ranks, local, shard
+    from electra_core.distributed import join_ranks
     from electra_core.encoder import Layer
     from electra_core.objectives import build_objective
     from electra_core.pretrain_setup import resolve_config
+    from electra_core.sharding import local, shard
 
     device = torch.device("cpu")
     ranks = join_ranks(device)
