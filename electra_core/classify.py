@@ -116,6 +116,7 @@ class TextTask(Task):
         """What the loss wants for an example's label as it was read; None where it has none."""
 
 
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 WHOLE = re.compile(r"-?\d+\.0+")
 """A whole number written as a fraction."""
 
@@ -239,7 +240,8 @@ class Regress(TextTask):
         for example in self._read(path, bad, labelled):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
-                    hint = self._header_hint(path, example)
+                    hint = "; a decimal comma?" if DECIMAL_COMMA.fullmatch(example.label) else ""
+                    hint += self._header_hint(path, example)
                     bad.add(example.place, f"the label is no number ({example.label!r}{hint})")
                     continue
                 example = replace(example, label=None)
@@ -286,6 +288,14 @@ class Regress(TextTask):
         finally:
             weight.copy_(before[0])
             bias.copy_(before[1])
+
+    @torch.no_grad()
+    def as_trained(self, model: TaskModel) -> None:
+        """Its output, a number of the data, becomes (number - offset) / scale."""
+        assert isinstance(model, SequenceClassifier)
+        last = model.classifier.out_proj
+        last.weight.div_(self.scale)
+        last.bias.sub_(self.offset).div_(self.scale)
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """pearson, spearman, their mean, mse and mae (mean squared and mean absolute error)."""

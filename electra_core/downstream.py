@@ -101,6 +101,9 @@ class Task(ABC):
         """Inside, the model is as it is to be saved, and with it the task that comes out."""
         return nullcontext(self)
 
+    def as_trained(self, model: TaskModel) -> None:  # noqa: B027
+        """Makes a model that was saved one to train on, in place: the other way round than `as_saved`."""
+
 
 def read_all(task: Task, path: Path | str, *, skip_bad_rows: bool = False) -> tuple[list[Any], BadRows]:
     """All labelled examples of a file, and the rows that were skipped.

@@ -50,6 +50,7 @@ from electra_core.finetune_seed import train_seed
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.finetune_steps import Job
 from electra_core.in_memory import Rows, as_files
+from electra_core.kept_head import old_head, told
 from electra_core.labelled import BadRows
 from electra_core.metrics import spread
 from electra_core.notices import Say, to_log
@@ -132,6 +133,8 @@ def finetune(
     if checkpoint is not None:
         check_identity(checkpoint, same)
         say(f"goes on at step {checkpoint.step}")
+    elif not settings.random_start and (old := old_head(task, directory)) is not None:
+        say(f"{model}: {told(task, old)}")
     may_be_longer = task.max_length < config.max_position_embeddings
     data = encode_data(
         task, train_examples, dev_examples, tokenizer, quiet, say, cache, may_be_longer=may_be_longer

@@ -43,10 +43,11 @@ KEPT_CHECKPOINTS = 1
 _FOLDERS = ("checkpoints", "tensorboard", "seed-*")
 _MODEL = (SAFETENSORS, "config.json", TASK_FILE, "README.md", "tokenizer_config.json", *TOKENIZER_FILES)
 """What a fine-tuning makes in OUT, and a new one removes."""
-RULES = 3
+RULES = 4
 """Version of the rules by which examples become batches and dropout is drawn; a fine-tuning is not gone on with by
 others. By those of 1 an epoch's rest was the longest examples, with the weight of a full batch; by those of 2 the
-last layer drew dropout for all tokens, though only [CLS] was used."""
+last layer drew dropout for all tokens, though only [CLS] was used; by those of 3 a fine-tuned model's head was
+kept if it had as many labels, whatever they were called."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
 
@@ -155,7 +156,7 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
     was = checkpoint.meta.get("identity", {})
     if was.get("rules") != now["rules"]:
         raise UserError(
-            f"cannot resume {checkpoint.path}: it was begun by a version with other batches or dropout, "
+            f"cannot resume {checkpoint.path}: it was begun by a version with other batches, dropout or heads, "
             "which can end it"
         )
     if differences := _differences(was, now):

@@ -16,6 +16,7 @@ from electra_core.encoder import Encoder
 from electra_core.errors import UserError
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.initialisation import initialise
+from electra_core.kept_head import give_head, old_head
 from electra_core.tasks import TaskModel, initialise_head
 
 RANDOM_START_RANGE = 0.02
@@ -24,13 +25,20 @@ RANDOM_START_RANGE = 0.02
 
 
 def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed: int) -> TaskModel:
-    """The model before training: the pre-trained encoder with a new head, or all new.
+    """The model before training: the pre-trained encoder with a new head, or with what is of use of the head that
+    a fine-tuned model has (`kept_head`); or all new.
 
     Raises:
         UserError: no such model.
     """
+    old = None if settings.random_start else old_head(task, directory)
     with _head_may_be_new():
-        model = model_dir.load(task.model_class, directory, labels=task.labels, seed=seed)
+        labels = old.labels if old is not None and old.rows else task.labels
+        model = model_dir.load(task.model_class, directory, labels=labels, seed=seed)
+    if old is None:
+        initialise_head(model, seed)  # or it would be kept where the number of labels is the same
+    else:
+        give_head(model, old, task, seed)
     if settings.dropout >= 0:
         p = settings.dropout
         config = replace(model.config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)

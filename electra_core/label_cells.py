@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +50,13 @@ def labels_as_texts(labels: Any) -> tuple[str, ...]:
             raise ValueError(f"labels: expected texts or whole numbers, got {label!r:.80}")
         texts.append(text)
     return tuple(texts)
+
+
+def look_of(label: str) -> str:
+    """What labels have in common that differ in nothing but case, what one does not see, or a number's form."""
+    seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+    look = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
+    return {"true": "1", "false": "0"}.get(look, look)
 
 
 def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, ...], str]:
