@@ -5,17 +5,16 @@ the vocabulary cannot write. What is wrong with a single row, `BadRows` says."""
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from electra_core.choices import ChoiceExample
 from electra_core.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.errors import option
-from electra_core.labelled import MultiLabelExample, TextExample, labels_in
+from electra_core.label_cells import look_of
+from electra_core.labelled import MultiLabelExample, TextExample, label_counts, labels_in
 from electra_core.notices import Lost
 from electra_core.squad_files import QuestionExample
 from electra_core.tagged_files import TaggedExample
@@ -29,12 +28,16 @@ MANY_LABELS = 10
 """From so many on they may be something else than classes; fewer are also a small example's."""
 SHOWN_LABELS = 5
 """Of so many it is said how often they occur."""
+FEW = 5
+"""Labels with fewer examples are rare."""
 LONGEST_LABEL = 40
 """Characters of a label that are shown then."""
 WORDS_FOR_NONE = frozenset({"n/a", "na", "#n/a", "<na>", "none", "null", "nil", "missing"})
 """What programs write where a value is missing, in small letters. ("nan" is read as none.)"""
 SEPARATORS = (",", ";", "|", "/", "\t")
 """What may stand between the labels of a cell. (Spaces stand inside of labels, too.)"""
+MUCH_HEAVIER = 50
+"""From so many times the weight on it is told."""
 MUCH_UNKNOWN = 0.1
 """Share of the tokens from which on [UNK] is told."""
 
@@ -66,14 +69,22 @@ def rows_and_columns(
 
 
 def _classes(examples: Sequence[TextExample]) -> str:
-    counts = Counter(label for example in examples for label in labels_in(example))
-    shown = ", ".join(
-        f"{' '.join(label.split())[:LONGEST_LABEL]} {count:,}" for label, count in counts.most_common(SHOWN_LABELS)
-    )
-    if len(counts) > SHOWN_LABELS:
-        shown += f", and {len(counts) - SHOWN_LABELS:,} others"
+    """How often the commonest labels occur, and if not all are shown the rarest, where misspelt ones are."""
+    commonest = label_counts(examples).most_common()
+    shown, others = commonest[:SHOWN_LABELS], commonest[SHOWN_LABELS:]
+    line = _counted(shown)
+    if others:
+        line += f", and {len(others):,} others"
+        rare = [(label, count) for label, count in reversed(others) if count < FEW <= shown[-1][1]]
+        if rare:
+            more = ", ..." if len(rare) > SHOWN_LABELS else ""
+            line += f", {len(rare):,} with fewer than {FEW}: {_counted(rare[:SHOWN_LABELS])}{more}"
     without = sum(not labels_in(example) for example in examples)
-    return f"{shown}{'; ' * bool(shown)}{without:,} without a label" if without else shown
+    return f"{line}{'; ' * bool(line)}{without:,} without a label" if without else line
+
+
+def _counted(counts: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{' '.join(label.split())[:LONGEST_LABEL]} {count:,}" for label, count in counts)
 
 
 def _range(examples: Sequence[TextExample]) -> str:
@@ -129,7 +140,7 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
     first = examples[0]
     if not may_be_header(Path(path), first.line, columns):
         return None
-    counts = Counter(label for example in examples for label in labels_in(example))
+    counts = label_counts(examples)
     own = labels_in(first)
     if not own or any(counts[label] > 1 for label in own) or max(counts.values()) == 1:
         return None
@@ -141,7 +152,7 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
 
 def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | None:
     """Says that most labels occur once, if they are many: numbers, or another column than that of the classes."""
-    counts = Counter(label for example in examples for label in labels_in(example))
+    counts = label_counts(examples)
     alone = sum(count == 1 for count in counts.values())
     if len(counts) < MANY_LABELS or alone <= len(counts) / 2:
         return None
@@ -200,28 +211,91 @@ def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | N
     return f"{path}: {counts.total():,} {have} the label {labels}, {told}"
 
 
-def labels_alike(path: str | Path, labels: Sequence[str]) -> str | None:
-    """Says that two labels differ in nothing but case, what one does not see, or a number's form, as slips do."""
-    first: dict[str, str] = {}
-    for label in labels:
-        seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
-        key = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
-        key = {"true": "1", "false": "0"}.get(key, key)
-        if first.setdefault(key, label) != label:
-            return f"{path}: the labels {first[key]!r} and {label!r} are two classes; are they meant to be one?"
-    return None
+def labels_alike(path: str | Path, counts: Mapping[str, int]) -> str | None:
+    """Says which labels differ in nothing but case, what one does not see, or a number's form, as slips do.
+
+    Args:
+        counts: of every label, how often it occurs.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in counts:
+        groups.setdefault(look_of(label), []).append(label)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return None
+    shown = [" / ".join(f"{label!r} ({counts[label]:,})" for label in group) for group in alike[:SHOWN_LABELS]]
+    if len(alike) > SHOWN_LABELS:
+        shown.append(f"and {len(alike) - SHOWN_LABELS:,} others")
+    question = "should they be one" if len(alike) == 1 else "should each group be one"
+    return (
+        f"{path}: labels that differ only in case, white space or a number's form are separate classes: "
+        f"{', '.join(shown)}; {question}?"
+    )
+
+
+def different_labels(path: str | Path, examples: Sequence[TextExample]) -> str | None:
+    """Says how many texts occur with different labels, and where the first one does."""
+    first: dict[bytes, TextExample] = {}
+    differing: dict[bytes, TextExample] = {}
+    for example in examples:
+        key = input_of(example)
+        if {*labels_in(first.setdefault(key, example))} != {*labels_in(example)}:
+            differing.setdefault(key, example)
+    if not differing:
+        return None
+    key, other = next(iter(differing.items()))
+    places = " and ".join(f"{one.place} ({_labels_of(one)})" for one in (first[key], other))
+    lines = "" if isinstance(other.place, str) else "lines "
+    what = _called(other)
+    what, verb = (what[:-1], "occurs") if len(differing) == 1 else (what, "occur")
+    return f"{path}: {len(differing):,} {what} {verb} with different labels; first: {lines}{places}"
+
+
+def _labels_of(example: TextExample) -> str:
+    return ", ".join(map(repr, labels_in(example))) or "no label"
 
 
 def unseen_labels(
-    labels: Sequence[str], train: Sequence[TextExample], dev: Sequence[TextExample]
+    labels: Sequence[str], train: Sequence[TextExample], dev: Sequence[TextExample], *, held_out: bool
 ) -> Iterator[str]:
-    """Says which labels cannot be learned, and which cannot be judged, as no example has them."""
-    for name, examples, so in (("training", train, "cannot be learned"), ("dev", dev, "nothing judges it")):
-        seen = {label for example in examples for label in labels_in(example)}
-        if missing := [label for label in labels if label not in seen]:
-            more = f" and {len(missing) - SHOWN_LABELS:,} others" if len(missing) > SHOWN_LABELS else ""
-            shown = f"{', '.join(map(repr, missing[:SHOWN_LABELS]))}{more}"
-            yield f"no {name} example has the label{'s' if len(missing) > 1 else ''} {shown} ({so})"
+    """Says which labels cannot be learned, and which cannot be judged, as no example has them.
+
+    Args:
+        held_out: whether the dev examples are a part of the training file.
+    """
+    counts = label_counts(train)
+    judged = {label for example in dev for label in labels_in(example)}
+    if missing := [label for label in labels if label not in counts]:
+        yield f"no training example has {_label_s(missing)} (cannot be learned)"
+    if missing := [label for label in labels if label not in judged]:
+        alone = sum(counts[label] == 1 for label in missing) if held_out else 0
+        who = "each has" if alone == len(missing) else f"{alone:,} of them have"
+        why = f"; {who} a single example, which stays in training" if alone else ""
+        if alone and len(missing) == 1:
+            why = "; its single example stays in training"
+        yield f"no dev example has {_label_s(missing)} (cannot be evaluated{why})"
+
+
+def _label_s(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - SHOWN_LABELS:,} others" if len(labels) > SHOWN_LABELS else ""
+    return f"the label{'s' if len(labels) > 1 else ''} {', '.join(map(repr, labels[:SHOWN_LABELS]))}{more}"
+
+
+def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapping[str, int]) -> str | None:
+    """Says that an example of the rarest class weighs far more than one of the commonest.
+
+    Args:
+        weights: of the classes.
+        counts: of their training examples; a class without one plays no part.
+    """
+    present = sorted((weight, label) for label, weight in zip(labels, weights) if counts[label])
+    (least, common), (most, rare) = present[0], present[-1]
+    if most <= MUCH_HEAVIER * least:
+        return None
+    return (
+        f"{option('class_weights')}: an example of {rare!r} ({counts[rare]:,}) weighs {most / least:,.0f} times "
+        f"as much as one of {common!r} ({counts[common]:,}); leave out very rare classes, or the weights"
+    )
 
 
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from electra_core.classify import Classify, TextTask
 from electra_core.config import EncoderConfig
 from electra_core.data_warnings import (
     copies,
+    different_labels,
     header_as_example,
     labels_alike,
     labels_of_none,
@@ -22,6 +24,7 @@ from electra_core.data_warnings import (
     labels_uncut,
     many_cut,
     rows_and_columns,
+    uneven_weights,
     unknown_words,
     unmarked_spans,
     unseen_labels,
@@ -31,7 +34,7 @@ from electra_core.downstream import Task, encode_all, read_all
 from electra_core.errors import UserError
 from electra_core.features import Features, batch_order
 from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import BadRows
+from electra_core.labelled import BadRows, label_counts
 from electra_core.multilabel import MultiLabel
 from electra_core.notices import Say
 from electra_core.tagging import Tag
@@ -101,32 +104,42 @@ def read_data(
     for bad in skipped:
         if bad.count:
             say(bad.summary())
-    odd = _odd(task, train, read)
+    odd = [*_other_than_classes(task, train, read)]
+    explained = any(odd)
+    odd += _odd(task, train, read)
     if dev is not None:
         odd.append(copies(examples, dev_examples))
-    if has_labels and not any(odd):  # which would be why
-        odd += unseen_labels(task.labels, examples, dev_examples)
+    if isinstance(task, Classify) and settings.class_weights:
+        odd.append(uneven_weights(task.labels, task.class_weights, label_counts(examples)))
+    if has_labels and not explained:
+        odd += unseen_labels(task.labels, examples, dev_examples, held_out=dev is None)
     for warning in odd:
         if warning:
             say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
 
 
+def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> Iterator[str | None]:
+    """What says that labels may be none, which would be why dev data do not have them all."""
+    if not isinstance(task, Classify | MultiLabel) or task.columns.labels:
+        return
+    if isinstance(task, MultiLabel):
+        yield labels_uncut(train, read)
+    yield header_as_example(train, read, task.columns)
+    yield labels_of_one(train, read)
+
+
 def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
-    """What is odd about the training data."""
-    if isinstance(task, MultiLabel) and task.columns.labels:
-        return []
+    """What else is odd about the training data."""
     if isinstance(task, Classify | MultiLabel):
-        several = isinstance(task, MultiLabel)
-        return [
-            labels_uncut(train, read) if several else labels_of_several(train, task.labels),
-            header_as_example(train, read, task.columns),
-            labels_of_one(train, read),
-            labels_alike(train, task.labels),
-            labels_of_none(train, read),
-        ]
+        odd = [different_labels(train, read)]
+        if not task.columns.labels:
+            of_several = None if isinstance(task, MultiLabel) else labels_of_several(train, task.labels)
+            odd += [of_several, labels_alike(train, label_counts(read)), labels_of_none(train, read)]
+        return odd
     if isinstance(task, Tag):
-        return [unmarked_spans(train, read, task.labels), labels_alike(train, task.labels)]
+        tags = Counter(tag for example in read for tag in example.tags or ())
+        return [unmarked_spans(train, read, task.labels), labels_alike(train, tags)]
     return []
 
 

@@ -67,6 +67,11 @@ def labels_in(example: TextExample) -> tuple[str, ...]:
     return () if example.label is None else (example.label,)
 
 
+def label_counts(examples: Iterable[TextExample]) -> Counter[str]:
+    """How many examples have each label."""
+    return Counter(label for example in examples for label in labels_in(example))
+
+
 class BadRows:
     """Rows that cannot be used: named with file and line; they stop the reading, or are skipped and counted.
 

@@ -20,6 +20,7 @@ from electra_core.errors import UserError
 from electra_core.finetune_data import read_data
 from electra_core.finetune_settings import FinetuneSettings
 from electra_core.labelled import TextExample
+from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
 
@@ -201,20 +202,93 @@ def test_labels_that_all_differ_are_split(tmp_path):
     assert len(split(Classify(), file)[1]) == 3
 
 
+def told(task, train, dev=None, **settings) -> list[str]:
+    """What reading says, without what was read."""
+    lines: list[str] = []
+    read_data(task, train, dev, replace(SETTINGS, **settings), lines.append)
+    return lines[1:]
+
+
 def test_labels_without_an_example_are_told(tmp_path):
     train = classes(tmp_path / "a.tsv", {"a": numbered("a", 30), "b": ["one"]})
     dev = classes(tmp_path / "dev.tsv", {"a": numbered("other", 5)})
-    for given in (None, dev):
-        lines: list[str] = []
-        read_data(Classify(), train, given, SETTINGS, lines.append)
-        assert lines[1:] == ["warning: no dev example has the label 'b' (nothing judges it)"]
-    named = Classify(labels=("a", "b", *"cdefghi"))
-    lines = []
-    read_data(named, train, dev, SETTINGS, lines.append)
-    assert lines[1:] == [
+    no_example = "warning: no dev example has the label 'b' (cannot be evaluated"
+    assert told(Classify(), train) == [f"{no_example}; its single example stays in training)"]
+    assert told(Classify(), train, dev) == [f"{no_example})"]
+    assert told(Classify(labels=("a", "b", *"cdefghi")), train, dev) == [
         "warning: no training example has the labels 'c', 'd', 'e', 'f', 'g' and 2 others (cannot be learned)",
-        "warning: no dev example has the labels 'b', 'c', 'd', 'e', 'f' and 3 others (nothing judges it)",
+        "warning: no dev example has the labels 'b', 'c', 'd', 'e', 'f' and 3 others (cannot be evaluated)",
     ]
+    several = classes(tmp_path / "b.tsv", {"a": numbered("a", 30), "b": ["one"], "c": ["two"], "d": ["x", "X"]})
+    assert told(Classify(), several) == [
+        "warning: no dev example has the labels 'b', 'c', 'd' (cannot be evaluated; 2 of them have a single "
+        "example, which stays in training)"
+    ]
+
+
+def test_another_oddity_of_labels_does_not_hide_those_without_an_example(tmp_path):
+    """Only that the labels are something else than classes would be why."""
+    texts = {"good": numbered("a", 30), "bad": numbered("b", 30), "GOOD": ["one"], "other": ["two"]}
+    alike, unseen = told(Classify(), classes(tmp_path / "a.tsv", texts))
+    assert "'good' (30) / 'GOOD' (1)" in alike and "no dev example has the labels 'GOOD', 'other' " in unseen
+    assert unseen.endswith("(cannot be evaluated; each has a single example, which stays in training)")
+    numbers = {"a": numbered("a", 30)} | {str(number): [f"text {number}"] for number in range(20)}
+    (of_one,) = told(Classify(), classes(tmp_path / "b.tsv", numbers))
+    assert "have one example each; are they classes" in of_one
+
+
+def test_rare_labels_are_named_where_not_all_are(tmp_path):
+    counts = {"actor": 30, "book": 20, "city": 12, "song": 9, "river": 7, "film": 6, "bookk": 2, "actresss": 1}
+    texts = {label: numbered(label, count) for label, count in counts.items()}
+    lines: list[str] = []
+    read_data(Classify(), classes(tmp_path / "a.tsv", texts), None, SETTINGS, lines.append)
+    assert lines[0].endswith(
+        "(actor 30, book 20, city 12, song 9, river 7, and 3 others, 2 with fewer than 5: actresss 1, bookk 2)"
+    )
+    many = texts | {f"slip {number}": [f"slip {number}"] for number in range(6)}
+    read_data(Classify(), classes(tmp_path / "b.tsv", many), None, SETTINGS, lines.append)
+    (line,) = (line for line in lines if "b.tsv: " in line and "rows" in line)
+    assert line.endswith(
+        "and 9 others, 8 with fewer than 5: slip 5 1, slip 4 1, slip 3 1, slip 2 1, slip 1 1, ...)"
+    )
+    shown = {label: texts[label] for label in ("actor", "bookk", "actresss")}
+    lines.clear()
+    read_data(Classify(), classes(tmp_path / "c.tsv", shown), None, SETTINGS, lines.append)
+    assert lines[0].endswith("(actor 30, bookk 2, actresss 1)")
+    lines.clear()
+    few = {label: numbered(label, 3) for label in "abcdefg"}  # where all are rare, none is a slip
+    read_data(Classify(), classes(tmp_path / "d.tsv", few), None, SETTINGS, lines.append)
+    assert lines[0].endswith("e 3, and 2 others)")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_texts_with_different_labels_are_told(tmp_path, several):
+    task: Classify | MultiLabel = MultiLabel() if several else Classify()
+    both = {"bad": numbered("a", 30), "good": [*numbered("b", 20), "A  3", "a 5", "b 7"]}
+    file = classes(tmp_path / "a.tsv", both)
+    (line,) = told(task, file)
+    assert line == (
+        f"warning: {file}: 2 texts occur with different labels; first: lines 5 ('bad') and 52 ('good')"
+    )
+    file = classes(tmp_path / "b.tsv", {"bad": numbered("a", 30), "good": [*numbered("b", 20), "a 3"]})
+    assert "1 text occurs with different labels" in told(task, file)[0]
+
+
+def test_numbers_of_one_text_may_differ(tmp_path):
+    """Several people's judgements are averaged so."""
+    assert told(Regress(), classes(tmp_path / "a.tsv", {"1": numbered("a", 30), "2": numbered("a", 30)})) == []
+
+
+def test_weights_that_let_one_example_rule_are_told(tmp_path):
+    few = classes(tmp_path / "a.tsv", {"a": numbered("a", 102), "b": numbered("b", 2)})
+    dev = classes(tmp_path / "dev.tsv", {"a": ["x"], "b": ["y"]})
+    assert told(Classify(), few, dev) == []
+    assert told(Classify(), few, dev, class_weights=True) == [
+        "warning: class_weights: an example of 'b' (2) weighs 51 times as much as one of 'a' (102); leave out "
+        "very rare classes, or the weights"
+    ]
+    more = classes(tmp_path / "b.tsv", {"a": numbered("a", 100), "b": numbered("b", 2)})
+    assert told(Classify(), more, dev, class_weights=True) == []
 
 
 @pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples that have one inp")])
