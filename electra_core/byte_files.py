@@ -19,6 +19,10 @@ from typing import Any, BinaryIO
 
 from electra_core.errors import UserError
 
+UTF16 = (
+    'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
+)
+"""What is said of a file that begins with UTF-16's byte-order mark, as what Excel calls "Unicode text" does."""
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 
 

@@ -204,25 +204,30 @@ def find_columns(
         wanted = _usual_instead(wanted, present)
     asked = {"text": wanted.text, "pair": wanted.pair, "id": wanted.id, "label": wanted.label}
     own = _label_columns(path, present, wanted) if labelled and wanted.labels else ()
-    names = {}
+    names, absent = {}, []
     for role, name in asked.items():
-        optional = (role == "label" and not labelled) or (role == "id" and may_be_absent)
-        if name is not None and (match := _present(path, present, wanted, role, optional)):
+        if name is not None and (match := _match(present, alternatives(name))):
             names[role] = match
+        elif name is not None and not ((role == "label" and not labelled) or (role == "id" and may_be_absent)):
+            absent.append(role)
+    if absent:
+        raise UserError(_not_there(path, present, wanted, absent))
     if "text" not in names:
         names = _guess_texts([name for name in present if name not in (*names.values(), *own)]) | names
     for role, usual in (("label", () if own else LABEL_NAMES), ("id", ID_NAMES)):
         free = [name for name in _called(present, usual) if name not in (*names.values(), *own)]
         if asked[role] is None and free:
             names[role] = free[0]
-    for role in ("text", "label") if labelled and not own else ("text",):
-        if role not in names:
-            or_own = f", or columns of 0 and 1, one for each label, with {LABEL_COLUMNS_FLAG}"
-            raise UserError(
-                f"{path}: which column holds the {role}? The columns are {', '.join(present)}; "
-                f"name it with {ROLE_FLAGS[role]}{or_own if several and role == 'label' else ''}"
-                f"{_or_no_header(path, wanted)}{_other_kind(path, present)}"
-            )
+    needed = ("text", "label") if labelled and not own else ("text",)
+    if missing := [role for role in needed if role not in names]:
+        which = ", and which the ".join(missing)
+        them, flags = "it" if len(missing) == 1 else "them", " and ".join(ROLE_FLAGS[role] for role in missing)
+        or_own = f", or columns of 0 and 1, one for each label, with {LABEL_COLUMNS_FLAG}"
+        raise UserError(
+            f"{path}: which column holds the {which}? The columns are {', '.join(present)}; "
+            f"name {them} with {flags}{or_own if several and 'label' in missing else ''}"
+            f"{_or_no_header(path, wanted)}{_other_kind(path, present)}"
+        )
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present), own)
 
 
@@ -269,7 +274,7 @@ def _or_no_header(path: Path, wanted: Columns) -> str:
     if (FORMS[form] if form else format_of(path)) not in DELIMITERS:
         return ""
     if wanted.header is False:
-        return ", by its number from 1"
+        return ", by number, from 1"
     return " (if that line is no header: --no-header, and a number from 1)"
 
 
@@ -283,16 +288,16 @@ def _other_kind(path: Path, present: Sequence[str]) -> str:
     return f"; {QUOTES_IN_TSV}" if kind == ".tsv" and any(name[:1] == '"' for name in present) else ""
 
 
-def _present(path: Path, present: Sequence[str], wanted: Columns, role: str, optional: bool) -> str | None:
-    names = alternatives(getattr(wanted, role))
-    match = _match(present, names)
-    if match is None and not optional:
-        raise UserError(
-            f"{path}: there is no {role} column {' or '.join(map(repr, names))}; "
-            f"the columns are {', '.join(present)}; {ALL_FLAGS[role]} names another"
-            f"{'' if _called(present, USUAL_NAMES) else _or_no_header(path, wanted)}{_other_kind(path, present)}"
-        )
-    return match
+def _not_there(path: Path, present: Sequence[str], wanted: Columns, absent: Sequence[str]) -> str:
+    """What is said of columns that were named and are not there."""
+    named = {role: " or ".join(map(repr, alternatives(getattr(wanted, role)))) for role in absent}
+    columns = " and ".join(f"no {role} column {names}" for role, names in named.items())
+    flags = " and ".join(ALL_FLAGS[role] for role in absent)
+    return (
+        f"{path}: there is {columns}; the columns are {', '.join(present)}; "
+        f"{f'{flags} names another' if len(absent) == 1 else f'{flags} name others'}"
+        f"{'' if _called(present, USUAL_NAMES) else _or_no_header(path, wanted)}{_other_kind(path, present)}"
+    )
 
 
 def _match(present: Sequence[str], names: tuple[str, ...]) -> str | None:

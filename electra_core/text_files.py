@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from electra_core.byte_files import ByteFile
+from electra_core.byte_files import UTF16, ByteFile
 from electra_core.errors import UserError
 from electra_core.sources import Source, text_kind
 from electra_core.text_tables import csv_texts, json_line_texts, json_texts
@@ -196,7 +196,7 @@ def _characters(file: ByteFile) -> Iterator[str]:
 def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
     """The first block without its byte-order mark, and the mark's length."""
     if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{name}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{name}: {UTF16}")
     if b"\0" in block[:8192]:
         raise UserError(f"{name}: is a binary file (it has NUL bytes), expected text in UTF-8")
     mark = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from electra_core.byte_files import ByteFile
+from electra_core.byte_files import UTF16, ByteFile
 from electra_core.errors import UserError
 
 BLOCK_BYTES = 1 << 20
@@ -108,7 +108,7 @@ def _byte_lines(file: ByteFile) -> Iterator[bytes]:
 
 def _check_first_line(path: Path | str, raw: bytes) -> bytes:
     if raw.startswith(WIDE_BOMS):
-        raise UserError(f"{path}: is UTF-16, expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{path}: {UTF16}")
     if b"\0" in raw[:8192]:
         raise UserError(f"{path}: is a binary file (a NUL byte in its first line), expected text in UTF-8")
     return raw.removeprefix(codecs.BOM_UTF8)

@@ -43,9 +43,21 @@ def test_a_header_is_what_it_is_said_to_be(tmp_path, header, first):
 def test_a_file_without_header_and_columns_without_names(tmp_path):
     file = write_lines(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
     said = refusal(file, Columns())
-    assert "which column holds the text? The columns are I hated it 6890, 0; name it with --text-column" in said
+    assert (
+        "which column holds the text, and which the label? The columns are I hated it 6890, 0; name them" in said
+    )
+    assert "name them with --text-column and --label-column" in said
     assert said.endswith("(if that line is no header: --no-header, and a number from 1)")
-    assert refusal(file, Columns(header=False)).endswith("name it with --text-column, by its number from 1")
+    assert refusal(file, Columns(header=False)).endswith(" and --label-column, by number, from 1")
+    one = refusal(file, Columns(label="2", header=False))
+    assert "which column holds the text? " in one and "--label" not in one
+    absent = refusal(
+        write_lines(tmp_path / "b.csv", "text,label", "a,b"), Columns(), given=Columns("body", None, "stars")
+    )
+    assert (
+        "no text column 'body' and no label column 'stars'; the columns are text, label; --text-column" in absent
+    )
+    assert absent.endswith("--text-column and --label-column name others")
     assert "--no-header" not in refusal(write_lines(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
     assert len(read(file, Columns("1", None, "2", header=False))) == 2
 
@@ -64,6 +76,16 @@ def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
     bad = BadRows(file, skip=True)
     list(task.read(file, bad))
     assert "--header" in bad.first[0] and "--header" not in bad.first[1]
+
+
+@pytest.mark.parametrize(
+    "label, said", [("1,5", True), ("-,5", True), ("1,000.5", False), ("a,b", False), ("1,", False)]
+)
+def test_a_decimal_comma_is_suspected(tmp_path, label, said):
+    file = write_lines(tmp_path / "a.tsv", "text\tscore", f"fein\t{label}")
+    with pytest.raises(UserError, match=r"no number") as caught:
+        list(Regress().read(file, BadRows(file)))
+    assert ("a decimal comma?" in str(caught.value)) == said
 
 
 @pytest.mark.parametrize("separator", [";", "|", "\t", " | "])

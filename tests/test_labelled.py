@@ -127,7 +127,7 @@ def test_wrong_encodings_are_named(tmp_path):
         texts_and_labels(latin)
     wide = tmp_path / "wide.csv"
     wide.write_bytes("text,label\nfine,1\n".encode("utf-16"))
-    with pytest.raises(UserError, match="UTF-16"):
+    with pytest.raises(UserError, match=r"is UTF-16, .*; save it as UTF-8 \(in Excel: \"CSV UTF-8\"\), or: iconv"):
         texts_and_labels(wide)
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\x89PNG\0\0")
