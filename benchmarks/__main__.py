@@ -1,14 +1,14 @@
 """All benchmarks behind one command.
 
-    python -m benchmarks list                   what there is, and what has been measured
-    python -m benchmarks NAME... | all | gpu    measure (gpu: everything that has something to do on one)
-    python -m benchmarks gpu --minutes 9        what a GPU is best used for in so many minutes (`gpu_run.py`)
-    python -m benchmarks render                 docs/benchmarks.md and its figures, from the results
+    python -m benchmarks list                   show all benchmarks and what has been measured
+    python -m benchmarks NAME... | all | gpu    measure (gpu: everything that runs on one)
+    python -m benchmarks gpu --minutes 9        make the best use of a GPU for so many minutes (`gpu_run.py`)
+    python -m benchmarks render                 write docs/benchmarks.md and its figures from the results
 
-Each benchmark is a process of its own, checks that both sides compute the same before it times anything, and
-writes its result as it ends, so that a machine that is taken away costs one piece at most. A result that is
-there is not measured again (`--again` does). On a GPU a piece takes less than nine minutes; nothing is
-downloaded. `--quick` runs tiny shapes, to see that the commands work; its figures say nothing and go to --out.
+Each benchmark runs in its own process, checks that both sides compute the same before it times anything, and
+writes its result when it ends, so that losing the machine costs at most one piece. Existing results are not
+measured again unless `--again` is given. On a GPU a piece takes less than nine minutes; nothing is downloaded.
+`--quick` runs tiny shapes, to see that the commands work; its figures mean nothing and go to --out.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def arguments() -> argparse.ArgumentParser:
     )
     names = ("list", "render", "all", "gpu", *BY_NAME)
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/gpu or cpu)")
-    parser.add_argument("--again", action="store_true", help="measure what has been measured")
+    parser.add_argument("--quick", action="store_true", help="run tiny shapes on a CPU, to see that it works")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="device (default: cuda if there is one)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: benchmarks/results/gpu or cpu)")
+    parser.add_argument("--again", action="store_true", help="measure again what is already measured")
     parser.add_argument(
-        "--minutes", type=float, help="of gpu: kernels' tests and short benchmarks, in so many minutes"
+        "--minutes", type=float, help="with gpu: run kernel tests and short benchmarks for so many minutes"
     )
-    parser.add_argument("--archive", type=Path, help="of gpu --minutes: --out as one file .tar.gz, too")
-    parser.add_argument("--corpus", type=Path, help="a prepared corpus; without it a small one is made")
+    parser.add_argument("--archive", type=Path, help="with gpu --minutes: also pack --out into this .tar.gz")
+    parser.add_argument("--corpus", type=Path, help="prepared corpus (default: a small one is made)")
     return parser
 
 
@@ -71,7 +71,7 @@ def measure(benchmark: Benchmark, device: str, folder: Path, options: argparse.N
         print(f"{benchmark.name}: nothing to measure on {device}")
         return True
     if out.exists() and not options.again and not benchmark.resumes:
-        print(f"{benchmark.name}: measured already ({out})")
+        print(f"{benchmark.name}: already measured ({out})")
         return True
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", benchmark.module, *extra, benchmark.out, str(out)]

@@ -259,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     arguments_ = parser(__doc__ or "")
     arguments_.add_argument("--dtype", default=None, choices=["bfloat16", "float16", "float32"],
-                            help="default: bfloat16, on a CPU float32")  # fmt: skip
-    arguments_.add_argument("--only", default="", help="only workloads whose name holds this text")
+                            help="data type (default: bfloat16; on a CPU float32)")  # fmt: skip
+    arguments_.add_argument("--only", default="", help="only workloads whose name contains this text")
     options = settle(arguments_.parse_args(arguments))
     on_gpu = options.device != "cpu"
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("open", "prepare", "one-open"))
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.1, 1, 10, 100])
-    parser.add_argument("--folder", type=Path, help="for the synthetic corpora")
+    parser.add_argument("--folder", type=Path, help="folder for the synthetic corpora")
     parser.add_argument("--advice", nargs="+", choices=("normal", "random", "ahead"), default=["normal"])
     parser.add_argument("--written-tokens", action="store_true")
     parser.add_argument("--text", type=Path)

@@ -361,8 +361,12 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=0, help="per measurement; 0: a few seconds' worth")
-    parser.add_argument("--keep-freed-memory", default="ours", choices=["ours", "all"], help="in which programs")
+    parser.add_argument(
+        "--examples", type=int, default=0, help="examples per measurement; 0: enough for a few seconds"
+    )
+    parser.add_argument(
+        "--keep-freed-memory", default="ours", choices=["ours", "all"], help="programs that keep freed memory"
+    )
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

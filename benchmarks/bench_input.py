@@ -181,13 +181,13 @@ def one_at_a_time(examples: Examples, rounds: int) -> tuple[Spread, Spread]:
 def main(argv: list[str] | None = None) -> None:
     """Check, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a prepared corpus (default: random words in memory)")
-    parser.add_argument("--batch", type=int, default=128, help="sequences")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each at most")
+    parser.add_argument("--data", type=Path, help="prepared corpus (default: random words in memory)")
+    parser.add_argument("--batch", type=int, default=128, help="sequences per batch")
+    parser.add_argument("--length", type=int, default=128, help="maximum tokens per sequence")
     parser.add_argument("--ways", nargs="+", default=["1x1", "2x1", "1x2"], metavar="PROCESSESxTHREADS")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
-    parser.add_argument("--device", help="(batches are made on the host)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per round")
+    parser.add_argument("--device", help="no effect: batches are made on the host")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=10, help="in each round")
+    parser.add_argument("--calls", type=int, default=10, help="calls per round")
     parser.add_argument("--shapes", nargs="+", default=[(16, 128), (4, 512)], metavar="SEQUENCESxTOKENS",
                         type=lambda text: tuple(map(int, text.split("x"))))  # fmt: skip
     parser.add_argument("--device", choices=["cpu"], default="cpu")

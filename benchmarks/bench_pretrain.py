@@ -279,7 +279,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     missing, unexpected = theirs.load_state_dict(hub_tensors(ours), strict=False)
     missing = [name for name in missing if not name.startswith("generator_lm_head.") and "_ids" not in name]
     if missing or unexpected:
-        raise SystemExit(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+        raise SystemExit(f"weights do not match: missing {missing}, unexpected {unexpected}")
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
@@ -363,16 +363,24 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--model", default="small", choices=sorted(PRESETS))
     parser.add_argument("--objectives", nargs="+", default=["electra", "mlm"], choices=["electra", "mlm"])
-    parser.add_argument("--batch", type=int, default=16, help="sequences")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each sequence")
-    parser.add_argument("--precision", default="bf16", choices=["auto", "bf16", "fp32"], help="of ours")
-    parser.add_argument("--their-precision", choices=["bf16", "fp32"], help="where it is not to be the same")
+    parser.add_argument("--batch", type=int, default=16, help="sequences per step")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    parser.add_argument(
+        "--precision", default="bf16", choices=["auto", "bf16", "fp32"], help="precision of our programs"
+    )
+    parser.add_argument(
+        "--their-precision", choices=["bf16", "fp32"], help="precision of the others (default: the same)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="optimizer steps of each program a round")
-    parser.add_argument("--keep-freed-memory", default="ours", choices=["ours", "all"], help="in which programs")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="default: all")
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps per program and round")
+    parser.add_argument(
+        "--keep-freed-memory", default="ours", choices=["ours", "all"], help="programs that keep freed memory"
+    )
+    parser.add_argument(
+        "--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="peers to compare with (default: all)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     return parser
 

@@ -369,12 +369,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a kernel breaks a rule")
-    parser.add_argument("--only", nargs="+", default=[""], help="only cases whose name holds one of these texts")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only cases whose name contains one of these texts"
+    )
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, choices=CHIPS)
     parser.add_argument(
         "--out", type=Path, nargs="+", default=[], metavar="FILE", help="write .json and .md files"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler; unset it")

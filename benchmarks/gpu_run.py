@@ -208,7 +208,7 @@ def _ends_in_order() -> Iterator[None]:
     """SIGTERM becomes an exception, so that no process stays behind and what is known is written."""
 
     def leave(*_: object) -> None:
-        raise SystemExit("ended by a signal; the same command goes on")
+        raise SystemExit("ended by a signal; to continue, repeat the command")
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

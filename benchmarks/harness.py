@@ -110,7 +110,7 @@ class OwnProcess:
         try:
             self.seconds = self._pipe.recv()
         except EOFError:
-            raise SystemExit("a program's process has ended; what it said stands above") from None
+            raise SystemExit("a program's process has ended; its output is above") from None
 
     def close(self) -> None:
         """Ends the process."""

@@ -273,7 +273,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The arguments all kernel benchmarks share."""
     options = argparse.ArgumentParser(description=description.partition("\n")[0])
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--repetitions", type=int, default=None, help="timed runs (default: 100, on a CPU 3)")
+    options.add_argument("--repetitions", type=int, default=None, help="timed runs (default: 100; on a CPU 3)")
     options.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                          help="include torch.compile contenders (default: on a GPU)")  # fmt: skip
     options.add_argument("--out", type=Path, help="write the results here as JSON, with GPU, clocks and versions")

@@ -61,8 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Tell stories until there were enough kills, then write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=40, help="of every run")
-    parser.add_argument("--seed", type=int, default=0, help="decides the moments, as far as a clock lets it")
+    parser.add_argument("--steps", type=int, default=40, help="steps per run")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the moments to kill at, as far as a clock allows"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if options.kills < 1:

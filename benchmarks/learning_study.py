@@ -84,13 +84,13 @@ class Study:
             piece.task for piece in todo if not isinstance(piece, Pretraining) and not available(piece.task)
         }
         for task in sorted(missing):
-            print(f"{task}: its data are not here, it is left out (set ELECTRA_DATA)", file=sys.stderr)
+            print(f"{task}: left out, because its data are missing (set ELECTRA_DATA)", file=sys.stderr)
         elsewhere = {"elsewhere": True} if self.options.elsewhere else {}
         self._write({"piece": "environment", "study": self._identity(), **self._environment(), **elsewhere})
         deadline = time.monotonic() + 60 * self.options.minutes
         for piece in todo:
             if time.monotonic() > deadline:
-                print("the minutes are over; the same command goes on")
+                print("the time is up; to continue, repeat the command")
                 return
             if isinstance(piece, Finetuning) and piece.task in missing:
                 continue
@@ -99,7 +99,7 @@ class Study:
                 continue
             row = self._pretrain(piece) if isinstance(piece, Pretraining) else self._finetune(piece)
             if row is None:
-                print(f"{piece.name}: the piece's minutes are over; the same command goes on")
+                print(f"{piece.name}: the piece's time is up; to continue, repeat the command")
                 return
             machine = {"machine": self._machine()} if self.options.elsewhere else {}
             self._write({"piece": piece.name, **row, **machine})
@@ -303,16 +303,21 @@ def summary(row: Row) -> str:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a prepared corpus (electra prepare)")
+    parser.add_argument("--data", type=Path, required=True, help="prepared corpus (electra prepare)")
     parser.add_argument("--work", type=Path, required=True, help="folder for runs and data")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one row per piece")
     parser.add_argument("--budget", default="minutes", choices=tuple(BUDGETS))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--temperature", type=float, help="words are drawn at; default: the preset's")
-    parser.add_argument("--elsewhere", action="store_true", help="go on with a study of another kind of machine")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after this long")
     parser.add_argument(
-        "--piece-minutes", type=float, default=None, help="cut a pre-training run off, to go on later"
+        "--temperature", type=float, help="sampling temperature of the generator (default: the preset's)"
+    )
+    parser.add_argument("--elsewhere", action="store_true", help="continue a study from another kind of machine")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no piece after this time")
+    parser.add_argument(
+        "--piece-minutes",
+        type=float,
+        default=None,
+        help="stop a pre-training run after this time, to continue later",
     )
     return parser
 

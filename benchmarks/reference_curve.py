@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     """Keep the rows that hold an evaluation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("metrics", type=Path, help="a run's metrics.jsonl")
-    parser.add_argument("--text", required=True, help="what the run was trained on, and how")
+    parser.add_argument("--text", required=True, help="description of what the run was trained on, and how")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     lines = options.metrics.read_text(encoding="utf-8").split("\n")

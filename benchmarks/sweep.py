@@ -148,18 +148,22 @@ def split_row(options: argparse.Namespace, shape: str) -> Row:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, a row for each program and shape")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="file of JSON lines, one row per program and shape"
+    )
     parser.add_argument("--model", default="small", choices=sorted(PRESETS))
     parser.add_argument("--shapes", nargs="+", default=["16x128", "4x512", "64x128"], metavar="BATCHxLENGTH")
     parser.add_argument("--objectives", nargs="+", default=["electra", "mlm"], choices=["electra", "mlm"])
     parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS, metavar="PROGRAM")
-    parser.add_argument("--compiled", type=int, default=1, help="at how many of the shapes programs are compiled")
-    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"], help="of all programs")
+    parser.add_argument("--compiled", type=int, default=1, help="number of shapes at which programs are compiled")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "bf16", "fp32"], help="precision of all programs"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1, help="optimizer steps a round")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after this long")
+    parser.add_argument("--steps", type=int, default=1, help="optimizer steps per round")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing after this time")
     return parser
 
 
@@ -175,20 +179,20 @@ def main(argv: list[str] | None = None) -> None:
         left for cases in groups(options, device) if (left := [case for case in cases if case.name not in done])
     ]
     if not todo and not splits:
-        print("everything is measured")
+        print("everything is already measured")
         return
     peak = peak_flops(device) if device.type == "cuda" else cpu_peak(options.precision, options.threads)
     about = _about(device, options)
     for row in rows:
         if "environment" in row and row["environment"].get("device") != about["environment"]["device"]:
-            raise SystemExit(f"{options.out}: has rows of another machine; take another file")
+            raise SystemExit(f"{options.out}: has rows from another machine; use another file")
     again = {case.name for cases in todo for case in cases}
     if any(row.get("piece") in again for row in rows):
         write_rows(options.out, [row for row in rows if row.get("piece") not in again])
     add_row(options.out, {"piece": "environment", "kind": "environment", "peak_flops": peak, **about})
     for cases in todo:
         if time.monotonic() > deadline:
-            print("the minutes are over; the same command goes on", file=sys.stderr)
+            print("the time is up; to continue, repeat the command", file=sys.stderr)
             return
         for row in measure(cases, options.rounds, peak):
             add_row(options.out, row)

@@ -68,8 +68,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "electra_core" / "tiny" / "discriminator")
     parser.add_argument("--tasks", nargs="+", default=list(DATA_SETS), choices=tuple(DATA_SETS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train-examples", type=int, default=0, help="the first N lines of GLUE; 0: all")
-    parser.add_argument("--epochs", type=float, default=0.0, help="0: the task's own")
+    parser.add_argument(
+        "--train-examples", type=int, default=0, help="use the first N lines of each GLUE task; 0: all"
+    )
+    parser.add_argument("--epochs", type=float, default=0.0, help="epochs; 0: the task's default")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     data = Path(os.environ.get("ELECTRA_DATA", ROOT.parent / "shared" / "data"))

@@ -314,14 +314,18 @@ def read(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[""], help="only sweeps whose name holds one of these texts")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only sweeps whose name contains one of these texts"
+    )
     parser.add_argument("--head-dim", type=int, default=64, choices=[16, 32, 64, 128])
-    parser.add_argument("--length", type=int, default=512, help="of the sequences of attention's general path")
+    parser.add_argument("--length", type=int, default=512, help="sequence length on attention's general path")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which it stops; call it again to go on")
     parser.add_argument(
-        "--compile-first", action="store_true", help="in a process a core, before anything is timed"
+        "--minutes", type=float, default=9.0, help="stop after this; to continue, repeat the command"
+    )
+    parser.add_argument(
+        "--compile-first", action="store_true", help="compile everything first, one process per core"
     )
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -343,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clocks = clocks_under_load(options.device) if options.on_gpu else {}
     options.environment = environment(options.device, clocks)
     if not time_all(options, read(options), started):
-        print(f"stopped after {options.minutes} minutes; the same command goes on")
+        print(f"stopped after {options.minutes} minutes; to continue, repeat the command")
 
 
 if __name__ == "__main__":

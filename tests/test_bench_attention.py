@@ -84,4 +84,4 @@ def test_a_tile_that_does_not_compile_ends_no_sweep(tmp_path: Path) -> None:
 
 def test_a_sweep_without_time_stops(capsys: pytest.CaptureFixture[str]) -> None:
     tune.main(["--head-dim", "16", "--minutes", "0"])
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "to continue, repeat the command" in capsys.readouterr().out
