@@ -31,8 +31,8 @@ from electra_core.errors import (
 DIVERGED = 3
 """Exit status of a run that diverged: to start it again as it is would give the same."""
 WITHOUT_KERNELS = (
-    "the GPU, or a kernel on it, failed; ELECTRA_TRITON=0 in front of the command does without this project's "
-    "kernels. A report of it is welcome, with the output of `electra info` and what follows:"
+    "the GPU or a kernel on it failed; to run without this project's kernels, put ELECTRA_TRITON=0 in front of "
+    "the command. Please report this, with the output of `electra info` and the following:"
 )
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         if options.command not in ("pretrain", "finetune") and torchrun.size() > 1:
-            raise UserError("runs in one process; torchrun is for pretrain and finetune")
+            raise UserError("runs in a single process; torchrun is for pretrain and finetune")
         with threads_quiet_about_disks(), on_command_line():
             return options.run(options) or 0
     except AnotherRankFailed:  # which says why

@@ -1,7 +1,7 @@
 """What the command line's commands share: how one is added to the parser, and the flags that several have.
 
 Flags of `pretrain` and `finetune` are made from the configuration dataclasses, with the line under each field as
-the help (`config_flags`).
+the help (`config_flags`). Help texts start in lower case and have no full stop.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from electra_core.columns import Columns
 from electra_core.errors import UserError
 from electra_core.row_files import DELIMITERS, FORMS, format_of
 
-MODEL_HELP = "model directory, RUN folder, tiny (the model in the package), or a name on the Hub (extra `hub`)"
-MODEL_TO_USE_HELP = "directory of a fine-tuned model, or a name on the Hub (extra `hub`)"
+MODEL_HELP = "model directory, RUN folder, tiny (the bundled model), or Hub name (needs the extra `hub`)"
+MODEL_TO_USE_HELP = "fine-tuned model: its directory or Hub name (needs the extra `hub`)"
+DEVICE_HELP = "auto, cpu or cuda"
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, but not those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
             return action.help
         return super()._get_help_string(action)
 
@@ -89,51 +90,54 @@ def add_command(
 
 def output_flags(command: argparse.ArgumentParser) -> None:
     """Of commands that fill a folder and take their time."""
-    command.add_argument("--overwrite", action="store_true", help="replace what is in --out")
-    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.add_argument("--overwrite", action="store_true", help="replace the contents of --out")
+    command.add_argument("--quiet", action="store_true", help="hide progress bars")
 
 
 def training_flags(command: argparse.ArgumentParser) -> None:
     """Of commands that train."""
     output_flags(command)
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    command.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def inference_flags(command: argparse.ArgumentParser) -> None:
     """Of commands that run a fine-tuned model over a file."""
     command.add_argument("--threshold", type=float, metavar="PROBABILITY",
-                         help="multilabel: from which a text has a label (default: the model's, 0.5)")  # fmt: skip
-    command.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of the products")
-    command.add_argument("--quiet", action="store_true", help="no progress bars")
+                         help="multilabel: lowest probability at which a label is assigned (default: the model's, "
+                              "normally 0.5)")  # fmt: skip
+    command.add_argument("--skip-bad-rows", action="store_true", help="count unusable rows instead of stopping")
+    command.add_argument("--device", default="auto", help=DEVICE_HELP)
+    command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"),
+                         help="precision of matrix products")  # fmt: skip
+    command.add_argument("--quiet", action="store_true", help="hide progress bars")
 
 
-def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool = True) -> None:
-    """Of commands that read labelled files, or files of that form.
+def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool = True) -> Any:
+    """Of commands that read labelled files, or files of that form; returns the flags' group.
 
     Args:
         usual: what is read where no column is named, for the help.
         labelled: whether the label is read.
     """
-    command.add_argument("--text-column", metavar="COLUMN", help=f"name, or number from 1 (default: {usual})")
-    command.add_argument("--text-pair-column", metavar="COLUMN", help="second text, for pairs")
+    group = command.add_argument_group("columns and encoding of the data (a COLUMN is a name, or a number from 1)")
+    group.add_argument("--text-column", metavar="COLUMN", help=f"column with the text (default: {usual})")
+    group.add_argument("--text-pair-column", metavar="COLUMN", help="column with the second text of a pair")
     if labelled:
-        command.add_argument("--label-column", metavar="COLUMN", help="the label")
-        command.add_argument("--label-columns", metavar="COLUMN", nargs="+",
-                             help="multilabel: those of 0 and 1, one for each label, which is called as its "
-                                  "column")  # fmt: skip
-        command.add_argument("--label-separator", metavar="TEXT",
-                             help="multilabel: between the labels of a cell that is no list (default: a "
-                                  "comma)")  # fmt: skip
-    command.add_argument("--encoding", help="of a CSV or TSV, or a folder's texts: cp1252 of most from Excel or "
-                         "Windows (default: utf-8)")  # fmt: skip
-    command.add_argument("--id-column", metavar="COLUMN",
-                         help="a row's id (default: a column called id, idx, ...; none: the line of the file "
-                              "where the row begins, as in a file without such a column)")  # fmt: skip
-    command.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
-                         help="whether the first line of a CSV or TSV names the columns (default: it does; where "
-                              "columns are given by number, if it holds a usual name)")  # fmt: skip
+        group.add_argument("--label-column", metavar="COLUMN", help="column with the label")
+        group.add_argument("--label-columns", metavar="COLUMN", nargs="+",
+                           help="multilabel: one column of 0 and 1 per label, named after the label")  # fmt: skip
+        group.add_argument("--label-separator", metavar="TEXT",
+                           help="multilabel: separator of the labels in a cell that is not a list (default: a "
+                                "comma)")  # fmt: skip
+    group.add_argument("--encoding", help="encoding of a CSV, a TSV or a folder's texts, such as cp1252 for most "
+                       "files from Excel or Windows (default: utf-8)")  # fmt: skip
+    group.add_argument("--id-column", metavar="COLUMN",
+                       help="column with a row's id; none: use the line where the row begins (default: a usual "
+                            "name, such as id; else none)")  # fmt: skip
+    group.add_argument("--header", action=argparse.BooleanOptionalAction, default=None,
+                       help="whether the first line of a CSV or TSV names the columns (default: yes; where "
+                            "columns are given by number, only if it holds a usual name)")  # fmt: skip
+    return group
 
 
 def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Columns:
@@ -150,14 +154,16 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
         flag = "--header" if options.header else "--no-header"
         raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
     if options.encoding is not None and not os.path.isdir(file) and kind not in DELIMITERS:
-        raise UserError(f"--encoding: no effect with {file}, which is neither CSV nor TSV: those are UTF-8")
+        raise UserError(
+            f"--encoding: no effect with {file}, which is neither CSV nor TSV; other formats are UTF-8"
+        )
     label, labels, separator = (
         getattr(options, name, None) for name in ("label_column", "label_columns", "label_separator")
     )
     if label is not None and labels is not None:
-        raise UserError("--label-column, --label-columns: the labels stand in one column or in several, not both")
+        raise UserError("--label-column, --label-columns: give one of them, not both")
     if labels is not None and separator is not None:
-        raise UserError("--label-separator: no effect with --label-columns, which have one label each")
+        raise UserError("--label-separator: no effect with --label-columns, which hold one label each")
     if separator == "":
         raise UserError("--label-separator: expected at least one character, got ''")
     return Columns(
@@ -172,23 +178,27 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
     )
 
 
-def config_flags(group: Any, config: type, skip: tuple[str, ...] = (), presets: Sequence[Any] = ()) -> None:
-    """A flag for each field of a dataclass; absent flags leave no trace in the options.
+def config_flags(group: Any, config: type, names: Iterable[str], presets: Sequence[Any] = ()) -> None:
+    """A flag for each of the named fields of a dataclass; absent flags leave no trace in the options.
 
     Args:
         presets: objects of that class, one of which has the defaults.
     """
-    documentation = field_docs(config)
-    for field in dataclasses.fields(config):
-        if field.name in skip:
-            continue
-        flag, text = "--" + field.name.replace("_", "-"), documentation.get(field.name, "").replace("%", "%%")
+    documentation, fields = field_docs(config), {field.name: field for field in dataclasses.fields(config)}
+    for field in (fields[name] for name in names):
+        flag, text = "--" + field.name.replace("_", "-"), _as_help(documentation.get(field.name, ""))
         text += _default_note([getattr(preset, field.name) for preset in presets] or [field.default])
         if type(field.default) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, help=text,
                                metavar=type(field.default).__name__.upper())  # fmt: skip
+
+
+def _as_help(text: str) -> str:
+    """A field's line of documentation as the other flags' help is written: no capital, no full stop."""
+    is_a_word = text[1:2].islower() or text[1:2] == " "
+    return (text[:1].lower() + text[1:] if is_a_word else text).removesuffix(".").replace("%", "%%")
 
 
 def _default_note(values: Sequence[Any]) -> str:

@@ -25,13 +25,13 @@ def add_commands(commands: Any) -> None:
 
 def _detect_flags(commands: Any) -> None:
     command = add_command(
-        commands, detect, "how likely each token was replaced",
+        commands, detect, "show how likely each token is to have been replaced",
         'electra detect "the cat sat on the mayor."',
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
     command.add_argument("--model", help=f"{MODEL_HELP} (default: tiny)")
-    command.add_argument("--html", metavar="FILE", help="write the shaded text as a page")
-    command.add_argument("--json", action="store_true", help="print tokens, offsets and probabilities")
+    command.add_argument("--html", metavar="FILE", help="write the shaded text as an HTML page")
+    command.add_argument("--json", action="store_true", help="print tokens, offsets and probabilities as JSON")
 
 
 def detect(options: Namespace) -> None:
@@ -46,8 +46,8 @@ def detect(options: Namespace) -> None:
     tokenizer = load_tokenizer(find_model(source))
     if tokenizer.vocab_size != discriminator.config.vocab_size:
         raise UserError(
-            f"{source}: the tokenizer has a vocabulary of {tokenizer.vocab_size:,} words, "
-            f"the model one of {discriminator.config.vocab_size:,}"
+            f"{source}: vocabulary sizes differ: {tokenizer.vocab_size:,} in the tokenizer, "
+            f"{discriminator.config.vocab_size:,} in the model"
         )
     scores = detection.detect(discriminator, tokenizer, text)
     if warning := unknown_words(sum(score.token == "[UNK]" for score in scores), len(scores)):
@@ -60,20 +60,20 @@ def detect(options: Namespace) -> None:
         print(detection.to_terminal(text, scores, colour=sys.stdout.isatty()))
         print(f"most likely replaced: {detection.most_suspicious(scores)}")
         if detection.ends_openly(text, scores):
-            print("(sentences end in a full stop where the model learned; without one its last word stands out)")
+            print("(the model learned from sentences with a full stop; without one, the last word stands out)")
 
 
 def _trace_flags(commands: Any) -> None:
     command = add_command(
-        commands, trace, "one pre-training step in slow motion, on your own sentence",
+        commands, trace, "show one pre-training step, stage by stage, on your own sentence",
         'electra trace "the chef cooked the meal." --html trace.html',
     )  # fmt: skip
     command.add_argument("text", help="a sentence, or - for standard input")
     command.add_argument(
-        "--model", help="RUN folder with generator and discriminator; default: tiny, the one in the package"
+        "--model", help="RUN folder with generator and discriminator (default: tiny, the bundled model)"
     )
-    command.add_argument("--seed", type=int, default=0, help="decides the masked positions and the draws")
-    command.add_argument("--html", metavar="FILE", help="write a page to step through")
+    command.add_argument("--seed", type=int, default=0, help="seed of the masked positions and the draws")
+    command.add_argument("--html", metavar="FILE", help="write an HTML page to step through")
 
 
 def trace(options: Namespace) -> None:
@@ -93,14 +93,18 @@ def trace(options: Namespace) -> None:
 
 def _info_flags(commands: Any) -> None:
     command = add_command(
-        commands, info, "what a model is; without one, what this machine computes with", "electra info --model RUN"
+        commands, info, "describe a model or, without --model, what this machine computes with",
+        "electra info --model RUN",
+    )  # fmt: skip
+    command.add_argument("--model", help=f"{MODEL_HELP}; with --memory, a preset")
+    command.add_argument(
+        "--memory", action="store_true", help="predict the memory of a preset's pre-training step"
     )
-    command.add_argument("--model", help=f"{MODEL_HELP}; with --memory a preset")
-    command.add_argument("--memory", action="store_true", help="what a pre-training step of a preset needs")
-    command.add_argument("--batch", type=int, default=128, help="sequences of that step")
-    command.add_argument("--length", type=int, default=128, help="tokens of each")
-    command.add_argument("--recompute", action="store_true", help="with layers computed again (see pretrain)")
-    command.add_argument("--measure", action="store_true", help="also take the step on this CPU and measure it")
+    command.add_argument("--batch", type=int, default=128, metavar="N", help="with --memory: sequences per step")
+    command.add_argument("--length", type=int, default=128, metavar="N", help="with --memory: tokens per sequence")
+    command.add_argument("--recompute", action="store_true", help="with --memory: as with pretrain --recompute")
+    command.add_argument("--measure", action="store_true",
+                         help="with --memory: also run the step on this CPU and measure it")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -140,7 +144,7 @@ def _memory(options: Namespace) -> None:
 
     if options.model not in PRESETS:
         got = f", got {options.model}" if options.model else ""
-        raise UserError(f"--memory: --model expects one of {', '.join(PRESETS)}{got}")
+        raise UserError(f"--memory: --model: expected one of {', '.join(PRESETS)}{got}")
     preset = PRESETS[options.model]
     encoder, most = preset.discriminator, preset.discriminator.max_position_embeddings
     if options.batch < 1 or not 1 < options.length <= most:
@@ -169,10 +173,10 @@ def _memory(options: Namespace) -> None:
 
 def _flops_flags(commands: Any) -> None:
     command = add_command(
-        commands, flops, "parameters and training FLOPs, by the original's counting and by today's",
+        commands, flops, "count parameters and training FLOPs, by the original's convention and by today's",
         "electra flops --model small",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help="a preset, or a model directory")
+    command.add_argument("--model", required=True, help="preset or model directory")
     command.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -195,14 +199,14 @@ def flops(options: Namespace) -> None:
 
 def _status_flags(commands: Any) -> None:
     command = add_command(
-        commands, status, "how runs stand: state, speed, curves, warnings; beside each other and a healthy run",
+        commands, status, "show state, speed, curves and warnings of runs, compared with a healthy run",
         "electra status RUN",
     )  # fmt: skip
     command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a pre-training or fine-tuning run")
     command.add_argument("--reference", metavar="FILE",
-                         help="curve of a run that went well: a metrics.jsonl, a run, or JSON with rows; "
-                              "none for none (default: the one that is shipped for the run's preset)")  # fmt: skip
-    command.add_argument("--html", metavar="FILE", help="write a page with all curves")
+                         help="healthy run to compare with: a metrics.jsonl, a run, or JSON with rows; none: no "
+                              "comparison (default: the curve shipped for the run's preset)")  # fmt: skip
+    command.add_argument("--html", metavar="FILE", help="write an HTML page with all curves")
     command.add_argument("--png", metavar="FILE", help="write a picture of the curves (needs matplotlib)")
     command.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -214,7 +218,7 @@ def status(options: Namespace) -> None:
 
     runs = find_runs(options.runs)
     if len(runs) > len(status_views.MARKS):
-        raise UserError(f"{len(runs)} runs: at most {len(status_views.MARKS)} can be told apart in one picture")
+        raise UserError(f"RUN: expected at most {len(status_views.MARKS)} runs, got {len(runs)}")
     reference = reference_curve(options.reference, runs[0])
     verdicts = [f"{run.name}: {text}" for run in runs if reference for text in judged(run, reference[1])]
     if options.html:

@@ -40,6 +40,42 @@ OF_A_GENERATOR = (
     "generator_attention_heads", "generator_intermediate_size", "generator_layers",
 )  # fmt: skip
 """Flags of `pretrain` for the objectives that have a generator beside what is trained."""
+PRETRAIN_GROUPS = {
+    "objective": (
+        "objective", "mask_fraction", "generator_weight", "discriminator_weight", "temperature",
+        "disallow_correct", "uniform_generator", "tying",
+    ),
+    "length of training and batches": ("steps", "batch_size", "max_length", "accumulate", "seed"),
+    "optimizer": (
+        "optimizer", "learning_rate", "muon_learning_rate", "warmup_steps", "weight_decay", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "clip_norm",
+    ),
+    "evaluation, checkpoints and logs": (
+        "eval_every", "eval_examples", "checkpoint_every", "keep_checkpoints", "log_every",
+    ),
+    "speed and memory": ("precision", "engine", "recompute", "sharding"),
+    "initial weights": ("embedding_init", "position_init"),
+    "generator": (
+        "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size", "generator_layers",
+    ),
+}  # fmt: skip
+"""Heading in --help -> fields of PretrainConfig."""
+ENCODER_FLAGS = (
+    "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "initializer_range", "layer_norm_eps",
+)  # fmt: skip
+"""Fields of EncoderConfig that `pretrain` has flags for."""
+FINETUNE_GROUPS = {
+    "training (a named task has its own defaults for some of these)": (
+        "epochs", "batch_size", "tokens_per_batch", "accumulate", "learning_rate", "warmup", "layerwise_decay",
+        "original_depths", "optimizer", "weight_decay", "clip_norm", "seed", "seeds",
+    ),
+    "model and input": ("max_length", "truncate", "dropout", "class_weights", "freeze", "random_start"),
+    "evaluation, checkpoints and logs": ("evaluations", "metric", "patience", "checkpoint_every", "log_every"),
+    "speed": ("engine", "precision"),
+}  # fmt: skip
+"""Heading in --help -> fields of FinetuneSettings."""
 
 
 def add_commands(commands: Any) -> None:
@@ -50,13 +86,14 @@ def add_commands(commands: Any) -> None:
 
 def _demo_flags(commands: Any) -> None:
     command = add_command(
-        commands, demo, "the whole story on text that is already on this machine", "electra demo --minutes 4"
-    )
-    command.add_argument("--out", default="demo", help="folder for everything that comes out")
-    command.add_argument("--minutes", type=float, help="how long it may take (default: 8 on a CPU, 2 on a GPU)")
+        commands, demo, "pre-train, fine-tune and compare tiny models on text that is already on this machine",
+        "electra demo --minutes 4",
+    )  # fmt: skip
+    command.add_argument("--out", default="demo", metavar="DIR", help="folder for all output")
+    command.add_argument("--minutes", type=float, help="time budget (default: 8 on a CPU, 2 on a GPU)")
     command.add_argument("--texts-only", action="store_true",
-                         help="write corpus.txt and task/*.jsonl to --out, and stop")  # fmt: skip
-    command.add_argument("--seed", type=int, default=0, help="decides everything random")
+                         help="write corpus.txt and task/*.jsonl to --out, then stop")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="seed of all random choices")
     training_flags(command)
 
 
@@ -79,37 +116,42 @@ def demo(options: Namespace) -> None:
 
 def _prepare_flags(commands: Any) -> None:
     command = add_command(
-        commands, prepare, "text files -> tokenizer and token shards",
+        commands, prepare, "turn text files into a tokenizer and token shards",
         "electra prepare --text books/ wiki.txt.xz --out DATA",
     )  # fmt: skip
-    files = ".txt, .jsonl, .json, .csv, .tsv, .parquet (also .gz .xz .zst), folders, or - for standard input"
+    files = ".txt, .jsonl, .json, .csv, .tsv, .parquet (also .gz, .xz, .zst), folders, or - for standard input"
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", metavar="PATH", help=files)
-    source.add_argument("--merge", nargs="+", metavar="DIR", help="make one corpus of all parts made with --shard")
-    command.add_argument("--out", required=True, help="folder of the corpus")
-    command.add_argument("--shard", metavar="I/N", help="prepare the I-th of N parts of the files, on a machine "
-                         "each; needs --tokenizer PATH")  # fmt: skip
-    command.add_argument("--tokenizer-only", action="store_true",
-                         help="train the tokenizer and write that alone to --out")  # fmt: skip
-    command.add_argument("--tokenizer", default="sentencepiece",
-                         help="sentencepiece or wordpiece trains one; a path takes an existing one")  # fmt: skip
-    command.add_argument("--vocab-size", type=int, default=8192, help="words of a trained vocabulary")
-    command.add_argument("--model-type", default="unigram", choices=("unigram", "bpe"), help="of SentencePiece")
-    command.add_argument("--cased", action="store_true", help="keep upper case and accents, in a trained one")
-    command.add_argument("--lines", default="auto", choices=("auto", "sentence", "paragraph", "wrapped"),
-                         help="what a line of the text is")  # fmt: skip
-    command.add_argument("--text-field", default="text", help="field of JSON rows, column of CSV, TSV or Parquet")
-    command.add_argument("--documents", default="blank-line", choices=("blank-line", "file"),
-                         help="what ends a document in a .txt file; file: each file is one, as the original "
-                              "takes OpenWebText")  # fmt: skip
-    command.add_argument("--workers", type=int, default=1, help="processes; the result is the same for any number")
-    command.add_argument("--heldout-fraction", type=float, default=0.005,
-                         help="of the documents, for evaluation; of several at least one")  # fmt: skip
-    command.add_argument("--sample-characters", type=int, default=50_000_000,
-                         help="of text that a vocabulary is trained on")  # fmt: skip
-    command.add_argument("--drop-duplicates", action="store_true", help="leave out documents seen before")
-    command.add_argument("--seed", type=int, default=0, help="of the sample and the held-out split")
+    source.add_argument("--merge", nargs="+", metavar="DIR", help="merge all --shard parts into one corpus")
+    command.add_argument("--out", required=True, metavar="DATA", help="folder of the corpus")
+    command.add_argument("--shard", metavar="I/N", help="prepare part I of N of the files, for instance one per "
+                         "machine (needs --tokenizer PATH)")  # fmt: skip
+    command.add_argument("--workers", type=int, default=1, metavar="N",
+                         help="number of processes; does not change the result")  # fmt: skip
     output_flags(command)
+    group = command.add_argument_group("text and documents")
+    group.add_argument("--lines", default="auto", choices=("auto", "sentence", "paragraph", "wrapped"),
+                       help="what one line of the text holds")  # fmt: skip
+    group.add_argument("--text-field", default="text", metavar="NAME",
+                       help="field of JSON rows, or column of a CSV, TSV or Parquet file")  # fmt: skip
+    group.add_argument("--documents", default="blank-line", choices=("blank-line", "file"),
+                       help="what ends a document in a .txt file; file: each file is one document, as in the "
+                            "original's OpenWebText")  # fmt: skip
+    group.add_argument("--heldout-fraction", type=float, default=0.005, metavar="FRACTION",
+                       help="fraction of documents held out for evaluation; of several at least one")  # fmt: skip
+    group.add_argument("--drop-duplicates", action="store_true", help="skip documents that occurred before")
+    group.add_argument("--seed", type=int, default=0, help="seed of the tokenizer's sample and the held-out split")
+    group = command.add_argument_group("tokenizer")
+    group.add_argument("--tokenizer", default="sentencepiece", metavar="KIND-OR-PATH",
+                       help="train one (sentencepiece or wordpiece), or use the one at a path")  # fmt: skip
+    group.add_argument("--tokenizer-only", action="store_true",
+                       help="train the tokenizer, write it to --out, then stop")  # fmt: skip
+    group.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="tokens in a trained vocabulary")
+    group.add_argument("--model-type", default="unigram", choices=("unigram", "bpe"),
+                       help="SentencePiece's algorithm")  # fmt: skip
+    group.add_argument("--cased", action="store_true", help="keep upper case and accents in a trained vocabulary")
+    group.add_argument("--sample-characters", type=int, default=50_000_000, metavar="N",
+                       help="characters of text that a vocabulary is trained on")  # fmt: skip
 
 
 def prepare(options: Namespace) -> None:
@@ -128,7 +170,7 @@ def prepare(options: Namespace) -> None:
         manifest = merge(options.merge, options.out, **shared)
     elif options.tokenizer_only:
         tokenizer = train_tokenizer(options.text, options.out, **of_text, **shared)
-        print(f"{tokenizer.vocab_size:,} words; --tokenizer {options.out} uses it")
+        print(f"vocabulary of {tokenizer.vocab_size:,} tokens; use it with --tokenizer {options.out}")
         return
     else:
         manifest = prepare(
@@ -141,16 +183,17 @@ def prepare(options: Namespace) -> None:
     for split, counts in manifest.splits.items():
         print(f"{split}: {counts.tokens:,} tokens, {counts.sentences:,} sentences, {counts.documents:,} documents")
     if options.shard:
-        print("electra prepare --merge PART... --out DATA   makes one corpus of all parts")
+        print("next: electra prepare --merge PART... --out DATA   (once all parts are prepared)")
     elif manifest.splits["heldout"].documents:
-        print(f"electra pretrain --data {options.out} --out RUN   goes on from here")
+        print(f"next: electra pretrain --data {options.out} --out RUN")
     elif manifest.splits["train"].documents > 1:
-        raise UserError(f"{options.out}: no document is held out, which pre-training needs; make it anew, with a "
-                        "larger --heldout-fraction and --overwrite")  # fmt: skip
+        raise UserError(f"{options.out}: no document is held out, but pre-training needs one; prepare again with "
+                        "--overwrite and a larger --heldout-fraction")  # fmt: skip
     else:
-        borders = "a blank line ends a document" if options.documents == "blank-line" else "there is one document"
-        raise UserError(f"{options.out}: the text is one document, and pre-training needs another one, held out; "
-                        f"give it more (in a .txt file {borders})")  # fmt: skip
+        by_file = options.documents == "file"
+        borders = "each .txt file is one document" if by_file else "in a .txt file, a blank line ends a document"
+        raise UserError(f"{options.out}: the text is a single document, but pre-training needs a second one to "
+                        f"hold out; add text ({borders})")  # fmt: skip
 
 
 def _check_prepare(options: Namespace) -> None:
@@ -171,10 +214,10 @@ def _check_prepare(options: Namespace) -> None:
             "tokenizer", *OF_A_VOCABULARY, *OF_TOKENS, "text_field", "documents", "seed", "shard",
             "tokenizer_only",
         )  # fmt: skip
-        refuse_idle(options, of_text, "with --merge: the parts are made already")
+        refuse_idle(options, of_text, "with --merge, whose parts are already prepared")
     if options.tokenizer not in ("sentencepiece", "wordpiece"):
         refuse_idle(
-            options, OF_A_VOCABULARY, f"with --tokenizer {options.tokenizer}, which has a vocabulary already"
+            options, OF_A_VOCABULARY, f"with --tokenizer {options.tokenizer}, which already has a vocabulary"
         )
     elif options.tokenizer == "wordpiece":
         refuse_idle(options, ("model_type",), "with --tokenizer wordpiece")
@@ -188,46 +231,51 @@ def _shard(text: str | None) -> tuple[int, int] | None:
         return None
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal()):
-        raise UserError(f"--shard: expected I/N, as in 3/8, got {text!r}")
+        raise UserError(f"--shard: expected I/N, such as 3/8, got {text!r}")
     return int(part), int(parts)
 
 
 def _pretrain_flags(commands: Any) -> None:
     command = add_command(
-        commands, pretrain, "pre-train generator and discriminator on a prepared corpus",
+        commands, pretrain, "pre-train a generator and a discriminator on a prepared corpus",
         "electra pretrain --data DATA --out RUN --model small --steps 100000",
     )  # fmt: skip
     command.add_argument("--data", required=True, nargs="+", action="extend", metavar="DATA",
-                         help="folder written by `electra prepare`, or several with one tokenizer")  # fmt: skip
+                         help="folder written by `electra prepare`; several must share one tokenizer")  # fmt: skip
     command.add_argument("--mix", nargs="+", type=float, metavar="WEIGHT",
-                         help="how often each of several is visited (default: by their tokens)")  # fmt: skip
-    command.add_argument("--out", required=True, help="folder of the run")
+                         help="sampling weight of each --data folder (default: its number of tokens)")  # fmt: skip
+    command.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     command.add_argument(
         "--model",
         choices=tuple(PRESETS),
-        help="size; brings its defaults (default: small, or that of --init-discriminator)",
+        help="size, which sets the defaults below (default: small, or that of --init-discriminator)",
     )
-    command.add_argument("--config", metavar="FILE.toml", help="configuration; flags go before it")
+    command.add_argument("--config", metavar="FILE.toml", help="file of settings; flags take precedence over it")
     command.add_argument(
         "--init-discriminator",
         metavar="MODEL",
-        help="go on from this one, a directory, RUN or tiny (with --init-generator)",
+        help="start from this discriminator: model directory, RUN or tiny (needs --init-generator)",
     )
     command.add_argument(
         "--init-generator",
         metavar="MODEL",
-        help="go on from this one, a directory, RUN or tiny (with --init-discriminator)",
+        help="start from this generator: model directory, RUN or tiny (needs --init-discriminator)",
     )
-    command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
-    command.add_argument("--max-minutes", type=float, help="save and stop after this long")
-    command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too (package wandb)")
+    command.add_argument(
+        "--resume", action="store_true", help="continue from the newest intact checkpoint in --out"
+    )
+    command.add_argument(
+        "--max-minutes", type=float, metavar="MINUTES", help="save and stop after so many minutes"
+    )
+    command.add_argument(
+        "--wandb", metavar="PROJECT", help="also log to Weights & Biases (needs the package wandb)"
+    )
     training_flags(command)
-    group = command.add_argument_group("configuration")
-    presets = PRESETS.values()
-    config_flags(group, PretrainConfig, skip=("model",), presets=[preset.pretrain for preset in presets])
-    group = command.add_argument_group("discriminator")
-    skip = ("vocab_size", "pad_token_id")
-    config_flags(group, EncoderConfig, skip=skip, presets=[preset.discriminator for preset in presets])
+    presets = [preset.pretrain for preset in PRESETS.values()]
+    for heading, names in PRETRAIN_GROUPS.items():
+        config_flags(command.add_argument_group(heading), PretrainConfig, names, presets)
+    encoders = [preset.discriminator for preset in PRESETS.values()]
+    config_flags(command.add_argument_group("discriminator"), EncoderConfig, ENCODER_FLAGS, encoders)
 
 
 def pretrain(options: Namespace) -> int:
@@ -255,7 +303,7 @@ def pretrain(options: Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
     if result.stopped_by:
-        print(f"stopped by {result.stopped_by} after {steps}; the same command with --resume goes on")
+        print(f"stopped by {result.stopped_by} after {steps}; to continue, repeat the command with --resume")
         return _stopped()
     print(f"{steps}, {result.tokens:,} tokens; the model to fine-tune is {result.out}/discriminator")
     return 0
@@ -279,14 +327,14 @@ def _check_pretrain(
     if config.objective == "mlm":
         refuse_idle(options, OF_A_GENERATOR, f"{objective}, which has no generator")
     if config.objective not in ("electra", "electra-15"):
-        refuse_idle(options, ("discriminator_weight",), f"{objective}, which predicts words")
+        refuse_idle(options, ("discriminator_weight",), f"{objective}, which predicts tokens")
     if config.uniform_generator:
         refuse_idle(options, ("temperature", "generator_weight"), "with --uniform-generator")
     if config.optimizer != "muon":
         refuse_idle(options, ("muon_learning_rate",), f"with --optimizer {config.optimizer}")
     if options.init_discriminator:
         start = ("embedding_init", "position_init", "initializer_range")
-        refuse_idle(options, start, "with --init-discriminator, whose weights training goes on from")
+        refuse_idle(options, start, "with --init-discriminator, whose weights are the start")
 
 
 def _finetune_flags(commands: Any) -> None:
@@ -296,24 +344,30 @@ def _finetune_flags(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("--model", required=True, help=MODEL_HELP)
     command.add_argument("--task", required=True,
-                         help="classify, multilabel, regress, tag, qa, choose; or a named one: cola, sst-2, mrpc, "
-                              "sts-b, qqp, mnli, qnli, rte, wnli, imdb, conll-2003, squad, squad-2")  # fmt: skip
-    command.add_argument("--train", required=True,
-                         help="CSV, TSV, JSONL, Parquet, CoNLL, SQuAD JSON, pos/neg folders; "
-                              "for a named task also the data set's folder")  # fmt: skip
-    command.add_argument("--dev", help="as --train; default: a tenth of the training data is held out")
-    command.add_argument("--out", required=True, help="folder of the fine-tuned model")
-    command.add_argument("--resume", action="store_true", help="go on from the newest intact checkpoint in --out")
+                         help="classify, multilabel, regress, tag, qa, choose; or a named task: cola, sst-2, "
+                              "mrpc, sts-b, qqp, mnli, qnli, rte, wnli, imdb, conll-2003, squad, "
+                              "squad-2")  # fmt: skip
+    command.add_argument("--train", required=True, metavar="DATA",
+                         help="CSV, TSV, JSONL, Parquet, CoNLL, SQuAD JSON or pos/neg folders; for a named task "
+                              "also the data set's folder")  # fmt: skip
+    command.add_argument("--dev", metavar="DATA",
+                         help="like --train (default: hold out a tenth of the training data)")  # fmt: skip
+    command.add_argument("--out", required=True, metavar="DIR", help="folder of the fine-tuned model")
+    command.add_argument(
+        "--resume", action="store_true", help="continue from the newest intact checkpoint in --out"
+    )
     command.add_argument(
         "--cache", metavar="DIR",
-        help="folder that keeps tokenised data for later runs (default: ~/.cache/electra-core/tokens; none: off)",
+        help="folder that keeps tokenised data for later runs; none: no cache (default: "
+             "~/.cache/electra-core/tokens)",
     )  # fmt: skip
-    column_flags(command, "the usual names")
     training_flags(command)
-    group = command.add_argument_group("settings (a named task brings its own defaults for some)")
-    config_flags(group, FinetuneSettings)
+    config_flags(column_flags(command, "a usual name, such as text"), FinetuneSettings, ("skip_bad_rows",))
+    for heading, names in FINETUNE_GROUPS.items():
+        group = command.add_argument_group(heading)
+        config_flags(group, FinetuneSettings, names)
     group.add_argument("--fp32", action="store_const", const="fp32", dest="precision", default=argparse.SUPPRESS,
-                       help="short for --precision fp32")  # fmt: skip
+                       help="same as --precision fp32")  # fmt: skip
 
 
 def finetune(options: Namespace) -> int:
@@ -337,7 +391,7 @@ def finetune(options: Namespace) -> int:
         cache=None if options.cache == "none" else options.cache or default_folder(),
     )  # fmt: skip
     if torchrun.rank() == 0:
-        print(f"the fine-tuned model is {options.out}; its figures are in {options.out}/metrics.json")
+        print(f"fine-tuned model: {options.out}; metrics: {options.out}/metrics.json")
     return _stopped() if report.get("stopped_by") else 0
 
 

@@ -22,7 +22,7 @@ from electra_core.command_flags import (
 from electra_core.errors import UserError, writing
 from electra_core.row_files import FORMS
 
-AS_TRAINED = "the training file's names, or where they are not there the usual ones"
+AS_TRAINED = "the name in the training file, else a usual one, such as text"
 
 
 def add_commands(commands: Any) -> None:
@@ -33,11 +33,11 @@ def add_commands(commands: Any) -> None:
 
 def _evaluate_flags(commands: Any) -> None:
     command = add_command(
-        commands, evaluate, "metrics of a fine-tuned model on labelled data",
+        commands, evaluate, "compute the metrics of a fine-tuned model on labelled data",
         "electra evaluate --model MODEL --data dev.tsv",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx")
-    command.add_argument("--data", required=True, help="labelled file, in the format the model was trained on")
+    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx file")
+    command.add_argument("--data", required=True, help="labelled file, in the format of the training data")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON")
     command.add_argument("--report", metavar="FILE", help="write the full report: .html, .json or .txt")
     column_flags(command, AS_TRAINED)
@@ -62,24 +62,25 @@ def evaluate(options: Namespace) -> None:
 
 def _predict_flags(commands: Any) -> None:
     command = add_command(
-        commands, predict, "predictions of a fine-tuned model, one line per input",
+        commands, predict, "write a fine-tuned model's predictions, one line per input",
         "electra predict --model MODEL --input texts.txt > predictions.jsonl",
     )  # fmt: skip
-    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx")
+    command.add_argument("--model", required=True, help=f"{MODEL_TO_USE_HELP}, or an exported .onnx file")
     command.add_argument("--input", required=True,
-                         help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - for standard input: "
-                              "plain lines, a JSON array, or JSON lines: of pairs with text and pair, of "
-                              "questions with question and context, of choices with text and choices")  # fmt: skip
+                         help="JSONL, CSV, TSV, plain lines, or a folder of .txt files; - reads standard input: "
+                              "plain lines, a JSON array, or JSON lines (fields: text, and pair for pairs; "
+                              "question and context; text and choices)")  # fmt: skip
     command.add_argument(
         "--input-format", choices=("auto", *FORMS), default="auto",
-        help="what is in --input; auto: what its name says, of standard input its beginning",
+        help="format of --input; auto: by the file's name, or by how standard input begins",
     )  # fmt: skip
     command.add_argument("--format", choices=("jsonl", "csv"),
-                         help="of the output (default: csv where --output ends in .csv, else jsonl)")  # fmt: skip
-    command.add_argument("--output", help="file to write (default: standard output); with --submission a folder")
+                         help="output format (default: csv if --output ends in .csv, else jsonl)")  # fmt: skip
+    command.add_argument("--output", metavar="FILE",
+                         help="file to write (default: standard output); with --submission, a folder")  # fmt: skip
     command.add_argument(
         "--submission", metavar="TASK",
-        help="write the file that gluebenchmark.com takes for this GLUE task instead (--input: its test file)",
+        help="write the file that gluebenchmark.com accepts for this GLUE task (--input: its test file)",
     )  # fmt: skip
     column_flags(command, AS_TRAINED, labelled=False)
     inference_flags(command)
@@ -90,10 +91,10 @@ def predict(options: Namespace) -> None:
     from electra_core.predict import predict_file
 
     if options.submission:
-        refuse_idle(options, ("format",), "with --submission, which has a form of its own")
+        refuse_idle(options, ("format",), "with --submission, which has its own format")
         return _submission(_predictor(options, options.input), options)
     if options.output and _is_same_file(options.input, options.output):
-        raise UserError(f"--output {options.output}: is the input, which would be lost")
+        raise UserError(f"--output {options.output}: is also the input and would overwrite it; name another file")
     form = options.format or _form_of(options.output or "")
     predictor = _predictor(options, options.input)
     with ExitStack() as stack:
@@ -117,7 +118,7 @@ def _form_of(output: str) -> str:
     ending = Path(output).suffix.lower()
     if ending in (".tsv", ".parquet", ".xlsx", ".xls", ".ods", ".gz", ".xz", ".zst"):
         raise UserError(
-            f"--output {output}: expected a name in .jsonl or .csv, got {ending} (--format goes before it)"
+            f"--output {output}: expected a name that ends in .jsonl or .csv, or --format; got {ending}"
         )
     return "csv" if ending == ".csv" else "jsonl"
 
@@ -134,16 +135,16 @@ def _submission(predictor: Any, options: Namespace) -> None:
     source, named = Path(options.input), submitted_task(options.submission)
     if predictor.task.kind != named.task.kind:
         raise UserError(
-            f"--submission {options.submission}: expected a model that was fine-tuned to {named.task.kind}, "
+            f"--submission {options.submission}: expected a model fine-tuned for {named.task.kind}, "
             f"got one for {predictor.task.kind}"
         )
     known = {*named.task.labels, *(raw for raw, _ in getattr(named.task, "label_names", ()))}
     if foreign := [label for label in predictor.task.labels if label not in known]:
-        print(f"warning: {named.name} has no label {', '.join(foreign)}; written as it is", file=sys.stderr)
+        print(f"warning: {named.name} has no label {', '.join(foreign)}; written unchanged", file=sys.stderr)
     if source.is_dir():
         source = named.find(source, "test")
     if options.skip_bad_rows:
-        raise UserError("--submission: every row needs an answer, so --skip-bad-rows cannot be used with it")
+        raise UserError("--skip-bad-rows: cannot be used with --submission, where every row needs an answer")
     bad = BadRows(source)
     examples = predictor.task.read(source, bad, labelled=False)
     predictions = (prediction for _, prediction in predictor.stream(examples))
@@ -159,7 +160,7 @@ def _say_what_was_lost(bad: Any, predictor: Any) -> None:
         print(bad.summary(), file=sys.stderr)
     if predictor.truncated:
         limit = f"longer than {predictor.task.max_length} tokens"
-        print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were cut", file=sys.stderr)
+        print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were truncated", file=sys.stderr)
     if warning := unknown_words(predictor.unknown, predictor.words):
         source = "standard input" if str(bad.path) == "-" else bad.path
         print(f"warning: {source}: {warning}", file=sys.stderr)
@@ -171,7 +172,7 @@ def _predictor(options: Namespace, source: str) -> Any:
     from electra_core.predict import load
 
     if options.model.endswith(".onnx"):
-        why = f"with {options.model}, which onnxruntime computes on the CPU as it was exported"
+        why = f"with {options.model}, which onnxruntime runs on the CPU as it was exported"
         refuse_idle(options, ("device", "precision"), why)
     form = getattr(options, "input_format", "auto").replace("auto", "")
     if form and os.path.isdir(source):
@@ -186,20 +187,20 @@ def _predictor(options: Namespace, source: str) -> Any:
 
 def _with_threshold(task: Any, threshold: float) -> Any:
     if not hasattr(task, "threshold"):
-        raise UserError(f"--threshold: no effect with a model for {task.kind}; it is for multilabel")
+        raise UserError(f"--threshold: no effect with a model for {task.kind}, only with one for multilabel")
     if not 0 <= threshold <= 1:
-        raise UserError(f"--threshold: expected a probability, 0 to 1, got {threshold:g}")
+        raise UserError(f"--threshold: expected a probability from 0 to 1, got {threshold:g}")
     return dataclasses.replace(task, threshold=threshold)
 
 
 def _export_flags(commands: Any) -> None:
     command = add_command(
-        commands, export, "a fine-tuned model as ONNX, checked against torch (extra `onnx`)",
+        commands, export, "export a fine-tuned model to ONNX and check it against torch (needs the extra `onnx`)",
         "electra export --model MODEL --onnx model.onnx",
     )  # fmt: skip
     command.add_argument("--model", required=True, help=MODEL_TO_USE_HELP)
     command.add_argument(
-        "--onnx", required=True, metavar="FILE", help="gets the graph; the tokenizer lies beside it"
+        "--onnx", required=True, metavar="FILE", help="file for the graph; the tokenizer is written beside it"
     )
 
 
@@ -208,20 +209,21 @@ def export(options: Namespace) -> None:
     from electra_core.onnx_export import export
 
     difference = export(options.model, options.onnx)
-    print(f"wrote {options.onnx}; its logits differ from torch's by {difference:.1e} of their size")
+    print(f"wrote {options.onnx}; its logits differ from torch's by a relative {difference:.1e}")
 
 
 def _convert_flags(commands: Any) -> None:
     command = add_command(
-        commands, convert, "TensorFlow 1 checkpoints of the original -> model directories",
+        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories",
         "electra convert --tf electra_small/ --out MODEL",
     )  # fmt: skip
     command.add_argument(
-        "--tf", required=True, metavar="CHECKPOINT", help="PREFIX of the checkpoint, or its folder"
+        "--tf", required=True, metavar="CHECKPOINT", help="prefix of the checkpoint's files, or their folder"
     )
-    command.add_argument("--out", required=True, help="gets discriminator/ and generator/")
-    command.add_argument("--num-heads", type=int, help="attention heads, if not one per 64 of the width")
-    command.add_argument("--cased", action="store_true", help="the vocabulary is a cased one")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for discriminator/ and generator/")
+    command.add_argument("--num-heads", type=int, metavar="N",
+                         help="attention heads (default: one per 64 of the hidden size)")  # fmt: skip
+    command.add_argument("--cased", action="store_true", help="the vocabulary is cased")
 
 
 def convert(options: Namespace) -> None:

@@ -38,7 +38,7 @@ SIZES = (
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}{_nearest(value, allowed)}")
+        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{_nearest(value, allowed)}")
 
 
 def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
@@ -55,21 +55,21 @@ class EncoderConfig:
     """
 
     vocab_size: int = 30522
-    """Words in the vocabulary (V)."""
+    """Tokens in the vocabulary (V)."""
     embedding_size: int = 768
     """Width of the embeddings (E); projected to hidden_size where they differ."""
     hidden_size: int = 768
     """Width of the encoder (D)."""
     num_hidden_layers: int = 12
-    """Transformer layers."""
+    """Number of transformer layers."""
     num_attention_heads: int = 12
     """Attention heads (H); each is hidden_size / num_attention_heads wide (K)."""
     intermediate_size: int = 3072
     """Width inside the feed-forward block (F)."""
     max_position_embeddings: int = 512
-    """Longest sequence the model has positions for."""
+    """Number of positions, so the longest sequence in tokens."""
     type_vocab_size: int = 2
-    """Segment types."""
+    """Number of segment types."""
     hidden_dropout_prob: float = 0.1
     """Dropout on embeddings and on both residual branches of a layer."""
     attention_probs_dropout_prob: float = 0.1
@@ -77,7 +77,7 @@ class EncoderConfig:
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal that weights start from."""
     layer_norm_eps: float = 1e-12
-    """Added to the variance in LayerNorm."""
+    """Epsilon, added to the variance in LayerNorm."""
     pad_token_id: int = 0
     """Id of [PAD]; kept for the Hub's config.json, never used inside the model."""
 
@@ -109,35 +109,35 @@ class PretrainConfig:
     model: str = "small"
     """Name of the preset that the other defaults came from."""
     objective: str = "electra"
-    """electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.5)."""
+    """Training objective: electra | mlm | replace-mlm | all-tokens-mlm | electra-15 (the paper's section 3.5)."""
     steps: int = 1_000_000
     """Optimizer steps."""
     batch_size: int = 128
-    """Sequences per step, over all ranks and accumulation steps."""
+    """Sequences per step, over all ranks and accumulation steps together."""
     max_length: int = 128
-    """Tokens per example at most, [CLS] and [SEP] included."""
+    """Maximum number of tokens per example, including [CLS] and [SEP]."""
     accumulate: int = 1
-    """Parts that a rank's share of the batch is computed in, to save memory; 0: as few as fit into it."""
+    """Parts in which each rank computes its share of the batch, to save memory; 0: as few as fit."""
     mask_fraction: float = 0.15
     """Fraction of an example's tokens that are masked."""
     learning_rate: float = 5e-4
-    """Peak rate of Adam; lr(t) = peak (1 - t/steps) min(1, t/warmup)."""
+    """Peak learning rate of Adam; lr(t) = peak (1 - t/steps) min(1, t/warmup)."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
-    """Decoupled decay on weights, not on biases and LayerNorm."""
+    """Decoupled weight decay, not applied to biases and LayerNorm."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: float = 0.999
     """Decay of Adam's second moment."""
     adam_epsilon: float = 1e-6
-    """Added to the root of the second moment."""
+    """Epsilon, added to the root of the second moment."""
     optimizer: str = "electra-adam"
-    """electra-adam (the original's, no bias correction) | adamw | muon (for hidden matrices)."""
+    """Optimizer: electra-adam (the original's, no bias correction) | adamw | muon (for hidden matrices)."""
     muon_learning_rate: float = 0.02
-    """Peak rate of Muon's matrices, when optimizer is muon."""
+    """Peak learning rate of Muon's matrices, with --optimizer muon."""
     clip_norm: float = 1.0
-    """Global gradient norm is clipped to this."""
+    """Maximum global gradient norm, to which gradients are clipped."""
     generator_weight: float = 1.0
     """Weight of the generator's MLM loss."""
     discriminator_weight: float = 50.0
@@ -145,13 +145,13 @@ class PretrainConfig:
     temperature: float = 1.0
     """Softmax temperature of the generator's draws."""
     disallow_correct: bool = False
-    """Draw only words that differ from the original."""
+    """Draw only tokens that differ from the original."""
     uniform_generator: bool = False
-    """Replace by uniformly random words; the generator is not used."""
+    """Replace with uniformly random tokens; the generator is not used."""
     tying: str = "embeddings"
     """What generator and discriminator share: none | embeddings | all | disentangled (DeBERTaV3)."""
     generator_hidden_size: int = 64
-    """Width of the generator's encoder; of another hidden_size the preset's fraction (sizes.py)."""
+    """Width of the generator's encoder; with another --hidden-size, the preset's fraction of it."""
     generator_attention_heads: int = 1
     """Attention heads of the generator."""
     generator_intermediate_size: int = 256
@@ -159,15 +159,15 @@ class PretrainConfig:
     generator_layers: int = 12
     """Layers of the generator (the paper keeps the discriminator's depth, and so do its presets)."""
     embedding_init: str = "normal"
-    """normal (as the original) | cooccurrence (word vectors counted from the corpus; see cooccurrence.py)."""
+    """Initial embeddings: normal (as in the original) | cooccurrence (word vectors counted from the corpus)."""
     position_init: str = "normal"
-    """normal (as the original) | sinusoidal | local (heads start on neighbouring words; initialisation.py)."""
+    """Initial positions: normal (as in the original) | sinusoidal | local (heads start on neighbouring tokens)."""
     seed: int = 0
-    """Every random choice of the run is a function of this and the step."""
+    """Seed; every random choice of the run is a function of it and the step."""
     checkpoint_every: int = 10_000
     """Steps between checkpoints of the training state."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of the newest checkpoints that stay on disk."""
     eval_every: int = 2_500
     """Steps between evaluations on held-out text."""
     eval_examples: int = 512
@@ -175,11 +175,11 @@ class PretrainConfig:
     log_every: int = 100
     """Steps between rows of metrics.jsonl."""
     precision: str = "auto"
-    """auto (bf16 where the machine computes in it) | bf16 | fp32."""
+    """Precision of products: auto (bf16 where the machine computes in it) | bf16 | fp32."""
     engine: str = "auto"
-    """auto (the fastest that works here) | eager | static | compile | graph (one CUDA graph a step); engine.py."""
+    """How steps run: auto (the fastest that works) | eager | static | compile | graph (a CUDA graph per step)."""
     recompute: bool = False
-    """Compute layers again in the backward pass instead of keeping their values: a third more work."""
+    """Recompute layers in the backward pass instead of keeping their values: less memory, a third more work."""
 
     sharding: str = "none"
     """On several processes: none (each holds the whole model) | fsdp (each stores a part of it; FSDP2)."""
@@ -188,9 +188,7 @@ class PretrainConfig:
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("sharding", self.sharding, ("none", "fsdp"))
         if self.sharding == "fsdp" and self.optimizer == "muon":
-            raise UserError(
-                "sharding: fsdp splits matrices, and muon needs them whole; take electra-adam or adamw"
-            )
+            raise UserError("sharding: fsdp splits matrices, and muon needs them whole; use electra-adam or adamw")
         _one_of("tying", self.tying, TYINGS)
         _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
         _one_of("position_init", self.position_init, ("normal", "sinusoidal", "local"))
@@ -341,7 +339,7 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
                 value = float(value)
         if type(value) is not kinds[name]:
             expected, got = kinds[name].__name__, type(value).__name__
-            raise UserError(f"{where}: {key} expects a value of type {expected}, got {value!r} ({got})")
+            raise UserError(f"{where}: {key}: expected a value of type {expected}, got {value!r} ({got})")
         checked[name] = value
     try:
         return replace(config, **checked)  # type: ignore[type-var]

@@ -18,55 +18,55 @@ class FinetuneSettings:
     batch_size: int = 32
     """Examples per step."""
     tokens_per_batch: int = 0
-    """Cut batches by tokens instead; 0: by batch_size."""
+    """Tokens per batch, instead of batch_size examples; 0: off."""
     accumulate: int = 1
-    """Batches whose gradients are added up for one step."""
+    """Batches per step, whose gradients are added up."""
     learning_rate: float = 0.0
-    """Peak rate; 0: 3e-4 up to a width of 256, 1e-4 up to 768, 5e-5 beyond (the paper's, and Small's)."""
+    """Peak learning rate; 0: 3e-4 up to hidden size 256, 1e-4 up to 768, 5e-5 beyond (paper, and Small)."""
     layerwise_decay: float = 0.0
-    """Each layer learns at this times the rate of the next; 0: 0.8, or 0.9 from a width of 1024 on."""
+    """Each layer's rate is this times that of the layer above; 0: 0.8, or 0.9 from hidden size 1024."""
     original_depths: bool = False
-    """Decay by layer as the original's code does, the top layer at the square of the factor; see deviations.md."""
+    """Decay by layer as in the original's code: the top layer at the square of the factor."""
     warmup: float = 0.1
-    """Fraction of the steps in which the rate rises from 0 to its peak; then it falls linearly to 0."""
+    """Fraction of the steps in which the rate rises from 0 to its peak, then falling linearly to 0."""
     weight_decay: float = 0.01
-    """Decoupled decay on weights, not on biases and LayerNorm."""
+    """Decoupled weight decay, not applied to biases and LayerNorm."""
     optimizer: str = "electra-adam"
-    """electra-adam (the original's, without bias correction) | adamw."""
+    """Optimizer: electra-adam (the original's, no bias correction) | adamw."""
     clip_norm: float = 1.0
-    """Global gradient norm is clipped to this."""
+    """Maximum global gradient norm, to which gradients are clipped."""
     dropout: float = -1.0
-    """Dropout in encoder and head; negative: what the model was pre-trained with."""
+    """Dropout in encoder and head; negative: as in pre-training."""
     max_length: int = 0
-    """Tokens per sequence at most; 0: the task's (128, tagging 256, questions and IMDb 512)."""
+    """Maximum number of tokens per sequence; 0: the task's (128; tagging 256; questions and IMDb 512)."""
     truncate: str = ""
-    """What is kept of longer texts: head | tail | both; empty: the task's (head)."""
+    """Part of longer texts to keep: head | tail | both; empty: the task's (head)."""
     class_weights: bool = False
     """Weight classes by the inverse of their frequency."""
     freeze: str = "none"
-    """What is not trained: none | embeddings | encoder | a number: embeddings and that many lowest layers."""
+    """What is not trained: none | embeddings | encoder | a number N (embeddings and the N lowest layers)."""
     evaluations: int = 1
     """Evaluations on the dev data per epoch."""
     metric: str = ""
-    """What the best evaluation is chosen by, as in metrics.json (accuracy, macro_f1, ...); empty: the task's."""
+    """Metric that chooses the best model, as in metrics.json (accuracy, macro_f1, ...); empty: the task's."""
     patience: int = 0
-    """Stop after this many evaluations without a better figure; 0: never."""
+    """Stop after this many evaluations without improvement; 0: never."""
     seeds: int = 1
-    """How many times to train, with seeds `seed`, `seed` + 1, ..."""
+    """Number of training runs, with seeds `seed`, `seed` + 1 and so on."""
     seed: int = 0
-    """Decides the head's start, the order of the data and the dropout; not which examples are held out."""
+    """Seed of the head's initial weights, data order and dropout, but not of which examples are held out."""
     random_start: bool = False
-    """Forget the pre-trained weights and start as the original does: the baseline of pre-training."""
+    """Start from random weights, drawn as in the original: the baseline for pre-training."""
     skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, instead of stopping at them."""
+    """Count unusable rows instead of stopping at them."""
     precision: str = "auto"
-    """auto (bf16 where the machine computes in it) | bf16 | fp32."""
+    """Precision of products: auto (bf16 where the machine computes in it) | bf16 | fp32."""
     engine: str = "auto"
-    """auto (the fastest that works here) | eager | static | graph (one CUDA graph a step); engine.py."""
+    """How steps run: auto (the fastest that works) | eager | static | graph (a CUDA graph per step)."""
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
     checkpoint_every: int = 0
-    """Steps between checkpoints for --resume, beside those at evaluations; 0: only those."""
+    """Steps between checkpoints for --resume, besides those at evaluations; 0: only those."""
 
     def __post_init__(self) -> None:
         from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it

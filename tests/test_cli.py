@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,9 @@ import tiny_model
 from small_runs import RUN, SIZES, write_text
 
 from electra_core.cli import build_parser, main
+from electra_core.commands_train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.finetune_settings import FinetuneSettings
 
 COMMANDS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
 
@@ -74,16 +80,39 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert undocumented == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_one_form(command: str) -> None:
+    """A phrase in lower case without a full stop, its default once; acronyms keep their capitals."""
+    actions = build_parser()._subparsers._group_actions[0].choices[command]._actions  # type: ignore
+    for action in actions:
+        said = action.help
+        assert not said.endswith(".") or said.endswith("..."), said
+        assert said.count("(default") <= 1, said
+        assert not re.match(r"[A-Z][a-z]", said) or re.match("SentencePiece", said), said
+
+
+def test_every_setting_has_its_flag_under_one_heading() -> None:
+    assert sorted(itertools.chain(*PRETRAIN_GROUPS.values())) == sorted(
+        {field.name for field in dataclasses.fields(PretrainConfig)} - {"model"}
+    )
+    assert sorted(ENCODER_FLAGS) == sorted(
+        {field.name for field in dataclasses.fields(EncoderConfig)} - {"vocab_size", "pad_token_id"}
+    )
+    assert sorted([*itertools.chain(*FINETUNE_GROUPS.values()), "skip_bad_rows"]) == sorted(
+        field.name for field in dataclasses.fields(FinetuneSettings)
+    )
+
+
 def test_help_says_what_a_setting_is_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
     for command in ("finetune", "pretrain"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         said[command] = " ".join(capsys.readouterr().out.split())
-    assert "Passes over the training data. (default: 3)" in said["finetune"]
+    assert "passes over the training data (default: 3)" in said["finetune"]
     assert "--precision fp32 (default" not in said["finetune"], "that of --precision"
-    assert "Optimizer steps. (default: the preset's)" in said["pretrain"]
-    assert "Decay of Adam's first moment. (default: 0.9)" in said["pretrain"]
+    assert "optimizer steps (default: the preset's)" in said["pretrain"]
+    assert "decay of Adam's first moment (default: 0.9)" in said["pretrain"]
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -152,7 +181,7 @@ def test_texts_that_were_cut_are_counted(spine: Spine, tmp_path: Path, capsys: p
     data = write(tmp_path / "long.tsv", "sentence\tlabel\n" + "fine " * 200 + "\tpos\nfine\tpos\n")
     for command, flag in (("predict", "--input"), ("evaluate", "--data")):
         assert main([command, "--model", str(spine.folder / "model"), flag, data, "--quiet"]) == 0
-        assert "long.tsv: 1 of the inputs are longer than 32 tokens and were cut" in capsys.readouterr().err
+        assert "long.tsv: 1 of the inputs are longer than 32 tokens and were truncated" in capsys.readouterr().err
 
 
 def test_predict_writes_a_glue_submission(
@@ -174,9 +203,9 @@ def test_a_submission_of_another_kind_is_refused_and_of_other_labels_told(
     predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--output", str(tmp_path)]
     file = write(tmp_path / "test.tsv", "index\tsentence\n0\ta great film\n")
     assert main([*predict, "--submission", "sts-b", "--input", file]) == 2
-    assert "expected a model that was fine-tuned to regress, got one for classify" in capsys.readouterr().err
+    assert "expected a model fine-tuned for regress, got one for classify" in capsys.readouterr().err
     assert main([*predict, "--submission", "sst-2", "--input", file]) == 0
-    assert capsys.readouterr().err == "warning: SST-2 has no label neg, pos; written as it is\n"
+    assert capsys.readouterr().err == "warning: SST-2 has no label neg, pos; written unchanged\n"
 
 
 def test_predictions_in_a_csv_are_csv(spine: Spine, tmp_path: Path) -> None:
@@ -228,8 +257,8 @@ def test_a_text_too_long_is_cut_and_said_once(
     model = str(spine.folder / "run")
     caplog.set_level("INFO", "electra_core")
     assert main([*FINETUNE, "--model", model, "--train", str(train), "--out", str(tmp_path / "m")]) == 0
-    said = [line for line in caplog.messages if "were cut" in line]
-    assert said == ["3 of 27 examples are longer than 32 tokens and were cut"]
+    said = [line for line in caplog.messages if "were truncated" in line]
+    assert said == ["3 of 27 examples are longer than 32 tokens and were truncated"]
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.md"])
@@ -246,7 +275,7 @@ def test_prepare_says_what_comes_next(
     status = main(["prepare", "--text", text, "--out", out, "--tokenizer", tokenizer, "--quiet"])
     captured = capsys.readouterr()
     assert status == (2 if documents == 1 else 0)
-    assert ("goes on from here" in captured.out) == (documents == 2)
-    assert ("the text is one document" in captured.err) == (documents == 1)
+    assert ("next: electra pretrain --data" in captured.out) == (documents == 2)
+    assert ("the text is a single document" in captured.err) == (documents == 1)
     assert caplog.messages == ([f"{text}: no known suffix, read as plain text"] if name == "t.md" else [])
     assert main([*PRETRAIN, "--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]) == status
