@@ -83,7 +83,7 @@ class ByteFile:
         try:
             data = read(size)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{self.name}: the compressed file is damaged or cut off ({error})") from None
+            raise UserError(f"{self.name}: the compressed file is damaged or truncated ({error})") from None
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
         if self.is_stdin:

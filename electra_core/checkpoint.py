@@ -68,7 +68,7 @@ class Checkpoint:
         parameters = dict(model.named_parameters())
         if different := sorted(parameters.keys() ^ model_state.keys()):
             raise UserError(
-                f"{self.path}: is of another model ({len(different)} tensors differ: {different[0]}, ...)"
+                f"{self.path}: belongs to another model ({len(different)} tensors differ: {different[0]}, ...)"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -79,7 +79,7 @@ class Checkpoint:
         try:
             load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
         except ValueError as error:
-            raise UserError(f"{self.path}: is of another optimizer ({error})") from None
+            raise UserError(f"{self.path}: belongs to another optimizer ({error})") from None
 
     def other_versions(self) -> list[str]:
         """What it was written with, where that differs from what is installed: bits may differ, too."""
@@ -186,7 +186,7 @@ def save_checkpoint(
                 os.fsync(file.fileno())
             shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else its owner's alone
     except UserError as error:
-        raise UserError(f"{error}; older checkpoints are as they were") from None
+        raise UserError(f"{error}; older checkpoints are unchanged") from None
     for old in _superfluous(folder, step, keep):
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -206,7 +206,7 @@ def agreed_on(ranks: Ranks, find: Callable[[], Checkpoint | None]) -> Checkpoint
     def check() -> None:
         if agreed is not None and not Path(agreed[0]).is_dir():
             raise UserError(
-                f"{agreed[0]} is not there on {socket.gethostname()}: {option('out')} is to be seen by all "
+                f"{agreed[0]}: not found on {socket.gethostname()}; {option('out')} must be visible to all "
                 "machines"
             )
 
@@ -222,10 +222,10 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             meta = read_record(path)
             if meta["sha256"] != sha256_of(path / "state.safetensors"):
-                raise ValueError("the checksum does not fit")
+                raise ValueError("the checksum does not match")
             return Checkpoint(path, int(meta["step"]), meta), damaged
         except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(f"{path}: damaged ({error}); trying the one before")
+            damaged.append(f"{path}: damaged ({error}); trying the previous one")
     return None, damaged
 
 

@@ -53,7 +53,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """state.json, checked against its own checksum."""
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if record.pop("sha256_of_this") != record_digest(record):
-        raise ValueError("the checksum of state.json does not fit")
+        raise ValueError("the checksum of state.json does not match")
     return record
 
 

@@ -95,7 +95,7 @@ def _choices_problem(choices: Sequence[Any]) -> str:
         if choice is None or (isinstance(choice, str) and not choice.strip()):
             return f"a choice is empty (choice {number})"
         if not isinstance(choice, str):
-            return f"a choice is a {type(choice).__name__}, expected a text (choice {number})"
+            return f"a choice is a {type(choice).__name__}, expected text (choice {number})"
         if problem := text_problem(choice):
             return f"{problem} (choice {number})"
     return ""
@@ -114,9 +114,9 @@ def _named(label: str, names: Sequence[str | None]) -> int:
 
 
 def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | None]) -> str:
-    known = f"; they are called {', '.join(map(str, names))}" if names else ""
-    hint = "; numbers count from 0" if label.isdecimal() and not names else ""
-    return f"the label names no choice ({label!r} of {len(choices)}{known}{hint})"
+    known = f"; their names are {', '.join(map(str, names))}" if names else ""
+    hint = "; numbers start at 0" if label.isdecimal() and not names else ""
+    return f"the label matches no choice ({label!r} of {len(choices)}{known}{hint})"
 
 
 def _choices(cells: dict[str, Any]) -> tuple[list[Any], list[str | None]]:

@@ -79,14 +79,14 @@ class TextTask(Task):
             if pairs is None or pairs == (example.pair is not None):
                 yield example
             elif pairs:
-                bad.add(example.place, "a single text, where training had pairs (expected two columns)")
+                bad.add(example.place, "a single text instead of a pair (expected two text columns)")
             else:
-                bad.add(example.place, "a pair of texts, where training had single texts (expected one column)")
+                bad.add(example.place, "a pair of texts instead of a single text (expected one text column)")
 
     def _header_hint(self, path: Path | str, example: TextExample) -> str:
         """What may be wrong with a label that is none."""
         is_suspect = may_be_header(Path(path), example.line, self.columns)
-        return "; if this is the header: --header" if is_suspect else ""
+        return "; if this line is the header: --header" if is_suspect else ""
 
     def from_value(self, value: Any, name: str) -> TextExample:
         """A text, a pair of texts, or {"text": ..., "pair": ...}."""
@@ -162,7 +162,7 @@ class Classify(TextTask):
                 example = replace(example, label=shown(example.label))
                 if labelled and self.labels and example.label not in self.labels:
                     known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
-                    bad.add(example.place, f"the label does not occur in training ({example.label!r}; {known})")
+                    bad.add(example.place, f"the label is not in the training data ({example.label!r}; {known})")
                     continue
             yield example
 
@@ -242,7 +242,7 @@ class Regress(TextTask):
                 if labelled:
                     hint = "; a decimal comma?" if DECIMAL_COMMA.fullmatch(example.label) else ""
                     hint += self._header_hint(path, example)
-                    bad.add(example.place, f"the label is no number ({example.label!r}{hint})")
+                    bad.add(example.place, f"the label is not a number ({example.label!r}{hint})")
                     continue
                 example = replace(example, label=None)
             yield example

@@ -60,9 +60,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str) or (self.labels is not None and not self.labels):
-            raise ValueError(
-                f"labels: expected names of columns, such as ('toxic', 'threat'), got {self.labels!r}"
-            )
+            raise ValueError(f"labels: expected column names, such as ('toxic', 'threat'), got {self.labels!r}")
         if self.labels is not None and self.label is not None:
             raise ValueError(
                 "labels: the labels' own columns, or the one column that holds them (label), not both"
@@ -133,7 +131,7 @@ def id_of(path: Path, columns: Columns, cells: Mapping[str, Any], usual: str = "
     found = next((name for name in names or (usual,) if name in cells), None)
     if names and found is None and cells and columns.id != NO_COLUMN and not may_be_usual(columns, "id"):
         wanted = " or ".join(map(repr, names))
-        raise UserError(f"{path}: there is no id column {wanted}; the columns are {', '.join(cells)}")
+        raise UserError(f"{path}: no id column {wanted}; the columns are {', '.join(cells)}")
     return found
 
 
@@ -220,12 +218,11 @@ def find_columns(
             names[role] = free[0]
     needed = ("text", "label") if labelled and not own else ("text",)
     if missing := [role for role in needed if role not in names]:
-        which = ", and which the ".join(missing)
-        them, flags = "it" if len(missing) == 1 else "them", " and ".join(ROLE_FLAGS[role] for role in missing)
-        or_own = f", or columns of 0 and 1, one for each label, with {LABEL_COLUMNS_FLAG}"
+        which, flags = " and the ".join(missing), " and ".join(ROLE_FLAGS[role] for role in missing)
+        or_own = f", or one column of 0 and 1 per label with {LABEL_COLUMNS_FLAG}"
         raise UserError(
-            f"{path}: which column holds the {which}? The columns are {', '.join(present)}; "
-            f"name {them} with {flags}{or_own if several and 'label' in missing else ''}"
+            f"{path}: no column has a usual name for the {which}; the columns are {', '.join(present)}; "
+            f"name one with {flags}{or_own if several and 'label' in missing else ''}"
             f"{_or_no_header(path, wanted)}{_other_kind(path, present)}"
         )
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present), own)
@@ -237,9 +234,10 @@ def _label_columns(path: Path, present: Sequence[str], wanted: Columns) -> tuple
     if missing := [name for name in labels if name not in present]:
         several = len(missing) > 1
         raise UserError(
-            f"{path}: there {'are no label columns' if several else 'is no label column'} "
-            f"{', '.join(map(repr, missing))}; the columns are {', '.join(present)}; {LABEL_COLUMNS_FLAG} names "
-            f"those of 0 and 1, {ROLE_FLAGS['label']} one that holds all labels{_other_kind(path, present)}"
+            f"{path}: no label column{'s' if several else ''} "
+            f"{', '.join(map(repr, missing))}; the columns are {', '.join(present)}; name those of 0 and 1 with "
+            f"{LABEL_COLUMNS_FLAG}, or one that holds all labels with {ROLE_FLAGS['label']}"
+            f"{_other_kind(path, present)}"
         )
     return labels
 
@@ -275,7 +273,7 @@ def _or_no_header(path: Path, wanted: Columns) -> str:
         return ""
     if wanted.header is False:
         return ", by number, from 1"
-    return " (if that line is no header: --no-header, and a number from 1)"
+    return " (if the first line is not a header: --no-header, and the column's number from 1)"
 
 
 def _other_kind(path: Path, present: Sequence[str]) -> str:
@@ -294,8 +292,8 @@ def _not_there(path: Path, present: Sequence[str], wanted: Columns, absent: Sequ
     columns = " and ".join(f"no {role} column {names}" for role, names in named.items())
     flags = " and ".join(ALL_FLAGS[role] for role in absent)
     return (
-        f"{path}: there is {columns}; the columns are {', '.join(present)}; "
-        f"{f'{flags} names another' if len(absent) == 1 else f'{flags} name others'}"
+        f"{path}: {columns}; the columns are {', '.join(present)}; "
+        f"name {'another' if len(absent) == 1 else 'others'} with {flags}"
         f"{'' if _called(present, USUAL_NAMES) else _or_no_header(path, wanted)}{_other_kind(path, present)}"
     )
 

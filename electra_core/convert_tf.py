@@ -67,7 +67,7 @@ def convert_checkpoint(
         save_pretrained(model, directory, tokenizer=tokenizer)
         written.append(directory)
     if not written:
-        raise UserError(f"{prefix}: not an ELECTRA checkpoint (neither of its two heads is in it)")
+        raise UserError(f"{prefix}: not an ELECTRA checkpoint (it has neither of the two heads)")
     return written
 
 
@@ -140,7 +140,9 @@ def _fill(model: Discriminator | Generator, stored: Mapping[str, Variable], pref
             problems.append(f"wrong shape: {name} {stored[name].shape}")
     if problems:
         kind = type(model).__name__
-        raise UserError(f"{prefix}: not the variables of a {kind}\n  " + "\n  ".join(sorted(problems)[:20]))
+        raise UserError(
+            f"{prefix}: does not contain the variables of a {kind}\n  " + "\n  ".join(sorted(problems)[:20])
+        )
     for name, target in targets.items():
         values = torch.from_numpy(stored[name].read())
         target.copy_(values.T if _is_kernel(name) else values)
@@ -161,5 +163,7 @@ def _prefix(checkpoint: Path) -> Path:
     found = sorted(checkpoint.glob("*.index"))
     if len(found) != 1:
         names = ", ".join(path.stem for path in found) or "none"
-        raise UserError(f"{checkpoint}: expected one checkpoint in this directory, found {names}; name its prefix")
+        raise UserError(
+            f"{checkpoint}: expected one checkpoint in this directory, got {names}; give the prefix of one"
+        )
     return found[0].with_suffix("")

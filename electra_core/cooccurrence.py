@@ -42,8 +42,8 @@ def check_vocabulary(vocab_size: int, width: int) -> None:
     """Raises UserError on a vocabulary too large for a dense table, or not larger than the vectors are wide."""
     if not width < vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
-            f"embedding_init: 'cooccurrence' expects a vocabulary of {width + 1:,} to {LARGEST_VOCABULARY:,} "
-            f"words, the corpus has {vocab_size:,}; {option('embedding_init', 'normal')} takes any"
+            f"embedding_init: 'cooccurrence' needs a vocabulary of {width + 1:,} to {LARGEST_VOCABULARY:,} "
+            f"words, the corpus has {vocab_size:,}; {option('embedding_init', 'normal')} works with any"
         )
 
 

@@ -38,7 +38,7 @@ class Corpus:
         sentences = [len(shard.sentences) - 1 for shard in self.shards]
         self._shard_ends = np.cumsum(sentences, dtype=np.int64)
         if (sum(len(shard.tokens) for shard in self.shards), sum(sentences)) != (counts.tokens, counts.sentences):
-            raise UserError(f"{directory}: the counts in manifest.json do not fit the {split} files")
+            raise UserError(f"{directory}: the counts in manifest.json do not match the {split} files")
 
     @classmethod
     def open(cls, directory: str | Path, split: str = "train") -> Corpus:
@@ -48,10 +48,12 @@ class Corpus:
             UserError: not a prepared corpus, another version, files missing or of the wrong size.
         """
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+            raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
         directory = Path(directory)
         if not (directory / "manifest.json").is_file():
-            raise UserError(f"{directory}: not a prepared corpus (no manifest.json; `electra prepare` makes one)")
+            raise UserError(
+                f"{directory}: not a prepared corpus (no manifest.json); make one with `electra prepare`"
+            )
         return cls(directory, split, Manifest.read(directory / "manifest.json"))
 
     @property
@@ -68,13 +70,13 @@ class Corpus:
         """
         tokenizer = load_tokenizer(self.directory / "tokenizer")
         if tokenizer.fingerprint() != self.manifest.tokenizer_fingerprint:
-            raise UserError(f"{self.directory}: the tokenizer here is not the one the corpus was made with")
+            raise UserError(f"{self.directory}: this tokenizer is not the one that the corpus was made with")
         return tokenizer
 
     def sentence_bounds(self, sentence: int) -> tuple[int, int, int]:
         """(shard, first token, end) of a sentence, the tokens counted within the shard."""
         if not 0 <= sentence < self.num_sentences:
-            raise IndexError(f"sentence must be in [0, {self.num_sentences}), got {sentence}")
+            raise IndexError(f"sentence: expected an index in [0, {self.num_sentences}), got {sentence}")
         shard = int(np.searchsorted(self._shard_ends, sentence, side="right"))
         borders = self.shards[shard].sentences
         place = sentence - (int(self._shard_ends[shard - 1]) if shard else 0)
@@ -106,7 +108,7 @@ class Corpus:
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from None
             if found != entry.sha256:
-                raise UserError(f"{path}: damaged (the checksum does not fit)")
+                raise UserError(f"{path}: damaged (the checksum does not match)")
 
     def _open_shard(self, index: int) -> Shard:
         tokens = self._map(index, "tokens", token_dtype(self.manifest.vocab_size))
@@ -119,7 +121,7 @@ class Corpus:
             starts = self._map(index, "starts", OFFSET)
         if not whole or len(starts) != len(documents) or int(starts[-1]) != len(tokens):
             name = shard_name(self.split, index, "*")
-            raise UserError(f"{self.directory / name}: damaged (the offsets do not fit the tokens)")
+            raise UserError(f"{self.directory / name}: damaged (the offsets do not match the tokens)")
         return Shard(tokens, sentences, documents, starts)
 
     def _map(self, index: int, part: str, dtype: np.dtype) -> np.ndarray:
@@ -129,6 +131,6 @@ class Corpus:
         if entry is None or not path.is_file():
             raise UserError(f"{path}: missing")
         if (size := path.stat().st_size) != entry.bytes:
-            raise UserError(f"{path}: cut off or changed ({size:,} bytes, the manifest says {entry.bytes:,})")
+            raise UserError(f"{path}: truncated or changed ({size:,} bytes, the manifest says {entry.bytes:,})")
         # A plain array over the mapped memory: slicing an np.memmap costs several times as much.
         return np.asarray(np.memmap(path, dtype=dtype, mode="r"))

@@ -127,7 +127,7 @@ class ShardedText:
         after, done = None, 0
         if self._before:
             after, done = ReadReport(**self._before["report"]), int(self._before["documents"])
-            log.info("going on with an interrupted run, behind %s documents", f"{done:,}")
+            log.info("continuing an interrupted run after %s documents", f"{done:,}")
         # Whether a document was there before is known only after all others were looked at again.
         documents = text.documents("writing tokens", None if drop_duplicates else after)
         assigned = assign(documents, seed, heldout_fraction, drop_duplicates)
@@ -172,7 +172,7 @@ class ShardedText:
         """Raises UserError if there is nothing to train on, unless this is only a part."""
         splits = self._splits
         if not splits["train"].tokens and "shard" not in settings:
-            raise UserError("no document is left to train on: the text is too small for a held-out part")
+            raise UserError("no document is left for training: the text is too small for a held-out part")
         counts = {name: getattr(report, name) for name in ("empty_files", "cut_lines", "cut_documents")}
         counts["unknown_tokens"] = self._unknown
         return Manifest(
@@ -199,6 +199,6 @@ def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one
         share_of_unknown = counts["unknown_tokens"] / tokens
         yield f"{share_of_unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
     if held_one_out:
-        yield "documents are few and the draw held out none, so one of about average length is held out"
+        yield "few documents, and the draw held out none; one of about average length is held out"
     if not splits["heldout"].documents:
-        yield "no document is held out; a larger held-out fraction or more documents give some"
+        yield "no document is held out; to get some, raise the held-out fraction or add documents"

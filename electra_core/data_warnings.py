@@ -64,7 +64,7 @@ def rows_and_columns(
     for role, given, usual in (("label", named, LABEL_NAMES), ("text", asked.text, TEXT_NAMES)):
         if given is None and (others := found.passed_over(usual)):
             called = f"column{'s' if len(others) > 1 else ''} {', '.join(map(repr, others))}"
-            line += f"; not taken for the {role}: {called} (--{role}-column)"
+            line += f"; not used as the {role}: {called} (name it with --{role}-column)"
     return line
 
 
@@ -145,8 +145,8 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
     if not own or any(counts[label] > 1 for label in own) or max(counts.values()) == 1:
         return None
     return (
-        f"{path}:1: was read as an example, but looks like a header: no other has the label {own[0]!r} "
-        "(--header leaves it out, --no-header says that it is none)"
+        f"{path}:1: read as an example, but looks like a header: no other example has the label {own[0]!r} "
+        "(--header skips it, --no-header keeps it)"
     )
 
 
@@ -157,16 +157,16 @@ def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | No
     if len(counts) < MANY_LABELS or alone <= len(counts) / 2:
         return None
     return (
-        f"{path}: {alone:,} of the {len(counts):,} labels have one example each; are they classes? "
-        f"(--label-column names another column, {_instead(examples[0])})"
+        f"{path}: {alone:,} of the {len(counts):,} labels have only one example each; is this the right column? "
+        f"(--label-column names another, {_instead(examples[0])})"
     )
 
 
 def _instead(example: TextExample) -> str:
     """What else labels may be that occur once each."""
     if isinstance(example, MultiLabelExample):
-        return "--label-separator says what stands between the labels of a cell"
-    return "--task regress learns numbers, --task multilabel reads several labels in a cell"
+        return "--label-separator sets what separates the labels in a cell"
+    return "--task regress learns numbers, --task multilabel reads several labels per cell"
 
 
 def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str | None:
@@ -178,7 +178,7 @@ def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str
     mark = max(held, key=held.__getitem__)
     if not held[mark]:
         return None
-    holds = f"{held[mark]:,} of the {len(labels):,} labels hold {mark!r}"
+    holds = f"{held[mark]:,} of the {len(labels):,} labels contain {mark!r}"
     return f"{path}: no text has more than one label, but {holds}; is it a separator? (--label-separator {mark!r})"
 
 
@@ -189,8 +189,8 @@ def labels_of_several(path: str | Path, labels: Sequence[str]) -> str | None:
             parts = [part.strip() for part in label.split(mark)]
             if len(parts) > 1 and {*parts} <= {*labels}:
                 return (
-                    f"{path}: the label {label!r} is made of others, and learned as a class of its own "
-                    "(--task multilabel gives a text several labels)"
+                    f"{path}: the label {label!r} combines other labels, but is learned as a class of its own "
+                    "(for several labels per text: --task multilabel)"
                 )
     return None
 
@@ -204,10 +204,9 @@ def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | N
     labels = " or ".join(repr(label) for label, _ in counts.most_common())
     have = "examples have" if counts.total() > 1 else "example has"
     if isinstance(examples[0], MultiLabelExample):
-        told = "learned as a label; does it mean none? (a cell that is empty does)"
+        told = "learned as a label; if it means no label, leave the cell empty"
     else:
-        told = "learned as a class; is it a missing one? "
-        told += "(a cell that is empty is one, --skip-bad-rows leaves its row out)"
+        told = "learned as a class; if it means a missing label, leave the cell empty and use --skip-bad-rows"
     return f"{path}: {counts.total():,} {have} the label {labels}, {told}"
 
 
@@ -306,7 +305,7 @@ def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: 
         return None
     return (
         f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "
-        "judged by itself"
+        "scored by itself"
     )
 
 
@@ -314,8 +313,8 @@ def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> st
     """Says how many examples were cut: a warning, with what helps, if they are many and something does."""
     line = f"{cut} of {examples} examples are longer than {length} tokens"
     if cut <= MANY_CUT * examples or not may_be_longer:
-        return Lost(f"{line} and were cut")
-    return f"warning: {line} and were cut; {option('max_length')} reads more of each"
+        return Lost(f"{line} and were truncated")
+    return f"warning: {line} and were truncated; {option('max_length')} reads more of each"
 
 
 def unknown_words(unknown: int, tokens: int) -> str | None:

@@ -150,7 +150,7 @@ def run_demo(
         Start("pretrained", "Pre-trained just now", out / "pretrained" / "discriminator"),
         Start("random", "Random start", out / "pretrained" / "discriminator", random=True),
     ]
-    left = f"for {duration(clock.left)}" if clock.left > 0 else "although the minutes are over"
+    left = f"for {duration(clock.left)}" if clock.left > 0 else "although the time is up"
     say(f"\n4  Fine-tuning, seed by seed, {left} -> {out / 'finetuned'}")
     with clock.stage("fine-tuning"):
         accuracies = _finetune(starts, out, clock, device, quiet, say)
@@ -171,7 +171,7 @@ def run_demo(
     write_report(report, out / "report.html")
     (out / "report.json").write_text(json.dumps(to_json(report, findings), indent=2) + "\n", encoding="utf-8")
     say(f"\n5  Comparison\n\n{to_terminal(report)}\n")
-    say(f"The whole story, with plots: {out / 'report.html'}   ({duration(minutes * 60 - clock.left)} in all)")
+    say(f"Report with plots: {out / 'report.html'}   ({duration(minutes * 60 - clock.left)} in all)")
     return report
 
 
@@ -194,11 +194,11 @@ def introduction(place: torch.device, minutes: float) -> list[str]:
     """The first lines: what was found here, and what is going to happen."""
     lines = [machine(place)]
     if place.type == "cpu" and torch.cuda.is_available():
-        lines.append(f"There is a CUDA device; {option('device', 'cuda')} would use it.")
+        lines.append(f"A CUDA device is available; to use it: {option('device', 'cuda')}")
     lines.append(
-        f"In about {duration(60 * minutes)}: a vocabulary and a tiny ELECTRA from nothing, on the docstrings of "
-        "this machine's own libraries; then a task on which it is compared with the model that ships with the "
-        "package and with a random start. Nothing is downloaded."
+        f"In about {duration(60 * minutes)}: train a vocabulary and a tiny ELECTRA from scratch on the docstrings "
+        "of this machine's own libraries, then compare it on a task with the model that ships with the package "
+        "and with a random start. Nothing is downloaded."
     )
     return [part for line in lines for part in textwrap.wrap(line, 88)]
 
@@ -209,22 +209,22 @@ def _make_folder(out: Path, overwrite: bool) -> None:
     Nothing is removed if the folder holds anything else: a `data` there may be the user's own.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file")
+        raise UserError(f"{out}: is a file, expected a folder")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if found and not overwrite:
-        raise UserError(f"{out}: is not an empty folder ({option('overwrite')} replaces the demo in it)")
+        raise UserError(f"{out}: not empty; {option('overwrite')} replaces the demo in it")
     others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial, of a killed one
     if others or (found and "task" not in found):
         raise UserError(
-            f"{out}: holds {others[0] if others else 'no demo'}, and {option('overwrite')} replaces a demo and "
-            f"nothing else; another {option('out')} is needed"
+            f"{out}: holds {others[0] if others else 'no demo'}, and {option('overwrite')} replaces nothing "
+            f"but a demo; choose another {option('out')}"
         )
     for name in ("task", "data", "pretrained", "calibration", "finetuned"):
         shutil.rmtree(out / name, ignore_errors=True)
     try:
         (out / "task").mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
+        raise UserError(f"{out}: cannot be created ({error.strerror})") from None
 
 
 def _read_docstrings(out: Path, quiet: bool) -> tuple[list[Document], LabelledTask]:

@@ -66,21 +66,21 @@ def build_report(found: Findings) -> Report:
             found.accuracies["pretrained"],
             1,
         ),
-        Dots("Random start", "the same size, nothing learnt before", found.accuracies["random"], 3),
+        Dots("Random start", "same size, not pre-trained", found.accuracies["random"], 3),
     ]
     return Report(
-        title="ELECTRA, from nothing to a classifier",
+        title="ELECTRA, from scratch to a classifier",
         summary=_summary(starts),
         machine=[("Machine", found.machine)],
         task=(
             f"Which of {len(task.labels)} areas of the library does a docstring belong to? {len(task.train):,} "
-            f"labelled examples to learn from, {len(task.dev):,} from other modules to be judged by; "
-            f"{found.epochs} epochs, {seeds} seed{'s' * (seeds != 1)} of every start."
+            f"labelled examples for training, {len(task.dev):,} from other modules for evaluation; "
+            f"{found.epochs} epochs, {seeds} seed{'s' * (seeds != 1)} per start."
         ),
         starts=starts,
         references=[Rule(guessing_accuracy(task), "guessing"), Rule(counting_accuracy(task), "counting words")],
         charts=pretraining_charts(read_metrics(found.out / "pretrained" / "metrics.jsonl"), unigram),
-        charts_note=f"{pretrained.tokens / 1e6:.2f} million tokens; evaluated on documents that were held out.",
+        charts_note=f"{pretrained.tokens / 1e6:.2f} million tokens; evaluated on held-out documents.",
         passages=_passages(found),
         facts=_facts(found, unigram),
         stages=found.stages,
@@ -162,16 +162,16 @@ def judge_pretraining(evaluation: Mapping[str, float], unigram: float) -> list[t
     mlm = evaluation.get("eval_mlm_loss", math.nan)
     signs = []
     if not auc >= PLATEAU_AUC:
-        signs.append(f"it tells replaced from original tokens hardly better than a coin (AUC {auc:.2f})")
+        signs.append(f"it tells replaced from original tokens hardly better than chance (AUC {auc:.2f})")
     if not rtd < 0.99 * base:
-        signs.append(f"its loss, {rtd:.3f}, is that of always answering the base rate, {base:.3f}")
+        signs.append(f"its loss, {rtd:.3f}, is about that of always predicting the base rate, {base:.3f}")
     if not mlm < unigram - 0.05:
-        signs.append(f"the generator's loss, {mlm:.2f}, is that of word frequencies alone, {unigram:.2f}")
+        signs.append(f"the generator's loss, {mlm:.2f}, is about that of word frequencies alone, {unigram:.2f}")
     if not signs:
         return []
     text = (
-        "; ".join(signs) + ". That is how the first minutes of every ELECTRA look; on a CPU they last long. More "
-        "minutes (--minutes) or a GPU take it further."
+        "; ".join(signs) + ". The first minutes of every ELECTRA look like this, and on a CPU that phase is long. "
+        "More --minutes or a GPU get it further."
     )
     return [("The model pre-trained just now has not left its plateau", text[0].upper() + text[1:])]
 
@@ -204,24 +204,24 @@ def pretraining_charts(rows: Sequence[Mapping[str, float]], unigram: float) -> l
     return [
         line_chart(
             [series("training", "mlm_loss", 0), series("held-out", "eval_mlm_loss", 1)],
-            title="Generator: masked-word loss, in nats",
-            caption="Below the dashed line it knows more than how frequent words are.",
+            title="Generator: MLM loss (nats)",
+            caption="Below the dashed line, it knows more than word frequencies.",
             x_label="step",
             rules=[Rule(unigram, f"word frequencies alone: {unigram:.2f}")],
         ),
         line_chart(
             [series("training", "rtd_loss", 0), series("held-out", "eval_rtd_loss", 1)],
-            title="Discriminator: loss per token, in nats",
-            caption="Below the dashed line it knows more than how many tokens are replaced.",
+            title="Discriminator: loss per token (nats)",
+            caption="Below the dashed line, it knows more than the fraction of replaced tokens.",
             x_label="step",
             rules=[Rule(value, f"base rate: {value:.3f}") for value in base],
         ),
         line_chart(
             [series("held-out", "eval_rtd_auc", 2)],
             title="Discriminator: AUC on held-out text",
-            caption="How often a replaced token gets the higher probability of the two.",
+            caption="How often a replaced token gets a higher probability than an original one.",
             x_label="step",
-            rules=[Rule(0.5, "a coin")],
+            rules=[Rule(0.5, "chance")],
             y_range=(0.5, 0.6),
         ),
     ]
@@ -233,13 +233,13 @@ def _passages(found: Findings) -> list[Passage]:
     return [
         generated_passage(
             *load_electra(found.shipped), PROSE, seed=PASSAGE_SEED, title="What the shipped model sees",
-            note="Underlined words were drawn by its own generator; the original stands above.",
+            note="Its own generator drew the underlined words; the originals are above them.",
         ),
         generated_passage(
             *load_electra(found.out / "pretrained"), example.text, seed=PASSAGE_SEED,
             title="What the model pre-trained just now sees",
-            note=f"A docstring of {example.document.module} that it has never read. Underlined words were drawn "
-            "by its generator; the original stands above. Point at a word for its probability.",
+            note=f"A docstring of {example.document.module} that it was not trained on. Its generator drew "
+            "the underlined words; the originals are above them. Point at a word for its probability.",
         ),
     ]  # fmt: skip
 
@@ -261,7 +261,7 @@ def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:
     return [
         (
             "Corpus",
-            f"{found.documents:,} documents, {found.tokens['train']:,} tokens to train on and "
+            f"{found.documents:,} documents, {found.tokens['train']:,} tokens for training and "
             f"{found.tokens['heldout']:,} held out: docstrings of Python {python}, torch {version('torch')} and "
             f"numpy {version('numpy')}, and the language reference",
         ),
@@ -281,7 +281,7 @@ def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:
         ("Areas", ", ".join(f"{label} ({train} + {dev})" for label, (train, dev) in counts.items())),
         (
             "Examples",
-            "those to be judged by are of modules without any example to learn from, and not in the corpus; names "
-            "of modules are taken out of all. Accuracy is that at the end of training: no epoch is picked",
+            "those for evaluation come from modules that have no training example and are not in the corpus; "
+            "module names are removed from all. Accuracy is measured at the end of training; no epoch is picked",
         ),
     ]

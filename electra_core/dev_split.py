@@ -19,7 +19,7 @@ import numpy as np
 from electra_kernels.rng import fold
 
 from electra_core.data_warnings import input_of
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.labelled import labels_in
 from electra_core.tagged_files import TaggedExample
 
@@ -48,10 +48,10 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
     for index, key in enumerate(inputs):
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
-        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples that have one input"
+        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples with the same input"
         if isinstance(examples[0], TaggedExample):
             what += " (an empty line ends a sentence)"
-        raise UserError(f"{where}: {what} cannot be split; give a dev file")
+        raise UserError(f"{where}: {what} cannot be split; give a dev file ({option('dev')})")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
     in_order = [groups[key] for key in dict.fromkeys(inputs[index] for index in order)]
     labels = [frozenset(labels_in(example)) if by_label else None for example in examples]

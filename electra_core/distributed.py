@@ -148,7 +148,7 @@ class Ranks:
 
         def check() -> None:
             if json.loads(json.dumps(value)) != json.loads(json.dumps(firsts)):
-                raise UserError(f"{socket.gethostname()}: {what} are not those of rank 0")
+                raise UserError(f"{socket.gethostname()}: {what} differ from those of rank 0")
 
         self.together(check)
 

@@ -337,7 +337,7 @@ def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, gener
     """The discriminator's encoder, sharing with the generator's what `pretrain.tying` says."""
     if pretrain.tying == "all":
         if generator.config != config:
-            raise ValueError("tying: 'all' expects a generator of the discriminator's size")
+            raise ValueError("tying: 'all' needs a generator of the discriminator's sizes")
         return generator
     embeddings: Embeddings | None = None
     if pretrain.tying == "embeddings":

@@ -115,7 +115,7 @@ def encode_all(
             yield running.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            f"a worker process died, most likely for want of memory; try fewer {option('workers')}"
+            f"a worker process died, most likely out of memory; try fewer {option('workers')}"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -87,7 +87,7 @@ def choose_engine(
         head_sizes: of the models' attention.
         sharded: each process stores a part of the parameters only.
     """
-    parts = "each process stores a part of the model only, which eager steps put together" if sharded else None
+    parts = "each process stores only a part of the model, which eager steps put together" if sharded else None
     problems: dict[str, Callable[[], str | None]] = {
         "eager": lambda: None,
         "graph": lambda: parts or graph_problem(device, dtype, head_sizes),
@@ -100,7 +100,7 @@ def choose_engine(
         fast = device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16()
         return "static" if fast and not problems["static"]() else "eager"
     if problem := problems[engine]():
-        log.warning("%s: %s; going on with the eager engine", option("engine", engine), problem)
+        log.warning("%s: %s; using the eager engine instead", option("engine", engine), problem)
         return "eager"
     return engine
 
@@ -114,7 +114,7 @@ def agreed_engine(engine: str, ranks: Ranks) -> str:
     if engine == "eager" or not any_eager:
         return engine
     if ranks.first:  # where it is the one, it has said why
-        log.warning("%s: another process cannot; going on with the eager engine", option("engine", engine))
+        log.warning("%s: another process cannot use it; using the eager engine instead", option("engine", engine))
     return "eager"
 
 
@@ -126,9 +126,11 @@ def graph_problem(
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, the device is {device}"
     if widest > KERNEL_HEAD_DIMS[-1]:
-        return f"attention heads {widest} wide have no kernel, and what stands in for it reads lengths on the host"
+        return (
+            f"there is no kernel for attention heads of width {widest}, and its fallback reads lengths on the host"
+        )
     if problem := gpu_problem(device, dtype or torch.float32):
-        return f"what stands in for the Triton kernels reads lengths on the host ({problem})"
+        return f"the fallback for the Triton kernels reads lengths on the host ({problem})"
     return None
 
 
@@ -144,7 +146,7 @@ def compile_problem(device: torch.device) -> str | None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return "torch.compile needs a C++ compiler (g++ or clang++), and there is none"
+        return "torch.compile needs a C++ compiler (g++ or clang++), and none was found"
     return None
 
 

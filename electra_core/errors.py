@@ -54,9 +54,9 @@ def option(name: str, value: object = None) -> str:
 
 _DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
+    errno.EDQUOT: "the disk quota is exceeded",
     errno.EROFS: "the disk is read-only",
-    errno.EFBIG: "the file system takes no file of this size",
+    errno.EFBIG: "the file system does not allow a file of this size",
 }
 
 
@@ -67,11 +67,11 @@ def disk_trouble(error: BaseException | None) -> str | None:
 
 # What torch's allocators, the CUDA and HIP runtimes and cuBLAS say; all of them in RuntimeErrors.
 _MEMORY_TROUBLE = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
-_ELSEWHERE = "--device cpu uses the other memory"
+_ELSEWHERE = "--device cpu uses main memory instead"
 _MORE_MEMORY = {
-    "pretrain": "--resume --accumulate 0 goes on in as few parts as fit, --recompute keeps less of each; neither "
-                "changes what is learnt beyond rounding",
-    "finetune": "take a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
+    "pretrain": "continue with --resume --accumulate 0 (as few parts as fit) or --recompute (keeps less in "
+                "memory); neither changes the result beyond rounding",
+    "finetune": "try a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
     "evaluate": _ELSEWHERE, "predict": _ELSEWHERE, "demo": _ELSEWHERE,
 }  # fmt: skip
 """Command -> what it can do with less."""

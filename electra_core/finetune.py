@@ -103,7 +103,7 @@ def finetune(
     """
     if not isinstance(task, Task):
         raise ValueError(
-            f"task: expected one, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
+            f"task: expected a task, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
             f"{task!r:.50}"
         )
     if not isinstance(settings, FinetuneSettings | None):
@@ -118,7 +118,7 @@ def finetune(
     )
     done, checkpoint = _earlier(out, resume, overwrite, ranks)
     if resume and done is None and checkpoint is None:
-        say(f"{out}: nothing to resume, begins at step 0")
+        say(f"{out}: nothing to resume; starting at step 0")
     with as_files(say, getattr(task, "columns", None), train=train, dev=dev) as (files, say_of_them):
         read = ranks.together(lambda: _read(task, directory, config, files, settings, say_of_them))
     task, train_examples, dev_examples, skipped, tokenizer = read
@@ -127,12 +127,12 @@ def finetune(
     ranks.check_alike(same, "model, data or settings")
     if done is not None:
         check_finished(out, done, same)
-        say(f"{out}: all is done already")
+        say(f"{out}: already finished")
         ranks.leave()
         return done
     if checkpoint is not None:
         check_identity(checkpoint, same)
-        say(f"goes on at step {checkpoint.step}")
+        say(f"continuing at step {checkpoint.step}")
     elif not settings.random_start and (old := old_head(task, directory)) is not None:
         say(f"{model}: {told(task, old)}")
     may_be_longer = task.max_length < config.max_position_embeddings
@@ -157,7 +157,7 @@ def finetune(
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
             state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
-            say(f"stopped by {stopped}; {out} holds the best model so far, {option('resume')} goes on")
+            say(f"stopped by {stopped}; {out} holds the best model so far; {option('resume')} continues")
         else:
             keeper.remove_checkpoints()
             if warning := _at_the_baseline(job, report["best"]):
@@ -177,14 +177,16 @@ def _resolved(
     `finetune`."""
     directory = model_dir.find_model(model)
     if out.resolve() in (directory.resolve(), *directory.resolve().parents):
-        raise UserError(f"{out}: holds the model to fine-tune; the new one needs a folder of its own")
+        raise UserError(f"{out}: holds the model to fine-tune; write the new one to another folder")
     config, _ = model_dir.load_config(directory)
     settings, asked = settings.resolved(config), settings.max_length
     if settings.max_length < asked:
-        say(f"warning: max_length: {asked} is more than the model's positions; goes on with {settings.max_length}")
+        say(f"warning: max_length: {asked} exceeds the model's positions; using {settings.max_length}")
     check_freeze(settings.freeze, config.num_hidden_layers)
     if settings.batch_size < ranks.size and not settings.tokens_per_batch:
-        raise UserError(f"batch_size: {settings.batch_size} are too few for {ranks.size} processes")
+        raise UserError(
+            f"batch_size: expected at least 1 per process, {ranks.size} in all, got {settings.batch_size}"
+        )
     return directory, config, settings
 
 
@@ -276,6 +278,6 @@ def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
     if best[metric] > constant[metric]:
         return None
     return (
-        f"{what}, always, would do as well on the dev data ({metric} {constant[metric]:.4g}): "
-        f"nothing was learned that shows there. Try more {option('epochs')} or another {option('learning_rate')}."
+        f"a constant guess ({what}) does as well on the dev data ({metric} {constant[metric]:.4g}); "
+        f"try more {option('epochs')} or another {option('learning_rate')}"
     )

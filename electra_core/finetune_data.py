@@ -64,7 +64,7 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
     changes: dict[str, Any] = {"max_length": length}
     if settings.truncate:
         if not hasattr(task, "truncate"):
-            raise UserError(f"truncate: only for classification and regression, the task is {task.kind}")
+            raise UserError(f"truncate: no effect on {task.kind}, only on classification and regression")
         changes["truncate"] = settings.truncate
     return replace(task, **changes)  # type: ignore[type-var]
 
@@ -98,8 +98,8 @@ def read_data(
         task = _chosen_by(task, settings.metric)
     if settings.class_weights:
         if not isinstance(task, Classify):
-            instead = "; of rare labels a lower --threshold finds more" if isinstance(task, MultiLabel) else ""
-            raise UserError(f"class_weights: only for classification, the task is {task.kind}{instead}")
+            instead = "; a lower --threshold finds more of rare labels" if isinstance(task, MultiLabel) else ""
+            raise UserError(f"class_weights: no effect on {task.kind}, only on classification{instead}")
         task = task.balanced(examples)
     for bad in skipped:
         if bad.count:
@@ -167,7 +167,7 @@ def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} words, the model only {config.vocab_size}"
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
         )
     return tokenizer
 

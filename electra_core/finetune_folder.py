@@ -152,12 +152,12 @@ def identity(
 def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> None:
     """Raises UserError with the differences if a checkpoint is of another fine-tuning than `now`."""
     if "runs" not in checkpoint.meta:
-        raise UserError(f"cannot resume {checkpoint.path}: it is no checkpoint of a fine-tuning")
+        raise UserError(f"cannot resume {checkpoint.path}: it is not a checkpoint of a fine-tuning run")
     was = checkpoint.meta.get("identity", {})
     if was.get("rules") != now["rules"]:
         raise UserError(
             f"cannot resume {checkpoint.path}: it was begun by a version with other batches, dropout or heads, "
-            "which can end it"
+            "finish it with that version"
         )
     if differences := _differences(was, now):
         raise UserError(f"cannot resume {checkpoint.path}: {differences}")
@@ -172,7 +172,7 @@ def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]])
     if columns := was.get("task", {}).get("columns"):
         was["task"] = {**was["task"], "columns": {**asdict(Columns()), **columns}}
     return "; ".join(
-        f"{name} is another one" if table == "start" else
+        f"{name} differs" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"
         for table, values in now.items()
         for name, value in values.items()
@@ -199,7 +199,7 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
     if was.get("rules") != now["rules"]:
         then = {"start": {"weights": now["start"]["weights"]}} if "start" in was else {}
     if differences := _differences({**was, "settings": report["settings"]}, {**then, "settings": now["settings"]}):
-        raise UserError(f"{out}: holds another finished model; {differences}; {option('overwrite')} starts anew")
+        raise UserError(f"{out}: holds another finished model; {differences}; {option('overwrite')} replaces it")
 
 
 def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:

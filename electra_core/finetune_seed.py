@@ -88,8 +88,8 @@ def _model_and_optimizer(job: Job, keeper: Keeper) -> tuple[TaskModel, torch.opt
 
 def _few_steps(steps: int) -> str:
     return (
-        f"warning: Only {steps} step{'s' if steps > 1 else ''} in all, which may be too few "
-        f"to learn from. More {option('epochs')} or a smaller {option('batch_size')} give more."
+        f"warning: only {steps} step{'s' if steps > 1 else ''} in total, which may be too few "
+        f"to learn from; for more, raise {option('epochs')} or lower {option('batch_size')}"
     )
 
 

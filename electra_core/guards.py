@@ -153,14 +153,14 @@ def examine(
 
 def _verdict(found: dict[str, Any]) -> str:
     if found["weights_not_finite"]:
-        return f"weights are not finite already, {found['weights_not_finite'][0]} for one"
+        return f"weights are already not finite, such as {found['weights_not_finite'][0]}"
     if first := found["first_not_finite"]:
         where = f"the first output that is not finite is that of {first['module']} ({first['kind']})"
         return where + (", from finite inputs" if first["inputs_finite"] else "")
     if bad := [name for name, value in found["losses"].items() if isinstance(value, str)]:
         return f"every module's output is finite, but {', '.join(bad)} is not"
     if bad := found["gradients_not_finite"]:
-        return f"the forward pass is finite, the gradients of {len(bad)} weights are not, {bad[0]} for one"
+        return f"the forward pass is finite, the gradients of {len(bad)} weights are not, such as {bad[0]}"
     if isinstance(found["gradient_norm"], str):
         return "loss and gradients are finite, but so large that the norm of all together is not"
     return "the same batch gave finite values when it was run again: suspect the hardware"

@@ -176,7 +176,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
 
 def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:
     if raw.get(key, only) != only:
-        raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
+        raise UserError(f"{where}: {key} is {raw[key]!r}; only {only!r} is supported")
 
 
 def _check_sizes(given: Mapping[str, Any], where: str) -> None:
@@ -185,7 +185,7 @@ def _check_sizes(given: Mapping[str, Any], where: str) -> None:
         most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         least = 0 if key == "pad_token_id" else 1
         if isinstance(value := given.get(key), int) and not least <= value <= most:
-            raise UserError(f"{where}: {key} expects an integer from {least} to {most}, got {value!r}")
+            raise UserError(f"{where}: {key}: expected an integer from {least} to {most}, got {value!r}")
 
 
 def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -198,9 +198,9 @@ def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if table is None:
         count = raw.get("num_labels", 2)
         if not isinstance(count, int) or not 1 <= count <= _MOST:
-            raise UserError(f"{where}: num_labels expects an integer from 1 to {_MOST}, got {count!r}")
+            raise UserError(f"{where}: num_labels: expected an integer from 1 to {_MOST}, got {count!r}")
         return tuple(f"LABEL_{index}" for index in range(count))
     numbers = {str(index) for index in range(len(table))} if isinstance(table, dict) else None
     if not table or numbers != set(table) or not all(isinstance(label, str) for label in table.values()):
-        raise UserError(f'{where}: id2label expects names for "0", "1", ... without a gap')
+        raise UserError(f'{where}: id2label: expected names for "0", "1", ... without a gap')
     return tuple(table[str(index)] for index in range(len(table)))

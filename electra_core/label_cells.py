@@ -47,7 +47,7 @@ def labels_as_texts(labels: Any) -> tuple[str, ...]:
     for label in labels:
         text = label if isinstance(label, str) else label_text(label) if hasattr(label, "__index__") else None
         if text is None:
-            raise ValueError(f"labels: expected texts or whole numbers, got {label!r:.80}")
+            raise ValueError(f"labels: expected strings or integers, got {label!r:.80}")
         texts.append(text)
     return tuple(texts)
 
@@ -70,7 +70,7 @@ def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, .
     if isinstance(value, list):
         return _labels_of_list(value)
     if isinstance(value, (dict, bytes)):
-        return (), f"the label is a {type(value).__name__}, expected a list of labels, a text or a number"
+        return (), f"the label is a {type(value).__name__}, expected a list of labels, a string or a number"
     label = label_text(value)
     return (() if label is None else (label,)), ""
 
@@ -78,14 +78,14 @@ def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, .
 def _labels_of_list(values: list[Any]) -> tuple[tuple[str, ...], str]:
     for value in values:
         if isinstance(value, (list, dict, bytes)):
-            return (), f"a label in a list is a {type(value).__name__}, expected a text or a number"
+            return (), f"a label in a list is a {type(value).__name__}, expected a string or a number"
     labels = [label for value in values if (label := label_text(value)) is not None]
     if len(labels) < len(values):
         return (), "a label in a list is empty"
     if len(labels) > 2 and {*labels} <= {"0", "1"}:
         return (), (
-            "a list of 0 and 1, it seems for every label (expected the labels that the text has; --label-columns "
-            "reads a column of 0 and 1 for each)"
+            "a list of 0 and 1, apparently for every label (expected the text's labels; for one column of 0 and 1 "
+            "per label: --label-columns)"
         )
     return tuple(dict.fromkeys(labels)), ""
 
@@ -111,7 +111,7 @@ def labels_of_columns(cells: Mapping[str, Any], names: Sequence[str]) -> tuple[t
         if mark is None:
             return (), f"the label is missing (column {name!r} is empty, expected 0 or 1)"
         if mark.lower() not in MARKS:
-            return (), f"a label's column holds neither 0 nor 1 ({mark!r:.40} in column {name!r})"
+            return (), f"a label column holds neither 0 nor 1 ({mark!r:.40} in column {name!r})"
         if MARKS[mark.lower()]:
             labels.append(name)
     return tuple(labels), ""

@@ -27,7 +27,7 @@ from electra_core.row_files import OTHER_ENCODING, Row
 from electra_core.text_lines import at_hand, read_lines, text_problem
 
 log = logging.getLogger("electra_core")
-NO_ROW_ID = "if that column is no row's id: --id-column none"
+NO_ROW_ID = "if that column does not hold row ids: --id-column none"
 FEWEST_IDS = 10
 """Of fewer a repeated one is a slip."""
 FIRST_ROWS = 100
@@ -113,7 +113,7 @@ class BadRows:
             self.first[0]
             + (f" ({more})" if self.count > 1 else "")
             + self.way_out()
-            + ("; --skip-bad-rows leaves bad rows out" if good else "")
+            + ("; --skip-bad-rows skips bad rows" if good else "")
         )
 
     def way_out(self) -> str:
@@ -124,7 +124,8 @@ class BadRows:
         """One line for the log: how many were skipped, why, and where the first stand."""
         why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common(5))
         first = "; ".join(self.first)
-        return Lost(f"{self.path}: skipped {self.count} bad rows: {why}; first {first}{self.way_out()}")
+        rows = f"{self.count} bad row{'s' if self.count > 1 else ''}"
+        return Lost(f"{self.path}: skipped {rows}: {why}; first {first}{self.way_out()}")
 
 
 class Ids:
@@ -146,7 +147,7 @@ class Ids:
         if str(value) in self._seen:
             if self._bad is not None:
                 self._bad.ways_out[NO_ROW_ID] = None
-            return f"duplicated id ({value})"
+            return f"duplicate id ({value})"
         self._seen.add(str(value))
         return ""
 
@@ -227,7 +228,9 @@ def _read_text_rows(
             found = find_columns(path, present or list(row.cells), columns, labelled, several)
             if labelled and columns.id is None and _mostly_repeated(found.id, first):
                 log.warning(
-                    "%s: the column %r is no row's id, as most repeat; --id-column names another", path, found.id
+                    "%s: column %r holds no row ids, as most values repeat; name another with --id-column",
+                    path,
+                    found.id,
                 )
                 found = replace(found, id=None)
             bad.found = found
@@ -273,9 +276,7 @@ def _with_labels(
         elif columns.label in row.cells:
             labels, problem = labels_of_cell(row.cells[columns.label], separator)
         else:
-            problem = (
-                f"the label is missing (there is no {columns.label!r}; an empty list says that there is none)"
-            )
+            problem = f"the label is missing (no field {columns.label!r}; an empty list means no labels)"
         if problem:
             return None, problem
     return MultiLabelExample(example.id, example.line, example.text, example.pair, None, labels), ""
@@ -283,8 +284,8 @@ def _with_labels(
 
 def _label_problem(value: Any, label: str | None) -> str:
     if isinstance(value, (list, dict)):
-        several = " (several labels a text: --task multilabel)" if isinstance(value, list) else ""
-        return f"the label is a {type(value).__name__}, expected one text or number{several}"
+        several = " (for several labels per text: --task multilabel)" if isinstance(value, list) else ""
+        return f"the label is a {type(value).__name__}, expected one string or number{several}"
     return "the label is missing" if label is None else ""
 
 
@@ -294,7 +295,7 @@ def text_cell(row: Row, column: str) -> tuple[str, str]:
     if value is None or value != value:  # NaN, as pandas writes it
         return "", f"column {column!r} is missing"
     if isinstance(value, (list, dict, bytes)):
-        return "", f"column {column!r} holds a {type(value).__name__}, expected a text"
+        return "", f"column {column!r} holds a {type(value).__name__}, expected text"
     text = str(value).strip()
     return (text, text_problem(text)) if text else ("", f"the text is empty (column {column!r})")
 

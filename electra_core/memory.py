@@ -115,7 +115,7 @@ def free_bytes(device: torch.device) -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        raise UserError("accumulate: this system does not tell how much memory is free; give a number") from None
+        raise UserError("accumulate: this system does not report its free memory; give a number above 0") from None
 
 
 def fitting_parts(

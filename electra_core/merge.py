@@ -59,7 +59,7 @@ def merge(
             writers = hold_one_out(folder, splits["train"], dtype, settings["shard_tokens"])
             splits = {split: writer.counts for split, writer in writers.items()}
         if not splits["train"].tokens:
-            raise UserError("no part has a document to train on")
+            raise UserError("no part has documents to train on")
         manifest = Manifest(
             tokenizer_fingerprint=first.tokenizer_fingerprint,
             vocab_size=first.vocab_size,
@@ -96,7 +96,7 @@ def _shard(corpus: Corpus) -> tuple[int, int, str]:
     shard = corpus.manifest.settings.get("shard")
     if shard is None:
         raise UserError(
-            f"{corpus.directory}: a whole corpus, not a part of one (whole ones are mixed by `electra pretrain`)"
+            f"{corpus.directory}: a whole corpus, not a part of one (`electra pretrain` mixes whole ones)"
         )
     number, of, digest = shard
     return int(number), int(of), str(digest)

@@ -45,10 +45,10 @@ class Mixture(Corpus):
             if corpus.manifest.tokenizer_fingerprint != first.manifest.tokenizer_fingerprint:
                 raise UserError(
                     f"{corpus.directory} and {first.directory} have different tokenizers; "
-                    "`electra prepare --tokenizer DIR` makes them with one"
+                    "prepare them with the same one (`electra prepare --tokenizer DIR`)"
                 )
             if not corpus.num_tokens:
-                raise UserError(f"{corpus.directory}: its {corpus.split} part is empty, so it cannot be mixed in")
+                raise UserError(f"{corpus.directory}: has no {corpus.split} documents, so it cannot be mixed in")
         self.corpora = tuple(corpora)
         self.counts = apportion([corpus.num_tokens for corpus in corpora] if weights is None else weights, corpora)
         self.directory, self.split, self.manifest = first.directory, first.split, first.manifest
@@ -82,9 +82,7 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
         UserError: not a positive number for each corpus, or one below 1/BLOCK of all.
     """
     if len(weights) != len(corpora):
-        raise UserError(
-            f"{option('mix')}: expected a weight for each of {len(corpora)} corpora, got {len(weights)}"
-        )
+        raise UserError(f"{option('mix')}: expected one weight per corpus, {len(corpora)}, got {len(weights)}")
     if not all(0 < weight < float("inf") for weight in weights):
         raise UserError(
             f"{option('mix')}: expected positive numbers, got {' '.join(f'{weight:g}' for weight in weights)}"
@@ -97,7 +95,7 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
     for count, corpus in zip(counts, corpora):
         if not count:
             raise UserError(
-                f"{corpus.directory}: has less than 1/{BLOCK} of the weight; {option('mix')} gives it more"
+                f"{corpus.directory}: has less than 1/{BLOCK} of the weight; give it more with {option('mix')}"
             )
     return counts
 
@@ -167,13 +165,13 @@ def open_data(
     places = [Path(folder).resolve() for folder in folders]
     if twice := [str(folder) for number, folder in enumerate(folders) if places[number] in places[:number]]:
         raise UserError(
-            f"{option('data')}: {twice[0]} is named twice; {option('mix')} says how often each is visited"
+            f"{option('data')}: {twice[0]} is given twice; to sample it more often, use {option('mix')}"
         )
     corpora = [Corpus.open(folder, split) for folder in folders]
     if len(corpora) > 1:
         return Mixture(corpora, mix)
     if split == "train" and not corpora[0].num_tokens:
-        raise UserError(f"{folders[0]}: nothing to train on in it (parts are made one by prepare --merge)")
+        raise UserError(f"{folders[0]}: nothing to train on (merge parts with `electra prepare --merge`)")
     if mix is not None:
-        raise UserError(f"{option('mix')}: there is one corpus, so nothing to weigh")
+        raise UserError(f"{option('mix')}: no effect with a single corpus")
     return corpora[0]

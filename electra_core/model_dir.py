@@ -107,7 +107,7 @@ def _move_into_place(new: Path, directory: Path) -> None:
         new.rename(directory)
         return
     if not directory.is_dir():
-        raise UserError(f"{directory} exists and is not a directory")
+        raise UserError(f"{directory}: exists and is not a directory")
     for file in new.iterdir():
         os.replace(file, directory / file.name)
 
@@ -116,7 +116,7 @@ def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """The sizes in a model directory's config.json, and all of its fields as they stand."""
     directory = find_model(source)
     if not (directory / "config.json").exists():
-        raise UserError(f"{directory} is not a model directory: it has no config.json")
+        raise UserError(f"{directory}: not a model directory (no config.json)")
     raw = read_json(directory, "config.json")
     return read_config(raw, str(directory / "config.json")), raw
 
@@ -154,7 +154,7 @@ def load(
     new_head = _fill(model, directory, raw, another_head=labels is not None)
     if new_head:
         tasks.initialise_head(model, seed)  # type: ignore[arg-type]
-        log.warning("%s: the head is new, not trained yet: %s", directory, ", ".join(new_head))
+        log.warning("%s: the head is newly initialised and not trained yet: %s", directory, ", ".join(new_head))
     return model.eval()
 
 
@@ -166,7 +166,7 @@ def _head_options(
     kind: type[nn.Module], raw: dict[str, Any], labels: Sequence[str] | None, where: str
 ) -> dict[str, Any]:
     if issubclass(kind, electra.Generator) and raw.get("tie_word_embeddings", True) is not True:
-        raise UserError(f"{where}: tie_word_embeddings is false; only a tied output layer is known here")
+        raise UserError(f"{where}: tie_word_embeddings is false; only a tied output layer is supported")
     named = issubclass(kind, tasks.SequenceClassifier | tasks.TokenClassifier)
     if labels and not named and kind.__module__.startswith("electra_core."):
         raise ValueError(f"labels: a {kind.__name__} has none, got {labels!r}")
@@ -177,14 +177,14 @@ def _head_options(
         options["classifier_dropout"] = raw.get("summary_last_dropout", 0.1)
         for key, only in (("summary_type", "first"), ("summary_use_proj", True), ("summary_activation", "gelu")):
             if raw.get(key, only) != only:
-                raise UserError(f"{where}: {key} is {raw[key]!r}; this implementation has only {only!r}")
+                raise UserError(f"{where}: {key} is {raw[key]!r}; only {only!r} is supported")
     elif not issubclass(kind, tasks.QuestionAnswerer):
         options["labels"] = read_labels(raw, where) if labels is None else labels
     if issubclass(kind, tasks.SequenceClassifier) and labels is None:
         options["multi_label"] = raw.get("problem_type") == MULTI_LABEL
     dropout = options["classifier_dropout"]
     if dropout is not None and not (type(dropout) in (int, float) and 0 <= dropout < 1):
-        raise UserError(f"{where}: dropout of the head expects a number in [0, 1), got {dropout!r}")
+        raise UserError(f"{where}: classifier_dropout: expected a number in [0, 1), got {dropout!r}")
     return options
 
 
@@ -201,7 +201,7 @@ def load_pair(model: electra.Electra, discriminator: str | Path, generator: str 
     if not torch.equal(words_VE, of_generator):
         raise UserError(
             f"{discriminator} and {generator} have different word embeddings, so they were not trained as a pair "
-            "with shared ones; go on with tying = none"
+            "with shared ones; use tying = none"
         )
 
 
@@ -222,7 +222,7 @@ def load_into(model: nn.Module, source: str | Path) -> None:
         if isinstance(theirs, int) and key != "pad_token_id" and theirs != getattr(ours, key)
     ]
     if differing:
-        raise UserError(f"{directory}: the model there has {'; '.join(differing)}")
+        raise UserError(f"{directory}: the model has {'; '.join(differing)}")
     _fill(model, directory, raw, another_head=False)
 
 
@@ -292,7 +292,7 @@ def _compare(
     problems += [f"unexpected: {name} {list(shapes[name])}" for name in unexpected]
     if problems:
         raise UserError(
-            f"{directory}: the weights are not those of a {type(model).__name__} as config.json describes it\n  "
+            f"{directory}: the weights do not match a {type(model).__name__} with this config.json\n  "
             + "\n  ".join(problems[:_MOST_LISTED])
             + (f"\n  and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else "")
         )

@@ -63,5 +63,5 @@ def _fetch(name: str, revision: str | None) -> Path:
             if any(found.glob(weights)):
                 break
     except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
-        raise UserError(f"{name}: not a directory, and not fetched from the Hub ({error})") from error
+        raise UserError(f"{name}: not a directory, and cannot be fetched from the Hub ({error})") from error
     return found

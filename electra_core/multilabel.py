@@ -49,7 +49,7 @@ class MultiLabel(TextTask):
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold: expected a probability, 0 to 1, got {self.threshold!r}")
+            raise ValueError(f"threshold: expected a probability from 0 to 1, got {self.threshold!r}")
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class MultiLabel(TextTask):
         else:
             if self.columns.labels and {*self.columns.labels} != {*self.labels}:
                 raise UserError(
-                    f"{path}: expected a column for each label of the model ({_shown(self.labels)}), got "
+                    f"{path}: expected one column per label of the model ({_shown(self.labels)}), got "
                     f"{_shown(self.columns.labels)}"
                 )
             yield from self._known(examples, path, bad)
@@ -84,7 +84,7 @@ class MultiLabel(TextTask):
             labels = tuple(dict.fromkeys(shown(label) for label in labels_in(example)))
             if unknown := next((label for label in labels if label not in known), None):
                 hint = f"known: {_shown(self.labels)}{self._header_hint(path, example)}"
-                bad.add(example.place, f"a label does not occur in training ({unknown!r}; {hint})")
+                bad.add(example.place, f"a label is not in the training data ({unknown!r}; {hint})")
             else:
                 yield replace(example, labels=labels)
 

@@ -46,8 +46,8 @@ def _thresholds(truth: np.ndarray, scores: np.ndarray) -> Table:
     rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
     best = max(rows, key=lambda row: row["f1"])
     note = (
-        f"Over all labels together (micro). F1 is best at --threshold {best['threshold']:g}; whoever takes it for "
-        "that needs other data to judge it."
+        f"Over all labels together (micro). F1 is best at --threshold {best['threshold']:g}; to choose it "
+        "for that, evaluate on other data."
     )
     return table_of("Thresholds", note, rows)
 
@@ -77,7 +77,7 @@ def _worst(
         for n in sorted(wrong.tolist(), key=lambda n: -far[n])[:WORST]
     ]
     note = (
-        f"{len(wrong)} of {len(examples)} texts miss a label or have one too many; the surest first, by how far "
-        "the probability of a label is off."
+        f"{len(wrong)} of {len(examples)} texts miss a label or have one too many; the largest error "
+        "of a label's probability first."
     )
     return Table("Worst mistakes", note, ("line", "missing", "too many", "off by", "text"), rows)

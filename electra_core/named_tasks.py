@@ -17,7 +17,7 @@ from electra_core.choices import Choose
 from electra_core.classify import Classify, Regress
 from electra_core.columns import Columns, TrainedColumns, for_another_file, with_given
 from electra_core.downstream import Task
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, option, writing
 from electra_core.multilabel import MultiLabel
 from electra_core.squad import Answer
 from electra_core.tagging import Tag
@@ -169,8 +169,8 @@ def find_task(name: str) -> NamedTask | None:
         return NAMED[wanted]
     known = [*KINDS, *(task.name for task in NAMED.values())]
     close = difflib.get_close_matches(wanted, [name.lower() for name in known], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"there is no task {name!r}{hint} (known: {', '.join(known)})")
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UserError(f"task: expected one of {', '.join(known)}, got {name!r}{hint}")
 
 
 def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[str, Any]]:
@@ -204,7 +204,7 @@ def for_reading(task: Task, given: Columns, form: str = "") -> Task:
     """
     columns = getattr(task, "columns", None)
     if form and (columns is None or isinstance(task, Tag)):
-        raise UserError(f"{task.kind}: takes no --input-format, the name of a file tells what is in it")
+        raise UserError(f"--input-format: no effect with {task.kind}, where the file's name tells its format")
     if given == Columns() and not form and (columns is None or isinstance(columns, TrainedColumns)):
         return task
     return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given, form))
@@ -212,15 +212,15 @@ def for_reading(task: Task, given: Columns, form: str = "") -> Task:
 
 def _columns_of(task: Task, name: str, given: Columns) -> Columns:
     if given.pair is not None and isinstance(task, Tag | Choose):
-        raise UserError(f"{name}: takes no --text-pair-column, there is no second text in its files")
+        raise UserError(f"--text-pair-column: no effect with {name}, whose files have no second text")
     if not hasattr(task, "columns"):
         raise UserError(
-            f"{name}: takes no columns or encoding, its files name their fields (question, context, answers) and "
-            "are UTF-8"
+            f"{name}: takes no columns or encoding; its files have the fields question, context and answers, in "
+            "UTF-8"
         )
     if (given.labels or given.separator) and not isinstance(task, MultiLabel):
         flag = "--label-columns" if given.labels else "--label-separator"
-        raise UserError(f"{name}: takes no {flag}, which are for several labels a text (--task multilabel)")
+        raise UserError(f"{flag}: no effect with {name}, only with multilabel")
     return task.columns
 
 
@@ -237,7 +237,7 @@ def submitted_task(name: str) -> NamedTask:
     named = find_task(name)
     if named is None or not named.submission:
         with_one = ", ".join(task.name for task in NAMED.values() if task.submission)
-        raise UserError(f"{name}: there is no GLUE submission for it; there is for {with_one}")
+        raise UserError(f"{option('submission')}: expected one of {with_one}, got {name!r}")
     return named
 
 

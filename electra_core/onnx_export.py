@@ -224,7 +224,7 @@ def export(source: str | Path, file: str | Path) -> float:
     content = proto.SerializeToString()
     difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:
-        raise UserError(f"{file}: not written; its logits differ from torch's by {difference:.2g} of their size")
+        raise UserError(f"{file}: not written; its logits differ from torch's by a relative {difference:.2g}")
     with writing(str(file)), temporary_folder(file) as new:  # each file is replaced whole
         (new / file.name).write_bytes(content)
         tokenizer.save(new)
@@ -246,4 +246,4 @@ def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenize
     except UserError:
         same = False
     if not same:
-        raise UserError(f"{folder}: holds another model ({others[0].name}); give the graph a folder of its own")
+        raise UserError(f"{folder}: holds another model ({others[0].name}); write the graph to another folder")

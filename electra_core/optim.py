@@ -77,7 +77,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     if not with_gradient:
-        raise ValueError("parameters: expected one with a gradient at least, got none")
+        raise ValueError("parameters: expected at least one with a gradient, got none")
     norm = gradient_norm(with_gradient)
     gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
     torch._foreach_mul_(gradients, max_norm / norm.clamp(min=max_norm))
@@ -120,7 +120,9 @@ def parameter_groups(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     if layerwise_decay is not None:
         if not any("encoder" in name.split(".") for name, _ in model.named_parameters()):
-            raise ValueError("model: layerwise_decay expects its layers below an attribute `encoder`, found none")
+            raise ValueError(
+                "model: layerwise_decay needs the model's layers under an attribute `encoder`, found none"
+            )
         if num_layers is None:
             num_layers = _number_of_layers(model)
     for name, parameter in model.named_parameters():
@@ -139,7 +141,7 @@ def parameter_groups(
 def _number_of_layers(model: nn.Module) -> int:
     """Of `model.encoder`."""
     if not hasattr(model, "encoder"):
-        raise ValueError("num_layers: expected a number, because `model.encoder` is not there to be asked")
+        raise ValueError("num_layers: required, because the model has no `encoder` to take it from")
     return int(model.encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 

@@ -149,7 +149,7 @@ def from_padded(
     keep = attention_mask_NS.bool()
     lengths = keep.sum(1).tolist()
     if 0 in lengths:  # nothing of it would be left to answer for
-        raise ValueError(f"attention_mask_NS: expected a word in every row, row {lengths.index(0)} has none")
+        raise ValueError(f"attention_mask_NS: expected a token in every row, row {lengths.index(0)} has none")
     return from_lengths(input_ids_NS[keep], segments[keep], lengths)
 
 

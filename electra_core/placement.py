@@ -38,7 +38,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == "cuda" and torchrun.is_used():
         if torchrun.local_rank() >= torch.cuda.device_count():
             raise UserError(
-                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one per process"
+                f"--nproc-per-node: expected at most {torch.cuda.device_count()} processes, one per GPU"
             )
         device = f"cuda:{torchrun.local_rank()}"
     try:
@@ -49,7 +49,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         unused = f"; the GPU of an {OTHER_GPUS[place.type]} is not used" if place.type in OTHER_GPUS else ""
         raise UserError(f"device {device}: expected auto, cpu or cuda{unused}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
     return place if place.type == "cpu" else _computing(place, wanted)
 
 
@@ -59,11 +59,11 @@ def _computing(place: torch.device, wanted: str) -> torch.device:
         return place
     name = _name(place)
     if not any(text in problem for text in NOT_BUILT_FOR):
-        raise UserError(f"device {wanted}: {name} does not compute: {problem}; the device cpu does without it")
+        raise UserError(f"device {wanted}: {name} does not compute: {problem}; use the device cpu instead")
     problem = f"this torch ({torch.__version__}) is not built for {name}; pytorch.org/get-started has other builds"
     if wanted != "auto" or torchrun.is_used():  # ranks on different devices would not find each other
-        raise UserError(f"device {wanted}: {problem}; the device cpu does without it")
-    log.warning("%s; going on with the CPU", problem)
+        raise UserError(f"device {wanted}: {problem}; use the device cpu instead")
+    log.warning("%s; using the CPU", problem)
     return torch.device("cpu")
 
 
@@ -104,10 +104,10 @@ def resolve_precision(precision: str | torch.dtype, device: torch.device) -> tor
         raise UserError(f"precision {precision}: expected auto, bf16 or fp32")
     has_bf16 = has_gpu_bf16(device) if device.type == "cuda" else has_fast_bf16()
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        _warn_once(f"precision bf16: {_name(device)} has none and emulates it; fp32 is faster")
+        _warn_once(f"precision bf16: {_name(device)} has no bf16 and emulates it; fp32 is faster")
     if precision == "fp32" and device.type == "cuda" and has_bf16 and _multiplies_in_tf32():
         _warn_once(
-            "precision fp32: PyTorch's products are in TF32 (torch.set_float32_matmul_precision, or "
+            "precision fp32: PyTorch computes products in TF32 (torch.set_float32_matmul_precision, or "
             "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE in the environment)"
         )
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else torch.float32

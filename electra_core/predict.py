@@ -236,9 +236,7 @@ def load(
     directory = model_dir.find_model(source)
     exported = [] if (directory / "config.json").exists() else sorted(directory.glob("*.onnx"))
     if exported:
-        raise UserError(
-            f"{directory} is not a model directory but an exported model's; give the file {exported[0]}"
-        )
+        raise UserError(f"{directory}: the folder of an exported model; give its file {exported[0]}")
     task = load_task(directory)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)
@@ -252,7 +250,7 @@ def load(
 def _load_exported(file: Path) -> Predictor:
     """An exported model, with the tokenizer and task.json that lie beside it."""
     if not file.is_file():
-        raise UserError(f"{file}: there is no such file")
+        raise UserError(f"{file}: no such file")
     if not (file.parent / TASK_FILE).exists():
         raise UserError(f"{file}: expected {TASK_FILE} and the tokenizer beside it, as electra export writes them")
     task = load_task(file.parent)

@@ -104,10 +104,10 @@ def prepare(
         settings["documents"] = documents
     if shard is not None:
         if given is None:
-            raise UserError("a part of a corpus needs a tokenizer that is there already, the same for all parts")
+            raise UserError(f"{option('shard')}: needs an existing {option('tokenizer')}, the same for all parts")
         settings["shard"] = [*shard, digest([describe(source) for source in every_source])]
     if not overwrite and (finished := _finished(Path(out_dir), settings)):
-        log.info("%s: made of the same files in the same way before; nothing to do", out_dir)
+        log.info("%s: already prepared from the same files in the same way; nothing to do", out_dir)
         return finished
     check_target(Path(out_dir), [source.path for source in sources if source.path], overwrite)
     text = SourceText(sources, text_field, documents, quiet)
@@ -155,14 +155,14 @@ def train_tokenizer(
         UserError: as `prepare`.
     """
     if tokenizer not in TRAINED:
-        raise UserError(f"only {' or '.join(TRAINED)} can be trained, got {str(tokenizer)!r}")
+        raise UserError(f"tokenizer: expected {' or '.join(TRAINED)} to train one, got {str(tokenizer)!r}")
     _check_arguments("auto", documents, 1, 0.0, seed)
     sources, out = find_sources(text_paths), Path(out_dir)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         if not (out / "tokenizer.json").is_file():
-            raise UserError(f"{out}: exists and is not a tokenizer, so nothing is written there")
+            raise UserError(f"{out}: exists and is not a tokenizer; choose another {option('out')}")
         if not overwrite:
-            raise UserError(f"{out}: holds a tokenizer already ({option('overwrite')} replaces it)")
+            raise UserError(f"{out}: already holds a tokenizer; {option('overwrite')} replaces it")
     with new_folder(out) as folder:
         text = SourceText(sources, text_field, documents, quiet)
         sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
@@ -183,15 +183,15 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
 
 def _check_arguments(lines: str, documents: str, workers: int, heldout_fraction: float, seed: int) -> None:
     if lines not in LINE_MODES:
-        raise ValueError(f"lines must be one of {LINE_MODES}, got {lines!r}")
+        raise ValueError(f"lines: expected one of {LINE_MODES}, got {lines!r}")
     if documents not in DOCUMENTS:
-        raise ValueError(f"documents must be one of {DOCUMENTS}, got {documents!r}")
+        raise ValueError(f"documents: expected one of {DOCUMENTS}, got {documents!r}")
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise ValueError(f"workers: expected at least 1, got {workers}")
     if not 0 <= heldout_fraction < 1:
-        raise ValueError(f"heldout_fraction must be in [0, 1), got {heldout_fraction}")
+        raise ValueError(f"heldout_fraction: expected a number in [0, 1), got {heldout_fraction}")
     if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+        raise ValueError(f"seed: expected an integer in [0, 2^64), got {seed}")
 
 
 def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
@@ -199,12 +199,12 @@ def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "manifest.json").is_file():
-        raise UserError(f"{out}: exists and is not a prepared corpus, so nothing is written there")
+        raise UserError(f"{out}: exists and is not a prepared corpus; choose another {option('out')}")
     if not overwrite:
-        raise UserError(f"{out}: holds a prepared corpus already ({option('overwrite')} replaces it)")
+        raise UserError(f"{out}: already holds a prepared corpus; {option('overwrite')} replaces it")
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"{path}: lies in {out}, which is to be overwritten")
+            raise UserError(f"{path}: is inside {out}, which would be overwritten")
 
 
 def _train(kind: str, sample: Iterable[str], vocab_size: int, model_type: str, lowercase: bool) -> Tokenizer:

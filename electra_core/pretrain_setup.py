@@ -129,12 +129,12 @@ def open_job(
     encoder, config = resolve_config(model, changes, encoder_changes, corpus, pair)
     dtype = resolve_precision(config.precision, device)
     if config.sharding == "fsdp" and ranks.size == 1:
-        log.warning(f"{option('sharding', 'fsdp')}: there is one process, which holds the whole model")
+        log.warning(f"{option('sharding', 'fsdp')}: no effect with one process, which holds the whole model")
     if config.warmup_steps >= config.steps and ranks.first:  # then the schedule's top is at half of the steps
         top = f"{config.steps / config.warmup_steps / 4:.1%}"
         log.warning(
-            f"{option('warmup_steps', config.warmup_steps)} of {config.steps} steps: the rate gets to {top} of "
-            "its peak"
+            f"{option('warmup_steps', config.warmup_steps)} of {config.steps} steps: the learning rate "
+            f"reaches only {top} of its peak"
         )
     heads, sharded = _head_sizes(encoder, config), _is_sharded(config, ranks)
     engine = choose_engine(config.engine, device, dtype, heads, sharded)
@@ -202,7 +202,7 @@ def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
         raise UserError("initializer_range: expected a number above 0, got 0.0: weights that are all 0 stay equal")
     if config.max_length > encoder.max_position_embeddings:
         raise UserError(
-            f"max_length: {config.max_length} is more than the model's {encoder.max_position_embeddings} positions"
+            f"max_length: {config.max_length} exceeds the model's {encoder.max_position_embeddings} positions"
         )
     if config.tying == "all" and (generator := generator_config(encoder, config)) != encoder:
         other = [
@@ -210,7 +210,7 @@ def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
             for (name, value), wanted in zip(vars(generator).items(), vars(encoder).values())
             if value != wanted
         ]
-        raise UserError(f"tying: all expects a generator of the discriminator's sizes, got {', '.join(other)}")
+        raise UserError(f"tying: 'all' needs a generator of the discriminator's sizes, got {', '.join(other)}")
 
 
 def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overwrite: bool) -> Checkpoint | None:
@@ -228,7 +228,7 @@ def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overw
             check_identity(checkpoint, identity)
             check_same_start(checkpoint, start_from)
         elif resume:
-            log.info("%s: nothing to resume, begins at step 0", run)
+            log.info("%s: nothing to resume; starting at step 0", run)
         return checkpoint
 
     checkpoint = agreed_on(job.ranks, found)
@@ -303,7 +303,7 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, l
     if discriminator is not None and generator is not None:
         if job.config.objective != "electra":
             raise UserError(
-                f"{option('init_discriminator')}: objective {job.config.objective!r} does not start from a pair"
+                f"{option('init_discriminator')}: objective {job.config.objective!r} cannot start from a pair"
             )
         _check_words(job.corpus, discriminator)
         start_from_pair(electra, job.encoder, job.config, discriminator, generator)
@@ -319,8 +319,8 @@ def _check_words(corpus: Corpus, source: Path | str) -> None:
         return
     if load_tokenizer(directory).fingerprint() != corpus.manifest.tokenizer_fingerprint:
         raise UserError(
-            f"{source}: has another tokenizer than the corpus; `electra prepare --tokenizer {directory}` makes "
-            "one that the model can go on with"
+            f"{source}: its tokenizer differs from the corpus's; `electra prepare --tokenizer {directory}` makes "
+            "a corpus with the model's"
         )
 
 

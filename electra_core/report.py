@@ -82,7 +82,7 @@ def to_html(report: Report) -> str:
     ]
     if report.charts:
         parts += [
-            "<h2>The pre-training, as it happened</h2>",
+            "<h2>How pre-training went</h2>",
             f"<p>{escape(report.charts_note)}</p>",
             f'<div class="grid2">{"".join(report.charts)}</div>',
         ]

@@ -41,13 +41,13 @@ def calibration_table(confidence: Sequence[float], correct: Sequence[bool], wher
         where: of what it is the confidence, if not of one decision an example.
     """
     error, rows = calibration(confidence, correct)
-    note = f"Expected calibration error {error:.3f}: mean distance of confidence and accuracy{where}."
+    note = f"Expected calibration error {error:.3f}: mean distance between confidence and accuracy{where}."
     return table_of("Calibration", note, rows)
 
 
 def answered_table(confidence: Sequence[float], correct: Sequence[bool]) -> Table:
     """What a model would get that answers only where it is sure enough (`metrics.answered`)."""
-    note = "Answers with at least this score. Whoever chooses one here needs other data to judge it."
+    note = "Answers with at least this score. To choose a threshold here, evaluate on other data."
     return table_of("If only sure answers count", note, answered(confidence, correct))
 
 

@@ -21,10 +21,10 @@ from electra_core.errors import UserError
 from electra_core.text_lines import check_exists, read_lines, text_problem
 
 HUB = "hub:"
-CARRIAGE_RETURNS = "a carriage return inside a line; if lines are to end there: tr '\\r' '\\n' < OLD > NEW"
-QUOTES_IN_TSV = "in a TSV quotes are ordinary characters; cells in quotes are read from a .csv"
-OTHER_ENCODING = "if a spreadsheet or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
-PLAIN_LINES = "a .txt is one text per line; a file of columns is called .csv or .tsv"
+CARRIAGE_RETURNS = "a carriage return inside a line; if it should end the line: tr '\\r' '\\n' < OLD > NEW"
+QUOTES_IN_TSV = "quotes in a TSV are ordinary characters; only a .csv may have quoted cells"
+OTHER_ENCODING = "if Excel or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
+PLAIN_LINES = "a .txt holds one text per line; rename a file of columns to .csv or .tsv"
 FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
 """What a file may be said to hold, whatever its name: how that is called otherwise."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -85,7 +85,9 @@ def read_rows(
         return _read_parquet(path)
     if kind == ".txt" or str(path) == "-":
         return _read_plain(path, may_be_json=str(path) == "-" and not form)
-    raise UserError(f"{path}: unknown format {kind or '(no suffix)'}; known are .csv .tsv .jsonl .parquet .txt")
+    raise UserError(
+        f"{path}: unknown format {kind or '(no suffix)'}; expected .csv, .tsv, .jsonl, .parquet or .txt"
+    )
 
 
 def _read_delimited(
@@ -107,9 +109,9 @@ def _read_delimited(
             if not any(stripped):
                 continue  # spreadsheets leave such rows behind the last one
             if has_header and stripped == names:
-                problem = "the header once more (of another file that was put behind this one?)"
+                problem = "repeated header (of another file that was appended to this one?)"
         if not problem and len(cells) != len(names):
-            problem = f"expected {len(names)} columns, found {len(cells)}"
+            problem = f"expected {len(names)} columns, got {len(cells)}"
             if not quoting and any(cell.startswith('"') for cell in cells):
                 problem += f" ({QUOTES_IN_TSV})"
         yield Row(line, dict(zip(names, cells)), problem or text_problem("\t".join(cells), encoding))
@@ -121,7 +123,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
         raise UserError(f"{path}: {CARRIAGE_RETURNS}")
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{path}: two columns are called {twice!r}; give one of them another name")
+        raise UserError(f"{path}: two columns are named {twice!r}; rename one of them")
     return names
 
 
@@ -207,7 +209,7 @@ def _json_array(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
 def _json_row(number: int, record: Any, suspect: bool) -> Row:
     """A record as a row; a suspect one may hold surrogates, which nothing could be written with."""
     if not isinstance(record, dict):
-        return Row(number, {}, f"expected a JSON object, found {type(record).__name__}")
+        return Row(number, {}, f"expected a JSON object, got {type(record).__name__}")
     return Row(number, record, text_problem(json.dumps(record, ensure_ascii=False)) if suspect else "")
 
 
@@ -234,7 +236,7 @@ def _read_hub(source: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{source}: reading data sets of the Hub needs: pip install datasets") from None
+        raise UserError(f"{source}: reading data sets from the Hub needs: pip install datasets") from None
     name, *rest = source.removeprefix(HUB).split(":")
     *configuration, split = rest or ["train"]
     try:

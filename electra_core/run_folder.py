@@ -55,15 +55,15 @@ def check_start(run: Path, start_from: Pair) -> None:
             or writes.
     """
     if (start_from[0] is None) != (start_from[1] is None):
-        raise UserError(f"{option('init_discriminator')} and {option('init_generator')} go together")
+        raise UserError(f"{option('init_discriminator')}, {option('init_generator')}: give both or neither")
     ours = [path.resolve() for path in (run, *(run / name for name in _FOLDERS))]
     for kind, source in zip(_HALVES, start_from):
         if source is None or not Path(source).is_dir():  # on the Hub, or not there, which is said later
             continue
         if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
             raise UserError(
-                f"{run}: holds the model to start from ({option(f'init_{kind}', str(source))}); the new run "
-                "needs a folder of its own"
+                f"{run}: holds the model to start from ({option(f'init_{kind}', str(source))}); write the new run "
+                "to another folder"
             )
 
 
@@ -81,23 +81,23 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
             something else than a run, or nothing intact is left.
     """
     if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; {option('out')} names a folder")
+        raise UserError(f"{run}: is a file, expected a folder")
     if resume:
         checkpoint, damaged = newest_intact(run / "checkpoints")
         for line in damaged:
             log.warning(line)
         if damaged and checkpoint is None:
-            raise UserError(f"{run}: no intact checkpoint is left to resume from")
+            raise UserError(f"{run}: no intact checkpoint to resume from")
         if checkpoint is None and not overwrite and _is_foreign(run):
             raise UserError(
-                f"{run} is not empty and holds no run to resume; {option('overwrite')} starts one in it"
+                f"{run}: not empty, but holds no run to resume; {option('overwrite')} starts one in it"
             )
         if checkpoint is not None and (others := checkpoint.other_versions()):
-            log.warning("%s: goes on, but perhaps not bit for bit: %s", run, "; ".join(others))
+            log.warning("%s: continues, but perhaps not bit for bit: %s", run, "; ".join(others))
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
         raise UserError(
-            f"{run} is not empty; {option('resume')} goes on with the run in it, {option('overwrite')} starts anew"
+            f"{run}: not empty; {option('resume')} continues the run in it, {option('overwrite')} starts a new one"
         )
     return None
 
@@ -131,7 +131,7 @@ def make_run(
             if folder.is_dir():
                 remove_leftovers(folder)
     except OSError as error:
-        raise UserError(f"{run}: cannot be made ({error.strerror})") from None
+        raise UserError(f"{run}: cannot be created ({error.strerror})") from None
     return state
 
 
@@ -167,9 +167,11 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
             if saved[table].get(name) != value:
                 differences.append(f"{name} was {saved[table].get(name)!r}, is now {value!r}")
     if saved["data"] != identity["data"]:
-        differences.append("the corpus (or its tokenizer) is another one")
+        differences.append("the corpus (or its tokenizer) differs")
     if saved.get("examples", 1) != identity["examples"]:
-        differences.append("it was begun by a version that cuts text into other examples, which can end it")
+        differences.append(
+            "it was started by a version that cuts text into other examples; finish it with that version"
+        )
     if differences:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
 
@@ -198,8 +200,8 @@ def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
             continue
         named = name if name != str(source) else "other weights of that name"
         raise UserError(
-            f"cannot resume {checkpoint.path}: {option(f'init_{kind}', str(source))}, but the run was begun "
-            f"{f'with {named}' if name else 'without'} (to go on it needs no {option('init_')}...)"
+            f"cannot resume {checkpoint.path}: {option(f'init_{kind}', str(source))}, but the run was started "
+            f"{f'with {named}' if name else 'without'} (to continue it, leave out {option('init_')}...)"
         )
 
 

@@ -45,7 +45,7 @@ class RunState:
             self._release()
             other = _read(self.path)
             raise UserError(f"{run}: is being trained by process {other.get('pid', '?')} "
-                            f"on {other.get('host', '?')}; two would spoil it")  # fmt: skip
+                            f"on {other.get('host', '?')}; wait for it or stop it")  # fmt: skip
         self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def begin(self, **facts: Any) -> None:

@@ -41,7 +41,7 @@ def split_document(lines: Sequence[str], mode: str = "auto") -> list[str]:
            broken anywhere, so they are joined first. "auto": "wrapped" if they look so, else "paragraph".
     """
     if mode not in LINE_MODES:
-        raise ValueError(f"mode must be one of {LINE_MODES}, got {mode!r}")
+        raise ValueError(f"mode: expected one of {LINE_MODES}, got {mode!r}")
     if mode == "sentence":
         return [stripped for line in lines if (stripped := line.strip())]
     if mode == "wrapped" or (mode == "auto" and looks_wrapped(lines)):

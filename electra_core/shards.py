@@ -90,7 +90,7 @@ class Manifest:
         numbers = [self.vocab_size, *(entry.bytes for entry in self.files.values())]
         numbers += [number for counts in self.splits.values() for number in asdict(counts).values()]
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a size or a count is not a whole number")
+            raise ValueError("a size or a count is not an integer")
         if set(self.splits) != set(SPLITS) or not isinstance(self.settings, dict):
             raise ValueError("expected the splits train and heldout, and a table of settings")
 
@@ -106,7 +106,9 @@ class Manifest:
             content = json.loads(path.read_bytes())
             version = content["format_version"]
             if version not in READABLE_VERSIONS:
-                raise UserError(f"{path}: format version {version}, this program reads up to {FORMAT_VERSION}")
+                raise UserError(
+                    f"{path}: format version {version}, this program reads versions up to {FORMAT_VERSION}"
+                )
             fingerprint = content.pop("fingerprint")
             content["splits"] = {split: SplitCounts(**counts) for split, counts in content["splits"].items()}
             content["files"] = {name: FileEntry(**entry) for name, entry in content["files"].items()}
@@ -117,7 +119,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the manifest of a corpus ({type(error).__name__}: {error})") from None
         if fingerprint != manifest.fingerprint:
-            raise UserError(f"{path}: the fingerprint does not fit the contents; the file was changed")
+            raise UserError(f"{path}: the fingerprint does not match the contents; the file was changed")
         return manifest
 
 
@@ -281,7 +283,7 @@ class _HashedFile:
         while self._size < keep:
             block = self._file.read(min(keep - self._size, 1 << 20))
             if not block:
-                raise UserError(f"{path}: what an interrupted run left is damaged; it was removed, so start again")
+                raise UserError(f"{path}: files of an interrupted run were damaged and are removed; start again")
             self._digest.update(block)
             self._size += len(block)
         self._file.seek(keep)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from electra_core.byte_files import COMPRESSED_SUFFIXES
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")
 """Of files that are texts wherever they lie."""
@@ -74,15 +74,13 @@ def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
             plain += _named(path)
             sources.append(Source(path, Path(path)))
         else:
-            raise UserError(f"{path}: there is no such file or folder")
+            raise UserError(f"{path}: no such file or folder")
     if sum(source.path is None for source in sources) > 1:
-        raise UserError("standard input (-) can be read only once")
+        raise UserError(f"{option('text')}: standard input (-) can be read only once")
     if twice := _given_twice(sources):
-        raise UserError(
-            f"{twice}: this file is given twice, by itself or in a folder; its text would count double"
-        )
+        raise UserError(f"{twice}: given twice, by itself or in a folder; its text would count twice")
     if not sources:
-        raise UserError("no text file was given")
+        raise UserError("no text file given")
     if plain:
         log.info("%s: no known suffix, read as plain text", plain[0] if len(plain) == 1 else _counted(plain))
     return sources
@@ -104,7 +102,7 @@ def _named(path: str) -> list[str]:
     suffix = _suffix(path)
     for advice, suffixes in UNREADABLE.items():
         if suffix in suffixes:
-            raise UserError(f"{path}: {suffix} is not read; {advice}")
+            raise UserError(f"{path}: {suffix} files cannot be read; {advice}")
     return [] if text_kind(path) else [path]
 
 
@@ -120,10 +118,10 @@ def _inside(folder: str) -> list[Source]:
         if taken := sorted(path for path in found if text_kind(path) in suffixes):
             break
     else:
-        there = f"; there are {_counted(found)}" if found else ""
+        there = f"; found {_counted(found)}" if found else ""
         raise UserError(f"{folder}: no {', '.join(TEXT_SUFFIXES + TABLE_SUFFIXES)} file in this folder{there}")
     if skipped := set(found).difference(taken):
-        log.info("%s: skipped %s (to have such a file read, name it)", folder, _counted(skipped))
+        log.info("%s: skipped %s (to read such a file, name it)", folder, _counted(skipped))
     return [Source(path, Path(path), may_be_empty=True) for path in taken]
 
 
@@ -158,13 +156,11 @@ def share(sources: Sequence[Source], part: int, parts: int) -> list[Source]:
         UserError: no such part, standard input, or fewer files than parts.
     """
     if not 1 <= part <= parts:
-        raise UserError(f"part {part} of {parts}: expected 1 to {parts}")
+        raise UserError(f"{option('shard')} {part}/{parts}: expected a part from 1 to {parts}")
     if not all(source.is_regular for source in sources):
-        raise UserError("standard input and other pipes cannot be cut into parts")
+        raise UserError(f"{option('shard')}: standard input and other pipes cannot be divided into parts")
     if len(sources) < parts:
-        raise UserError(
-            f"{parts} parts of {len(sources)} files: a file is not cut, so there are at most as many parts"
-        )
+        raise UserError(f"{option('shard')}: expected at most as many parts as files, {len(sources)}, got {parts}")
     ends = np.cumsum([source.size or 0 for source in sources])
     borders = [0]
     for number in range(1, parts):

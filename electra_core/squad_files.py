@@ -158,15 +158,15 @@ def _answers(context: str, given: Any) -> tuple[tuple[tuple[str, int], ...], str
     if given is None:
         return (), NO_ANSWERS
     if not isinstance(given, list):
-        return (), f"expected a list of answers, or text and answer_start of equal length (found {given!r:.80})"
+        return (), f"expected a list of answers, or text and answer_start of equal length (got {given!r:.80})"
     answers: list[tuple[str, int]] = []
     for answer in given:
         try:
             start = _locate(context, answer["text"], int(answer.get("answer_start", -1)))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            return (), f"expected an answer with text and answer_start (found {answer!r:.80})"
+            return (), f"expected an answer with text and answer_start (got {answer!r:.80})"
         if start < 0:
-            return (), f"the answer does not occur in the context ({answer['text']!r})"
+            return (), f"the answer is not in the context ({answer['text']!r})"
         answers.append((answer["text"], start))
     return tuple(answers), ""
 

@@ -86,7 +86,7 @@ def with_pair_sizes(
     if tell:
         said = ", ".join(f"{name} {size}" for name, size in (taken | of_generator).items())
         log.info(
-            f"going on from a pair: all as of {option('model', pair.preset)} but its own sizes: {said or 'given'}"
+            f"starting from a pair: as {option('model', pair.preset)}, with the pair's sizes: {said or 'given'}"
         )
     return pair.preset, of_generator | changes, taken | encoder_changes
 
@@ -102,8 +102,8 @@ def check_sizes(pair: StartPair, encoder: EncoderConfig, config: PretrainConfig)
     ]
     if differing:
         raise UserError(
-            f"{option('init_discriminator')}: the pair has {'; '.join(differing)}; its own sizes are taken "
-            f"without {option('model')}, and as flags they are {pair.flags}"
+            f"{option('init_discriminator')}: the pair has {'; '.join(differing)}; leave out "
+            f"{option('model')} to use the pair's sizes, or set them with {pair.flags}"
         )
 
 
@@ -131,8 +131,8 @@ def start_from_pair(
     if fewest >= encoder.max_position_embeddings:
         return load_pair(model, discriminator, generator)  # type: ignore[arg-type]
     log.warning(
-        f"{option('max_position_embeddings', encoder.max_position_embeddings)}: the pair has {fewest}; others "
-        f"begin as a repetition of these, and are learned as far as {option('max_length')} reaches"
+        f"{option('max_position_embeddings', encoder.max_position_embeddings)}: the pair has {fewest}; the others "
+        f"start as a repetition of these and are learned up to {option('max_length')}"
     )
     shorter = build_objective(replace(encoder, max_position_embeddings=fewest), config)
     load_pair(shorter, discriminator, generator)  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Status]:
         elif path.is_dir() and read_state(path).get("state") == RUNNING:
             runs.append(Status(path.name, path, RUNNING))
         else:
-            raise UserError(f"{path}: is not the folder of a run (no metrics.jsonl in it)")
+            raise UserError(f"{path}: not a run's folder (no metrics.jsonl)")
     return _told_apart(runs)
 
 
@@ -179,13 +179,13 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
         at, value = float(newest[axis]), float(newest[name])
         if at < points[0][0]:
             sentences.append(
-                f"{_plain(name)}: too early to say (the reference begins at {points[0][0]:,.0f} {axis})"
+                f"{_plain(name)}: too early to say (the reference starts at {points[0][0]:,.0f} {axis})"
             )
             continue
         expected = interpolated(points, at)
         ahead = direction * (value - expected)
-        word = "behind" if ahead < -tolerance else "ahead of" if ahead > tolerance else "with"
-        past = ", the last it has" if at > points[-1][0] else ""
+        word = "behind" if ahead < -tolerance else "ahead of" if ahead > tolerance else "level with"
+        past = ", its last value" if at > points[-1][0] else ""
         sentences.append(
             f"{_plain(name)} {value:.3f} after {at:,.0f} {axis}: {word} the reference ({expected:.3f}{past})"
         )
@@ -224,12 +224,12 @@ def _rows_of(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is no reference curve ({error})") from None
+        raise UserError(f"{path}: not a reference curve ({error})") from None
     rows = content.get("rows") if isinstance(content, dict) else content
     if rows is None:
         rows = read_metrics(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows) or not rows:
-        raise UserError(f'{path}: is no reference curve (expected rows with a "step", as in metrics.jsonl)')
+        raise UserError(f'{path}: not a reference curve (expected rows with a "step", as in metrics.jsonl)')
     return rows
 
 

@@ -107,7 +107,9 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("--png: needs matplotlib (pip install matplotlib); --html needs nothing") from None
+        raise UserError(
+            "--png: needs matplotlib (pip install matplotlib); --html needs no extra package"
+        ) from None
     names = shown(runs, all_of_them=True) or ["loss"]
     rows = math.ceil(len(names) / 2)
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")

@@ -44,7 +44,9 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
             torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         log.warning(
-            "%s: a step cannot be captured (%s); going on kernel by kernel", option("engine", "graph"), reason
+            "%s: a step cannot be captured (%s); launching its kernels one by one instead",
+            option("engine", "graph"),
+            reason,
         )
         return None
     return runner

@@ -81,7 +81,7 @@ def read_tagged(
     bad = bad or BadRows(path)
     names, has_rows = table_columns(path, columns, labelled), _holds_rows(path, columns, labelled)
     if (names or not has_rows) and columns.id not in (None, NO_COLUMN) and not may_be_usual(columns, "id"):
-        raise UserError(f"{path}: no column holds ids, as rows are words; --id-column has no effect")
+        raise UserError(f"--id-column: no effect with {path}, where a row is a word")
     if names:
         examples = _read_table(path, names, columns.encoding, bad, labelled)
     elif has_rows:
@@ -196,9 +196,9 @@ def _conll_problem(lines: Sequence[Cells], needed: int) -> str:
     columns = len(lines[0][1])
     for number, cells in lines:
         if len(cells) < needed:
-            return f"a word without tag (line {number}: {' '.join(cells)!r})"
+            return f"a word without a tag (line {number}: {' '.join(cells)!r})"
         if len(cells) != columns:
-            return f"expected {columns} columns as before, found {len(cells)} (line {number})"
+            return f"expected {columns} columns as before, got {len(cells)} (line {number})"
         if "" in cells:
             return f"an empty column (line {number})"
         if problem := text_problem(" ".join(cells)):
@@ -276,7 +276,7 @@ def _words_problem(words: Any, names: Sequence[str]) -> str:
         return f"no list of words (expected in {' or '.join(names)})"
     for number, word in enumerate(words, 1):
         if word is None or word == "" or isinstance(word, (list, dict)):
-            return f"a word is empty or no text (word {number}: {word!r:.40})"
+            return f"a word is empty or not text (word {number}: {word!r:.40})"
         if problem := text_problem(str(word)):
             return f"{problem} (word {number})"
     return ""
@@ -289,5 +289,5 @@ def _tags_problem(words: Sequence[Any], tags: Any, names: Sequence[str]) -> str:
         return f"tag count differs from word count ({len(tags)} tags, {len(words)} words)"
     for number, tag in enumerate(tags, 1):
         if label_text(tag) is None or isinstance(tag, (list, dict)):
-            return f"a tag is empty or no text (tag {number}: {tag!r:.40})"
+            return f"a tag is empty or not text (tag {number}: {tag!r:.40})"
     return ""

@@ -18,7 +18,7 @@ from electra_core.errors import UserError
 from electra_core.row_files import DELIMITERS, Row, format_of, read_rows
 from electra_core.text_lines import read_lines
 
-NO_NESTED = "nested spans are not supported, keep the outer ones"
+NO_NESTED = "nested spans are not supported; keep the outer ones"
 SPAN_LISTS = ("entities", "spans", "label", "labels")
 SENTENCE_COLUMNS = ("Sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "sentence")
 WORD_COLUMNS = ("Word", "token", "form", "words", "tokens")
@@ -68,8 +68,8 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
     is_table = sentence and word and sentence != word
     if labelled and (not tag if is_table else format_of(path) == ".csv"):
         raise UserError(
-            f"{path}: expected a row per word, with columns as Sentence #, Word, Tag, found {', '.join(present)}; "
-            "tags are also read from CoNLL columns, JSON lines and Parquet"
+            f"{path}: expected one row per word, columns Sentence #, Word, Tag, got {', '.join(present)}; "
+            "tags can also be read from CoNLL columns, JSON lines and Parquet"
         )
     return (sentence, word, tag or "") if sentence and word and is_table else None
 
@@ -109,15 +109,15 @@ def tags_of_spans(text: str, given: Any) -> tuple[list[Place], list[str], str]:
         given: [[start, end, type], ...], or dicts of these with start, end, and label or type.
     """
     if not isinstance(given, list):
-        return [], [], "no list of words, nor a text with entities (expected [[start, end, type], ...])"
+        return [], [], "neither a list of words nor a text with entities (expected [[start, end, type], ...])"
     spans: set[Span] = set()
     for item in given:
         try:
             start, end, kind = _span(item)
         except (KeyError, TypeError, ValueError):
-            return [], [], f"expected spans as [start, end, type], or dicts of these (found {item!r:.60})"
+            return [], [], f"expected spans as [start, end, type] or dicts of these (got {item!r:.60})"
         if not (0 <= start < end <= len(text) and text[start:end].strip()):
-            return [], [], f"a span holds no word of the text ({item!r:.60})"
+            return [], [], f"a span contains no word of the text ({item!r:.60})"
         spans.add((start, end, kind))
     for (start, end, _), (other, _, _) in itertools.pairwise(sorted(spans)):
         if other < end:

@@ -151,7 +151,7 @@ class Tag(Task):
                 example = replace(example, tags=tags)
             unknown = [tag for tag in tags if self.labels and tag not in self.labels]
             if unknown:
-                bad.add(example.line, f"a tag does not occur in training ({unknown[0]!r})")
+                bad.add(example.line, f"a tag is not in the training data ({unknown[0]!r})")
             else:
                 yield example
 
@@ -171,7 +171,7 @@ class Tag(Task):
             return self
         tags = {tag for example in examples for tag in example.tags or ()}
         if len(tags) < 2:
-            raise UserError(f"every word for training has the tag {min(tags)!r}; there is nothing to learn")
+            raise UserError(f"every training word has the tag {min(tags)!r}; there is nothing to learn")
         if marks_spans(sorted(tags)):
             kinds = sorted({tag[2:] for tag in tags if tag != "O"})
             return replace(self, labels=("O", *(_tag(mark, kind) for kind in kinds for mark in "BI")))
@@ -292,7 +292,7 @@ def _odd_tag(examples: Sequence[TaggedExample]) -> str:
     """Names the first tag that marks no span where others do: a header, most likely, or a slip."""
     tags = ((example.line, tag) for example in examples for tag in example.tags or ())
     line, odd = next((line, tag) for line, tag in tags if not SPAN_TAG.fullmatch(tag))
-    return f"the sentence of line {line} has the tag {odd!r}, neither O nor like B-X and I-X, as others are"
+    return f"the sentence in line {line} has the tag {odd!r}, expected O, B-X or I-X, as in others"
 
 
 def _joined_offsets(words: Sequence[str]) -> list[tuple[int, int]]:

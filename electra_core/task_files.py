@@ -97,7 +97,7 @@ def task_from_json(fields: Any, where: str) -> Task:
     if not isinstance(labels, (list, tuple)):
         raise UserError(f"{where}: labels: expected a value like (), got {labels!r:.80}")
     if not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{where}: labels: expected texts, got {labels!r:.80}")
+        raise UserError(f"{where}: labels: expected strings, got {labels!r:.80}")
     try:
         if isinstance(values.get("columns"), dict):
             values["columns"] = Columns(**_with_tuples(values["columns"]))

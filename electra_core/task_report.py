@@ -96,18 +96,22 @@ def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, 
     """What always to answer if nothing of an example is known, in words; and its figures on these examples."""
     guess: dict[str, Any]
     if task.kind == "regress":
-        what, guess = "The mean", {"value": float(np.mean([float(example.label) for example in examples]))}
+        what, guess = "the mean", {"value": float(np.mean([float(example.label) for example in examples]))}
     elif isinstance(task, MultiLabel):
-        what, guess = "The most frequent set of labels", constant_labels(task, examples)
+        what, guess = "the most frequent set of labels", constant_labels(task, examples)
     elif task.kind == "qa":
-        what, guess = "No answer", {"answer": "", "nbest": [], "null_difference": 0.0}
+        what, guess = "no answer", {"answer": "", "nbest": [], "null_difference": 0.0}
     elif task.kind == "tag":
-        what, most = "The tag O", "O"
+        what, most = "the tag O", "O"
         if not marks_spans(task.labels):
-            what, most = "The most frequent tag", _most_frequent(tag for e in examples for tag in e.tags)
+            what, most = "the most frequent tag", _most_frequent(tag for e in examples for tag in e.tags)
         return what, task.score(examples, [{"tags": [most] * len(example.tags)} for example in examples])
     else:
-        key, what = ("label", "The most frequent class") if task.kind == "classify" else ("choice", "One choice")
+        key, what = (
+            ("label", "the most frequent class")
+            if task.kind == "classify"
+            else ("choice", "the most frequent choice")
+        )
         guess = {key: _most_frequent(example.label for example in examples)}
     return what, task.score(examples, [guess] * len(examples))
 
@@ -133,7 +137,7 @@ def _worst_classes(evaluation: Evaluation) -> Table:
     ]
     wrong.sort(key=lambda pair: -pair[1]["score"])
     rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong[:WORST]]
-    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; the surest first.",
+    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; most confident first.",
                  ("line", "truth", "prediction", "score", "text"), rows)  # fmt: skip
 
 
@@ -147,7 +151,7 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         key=lambda row: -abs(row[3]),
     )
     columns = ("line", "truth", "prediction", "error", "text")
-    table = Table("Worst mistakes", "The largest errors.", columns, rows[:WORST])
+    table = Table("Worst mistakes", "Largest errors first.", columns, rows[:WORST])
     return _constant(evaluation), [table]
 
 
@@ -157,7 +161,7 @@ def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     labels = evaluation.task.labels
     if marks_spans(labels):
         spans = span_metrics(truth, predicted)[1]
-        table = table_of("Per type", "Whole spans, as conlleval counts them.", spans)
+        table = table_of("Per type", "Whole spans, counted as conlleval does.", spans)
     else:
         right, got = [[labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted)]
         table = label_table("Per tag", "", per_class_metrics(right, got, labels), {*right, *got})
@@ -175,7 +179,7 @@ def _worst_sentences(evaluation: Evaluation) -> Table:
         if wrong:
             rows.append((example.line, len(wrong), short("; ".join(wrong)), short(" ".join(example.words))))
     rows.sort(key=lambda row: -row[1])
-    note = f"{len(rows)} of {len(evaluation.examples)} sentences have a mistake; the most mistakes first."
+    note = f"{len(rows)} of {len(evaluation.examples)} sentences have mistakes; most mistakes first."
     return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows[:WORST])
 
 
@@ -199,7 +203,9 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
             )
     rows.sort(key=lambda row: (row[1], -row[2]))
     columns = ("id", "f1", "score", "truth", "prediction", "question")
-    note = f"{len(rows)} of {len(evaluation.examples)} answers are not exact; the lowest F1 and surest first."
+    note = (
+        f"{len(rows)} of {len(evaluation.examples)} answers are not exact; lowest F1 first, then most confident."
+    )
     baseline = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
     return baseline, [Table("Worst mistakes", note, columns, rows[:WORST])]
 
@@ -213,7 +219,7 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     wrong.sort(key=lambda row: -row[1])
     correct = [e.label == p["choice"] for e, p in zip(evaluation.examples, evaluation.predictions)]
     scores = [p["score"] for p in evaluation.predictions]
-    note = f"{len(wrong)} of {len(correct)} are wrong; the surest first."
+    note = f"{len(wrong)} of {len(correct)} are wrong; most confident first."
     columns = ("line", "score", "text", "truth", "prediction")
     return _constant(evaluation), [
         calibration_table(scores, correct),
@@ -289,11 +295,11 @@ def _holds_words(rows: Sequence[tuple[Any, ...]], column: int) -> bool:
 def to_html(report: TaskReport) -> str:
     """One self-contained page."""
     title = f"{report.model} on {report.data}"
-    metrics = Table("", "", ("figure", "model", "constant guess"), _metric_rows(report))
+    metrics = Table("", "", ("metric", "model", "constant guess"), _metric_rows(report))
     parts = [
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="lead">{report.examples:,} examples, task {report.kind}.</p></header>',
-        "<h2>Figures</h2><p>Beside them what the best constant guess would get.</p>",
+        "<h2>Metrics</h2><p>For comparison, those of the best constant guess.</p>",
         _html_table(metrics),
     ]
     for table in _to_read(report):
@@ -335,9 +341,11 @@ def check_name(path: Path | str) -> None:
     """Raises UserError if a report cannot be called so: to know it before the work is better than behind it."""
     path = Path(path)
     if path.suffix not in _FORMS:
-        raise UserError(f"{path}: a report is .html, .json or .txt, got {path.suffix or 'no suffix'}")
+        raise UserError(
+            f"{path}: expected a name that ends in .html, .json or .txt, got {path.suffix or 'no suffix'}"
+        )
     if not path.parent.is_dir():
-        raise UserError(f"{path}: cannot be written (there is no folder {path.parent})")
+        raise UserError(f"{path}: cannot be written (no folder {path.parent})")
 
 
 def write_report(report: TaskReport, path: Path | str) -> None:

@@ -90,7 +90,7 @@ def read_documents(
             yield document
         if not report.documents:
             if not source.may_be_empty:
-                raise UserError(f"{source.name}: there is no text in it")
+                raise UserError(f"{source.name}: contains no text")
             report.empty_files += 1
         report.source, report.documents = report.source + 1, 0
         before += source.size or 0
@@ -198,7 +198,7 @@ def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
     if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{name}: {UTF16}")
     if b"\0" in block[:8192]:
-        raise UserError(f"{name}: is a binary file (it has NUL bytes), expected text in UTF-8")
+        raise UserError(f"{name}: is a binary file (contains NUL bytes), expected text in UTF-8")
     mark = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
     return block[mark:], mark
 
@@ -245,7 +245,7 @@ def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]
             names = table.schema_arrow.names
             if text_field not in names:
                 raise UserError(
-                    f"{file.name}: no column {text_field!r}; present are {', '.join(map(repr, names))}"
+                    f"{file.name}: no column {text_field!r}; the columns are {', '.join(map(repr, names))}"
                 )
             kind = table.schema_arrow.field(text_field).type
             if kind not in (pyarrow.string(), pyarrow.large_string()):

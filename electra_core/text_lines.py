@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 def check_exists(source: Path | str) -> None:
     """Raises UserError if there is nothing of that name ("-" is standard input)."""
     if str(source) != "-" and not os.path.exists(source):
-        raise UserError(f"{source}: there is no such file or folder")
+        raise UserError(f"{source}: no such file or folder")
 
 
 def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
@@ -59,7 +59,7 @@ def _check_encoding(name: str | None) -> None:
         is_fine = False
     if not is_fine:
         raise UserError(
-            f"encoding: expected one such as utf-8, cp1252 or latin-1, that extends ASCII, got {name!r}"
+            f"encoding: expected one that extends ASCII, such as utf-8, cp1252 or latin-1, got {name!r}"
         )
 
 

@@ -57,7 +57,7 @@ def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> 
         text.take()
     while text.peek() != ("]" if in_array else ""):
         if in_array and number and (found := text.take()) != ",":
-            raise UserError(f"{name}: expected , or ] behind row {number}, got {found or 'the end of the file'}")
+            raise UserError(f"{name}: expected , or ] after row {number}, got {found or 'the end of the file'}")
         number += 1
         place = f"{name}: row {number}"
         try:
@@ -67,7 +67,7 @@ def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> 
             raise UserError(f"{place}: not JSON{too_long} ({getattr(error, 'msg', error)})") from None
         yield _text_of(place, row, text_field)
     if in_array and text.take() and (found := text.peek()):
-        raise UserError(f"{name}: expected nothing behind the array of rows, got {found}")
+        raise UserError(f"{name}: expected nothing after the array of rows, got {found}")
 
 
 class _Characters:
@@ -143,7 +143,7 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
     column = _column(name, names, text_field)
     for line, cells in rows:
         if len(cells) != len(names):
-            hint = "" if tabs or len(cells) < len(names) else f"; cells that hold {delimiter!r} are put in quotes"
+            hint = "" if tabs or len(cells) < len(names) else f"; cells that contain {delimiter!r} need quotes"
             raise UserError(f"{name}: line {line}: expected {len(names)} columns, got {len(cells)}{hint}")
         yield cells[column]
 
@@ -160,10 +160,10 @@ def _column(name: str, names: list[str], text_field: str) -> int:
     """Where the text is."""
     if text_field not in names:
         raise UserError(
-            f"{name}: no column {text_field!r} in its first line; present are {', '.join(map(repr, names))}"
+            f"{name}: no column {text_field!r} in the first line; the columns are {', '.join(map(repr, names))}"
         )
     if names.count(text_field) > 1:
-        raise UserError(f"{name}: two columns are called {text_field!r}; give one of them another name")
+        raise UserError(f"{name}: two columns are named {text_field!r}; rename one of them")
     return names.index(text_field)
 
 
@@ -172,7 +172,7 @@ def _text_of(place: str, row: Any, text_field: str) -> str:
     if not isinstance(row, dict):
         raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
     if text_field not in row:
-        raise UserError(f"{place}: no field {text_field!r}; present are {', '.join(map(repr, row)) or 'none'}")
+        raise UserError(f"{place}: no field {text_field!r}; the fields are {', '.join(map(repr, row)) or 'none'}")
     if not isinstance(text := row[text_field], str):
         raise UserError(f"{place}: field {text_field!r} holds {type(text).__name__}, not text")
     return text

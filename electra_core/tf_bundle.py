@@ -53,13 +53,13 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
     """
     index = Path(f"{prefix}.index")
     if not index.is_file():
-        raise UserError(f"{prefix}: no TensorFlow checkpoint ({index.name} is not there)")
+        raise UserError(f"{prefix}: no TensorFlow checkpoint ({index.name} is missing)")
     try:
         table = dict(_entries(index.read_bytes()))
         header = _by_number(table.pop(b""))
         shards = header.get(1, 1)
         if header.get(2, 0) != 0:
-            raise UserError(f"{index}: written by a big-endian machine, which is not read here")
+            raise UserError(f"{index}: written by a big-endian machine, which is not supported")
         variables = {key.decode(): _variable(prefix, key.decode(), value, shards) for key, value in table.items()}
     except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
         raise UserError(f"{index}: damaged or not the index of a TensorFlow checkpoint ({error!r})") from error
@@ -72,7 +72,7 @@ def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | 
     if entry.get(1) not in _DTYPES:
         return None
     if 7 in entry:
-        raise UserError(f"{prefix}: {name} is a partitioned variable, which is not read here")
+        raise UserError(f"{prefix}: {name} is a partitioned variable, which is not supported")
     shape = [field.value for field in fields(entry.get(2, b"")) if isinstance(field.value, bytes)]
     dims = [_by_number(dim).get(1, 0) for dim in shape]
     number, offset, size = (entry.get(key, 0) for key in (3, 4, 5))
@@ -81,7 +81,7 @@ def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | 
     if size != math.prod(dims) * np.dtype(dtype).itemsize:
         raise ValueError(f"{name}: {size} bytes for shape {dims}")
     if not file.is_file() or offset + size > file.stat().st_size:
-        raise UserError(f"{file}: missing or cut short; {name} is not all there")
+        raise UserError(f"{file}: missing or truncated; {name} is incomplete")
     return Variable(tuple(dims), dtype, file, offset)
 
 

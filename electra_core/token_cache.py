@@ -66,7 +66,7 @@ def cached(
     try:
         _save(features, path)
     except OSError as error:
-        say(f"{folder}: the tokenised data are not kept ({error.strerror or error})")
+        say(f"{folder}: tokenised data cannot be cached ({error.strerror or error})")
     return features
 
 

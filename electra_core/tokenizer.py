@@ -83,7 +83,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
         if isinstance(texts, str):
-            raise ValueError("texts: expected a list of texts, got a single one (`encode` takes that)")
+            raise ValueError("texts: expected a list of strings, got a single one (`encode` takes that)")
         return list(self.encode_each(texts))
 
     def encode_each(self, texts: Iterable[str]) -> Iterator[list[int]]:
@@ -93,8 +93,8 @@ class Tokenizer:
         for text in texts:
             if not isinstance(text, str):  # two of them the library would join without a [SEP]
                 raise ValueError(
-                    f"texts: expected texts, got {type(text).__name__}; of a pair, encode both, and put the id of "
-                    "[SEP] between them"
+                    f"texts: expected strings, got {type(text).__name__}; for a pair, encode both and put the id "
+                    "of [SEP] between them"
                 )
             batch.append(text)
             characters += len(text)
@@ -125,7 +125,7 @@ class Tokenizer:
         """The vocabulary's entry for an id: a word begins with "▁", or (WordPiece) without "##"."""
         token = self._engine.id_to_token(token_id) if token_id >= 0 else None
         if token is None:
-            raise ValueError(f"token_id must be in [0, {self.vocab_size}), got {token_id}")
+            raise ValueError(f"token_id: expected an id in [0, {self.vocab_size}), got {token_id}")
         return token
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -204,7 +204,7 @@ class WordPieceTokenizer(Tokenizer):
                 raise UserError(f"{path}: line {number}: {token!r} is already on line {first[token]}")
         missing = [token for token in SPECIAL_TOKENS if token not in first]
         if missing:
-            raise UserError(f"{path}: not a WordPiece vocabulary of ELECTRA's, it has no {', '.join(missing)}")
+            raise UserError(f"{path}: not an ELECTRA WordPiece vocabulary, it has no {', '.join(missing)}")
         return cls.from_tokens(tokens, lowercase=lowercase)
 
     def save(self, directory: str | Path) -> None:
@@ -266,7 +266,7 @@ class SentencePieceTokenizer(Tokenizer):
         for lowercase in (True, False):
             if sentencepiece_normalizer(lowercase).normalize_str(_PROBE).split() == found:
                 return cls.from_model(spiece_model, lowercase=lowercase)
-        raise UserError(f"{path}: normalises text in another way than `electra prepare` does")
+        raise UserError(f"{path}: normalises text differently from `electra prepare`")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As in the base class; a "▁" by itself, which only marks where a word begins, covers nothing."""
@@ -312,7 +312,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder{hint}")
         path = found[0]
     if not path.is_file():
-        raise UserError(f"{path}: there is no such tokenizer")
+        raise UserError(f"{path}: no such tokenizer")
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     config = read_config(path.parent)
@@ -349,17 +349,13 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     engine.no_padding()  # files of the Hub may ask for either; here, whoever calls decides
     engine.no_truncation()
     if not isinstance(engine.model, models.WordPiece | models.Unigram | models.BPE):
-        raise UserError(
-            f"a tokenizer of the kind {type(engine.model).__name__}; expected WordPiece, Unigram or BPE"
-        )
+        raise UserError(f"expected a WordPiece, Unigram or BPE tokenizer, got {type(engine.model).__name__}")
     tokenizer = (WordPieceTokenizer if isinstance(engine.model, models.WordPiece) else SentencePieceTokenizer)(
         engine
     )
     one, other, both = tokenizer.encode_batch(["a", "b", "a b"])
     if one + other != both:
-        raise UserError(
-            "the ids of a text are not those of its words one by one (byte-level without add_prefix_space?)"
-        )
+        raise UserError("a text's ids differ from the ids of its words (byte-level without add_prefix_space?)")
     return tokenizer
 
 

@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: cannot be read (expected an object, found {type(content).__name__})")
+        raise UserError(f"{path}: cannot be read (expected an object, got {type(content).__name__})")
     return content
 
 
@@ -54,8 +54,8 @@ def check_words(where: Path, config: dict[str, Any]) -> None:
         return
     by = f" with {cutter}" if cutter else ""
     raise UserError(
-        f"{where}: its tokenizer is a {name or 'tokenizer'} that cuts words{by}, which is not here; expected "
-        f"{', '.join(BERT_CLASSES[::2])} ({BASIC}), or a folder with tokenizer.json"
+        f"{where}: its tokenizer is a {name or 'tokenizer'} that splits words{by}, which is not supported; "
+        f"expected {', '.join(BERT_CLASSES[::2])} ({BASIC}), or a folder with tokenizer.json"
     )
 
 
@@ -78,9 +78,7 @@ def follow_config(engine: tokenizers.Tokenizer, config: dict[str, Any], where: P
     if differing := [name for name in names if getattr(ours, name) != getattr(theirs, name)]:
         engine.normalizer = theirs
         said = ", ".join(f"{name} {getattr(ours, name)} -> {getattr(theirs, name)}" for name in differing)
-        log.warning(
-            f"{where}: tokenizer_config.json beside it says otherwise and is followed, as on the Hub: {said}"
-        )
+        log.warning(f"{where}: overridden by the tokenizer_config.json beside it, as on the Hub: {said}")
 
 
 def add_words(engine: tokenizers.Tokenizer, config: dict[str, Any], vocab: Path) -> None:
@@ -96,12 +94,13 @@ def add_words(engine: tokenizers.Tokenizer, config: dict[str, Any], vocab: Path)
             added[int(number)] = AddedToken(given["content"], **flags)
         in_order = [added[number] for number in sorted(added) if added[number].content not in SPECIAL_TOKENS]
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{vocab}: the files beside it name added words in no known form") from None
+        raise UserError(f"{vocab}: the files beside it list added tokens in an unknown format") from None
     engine.add_tokens(in_order)
     for number, token in added.items():
         if (found := engine.token_to_id(token.content)) != number:
             raise UserError(
-                f"{vocab}: the added word {token.content!r} has id {number} beside it, expected {found}"
+                f"{vocab}: the added token {token.content!r} has id {number} in the files beside it, "
+                f"expected {found}"
             )
 
 

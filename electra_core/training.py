@@ -216,7 +216,7 @@ def backward(loop: Loop, parts: Sequence[Any], seed: Seed) -> dict[str, Tensor]:
         Figures, and the loss as `LOSS`, summed over the parts.
     """
     if not parts:
-        raise ValueError("batches: expected a list of one part or more for every step, got an empty one")
+        raise ValueError("batches: expected at least one part per step, got none")
     sums: dict[str, Tensor] = {}
     for index, part in enumerate(parts, start=1):
         last = index == len(parts)

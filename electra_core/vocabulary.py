@@ -81,7 +81,7 @@ def train_sentencepiece(
     import sentencepiece
 
     if model_type not in MODEL_TYPES:
-        raise UserError(f"the model type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
+        raise UserError(f"model_type: expected one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
     counts = _count_words(sentences)
     if lowercase:
         _warn_of_lost_marks(counts)
@@ -149,7 +149,7 @@ def _count_words(sentences: Iterable[str]) -> Counter[str]:
         counts.update(sentence.split())
     counts = Counter({word: count for word, count in counts.items() if "\0" not in word})
     if not counts:
-        raise UserError("there is no text to learn a vocabulary from")
+        raise UserError("no text to train a vocabulary on")
     return counts
 
 
@@ -181,7 +181,7 @@ def _warn_of_lost_marks(counts: Counter[str]) -> None:
         word = min(marks, key=lambda word: (-marks[word], word))[:20]
         bare = sentencepiece_normalizer(True).normalize_str(word)
         log.warning(
-            f"uncased drops {share:.0%} of the letters of this text, marks that tell its words apart ({word} "
+            f"lower case drops {share:.0%} of the letters of this text, marks that distinguish words ({word} "
             f"becomes {bare}); --cased keeps them"
         )
 
@@ -262,12 +262,14 @@ def _training_problem(message: str, vocab_size: int) -> str:
     if found := re.search(r"required_chars\D*(\d+) vs (\d+)", message):
         return _too_few(vocab_size, int(found[2]))
     if "sentences_.empty()" in message:
-        return "the text holds nothing that a vocabulary could be learned from (only lines of one enormous word?)"
-    return f"SentencePiece could not learn a vocabulary of {vocab_size:,}: {message}"
+        return "the text contains nothing to train a vocabulary on (only lines of one enormous word?)"
+    return f"SentencePiece could not train a vocabulary of {vocab_size:,}: {message}"
 
 
 def _too_few(vocab_size: int, needed: int) -> str:
-    return f"a vocabulary of {vocab_size:,} is too small for the letters of this text; it needs {needed:,} or more"
+    return (
+        f"a vocabulary of {vocab_size:,} is too small for the letters of this text; expected at least {needed:,}"
+    )
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightF
         index = f"{name}.index.json"
         if (directory / index).exists():
             return reader(directory, _shards(directory, index), of_any_dtype)
-    raise UserError(f"{directory} holds no weights: expected {SAFETENSORS} (or {BIN})")
+    raise UserError(f"{directory}: no weights (expected {SAFETENSORS} or {BIN})")
 
 
 def weights_digest(directory: Path) -> str:
@@ -113,7 +113,7 @@ def inside(directory: Path, name: str) -> Path:
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
     if not any(real.is_relative_to(place) for place in allowed):
-        raise UserError(f"{path} is a link out of its directory; copy the file there if you trust it")
+        raise UserError(f"{path}: a link out of its directory; copy the file there if you trust it")
     return path
 
 

@@ -87,7 +87,7 @@ def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     problem = triton_support.import_problem() or triton_support.kind_problem(device, dtype)
     problem = problem or triton_support.launch_problem(device)
     if problem is not None:
-        _say_once(f"{device}: plain PyTorch in place of the Triton kernels, which is slower: {problem}")
+        _say_once(f"{device}: using plain PyTorch instead of the Triton kernels, which is slower: {problem}")
     return problem
 
 

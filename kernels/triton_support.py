@@ -50,7 +50,7 @@ def _import_problem() -> str | None:
     version = [int(number) for number in re.findall(r"\d+", triton.__version__)[:2]]
     if tuple(version) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
-        return f"triton {triton.__version__} is too old, the kernels need {oldest}; pip install -U triton"
+        return f"triton {triton.__version__} is too old; the kernels need {oldest} or newer: pip install -U triton"
     return None
 
 
@@ -62,14 +62,14 @@ def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
         return DISTRUSTED[device]
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if torch.version.hip:
-        return f"they are made for NVIDIA's GPUs and have been tried on none of AMD's ({name})"
+        return f"the kernels are written for NVIDIA GPUs and untested on AMD's ({name})"
     if capability >= TENSOR_CORES:
         return None
     architecture = f"{name}, sm_{capability[0]}{capability[1]}"
     if capability < FP32_ONLY:
-        return f"they need a GPU of sm_{FP32_ONLY[0]}{FP32_ONLY[1]} or newer ({architecture})"
+        return f"the kernels need a GPU of sm_{FP32_ONLY[0]}{FP32_ONLY[1]} or newer ({architecture})"
     if dtype.is_floating_point and dtype.itemsize < 4:
-        return f"before sm_{TENSOR_CORES[0]}{TENSOR_CORES[1]} they take fp32 only ({architecture})"
+        return f"before sm_{TENSOR_CORES[0]}{TENSOR_CORES[1]} the kernels support fp32 only ({architecture})"
     return None
 
 

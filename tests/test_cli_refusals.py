@@ -117,13 +117,15 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
         prepare_of(LONG, "t.txt", "--cased", "--tokenizer", "words"),
         "--vocab-size, --cased: no effect .* --tokenizer words",
     ),
-    "prepare: a kind not read": (prepare_of(b"%PDF-1.4", "t.pdf"), r"t\.pdf: \.pdf is not read; save its text as"),
+    "prepare: a kind not read": (
+        prepare_of(b"%PDF-1.4", "t.pdf"), r"t\.pdf: \.pdf files cannot be read; save its text as",
+    ),
     "prepare: no such column": (prepare_of("id,body\n1,x\n", "t.csv"), "no column 'text'.* are 'id', 'body'"),
     "pretrain: no corpus": (lambda f, s: [*PRETRAIN, "--data", str(f), "--out", str(f / "out")], "not a prepared"),
     "pretrain: damaged corpus": (changed_shards, "train-00000.tokens"),
     "pretrain: unknown key": (pretrain_with(toml="lerning_rate = 1e-3\n"), r"lerning_rate.*learning_rate"),
     "pretrain: unknown encoder key": (pretrain_with(toml="[discriminator]\nhiden_size = 4\n"), "hidden_size"),
-    "pretrain: wrong type": (pretrain_with(toml='clip_norm = "much"\n'), "clip_norm expects .* float"),
+    "pretrain: wrong type": (pretrain_with(toml='clip_norm = "much"\n'), "clip_norm: expected .* float"),
     "pretrain: not TOML": (pretrain_with(toml="steps = = 3\n"), r"c\.toml"),
     "pretrain: config not UTF-8": (pretrain_with(toml=b"model = '\xff'\n"), r"c\.toml"),
     "pretrain: config missing": (pretrain_with("--config", "no.toml"), r"no\.toml: cannot be read \(No such file"),
@@ -143,9 +145,9 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: occupied folder": (occupied, "not empty.*--resume.*--overwrite"),
     "pretrain: one network of two sizes": (
         pretrain_with("--tying", "all", "--generator-layers", "7"),
-        "tying: all expects .* num_hidden_layers 7 for 1",
+        "tying: 'all' needs .* num_hidden_layers 7 for 1",
     ),
-    "pretrain: half a pair": (pretrain_with("--init-generator", "x"), "go together"),
+    "pretrain: half a pair": (pretrain_with("--init-generator", "x"), "give both or neither"),
     "finetune: missing": (lambda f, s: [*finetune_on(REVIEWS)(f, s), "--train", str(f / "no.tsv")], r"no\.tsv"),
     "finetune: empty": (finetune_on(""), r"train\.tsv"),
     "finetune: binary": (finetune_on(b"\x00\x01\xff\xfe" * 99), r"train\.tsv"),
@@ -153,7 +155,9 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "finetune: missing column": (finetune_on(REVIEWS, "--text-column", "review"), "review.*sentence.*label"),
     "finetune: unseen label": (finetune_on(REVIEWS, dev="sentence\tlabel\na film\tmixed\n"), "mixed"),
     "finetune: one class": (finetune_on("sentence\tlabel\nfine\tpos\nbad\tpos\n"), r"train\.tsv: every .* 'pos'"),
-    "finetune: resumed in a foreign folder": (resumed_in_a_foreign_folder, "not empty and holds no run to resume"),
+    "finetune: resumed in a foreign folder": (
+        resumed_in_a_foreign_folder, "not empty, but holds no run to resume",
+    ),
     "finetune: more layers to freeze than there are": (finetune_on(REVIEWS, "--freeze", "9"), "1 layers, got 9"),
     "finetune: no such model": (finetune_on(REVIEWS, "--model", "no/such/model"), "no/such/model"),
     "finetune: unknown task": (finetune_on(REVIEWS, "--task", "clasify"), "clasify"),
@@ -177,7 +181,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     ),
     "predict: a submission for no GLUE task": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
-                      "--submission", "squad"], "no GLUE submission",
+                      "--submission", "squad"], "--submission: expected one of",
     ),
     "evaluate: a report of no kind": (
         lambda f, s: ["evaluate", "--model", "none", "--data", "x.tsv", "--report", "r.pdf"], "got .pdf",
@@ -187,15 +191,16 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     ),
     "predict: over its input": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
-                      "--output", "./x.txt"], "is the input, which would be lost",
+                      "--output", "./x.txt"], "is also the input and would overwrite it; name another",
     ),
     "predict: into a table that is not written": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
-                      "--output", str(f / "x.xlsx")], r"x\.xlsx: expected a name in \.jsonl or \.csv, got \.xlsx",
+                      "--output", str(f / "x.xlsx")],
+        r"x\.xlsx: expected a name that ends in \.jsonl or \.csv, or --format; got \.xlsx",
     ),
     "predict: into a compressed file": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
-                      "--output", str(f / "x.csv.gz")], r"expected a name in \.jsonl or \.csv, got \.gz",
+                      "--output", str(f / "x.csv.gz")], r"ends in \.jsonl or \.csv, or --format; got \.gz",
     ),
     "predict: a submission with a bad row": (
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",

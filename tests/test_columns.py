@@ -44,20 +44,19 @@ def test_a_file_without_header_and_columns_without_names(tmp_path):
     file = write_lines(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
     said = refusal(file, Columns())
     assert (
-        "which column holds the text, and which the label? The columns are I hated it 6890, 0; name them" in said
+        "no column has a usual name for the text and the label; the columns are I hated it 6890, 0; name one"
+        in said
     )
-    assert "name them with --text-column and --label-column" in said
-    assert said.endswith("(if that line is no header: --no-header, and a number from 1)")
+    assert "name one with --text-column and --label-column" in said
+    assert said.endswith("(if the first line is not a header: --no-header, and the column's number from 1)")
     assert refusal(file, Columns(header=False)).endswith(" and --label-column, by number, from 1")
     one = refusal(file, Columns(label="2", header=False))
-    assert "which column holds the text? " in one and "--label" not in one
+    assert "no column has a usual name for the text; " in one and "--label" not in one
     absent = refusal(
         write_lines(tmp_path / "b.csv", "text,label", "a,b"), Columns(), given=Columns("body", None, "stars")
     )
-    assert (
-        "no text column 'body' and no label column 'stars'; the columns are text, label; --text-column" in absent
-    )
-    assert absent.endswith("--text-column and --label-column name others")
+    assert "no text column 'body' and no label column 'stars'; the columns are text, label; name others" in absent
+    assert absent.endswith("name others with --text-column and --label-column")
     assert "--no-header" not in refusal(write_lines(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
     assert len(read(file, Columns("1", None, "2", header=False))) == 2
 
@@ -65,8 +64,14 @@ def test_a_file_without_header_and_columns_without_names(tmp_path):
 @pytest.mark.parametrize(
     "task, message",
     [
-        (Classify(labels=("0", "1"), columns=Columns("1", None, "2")), "known: 0, 1; if this is the header: --"),
-        (Regress(columns=Columns("1", None, "2")), r"the label is no number \('Note'; if this is the header: --"),
+        (
+            Classify(labels=("0", "1"), columns=Columns("1", None, "2")),
+            "known: 0, 1; if this line is the header: --",
+        ),
+        (
+            Regress(columns=Columns("1", None, "2")),
+            r"the label is not a number \('Note'; if this line is the header: --",
+        ),
     ],
 )
 def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
@@ -83,7 +88,7 @@ def test_a_header_that_is_no_example_is_suspected(tmp_path, task, message):
 )
 def test_a_decimal_comma_is_suspected(tmp_path, label, said):
     file = write_lines(tmp_path / "a.tsv", "text\tscore", f"fein\t{label}")
-    with pytest.raises(UserError, match=r"no number") as caught:
+    with pytest.raises(UserError, match=r"the label is not a number") as caught:
         list(Regress().read(file, BadRows(file)))
     assert ("a decimal comma?" in str(caught.value)) == said
 
@@ -99,12 +104,12 @@ def test_what_cuts_a_csv_is_found(tmp_path, separator):
 def test_columns_that_another_name_of_the_file_would_show(tmp_path):
     quoted = write_lines(tmp_path / "a.tsv", '"text"\t"label"', '"fine"\t"1"')
     for columns in (Columns(), Columns(text="text", label="label")):
-        assert refusal(quoted, columns).endswith("in quotes are read from a .csv")
+        assert refusal(quoted, columns).endswith("only a .csv may have quoted cells")
     assert read(quoted.rename(tmp_path / "a.csv"), Columns()) == [("fine", None, "1")]
     plain = write_lines(tmp_path / "a.txt", "text\tlabel", "fine\t1")
     for columns in (Columns(), Columns(text="text", label="label")):
         assert refusal(plain, columns).endswith(
-            "a .txt is one text per line; a file of columns is called .csv or .tsv"
+            "a .txt holds one text per line; rename a file of columns to .csv or .tsv"
         )
 
 
@@ -116,7 +121,7 @@ def test_the_usual_names_stand_in_for_those_of_the_training_file(tmp_path):
     same = write_lines(tmp_path / "a.csv", "review_text,stars,text,label", "fine,1,other,0")
     usual = write_lines(tmp_path / "b.csv", "n,sentence,category", "7,fine,1")
     assert read(same, trained) == read(usual, trained) == [("fine", None, "1")]
-    with pytest.raises(UserError, match="there is no text column 'review_text'"):  # not in training
+    with pytest.raises(UserError, match="no text column 'review_text'"):  # not in training
         list(read_texts(usual, trained))
 
 
@@ -140,7 +145,7 @@ def test_usual_names_may_have_capitals(tmp_path):
     )
     both = write_lines(tmp_path / "c.csv", "Text,text,label", "no,yes,1")
     assert read(both, Columns()) == [("yes", None, "1")]
-    assert "which column holds the text" in refusal(
+    assert "no column has a usual name for the text" in refusal(
         write_lines(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
     )
 
@@ -149,18 +154,18 @@ def test_of_several_usual_names_none_is_taken(tmp_path):
     trained = Columns("review_text", None, "stars")
     several = write_lines(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
     assert refusal(several, trained).endswith(
-        "there is no text column 'review_text'; the columns are text, comment, label; --text-column names another"
+        "no text column 'review_text'; the columns are text, comment, label; name another with --text-column"
     )
     assert read(several, trained, given=Columns(text="comment")) == [("other", None, "1")]
     labels = write_lines(tmp_path / "b.csv", "text,label,score", "fine,1,0.5")
-    assert "there is no label column 'stars'" in refusal(labels, trained)
+    assert "no label column 'stars'" in refusal(labels, trained)
     assert read(labels, trained, labelled=False) == [("fine", None, None)]
 
 
 def test_a_column_that_is_named_for_the_file_must_be_there(tmp_path):
     file = write_lines(tmp_path / "a.csv", "text,label", "fine,1")
     for columns in (Columns(), Columns("review_text")):
-        assert "there is no text column 'satz'" in refusal(file, columns, given=Columns(text="satz"))
+        assert "no text column 'satz'" in refusal(file, columns, given=Columns(text="satz"))
 
 
 def test_pairs_stand_in_together(tmp_path):
@@ -168,10 +173,10 @@ def test_pairs_stand_in_together(tmp_path):
     usual = write_lines(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
     assert read(usual, trained) == [("fine", "dull", "1")]
     two = write_lines(tmp_path / "c.csv", "sentence1,sentence2,question1,question2,label", "fine,dull,who,what,1")
-    assert "there is no text column 'premisse'" in refusal(two, trained), "which pair is meant, nobody knows"
+    assert "no text column 'premisse'" in refusal(two, trained), "which pair is meant, nobody knows"
     half = write_lines(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
-    assert "there is no pair column 'hypothese'" in refusal(half, trained)
-    assert refusal(half, trained).endswith("--text-pair-column names another")
+    assert "no pair column 'hypothese'" in refusal(half, trained)
+    assert refusal(half, trained).endswith("name another with --text-pair-column")
     assert read(half, trained, given=Columns(pair="sentence2")) == [("fine", "dull", "1")]
 
 
@@ -222,9 +227,9 @@ def test_pairs_that_were_found_stay_pairs(tmp_path):
     later = write_lines(tmp_path / "b.csv", "sentence1,sentence2,premise,hypothesis,label", "v,w,x,y,0")
     assert read(later, task.columns) == [("x", "y", "0")]
     lines = write_lines(tmp_path / "a.txt", "only one")
-    with pytest.raises(UserError, match=r"a.txt:1: a single text, where training had pairs"):
+    with pytest.raises(UserError, match=r"a.txt:1: a single text instead of a pair"):
         list(for_reading(task, Columns()).read(lines, BadRows(lines), labelled=False))
-    with pytest.raises(UserError, match="there is no text column 'premise'"):
+    with pytest.raises(UserError, match="no text column 'premise'"):
         list(for_reading(task, Columns(pair="other")).read(lines, BadRows(lines), labelled=False))
 
 
@@ -249,8 +254,8 @@ def test_it_is_said_which_columns_were_read(tmp_path):
     several = write_lines(tmp_path / "b.csv", "text,category,sentiment,Body", *labels)
     assert fitted(several)[1][0] == (
         f"{several}: 21 rows, text 'text', label 'category' (0 3, 1 3, 2 3, 3 3, 4 3, and 2 others)"
-        "; not taken for the label: column 'sentiment' (--label-column)"
-        "; not taken for the text: column 'Body' (--text-column)"
+        "; not used as the label: column 'sentiment' (name it with --label-column)"
+        "; not used as the text: column 'Body' (name it with --text-column)"
     )
     pairs = write_lines(
         tmp_path / "c.csv", "sentence1,sentence2,score", *(f"a{n},b{n},{n / 4}" for n in range(21))
@@ -282,15 +287,17 @@ def ids(file: Path, columns: Columns | None = None) -> list[str]:
 
 def test_a_column_of_ids_is_named_or_none_is(tmp_path):
     file = write_lines(tmp_path / "a.csv", "id,key,text,label", "7,a,fine,1", "8,b,good,1", "8,c,dull,0")
-    said = "a.csv:4: duplicated id (8); if that column is no row's id: --id-column none; --skip-bad-rows leaves"
+    said = (
+        "a.csv:4: duplicate id (8); if that column does not hold row ids: --id-column none; --skip-bad-rows skips"
+    )
     assert said in refusal(file, Columns())
     assert ids(file, Columns(id="key")) == ["a", "b", "c"]
     assert ids(file, Columns(id="none")) == ids(file, Columns(text="3", id="none")) == ["2", "3", "4"]
     with pytest.raises(
-        UserError, match="no id column 'nr'; the columns are id, key, text, label; --id-column names"
+        UserError, match="no id column 'nr'; the columns are id, key, text, label; name another with --id-column"
     ):
         ids(file, Columns(id="nr"))
-    assert "there is no id column 'nr'" in refusal(file, Columns(), given=Columns(id="nr"))
+    assert "no id column 'nr'" in refusal(file, Columns(), given=Columns(id="nr"))
     assert read(write_lines(tmp_path / "b.csv", "text,label", "fine,1"), Columns(id="key")) == [
         ("fine", None, "1")
     ]
@@ -299,8 +306,10 @@ def test_a_column_of_ids_is_named_or_none_is(tmp_path):
 def test_a_column_whose_values_mostly_repeat_holds_no_ids(tmp_path, caplog):
     file = write_lines(tmp_path / "a.csv", "id,text,label", *(f"{number // 3},fine,1" for number in range(10)))
     assert ids(file) == [str(line) for line in range(2, 12)]
-    assert "a.csv: the column 'id' is no row's id, as most repeat; --id-column names another" in caplog.text
-    with pytest.raises(UserError, match="duplicated id"):
+    assert (
+        "a.csv: column 'id' holds no row ids, as most values repeat; name another with --id-column" in caplog.text
+    )
+    with pytest.raises(UserError, match="duplicate id"):
         ids(file, Columns(id="id"))
 
 
@@ -311,7 +320,7 @@ def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):
         for columns, names in ((Columns(id="key"), ["a", "b"]), (Columns(id="none"), ["1", "2"])):
             assert [e.id for e in task(columns=columns).read(file, BadRows(file))] == names
         with pytest.raises(
-            UserError, match=r"duplicated id \(7\); if that column is no row's id: --id-column none"
+            UserError, match=r"duplicate id \(7\); if that column does not hold row ids: --id-column none"
         ):
             list(task().read(file, BadRows(file)))
 
@@ -320,9 +329,7 @@ def test_ids_that_are_named_and_not_there_are_missed(tmp_path):
     row = {"tokens": ["x"], "tags": ["O"], "text": "Who?", "choices": ["x", "y"], "label": 0}
     file = write_lines(tmp_path / "a.jsonl", json.dumps(row))
     for task in (Tag, Choose):
-        with pytest.raises(
-            UserError, match=r"a\.jsonl: there is no id column 'key'; the columns are tokens, tags"
-        ):
+        with pytest.raises(UserError, match=r"a\.jsonl: no id column 'key'; the columns are tokens, tags"):
             list(task(columns=Columns(id="key")).read(file, BadRows(file)))
         later = for_reading(task(columns=Columns(id="key")), Columns())
         assert [e.id for e in later.read(file, BadRows(file))] == ["1"], "of the training file"
@@ -330,7 +337,7 @@ def test_ids_that_are_named_and_not_there_are_missed(tmp_path):
         write_lines(tmp_path / "a.conll", "x O", ""),
         write_lines(tmp_path / "a.csv", "sentence,word,tag", "1,x,O"),
     ):
-        with pytest.raises(UserError, match="no column holds ids, as rows are words; --id-column has no effect"):
+        with pytest.raises(UserError, match="--id-column: no effect with"):
             list(Tag(columns=Columns(id="key")).read(words, BadRows(words)))
         assert len(list(Tag(columns=Columns(id="none")).read(words, BadRows(words)))) == 1
 
@@ -346,7 +353,7 @@ def test_the_training_files_columns_come_first_in_any_case(tmp_path):
 def test_a_file_without_header_is_told_the_way_out(tmp_path):
     file = write_lines(tmp_path / "a.csv", "bad dull film,0", "fine one,1")
     said = refusal(file, Columns(text="text", label="label"))
-    assert "no text column 'text'" in said and "--no-header, and a number from 1" in said
+    assert "no text column 'text'" in said and "--no-header, and the column's number from 1" in said
     named = write_lines(tmp_path / "b.csv", "review,label", "fine one,1")
     assert "--no-header" not in refusal(named, Columns(), given=Columns(text="nope"))
 
@@ -366,7 +373,7 @@ def test_a_table_may_have_another_encoding(tmp_path, name, separator):
     file, asked = in_cp1252(tmp_path / name, *lines), Columns(label="Größe", encoding="cp1252")
     assert read(file, Columns(), given=asked) == [("„schön“", None, "1"), ("fine", None, "0")]
     said = refusal(file, asked)  # of the training file
-    assert "no label column 'Größe'" in said and "if a spreadsheet or Windows wrote it: --encoding cp1252" in said
+    assert "no label column 'Größe'" in said and "if Excel or Windows wrote it: --encoding cp1252" in said
 
 
 def test_a_folder_and_tags_may_have_another_encoding(tmp_path):
@@ -383,7 +390,9 @@ def test_a_folder_and_tags_may_have_another_encoding(tmp_path):
 @pytest.mark.parametrize("name", ["cp1259", "utf-16", "utf-32-le", "rot13", "base64"])
 def test_encodings_that_are_none_of_lines(tmp_path, name):
     file = in_cp1252(tmp_path / "a.csv", "text,label", "fine,1")
-    with pytest.raises(UserError, match=f"^encoding: expected one such as utf-8, cp1252 .*, got '{name}'"):
+    with pytest.raises(
+        UserError, match=f"^encoding: expected one that extends ASCII, such as utf-8, cp1252 .*, got '{name}'"
+    ):
         list(read_texts(file, Columns(encoding=name)))
 
 

@@ -69,12 +69,10 @@ def test_columns_may_be_named(folder, tmp_path, capsys):
     data = write(tmp_path / "a.csv", "eins,zwei\na fine film,pos\na dull film,neg\n")
     assert evaluate(folder, data) == predict(folder, data) == 2
     said = capsys.readouterr().err
-    assert (
-        "no text column 'satz' and no label column 'urteil'; the columns are eins, zwei; --text-column and" in said
-    )
-    assert "no text column 'satz'; the columns are eins, zwei; --text-column names another" in said
+    assert "no text column 'satz' and no label column 'urteil'; the columns are eins, zwei; name others" in said
+    assert "no text column 'satz'; the columns are eins, zwei; name another with --text-column" in said
     assert evaluate(folder, data, "--text-column", "eins") == 2
-    assert "there is no label column 'urteil'" in complaint(capsys)
+    assert "no label column 'urteil'" in complaint(capsys)
     assert evaluate(folder, data, "--text-column", "eins", "--label-column", "zwei") == 0
     assert predict(folder, data, "--text-column", "eins") == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -87,8 +85,8 @@ def test_numbers_and_the_header(folder, tmp_path, capsys):
     data = write(tmp_path / "a.csv", "Kommentar,Note\n" + rows)
     capsys.readouterr()
     assert evaluate(folder, data, *numbers) == 2
-    assert "a.csv:1: the label does not occur in training ('Note'" in (said := complaint(capsys))
-    assert "if this is the header: --header" in said
+    assert "a.csv:1: the label is not in the training data ('Note'" in (said := complaint(capsys))
+    assert "if this line is the header: --header" in said
     assert evaluate(folder, data, *numbers, "--header") == 0
     capsys.readouterr()
     for flag, count in (("--header", 2), ("--no-header", 3)):
@@ -107,7 +105,7 @@ def test_messages_name_only_flags_that_the_command_has(command):
 def test_pairs_from_standard_input(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
-    assert "JSON lines: of pairs with text and pair" in " ".join(capsys.readouterr().out.split())
+    assert "JSON lines (fields: text, and pair for pairs;" in " ".join(capsys.readouterr().out.split())
     line = json.dumps({"text": "a fine film", "pair": "the film"})
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line.encode())))
     assert predict(folder, "-", model="pairs") == 0
@@ -135,10 +133,10 @@ def test_a_path_that_is_not_there(folder, tmp_path, capsys, name):
     path = str(tmp_path / name)
     for status in (evaluate(folder, path), predict(folder, path)):
         assert status == 2
-    assert capsys.readouterr().err.count(f"{name}: there is no such file or folder") == 2
+    assert capsys.readouterr().err.count(f"{name}: no such file or folder") == 2
     start = str(folder / "start")
     assert main([*FINETUNE, "--model", start, "--train", path, "--out", str(tmp_path / "out")]) == 2
-    assert "there is no such file or folder" in complaint(capsys)
+    assert "no such file or folder" in complaint(capsys)
 
 
 # ---- words that the vocabulary has not

@@ -230,10 +230,10 @@ def test_what_is_amiss_is_listed(electra: Electra, tmp_path: Path) -> None:
 def test_checkpoints_of_other_things(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no TensorFlow checkpoint"):
         convert_tf.convert_checkpoint(tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(UserError, match="expected one checkpoint in this directory, found none"):
+    with pytest.raises(UserError, match="expected one checkpoint in this directory, got none"):
         convert_tf.convert_checkpoint(tmp_path, tmp_path / "out")
     write_bundle(tmp_path / "mnist", {"layer/kernel": np.zeros((2, 2), "float32")})
-    with pytest.raises(UserError, match="neither of its two heads is in it"):
+    with pytest.raises(UserError, match="it has neither of the two heads"):
         convert_tf.convert_checkpoint(tmp_path / "mnist", tmp_path / "out")
     write_bundle(tmp_path / "head", {"discriminator_predictions/dense/kernel": np.zeros((2, 2), "float32")})
     with pytest.raises(UserError, match=r"not an ELECTRA checkpoint: '.*word_embeddings\.weight' is missing"):
@@ -259,5 +259,5 @@ def test_damaged_checkpoints(electra: Electra, tmp_path: Path) -> None:
             pass
     index.write_bytes(whole)
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(UserError, match="missing or cut short"):
+    with pytest.raises(UserError, match="missing or truncated"):
         read_bundle(tmp_path / "ckpt")

@@ -179,7 +179,7 @@ def test_counts_and_sentences_across_shards(data: Path) -> None:
     for index in [*range(0, len(sentences), 97), len(sentences) - 1]:
         assert corpus.sentence(index).tolist() == sentences[index]
     for index in (-1, len(sentences)):
-        with pytest.raises(IndexError, match="sentence must be in"):
+        with pytest.raises(IndexError, match="sentence: expected an index in"):
             corpus.sentence(index)
     with pytest.raises(ValueError, match="read-only"):
         corpus.sentence(0)[0] = 1
@@ -236,7 +236,7 @@ def test_of_few_documents_one_is_held_out(tokenizer: Path, tmp_path: Path, name:
     )
     place = {"unlike lengths": 1, "the last": 2, "copies": 0}[name]
     assert heldout == [everything[place]] and train == everything[:place] + everything[place + 1 :]
-    assert manifest.notes[-1].startswith("documents are few and the draw held out none, so one ")
+    assert manifest.notes[-1].startswith("few documents, and the draw held out none; one ")
     Corpus.open(tmp_path / "few").verify()
     assert not (tmp_path / "few" / "before").exists()
 

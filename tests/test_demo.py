@@ -103,7 +103,7 @@ def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCa
     assert html.count("data-chart=") == 3 and len(report.passages) == 2
     assert {name for name, _ in report.stages} >= {"pre-training", "fine-tuning"}
 
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="not empty; "):
         run_demo(out, minutes=0.1, quiet=True, say=said.append)
     report = run_demo(out, minutes=0.1, quiet=True, overwrite=True, say=said.append)
     assert [bool(start.values) for start in report.starts] == [True, True, True]
@@ -126,8 +126,8 @@ def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path, small: None
     (tmp_path / "out" / mine / "letter").write_text("dear")
     (tmp_path / "out" / "thesis.tex").write_text("x")
     for overwrite, said in (
-        (False, "not an empty folder"),
-        (True, "holds thesis.tex, and overwrite replaces a demo"),
+        (False, "not empty; "),
+        (True, "holds thesis.tex, and overwrite replaces nothing but a demo"),
     ):
         with pytest.raises(UserError, match=said):
             run_demo(tmp_path / "out", overwrite=overwrite, say=lambda line: None)

@@ -38,7 +38,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("electra_core.placement.gpu_trouble", lambda place: None)
     assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
-    with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, counted from 0"):
+    with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, numbered from 0"):
         resolve_device("cuda:2")
     for other in ("cuda:x", "mps", "meta", "tpu", ""):
         with pytest.raises(UserError, match=f"^device {other}: expected auto, cpu or cuda"):

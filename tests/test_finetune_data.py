@@ -234,7 +234,7 @@ def test_another_oddity_of_labels_does_not_hide_those_without_an_example(tmp_pat
     assert unseen.endswith("(cannot be evaluated; each has a single example, which stays in training)")
     numbers = {"a": numbered("a", 30)} | {str(number): [f"text {number}"] for number in range(20)}
     (of_one,) = told(Classify(), classes(tmp_path / "b.tsv", numbers))
-    assert "have one example each; are they classes" in of_one
+    assert "have only one example each; is this the right column" in of_one
 
 
 def test_rare_labels_are_named_where_not_all_are(tmp_path):
@@ -291,7 +291,7 @@ def test_weights_that_let_one_example_rule_are_told(tmp_path):
     assert told(Classify(), more, dev, class_weights=True) == []
 
 
-@pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples that have one inp")])
+@pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples with the same inp")])
 def test_what_cannot_be_split_is_said(tmp_path, count, message):
     with pytest.raises(UserError, match=f"a.tsv: {message}.*; give a dev file"):
         split(Regress(), labelled(tmp_path / "a.tsv", ["same"] * count))

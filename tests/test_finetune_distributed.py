@@ -171,14 +171,14 @@ def test_processes_that_read_other_data_are_told(model, data, tmp_path: Path) ->
     arguments = (model, data, tmp_path / "run", Classify(), SETTINGS)
     first, second = run_ranks(2, finetune_on_other_data, *arguments)
     assert first == "AnotherRankFailed: rank 1 has an error"
-    assert second.endswith("model, data or settings are not those of rank 0")
+    assert second.endswith("model, data or settings differ from those of rank 0")
     assert not (tmp_path / "run").exists()
 
 
 def test_more_processes_than_a_batch_has_examples(model, data, tmp_path: Path) -> None:
     settings = replace(SETTINGS, batch_size=1)
     reports = run_ranks(2, finetune_rank, model, data, tmp_path / "run", Classify(), settings, {})
-    assert reports[0] == "UserError: batch_size: 1 are too few for 2 processes"
+    assert reports[0] == "UserError: batch_size: expected at least 1 per process, 2 in all, got 1"
 
 
 def test_a_mistake_is_told_once(model, data, tmp_path: Path) -> None:
@@ -206,6 +206,6 @@ def test_torchrun(model, data, tmp_path: Path) -> None:
     ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
                            timeout=240)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("the fine-tuned model is") == 1
-    assert ended.stderr.count("steps in all, which may be too few") == 1
+    assert ended.stdout.count("fine-tuned model: ") == 1
+    assert ended.stderr.count("steps in total, which may be too few") == 1
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -20,7 +20,7 @@ from electra_core.tokenizer import WordPieceTokenizer
 
 def test_users_errors_leave_nothing_behind(model, data, tmp_path):
     cases = {
-        "dev.tsv:2: the label does not occur in training ('maybe'; known: neg, pos)": (
+        "dev.tsv:2: the label is not in the training data ('maybe'; known: neg, pos)": (
             (data[0], lines_file(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
         ),
         "there is nothing to learn": (
@@ -51,7 +51,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(data, tmp_path):
     words = (folder / "vocab.txt").read_text() + "zebra\n"
     (tmp_path / "vocab.txt").write_text(words)
     WordPieceTokenizer.from_vocab(tmp_path / "vocab.txt").save(folder)
-    with pytest.raises(UserError, match=r"the tokenizer has 87 words, the model only 86"):
+    with pytest.raises(UserError, match=r"the tokenizer has 87 tokens, the model only 86"):
         run(folder, data, tmp_path / "out")
 
 
@@ -135,7 +135,7 @@ def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path)
             [
                 "1 text occurs with different labels",
                 "24 of the 24 dev texts are also in",
-                "Only 2 steps in all",
+                "only 2 steps in total",
                 "most frequent class",
             ],
         ),

@@ -93,8 +93,8 @@ def test_a_killed_run_ends_as_the_one_that_was_not(model, data, tmp_path, monkey
     assert not (tmp_path / "out/metrics.json").exists()
     lines: list[str] = []
     train(model, data, tmp_path / "out", settings, resume=True, say=lines.append)
-    assert [line for line in lines if "goes on" in line] == (
-        [f"goes on at step {20 * seed + step // 5 * 5}"] if step > 5 else []
+    assert [line for line in lines if "continuing" in line] == (
+        [f"continuing at step {20 * seed + step // 5 * 5}"] if step > 5 else []
     )
     assert_same_end(tmp_path / "out", tmp_path / "whole")
     assert not (tmp_path / "out/checkpoints").exists()
@@ -165,7 +165,7 @@ def test_questions_with_a_tuned_threshold_go_on_between_evaluations(model, tmp_p
         train(model, files, tmp_path / "out", settings, task)
     lines: list[str] = []
     train(model, files, tmp_path / "out", settings, task, resume=True, say=lines.append)
-    assert "goes on at step 6" in lines
+    assert "continuing at step 6" in lines
     assert_same_end(tmp_path / "out", tmp_path / "whole")
 
 
@@ -185,7 +185,7 @@ def test_sigkill_of_the_command(model, data, tmp_path):
     process.communicate()
     assert list((tmp_path / "out").glob("checkpoints/step-*"))
     done = subprocess.run([*command, "--out", str(tmp_path / "out"), "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0 and "goes on at step" in done.stderr
+    assert done.returncode == 0 and "continuing at step" in done.stderr
     assert_same_end(tmp_path / "out", tmp_path / "whole")
 
 
@@ -213,9 +213,9 @@ def another(model, data, tmp_path) -> dict[str, tuple[Path, tuple[Path, Path], F
     return {
         "epochs was 2, is now 3": (model, data, replace(SETTINGS, epochs=3)),
         "metric was 'accuracy', is now 'macro_f1'": (model, data, replace(SETTINGS, metric="macro_f1")),
-        "training data is another one": (model, (fewer, data[1]), SETTINGS),
-        "development data is another one": (model, (data[0], fewer), SETTINGS),
-        "weights is another one": (other, data, SETTINGS),
+        "training data differs": (model, (fewer, data[1]), SETTINGS),
+        "development data differs": (model, (data[0], fewer), SETTINGS),
+        "weights differs": (other, data, SETTINGS),
     }
 
 
@@ -236,11 +236,11 @@ def test_what_was_finished_is_not_trained_again(model, data, another, tmp_path):
     assert train(model, data, tmp_path / "out", resume=True, say=lines.append) == report
     assert lines == [
         f"{data[0]}: 160 rows, text 'sentence', label 'label' (neg 80, pos 80)",
-        f"{tmp_path / 'out'}: all is done already",
+        f"{tmp_path / 'out'}: already finished",
     ]
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
     for message, (start, files, settings) in another.items():
-        with pytest.raises(UserError, match=f"another finished model; .*{message}.*; overwrite starts anew$"):
+        with pytest.raises(UserError, match=f"another finished model; .*{message}.*; overwrite replaces it$"):
             train(start, files, tmp_path / "out", settings, resume=True)
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == written
 
@@ -303,12 +303,12 @@ def test_nothing_to_resume_is_said(model, data, tmp_path):
     for resume in (False, True):
         train(model, data, tmp_path / f"{resume}", replace(SETTINGS, epochs=1), resume=resume, say=lines.append)
     assert [line for line in lines if "resume" in line] == [
-        f"{tmp_path / 'True'}: nothing to resume, begins at step 0"
+        f"{tmp_path / 'True'}: nothing to resume; starting at step 0"
     ]
 
 
 def test_a_full_folder_is_neither_resumed_nor_overwritten_unasked(model, data, stopped):
-    with pytest.raises(UserError, match="not empty; resume goes on with the run in it, overwrite starts anew"):
+    with pytest.raises(UserError, match="not empty; resume continues the run in it, overwrite starts a new one"):
         train(model, data, stopped)
     report = train(model, data, stopped, replace(SETTINGS, epochs=1), overwrite=True)
     assert report["seeds"][0]["steps"] == 10
@@ -341,9 +341,9 @@ def test_a_folder_that_no_fine_tuning_made_keeps_what_lies_in_it(model, data, tm
 def test_a_damaged_checkpoint_is_named(model, data, stopped, caplog):
     (file,) = stopped.glob("checkpoints/step-*/state.safetensors")
     file.write_bytes(file.read_bytes()[:-8] + b"damaged!")
-    with pytest.raises(UserError, match="no intact checkpoint is left"):
+    with pytest.raises(UserError, match="no intact checkpoint to resume from"):
         train(model, data, stopped, resume=True)
-    assert "the checksum does not fit" in caplog.text
+    assert "the checksum does not match" in caplog.text
 
 
 def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):

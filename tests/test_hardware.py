@@ -139,7 +139,7 @@ def test_what_is_distrusted_is_not_used(
     assert not dispatch.use_triton(tensor_on_the_gpu(BF16)) and not uses_kernels(GPU, BF16)
     assert engine.choose_engine("auto", GPU, dtype=BF16) == "eager"
     assert [record.message for record in caplog.records] == [
-        "cuda:0: plain PyTorch in place of the Triton kernels, which is slower: they disagree"
+        "cuda:0: using plain PyTorch instead of the Triton kernels, which is slower: they disagree"
     ]
     monkeypatch.setenv("ELECTRA_TRITON", "1")
     assert dispatch.use_triton(tensor_on_the_gpu(BF16)) and not uses_kernels(GPU, BF16)
@@ -206,7 +206,7 @@ def test_nothing_is_launched_while_a_graph_is_captured(machine: Machine) -> None
 
 @pytest.mark.parametrize(
     ("version", "said"),
-    [("3.2.0", "triton 3.2.0 is too old, the kernels need 3.6"), ("3.6.0+rocm7.1", None), ("3.10.0", None)],
+    [("3.2.0", "triton 3.2.0 is too old; the kernels need 3.6"), ("3.6.0+rocm7.1", None), ("3.10.0", None)],
 )
 def test_an_old_triton_is_not_taken(version: str, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triton.__version__", version)
@@ -280,7 +280,7 @@ def test_a_gpu_that_torch_was_not_built_for(machine: Machine, caplog: pytest.Log
     machine.with_gpu("Tesla P100", (6, 0))
     trouble(machine, NO_IMAGE)
     assert resolve_device("auto") == torch.device("cpu")
-    assert "not built for Tesla P100" in caplog.text and "going on with the CPU" in caplog.text
+    assert "not built for Tesla P100" in caplog.text and "using the CPU" in caplog.text
     with pytest.raises(UserError, match=r"^device cuda: .*not built for Tesla P100.*the device cpu"):
         resolve_device("cuda")
     machine.patch.setenv("LOCAL_RANK", "0")
@@ -314,7 +314,7 @@ def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytes
     trouble(machine, NO_IMAGE)
     assert main(["info"]) == 0
     assert re.search("device  cpu, ", capsys.readouterr().out)
-    assert main(["info", "--memory"]) == 2 and "--model expects one of" in capsys.readouterr().err
+    assert main(["info", "--memory"]) == 2 and "--model: expected one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_bf16_that_is_emulated_is_warned_of(machine: Machine, caplog: pytest.Log
     for _ in range(2):
         assert resolve_precision("bf16", GPU) == BF16
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "precision bf16: Tesla T4 has none and emulates it; fp32 is faster"
+        "precision bf16: Tesla T4 has no bf16 and emulates it; fp32 is faster"
     ]
 
 
@@ -360,7 +360,7 @@ def test_fp32_that_is_tf32_is_said_and_left(machine: Machine, caplog: pytest.Log
         for precision in ("auto", "bf16", "fp32", "fp32"):
             resolve_precision(precision, GPU)
         (record,) = caplog.records
-        assert "precision fp32: PyTorch's products are in TF32" in record.message
+        assert "precision fp32: PyTorch computes products in TF32" in record.message
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -383,5 +383,5 @@ def test_a_system_that_does_not_tell_its_free_memory(monkeypatch: pytest.MonkeyP
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(os, "sysconf", as_on_macos)
-    with pytest.raises(UserError, match="accumulate: this system does not tell"):
+    with pytest.raises(UserError, match="accumulate: this system does not report its free memory"):
         free_bytes(torch.device("cpu"))

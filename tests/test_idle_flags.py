@@ -51,8 +51,8 @@ IDLE: dict[str, list[str]] = {
     "--original-depths: no effect with --layerwise-decay 1": [
         *FINETUNE, "classify", "--layerwise-decay", "1", "--original-depths",
     ],
-    "tag: takes no --text-pair-column": [*FINETUNE, "tag", "--text-pair-column", "3"],
-    "choose: takes no --text-pair-column": [*FINETUNE, "choose", "--text-pair-column", "b"],
+    "--text-pair-column: no effect with tag": [*FINETUNE, "tag", "--text-pair-column", "3"],
+    "--text-pair-column: no effect with choose": [*FINETUNE, "choose", "--text-pair-column", "b"],
     "--format: no effect with --submission": [*PREDICT, "--submission", "rte", "--format", "jsonl"],
     "--header: no effect with x.jsonl": ["predict", "--model", "m", "--input", "x.jsonl", "--header"],
     "--encoding: no effect with x.jsonl": [
@@ -108,11 +108,11 @@ def test_a_way_of_cutting_for_tasks_that_do_not_cut(tmp_path: Path, capsys: pyte
     rows.write_text("".join(json.dumps({"tokens": ["a"], "tags": [tag]}) + "\n" for tag in "XYXY"))
     command = ["finetune", "--model", model, "--task", "tag", "--train", str(rows), "--out", str(tmp_path / "out")]
     assert main([*command, "--truncate", "tail"]) == 2
-    assert "truncate: only for classification and regression, the task is tag" in capsys.readouterr().err
+    assert "truncate: no effect on tag, only on classification and regression" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_one_process_has_nothing_to_share(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "electra_core")
     train(data, tmp_path / "run", {"sharding": "fsdp", "optimizer": "adamw", "steps": 3})
-    assert caplog.messages == ["sharding='fsdp': there is one process, which holds the whole model"]
+    assert caplog.messages == ["sharding='fsdp': no effect with one process, which holds the whole model"]

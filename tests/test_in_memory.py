@@ -56,7 +56,7 @@ def test_the_same_model_as_from_files(model: Path, tmp_path: Path) -> None:
     assert evaluate(trained, iter(dev)).metrics == evaluate(trained, files[1]).metrics
     assert not any("/" in line for line in lines if "dev.jsonl" in line or "train.jsonl" in line)
     again = finetune(model, Classify(), train, dev, tmp_path / "rows", QUICK, resume=True, say=lines.append)
-    assert "all is done already" in lines[-1] and again["train_examples"] == 48
+    assert "already finished" in lines[-1] and again["train_examples"] == 48
     seen: list[dict[str, float]] = []
     settings = dataclasses.replace(QUICK, epochs=2, seeds=2)
     held_out = finetune(
@@ -221,9 +221,9 @@ def test_complaints_name_the_row(model: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             finetune(model, Classify(), rows, None, tmp_path / "a", QUICK)  # type: ignore[arg-type]
     for task, settings, message in [
-        ("sst-2", QUICK, "task: expected one, such as .*, got str 'sst-2'"),
+        ("sst-2", QUICK, "task: expected a task, such as .*, got str 'sst-2'"),
         (Classify(), {"epochs": 3}, r"settings: expected FinetuneSettings\(\.\.\.\), got dict"),
-        (Classify, QUICK, "task: expected one, such as .*, got ABCMeta"),
+        (Classify, QUICK, "task: expected a task, such as .*, got ABCMeta"),
     ]:
         with pytest.raises(ValueError, match=message):
             finetune(model, task, train, None, tmp_path / "a", settings)  # type: ignore[arg-type]
@@ -242,13 +242,13 @@ def test_a_tagger_takes_a_dict() -> None:
 
 def test_complaints_of_rows_name_no_flags(model: Path, tmp_path: Path) -> None:
     rows = [{"satz": "fine", "label": 1}, {"satz": "dull", "label": 0}]
-    with pytest.raises(UserError, match=r"columns are satz, label; name it with Columns\(text=...\)$"):
+    with pytest.raises(UserError, match=r"columns are satz, label; name one with Columns\(text=...\)$"):
         finetune(model, Classify(), rows, rows, tmp_path / "out", QUICK)
     twice = [{"text": "fine", "label": 1, "id": 7}] * 2 + [
         {"text": "dull", "label": None},
         {"text": "a", "label": 0},
     ]
-    said = r"train.jsonl:2: duplicated id .*: Columns\(id=\"none\"\); skip_bad_rows=True leaves bad rows out$"
+    said = r"train.jsonl:2: duplicate id .*: Columns\(id=\"none\"\); skip_bad_rows=True skips bad rows$"
     with pytest.raises(UserError, match=said):
         finetune(model, Classify(), twice, rows, tmp_path / "out", QUICK)
     file = tmp_path / "train.jsonl"
@@ -257,7 +257,7 @@ def test_complaints_of_rows_name_no_flags(model: Path, tmp_path: Path) -> None:
         finetune(model, Classify(), file, rows, tmp_path / "out", QUICK)
     with (
         on_command_line(),
-        pytest.raises(UserError, match=r"--id-column none; --skip-bad-rows leaves bad rows out$"),
+        pytest.raises(UserError, match=r"--id-column none; --skip-bad-rows skips bad rows$"),
     ):
         finetune(model, Classify(), file, file, tmp_path / "out", QUICK)
 
@@ -280,6 +280,6 @@ def test_what_was_lost_of_the_data_is_a_warning_to_the_log(
     levels = {record.getMessage(): record.levelname for record in caplog.records}
     of = {
         said: [level for line, level in levels.items() if said in line]
-        for said in ("train.jsonl: skipped 1 bad rows", "and were cut", "Only 4 steps", "seed 0: ")
+        for said in ("train.jsonl: skipped 1 bad row", "and were truncated", "only 4 steps", "seed 0: ")
     }
     assert list(of.values()) == [["WARNING"], ["WARNING"], ["WARNING"], ["INFO"]], levels

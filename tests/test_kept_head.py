@@ -274,7 +274,7 @@ def test_a_resumed_run_from_a_classifier_ends_with_the_same_bits(
         run(classifier, files, tmp_path / "out", settings=settings, on_evaluation=kill)
     lines: list[str] = []
     report = run(classifier, files, tmp_path / "out", settings=settings, resume=True, say=lines.append)
-    assert any("goes on at step" in line for line in lines) and not any("the head" in line for line in lines)
+    assert any("continuing at step" in line for line in lines) and not any("the head" in line for line in lines)
     assert [one["metrics"] for one in report["seeds"]] == [one["metrics"] for one in whole["seeds"]]
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(torch.equal(value, got[name]) for name, value in expected.items())

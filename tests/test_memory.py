@@ -189,7 +189,7 @@ def test_memory_that_does_not_suffice_is_a_line_with_a_way_out(
     assert main(["pretrain", "--data", "D", "--out", "R"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("electra pretrain: CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total")
-    assert "1.20 GiB is free; --resume --accumulate 0" in line and "--recompute" in line
+    assert "1.20 GiB is free; continue with --resume --accumulate 0" in line and "--recompute" in line
     monkeypatch.setattr(commands_train, "pretrain", other)
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(["pretrain", "--data", "D", "--out", "R"])

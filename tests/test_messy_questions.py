@@ -47,7 +47,7 @@ def test_answers_in_another_form_are_not_taken_for_none(tmp_path, answers):
 def test_to_predict_answers_do_not_matter(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", {**ROW, "answers": {"text": ["Eve"], "answer_start": [0]}}, ROW)
     assert [example.answers for example in read_questions(file, labelled=False)] == [None, None]
-    assert "a.jsonl:1: the answer does not occur in the context ('Eve')" in refusal(file)
+    assert "a.jsonl:1: the answer is not in the context ('Eve')" in refusal(file)
 
 
 def test_questions_without_ids_are_called_by_their_place(tmp_path):
@@ -88,7 +88,7 @@ def test_one_answer_in_a_table(tmp_path):
     for file in (write(tmp_path / "a.csv", rows), write(tmp_path / "a.tsv", rows.replace(",", "\t"))):
         assert [e.answers for e in read_questions(file)] == [(("Bob", 8),), (("Bob", 8),), ()]
     file = write(tmp_path / "a.csv", "question,context,answer\nWho?,Ann met Bob,Eve\nWho?,Ann met Bob,Bob\n")
-    assert "a.csv:2: the answer does not occur in the context ('Eve')" in refusal(file)
+    assert "a.csv:2: the answer is not in the context ('Eve')" in refusal(file)
 
 
 def test_the_form_of_answers_is_told_where_they_are_missing(tmp_path):
@@ -130,20 +130,20 @@ def test_a_label_may_be_the_choice_itself(tmp_path, label, expected):
     file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "label": label})
     assert next(read_choices(file)).label == expected
     twice = json_lines(tmp_path / "b.jsonl", {"question": "Which?", "choices": ["no", "no"], "label": "no"})
-    assert "the label names no choice ('no' of 2)" in refused_choice(twice)
+    assert "the label matches no choice ('no' of 2)" in refused_choice(twice)
 
 
 @pytest.mark.parametrize("label", ["ß", "²", "-1", "3", 3, "D", "xy"])
 def test_labels_that_name_no_choice(tmp_path, label):
     file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "label": label})
-    assert f"a.jsonl:1: the label names no choice ('{label}' of 3" in refused_choice(file)
+    assert f"a.jsonl:1: the label matches no choice ('{label}' of 3" in refused_choice(file)
     assert next(read_choices(file, labelled=False)).label is None
 
 
 def test_a_label_that_is_not_among_the_names(tmp_path):
     choices = {"text": ["x", "y"], "label": ["1", "2"]}
     file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "answerKey": "0"})
-    assert "the label names no choice ('0' of 2; they are called 1, 2)" in refused_choice(file)
+    assert "the label matches no choice ('0' of 2; their names are 1, 2)" in refused_choice(file)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_names_of_columns_may_have_spaces_around_them(tmp_path):
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
 def test_two_columns_of_one_name_are_refused(tmp_path, name, separator):
     file = write(tmp_path / name, "text,label,text\nfine,1,other\n".replace(",", separator))
-    assert "two columns are called 'text'" in refusal(file)
+    assert "two columns are named 'text'" in refusal(file)
 
 
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
@@ -54,7 +54,7 @@ def test_excels_first_line_names_what_separates(tmp_path):
 
 def test_a_header_within_a_file_is_no_example(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,1\ntext, label\ndull,0\n")
-    assert "a.csv:3: the header once more" in refusal(file)
+    assert "a.csv:3: repeated header" in refusal(file)
     assert pairs(file, BadRows(file, skip=True)) == [("fine", "1"), ("dull", "0")]
     assert pairs(write(tmp_path / "b.csv", "fine,1\nfine,1\n"), text="1", label="2") == [("fine", "1")] * 2
     assert len(list(read_rows(write(tmp_path / "c.csv", "text\ntext\n"), header=True))) == 1
@@ -84,7 +84,7 @@ def test_separators_inside_quotes_do_not_count(tmp_path):
 @pytest.mark.parametrize("name", ["²", "0", "3"])
 def test_numbers_that_name_no_column(tmp_path, name):
     file = write(tmp_path / "a.csv", "fine,1\n")
-    assert f"there is no text column '{name}'" in refusal(file, text=name, label="2", header=False)
+    assert f"no text column '{name}'" in refusal(file, text=name, label="2", header=False)
 
 
 def test_bad_rows_are_counted_in_words(tmp_path):
@@ -105,7 +105,7 @@ def test_spaces_at_the_start_of_a_cell_count(tmp_path):
 
 def test_a_tsv_with_cells_in_quotes_is_told_from_a_broken_one(tmp_path):
     file = write(tmp_path / "a.tsv", 'text\tlabel\n"fine\nfine"\t1\n')
-    assert "a.tsv:2: expected 2 columns, found 1 (in a TSV quotes are ordinary characters" in refusal(file)
+    assert "a.tsv:2: expected 2 columns, got 1 (quotes in a TSV are ordinary characters" in refusal(file)
     assert "quotes" not in refusal(write(file, "text\tlabel\nfine\n"))
 
 
@@ -157,14 +157,14 @@ def test_the_first_row_may_lack_what_the_others_have(tmp_path):
 @pytest.mark.parametrize("label", [["a", "b"], {"a": 1}])
 def test_labels_are_single_values(tmp_path, label):
     file = json_lines(tmp_path / "a.jsonl", {"text": "fine", "label": label})
-    assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one text or number" in refusal(file)
+    assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one string or number" in refusal(file)
 
 
 def test_a_label_may_be_the_same_number_in_another_form(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,1.0\ndull,0.0\nold,1\nodd,2.0\n")
     plain, bad = Classify(labels=("0", "1")), BadRows(file, skip=True)
     assert [example.label for example in plain.read(file, bad)] == ["1", "0", "1"]
-    assert "does not occur in training ('2.0'; known: 0, 1)" in bad.first[0]
+    assert "is not in the training data ('2.0'; known: 0, 1)" in bad.first[0]
     named = Classify(labels=("bad", "good"), label_names=(("0", "bad"), ("1", "good")))
     assert [example.label for example in named.read(file, BadRows(file, skip=True))] == ["good", "bad", "good"]
     assert [example.label for example in Classify().read(file, bad)] == ["1.0", "0.0", "1", "2.0"]
@@ -176,7 +176,7 @@ def test_only_in_a_file_without_ids_is_a_row_called_by_its_line(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", *rows)
     assert [example.id for example in read_texts(file)] == ["", "", "", "7", "2"]
     json_lines(file, *rows, rows[3])
-    assert "a.jsonl:6: duplicated id (7)" in refusal(file)
+    assert "a.jsonl:6: duplicate id (7)" in refusal(file)
     file = write(tmp_path / "a.csv", "id,text\n7,good film\n8,bad film\n ,third\n")
     assert [example.id for example in read_texts(file, labelled=False)] == ["7", "8", ""]
     file = write(tmp_path / "b.csv", 'text,label\n"two\nlines",1\n,0\nthird,0\n')
@@ -193,7 +193,7 @@ def test_cells_that_hold_no_text(tmp_path):
     import pyarrow
 
     parquet.write_table(pyarrow.table({"text": [b"fine"], "label": [1]}), tmp_path / "a.parquet")
-    assert "a.parquet:1: column 'text' holds a bytes, expected a text" in refusal(tmp_path / "a.parquet")
+    assert "a.parquet:1: column 'text' holds a bytes, expected text" in refusal(tmp_path / "a.parquet")
 
 
 # ---- folders
@@ -219,7 +219,7 @@ def test_what_stands_in_a_folder_is_named_by_its_file(tmp_path):
     task = Classify(labels=("neg", "pos"))
     bad = BadRows(tmp_path, skip=True)
     assert [example.place for example in task.read(tmp_path, bad)] == ["neg/1.txt", "pos/1.txt"]
-    assert f"{tmp_path}:odd/1.txt: the label does not occur in training" in bad.summary()
+    assert f"{tmp_path}:odd/1.txt: the label is not in the training data" in bad.summary()
 
 
 def test_hidden_files_are_no_texts(tmp_path):
@@ -248,7 +248,7 @@ def test_a_folder_of_texts_to_predict_needs_no_labels(tmp_path):
 def test_a_file_in_a_windows_encoding_is_told_how_to_become_utf_8(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfein,1\nschön,0\nübel,0\n".encode("cp1252"))
     said = refusal(file)
-    assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if a spreadsheet" in said
+    assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if Excel or Windows" in said
     assert "wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
     bad = BadRows(file, skip=True)
     assert pairs(file, bad) == [("fein", "1")] and "iconv -f CP1252" in bad.summary()

@@ -53,7 +53,7 @@ def test_words_may_stand_in_another_column(tmp_path):
 def test_words_alone_are_enough_for_a_prediction(tmp_path):
     file = write(tmp_path / "a.conll", "Ann\nmet\n\nBob\n")
     assert words_to_predict(file, Columns(label="4")) == [["Ann", "met"], ["Bob"]]
-    assert "a word without tag" in refusal(file, Columns(label="4"))
+    assert "a word without a tag" in refusal(file, Columns(label="4"))
 
 
 CONLLU = """\
@@ -111,7 +111,7 @@ def test_a_comment_has_other_columns_than_words(tmp_path):
     (example,) = read_tagged(write(tmp_path / "b.conll", comments))
     assert (example.words, example.tags) == (("Ann",), ("B-PER",))
     within = write(tmp_path / "c.conll", "Ann B-PER\n# O O\nmet O\n")
-    assert "c.conll:1: expected 2 columns as before, found 3 (line 2)" in refusal(within)
+    assert "c.conll:1: expected 2 columns as before, got 3 (line 2)" in refusal(within)
 
 
 def test_an_empty_column_of_conllu_is_no_tag(tmp_path):
@@ -168,7 +168,7 @@ def test_lists_of_words_under_another_name(tmp_path):
 @pytest.mark.parametrize("tag", [None, "", float("nan"), ["O"]])
 def test_tags_that_are_none(tmp_path, tag):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", tag]})
-    assert "a.jsonl:1: a tag is empty or no text (tag 2: " in refusal(file)
+    assert "a.jsonl:1: a tag is empty or not text (tag 2: " in refusal(file)
     assert words_to_predict(file) == [["a", "b"]]  # to predict, tags do not matter
 
 
@@ -186,7 +186,7 @@ def test_texts_to_predict_in_a_csv_or_tsv(tmp_path):
     tsv = write(tmp_path / "a.tsv", "sentence\tid\nAnn met Bob, twice\t7\n")
     assert words_to_predict(tsv) == [["Ann", "met", "Bob", ",", "twice"]]
     assert words_to_predict(write(tmp_path / "b.tsv", "Ann\tO\nmet\tO\n")) == [["Ann", "met"]]  # CoNLL columns
-    assert "expected a row per word, with columns as Sentence #, Word, Tag, found id, sentence; " in refusal(csv)
+    assert "expected one row per word, columns Sentence #, Word, Tag, got id, sentence; " in refusal(csv)
     no_text = write(tmp_path / "b.csv", "satz\nfein\n")
     assert "b.csv:2: no list of words" in refusal(no_text, labelled=False)
     assert words_to_predict(no_text, Columns(text="satz")) == [["fein"]]
@@ -218,7 +218,10 @@ def test_marks_may_stand_behind_and_be_joined_otherwise(tmp_path, form):
     assert task.labels == ("O", "B-S", "I-S", "B-geo_loc", "I-geo_loc")
     assert [e.tags for e in task.read(dev, BadRows(dev))] == [("B-geo_loc", "I-geo_loc", "B-S")]
     bad = BadRows(dev, skip=True)
-    assert not list(task.read(file("b.jsonl", "B-Z"), bad)) and "occur in training ('B-Z')" in bad.first[0]
+    assert (
+        not list(task.read(file("b.jsonl", "B-Z"), bad))
+        and "a tag is not in the training data ('B-Z')" in bad.first[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_a_header_or_a_slip_does_not_turn_spans_into_plain_tags(tmp_path):
 
 def test_one_tag_for_all_words_is_nothing_to_learn(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", "O"]})
-    with pytest.raises(UserError, match="every word for training has the tag 'O'"):
+    with pytest.raises(UserError, match="every training word has the tag 'O'"):
         Tag().fitted(list(Tag().read(file, BadRows(file))))
 
 
@@ -357,9 +360,9 @@ def test_rows_of_words_that_cannot_be_used(tmp_path):
     bad = BadRows(file, skip=True)
     assert [e.words for e in read_tagged(file, bad=bad)] == [("Eve",)]
     assert bad.first[0].endswith("a.csv:2: an empty column (line 3)")
-    assert bad.first[1].endswith("a.csv:4: expected 4 columns, found 5 (line 4)")
+    assert bad.first[1].endswith("a.csv:4: expected 4 columns, got 5 (line 4)")
     said = refusal(write(tmp_path / "a.csv", "Sentence #,Word\n1,EU\n"))
-    assert "a.csv: expected a row per word, with columns as Sentence #, Word, Tag, found Sentence #, Word;" in said
+    assert "a.csv: expected one row per word, columns Sentence #, Word, Tag, got Sentence #, Word;" in said
     assert "holds no rows" in refusal(write(tmp_path / "a.csv", "Sentence #,Word,Tag\n"))
     twice = write(tmp_path / "a.tsv", "EU\tO\tO\nis\tO\tO\n")
     assert next(read_tagged(twice)).words == ("EU", "is")
@@ -385,12 +388,12 @@ def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
 @pytest.mark.parametrize(
     "spans, message",
     [
-        ([[0, 3]], r"expected spans as \[start, end, type\], or dicts of these \(found \[0, 3\]\)"),
+        ([[0, 3]], r"expected spans as \[start, end, type\] or dicts of these \(got \[0, 3\]\)"),
         ([{"start": 0, "end": "3", "label": "X"}], "expected spans as"),
-        ([[0, 99, "X"]], "a span holds no word of the text"),
-        ([[3, 4, "X"]], "a span holds no word of the text"),
+        ([[0, 99, "X"]], "a span contains no word of the text"),
+        ([[3, 4, "X"]], "a span contains no word of the text"),
         ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\); nested spans are not"),
-        (None, r"no list of words, nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
+        (None, r"neither a list of words nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
     ],
     ids=["too few", "text", "behind the end", "a space", "overlap", "none"],
 )

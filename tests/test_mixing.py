@@ -137,20 +137,24 @@ def test_what_cannot_be_mixed(folders: tuple[Path, Path], tmp_path: Path) -> Non
     prepare([tmp_path / "c.txt"], tmp_path / "c", tokenizer=tmp_path / "words", heldout_fraction=0)
     for data, weights, message in (
         ([folders[0], tmp_path / "c"], None, "different tokenizers"),
-        (folders, [1.0], "a weight for each of 2 corpora, got 1"),
+        (folders, [1.0], "one weight per corpus, 2, got 1"),
         (folders, [1.0, 0.0], "positive numbers, got 1 0"),
         (folders, [1.0, float("nan")], "positive numbers"),
         (folders, [1e6, 1.0], "has less than 1/1024 of the weight"),
-        ([folders[0], folders[0]], None, "named twice"),
-        ([folders[0], folders[0] / ".." / folders[0].name], None, "named twice"),
-        (folders[0], [1.0], "nothing to weigh"),
+        ([folders[0], folders[0]], None, "is given twice; to sample it more often, use mix"),
+        (
+            [folders[0], folders[0] / ".." / folders[0].name],
+            None,
+            "is given twice; to sample it more often, use mix",
+        ),
+        (folders[0], [1.0], "mix: no effect with a single corpus"),
     ):
         with pytest.raises(UserError, match=message):
             open_data(data, weights)
     WordPieceTokenizer.from_tokens(WORDS).save(tmp_path / "same")
     (tmp_path / "a.txt").write_text("a1 a2 .")
     prepare([tmp_path / "a.txt"], tmp_path / "empty", tokenizer=tmp_path / "same", heldout_fraction=0)
-    with pytest.raises(UserError, match="its heldout part is empty"):
+    with pytest.raises(UserError, match="has no heldout documents, so it cannot be mixed in"):
         open_data([folders[0], tmp_path / "empty"], split="heldout")
 
 
@@ -161,7 +165,7 @@ def test_pretraining_on_a_mixture_resumes_exactly(folders: tuple[Path, Path], tm
     state = tmp_path / "whole" / "checkpoints"
     last = (state / "step-00000004" / "state.safetensors").read_bytes()
     shutil.rmtree(state / "step-00000004")
-    with pytest.raises(UserError, match=r"the corpus .* is another one"):
+    with pytest.raises(UserError, match=r"the corpus .* differs"):
         pretrain(folders, tmp_path / "whole", changes=changes, resume=True, **{**options, "mix": [1, 3]})
     pretrain(folders, tmp_path / "whole", changes=changes, resume=True, **options)
     assert (state / "step-00000004" / "state.safetensors").read_bytes() == last
@@ -178,5 +182,5 @@ def test_on_the_command_line(
     command = ["pretrain", *data, "--model", "tiny", "--device", "cpu", "--quiet", *sizes]
     command += ["--out", str(tmp_path / "run")]
     assert main([*command, "--mix", "1"]) == 2
-    assert "a weight for each of 2 corpora" in capsys.readouterr().err
+    assert "one weight per corpus, 2" in capsys.readouterr().err
     assert main([*command, "--mix", "3", "1"]) == 0

@@ -214,17 +214,22 @@ def test_flags_that_do_not_fit(model: Path, tmp_path: Path, capsys: pytest.Captu
     file = rows(tmp_path / "a.jsonl", [["a"]])
     command = ["finetune", "--model", str(model), "--task", "multilabel", "--train", str(file), "--out", "x"]
     for flags, said in (
-        (["--label-column", "a", "--label-columns", "b"], "in one column or in several, not both"),
+        (
+            ["--label-column", "a", "--label-columns", "b"],
+            "--label-column, --label-columns: give one of them, not both",
+        ),
         (["--label-columns", "a", "--label-separator", ";"], "--label-separator: no effect with --label-columns"),
         (["--label-separator", ""], "--label-separator: expected at least one character"),
     ):
         assert main([*command, *flags]) == 2 and said in capsys.readouterr().err
     folder, _ = saved(model, tmp_path / "m")
     ask = ["evaluate", "--model", str(folder), "--data", str(file), "--threshold", "1.5"]
-    assert main(ask) == 2 and "--threshold: expected a probability, 0 to 1, got 1.5" in capsys.readouterr().err
+    assert main(ask) == 2 and "--threshold: expected a probability from 0 to 1, got 1.5" in capsys.readouterr().err
     save_task(Classify(labels=LABELS, max_length=64), folder)
     assert main(ask) == 2
-    assert "--threshold: no effect with a model for classify; it is for multilabel" in capsys.readouterr().err
+    assert (
+        "--threshold: no effect with a model for classify, only with one for multilabel" in capsys.readouterr().err
+    )
 
 
 def test_rows_in_memory(model: Path, tmp_path: Path) -> None:
@@ -237,9 +242,11 @@ def test_rows_in_memory(model: Path, tmp_path: Path) -> None:
         evaluate(load(tmp_path / "out"), file).metrics
     )
     bad = [{"text": "a", "toxic": 1}, {"text": "b", "toxic": "yes"}]
-    with pytest.raises(UserError, match=r"there is no label column 'threat'; .*Columns\(labels=...\) names those"):
+    with pytest.raises(
+        UserError, match=r"no label column 'threat'; .*name those of 0 and 1 with Columns\(labels=...\)"
+    ):
         run(model, (bad, bad), tmp_path / "x", MultiLabel(columns=Columns(labels=("toxic", "threat"))))
-    with pytest.raises(UserError, match=r"\(several labels a text: MultiLabel\(\)\)"):
+    with pytest.raises(UserError, match=r"\(for several labels per text: MultiLabel\(\)\)"):
         run(model, ([{"text": "a", "label": ["x"]}],) * 2, tmp_path / "x", Classify())
 
 

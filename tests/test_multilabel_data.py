@@ -51,11 +51,11 @@ def test_what_a_cell_holds(value: Any, labels: tuple[str, ...], tmp_path: Path) 
 @pytest.mark.parametrize(
     "value, problem",
     [
-        ({"a": 1}, "the label is a dict, expected a list of labels, a text or a number"),
-        ([["a"]], "a label in a list is a list, expected a text or a number"),
+        ({"a": 1}, "the label is a dict, expected a list of labels, a string or a number"),
+        ([["a"]], "a label in a list is a list, expected a string or a number"),
         (["a", ""], "a label in a list is empty"),
         (["a", None], "a label in a list is empty"),
-        ([0, 1.0, 0], "a list of 0 and 1, it seems for every label .*--label-columns"),
+        ([0, 1.0, 0], "a list of 0 and 1, apparently for every label .*--label-columns"),
     ],
     ids=str,
 )
@@ -66,7 +66,7 @@ def test_cells_of_no_use_are_named(value: Any, problem: str, tmp_path: Path) -> 
 
 def test_a_row_without_the_field_is_bad(tmp_path: Path) -> None:
     file = lines_file(tmp_path / "a.jsonl", '{"text": "a", "labels": ["x"]}', '{"text": "b"}')
-    with pytest.raises(UserError, match=r"a.jsonl:2: the label is missing \(there is no 'labels'; an empty list"):
+    with pytest.raises(UserError, match=r"a.jsonl:2: the label is missing \(no field 'labels'; an empty list"):
         read(file)
 
 
@@ -87,8 +87,8 @@ def test_a_column_for_each_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cell, problem",
     [
-        ("yes", r"a label's column holds neither 0 nor 1 \('yes' in column 'toxic'\)"),
-        ("-1", r"a label's column holds neither 0 nor 1 \('-1' in column 'toxic'\)"),
+        ("yes", r"a label column holds neither 0 nor 1 \('yes' in column 'toxic'\)"),
+        ("-1", r"a label column holds neither 0 nor 1 \('-1' in column 'toxic'\)"),
         ("", r"the label is missing \(column 'toxic' is empty, expected 0 or 1\)"),
         ("NaN", r"the label is missing \(column 'toxic' is empty, expected 0 or 1\)"),
     ],
@@ -102,12 +102,15 @@ def test_columns_that_hold_neither_0_nor_1(cell: str, problem: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "columns, said",
     [
-        ({}, r"which column holds the label\? .*--label-column, or columns of 0 and 1.* with --label-columns"),
+        (
+            {},
+            r"no column has a usual name for the label; .*-column, or one column of 0 and 1 .*--label-columns",
+        ),
         (
             {"labels": ("toxic", "rude", "mild")},
-            r"there are no label columns 'rude', 'mild'; the columns are text, ",
+            r"no label columns 'rude', 'mild'; the columns are text, ",
         ),
-        ({"label": "toxik"}, "there is no label column 'toxik'"),
+        ({"label": "toxik"}, "no label column 'toxik'"),
     ],
     ids=str,
 )
@@ -121,7 +124,7 @@ def test_a_model_of_columns_reads_a_file_s_one_usual_column(tmp_path: Path) -> N
     trained = MultiLabel(labels=("calm", "odd"), columns=Columns(labels=("calm", "odd")))
     file = rows(tmp_path / "a.jsonl", [["odd"], []])
     assert read(file, for_reading(trained, Columns())) == [("odd",), ()]  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="there are no label columns 'calm', 'odd'"):
+    with pytest.raises(UserError, match="no label columns 'calm', 'odd'"):
         read(file, for_reading(trained, Columns(labels=("calm", "odd"))))  # type: ignore[arg-type]
     other = lines_file(tmp_path / "b.csv", "text,odd,calm", "a,1,0")
     of_one = MultiLabel(labels=("calm", "odd"), columns=Columns(label="tags"))
@@ -163,26 +166,26 @@ def test_what_training_learns_of_the_labels() -> None:
 
 def test_a_label_that_training_had_not_makes_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"a.jsonl:2: a label does not occur in training \('new'; known: calm, loud"
+        UserError, match=r"a.jsonl:2: a label is not in the training data \('new'; known: calm, loud"
     ):
         read(rows(tmp_path / "a.jsonl", [["odd"], ["odd", "new"]]), MultiLabel(labels=LABELS))
     file = lines_file(tmp_path / "a.csv", "text,calm,loud", "a,1,0")
     task = MultiLabel(labels=LABELS, columns=Columns(labels=("calm", "loud")))
-    with pytest.raises(
-        UserError, match=r"a column for each label of the model \(calm, loud, odd\), got calm, loud"
-    ):
+    with pytest.raises(UserError, match=r"one column per label of the model \(calm, loud, odd\), got calm, loud"):
         read(file, task)
 
 
 def test_one_label_a_text_says_what_to_do_with_several(tmp_path: Path) -> None:
     file = rows(tmp_path / "a.jsonl", [["a"], ["b"]])
-    with pytest.raises(UserError, match=r"the label is a list, .* \(several labels a text: --task multilabel\)"):
+    with pytest.raises(
+        UserError, match=r"the label is a list, .* \(for several labels per text: --task multilabel\)"
+    ):
         list(Classify().read(file, BadRows(file)))
     for columns, flag in (
         (Columns(labels=("a", "b")), "--label-columns"),
         (Columns(separator=";"), "--label-sep"),
     ):
-        with pytest.raises(UserError, match=rf"classify: takes no {flag}.* \(--task multilabel\)"):
+        with pytest.raises(UserError, match=rf"{flag}.*: no effect with classify, only with multilabel"):
             choose_task("classify", columns)
     assert isinstance(choose_task("multilabel", Columns(labels=("a", "b")))[0], MultiLabel)
 
@@ -190,8 +193,8 @@ def test_one_label_a_text_says_what_to_do_with_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"labels": "ab"}, "labels: expected names of columns"),
-        ({"labels": ()}, "labels: expected names of columns"),
+        ({"labels": "ab"}, "labels: expected column names"),
+        ({"labels": ()}, "labels: expected column names"),
         ({"labels": ("a",), "label": "b"}, "not both"),
         ({"separator": ""}, "separator: expected at least one character"),
     ],
@@ -200,7 +203,7 @@ def test_one_label_a_text_says_what_to_do_with_several(tmp_path: Path) -> None:
 def test_columns_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Columns(**wrong)
-    with pytest.raises(ValueError, match=r"threshold: expected a probability, 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"threshold: expected a probability from 0 to 1, got 1.5"):
         MultiLabel(threshold=1.5)
 
 
@@ -214,9 +217,7 @@ def test_the_data_are_told_of(tmp_path: Path) -> None:
     read_data(task, file, None, FinetuneSettings(), said.append)
     assert said[0] == f"{file}: 30 rows, text 'text', labels by column (a 15, b 15; 8 without a label)"
     assert any("no training example has the label 'c' (cannot be learned)" in line for line in said)
-    with pytest.raises(
-        UserError, match=r"class_weights: only for classification.* a lower --threshold finds more"
-    ):
+    with pytest.raises(UserError, match=r"class_weights: no effect on.* a lower --threshold finds more"):
         read_data(task, file, None, FinetuneSettings(class_weights=True), said.append)
     task = read_data(task, file, None, FinetuneSettings(metric="micro_f1"), said.append)[0]
     assert task.metric == "micro_f1"
@@ -224,13 +225,13 @@ def test_the_data_are_told_of(tmp_path: Path) -> None:
 
 def test_labels_that_nobody_cut_are_told_of() -> None:
     uncut = data_warnings.labels_uncut("a", examples(("x|y",), ("x",), ("y|z",))) or ""
-    assert "2 of the 3 labels hold '|'" in uncut and "--label-separator '|'" in uncut
+    assert "2 of the 3 labels contain '|'" in uncut and "--label-separator '|'" in uncut
     assert data_warnings.labels_uncut("a", examples(("x|y",), ("x", "y"))) is None
     assert data_warnings.labels_uncut("a", examples(("x",), ())) is None
     several = data_warnings.labels_of_several("a", ("x", "y", "x, y")) or ""
-    assert "'x, y' is made of others" in several and "--task multilabel" in several
+    assert "'x, y' combines other labels" in several and "--task multilabel" in several
     assert data_warnings.labels_of_several("a", ("x", "x,z")) is None
-    assert "does it mean none? (a cell that is empty does)" in (
+    assert "if it means no label, leave the cell empty" in (
         data_warnings.labels_of_none("a", examples(("None",), ("x",))) or ""
     )
 

@@ -34,7 +34,7 @@ def test_named_tasks_survive_json(name):
 def test_unknown_tasks():
     assert find_task("classify") is None
     assert find_task("sst2") is NAMED["sst-2"] and find_task("SQuAD-2") is NAMED["squad2"]
-    with pytest.raises(UserError, match="did you mean cola"):
+    with pytest.raises(UserError, match="did you mean 'cola'"):
         find_task("colla")
 
 

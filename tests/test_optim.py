@@ -138,7 +138,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 
 
 def test_nothing_to_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match="parameters: expected one with a gradient at least, got none"):
+    with pytest.raises(ValueError, match="parameters: expected at least one with a gradient, got none"):
         optim.clip_gradients([nn.Parameter(torch.ones(1))], 1.0)
 
 
@@ -277,11 +277,11 @@ def test_layerwise_decay_without_an_encoder_by_that_name_is_refused() -> None:
     settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0, "layerwise_decay": 0.5}
     for model in (nn.ModuleDict({"body": body}), nn.Linear(2, 2)):
         with pytest.raises(
-            ValueError, match="model: layerwise_decay expects its layers below an attribute `encoder`"
+            ValueError, match="model: layerwise_decay needs the model's layers under an attribute `encoder`"
         ):
             optim.parameter_groups(model, num_layers=2, **settings)
     inside = nn.ModuleDict({"model": Discriminator(TINY)})
-    with pytest.raises(ValueError, match="num_layers: expected a number"):
+    with pytest.raises(ValueError, match="num_layers: required, because the model has no `encoder`"):
         optim.parameter_groups(inside, **settings)
     scales = {group["lr_scale"] for group in optim.parameter_groups(inside, num_layers=2, **settings)}
     assert scales == {1.0, 0.5, 0.25, 0.125}

@@ -142,7 +142,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
         from_padded(ids_NS, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"segment_ids_NS: expected shape \[2, 3\], got \[3, 2\]"):
         from_padded(ids_NS, torch.ones(2, 3), ids_NS.T)
-    with pytest.raises(ValueError, match="a word in every row, row 1 has none"):
+    with pytest.raises(ValueError, match="a token in every row, row 1 has none"):
         from_padded(ids_NS, torch.tensor([[1, 1, 0], [0, 0, 0]]))
 
 

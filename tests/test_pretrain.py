@@ -157,7 +157,10 @@ def test_a_time_limit_is_a_time(data: Path, tmp_path: Path, minutes: float) -> N
 
 def test_a_warm_up_that_never_ends_is_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The presets' 10,000 steps are more than many a small run takes."""
-    for warmup, said in ((1, []), (20, ["warmup_steps=20 of 2 steps: the rate gets to 2.5% of its peak"])):
+    for warmup, said in (
+        (1, []),
+        (20, ["warmup_steps=20 of 2 steps: the learning rate reaches only 2.5% of its peak"]),
+    ):
         train(data, tmp_path / str(warmup), {"steps": 2, "warmup_steps": warmup})
         assert caplog.messages == said
 

@@ -147,7 +147,7 @@ def test_every_bit_of_the_record_counts(tmp_path: Path) -> None:
     assert content["versions"]["torch"] == torch.__version__
     file.write_text(json.dumps(content | {"tokens": 1235}))
     checkpoint, damaged = newest_intact(tmp_path)
-    assert checkpoint is None and "state.json does not fit" in damaged[0]
+    assert checkpoint is None and "state.json does not match" in damaged[0]
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(t
         writer.wait()
         with largest_file(2000):
             writer.save(2, snapshot(model, optimizer), {})  # comes back at once
-            with pytest.raises(UserError, match=r"step-00000002.*older checkpoints are as they were") as error:
+            with pytest.raises(UserError, match=r"step-00000002.*older checkpoints are unchanged") as error:
                 writer.wait()
         assert "\n" not in str(error.value)
         writer.save(3, snapshot(model, optimizer), {})
@@ -180,7 +180,7 @@ def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(t
 def test_a_last_save_that_fails_is_told_at_the_end_unless_something_else_went_wrong(tmp_path: Path) -> None:
     state = snapshot(*trained())
     with largest_file(2000):
-        with pytest.raises(UserError, match="older checkpoints are as they were"):
+        with pytest.raises(UserError, match="older checkpoints are unchanged"):
             with CheckpointWriter(tmp_path, 2) as writer:
                 writer.save(1, state, {})
         with pytest.raises(KeyError), CheckpointWriter(tmp_path, 2) as writer:
@@ -223,8 +223,8 @@ def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
     assert checkpoint is not None
     for other, said in (
         (nn.Linear(40, 41), "weight has shape"),
-        (nn.Sequential(nn.Linear(40, 40)), "is of another model"),
-        (nn.Linear(40, 40, bias=False), r"is of another model \(1 tensors differ: bias"),
+        (nn.Sequential(nn.Linear(40, 40)), "belongs to another model"),
+        (nn.Linear(40, 40, bias=False), r"belongs to another model \(1 tensors differ: bias"),
     ):
         with pytest.raises(UserError, match=said) as error:
             checkpoint.restore(other, ElectraAdam(other.parameters()))

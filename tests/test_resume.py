@@ -194,7 +194,7 @@ def test_a_run_with_examples_cut_by_other_rules_cannot_go_on(
 
 def test_other_data_cannot_go_on(base: Path, tmp_path: Path) -> None:
     run, other = stop_at(tmp_path / "run", base, 4), make_data(tmp_path, seed=1)
-    with pytest.raises(UserError, match=r"corpus .* is another one"):
+    with pytest.raises(UserError, match=r"corpus .* differs"):
         train(other, run, resume=True)
 
 
@@ -224,18 +224,18 @@ def test_a_run_that_goes_on_started_from_the_given_pair_or_says_so(data: Path, b
         shutil.copytree(base / model.name, model)
     train(data, tmp_path / "whole", slow, **models)
     stop_at(tmp_path / "run", tmp_path / "whole", 4)
-    with pytest.raises(UserError, match=f"{other}', but the run was begun with {tmp_path}/was"):
+    with pytest.raises(UserError, match=f"{other}', but the run was started with {tmp_path}/was"):
         train(data, tmp_path / "run", slow, resume=True, **models | {"init_discriminator": other})
     assert rows(tmp_path / "run") == rows(tmp_path / "whole"), "nothing was removed"
     train(data, tmp_path / "run", slow, resume=True, init_discriminator=base, init_generator=base)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     train(data, tmp_path / "run", slow, resume=True)
     shutil.copytree(other, models["init_discriminator"], dirs_exist_ok=True)
-    with pytest.raises(UserError, match="was begun with other weights of that name"):
+    with pytest.raises(UserError, match="was started with other weights of that name"):
         train(data, tmp_path / "run", slow, resume=True, **models)
     shutil.rmtree(tmp_path / "was")
     train(data, tmp_path / "run", slow, resume=True, **models)
-    with pytest.raises(UserError, match=r"init_discriminator=.*, but the run was begun without"):
+    with pytest.raises(UserError, match=r"init_discriminator=.*, but the run was started without"):
         train(data, stop_at(tmp_path / "bare", base, 4), resume=True, **models)
 
 
@@ -259,7 +259,9 @@ def test_a_run_does_not_go_over_the_model_it_starts_from(
         (run, run, run), (run, linked, linked), (linked, run, run), (run / "discriminator", run, run),
         (run, tmp_path / "files/discriminator", tmp_path / "files/generator"), (bare, apart, apart),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=r"holds the model to start from .*a folder of its own"):
+        with pytest.raises(
+            UserError, match=r"holds the model to start from .*write the new run to another folder"
+        ):
             train(data, out, init_discriminator=ours, init_generator=theirs, **options)
     assert contents(tmp_path) == before
     train(data, tmp_path / "run" / "more", {"steps": 1}, init_discriminator=run, init_generator=run)
@@ -290,7 +292,7 @@ def test_going_on_with_another_version_is_told(
     now = checkpoint.versions()
     monkeypatch.setattr(checkpoint, "versions", lambda: now | {name: "9.9"})
     run_folder.find_checkpoint(base, resume=True, overwrite=False)
-    said = f"{base}: goes on, but perhaps not bit for bit: {name} {now[name]}, now 9.9"
+    said = f"{base}: continues, but perhaps not bit for bit: {name} {now[name]}, now 9.9"
     assert caplog.messages == [said]
 
 
@@ -304,7 +306,7 @@ def test_a_folder_without_a_run_is_not_resumed(
     """A run that was killed before its first checkpoint begins anew, somebody's files stay what they are."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="theirs is not empty and holds no run to resume"):
+    with pytest.raises(UserError, match="theirs: not empty, but holds no run to resume"):
         train(data, tmp_path / "theirs", resume=True)
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["README.md"]
     for place, name in enumerate(("state.json", "config.toml", "")):
@@ -314,9 +316,9 @@ def test_a_folder_without_a_run_is_not_resumed(
             (run / name).write_text("")
         with caplog.at_level("INFO"):
             assert train(data, run, {"steps": 1}, resume=True).steps == 1
-        assert caplog.messages.count(f"{run}: nothing to resume, begins at step 0") == 1
+        assert caplog.messages.count(f"{run}: nothing to resume; starting at step 0") == 1
     train(data, run, {"steps": 1}, resume=True)
-    assert caplog.messages.count(f"{run}: nothing to resume, begins at step 0") == 1
+    assert caplog.messages.count(f"{run}: nothing to resume; starting at step 0") == 1
 
 
 def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path) -> None:
@@ -329,7 +331,7 @@ def test_a_pair_of_other_words_is_refused(data: Path, base: Path, tmp_path: Path
         file.unlink()
     vocabulary = pair["init_discriminator"] / "vocab.txt"
     vocabulary.write_text("\n".join([*words[:5], words[6], words[5], *words[7:]]), encoding="utf-8")
-    with pytest.raises(UserError, match="another tokenizer than the corpus"):
+    with pytest.raises(UserError, match="its tokenizer differs from the corpus's"):
         train(data, tmp_path / "run", **pair)
     assert not (tmp_path / "run").exists()
     vocabulary.unlink()  # without a tokenizer there is nothing to compare with

@@ -79,5 +79,5 @@ def test_lines_are_joined_where_they_are_wrapped() -> None:
     assert split_document(poem) == poem and len(split_document(poem, "wrapped")) == 1
     assert split_document(paragraphs)[1:3] == ["One sentence that is rather long.", "And one more."]
     assert split_document([" a. B. ", " "], "sentence") == ["a. B."]
-    with pytest.raises(ValueError, match="mode must be one of"):
+    with pytest.raises(ValueError, match="mode: expected one of"):
         split_document([], "lines")

@@ -61,8 +61,8 @@ def test_the_preset_of_a_pair_is_known_by_its_layers(name: str) -> None:
 def test_sizes_that_nobody_gives_are_the_pair_s(data: Path, base: Path, tmp_path: Path, caplog) -> None:
     with caplog.at_level(logging.INFO):
         go_on(data, tmp_path / "more", base)
-    (told,) = [message for message in caplog.messages if message.startswith("going on from a pair")]
-    assert "model='small' but its own sizes: embedding_size 16" in told and "generator_hidden_size 16" in told
+    (told,) = [message for message in caplog.messages if message.startswith("starting from a pair")]
+    assert "model='small', with the pair's sizes: embedding_size 16" in told and "generator_hidden_size 16" in told
     for kind in ("discriminator", "generator"):
         before, after = tensors(base, kind), tensors(tmp_path / "more", kind)
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -74,7 +74,7 @@ def test_sizes_that_disagree_are_answered_with_flags(
 ) -> None:
     with on_command_line(), pytest.raises(UserError, match=r"^--init-discriminator: the pair has ") as caught:
         go_on(data, tmp_path / "more", base, sizes, **changes)
-    flags = str(caught.value).split("as flags they are ")[1]
+    flags = str(caught.value).split("or set them with ")[1]
     assert "--hidden-size 32 " in flags and "--generator-layers 1" in flags
     given = [
         "--steps",
@@ -100,7 +100,7 @@ def test_counted_words_of_the_preset_do_not_stand_in_the_way(
 ) -> None:
     """The vocabulary may be too large to be counted; nobody counts where the pair has the words already."""
     monkeypatch.setattr("electra_core.cooccurrence.LARGEST_VOCABULARY", 20)
-    with pytest.raises(UserError, match="embedding_init: 'cooccurrence' expects a vocabulary of"):
+    with pytest.raises(UserError, match="embedding_init: 'cooccurrence' needs a vocabulary of"):
         train(data, tmp_path / "new", sizes={"hidden_size": 32})
     train(data, tmp_path / "more", {"steps": 1}, sizes={"hidden_size": 32}, **pair(base))
 
@@ -127,7 +127,7 @@ def test_more_positions_begin_as_a_repetition(data: Path, base: Path, tmp_path: 
     before = tensors(base, "discriminator")
     few = len(before[POSITIONS])
     go_on(data, tmp_path / "long", base, {"max_position_embeddings": 2 * few + 5})
-    assert f"max_position_embeddings={2 * few + 5}: the pair has {few}; others begin as" in caplog.text
+    assert f"max_position_embeddings={2 * few + 5}: the pair has {few}; the others start as" in caplog.text
     for kind in ("discriminator", "generator"):
         before, after = tensors(base, kind), tensors(tmp_path / "long", kind)
         repeated = torch.arange(2 * few + 5) % few

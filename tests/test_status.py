@@ -36,7 +36,7 @@ def test_status_shows_runs_beside_each_other_and_a_reference(
     assert main(["status", str(good), str(bad), "--reference", str(good), "--html", str(page)]) == 0
     said = capsys.readouterr().out
     assert "stopped (SIGTERM)" in said and "8 of 16" in said and "warning: bad: It learns nothing." in said
-    assert "good: mlm loss 5.000 after 800 tokens: with the reference (5.000)" in said
+    assert "good: mlm loss 5.000 after 800 tokens: level with the reference (5.000)" in said
     assert "bad: mlm loss 7.000 after 800 tokens: behind the reference (5.000)" in said
     assert "training loss" in said and "* good  o bad" in said and max(map(len, said.split("\n"))) <= 100
     html = page.read_text(encoding="utf-8")
@@ -99,11 +99,11 @@ def test_status_of_several_seeds_is_that_of_the_folder_around_them(
 
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
+    assert "not a run's folder" in capsys.readouterr().err
     run = make_run(tmp_path / "run", 5.0)
     (tmp_path / "x.json").write_text("{}")
     assert main(["status", str(run), "--reference", str(tmp_path / "x.json")]) == 2
-    assert "is no reference curve" in capsys.readouterr().err
+    assert "not a reference curve" in capsys.readouterr().err
 
 
 def test_status_as_a_picture(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def test_conll_columns(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.conll", CONLL + "lonely\n", "a.conll:7: a word without tag"),
-        ("a.conll", CONLL + "two NNP\n", r"a.conll:7: expected 4 columns as before, found 2 \(line 8\)"),
+        ("a.conll", CONLL + "lonely\n", "a.conll:7: a word without a tag"),
+        ("a.conll", CONLL + "two NNP\n", r"a.conll:7: expected 4 columns as before, got 2 \(line 8\)"),
         (
             "a.jsonl",
             '{"words": ["a", "b"], "tags": ["O"]}\n',
@@ -40,10 +40,10 @@ def test_conll_columns(tmp_path):
         ),
         ("a.jsonl", '{"words": ["a"]}\n', "a.jsonl:1: no list of tags"),
         ("a.jsonl", '{"words": [], "tags": []}\n', "a.jsonl:1: no list of words"),
-        ("a.jsonl", '{"words": ["a", ""], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
-        ("a.jsonl", '{"words": ["a", null], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or no text"),
+        ("a.jsonl", '{"words": ["a", ""], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or not text"),
+        ("a.jsonl", '{"words": ["a", null], "tags": ["O", "O"]}\n', "a.jsonl:1: a word is empty or not text"),
         ("a.jsonl", '{"words": ["\\ud800"], "tags": ["O"]}\n', "a.jsonl:1: not valid UTF-8"),
-        ("a.jsonl", '{"id": 7, "words": ["a"], "tags": ["O"]}\n' * 2, r"a.jsonl:2: duplicated id \(7\)"),
+        ("a.jsonl", '{"id": 7, "words": ["a"], "tags": ["O"]}\n' * 2, r"a.jsonl:2: duplicate id \(7\)"),
     ],
     ids=[
         "no tag",
@@ -72,9 +72,7 @@ def test_bad_tagged_rows_may_be_skipped(tmp_path):
     file = write(tmp_path / "a.jsonl", "\n".join(rows) + "\n")
     bad = BadRows(file, skip=True)
     assert [example.words for example in read_tagged(file, bad=bad)] == [("a",)]
-    assert (
-        bad.count == 2 and "duplicated id (1)" in bad.summary() and "a.jsonl:3: no list of tags" in bad.summary()
-    )
+    assert bad.count == 2 and "duplicate id (1)" in bad.summary() and "a.jsonl:3: no list of tags" in bad.summary()
     unlabelled = read_tagged(file, bad=BadRows(file, skip=True), labelled=False)
     assert len(list(unlabelled)) == 3  # prediction keeps no ids
 

@@ -57,7 +57,7 @@ def test_the_three_forms_hold_the_same(classes, tmp_path):
         assert table.title in text and f"<h2>{table.title}</h2>" in html
     assert "0.950" in text and "<td>0.950</td>" in html
     assert "text 4 &lt;script&gt;" in html and '<script>"' not in html and "text 4 <script>" not in html
-    with pytest.raises(UserError, match=r"a report is .html, .json or .txt, got .pdf"):
+    with pytest.raises(UserError, match=r"expected a name that ends in .html, .json or .txt, got .pdf"):
         write_report(classes, tmp_path / "report.pdf")
 
 
@@ -172,29 +172,29 @@ def test_the_terminals_columns_stay_narrow():
 @pytest.mark.parametrize(
     "task, examples, what, figure",
     [
-        (Classify(labels=("neg", "pos")), [TextExample("1", 1, "a", None, "pos")], "The most frequent class", 1.0),
+        (Classify(labels=("neg", "pos")), [TextExample("1", 1, "a", None, "pos")], "the most frequent class", 1.0),
         (
             Regress(scale=1.0),
             [TextExample("1", 1, "a", None, "1"), TextExample("2", 2, "b", None, "3")],
-            "The mean",
+            "the mean",
             0.0,
         ),
-        (Tag(labels=("O", "B-A", "I-A")), [TaggedExample("1", 1, ("x", "y"), ("B-A", "O"))], "The tag O", 0.0),
+        (Tag(labels=("O", "B-A", "I-A")), [TaggedExample("1", 1, ("x", "y"), ("B-A", "O"))], "the tag O", 0.0),
         (
             Tag(labels=("DT", "NN"), metric="accuracy"),
             [TaggedExample("1", 1, ("x", "y", "z"), ("DT", "NN", "NN"))],
-            "The most frequent tag",
+            "the most frequent tag",
             2 / 3,
         ),
-        (Answer(unanswerable=True), [QuestionExample("a", "1", "Who?", "Ann", ())], "No answer", 100.0),
-        (Choose(), [ChoiceExample("1", 1, "a", ("x", "y"), 1)], "One choice", 1.0),
+        (Answer(unanswerable=True), [QuestionExample("a", "1", "Who?", "Ann", ())], "no answer", 100.0),
+        (Choose(), [ChoiceExample("1", 1, "a", ("x", "y"), 1)], "the most frequent choice", 1.0),
         (
             MultiLabel(labels=("x", "y")),
             [
                 MultiLabelExample(str(n), n, "a", labels=labels)
                 for n, labels in enumerate([("x",), (), ("y", "x")])
             ],
-            "The most frequent set of labels",
+            "the most frequent set of labels",
             (2 / 3 + 1 / 3) / 2,
         ),
     ],
@@ -203,5 +203,7 @@ def test_the_terminals_columns_stay_narrow():
 def test_a_model_that_knows_no_more_than_one_answer_is_said_to(task, examples, what, figure):
     job: Any = SimpleNamespace(task=task, data=SimpleNamespace(dev_examples=examples))
     said = _at_the_baseline(job, {task.metric: figure}) or ""
-    assert said.startswith(f"{what}, always, would do as well on the dev data ({task.metric} {figure:.4g}): ")
+    assert said.startswith(
+        f"a constant guess ({what}) does as well on the dev data ({task.metric} {figure:.4g}); "
+    )
     assert _at_the_baseline(job, {task.metric: figure + 0.01}) is None

@@ -102,7 +102,7 @@ def test_a_folder_of_tables_and_one_of_texts(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "c.ndjson").write_text('{"text": "c"}')
     assert read(tmp_path) == [["c"]]
     assert caplog.messages == [
-        f"{tmp_path}: skipped {counts} (to have such a file read, name it)"
+        f"{tmp_path}: skipped {counts} (to read such a file, name it)"
         for counts in ("1 .md, 2 .py, 1 without suffix", "1 .csv, 1 .json, 1 .md, 2 .py, 1 without suffix")
     ]
 
@@ -118,7 +118,7 @@ def test_a_file_may_be_one_document(tmp_path: Path, kind: str) -> None:
     sources = find_sources([path, rows])
     assert list(read_documents(sources, documents="file")) == [["one", "two", "three"], ["x", "y"], ["z"]]
     assert list(read_documents(sources))[:2] == [["one", "two"], ["three"]]
-    with pytest.raises(UserError, match="there is no text in it"):
+    with pytest.raises(UserError, match="contains no text"):
         path.write_bytes(gzip.compress(b"\n \n") if kind.endswith(".gz") else b"\n \n")
         list(read_documents(sources, documents="file"))
 
@@ -304,8 +304,8 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "a.txt: there is no text in it"),
-        ("a.txt", b" \n\r\n", "a.txt: there is no text in it"),
+        ("a.txt", b"", "a.txt: contains no text"),
+        ("a.txt", b" \n\r\n", "a.txt: contains no text"),
         ("a.txt", b"PK\x03\x04\0\0", "a.txt: is a binary file"),
         ("a.txt", "text".encode("utf-16"), "a.txt: is UTF-16, expected UTF-8"),
         ("a.txt", b"fine\nna\xefve\n", "a.txt: invalid UTF-8 at byte 7 "),
@@ -314,35 +314,39 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a.txt.gz", b"no gzip", "a.txt.gz: the compressed file is damaged"),
         ("a.txt.xz", b"no xz", "a.txt.xz: the compressed file is damaged"),
         ("a.txt.zst", b"no zstandard", "a.txt.zst: the compressed file is damaged"),
-        ("a.txt.gz", gzip.compress(b"word " * 9999, mtime=0)[:-20], "a.txt.gz: .*cut off"),
-        ("a.txt.xz", lzma.compress(b"word " * 9999)[:-20], "a.txt.xz: .*cut off"),
-        ("a.txt.zst", zstandard.compress(b"word " * 9999)[:-5], "a.txt.zst: .*cut off"),
+        ("a.txt.gz", gzip.compress(b"word " * 9999, mtime=0)[:-20], "a.txt.gz: .*truncated"),
+        ("a.txt.xz", lzma.compress(b"word " * 9999)[:-20], "a.txt.xz: .*truncated"),
+        ("a.txt.zst", zstandard.compress(b"word " * 9999)[:-5], "a.txt.zst: .*truncated"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl: line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl: line 1: expected a JSON object, got list"),
-        ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; present are 'body', 'id'"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; the fields are 'body', 'id'"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: field 'text' holds int, not text"),
         ("a.parquet", b"PAR1 not really", "a.parquet: not a readable Parquet file"),
         (
             "a.json",
             b'[{"text": "x"}, {"text": "y"}',
-            "a.json: expected , or ] behind row 2, got the end of the file",
+            "a.json: expected , or ] after row 2, got the end of the file",
         ),
-        ("a.json", b'[{"text": "x"} {"text": "y"}]', "a.json: expected , or ] behind row 1, got {"),
+        ("a.json", b'[{"text": "x"} {"text": "y"}]', "a.json: expected , or ] after row 1, got {"),
         ("a.json", b'[{"text": "x"},]', r"a.json: row 2: not JSON \(Expecting value\)"),
-        ("a.json", b'[{"text": "x"}] {"text": "y"}', "a.json: expected nothing behind the array of rows, got {"),
+        ("a.json", b'[{"text": "x"}] {"text": "y"}', "a.json: expected nothing after the array of rows, got {"),
         ("a.json", b'["x"]', "a.json: row 1: expected a JSON object, got str"),
         ("a.json", b'{"text": "x"}\n{"text": "y\n', "a.json: row 2: not JSON"),
-        ("a.json", b'{"data": [{"text": "x"}]}', "row 1: no field 'text'; present are 'data'"),
-        ("a.json", b"[]", "a.json: there is no text in it"),
+        ("a.json", b'{"data": [{"text": "x"}]}', "row 1: no field 'text'; the fields are 'data'"),
+        ("a.json", b"[]", "a.json: contains no text"),
         ("a.json", b"[" * 100_000, "a.json: row 1: not JSON"),
         ("a.json", b'[{"text": "caf\xe9"}]', r"a.json: invalid UTF-8 at byte 14 \(0xe9"),
         ("a.json", b'\xef\xbb\xbf[{"text": "caf\xc3', r"a.json: invalid UTF-8 at byte 17 \(0xc3"),
         ("a.json", "[]".encode("utf-16"), "a.json: is UTF-16"),
-        ("a.csv", b"", "a.csv: there is no text in it"),
-        ("a.csv", b"text\n", "a.csv: there is no text in it"),
-        ("a.csv", b"id,body\n1,x\n", "a.csv: no column 'text' in its first line; present are 'id', 'body'"),
-        ("a.csv", b"text,text\nx,y\n", "a.csv: two columns are called 'text'"),
-        ("a.csv", b'id,text\n1,"x\ny"\n2,y,z\n', "a.csv: line 4: expected 2 columns, got 3; cells that hold ','"),
+        ("a.csv", b"", "a.csv: contains no text"),
+        ("a.csv", b"text\n", "a.csv: contains no text"),
+        ("a.csv", b"id,body\n1,x\n", "a.csv: no column 'text' in the first line; the columns are 'id', 'body'"),
+        ("a.csv", b"text,text\nx,y\n", "a.csv: two columns are named 'text'"),
+        (
+            "a.csv",
+            b'id,text\n1,"x\ny"\n2,y,z\n',
+            "a.csv: line 4: expected 2 columns, got 3; cells that contain ',' need quotes",
+        ),
         ("a.csv", b'text\nx\n"y\nz\n', "a.csv: line 3: not CSV"),
         ("a.csv", b"text\nx\ry\n", "a.csv: line 2: not CSV"),
         ("a.csv", b"text\ncaf\xe9\n", "a.csv: invalid UTF-8 at byte 8 "),
@@ -351,12 +355,12 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (
             "b.bz2",
             bz2.compress(b"text" * 99),
-            "b.bz2: .bz2 is not read; unpack it, or pack it as .gz, .xz or .zst",
+            "b.bz2: .bz2 files cannot be read; unpack it, or pack it as .gz, .xz or .zst",
         ),
-        ("b.tar.gz", b"", "b.tar.gz: .tar is not read; unpack it first"),
-        ("b.XML", b"<a/>", "b.XML: .xml is not read; save its text, without the tags, as .txt"),
-        ("b.docx", b"PK", "b.docx: .docx is not read; save its text as .txt"),
-        ("b.arrow", b"", "b.arrow: .arrow is not read; save its rows as .parquet or .jsonl"),
+        ("b.tar.gz", b"", "b.tar.gz: .tar files cannot be read; unpack it first"),
+        ("b.XML", b"<a/>", "b.XML: .xml files cannot be read; save its text, without the tags, as .txt"),
+        ("b.docx", b"PK", "b.docx: .docx files cannot be read; save its text as .txt"),
+        ("b.arrow", b"", "b.arrow: .arrow files cannot be read; save its rows as .parquet or .jsonl"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -368,7 +372,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> N
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"body": ["x"], "id": [1]}, "no column 'text'; present are 'body', 'id'"),
+        ({"body": ["x"], "id": [1]}, "no column 'text'; the columns are 'body', 'id'"),
         ({"text": [1]}, "holds int64, not"),
     ],
 )
@@ -381,13 +385,13 @@ def test_bad_parquet_columns(tmp_path: Path, columns: dict, message: str) -> Non
 def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         find_sources([tmp_path / "absent.txt"])
-    with pytest.raises(UserError, match="no text file was given"):
+    with pytest.raises(UserError, match="no text file given"):
         find_sources([])
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder: no \.txt, .*, \.tsv file in this folder$"):
         find_sources([tmp_path / "folder"])
     (tmp_path / "folder" / "a.md").touch()
-    with pytest.raises(UserError, match=r"folder: no .* file in this folder; there are 1 \.md$"):
+    with pytest.raises(UserError, match=r"folder: no .* file in this folder; found 1 \.md$"):
         find_sources([tmp_path / "folder"])
     with pytest.raises(UserError, match="Is a directory"):
         ByteFile("folder", tmp_path / "folder")

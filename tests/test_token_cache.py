@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tokenizer: Tokenizer, tmp
     (tmp_path / "file").write_text("in the way")
     encode = Encoder(*TASKS["classify"], tokenizer)
     assert len(encode(tmp_path / "file")) == len(TEXTS)
-    assert "not kept" in encode.said[0]
+    assert "cannot be cached" in encode.said[0]
 
 
 def test_who_has_no_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_a_damaged_configuration_is_named(tokenizer: Tokenizer, tmp_path: Path) 
         ("[pretrain\nsteps = ", ""),
         ("pretrain = 3", r"\[pretrain\] is a table"),
         ("[pretrain]\nmask_fraction = 2.0", "mask_fraction: expected"),
-        ("[pretrain]\nmask_fraction = 'all'", "mask_fraction expects a value of type float"),
+        ("[pretrain]\nmask_fraction = 'all'", "mask_fraction: expected a value of type float"),
     ):
         (tmp_path / "run" / "config.toml").write_text(text)
         with pytest.raises(UserError, match=rf"run/config\.toml: {said}"):
