@@ -169,7 +169,9 @@ def test_a_hanging_process_ends_with_all_it_started_though_it_ignores_the_asking
     began = time.monotonic()
     assert start_process(["sh", "-c", text], tmp_path / "it.log", 3) is None
     assert time.monotonic() - began < 30 and "began" in (tmp_path / "it.log").read_text()
-    assert not alive(int(child.read_text()))
+    while alive(int(child.read_text())):  # a process that was killed may need a moment to go
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
