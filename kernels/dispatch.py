@@ -1,9 +1,9 @@
 """Which implementation runs: chosen at call time, never at import.
 
 `auto` (the default) takes Triton for tensors on a GPU that the kernels are for, and the plain-PyTorch twin for
-everything else; why it does so on a GPU is logged, once (`triton_support`). On a CPU, what
-has dropout in it (so: training) or is in bf16 runs the twin's loops in C where they could be built (`native`):
-PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in fp32. float64 on a GPU, a
+everything else. On a CPU, what has dropout in it (so: training) or is in bf16 runs the twin's loops in C where
+they could be built (`native`): PyTorch has no fast counter-based random numbers, and its bf16 goes through copies
+in fp32. Why a GPU's kernels (`triton_support`) or a CPU's loops do not run is logged, once. float64 on a GPU, a
 precision for checking results, takes the twin. `use("triton")` takes the kernels on any GPU that launches them.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
@@ -113,7 +113,7 @@ def available() -> dict[str, str]:
         problem = gpu_problem(torch.device("cuda"), torch.float32)
     elif problem is None and not interpreting():
         problem = "no CUDA device is visible; TRITON_INTERPRET=1 runs the kernels on a CPU, for tests"
-    return {"reference": "yes", "native": native_problem() or "yes", "triton": problem or "yes"}
+    return {"reference": "yes", "native": native.problem() or "yes", "triton": problem or "yes"}
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
@@ -143,8 +143,11 @@ def _asked_for_problem(tensor: torch.Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result
 def native_problem() -> str | None:
-    """Why the loops in C cannot run here, or None; the first call builds them, which takes seconds."""
-    return native.problem()
+    """Why the loops in C cannot run here (logged once), or None; the first call builds them in some seconds."""
+    problem = native.problem()
+    if problem not in (None, native.SWITCHED_OFF):
+        _say_once(f"this CPU computes without the loops in C, which is slower: {problem}")
+    return problem
 
 
 def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_is_faster: bool = False) -> bool:

@@ -36,6 +36,7 @@ ATTEMPTS = tuple(
     (*options, threads) for threads in ("-fopenmp", "-fopenmp-simd") for options in (WIDE, NATIVE, PLAIN)
 )
 DTYPES = (torch.float32, torch.bfloat16)
+SWITCHED_OFF = "ELECTRA_NATIVE=0 is set"
 
 
 class NativeError(Exception):
@@ -94,7 +95,7 @@ def _as_c(value: Any) -> Any:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """(library, None), or (None, why not)."""
     if os.environ.get("ELECTRA_NATIVE", "1") == "0":
-        return None, "ELECTRA_NATIVE=0 is set"
+        return None, SWITCHED_OFF
     reasons = []
     for options in ATTEMPTS:
         try:

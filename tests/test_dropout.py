@@ -36,7 +36,7 @@ def dropped(values: Tensor, dropout_p: float, stream: int) -> Tensor:
 
 
 def by_formula(encoder: Encoder, batch: TokenBatch, rows_R: Tensor | None = None) -> Tensor:
-    """Hidden states as the header of `encoder.py` has them; with `rows_R` the last layer's dropout counts these."""
+    """Hidden states as the header of `encoder.py` has them; `rows_R`: see `Encoder.forward`."""
     tables, x = encoder.embeddings, torch.zeros(())
     x = x + tables.word_embeddings(batch.input_ids_T) + tables.position_embeddings(batch.position_ids_T)
     x = tables.LayerNorm(x + tables.token_type_embeddings(batch.segment_ids_T))

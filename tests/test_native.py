@@ -18,6 +18,7 @@ from electra_kernels import (
     attention,
     attention_native,
     available,
+    dispatch,
     dropout_add_layer_norm,
     dropout_add_layer_norm_twice,
     fast_bf16,
@@ -252,21 +253,26 @@ def test_what_the_loops_cannot_do_takes_the_twin_or_is_said() -> None:
     [({"ELECTRA_NATIVE": "0"}, "ELECTRA_NATIVE=0 is set"), ({"CC": "no-such-compiler"}, "no C compiler")],
     ids=["switched-off", "no-compiler"],
 )
-def test_without_them_the_twins_run_silently(
-    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+def test_without_them_the_twins_run_and_say_why_once(
+    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     native._load.cache_clear()
     try:
-        assert reason in available()["native"]
+        assert reason in available()["native"] and not caplog.messages
         x, residual, weight, bias, dout = leaves((5, 16), (5, 16), (16,), (16,), (5, 16))
         got = run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
         twin = run_layer_norm("reference", (x, residual, weight, bias, dout), 0.1)
         assert all(torch.equal(a, b) for a, b in zip(got, twin, strict=True))
+        run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
+        asked_for = "ELECTRA_NATIVE" in variables
+        line = "this CPU computes without the loops in C, which is slower: no C compiler (cc) was found"
+        assert caplog.messages == ([] if asked_for else [line])
     finally:
         monkeypatch.undo()
         native._load.cache_clear()
+        dispatch._say_once.cache_clear()
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
