@@ -156,7 +156,7 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
     was = checkpoint.meta.get("identity", {})
     if was.get("rules") != now["rules"]:
         raise UserError(
-            f"cannot resume {checkpoint.path}: it was begun by a version with other batches, dropout or heads, "
+            f"cannot resume {checkpoint.path}: it was begun by a version with other batches, dropout or heads; "
             "finish it with that version"
         )
     if differences := _differences(was, now):

@@ -260,7 +260,7 @@ def test_a_version_with_other_batches_is_told(model, data, stopped, tmp_path, mo
     report = train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1))
     monkeypatch.setattr(finetune_folder, "RULES", finetune_folder.RULES + 1)
     with pytest.raises(
-        UserError, match=r"cannot resume .* begun by a version with other batches, dropout or heads, which can"
+        UserError, match=r"cannot resume .* begun by a version with other batches, dropout or heads; finish it"
     ):
         train(model, data, stopped, resume=True)
     assert train(model, data, tmp_path / "done", replace(SETTINGS, epochs=1), resume=True) == report

@@ -106,7 +106,7 @@ def test_wrong_dtypes(directory: Path) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers: expected"),
         ({"hidden_size": 16777215}, "wrong shape"),
         ({"hidden_size": 24.5}, "hidden_size: expected"),
-        ({"hidden_size": "24"}, "hidden_size: expected, got '24'"),
+        ({"hidden_size": "24"}, "hidden_size: expected a value of type int, got '24'"),
         ({"num_attention_heads": 5}, "does not divide hidden_size 24"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob: expected a number from 0 to below 1"),
         ({"hidden_dropout_prob": 10**400}, "hidden_dropout_prob: expected a value of type float, got 1000"),

@@ -329,14 +329,14 @@ def test_the_post_mortem_names_the_first_module_that_went_wrong(tmp_path: Path) 
     assert "suspect the hardware" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
     with torch.no_grad():
         model[3].weight[0, 0] = math.nan
-    assert "3.weight for one" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
+    assert "such as 3.weight" in examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())["verdict"]
 
 
 @pytest.mark.parametrize(
     ("spoiled", "verdict"),
     [
         (lambda x: x.sum() / 0, "every module's output is finite, but loss is not"),
-        (lambda x: (0 * x).sqrt().sum(), "the gradients of 1 weights are not, 0.weight for one"),
+        (lambda x: (0 * x).sqrt().sum(), "the gradients of 1 weights are not, such as 0.weight"),
     ],
     ids=["loss", "gradients"],
 )
