@@ -127,7 +127,7 @@ def test_after_a_lost_gpu_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert kernel_timing.run("case", "peer", lost, inputs, settled, work).timing is None, "the GPU goes on"
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
-    with pytest.raises(SystemExit, match=r"case, peer: RuntimeError: CUDA error: an illegal .*\nafter it, the GPU"):
+    with pytest.raises(SystemExit, match=r"case, peer: RuntimeError: CUDA error: an illegal .*\nafter it,"):
         kernel_timing.run("case", "peer", lost, inputs, settled, work)
     with pytest.raises(SystemExit, match="case, ours: RuntimeError"):
         kernel_timing.agreeing("case", {"ours": lost}, [torch.ones(2)], inputs, settled, 1e-3)
