@@ -7,9 +7,9 @@
 There is **no bias correction**. Adam as published divides m by (1 - beta1^t) and v by (1 - beta2^t); here
 the first updates are about sqrt(0.001)^-1 * 0.1 = 3.2 times as long as Adam's, which the warm-up absorbs.
 
-Where the attribute `found_inf`, a scalar on the parameters' device, is 1, `step` changes nothing: torch's
-convention for fused optimizers, by which a step is dropped without waiting for the device. The other half of it
-is `grad_scale`, which `step` divides gradients by: `torch.amp.GradScaler` sets both.
+If the attribute `found_inf`, a scalar on the parameters' device, is 1, `step` changes nothing: this is torch's
+convention for fused optimizers, which skips a step without waiting for the device. The convention's other
+attribute is `grad_scale`, by which `step` divides the gradients; `torch.amp.GradScaler` sets both.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ElectraAdam(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them (`parameter_groups`).
         lr: learning rate; a tensor on the parameters' device if the step is captured in a CUDA graph.
-        fused: True for torch's fused AdamW kernel, False for the formulas as they stand, None for the kernel
-            wherever it runs. Both give the same up to rounding; the kernel reads each tensor once.
+        fused: True: torch's fused AdamW kernel; False: the formulas, operation by operation; None: the kernel
+            wherever it runs. Results are equal up to rounding; the kernel reads each tensor once.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ElectraAdam(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        ms = [local(self.state[p]["exp_avg"]) for p in params]  # where sharded: number by number, a part is enough
+        ms = [local(self.state[p]["exp_avg"]) for p in params]  # the update is element-wise, so shards suffice
         vs = [local(self.state[p]["exp_avg_sq"]) for p in params]
         grads, found_inf = [local(p.grad) for p in params], getattr(self, "found_inf", None)
         params = [local(p) for p in params]

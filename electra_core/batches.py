@@ -1,4 +1,4 @@
-"""The batches of pre-training: examples, masked, cut into parts; a pure function of the step."""
+"""Pre-training batches: masked examples, divided into parts; a pure function of the step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from electra_core.masking import mask, masked_counts
 from electra_core.mixing import examples_of
 
 PLANNED_AHEAD = 1024
-"""Examples planned in one go."""
+"""Number of examples planned at once."""
 PREPARED_AHEAD = 2
-"""Steps whose batches are made while the model works."""
+"""Number of steps whose batches are prepared while the model works on the current one."""
 
 
 class Batches:
-    """step -> this process's parts of the step's batch, a pure function of the configuration.
+    """Maps a step to this process's parts of its batch; a pure function of the configuration.
 
-    All parts together are the same examples, masks and random rows whatever `world_size` and
-    `config.accumulate` are.
+    All parts together have the same examples, masks and random rows for any `world_size` and
+    `config.accumulate`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Batches:
         return ahead[1][place * size : (place + 1) * size]
 
     def _part(self, step: int, planned: Plan, begin: int, end: int) -> PretrainBatch:
-        """Examples `begin` to `end` of the step's, masked, with their place and their share in its whole batch."""
+        """The step's examples `begin` to `end`, masked, with their position and share in its whole batch."""
         first, config, tokenizer = step * self.config.batch_size, self.config, self.examples.corpus.tokenizer
         tokens = self.examples.batch(planned[begin:end])
         batch = mask(tokens, range(first + begin, first + end), tokenizer, config, config.seed)
@@ -81,9 +81,9 @@ Parts = TypeVar("Parts")
 
 
 class Ahead(Generic[Parts]):
-    """`batches`, which a thread makes for the next steps while the model is busy with this one.
+    """`batches`, prepared by a thread for the next steps while the model is busy with this one.
 
-    Batches are a pure function of the step, so nothing else changes; after a jump it starts from there.
+    Batches are a pure function of the step, so nothing else changes; after a jump, preparation restarts there.
     """
 
     def __init__(self, batches: Callable[[int], Parts]):

@@ -26,7 +26,7 @@ LEAST = {
     "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
     "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
 }  # fmt: skip
-"""The least values that a run's settings may have."""
+"""Lower bounds of a run's settings."""
 ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
 """Settings that have to be greater than 0."""
 SIZES = (
@@ -51,7 +51,7 @@ class EncoderConfig:
     """Sizes of one transformer encoder (a generator or a discriminator).
 
     Raises:
-        ValueError: a value that no encoder has.
+        ValueError: a size, probability or epsilon out of its range.
     """
 
     vocab_size: int = 30522
@@ -210,7 +210,7 @@ class PretrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
-        if not 0 < self.mask_fraction < 0.5:  # from there on a short example has fewer words than are asked for
+        if not 0 < self.mask_fraction < 0.5:  # above, short examples have too few tokens to mask
             raise UserError(f"mask_fraction: expected a number between 0 and 0.5, got {self.mask_fraction}")
         if self.generator_hidden_size % self.generator_attention_heads:
             raise UserError(
@@ -220,7 +220,7 @@ class PretrainConfig:
 
     @property
     def max_predictions(self) -> int:
-        """Most masked positions in one example (19 for 128 tokens at 15%), as the original counts them."""
+        """Maximum number of masked positions per example, as in the original (19 for 128 tokens at 15%)."""
         return max(1, int((self.mask_fraction + 0.005) * self.max_length))
 
 
@@ -250,7 +250,7 @@ def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> 
     """The discriminator's config, with the generator's own widths and depth.
 
     Raises:
-        ValueError: something else than the two configurations.
+        ValueError: arguments that are not the two configurations.
     """
     check_config("config", discriminator, EncoderConfig)
     check_config("pretrain", pretrain, PretrainConfig)
@@ -282,8 +282,8 @@ _LONG: dict[str, Any] = {"max_length": 512, "learning_rate": 2e-4}
 _SMALL = _encoder(12, 256, 128)
 
 PRESETS: dict[str, Preset] = {
-    # Ours, for a CPU; docs/tiny_history.md tells how it was found. Without dropout: it sees no text often. So
-    # small a discriminator learns more from grosser errors than the paper's temperature of 1 makes.
+    # Ours, for a CPU; docs/tiny_history.md tells how it was found. No dropout, because it sees no text often.
+    # A discriminator this small learns more from coarser errors than the paper's temperature of 1 produces.
     "tiny": Preset(
         _encoder(
             4, 128, vocab_size=8192, num_attention_heads=4, initializer_range=0.04,
@@ -299,7 +299,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "small": Preset(_SMALL, PretrainConfig(model="small", **_generator(64))),
     # What was released as "Small": a generator as wide as the discriminator, sequences four times as long, four
-    # times the steps (docs/deviations.md has what each of these is known from).
+    # times the steps (docs/deviations.md has the source of each).
     "small++": Preset(
         _SMALL, PretrainConfig(model="small++", steps=4_000_000, max_length=512, **_generator(256))
     ),
@@ -335,7 +335,7 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
         if name not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{_nearest(name, list(kinds))}")
         if kinds[name] is float and type(value) is int:
-            with suppress(OverflowError):  # what is too large for a float is none
+            with suppress(OverflowError):  # too large: reported below
                 value = float(value)
         if type(value) is not kinds[name]:
             expected, got = kinds[name].__name__, type(value).__name__

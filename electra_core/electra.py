@@ -11,13 +11,13 @@ ICLR 2020. `Electra.forward` is section 2, line by line:
             L_Disc = mean over all t of BCE(D(x_corrupt, t), x_corrupt_t != x_t)
             minimise  L_MLM + lambda L_Disc,  lambda = 50
 
-In three things this is what the original's code does and not what section 2 says: there D is the probability that
-the token is original, both losses are sums, and h_G and h_D go into softmax and sigmoid as they are, where the
-code has a dense layer first (the first table of `docs/deviations.md`).
+In three points this follows the original's code rather than section 2: there D is the probability that the token
+is original, both losses are sums, and h_G and h_D go straight into softmax and sigmoid, where the code has a dense
+layer first (the first table of `docs/deviations.md`).
 
-No gradient flows from the discriminator into the generator through the draw (it is discrete); both share
-their embeddings, where the two gradients do meet (`config.PretrainConfig.tying`). `objectives.py` has the paper's
-other objectives.
+No gradient flows from the discriminator into the generator through the draw, which is discrete; the two gradients
+do meet in the embeddings, which both share (`config.PretrainConfig.tying`). `objectives.py` has the paper's other
+objectives.
 """
 
 from __future__ import annotations
@@ -41,40 +41,40 @@ from electra_core.initialisation import initialise, started
 from electra_core.linear import Linear
 from electra_core.packing import TokenBatch, check_packed
 
-# Streams of random numbers: the generator's encoder from 0, the discriminator's, the draws.
+# Streams of random numbers: the discriminator's encoder starts here (the generator's at 0), and the draws.
 DISCRIMINATOR_STREAM, SAMPLING_STREAM = 1 << 16, 1 << 20
 
 
 @dataclass(frozen=True)
 class PretrainBatch:
-    """A batch of original text, and what was masked in it."""
+    """A batch of original text and its masked positions."""
 
     tokens: TokenBatch
     """The original sequences."""
     masked_ids_T: Tensor
     """int64 [T]: the ids the generator sees, [MASK] at most of the masked positions."""
     masked_positions_M: Tensor
-    """int64 [M]: which of the T tokens are masked, ascending, no two equal."""
+    """int64 [M]: which of the T tokens are masked, ascending, without duplicates."""
     first_token: int | Tensor = 0
-    """Which token of the whole step's batch this part starts with (see `rng`: rows)."""
+    """Index of this part's first token in the whole step's batch (see `rng`: rows)."""
     first_masked: int | Tensor = 0
-    """Which masked position of the whole step's batch this part starts with."""
+    """Index of this part's first masked position among those of the whole step's batch."""
     token_share: float | Tensor = 1.0
-    """This part's tokens / tokens of the whole step: losses of the parts add up to the whole batch's means."""
+    """This part's tokens / tokens of the whole step, so that the parts' losses add up to the step's means."""
     masked_share: float | Tensor = 1.0
     """This part's masked positions / those of the whole step."""
     token_weights_T: Tensor | None = None
-    """Float [T], sums to 1: 1/T each if None; 0 for tokens that fill a fixed shape up (`static_batch.py`)."""
+    """Float [T], sums to 1; None: 1/T each. Tokens that fill up a fixed shape have 0 (`static_batch.py`)."""
     masked_weights_M: Tensor | None = None
     """Float [M], sums to 1: the same for the masked positions."""
 
     @property
     def target_ids_M(self) -> Tensor:
-        """int64 [M]: the original words at the masked positions."""
+        """int64 [M]: the original token ids at the masked positions."""
         return self.tokens.input_ids_T[self.masked_positions_M]
 
     def counted_tokens(self) -> Tensor:
-        """Float scalar on the device: the tokens that count."""
+        """Float scalar on the device: the number of tokens with a weight above 0."""
         ids_T, weights_T = self.tokens.input_ids_T, self.token_weights_T
         return (
             ids_T.new_full((), len(ids_T), dtype=torch.float32)
@@ -83,19 +83,19 @@ class PretrainBatch:
         )
 
     def mean_over_tokens(self, values_T: Tensor) -> Tensor:
-        """Scalar: what this part adds to the mean over the step's tokens."""
+        """Scalar: this part's contribution to the mean over the step's tokens."""
         weights_T = self.token_weights_T
         return (values_T.mean() if weights_T is None else (values_T * weights_T).sum()) * self.token_share
 
     def mean_over_masked(self, values_M: Tensor) -> Tensor:
-        """Scalar: what this part adds to the mean over the step's masked positions."""
+        """Scalar: this part's contribution to the mean over the step's masked positions."""
         weights_M = self.masked_weights_M
         if not len(values_M):  # a mean of nothing is NaN
             return values_M.sum()
         return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
 
     def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
-        """`seed` for what is random per token (dropout), and per masked position (draws)."""
+        """`seed` for randomness per token (dropout), and for randomness per masked position (draws)."""
         device = self.tokens.input_ids_T.device
         return _first_row(seed, self.first_token, device), _first_row(seed, self.first_masked, device)
 
@@ -106,8 +106,8 @@ class PretrainBatch:
 
 
 def check_pretrain_batch(batch: object) -> None:
-    """Raises ValueError unless `batch` is a PretrainBatch whose tensors can be read as one; of their values only
-    those on a CPU are looked at, and nothing while torch.compile traces."""
+    """Raises ValueError unless `batch` is a PretrainBatch whose tensors fit together. Values are checked on a CPU
+    only, and nothing is checked while torch.compile traces."""
     if torch.compiler.is_compiling():
         return
     if not isinstance(batch, PretrainBatch):
@@ -119,13 +119,13 @@ def check_pretrain_batch(batch: object) -> None:
     check_tensor("input_ids_T", ids_T, (None,), (torch.int64,))
     check_tensor("masked_ids_T", batch.masked_ids_T, (len(ids_T),), (torch.int64,), ids_T.device)
     check_tensor("masked_positions_M", positions_M, (None,), (torch.int64,), ids_T.device)
-    filled_up = batch.masked_weights_M is not None  # then with positions of no weight, which may be equal
+    filled_up = batch.masked_weights_M is not None  # filling positions have weight 0 and may repeat
     check_ids("masked_positions_M", positions_M, len(ids_T), unique=not filled_up)
 
 
 @dataclass(frozen=True)
 class PretrainOutput:
-    """What one pre-training forward pass gives; losses carry gradient, the rest does not."""
+    """Result of one pre-training forward pass; the losses carry gradients, the rest does not."""
 
     loss: Tensor
     """Scalar: generator_weight L_MLM + discriminator_weight L_Disc."""
@@ -140,16 +140,16 @@ class PretrainOutput:
     rtd_logits_T: Tensor
     """[T]: positive means "replaced"."""
     word_loss: Tensor | None = None
-    """Scalar: of the model that is kept, where its objective is to predict words (objectives.py)."""
+    """Scalar: loss of the model that is kept, if its objective predicts tokens (objectives.py)."""
 
 
-# Else DDP with a static graph, which hangs its work onto the tensors of a model's output, finds none there, and
-# gradients are not averaged.
+# DDP with a static graph attaches its hooks to the tensors in a model's output. Unregistered, this class would
+# hide them, and gradients would not be averaged.
 register_dataclass(PretrainOutput)
 
 
 class GeneratorPredictions(nn.Module):
-    """hidden -> embedding width, GELU, LayerNorm: what the tied output projection is applied to."""
+    """hidden -> embedding width, GELU, LayerNorm: the input of the tied output projection."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -165,7 +165,7 @@ class GeneratorPredictions(nn.Module):
 class Generator(nn.Module):
     """A masked language model: encoder, head, and an output projection tied to the word embeddings.
 
-    Without an encoder it is new, and starts from torch's generator (`initialisation.started`).
+    Without a given encoder the model is initialised from torch's random generator (`initialisation.started`).
     """
 
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
@@ -178,8 +178,8 @@ class Generator(nn.Module):
             started(self)
 
     def features(self, tokens: TokenBatch, positions_M: Tensor, seed: Seed | None = None) -> Tensor:
-        """[M, E]: what the output projection is multiplied with, at `positions_M` only."""
-        # index_select, because the gradient of indexing sorts the positions first, in case some are equal.
+        """[M, E]: input of the output projection, at `positions_M` only."""
+        # index_select, because the gradient of indexing first sorts the positions, in case some are equal.
         return self.generator_predictions(self.encoder(tokens, seed).index_select(0, positions_M))
 
     def fill(
@@ -191,7 +191,7 @@ class Generator(nn.Module):
         token_seed: Seed,
         draw_seed: Seed,
     ) -> MLMHead:
-        """Cross-entropy with the original words at the masked positions, and a word drawn for each."""
+        """Cross-entropy with the original tokens at the masked positions, and one token drawn for each."""
         if config.uniform_generator:
             return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
         features_ME = self.features(masked_text, positions_M, token_seed)
@@ -208,8 +208,8 @@ class Generator(nn.Module):
         return MLMHead(mlm.loss_M, drawn.sampled_ids_M)
 
     def forward(self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None) -> Tensor:
-        """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. Meant for
-        evaluation and study: training goes through `mlm_head`, which never stores them."""
+        """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. For
+        evaluation and study; training uses `mlm_head`, which never stores them."""
         if positions_M is None:
             positions_M = torch.arange(tokens.num_tokens, device=tokens.input_ids_T.device)
         weight_VE = self.encoder.embeddings.word_weight()
@@ -229,7 +229,7 @@ class DiscriminatorPredictions(nn.Module):
         return self.dense_prediction(F.gelu(self.dense(hidden_TD))).squeeze(-1)
 
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
-        """`forward` and its loss in one: all that follows `dense` is a single operation."""
+        """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
         if type(last) is not nn.Linear or last._forward_pre_hooks:  # an adapter in its place, or a pruned layer
             logits_T = self(hidden_TD)
@@ -239,9 +239,9 @@ class DiscriminatorPredictions(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells for every token whether it was replaced; the encoder that is fine-tuned afterwards.
+    """Predicts for every token whether it was replaced; its encoder is the one that is fine-tuned afterwards.
 
-    Without an encoder it is new, and starts from torch's generator (`initialisation.started`).
+    Without a given encoder the model is initialised from torch's random generator (`initialisation.started`).
     """
 
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
@@ -259,7 +259,7 @@ class Discriminator(nn.Module):
     def judge(
         self, tokens: TokenBatch, is_replaced_T: Tensor, weights_T: Tensor | None = None, seed: Seed | None = None
     ) -> RTDHead:
-        """`forward`'s logits and their binary cross-entropy: its mean, or weighted mean, over all tokens."""
+        """`forward`'s logits and their binary cross-entropy, as a mean or weighted mean over all tokens."""
         return self.discriminator_predictions.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
 
 
@@ -267,7 +267,8 @@ class Electra(nn.Module):
     """Generator and discriminator with what they share, and the joint objective.
 
     Raises:
-        ValueError: something else than the two configurations; another objective (`objectives.build_objective`).
+        ValueError: arguments that are not the two configurations; another objective
+            (`objectives.build_objective`).
     """
 
     objective: ClassVar[str] = "electra"
@@ -297,7 +298,7 @@ class Electra(nn.Module):
         positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
         # 2. generate: at the masked positions, cross-entropy with the originals and one draw from the softmax.
         mlm = self.generator.fill(masked_text, positions_M, originals_M, self.config, token_seed, draw_seed)
-        # 3. replace: the draws take the originals' places; one that hits the original counts as original.
+        # 3. replace: the draws take the originals' places; one equal to the original counts as original.
         corrupted_ids_T = replace_tokens(batch.tokens.input_ids_T, positions_M, mlm.sampled_ids_M)
         is_replaced_T = corrupted_ids_T != batch.tokens.input_ids_T
         # 4. detect: the discriminator reads the corrupted text and judges every token.
@@ -311,7 +312,7 @@ class Electra(nn.Module):
 
 
 def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_correct: bool) -> MLMHead:
-    """Draws from the uniform distribution, and its cross-entropy; what a generator is an improvement on."""
+    """Uniformly drawn tokens and their cross-entropy: the baseline that a trained generator improves on."""
     rows_M = torch.arange(len(originals_M), device=originals_M.device)
     bits_M = philox(seed_tensor(seed, originals_M.device), torch.zeros_like(rows_M), rows_M, SAMPLING_STREAM)[0]
     drawn_M = (uniform(bits_M) * (vocab_size - disallow_correct)).long()
@@ -321,20 +322,21 @@ def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_cor
 
 
 def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tensor) -> Tensor:
-    """The text with `sampled_ids_M` at `positions_M`; a draw of -1 (from NaN logits) leaves the word."""
+    """The text with `sampled_ids_M` at `positions_M`; a draw of -1 (from NaN logits) keeps the original token."""
     sampled = torch.where(sampled_ids_M < 0, input_ids_T[positions_M], sampled_ids_M)
     return input_ids_T.index_copy(0, positions_M, sampled)
 
 
 def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
-    """`seed` as a kernel on `device` reads it, rows counted from `first_row`."""
+    """`seed` in the form that kernels on `device` read, with rows counted from `first_row`."""
     key = seed_tensor(seed, device)[0]
-    # `new_full` passes a number with the launch: nothing is copied from the host, a CUDA graph can capture it.
+    # `new_full` passes the number with the launch: nothing is copied from the host, so a CUDA graph can capture
+    # it.
     return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 
 
 def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:
-    """The discriminator's encoder, sharing with the generator's what `pretrain.tying` says."""
+    """The discriminator's encoder, which shares with the generator's what `pretrain.tying` names."""
     if pretrain.tying == "all":
         if generator.config != config:
             raise ValueError("tying: 'all' needs a generator of the discriminator's sizes")

@@ -5,15 +5,15 @@
         x = LayerNorm(x + dropout(attention(x)))
         x = LayerNorm(x + dropout(W2 gelu(W1 x)))
 
-The last product of each branch leaves its bias to the LayerNorm that follows, and x goes through the layers twice,
-as `hidden_TD` and as `residual_TD`: both for the sake of the gradients (`electra_kernels/layer_norm.py`).
+The last product of each branch leaves its bias to the LayerNorm that follows, and x is passed from layer to layer
+twice, as `hidden_TD` and as `residual_TD`: both make the gradients cheaper (`electra_kernels/layer_norm.py`).
 
-Everything works on packed tokens (`packing.TokenBatch`): there is no padding and no mask. Names of the
-modules are the Hub's wherever shapes allow; query, key and value are one matrix here (`qkv`) because one
-product of three times the width is faster than three.
+Everything works on packed tokens (`packing.TokenBatch`): there is no padding and no mask. Modules have the Hub's
+names wherever shapes allow; query, key and value are one matrix here (`qkv`), because one product of three times
+the width is faster than three products.
 
-Dropout is on when the module is in training mode and a seed is given. Each use has its own stream:
-`STREAMS_PER_LAYER` per layer from the encoder's `first_stream` on, so that one seed per step serves
+Dropout is on when the module is in training mode and a seed is given. Each use has its own stream,
+`STREAMS_PER_LAYER` per layer starting at the encoder's `first_stream`, so one seed per step serves
 generator and discriminator alike.
 """
 
@@ -47,7 +47,7 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
 
     def word_weight(self) -> Tensor:
-        """[V, E]: the matrix that words are looked up in."""
+        """[V, E]: the matrix of word embeddings."""
         return self.word_embeddings.weight
 
     def forward(
@@ -75,8 +75,8 @@ class Embeddings(nn.Module):
 class DisentangledEmbeddings(Embeddings):
     """Shares another model's word embeddings without sending it gradient (He et al. 2021, DeBERTaV3).
 
-    The matrix is `sg(shared) + own`, `sg` stopping the gradient: the discriminator starts from what the
-    generator learns about words, but its loss, 50 times as strong, does not pull at the generator's.
+    The matrix is `sg(shared) + own`, where `sg` stops the gradient: the discriminator builds on what the
+    generator learns about words, but its loss, of 50 times the weight, does not pull at the generator's matrix.
     """
 
     def __init__(self, config: EncoderConfig, shared: Embeddings):
@@ -88,7 +88,7 @@ class DisentangledEmbeddings(Embeddings):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each sequence, and its output projection but for the bias."""
+    """Multi-head self-attention within each sequence, and its output projection without the bias."""
 
     def __init__(self, config: EncoderConfig, stream: int):
         super().__init__()
@@ -130,8 +130,8 @@ class Layer(nn.Module):
         seed: Seed | None,
         rows_R: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states and residual of every token, or of `rows_R` alone: these attend to all tokens, and what
-        follows attention looks at one token at a time."""
+        """Hidden states and residual of every token, or of `rows_R` alone: these attend to all tokens, and
+        everything after attention treats each token by itself."""
         branch_TD = self.attention(hidden_TD, batch, seed, rows_R)
         residual_TD = rows_of(residual_TD, rows_R)
         hidden_TD, residual_TD = self._add_norm(
@@ -161,12 +161,12 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers: word ids in, hidden states out.
+    """Embeddings and layers: token ids in, hidden states out.
 
     Args:
         config: the sizes.
-        embeddings: embeddings to share with another model, else own ones.
-        first_stream: where this encoder's streams of random numbers begin.
+        embeddings: embeddings shared with another model; None: its own.
+        first_stream: the first of this encoder's streams of random numbers.
     """
 
     def __init__(self, config: EncoderConfig, embeddings: Embeddings | None = None, first_stream: int = 0):
@@ -183,19 +183,19 @@ class Encoder(nn.Module):
         )
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None, rows_R: Tensor | None = None) -> Tensor:
-        """Hidden states of every token, or of those that are wanted.
+        """Hidden states of every token, or of selected ones.
 
         Args:
             batch: N packed sequences, none longer than `max_position_embeddings`.
-            seed: for dropout, another one in every step; None, or evaluation mode, means no dropout.
-            rows_R: int64 [R], which tokens are wanted; None: all. The last layer then does for these alone what
-                follows its attention, three quarters of its products.
+            seed: for dropout, a new one in every step; None, or evaluation mode, means no dropout.
+            rows_R: int64 [R], the selected tokens; None: all. The last layer then computes what follows its
+                attention, three quarters of its products, for these alone.
 
         Returns:
             [T, D] or [R, D], in the compute dtype (bf16 under autocast).
 
         Raises:
-            ValueError: something else than a TokenBatch; a sequence longer than the model has positions for.
+            ValueError: not a TokenBatch; a sequence longer than the model has positions for.
         """
         check_packed(batch)
         if batch.max_seqlen > self.config.max_position_embeddings:
@@ -234,13 +234,13 @@ class Encoder(nn.Module):
 
 
 def rows_of(values_TD: Tensor, rows_R: Tensor | None) -> Tensor:
-    """[R, D]: some rows; all if `rows_R` is None."""
-    # index_select, because the gradient of indexing sorts the rows first, in case some are equal.
+    """[R, D]: the rows `rows_R`, or all if None."""
+    # index_select, because the gradient of indexing first sorts the rows, in case some are equal.
     return values_TD if rows_R is None else values_TD.index_select(0, rows_R)
 
 
 def _level_of_user() -> int:
-    """`stacklevel` of a warning that is to name the line outside of this package and torch that led here."""
+    """`stacklevel` that makes a warning name the nearest calling line outside this package and torch."""
     frame, level = inspect.currentframe(), 0
     while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
         frame, level = frame.f_back, level + 1
@@ -248,10 +248,10 @@ def _level_of_user() -> int:
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:
-    """Whether the backward pass computes each layer's inner values again instead of keeping them.
+    """Sets whether the backward pass recomputes each layer's inner values instead of keeping them.
 
-    A third more work, and of a layer only its input is stored. Dropout is a function of its counter, so the same
-    values come out.
+    This takes a third more work and stores only each layer's input. Dropout is a function of its counter, so the
+    recomputed values are the same.
     """
     for module in model.modules():
         if isinstance(module, Encoder):

@@ -1,27 +1,27 @@
-"""Engines: how a training step is carried out. The same mathematics, the same random numbers.
+"""Engines: ways to carry out a training step, with the same mathematics and the same random numbers.
 
 | engine | what it is | where |
 |---|---|---|
-| `eager` | kernel by kernel, as the code reads | everywhere |
+| `eager` | operation by operation, as the code reads | everywhere |
 | `static` | the same, in fixed shapes | everywhere; for CPUs that are fast at bf16 |
 | `compile` | the model through `torch.compile`, in fixed shapes | pre-training, where a compiler works |
 | `graph` | forward, backward, clipping, update: one CUDA graph, replayed | GPUs that run the kernels |
 
-**The static step.** A captured graph replays the same kernels on the same addresses, so nothing in a step may
-depend on a value that the host would have to read, and nothing may come from the host but through buffers that
-stay where they are: `InputBuffers` hold batch, seed and rate (`static_batch.py` pre-training's, `static_task.py`
-fine-tuning's), and `training.take_step` drops a step that is not finite on the device. All of that runs on a CPU
-just as well, where the tests compare its losses with the eager engine's; only the capture itself needs a GPU.
+**The static step.** A captured graph replays the same kernels on the same addresses. So nothing in a step may
+depend on a value that the host would have to read, and input may come from the host only through buffers at fixed
+addresses: `InputBuffers` hold batch, seed and rate (`static_batch.py` for pre-training, `static_task.py` for
+fine-tuning), and `training.take_step` skips a step that is not finite on the device itself. All of this runs on a
+CPU, too, where tests compare its losses with the eager engine's; only the capture needs a GPU.
 
-**On a CPU that is fast at bf16** oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each.
-With a T of its own in every step that takes longer than the products; in a few fixed shapes it happens once.
+**On a CPU that is fast at bf16**, oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. If
+every step has a new T, that takes longer than the products; with a few fixed shapes it happens once per shape.
 
-**Around it.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
-over a stream of its own. `step_runners.py` carries it out: kernel by kernel, or captured.
+**Overlap.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
+over a separate stream. `step_runners.py` runs the step: kernel by kernel, or as a captured graph.
 
-**Several processes** (`distributed.py`). Each computes its share of the batch in a shape of its own, and may be
-capturing while another one replays. So what a graph holds ends with the backward pass; sums over all processes,
-clipping and update, few launches beside the others, follow behind it.
+**Several processes** (`distributed.py`). Each computes its share of the batch in its own shape, and may be
+capturing while another one replays. So a graph ends with the backward pass; the sums over all processes, clipping
+and the update, few launches in comparison, follow after it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from electra_core.training import (
 )
 
 NORM, SKIPPED = "norm of the gradient", "whether it was skipped"
-"""Names of two more of a whole step's scalars."""
+"""Names of two further scalars of a whole step."""
 OLDEST_COMPILED = (7, 0)
 """Capability of the oldest GPUs that torch.compile generates code for."""
 log = logging.getLogger("electra_core")
@@ -67,25 +67,25 @@ class FixedShapes(Protocol):
     """How a run's batches are filled up: `static_batch.Shapes`, `static_task.TaskShapes`."""
 
     def inputs(self, parts: Any, pinned: bool) -> Any:
-        """`InputBuffers` that hold `parts`, to be filled by their `fill(parts, seed, rate)`."""
+        """Empty `InputBuffers` for `parts`, to be filled by their `fill(parts, seed, rate)`."""
 
     def in_vain(self, parts: Any, pinned: bool) -> Any:
-        """Those of the run's largest step, in as many parts, filled so that it changes nothing."""
+        """`InputBuffers` of the run's largest step in as many parts, filled so that the step changes nothing."""
 
 
 def choose_engine(
     engine: str, device: torch.device, dtype: torch.dtype | None = None, head_sizes: Collection[int] = (),
     sharded: bool = False,
 ) -> str:  # fmt: skip
-    """The engine to use: what was asked for where it works, else "eager" with the reason logged.
+    """The engine to use: the requested one if it works here, else "eager", with the reason logged.
 
     "auto" is "graph" on GPUs that run the Triton kernels, "static" in bf16 on a CPU that is fast at it, and
-    "eager" elsewhere: on a CPU compiling was measured not to pay (docs/performance.md).
+    "eager" elsewhere: on a CPU, measurements show no gain from compiling (docs/performance.md).
 
     Args:
-        dtype: what the run computes in.
-        head_sizes: of the models' attention.
-        sharded: each process stores a part of the parameters only.
+        dtype: the dtype of the run's products.
+        head_sizes: widths of the models' attention heads.
+        sharded: whether each process stores only a part of the parameters.
     """
     parts = "each process stores only a part of the model, which eager steps put together" if sharded else None
     problems: dict[str, Callable[[], str | None]] = {
@@ -106,14 +106,14 @@ def choose_engine(
 
 
 def agreed_engine(engine: str, ranks: Ranks) -> str:
-    """`engine`, or "eager" on every rank if one rank, whose GPU is another or at fault, takes eager steps.
+    """`engine`, or "eager" on every rank if one rank takes eager steps, having a different or faulty GPU.
 
-    Those add gradients up while the backward pass goes on, all others behind it.
+    Eager steps sum gradients over ranks during the backward pass, all other engines after it.
     """
     any_eager = bool(ranks.joined(torch.tensor([engine == "eager"])).any())
     if engine == "eager" or not any_eager:
         return engine
-    if ranks.first:  # where it is the one, it has said why
+    if ranks.first:  # a rank that fell back itself has logged why
         log.warning("%s: another process cannot use it; using the eager engine instead", option("engine", engine))
     return "eager"
 
@@ -139,7 +139,7 @@ def compile_problem(device: torch.device) -> str | None:
     if device.type == "cuda":
         if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_COMPILED:
             return f"torch.compile needs a GPU of sm_{''.join(map(str, OLDEST_COMPILED))} or newer"
-        return launch_problem(device)  # its code is launched by Triton, too
+        return launch_problem(device)  # Triton launches its code, too
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -161,10 +161,11 @@ def static_steps(
     """`training.training_steps` in fixed shapes.
 
     Args:
-        loop: as there, but its loss is not of `Ranks.data_parallel`'s model: gradients are summed over ranks here.
-        batches: step -> the parts of its batch, on the host; of this rank's share.
-        shapes: what those batches are filled up to.
-        capture: into CUDA graphs, which are replayed.
+        loop: as there, but without `Ranks.data_parallel` around the loss's model: ranks' gradients are summed
+            here.
+        batches: step -> this rank's parts of its batch, on the host.
+        shapes: the shapes those batches are filled up to.
+        capture: whether steps are captured into CUDA graphs and replayed.
 
     Raises:
         Diverged: as `training_steps`.
@@ -186,7 +187,7 @@ def static_steps(
     if capture:
         loop.model.train()
         runner = rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
-        loop.optimizer.zero_grad(set_to_none=True)  # what a broken capture has left
+        loop.optimizer.zero_grad(set_to_none=True)  # left over from a failed capture
         in_a_row.fill_(loop.skipped_before)
     runner.send(prepared(loop.first_step, first))
     for step in range(loop.first_step, loop.steps):
@@ -203,35 +204,35 @@ def static_steps(
 
 @dataclass(frozen=True)
 class _WholeStep:
-    """The step of the only process, which can be captured as a whole."""
+    """A single process's step, which can be captured as a whole."""
 
     loop: Loop
     in_a_row: Tensor
     """See `StepResult`; counted here, on the device."""
 
     def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:
-        """What a graph holds."""
+        """The part of the step that a graph holds."""
         done = take_step(self.loop, inputs.parts, inputs.seed, inputs.rate)
         self.count(done)
         return {LOSS: done.loss, NORM: done.gradient_norm, SKIPPED: done.skipped.float(), **done.figures}
 
     def finished(self, scalars: dict[str, Tensor], rate: float) -> Done:
-        """What is done behind it, with what `captured` returned: copies, in one launch."""
+        """What follows the graph: copies what `captured` returned, in one launch."""
         figures = dict(zip(scalars, torch.stack(list(scalars.values())).unbind()))
         loss, norm, skipped = (figures.pop(name) for name in (LOSS, NORM, SKIPPED))
         return Done(loss, figures, norm, skipped.bool())
 
     def count(self, done: Done) -> None:
-        """Of steps in a row that were skipped."""
+        """Updates the number of skipped steps in a row."""
         self.in_a_row.copy_(torch.where(done.skipped, self.in_a_row + 1, 0))
 
 
 class _SharedStep(_WholeStep):
-    """The step of one of several processes; see the file's header."""
+    """The step of one among several processes; see the file's header."""
 
     @cached_property
     def gradients(self) -> FlatGradients:
-        """Of this step, in one piece."""
+        """This step's gradients, in one contiguous tensor."""
         return FlatGradients(self.loop.parameters)
 
     def captured(self, inputs: InputBuffers) -> dict[str, Tensor]:

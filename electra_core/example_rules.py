@@ -1,12 +1,12 @@
-"""What a pre-training example is, for one example at a time: the rules as the original has them.
+"""The original's rules for building a pre-training example, one example at a time.
 
 - sentences are collected until they reach the target length, or the slot's document ends;
 - the target is `max_length`, or with probability 0.05 uniform in [5, max_length];
 - with probability 0.1 everything is one segment, else the first segment aims at (target - 3) // 2;
 - `[CLS] first [SEP] second [SEP]`, each segment cut to what fits.
 
-This file is read, and what tests compare with; `planning.py` does the same to a whole batch at once, which is what
-runs. Random numbers come in as `coins`, uniform in (0, 1).
+This file is the readable form, which tests compare with; training runs `planning.py`, which does the same for a
+whole batch at once. Random numbers are passed in as `coins`, uniform in (0, 1).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SHORT_EXAMPLE_PROBABILITY = 0.05
 ONE_SEGMENT_PROBABILITY = 0.1
 SHORTEST_TARGET = 5
 UNREACHABLE = 100_000
-"""What the first segment aims at where it is to take everything."""
+"""Target length of the first segment where it takes everything."""
 CROSSING_PROBABILITY = 0.5
-"""With which the sentence that crosses the border between the segments still goes to the first."""
+"""Probability that the sentence crossing the border between the segments still goes to the first."""
 MOST_SENTENCES = 64
-"""Sentences looked at per example at most; also how many coins one example may toss."""
+"""Maximum number of sentences considered per example; bounds the number of coins that an example uses."""
 
 
 class Span(NamedTuple):
@@ -49,13 +49,13 @@ class Example(NamedTuple):
 
 
 def collect(shard: int, borders: np.ndarray, max_length: int, coins: np.ndarray) -> Example:
-    """The example that begins with a sentence.
+    """The example that begins with a given sentence.
 
     Args:
-        shard: its number.
-        borders: where that sentence and the ones after it begin in the shard's tokens, and where the last one
-            ends; `MOST_SENTENCES` at most, none behind the end of the slot's document.
-        max_length: tokens of an example at most, [CLS] and [SEP] included.
+        shard: the shard's number.
+        borders: where that sentence and the following ones begin in the shard's tokens, and where the last one
+            ends; at most `MOST_SENTENCES`, none beyond the end of the slot's document.
+        max_length: maximum number of tokens per example, [CLS] and [SEP] included.
         coins: MOST_SENTENCES + 3 numbers.
     """
     target = max_length
@@ -72,9 +72,9 @@ def collect(shard: int, borders: np.ndarray, max_length: int, coins: np.ndarray)
 def split_segments(
     sentences: list[Span], target: int, one_segment: bool, coins: np.ndarray | Sequence[float]
 ) -> tuple[list[Span], list[Span]]:
-    """Which sentences go to the first segment, and which to the second.
+    """Divides the sentences between the first segment and the second.
 
-    The coin is for the sentence that crosses the border: half the time it still goes to the first.
+    The coin decides about the sentence that crosses the border: half the time it still goes to the first.
     """
     first_target = UNREACHABLE if one_segment else (target - 3) // 2
     first: list[Span] = []

@@ -2,13 +2,13 @@
 
 The original (google-research/electra, build_pretraining_dataset.py) walks through each document once,
 collecting sentences until they reach a target length, and stores the examples. Here nothing is stored:
-example `index` is built when it is asked for, so every epoch sees other segment borders and other masks,
+example `index` is built on demand, so every epoch has different segment borders and masks,
 the number of workers or ranks changes nothing, and resuming needs no saved iterator.
 
-An epoch visits every slot of every document once (`slots.py`), in random order (`permutation.py`). What becomes
-of a slot is the original's rules (`example_rules.py`), applied to a whole batch at once (`planning.py`).
+An epoch visits every slot of every document once (`slots.py`), in random order (`permutation.py`). The original's
+rules (`example_rules.py`) turn a slot into an example, for a whole batch at once (`planning.py`).
 
-`docs/deviations.md` says what differs; a test compares the distributions.
+`docs/deviations.md` lists the differences; a test compares the distributions.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from electra_core.planning import Plan, collect_all, ragged
 from electra_core.slots import Slots, gather
 
 RULES = 2
-"""Version of the rules by which a corpus becomes examples; a run begun by other rules is not resumed. By those of
-version 1 a slot near a document's end could begin where too little text for a full example was left."""
-COINS = MOST_SENTENCES + 4  # a multiple of four: what a call of Philox gives
-_ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py has 3
+"""Version of the rules that turn a corpus into examples; a run begun with another version cannot be resumed. In
+version 1, a slot near a document's end could begin where too little text for a full example was left."""
+COINS = MOST_SENTENCES + 4  # a multiple of four, the numbers in a call of Philox
+_ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py uses 3
 
 
 class Examples:
@@ -39,8 +39,8 @@ class Examples:
 
     Args:
         corpus: an opened split.
-        max_length: tokens per example at most, [CLS] and [SEP] included.
-        seed: of the run.
+        max_length: maximum number of tokens per example, [CLS] and [SEP] included.
+        seed: the run's seed.
     """
 
     def __init__(self, corpus: Corpus, max_length: int, seed: int):
@@ -49,18 +49,18 @@ class Examples:
         self.slots = Slots(self.shards, max_length)
 
     def one(self, index: int) -> Example:
-        """Where the words of example `index` lie, by the rules as they are read; `plan` says the same."""
+        """Where the tokens of example `index` lie, by the readable form of the rules; `plan` gives the same."""
         epoch, place = divmod(index, len(self.slots))
         number = permute(place, len(self.slots), fold(self.seed, epoch, _ORDER))
         slot = self.slots[number]
-        document = number - slot.place  # its first slot's number names it
+        document = number - slot.place  # identified by the number of its first slot
         sentence, end = self.slots.sentences(slot, mix(document, fold(self.seed, epoch, _BORDERS)))
         stop = min(end, sentence + MOST_SENTENCES)
         borders = self.shards[slot.shard].sentences[sentence : stop + 1].astype(np.int64)
         return collect(slot.shard, borders, self.max_length, _coins(self.seed, np.array([index]))[0])
 
     def plan(self, indices: Sequence[int] | np.ndarray) -> Plan:
-        """Where the words of examples `indices` lie; reads sentence borders, but no text."""
+        """Where the tokens of the examples `indices` lie; reads sentence borders, but no text."""
         indices = np.asarray(indices, dtype=np.int64)
         epochs, places = np.divmod(indices, len(self.slots))
         numbers = permute_all(places.astype(np.uint64), len(self.slots), self._seeds(epochs, _ORDER)).astype(
@@ -74,13 +74,13 @@ class Examples:
         return collect_all(slots.shard, borders, counts, self.max_length, _coins(self.seed, indices))
 
     def batch(self, plan: Plan) -> TokenBatch:
-        """The words of planned examples, packed."""
+        """The tokens of planned examples, packed."""
         tokenizer, lengths = self.corpus.tokenizer, plan.lengths
         starts = np.cumsum(lengths) - lengths
         ids = np.full(int(lengths.sum()), tokenizer.sep_id, dtype=np.int64)
         ids[starts] = tokenizer.cls_id
         counts = np.diff(plan.ends_N)
-        # Before a span's words stand those of the spans before it, and [CLS] and [SEP] of segments that are over.
+        # A span's tokens follow those of the spans before it, and the [CLS] and [SEP] of earlier segments.
         segments = 1 + (plan.seconds_N > 0)
         others = np.repeat(np.cumsum(1 + segments) - segments, counts) + plan.is_second_P
         places = np.cumsum(plan.lengths_P) - plan.lengths_P + others
@@ -90,22 +90,22 @@ class Examples:
         return from_lengths(torch.from_numpy(ids), torch.from_numpy(segment_ids), lengths)
 
     def _words(self, plan: Plan) -> np.ndarray:
-        """The spans' words end to end. What an example needs is read from its shard as one stretch."""
+        """The spans' tokens end to end. Each example is read from its shard as one contiguous range."""
         ends_P = plan.begins_P + plan.lengths_P
         first, last = (way.reduceat(values, plan.ends_N[:-1]) for way, values in (
             (np.minimum, plan.begins_P), (np.maximum, ends_P)))  # fmt: skip
         rows = zip(plan.shards_N.tolist(), first.tolist(), last.tolist())
         text = np.concatenate([self.shards[shard].tokens[begin:end] for shard, begin, end in rows])
-        moved = np.cumsum(last - first) - last  # from a place in the shard to one in `text`
+        moved = np.cumsum(last - first) - last  # from an offset in the shard to one in `text`
         return text[ragged(plan.begins_P + np.repeat(moved, np.diff(plan.ends_N)), plan.lengths_P)]
 
     def _seeds(self, epochs: np.ndarray, stream: int) -> np.ndarray:
-        """A seed for each epoch, uint64."""
+        """uint64: a seed for each epoch."""
         different, which = np.unique(epochs, return_inverse=True)
         return np.array([fold(self.seed, epoch, stream) for epoch in different.tolist()], dtype=np.uint64)[which]
 
 
 def _coins(seed: int, indices: np.ndarray) -> np.ndarray:
-    """Uniform numbers [len(indices), COINS], a function of seed and index."""
+    """[len(indices), COINS]: uniform numbers, a function of seed and index."""
     words = philox_words(fold(seed, _COINS), COINS // 4, indices)
     return (words.transpose(1, 2, 0).reshape(len(indices), COINS) + 0.5) * 2.0**-32  # as `rng.uniform`

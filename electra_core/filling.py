@@ -1,14 +1,13 @@
-"""Filling sequences, so that batches have one of a few numbers of tokens.
+"""Filling sequences, which round a batch's number of tokens up to one of a few sizes.
 
-On a CPU that is fast at bf16 oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The
-batches of fine-tuning and prediction hold as many tokens as their texts have, nearly every time another number.
-Filled up to the next of `SIZES_PER_OCTAVE` sizes between a power of two and the next one, they cost 3% more to
-multiply and need new code only now and then.
+On a CPU that is fast at bf16, oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. The
+batches of fine-tuning and prediction hold as many tokens as their texts have, nearly always a new number.
+Filled up to the next of `SIZES_PER_OCTAVE` sizes between one power of two and the next, they cost 3% more to
+multiply and rarely need new code.
 
-What fills up is a sequence behind the batch's own: attention stays within a sequence, and no token of the batch
-moves to another row, which decides what dropout draws. Whoever fills cuts the rows behind the batch's own off
-again, so results and gradients change by rounding at most. (Pre-training does the same with all of a step's
-shapes: `static_batch.py`.)
+The filling sequences follow the batch's own: attention stays within a sequence, and no token of the batch moves to
+another row, on which dropout depends. The caller cuts the filling rows off again, so results and gradients change
+by rounding at most. (Pre-training does the same with all of a step's shapes: `static_batch.py`.)
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SIZES_PER_OCTAVE = 16
 
 
 def filled(batch: TokenBatch) -> TokenBatch:
-    """The batch with sequences of padding words behind its own, `filled_size` tokens in all."""
+    """The batch followed by sequences of padding tokens, `filled_size` tokens in all."""
     tokens, longest = batch.num_tokens, max(1, batch.max_seqlen)
     filling = filled_size(tokens) - tokens
     if not filling:
@@ -36,8 +35,8 @@ def filled(batch: TokenBatch) -> TokenBatch:
 
 
 def fill_up(target: TokenBatch, batch: TokenBatch) -> None:
-    """Writes `batch` into `target`, and behind it sequences of padding words as far as the tokens of `target`
-    reach; they are as long as its sequences may be, and what is left of those is empty."""
+    """Writes `batch` into `target`, followed by sequences of padding tokens that use up the tokens of `target`.
+    Those have the maximum length; the last may be shorter, and any sequences left over are empty."""
     tokens, sequences, longest = batch.num_tokens, batch.num_sequences, max(1, target.max_seqlen)
     device = target.input_ids_T.device
     target.input_ids_T[:tokens], target.input_ids_T[tokens:] = batch.input_ids_T, 0
@@ -50,13 +49,13 @@ def fill_up(target: TokenBatch, batch: TokenBatch) -> None:
 
 
 def filled_size(tokens: int) -> int:
-    """The next size at or above `tokens`: those up to `SIZES_PER_OCTAVE` are all sizes, then steps double."""
+    """The next size at or above `tokens`: up to 2 `SIZES_PER_OCTAVE` every number is one, then steps double."""
     step = max(1, (1 << max(0, tokens - 1).bit_length()) // (2 * SIZES_PER_OCTAVE))
     return -(-tokens // step) * step
 
 
 def wants_filling(tensor: Tensor) -> bool:
-    """Whether products are done in bf16 on a CPU that is fast at it; not while torch.compile traces."""
+    """Whether products are done in bf16 on a CPU that is fast at it; False while torch.compile traces."""
     return (
         tensor.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")

@@ -1,15 +1,15 @@
-"""Where training starts from: one function, whose docstring is the table.
+"""Initial values of all parameters: one function, whose docstring is the table.
 
-A narrow model started as the original is (normal, 0.02) computes next to nothing at first: with D = 128 a
-query is 0.02 sqrt(128) = 0.23 long per entry, so all attention is uniform, and no gradient tells a head which
-neighbour to look at. `position_init = "local"` starts the heads of the first two layers as readers of the
-word 1, 2, ... places before or after:
+A narrow model with the original's initial values (normal, 0.02) computes next to nothing at first: with D = 128
+the entries of a query are about 0.02 sqrt(128) = 0.23 in size, so all attention is uniform, and no gradient tells
+a head which neighbour to look at. With `position_init = "local"`, the heads of the first two layers start by
+reading the token 1, 2, ... positions before or after:
 
     position p starts as  (sin w_f p, cos w_f p)  for frequencies w_f from pi down to 2 pi / S
     query = rotation by w_f delta of the position, key = the position, on each head's K / 2 fastest pairs
     so  query(t) . key(s) = sum_f cos(w_f (t + delta - s)),  which peaks at s = t + delta
 
-Everything is learned from there as usual, and the file format does not know the difference.
+From there everything is trained as usual, and the file format is the same.
 `docs/tiny_history.md` has the measurements.
 """
 
@@ -30,15 +30,15 @@ GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs", 
 LOCAL_OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)
 LOCAL_LAYERS = 2
 LOCAL_SHARPNESS = 1.3
-"""Length of the query and key weights. Positions are about a third of the LayerNormed sum, so on random text a
+"""Magnitude of the query and key weights. Positions are about a third of the LayerNormed sum, so on random text a
 head of `tiny` gives its neighbour 12 to 19% of its attention (test_initialisation); uniform would be 1%."""
 
 
 def initialise(
     model: nn.Module, initializer_range: float, seed: int | None, position_init: str = "normal"
 ) -> None:
-    """Starting values of every parameter, in place; the same on every machine and torch for the same seed. Without
-    one they are drawn from torch's own generator.
+    """Initialises every parameter in place. One seed gives the same values on every machine and torch version;
+    without a seed they are drawn from torch's own random generator.
 
     | parameter | starts from |
     |---|---|
@@ -79,8 +79,8 @@ def initialise(
 
 
 def started(model: Started) -> Started:
-    """A model that is new and by itself, with the starting values of its config, from torch's own generator, as
-    torch's modules have theirs. A pair of models is started by what makes the pair."""
+    """`model`, initialised as its config says from torch's own random generator, as torch's modules are. For a new
+    model by itself: a pair of models is initialised by the class that builds the pair."""
     config: EncoderConfig = model.config  # type: ignore[assignment]
     initialise(model, config.initializer_range, None)
     return model
@@ -88,7 +88,7 @@ def started(model: Started) -> Started:
 
 @torch.no_grad()
 def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator | None) -> None:
-    """Draws what lies beyond two deviations again. PyTorch has its own, whose numbers are others in 2.11."""
+    """Redraws values beyond two standard deviations. PyTorch's own function gives different numbers in 2.11."""
     weight.normal_(0.0, std, generator=generator)
     if generator is None:
         _draw_again(weight.view(-1), std)
@@ -99,7 +99,7 @@ def _truncated_normal(weight: Tensor, std: float, generator: torch.Generator | N
 
 
 def _draw_again(flat: Tensor, std: float) -> None:
-    """The same for a start that no seed fixes: only what lies beyond is drawn, which takes a third of the time."""
+    """The same without a seed: draws only as many values as lie beyond, which takes a third of the time."""
     beyond = (flat.abs() > 2 * std).nonzero().squeeze(1)
     while len(beyond):
         again = flat.new_empty(len(beyond)).normal_(0.0, std)
@@ -128,8 +128,8 @@ def _fill_with_waves(weight_SE: Tensor, frequencies: Tensor, rms: float) -> None
 
 @torch.no_grad()
 def _look_at_neighbours(encoder: Encoder) -> None:
-    """Queries and keys of the first layers as in the header. Where embeddings are projected to another width,
-    positions are mixed up on the way, and the layers stay as they are."""
+    """Sets queries and keys of the first layers as in the header. If embeddings are projected to another width,
+    the projection mixes up the positions, and the layers stay as they are."""
     if encoder.embeddings_project is not None:
         return
     frequencies = _fast_waves(encoder.embeddings.position_embeddings.weight)

@@ -1,17 +1,17 @@
-"""Linear layers whose products are done in the precision the processor multiplies fastest.
+"""Linear layers that multiply in the precision the processor is fastest at.
 
-**On a GPU**, autocast copies every weight and every bias to half precision by an operation of its own, and
-converts their gradients back one by one. `cast_together` does that for all `Linear`s of a module at once: the same
-numbers with a few launches instead of four for every layer.
+**On a GPU**, autocast casts each weight and each bias to half precision in an operation of its own, and casts
+their gradients back one by one. `cast_together` does that for all `Linear`s of a module at once: the same numbers
+with a few launches instead of four per layer.
 
 **On a CPU**, bf16 autocast multiplies in bf16, which many processors do at half the speed of fp32
-(`electra_kernels/fast_bf16.py`). There `Linear` keeps what bf16 saves, the memory of activations, and multiplies
-in fp32:
+(`electra_kernels/fast_bf16.py`). There `Linear` stores activations in bf16, to save memory, and multiplies in
+fp32:
 
     y = bf16(x W^T + b),  dx = bf16(dy W),  dW = dy^T x,  db = sum over rows of dy        x, y, dx, dy in bf16
 
-Each operand is the number that a bf16 product would take, save for W, which is not rounded; so the result is no
-farther from the exact one. Processors that are fast at bf16 multiply in it, the sum over tokens dW = dy^T x by
+The operands are those of a bf16 product, except that W is not rounded; so the result is no farther from the exact
+one. Processors that are fast at bf16 do multiply in bf16, and compute the sum over tokens dW = dy^T x with
 `product_over_rows`.
 """
 
@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, same parameters and names; see the file's header for what differs, and where."""
+    """`nn.Linear` with the same parameters and names; the file's header says what differs, and where."""
 
     copies: tuple[Tensor, Tensor] | None = None
     """Weight and bias in half precision, inside `cast_together`."""
@@ -39,42 +39,42 @@ class Linear(nn.Linear):
     """Whether `cast_together` leaves this one out (`cast_one_by_one`)."""
 
     def forward(self, input: Tensor, add_bias: bool = True) -> Tensor:
-        """[..., in] -> [..., out]; the product alone if the bias is left to what follows."""
+        """[..., in] -> [..., out]; `add_bias=False` leaves the bias to the operation that follows."""
         if multiplies_by_itself(input):
             products = _Bf16Products if has_fast_bf16() else _Fp32Products
             return products.apply(input, self.weight, self.bias if add_bias else None)  # type: ignore[no-any-return, no-untyped-call]
         weight, bias = self.copies or (self.weight, self.bias)
-        if weight.dtype != input.dtype and autocast_dtype(input) is None:  # `round_weights` did that, for autocast
+        if weight.dtype != input.dtype and autocast_dtype(input) is None:  # rounded for autocast (`round_weights`)
             weight, bias = weight.to(input.dtype), bias.to(input.dtype)
         return F.linear(input, weight, bias if add_bias else None)
 
 
 def leaves_bias(layer: nn.Module) -> bool:
-    """Whether `layer` is a `Linear` and nothing else: its product can be had without the bias. What people put in
-    its place (an `nn.Linear`, an adapter, a parametrized or quantized layer) is called as it is."""
+    """Whether `layer` is exactly a `Linear` with a bias, so that its product can be computed without it.
+    Replacements (an `nn.Linear`, an adapter, a parametrized or quantized layer) are called as they are."""
     return type(layer) is Linear and layer.bias is not None
 
 
 def product_of(layer: nn.Module, input: Tensor) -> Tensor:
-    """layer(input), but for the bias that `bias_after` gives."""
+    """layer(input), without the bias that `bias_after` returns."""
     return layer(input, add_bias=False) if leaves_bias(layer) else layer(input)  # type: ignore[no-any-return]
 
 
 def bias_after(layer: nn.Module) -> Tensor | None:
-    """The bias that `product_of` left out, for what adds it with something else."""
+    """The bias that `product_of` left out, or None; added by a later operation, together with something else."""
     return layer.bias if leaves_bias(layer) else None  # type: ignore[return-value]
 
 
 def _by_its_parts(layer: nn.Module) -> bool:
-    """Whether weight and bias say all that calling `layer` does: a hook may change either (pruning does), or what
-    comes out."""
+    """Whether weight and bias determine what calling `layer` does: a hook may change either (pruning does), or the
+    output."""
     return leaves_bias(layer) and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
 def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:
-    """GELU(layer(input)), by erf: in fewer passes where a kernel adds the bias, or where oneDNN computes GELU in
-    its product (in fast bf16 on a CPU, if no backward pass needs what lies between)."""
-    if torch.compiler.is_compiling() or not _by_its_parts(layer):  # torch.compile joins these by itself
+    """GELU(layer(input)), by erf; in fewer passes where a kernel adds the bias, or where oneDNN fuses GELU into
+    the product (in fast bf16 on a CPU, if no backward pass needs the values in between)."""
+    if torch.compiler.is_compiling() or not _by_its_parts(layer):  # torch.compile fuses these itself
         return F.gelu(layer(input))
     weight, bias = cast(Linear, layer).weight, cast(Linear, layer).bias
     if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
@@ -85,9 +85,9 @@ def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:
 
 
 def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Rounds the `Linear`s' weights of a module that is only asked, not trained, once instead of in every product:
-    the same results, where products are done in bf16 on a CPU. Does nothing elsewhere. Biases stay as they are, as
-    some are added in fp32, by what follows a product."""
+    """Rounds the `Linear` weights of a module used for inference only once, instead of in every product, where
+    products are done in bf16 on a CPU; elsewhere it does nothing. The results are the same. Biases stay as they
+    are, because the operation after a product may add them in fp32."""
     if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():
         for linear in module.modules():
             if isinstance(linear, Linear) and _by_its_parts(linear):
@@ -96,10 +96,10 @@ def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 @contextmanager
 def cast_together(module: nn.Module) -> Iterator[None]:
-    """Inside, the `Linear`s of `module` multiply with copies in autocast's dtype that one operation has made.
+    """Inside, the `Linear`s of `module` multiply with copies in autocast's dtype, all made by one operation.
 
-    Does nothing where autocast is off, on a CPU (there is no launch to save), while torch.compile traces (it joins
-    such operations itself), and after `cast_one_by_one`. What is computed again in the backward pass
+    Does nothing where autocast is off, on a CPU (there is no launch to save), while torch.compile traces (it fuses
+    such operations itself), and after `cast_one_by_one`. What the backward pass recomputes
     (`encoder.set_recompute`) is left to autocast.
     """
     linears = [m for m in module.modules() if isinstance(m, Linear) and _by_its_parts(m)]
@@ -128,23 +128,23 @@ def _casts_together(parameter: Tensor) -> bool:
 
 
 def cast_one_by_one(model: nn.Module) -> None:
-    """From now on `cast_together` leaves the `Linear`s of `model` to autocast: their gradients go to other
-    processes as they come, and cast together they would all come at the end."""
+    """Makes `cast_together` leave the `Linear`s of `model` to autocast: their gradients are sent to other
+    processes as they become ready, and cast together they would all be ready at the end."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.one_by_one = True
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """What autocast multiplies in on this tensor's device; None where it is off."""
+    """The dtype autocast multiplies in on this tensor's device; None where it is off."""
     device = tensor.device.type
     if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device):
-        return None  # the meta device; torch.compile of 2.11 would break its graph here
+        return None  # the meta device; asking would break the graph of torch.compile in 2.11
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class _CastTogether(torch.autograd.Function):
-    """Copies in another dtype; the gradients come back in the parameters' own."""
+    """Copies in another dtype; gradients come back in the parameters' own dtype."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -167,8 +167,8 @@ class _CastTogether(torch.autograd.Function):
 
 
 def multiplies_by_itself(tensor: Tensor) -> bool:
-    """Whether bf16 is asked for on a CPU; not while torch.compile traces, nor where a step is looked at as a GPU
-    would take it (`fake_step.trace_step`)."""
+    """Whether `Linear` does its own products: under bf16 autocast on a CPU, but not while torch.compile traces,
+    nor while a step is traced as a GPU would run it (`fake_step.trace_step`)."""
     return (
         tensor.device.type == "cpu"
         and autocast_dtype(tensor) == torch.bfloat16
@@ -196,8 +196,8 @@ class _Fp32Products(torch.autograd.Function):
 
 
 def _product_in_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
-    """x Wᵀ + b of bf16 x and W, `then` "none" or "gelu", by oneDNN in one pass: torch's `F.linear` writes the bias
-    into every row first. The operator is the one that torch.compile takes; without it, the same in several."""
+    """x Wᵀ + b of bf16 x and W, then `then` ("none" or "gelu"), in one pass by oneDNN: torch's `F.linear` first
+    writes the bias into every row. The operator is the one torch.compile uses; without it, several do the same."""
     fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     bias = None if bias is None else bias.to(torch.bfloat16)
     with torch.autocast("cpu", enabled=False):

@@ -1,8 +1,9 @@
 """Several corpora as one, visited by weight: `electra pretrain --data A B --mix 3 1`.
 
-Of every BLOCK examples in a row each corpus gives a fixed number, as its weight says; a permutation per block says
-which. So example `index` is a pure function of (seed, index) here, too, every corpus is read through its own
-examples one by one, none left out and none twice in an epoch of its own, and a batch holds about the weights.
+Of every BLOCK examples in a row, each corpus provides a fixed number, in proportion to its weight; a permutation
+per block decides which. So here, too, example `index` is a pure function of (seed, index); each corpus's own
+examples are read in order, none skipped and none repeated within its own epoch; and a batch follows the weights
+roughly.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from electra_core.permutation import permute_all
 from electra_core.tokenizer import Tokenizer
 
 BLOCK = 1024
-"""Examples in which the weights hold exactly; a weight is rounded to a multiple of 1/1024."""
-_ORDER, _CORPUS = 0x6D69, 0x78  # streams of random numbers that nobody else uses
+"""Number of examples over which the weights hold exactly; weights are rounded to multiples of 1/1024."""
+_ORDER, _CORPUS = 0x6D69, 0x78  # streams of random numbers used nowhere else
 
 
 class Mixture(Corpus):
-    """The shards of several corpora, one after the other, and how often each is to be visited.
+    """The shards of several corpora, one after the other, and how often each corpus is visited.
 
     Args:
         corpora: opened splits, with the same tokenizer.
-        weights: one for each, any positive numbers; None: each as often as its tokens are many.
+        weights: one per corpus, any positive numbers; None: in proportion to their tokens.
 
     Raises:
-        UserError: other tokenizers, an empty corpus, or weights of the wrong number or size.
+        UserError: different tokenizers, an empty corpus, or weights of the wrong number or size.
     """
 
     def __init__(self, corpora: Sequence[Corpus], weights: Sequence[float] | None = None) -> None:
@@ -60,26 +61,26 @@ class Mixture(Corpus):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """Of all corpora, their order and their weights."""
+        """Fingerprint of all corpora, their order and their weights."""
         content = [[corpus.fingerprint for corpus in self.corpora], self.counts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def tokenizer(self) -> Tokenizer:  # type: ignore[override]
-        """The one of all corpora."""
+        """The tokenizer that all corpora share."""
         return self.corpora[0].tokenizer
 
     def verify(self) -> None:
-        """As `Corpus.verify`, for all."""
+        """Calls `Corpus.verify` for every corpus."""
         for corpus in self.corpora:
             corpus.verify()
 
 
 def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
-    """Examples of each corpus in a block, in proportion to its weight (largest remainders), none without any.
+    """Number of examples per block of each corpus, at least 1, in proportion to its weight (largest remainders).
 
     Raises:
-        UserError: not a positive number for each corpus, or one below 1/BLOCK of all.
+        UserError: not one positive weight per corpus, or a weight too small for one example per block.
     """
     if len(weights) != len(corpora):
         raise UserError(f"{option('mix')}: expected one weight per corpus, {len(corpora)}, got {len(weights)}")
@@ -127,7 +128,7 @@ class MixedExamples(Examples):
         for number in np.unique(corpora).tolist():
             order.append(np.flatnonzero(corpora == number))
             plan = self._examples[number].plan(insides[order[-1]])
-            # Its shards are counted among those of all corpora.
+            # Shards are numbered over all corpora.
             plans.append(replace(plan, shards_N=plan.shards_N + self._first_shards[number]))
         return Plan.joined(plans).take(np.argsort(np.concatenate(order)))
 
@@ -137,7 +138,7 @@ class MixedExamples(Examples):
         return int(corpora[0]), int(insides[0])
 
     def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`place` of many."""
+        """`place` for many examples."""
         blocks, insides = np.divmod(indices, BLOCK)
         different, which = np.unique(blocks, return_inverse=True)
         seeds = np.array([fold(self.seed, block, _ORDER) for block in different.tolist()], dtype=np.uint64)
@@ -156,7 +157,7 @@ def examples_of(corpus: Corpus, max_length: int, seed: int) -> Examples:
 def open_data(
     data: str | Path | Sequence[str | Path], mix: Sequence[float] | None = None, split: str = "train"
 ) -> Corpus:
-    """A split of one prepared corpus, or of several, mixed by weight.
+    """Opens a split of one prepared corpus, or of several mixed by weight.
 
     Raises:
         UserError: as `Corpus.open` and `Mixture`; weights for one corpus; a corpus named twice.

@@ -1,5 +1,5 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): moves matrices along the nearest orthogonal matrix
-to their momentum. Only the preset `tiny` uses it."""
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): moves each matrix along the orthogonal matrix
+nearest to its momentum. Of the presets, only `tiny` uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Muon(ElectraAdam):
         U = orthogonalise(G + momentum B)          (Nesterov)
         W = W - lr (sqrt(max(1, rows / columns)) U + decay W)
 
-    A fused [3D, D] query-key-value weight is three matrices. Matrices of one shape go through the
+    A fused [3D, D] query-key-value weight counts as three matrices. Matrices of the same shape go through the
     Newton-Schulz iteration together.
     """
 
@@ -45,14 +45,14 @@ class Muon(ElectraAdam):
             self._update_matrices(params, parts, group)
 
     def _update_matrices(self, params: list[Any], parts: int, group: dict[str, Any]) -> None:
-        """Updates `params`, all of one shape, each holding `parts` matrices one above the other."""
+        """Updates `params`, all of the same shape, each `parts` matrices stacked along the rows."""
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         momenta = [self.state[p]["momentum_buffer"] for p in params]
         gradients, momentum, rate = [p.grad for p in params], group["momentum"], group["lr"]
         if (found_inf := getattr(self, "found_inf", None)) is not None:
-            # With 1, 0 and 0 in place of momentum, gradient and rate, B and W below stay the same numbers.
+            # Replacing momentum, gradient and rate with 1, 0 and 0 leaves B and W below unchanged.
             dropped = found_inf.bool()
             gradients = [torch.where(dropped, 0.0, g) for g in gradients]
             momentum, rate = (torch.where(dropped, *pair) for pair in ((1.0, momentum), (0.0, rate)))
@@ -70,7 +70,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximately U V^T of each matrix U S V^T in [B, rows, columns], by a quintic Newton-Schulz iteration.
 
     The coefficients trade convergence for a steep slope at 0: singular values end between about 0.7 and 1.2.
-    bf16 on a GPU that has it and on processors that are fast at it, where it is enough and several times as fast.
+    Computed in bf16, which is precise enough, on GPUs that have it and processors that are fast at it.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     fast_cpu = matrices.is_cpu and matrices.dtype == torch.float32 and has_fast_bf16()

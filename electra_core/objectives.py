@@ -1,18 +1,18 @@
-"""The objectives that the paper compares ELECTRA with (section 3.5, table 5), in the same shape.
+"""The objectives that the paper compares ELECTRA with (section 3.5, table 5), with the same interface.
 
-| objective | text that is read | what is predicted | where |
+| objective | input text | prediction | where |
 |---|---|---|---|
-| `mlm` (BERT) | with [MASK] | the original word | masked positions |
-| `replace-mlm` | with the generator's draws | the original word | masked positions |
-| `all-tokens-mlm` | with the generator's draws | the original word, or that it stands there | every token |
+| `mlm` (BERT) | with [MASK] | the original token | masked positions |
+| `replace-mlm` | with the generator's draws | the original token | masked positions |
+| `all-tokens-mlm` | with the generator's draws | the original token, with a copy mechanism | every token |
 | `electra-15` | with the generator's draws | replaced or not | masked positions |
 | `electra` | with the generator's draws | replaced or not | every token |
 
-What is kept and fine-tuned is called `discriminator` in each, so that the training loop, checkpoints and
-directories are the same. Where it predicts words, its loss has weight 1: the 50 of the paper makes up for how
-small a binary loss is. There `PretrainOutput.rtd_loss` and `rtd_logits_T` are 0, but for the copy mechanism, whose
-own judgement (copy or not) stands in the place of these logits. As in `Electra`, the losses of a step's parts
-add up to the whole batch's.
+The model that is kept and fine-tuned is called `discriminator` in each, so that the training loop, checkpoints and
+directories are the same. Where it predicts tokens, its loss has weight 1: the paper's 50 makes up for the small
+size of a binary loss. `PretrainOutput.rtd_loss` and `rtd_logits_T` are then 0, except that the copy mechanism
+returns its own decision (copy or not) as these logits. As in `Electra`, the losses of a step's parts add up to the
+whole batch's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_objective(config: EncoderConfig, pretrain: PretrainConfig) -> nn.Modul
 
 
 class Corrupted(NamedTuple):
-    """What the generator makes of a batch: steps 1 to 3 of `Electra.forward`."""
+    """A batch corrupted by the generator: steps 1 to 3 of `Electra.forward`."""
 
     tokens: TokenBatch
     """The text with the draws in it."""
@@ -62,7 +62,7 @@ class Corrupted(NamedTuple):
     mlm_loss: Tensor
     """Scalar: the generator's own loss."""
     seed: Tensor
-    """Seed of the dropout of the model that reads the text."""
+    """Dropout seed of the model that reads the text."""
 
 
 def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, seed: Seed) -> Corrupted:
@@ -79,7 +79,7 @@ def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, 
 
 
 class Electra15(Electra):
-    """ELECTRA whose discriminator is judged at the masked positions alone."""
+    """ELECTRA with the discriminator's loss at the masked positions alone."""
 
     objective = "electra-15"
 
@@ -108,11 +108,11 @@ class MaskedLM(nn.Module):
 
     @property
     def generator(self) -> Generator:
-        """The masked language model of a run is this one, too."""
+        """The same model: it is the run's masked language model, too."""
         return self.discriminator
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
-        """One step's loss, `word_loss` and `mlm_loss` alike: the mean over the M masked positions."""
+        """One step's loss, which is also `word_loss` and `mlm_loss`: the mean over the M masked positions."""
         check_pretrain_batch(batch)
         masked_text = batch.tokens.with_ids(batch.masked_ids_T)
         token_seed, _ = batch.seeds(seed)
@@ -123,7 +123,7 @@ class MaskedLM(nn.Module):
 
 
 class ReplaceMLM(nn.Module):
-    """Masked language modelling on text in which draws of a generator stand for [MASK]."""
+    """Masked language modelling on text in which a generator's draws replace [MASK]."""
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
@@ -146,15 +146,15 @@ class ReplaceMLM(nn.Module):
 
 
 class AllTokensMLM(ReplaceMLM):
-    """Predicts the original word of every token of the generator's text, with a copy mechanism:
+    """Predicts the original of every token in the generator's text, with a copy mechanism:
 
-    p(w at t) = c_t [w = what stands at t] + (1 - c_t) softmax_t(w),   c_t = sigmoid(copy . h_t)
+    p(w at t) = c_t [w = input token t] + (1 - c_t) softmax_t(w),   c_t = sigmoid(copy . h_t)
     """
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__(config, pretrain)
         self.copy_head = nn.Linear(config.hidden_size, 1)
-        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)  # now with this head
+        initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)  # again, with this head
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `word_loss` is the mean over all T tokens."""
@@ -167,7 +167,7 @@ class AllTokensMLM(ReplaceMLM):
             model.generator_predictions(hidden_TD), words_VE, model.output_bias, originals_T, seed=0
         )
         copy_T = self.copy_head(hidden_TD).squeeze(-1).float()
-        # Logarithms throughout: log(1 - c) + log softmax, and where the word may be copied also log c.
+        # Logarithms throughout: log(1 - c) + log softmax, and where the token may be copied also log c.
         by_softmax_T = F.logsigmoid(-copy_T) - softmax.loss_M
         by_copy_T = torch.logaddexp(F.logsigmoid(copy_T), by_softmax_T)
         loss_T = -torch.where(text.is_replaced_T, by_softmax_T, by_copy_T)
@@ -175,7 +175,7 @@ class AllTokensMLM(ReplaceMLM):
 
 
 def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: Tensor) -> Tensor:
-    """[M]: cross-entropy with the original words, of what `model` predicts from `text` at masked positions."""
+    """[M]: cross-entropy of what `model` predicts from `text` at the masked positions with the original tokens."""
     features_ME = model.features(text, batch.masked_positions_M, seed)
     words_VE = model.encoder.embeddings.word_weight()
     return mlm_head(features_ME, words_VE, model.output_bias, batch.target_ids_M, seed=seed).loss_M

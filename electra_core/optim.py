@@ -1,7 +1,7 @@
-"""Optimizers for a model: parameter groups, learning rates, clipping, the state that a checkpoint keeps.
+"""Parameter groups, learning rates, gradient clipping, and the optimizer state that a checkpoint keeps.
 
-The optimizers themselves are the original's Adam (`adam.py`) and, for hidden matrices, Muon (`muon.py`). A
-group's `lr_scale` times the schedule's rate is its `lr` (`set_learning_rate`): 1 without layer-wise decay.
+The optimizers themselves are the original's Adam (`adam.py`) and, for hidden matrices, Muon (`muon.py`). A group's
+`lr` is the schedule's rate times its `lr_scale` (`set_learning_rate`), which is 1 without layer-wise decay.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def linear_schedule(step: int, peak: float, steps: int, warmup_steps: int) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
-    """Gives every group its `lr_scale` times `rate`; where rates are tensors, in place."""
+    """Sets every group's rate to `lr_scale` times `rate`; in place where rates are tensors."""
     if (rates := getattr(optimizer, "rates", None)) is not None:
         torch.mul(rates[1], rate, out=rates[0])  # in one launch; fine-tuning has two groups for every layer
         return
@@ -49,7 +49,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) ->
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Rates become fp32 tensors on `device`, so that a captured step reads what was last written to them.
+    """Turns rates into fp32 tensors on `device`, so that a captured step reads what was last written to them.
 
     They are views of one tensor, `optimizer.rates[0]`; `rates[1]` holds every group's `lr_scale`.
     """
@@ -59,7 +59,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     optimizer.rates = rates, scales  # type: ignore[attr-defined]
     for group, rate in zip(groups, rates.unbind()):
         group["lr"] = rate
-        if "capturable" in group:  # torch's own ask for it
+        if "capturable" in group:  # torch's own optimizers require it
             group["capturable"] = True
 
 
@@ -67,10 +67,10 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scales all gradients so that their norm as one vector is at most `max_norm`, in place.
 
-    By max_norm / max(norm, max_norm), exactly, as the original does (torch's own divides by norm + 1e-6).
+    The factor is exactly max_norm / max(norm, max_norm), as in the original (torch's divides by norm + 1e-6).
 
     Returns:
-        The norm before, a scalar on the gradients' device; nothing waits for it.
+        The norm before clipping, a scalar on the gradients' device; nothing waits for it.
 
     Raises:
         ValueError: no parameter has a gradient.
@@ -85,7 +85,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def gradient_norm(with_gradient: Sequence[nn.Parameter]) -> Tensor:
-    """Of all gradients as one vector, in their precision; a scalar on their device."""
+    """Scalar on the gradients' device: the norm of all gradients as one vector, in their precision."""
     gradients = [local(p.grad) for p in with_gradient]  # type: ignore[arg-type]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm_over_shards(norm) if any(is_sharded(p) for p in with_gradient) else norm
@@ -100,16 +100,16 @@ def parameter_groups(
     num_layers: int | None = None,
     original_depths: bool = False,
 ) -> list[dict[str, Any]]:
-    """Parameters by weight decay and learning rate, ready for an optimizer.
+    """Groups parameters by weight decay and learning rate, ready for an optimizer.
 
     Biases and LayerNorm (everything with one dimension) get no weight decay. With `layerwise_decay` d and n
-    layers, heads learn at the full rate, the top layer at d, each one below at d times the next, and the
-    embeddings at d^(n + 1).
+    layers, heads learn at the full rate, the top layer at d times it, each layer below at d times the one above,
+    and the embeddings at d^(n + 1).
 
     Args:
-        model: with `layerwise_decay` its encoder is known by its attribute's name, `encoder`.
+        model: with `layerwise_decay`, its encoder must be an attribute named `encoder`.
         num_layers: n; read from `model.encoder` if None.
-        original_depths: the original's table, whose top layer is at d^2 and embeddings at d^(n + 2).
+        original_depths: use the original's table, with the top layer at d^2 and embeddings at d^(n + 2).
 
     Returns:
         Groups with `params` (name, parameter), `lr`, `lr_scale` and `weight_decay`.
@@ -139,14 +139,14 @@ def parameter_groups(
 
 
 def _number_of_layers(model: nn.Module) -> int:
-    """Of `model.encoder`."""
+    """Number of layers of `model.encoder`."""
     if not hasattr(model, "encoder"):
         raise ValueError("num_layers: required, because the model has no `encoder` to take it from")
     return int(model.encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 
 def _levels_below_head(name: str, num_layers: int, original_depths: bool) -> int:
-    """0 for a head; for the encoder 1 (or the original's 2) at the top layer, and one more for each below."""
+    """0 for a head; 1 (in the original 2) for the encoder's top layer, and one more for each layer below."""
     parts = name.split(".")
     if "encoder" not in parts:
         return 0
@@ -156,7 +156,7 @@ def _levels_below_head(name: str, num_layers: int, original_depths: bool) -> int
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that `config` names, over the model's parameter groups; rates are set step by step."""
+    """The optimizer that `config` names, over the model's parameter groups; rates are set at every step."""
     groups = parameter_groups(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -171,7 +171,7 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opt
 
 
 def _with_muon(groups: list[dict[str, Any]], config: PretrainConfig) -> list[dict[str, Any]]:
-    """Moves the matrices inside layers into groups of their own, at Muon's rate."""
+    """Moves the matrices inside layers into separate groups with Muon's rate."""
     scale = config.muon_learning_rate / config.learning_rate
     split = []
     for group in groups:
@@ -188,7 +188,7 @@ def _with_muon(groups: list[dict[str, Any]], config: PretrainConfig) -> list[dic
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's whole state as flat tensors named "<parameter>/<state>"; empty before the first step.
 
-    Hyper-parameters are not in it: they come from the run's configuration, rates from its schedule.
+    Hyper-parameters are not included: they come from the run's configuration, rates from its schedule.
     """
     tensors = {}
     for name, parameter in _named(optimizer):
@@ -198,7 +198,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts back what `state_tensors` gave, bit for bit, on each parameter's device.
+    """Restores what `state_tensors` returned, bit for bit, on each parameter's device.
 
     Raises:
         ValueError: a tensor for a parameter that the optimizer does not have, or of another shape.

@@ -1,8 +1,8 @@
-"""TokenBatch: sequences laid end to end, no padding.
+"""Packed batches: a `TokenBatch` holds sequences laid end to end, without padding.
 
-There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shapes have filling tokens behind the
-batch's own, sequences of their own with weight 0: `static_batch.py`, `filling.py`.)
-Padded tensors exist only at the border, in `from_padded` and `to_padded`.
+There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shapes append filling sequences of
+weight 0 after the batch's own: `static_batch.py`, `filling.py`.)
+Padded tensors exist only at the boundary, in `from_padded` and `to_padded`.
 
     sequences   [CLS] a b [SEP]     [CLS] c [SEP]
     input_ids_T  2 17 23 3  2 41 3        T = 7 tokens
@@ -25,15 +25,15 @@ class TokenBatch:
     """N sequences of T tokens in all."""
 
     input_ids_T: Tensor
-    """int64 [T]: word ids."""
+    """int64 [T]: token ids."""
     segment_ids_T: Tensor
     """int64 [T]: 0 for the first segment of a pair, 1 for the second."""
     position_ids_T: Tensor
-    """int64 [T]: place in its own sequence, from 0."""
+    """int64 [T]: position in its own sequence, from 0."""
     cu_seqlens: Tensor
     """int32 [N + 1]: sequence n holds tokens cu_seqlens[n] to cu_seqlens[n + 1]."""
     max_seqlen: int
-    """Length of the longest sequence; on the host, because kernels choose their path by it."""
+    """Length of the longest sequence; on the host, because kernels choose their code path by it."""
 
     @property
     def num_sequences(self) -> int:
@@ -49,12 +49,12 @@ class TokenBatch:
         return self.cu_seqlens.diff()
 
     def with_ids(self, input_ids_T: Tensor) -> TokenBatch:
-        """The same sequences with other words in them."""
+        """The same sequences with other token ids."""
         return replace(self, input_ids_T=input_ids_T)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
-        """The batch on `device`; to a GPU with `non_blocking` by way of pinned memory, as the copy would else wait
-        for what the GPU is at."""
+        """The batch on `device`. With `non_blocking`, copies to a GPU go through pinned memory: from pageable
+        memory they would wait for the GPU's pending work."""
         pin = non_blocking and torch.device(device).type == "cuda" and self.input_ids_T.device.type == "cpu"
 
         def moved(tensor: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class TokenBatch:
         )
 
     def split(self) -> list[Tensor]:
-        """The word ids of each sequence."""
+        """The token ids of each sequence."""
         return list(self.input_ids_T.split(self.lengths.tolist()))
 
 
@@ -83,10 +83,10 @@ def check_packed(batch: object) -> None:
 
 
 def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None) -> TokenBatch:
-    """Lists of word ids (and of segment ids, else all 0) -> one TokenBatch, on the CPU.
+    """Packs lists of token ids (and of segment ids, by default all 0) into one TokenBatch, on the CPU.
 
     Raises:
-        ValueError: one flat list of ids; something else than integers; segments whose lengths differ from the
+        ValueError: a single flat list of ids; values that are not integers; segments whose lengths differ from the
             sequences'.
     """
     sequences = list(sequences)
@@ -119,7 +119,7 @@ def _flat(name: str, lists: Sequence[Sequence[int]]) -> Tensor:
 
 
 def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:
-    """Flat ids and the sequences' lengths (on the host) -> TokenBatch, on the ids' device."""
+    """Builds a TokenBatch, on the ids' device, from flat ids and the sequences' lengths (on the host)."""
     lengths_N = torch.as_tensor(lengths, dtype=torch.int64)
     cu_seqlens = torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0))
     positions = torch.arange(len(input_ids_T)) - cu_seqlens[:-1].repeat_interleave(lengths_N)
@@ -132,10 +132,10 @@ def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[i
 def from_padded(
     input_ids_NS: Tensor, attention_mask_NS: Tensor, segment_ids_NS: Tensor | None = None
 ) -> TokenBatch:
-    """A padded batch as other libraries have it (mask 1 = word, 0 = padding) -> TokenBatch, on its device.
+    """Packs a padded batch as other libraries have it (mask 1 = token, 0 = padding), on its device.
 
     Raises:
-        ValueError: ids that are no matrix; a mask or segment ids of another shape; a row without a word.
+        ValueError: ids that are not a matrix; a mask or segment ids of another shape; a row without a token.
     """
     if not isinstance(input_ids_NS, Tensor) or input_ids_NS.dim() != 2:
         got = list(input_ids_NS.shape) if isinstance(input_ids_NS, Tensor) else type(input_ids_NS).__name__
@@ -148,13 +148,13 @@ def from_padded(
             raise ValueError(f"{name}: expected shape {list(input_ids_NS.shape)}, got {list(other.shape)}")
     keep = attention_mask_NS.bool()
     lengths = keep.sum(1).tolist()
-    if 0 in lengths:  # nothing of it would be left to answer for
+    if 0 in lengths:  # packed, nothing would be left of that row
         raise ValueError(f"attention_mask_NS: expected a token in every row, row {lengths.index(0)} has none")
     return from_lengths(input_ids_NS[keep], segments[keep], lengths)
 
 
 def to_padded(values_T: Tensor, batch: TokenBatch, fill: float = 0) -> Tensor:
-    """Per-token values [T, ...] -> padded [N, S, ...], `fill` where there is no token."""
+    """Pads per-token values [T, ...] to [N, S, ...], with `fill` where there is no token."""
     shape = (batch.num_sequences, batch.max_seqlen, *values_T.shape[1:])
     padded = values_T.new_full(shape, fill)
     rows_T = torch.repeat_interleave(batch.lengths.long())

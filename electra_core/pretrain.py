@@ -1,9 +1,9 @@
 """Pre-training: from a prepared corpus to RUN, a folder that can be watched, stopped and resumed.
 
-`pretrain` is the whole of it, read from top to bottom: open the corpus, resolve the configuration, build the
-model (or restore it), then take steps, and log, evaluate and save between them. `pretrain_setup.py` has what comes
-before the first step; `run_folder.py` says what lies in RUN, `batches.py` where batches come from, `evaluation.py`
-how the run is judged.
+`pretrain` is the whole of it and reads from top to bottom: open the corpus, resolve the configuration, build or
+restore the model, then take steps and, between them, log, evaluate and save. `pretrain_setup.py` has what comes
+before the first step, `batches.py` makes the batches, `evaluation.py` evaluates the run, and `run_folder.py` lists
+the contents of RUN.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from electra_core.static_batch import Shapes
 from electra_core.stop_request import StopRequest
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
-TRAINING_STREAM = 1 << 31  # of random numbers; the examples have the small ones, and one for every epoch
+TRAINING_STREAM = 1 << 31  # of random numbers; the examples use small ones, and one for every epoch
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PretrainResult:
     seconds: float
     evaluation: dict[str, float]
     stopped_by: str | None
-    """None if all steps were done, else the signal or limit that ended it; --resume goes on."""
+    """None if all steps were done, else the signal or limit that ended the run; --resume continues it."""
     warnings: list[str]
 
 
@@ -89,20 +89,20 @@ def pretrain(
 
     Args:
         data: folder written by `electra prepare`, or several with one tokenizer.
-        mix: how often each of several is visited, as weights; by their tokens if None.
+        mix: weights with which several folders are sampled; None: in proportion to their tokens.
         out: RUN; must be empty or new unless `resume` or `overwrite`.
-        model: name of a preset; None: small, or for a pair to go on from, the preset and the sizes that it has.
+        model: name of a preset; None: small, or when continuing from a pair, the pair's preset and sizes.
         changes: fields of `PretrainConfig` that differ from the preset's.
-        encoder_changes: fields of the discriminator's `EncoderConfig` that differ. Sizes that follow from these
-            and are not given (heads from a width, the generator's from the discriminator's): `sizes.py`.
-        init_discriminator, init_generator: model directories to go on from, both or neither; not in `out`.
-        resume: go on from the newest intact checkpoint in `out`; without one, begin.
-        overwrite: begin anew in an `out` that holds something.
+        encoder_changes: fields of the discriminator's `EncoderConfig` that differ. Sizes not given follow from
+            these (heads from a width, the generator's from the discriminator's: `sizes.py`).
+        init_discriminator, init_generator: model directories to continue from, both or neither; not in `out`.
+        resume: continue from the newest intact checkpoint in `out`; without one, start from the beginning.
+        overwrite: start anew in an `out` that is not empty.
         device: auto | cpu | cuda | cuda:N.
         max_minutes: save and stop after this long; 0: after one step.
-        quiet: without a progress bar.
-        wandb: project of Weights & Biases to log to as well.
-        on_evaluation: is given the figures of every evaluation, and "step" and "tokens".
+        quiet: show no progress bar.
+        wandb: Weights & Biases project to log to as well.
+        on_evaluation: called with the figures of every evaluation, plus "step" and "tokens".
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
@@ -151,13 +151,13 @@ def pretrain(
                 begin = time.monotonic()
                 evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks)
                 warnings = [*health(evaluation), *(left_out(result) if last else ())]
-                if due:  # the log is that of an uninterrupted run
+                if due:  # else not logged: the log stays that of an uninterrupted run
                     log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
                 if on_evaluation is not None:
                     on_evaluation({"step": step, "tokens": meter.tokens, **evaluation})
                 if last and not math.isfinite(heldout_loss(evaluation, config)):
-                    # Thrown into the generator, so that the run ends as by a bad step: with a post-mortem.
+                    # Thrown into the generator, so that the run ends as after bad steps: with a post-mortem.
                     steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))
             if reason or last or step % config.checkpoint_every == 0:
                 _save(job, learner, record.writer, result, meter.tokens, evaluation if evaluated else None)
@@ -174,14 +174,14 @@ def pretrain(
 
 
 def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[StepResult, None, None]:
-    """The run's steps, taken by the engine that was asked for or suits the device (`engine.py`).
+    """The run's steps, taken by the engine that was requested or suits the device (`engine.py`).
 
-    Where they diverge, a post-mortem is left in RUN.
+    If they diverge, a post-mortem is left in RUN.
     """
     config, device, engine, ranks = job.config, job.device, job.engine, job.ranks
     model: Any = learner.electra
     if engine == "eager":
-        model = ranks.data_parallel(model)  # other engines add the ranks' gradients up by themselves
+        model = ranks.data_parallel(model)  # the other engines sum the ranks' gradients themselves
     elif engine == "compile":
         model = torch.compile(model)
 
@@ -195,9 +195,9 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
         source = Batches(job.corpus, config, torch.device("cpu"), ranks.rank, ranks.size)
         shapes, capture = Shapes.of_run(config, ranks.size), engine == "graph"
         if device.type == "cpu":
-            keep_freed_memory()  # every step is of the same shapes, so what one has freed fits the next
+            keep_freed_memory()  # steps share a few shapes, so memory that one frees fits the next
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
-    if device.type == "cuda":  # a CPU has nothing else to make them with
+    if device.type == "cuda":  # on a CPU, making them would slow down the model
         source = Ahead(source)
     loop = Loop(
         learner.electra, learner.optimizer, loss_function,
@@ -210,7 +210,7 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
 
 
 def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
-    """What the log says of a step."""
+    """A step's figures for the log."""
     figures = {
         "loss": output.loss.detach(),
         "mlm_loss": output.mlm_loss.detach(),
@@ -225,11 +225,11 @@ def _save(
     job: Job, learner: Learner, writer: CheckpointWriter, result: StepResult, tokens: int,
     evaluation: dict[str, float] | None,
 ) -> None:  # fmt: skip
-    """Begins to write a checkpoint.
+    """Starts writing a checkpoint.
 
     Args:
-        result: of the step before.
-        evaluation: of this very step, if there is one: by its loss the best checkpoint is known.
+        result: of the last step.
+        evaluation: made after that step, or None; its loss decides which checkpoint is the best.
     """
     score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
     writer.wait()
@@ -239,7 +239,7 @@ def _save(
 
 
 def _whole(job: Job, electra: nn.Module) -> nn.Module:
-    """The model with all of its parameters; a sharded one's in host memory, and all ranks have to ask for it."""
+    """The model with all of its parameters, gathered in host memory if sharded; all ranks must call it."""
     if not job.sharded:
         return electra
     model = build_objective(job.encoder, job.config)

@@ -1,9 +1,9 @@
-"""Sizes that follow from others, where nobody gives them: heads from the width, the generator's from both.
+"""Derives the sizes that are not given: heads from the width, the generator's sizes from the discriminator's.
 
 As in the original (util/training_utils.py `get_bert_config`, run_pretraining.py `get_generator_config`), with the
 proportions of the preset. The paper's presets have the original's: heads 64 wide, a feed-forward block four times
-the width, words as wide as the layers (Small: 128), a generator as deep and with a fixed part of the width.
-`tiny` has its own: heads of 32, in the generator of 16, and a generator a quarter as deep.
+the width, embeddings as wide as the layers (Small: 128), a generator as deep and with a fixed fraction of the
+width. `tiny` has its own: heads of 32, of 16 in the generator, and a generator a quarter as deep.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Changes = dict[str, Any]
 
 
 def with_followers(preset: Preset, changes: Changes, encoder_changes: Changes) -> tuple[Changes, Changes]:
-    """Both, with a value for every size that is not among them. Values of other types are left to `updated`.
+    """Both sets of changes, completed with every size they lack. `updated` rejects values of wrong types later.
 
     Args:
-        changes: fields of `PretrainConfig` that are given.
-        encoder_changes: fields of the discriminator's `EncoderConfig` that are given.
+        changes: the given fields of `PretrainConfig`.
+        encoder_changes: the given fields of the discriminator's `EncoderConfig`.
     """
     encoder, run = preset.discriminator, preset.pretrain
     generator = preset.generator()
@@ -53,7 +53,7 @@ def _size(values: Changes, name: str, default: int) -> int:
 
 
 def _heads(hidden: int, head_size: int) -> int:
-    """As many as the original has; where these do not divide the width, as many fewer as it takes."""
+    """As many heads as fit at `head_size`; if these do not divide the width, the next smaller number that does."""
     return next(heads for heads in range(max(1, hidden // head_size), 0, -1) if hidden % heads == 0)
 
 

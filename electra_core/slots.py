@@ -1,10 +1,10 @@
-"""Where the examples of an epoch lie: every document cut into slots, found by number.
+"""Where the examples of an epoch lie: every document is cut into slots, which are found by number.
 
-The original walks through a document and begins an example where the one before ended: all of them full but
-the last, which holds what is left. A slot is the room of one of them; all but the short one begin where there is
-text for a full example. Slot numbers run through all documents of
-all shards, so that example `index` is found without walking: the table of slots counted so far has an entry per
-64 documents, and those 64 are counted when they are asked for.
+The original walks through a document and begins each example where the previous one ended: all are full but the
+last, which holds the remaining text. A slot is the space of one such example; all slots but the short one begin
+where there is text for a full example. Slot numbers run through all documents of all shards, and example `index`
+is found without walking: a table of cumulative slot counts has one entry per 64 documents, and the slots of those
+64 are counted on demand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCK = 64
 
 
 class Borders(Protocol):
-    """What is needed of a shard (`corpus.Shard`): offsets of sentences in tokens, of documents in both."""
+    """The part of a shard used here (`corpus.Shard`): offsets of sentences in tokens, of documents in both."""
 
     @property
     def sentences(self) -> np.ndarray: ...
@@ -61,8 +61,8 @@ class Slots:
     """All slots of a corpus.
 
     Args:
-        shards: of the corpus.
-        max_length: tokens of an example at most, which a slot has room for.
+        shards: the corpus's shards.
+        max_length: maximum number of tokens per example, for which a slot has room.
     """
 
     def __init__(self, shards: Sequence[Borders], max_length: int):
@@ -91,9 +91,9 @@ class Slots:
 
         Args:
             draw: a random number of 64 bits for (epoch, document). It decides which of the document's slots is the
-                short one (the original's is always the last), and by up to half a slot how much those between
-                the first and the last are moved, in a run of slots and outside of it: so that every epoch has
-                other borders.
+                short one (in the original always the last), and shifts the slots between the first and the last
+                by up to half a slot, by one amount within a run of slots and another outside it, so that every
+                epoch has different borders.
         """
         shard = self.shards[slot.shard]
         first, end = (int(border) for border in shard.documents[slot.document : slot.document + 2])
@@ -159,7 +159,7 @@ class Slots:
     def _sentences_at(
         self, slots: Places, tokens: np.ndarray, chosen: np.ndarray, find: Callable[[np.ndarray, int], int]
     ) -> list[int]:
-        """What `find` says of the chosen slots, counted within the shard."""
+        """The sentences that `find` returns for the chosen slots, counted within the shard."""
         columns = (slots.shard, slots.first, slots.end, tokens)
         return [
             first + find(self.shards[shard].sentences[first : end + 1], token)
@@ -167,7 +167,7 @@ class Slots:
         ]
 
     def _block_counts(self, shard: Borders) -> np.ndarray:
-        """Slots per block of documents, int64 [blocks]."""
+        """int64 [blocks]: slots per block of documents."""
         documents, step = len(shard.documents) - 1, BLOCK << 10
         parts = [np.zeros(0, dtype=np.int64)]
         for first in range(0, documents, step):
@@ -176,7 +176,7 @@ class Slots:
         return np.concatenate(parts)
 
     def _counts(self, shard: Borders, first: int, end: int) -> np.ndarray:
-        """Slots of documents [first, end), int64."""
+        """int64 [end - first]: slots of each of the documents [first, end)."""
         documents = shard.documents[first : end + 1].astype(np.int64)
         tokens = np.diff(shard.starts[first : end + 1].astype(np.int64))
         reach = _reach(tokens, np.diff(documents), self.max_length)
@@ -184,7 +184,8 @@ class Slots:
 
 
 def gather(shards: Sequence[Borders], part: str, shard: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-    """int64 [N, width]: a part ("sentences", ...) of each shard from `begin` on; behind its end, the last one."""
+    """int64 [N, width]: a part ("sentences", ...) of each shard from `begin` on, its last value repeated at the
+    end."""
     values = np.empty((len(shard), width), dtype=np.int64)
     for number in np.unique(shard).tolist():
         rows = np.flatnonzero(shard == number)
@@ -194,7 +195,7 @@ def gather(shards: Sequence[Borders], part: str, shard: np.ndarray, begin: np.nd
 
 
 def _dealt(draws: np.ndarray, total: np.ndarray, count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """`count` numbers below `total` out of each draw, and what is left of it."""
+    """Splits `count` numbers below `total` off each draw; returns the rest of the draws, and the numbers."""
     numbers = []
     for _ in range(count):
         draws, number = np.divmod(draws, total.astype(np.uint64))
@@ -209,9 +210,9 @@ def _sentence_at(borders: np.ndarray, token: int) -> int:
 
 
 def _full_at(borders: np.ndarray, token: int, max_length: int) -> int:
-    """As `_sentence_at`, but not so late that there is no text left for a full example.
+    """As `_sentence_at`, but early enough to leave text for a full example.
 
-    (Where a document has several slots, it has text for one.)
+    (A document with several slots has that much text.)
     """
     sentence = _sentence_at(borders, token)
     latest = int(borders[-1]) - max_length
@@ -221,5 +222,5 @@ def _full_at(borders: np.ndarray, token: int, max_length: int) -> int:
 
 
 def _reach(tokens, sentences, max_length: int):  # type: ignore[no-untyped-def]  # integers or arrays of them
-    """Tokens that an example uses up: it ends with the sentence that makes it full, half of which is cut off."""
+    """Tokens an example uses up: it ends with the sentence that fills it, of which on average half is cut off."""
     return max_length + tokens // (2 * np.maximum(sentences, 1))

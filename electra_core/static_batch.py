@@ -1,14 +1,14 @@
 """Batches of a few fixed shapes, for steps that are captured once and replayed.
 
-A step's number of tokens T and of masked positions M differ from step to step. Here both are filled up: M to the
-most that N sequences can have, T to the next of at most `BUCKETS` sizes. What fills up
+The number of tokens T and of masked positions M differ from step to step. Here both are filled up: M to the
+maximum of N sequences, T to the next multiple of a `BUCKETS`-th of a full batch.
 
-- tokens: sequences of padding words behind the batch's own; attention stays within a sequence, so that they
-  reach nobody, and no token of the batch moves to another row (rows decide what dropout draws);
-- masked positions: rows that all name the last token, which is always a filling one
+- Filling tokens are sequences of padding after the batch's own: attention stays within a sequence, so they
+  affect no other token, and no token of the batch moves to another row (on which dropout depends).
+- Filling masked positions all point to the last token, which is always a filling token.
 
-has weight 0 in every mean, hence no gradient. Losses and gradients are those of the batch as it was, up to the
-order of sums.
+Both have weight 0 in every mean, hence no gradient. Losses and gradients are those of the unfilled batch, up to
+the order of sums.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from electra_core.input_buffers import InputBuffers
 from electra_core.packing import TokenBatch, pack
 
 BUCKETS = 32
-"""Sizes that T is rounded up to, at most, and so the most graphs a run captures. Half a bucket, 1.6% of a full
-batch, is wasted on average."""
+"""Parts of a full batch that T is rounded up to. A run has at most one size more, for the filling token, and so at
+most 33 graphs. On average half a bucket, 1.6% of a full batch, is wasted."""
 
 
 class Shape(NamedTuple):
-    """Sizes of one part of a step's batch; parts of a step have the same."""
+    """Sizes of one part of a step's batch; all parts of a step have the same."""
 
     tokens: int
     """T, filling tokens included."""
@@ -48,9 +48,9 @@ class Shapes:
     """The shapes of a run's batches.
 
     Args:
-        sequences: in each part.
-        max_length: tokens of a sequence at most.
-        max_predictions: masked positions of a sequence at most.
+        sequences: number of sequences in each part.
+        max_length: maximum number of tokens per sequence.
+        max_predictions: maximum number of masked positions per sequence.
     """
 
     def __init__(self, sequences: int, max_length: int, max_predictions: int):
@@ -59,16 +59,16 @@ class Shapes:
 
     @classmethod
     def of_run(cls, config: PretrainConfig, processes: int = 1) -> Shapes:
-        """Those of the parts that each of `processes` computes in the run that `config` describes."""
+        """The shapes of the parts that each of `processes` computes in the run configured by `config`."""
         sequences = config.batch_size // (config.accumulate * processes)
         return cls(sequences, config.max_length, config.max_predictions)
 
     def inputs(self, parts: Sequence[PretrainBatch], pinned: bool) -> StaticInputs:
-        """Buffers that hold `parts`; nothing is in them yet."""
+        """Empty buffers for `parts`."""
         return StaticInputs(self.fit(parts), len(parts), pinned=pinned)
 
     def in_vain(self, parts: Sequence[PretrainBatch], pinned: bool) -> StaticInputs:
-        """The largest step in as many parts, filled so that it changes nothing."""
+        """Buffers of the largest step in as many parts, filled so that the step changes nothing."""
         inputs = StaticInputs(self.largest(len(parts)), len(parts), pinned=pinned)
         inputs.fill_in_vain()
         return inputs
@@ -78,22 +78,22 @@ class Shapes:
         return self._shape(max(part.tokens.num_tokens for part in parts) + 1, len(parts))
 
     def largest(self, parts: int) -> Shape:
-        """That of a step in which every sequence is as long as it can be."""
+        """The shape of a step in which every sequence has the maximum length."""
         return self._shape(self.sequences * self.max_length + 1, parts)
 
     def _shape(self, tokens: int, parts: int) -> Shape:
-        # One part leaves less than a bucket free; the shorter of several may leave nearly everything.
+        # A single part leaves less than a bucket to fill; the shorter of several may leave nearly everything.
         filling = -(-self.bucket // self.max_length) + (self.sequences if parts > 1 else 0)
         masked = self.sequences * self.max_predictions
         return Shape(-(-tokens // self.bucket) * self.bucket, self.sequences + filling, masked, self.max_length)
 
 
 class StaticInputs(InputBuffers):
-    """The parts of a pre-training step's batch, each a `PretrainBatch` of one shape.
+    """The parts of a pre-training step's batch, each a `PretrainBatch` of the same shape.
 
     Args:
-        shape: of each part.
-        parts: how many there are.
+        shape: the shape of each part.
+        parts: the number of parts.
     """
 
     def __init__(self, shape: Shape, parts: int, device: torch.device | str = "cpu", pinned: bool = False):
@@ -105,7 +105,7 @@ class StaticInputs(InputBuffers):
         return StaticInputs(self.shape, len(self.parts), device)
 
     def fill(self, parts: Sequence[PretrainBatch], seed: int, rate: float) -> None:
-        """Write a step's input; on the host.
+        """Writes a step's input, on the host.
 
         Raises:
             ValueError: a part that does not fit the shape.
@@ -116,7 +116,7 @@ class StaticInputs(InputBuffers):
             _fill(views, part, self.shape)
 
     def fill_in_vain(self) -> None:
-        """Write a step that has no text and a loss that is NaN, so that nothing is updated."""
+        """Writes a step without text whose loss is NaN, so that nothing is updated."""
         self.integers.zero_()
         self.floats.fill_(math.nan)
         self.rate.zero_()
@@ -126,7 +126,7 @@ class StaticInputs(InputBuffers):
 
 
 def _sizes(shape: Shape) -> tuple[int, int]:
-    """Integers and floats of one part; `_views` cuts them up in this order."""
+    """Numbers of integers and of floats of one part; `_views` splits them in this order."""
     return 4 * shape.tokens + shape.masked + shape.sequences + 1 + 2, shape.tokens + shape.masked + 2
 
 

@@ -1,13 +1,13 @@
 """Fine-tuning's batches in a few fixed shapes, for steps that are captured once and replayed (`engine.py`).
 
-A batch holds as many tokens as its texts have, so T is nearly never the same twice. Here one sequence of padding
-words behind the batch's own fills T up to a multiple of what the longest sequence may be, the next power of two:
-batches are of like lengths (`features.batch_order`), so a step has one of a few dozen shapes. Attention stays
-within a sequence, no token moves to another row, which decides what dropout draws, and the filling sequence has no
-target, hence no gradient: losses and gradients are those of the batch as it was, up to the order of sums.
+A batch holds as many tokens as its texts have, so T is hardly ever the same twice. Here one sequence of padding
+after the batch's own fills T up to a multiple of the longest sequence, rounded up to a power of two:
+batches hold texts of similar length (`features.batch_order`), so a step has one of a few dozen shapes. Attention
+stays within a sequence, no token moves to another row, on which dropout depends, and the filling sequence has no
+target, hence no gradient: losses and gradients are those of the unfilled batch, up to the order of sums.
 
-Numbers of sequences and units are part of the shape: they differ in a batch of what is left of an epoch, or where
-batches are cut by tokens.
+The numbers of sequences and units are part of the shape: they differ in an epoch's last batch, or where batches
+are limited by tokens.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from electra_core.filling import fill_up
 from electra_core.input_buffers import InputBuffers
 from electra_core.packing import TokenBatch
 
-SHORTEST = 16  # tokens; shorter sequences are not worth shapes of their own
+SHORTEST = 16  # tokens; shorter sequences do not get shapes of their own
 
 
 @dataclass(frozen=True)
 class Part:
-    """A batch, or one of several whose gradients make one step."""
+    """A batch, or one of several batches whose gradients make one step."""
 
     batch: TaskBatch
     share: float | Tensor
-    """Of what the step's loss is a mean over (`Task.weight`)."""
+    """The part's share of what the step's loss is a mean over (`Task.weight`)."""
     index: int
     key: Tensor | None = None
-    """int64 [1]: the part's own seed, for a step in fixed shapes, which reads its numbers from a device."""
+    """int64 [1]: the part's own seed, for a step in fixed shapes, which reads it from the device."""
 
     @property
     def is_filled(self) -> bool:
-        """Whether a sequence that fills up lies behind the batch's own."""
+        """Whether a filling sequence follows the batch's own."""
         return self.key is not None
 
     def seed(self, of_step: Seed) -> Seed:
-        """What decides the part's dropout."""
+        """The seed of the part's dropout."""
         if self.key is not None:
             return self.key
         assert isinstance(of_step, int)
@@ -59,22 +59,22 @@ class TaskShape(NamedTuple):
     tokens: int
     """T, filling tokens included."""
     sequences: int
-    """N, without the sequence that fills up."""
+    """N, without the filling sequence."""
     units: int
     targets: tuple[int, ...]
-    """Shape of the targets; [T] if they belong to tokens."""
+    """Shape of the targets; [T] if every token has one."""
     whole: bool
-    """Whether the targets are whole numbers: classes, places."""
+    """Whether the targets are integers: classes or positions."""
     max_seqlen: int
     """Longest sequence that can occur."""
 
 
 class TaskShapes:
-    """The shapes of a fine-tuning's batches.
+    """The shapes of a fine-tuning run's batches.
 
     Args:
         per_token: whether every token has a target.
-        positions: that the model has, at most.
+        positions: number of positions that the model has.
         largest: makes the parts of the step with the most tokens.
     """
 
@@ -82,11 +82,11 @@ class TaskShapes:
         self.per_token, self.positions, self.largest = per_token, positions, largest
 
     def inputs(self, parts: Sequence[Part], pinned: bool) -> TaskInputs:
-        """Buffers that hold `parts`; nothing is in them yet."""
+        """Empty buffers for `parts`."""
         return TaskInputs([self.fit(part.batch) for part in parts], self.per_token, pinned=pinned)
 
     def in_vain(self, parts: Sequence[Part], pinned: bool) -> TaskInputs:
-        """The run's largest step, whatever `parts` are, with a loss that is NaN, so that nothing is updated."""
+        """The run's largest step, whatever `parts` are, with a NaN loss, so that nothing is updated."""
         largest = self.largest()
         inputs = self.inputs(largest, pinned)
         inputs.fill(largest, seed=0, rate=0.0)
@@ -106,10 +106,10 @@ class TaskShapes:
 
 
 class TaskInputs(InputBuffers):
-    """The parts of a fine-tuning step, each of a shape of its own.
+    """The parts of a fine-tuning step, each with its own shape.
 
     Args:
-        shapes: of the parts.
+        shapes: the parts' shapes.
         per_token: whether every token has a target.
     """
 
@@ -132,7 +132,7 @@ class TaskInputs(InputBuffers):
         return TaskInputs(self.shape, self.per_token, device)
 
     def fill(self, parts: Sequence[Part], seed: int, rate: float) -> None:
-        """Write a step's input; on the host.
+        """Writes a step's input, on the host.
 
         Raises:
             ValueError: a part that does not fit its shape.
@@ -150,7 +150,7 @@ class TaskInputs(InputBuffers):
 
 
 def _sizes(shape: TaskShape) -> tuple[int, int]:
-    """Integers and floats of one part; `_views` cuts them up in this order."""
+    """Numbers of integers and of floats of one part; `_views` splits them in this order."""
     targets = math.prod(shape.targets)
     integers = 3 * shape.tokens + (shape.sequences + 2) + (shape.units + 1) + 1
     return integers + targets * shape.whole, 1 + targets * (not shape.whole)

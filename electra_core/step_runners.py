@@ -1,10 +1,10 @@
-"""Who carries out a step in fixed shapes (`engine.py`): kernel by kernel, or by replaying CUDA graphs.
+"""Runs steps in fixed shapes (`engine.py`): kernel by kernel, or by replaying CUDA graphs.
 
-The first step of every shape is carried out eagerly (Triton compiles what it has to, the optimizer makes its
-state, and the step counts), the second is captured, and from then on it is replayed. The graphs of all shapes
-share one pool of memory, because never two of them run at a time. A pool only grows, and what a small shape has
-left in pieces no larger one can use, so the largest shape is rehearsed and captured before the first step, in
-vain: its loss is NaN, and such a step changes nothing. Beside the pool an eager step needs its own.
+The first step of every shape runs eagerly (Triton compiles its kernels, the optimizer creates its
+state, and the step counts), the second is captured, and from then on the graph is replayed. The graphs of all
+shapes share one memory pool, because no two of them run at the same time. A pool only grows, and a larger shape
+cannot use the pieces left by a smaller one, so the largest shape is rehearsed and captured before the first step
+with a dummy step: its loss is NaN, so it changes nothing. An eager step needs memory of its own besides the pool.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from electra_core.input_buffers import InputBuffers
 StepFunction = Callable[[Any], dict[str, Tensor]]
 """`InputBuffers` -> scalars, which the next call may overwrite."""
 MOST_GRAPHS = 64
-"""Captured in one run, as each takes memory for itself; what is beyond goes kernel by kernel. Pre-training has at
-most 33 shapes, fine-tuning a few dozen."""
+"""Maximum number of graphs in a run, as each takes memory of its own; further shapes run kernel by kernel.
+Pre-training has at most 33 shapes, fine-tuning a few dozen."""
 log = logging.getLogger("electra_core")
 
 
 def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> GraphRunner | None:
-    """Graphs, with that of the step `in_vain` captured; None where CUDA does not capture the step, with the reason
-    logged. (A step in vain changes nothing, and one that is captured is not carried out.)"""
+    """A `GraphRunner` that has captured the dummy step `in_vain`; None, with the reason logged, if CUDA cannot
+    capture it. (The dummy step changes nothing, and a step is not executed while it is captured.)"""
     runner = GraphRunner(step_function, device)
     try:
         runner.rehearse(in_vain)
     except Exception as error:
         cause: BaseException = error
-        while cause.__context__ is not None:  # the end of a broken capture raises, too, and hides the cause
+        while cause.__context__ is not None:  # ending a failed capture raises, too, and hides the cause
             cause = cause.__context__
         if isinstance(cause, torch.cuda.OutOfMemoryError):
-            raise cause from None  # kernel by kernel the next step would need as much
-        with suppress(Exception):  # torch before 2.14 goes on as if it captured
+            raise cause from None  # kernel by kernel, the next step would need as much
+        with suppress(Exception):  # torch before 2.14 continues as if still capturing
             torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         log.warning(
@@ -53,13 +53,13 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
 
 
 class PlainRunner:
-    """The static step kernel by kernel; on any device."""
+    """Runs static steps kernel by kernel, on any device."""
 
     def __init__(self, step_function: StepFunction, device: torch.device):
         self.step_function, self.device = step_function, device
 
     def send(self, inputs: InputBuffers) -> None:
-        """The next step's input."""
+        """Sets the next step's input."""
         self.sent = inputs
         if self.device.type != "cpu":
             self.sent = inputs.on(self.device)
@@ -80,20 +80,20 @@ class GraphRunner:
         self.captured: dict[Hashable, CapturedStep] = {}
 
     def send(self, inputs: InputBuffers) -> None:
-        """The next step's input, in pinned memory; it travels while this step is computed."""
+        """Sets the next step's input, in pinned memory; it is copied while this step is computed."""
         with torch.cuda.stream(self.copies):
             self.sent = inputs.on(self.device)
             self.sent.copy_(inputs)
 
     def rehearse(self, inputs: InputBuffers) -> None:
-        """Capture a shape by two steps in vain, so that the pool holds it in one piece."""
+        """Captures a shape with two dummy steps, so that the pool holds it in one piece."""
         for _ in range(2):
             self.send(inputs)
             self.run()
 
     def run(self) -> dict[str, Tensor]:
-        """Take the step whose input was sent last; the caller's stream continues behind it, and the next step
-        behind what the caller does with the result."""
+        """Take the step whose input was sent last; the caller's stream waits for it, and the next step
+        waits for what the caller does with the result."""
         callers = torch.cuda.current_stream(self.device)
         self.compute.wait_stream(callers)
         self.compute.wait_stream(self.copies)
@@ -123,7 +123,7 @@ class CapturedStep:
         self.warm = False
 
     def __call__(self, sent: InputBuffers) -> dict[str, Tensor]:
-        """Take the step with what was sent; on the current stream."""
+        """Takes the step with the input `sent`, on the current stream."""
         self.inputs.copy_(sent)
         if not self.warm:
             self.warm = True

@@ -1,16 +1,16 @@
-"""One step, and a loop around it: what pre-training and fine-tuning share.
+"""One training step and the loop around it, shared by pre-training and fine-tuning.
 
-`training_steps` is a generator: it does an optimizer step and hands its figures to the caller, whose own
-loop logs, evaluates and saves. There is no trainer object; a run is read top to bottom
+`training_steps` is a generator: it takes an optimizer step and yields its figures to the caller, whose own
+loop logs, evaluates and saves. There is no trainer object; a run reads from top to bottom
 in `pretrain.py` and `finetune_seed.py`.
 
-It is the loop to read, and not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
-that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, the next batch prepared
-meanwhile.
+This is the loop to read, but not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
+that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, while the next batch is
+being prepared.
 
-A step's dropout and draws are decided by `fold(seed, step)`, with a seed that the caller has folded for training;
-pre-training's examples and masks by the run's seed and the examples' numbers (`examples.py`, `masking.py`). So
-step t of a resumed run is step t of the uninterrupted one.
+A step's dropout and draws depend on `fold(seed, step)` alone, with a seed that the caller has folded for training;
+pre-training's examples and masks depend on the run's seed and the examples' numbers (`examples.py`, `masking.py`).
+So step t of a resumed run is step t of the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,54 +31,54 @@ from electra_core.optim import clip_gradients, set_learning_rate
 LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
 """(part of a batch, seed) -> (loss, figures)."""
 LOSS = ""
-"""Key of the step's loss among its figures; empty, as a figure may itself be called "loss" (pretrain.py's is)."""
+"""Key of the step's loss among its figures; empty, as a figure may itself be called "loss" (pretrain.py)."""
 MOST_SKIPPED_STEPS = 20
-"""Steps with a loss or gradient that is not finite, in a row, after which a run stops."""
+"""A run stops after this many steps in a row whose loss or gradient is not finite."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What is trained, and how: all that a training loop is given but for the batches."""
+    """What is trained and how: everything a training loop needs except the batches."""
 
     model: nn.Module
-    """Whose gradients are clipped; put in training mode before every step."""
+    """The model to train; put in training mode before every step."""
     optimizer: torch.optim.Optimizer
     """One that reads `found_inf` (see adam.py): torch's fused ones and ours."""
     loss_function: LossFunction
-    """Losses of a step's parts add up to the step's loss."""
+    """Its losses for the parts of a step add up to the step's loss."""
     schedule: Callable[[int], float]
     """Step (from 0) -> learning rate."""
     steps: int
-    """How many there are in all."""
+    """Number of steps in all."""
     seed: int
-    """Of the run's training; the seed that `loss_function` is given in step t is `fold(seed, t)`."""
+    """The run's training seed; in step t `loss_function` receives `fold(seed, t)`."""
     clip_norm: float
-    """The most that the gradients' global norm may be."""
+    """Maximum global norm of the gradients, to which they are clipped."""
     first_step: int = 0
-    """How many steps were done before; 0 in a new run."""
+    """Number of steps done before; 0 in a new run."""
     skipped_before: int = 0
     """`StepResult.in_a_row` of the step before the first one."""
     autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
     """Context of the forward pass, for mixed precision."""
     ranks: Ranks = field(default_factory=Ranks)
-    """The processes that train together, each with parts of its own; their gradients and figures add up."""
+    """The processes that train together, each on its own parts; their gradients and figures are summed."""
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """Those of the model that are trained."""
+        """The trainable parameters of the model."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did; tensors stay on the device until somebody asks for their values."""
+    """What one optimizer step did; tensors stay on the device until their values are read."""
 
     step: int
     """Steps done so far, this one included."""
     loss: Tensor
     """Scalar: summed over the parts of the batch."""
     figures: dict[str, Tensor]
-    """Scalars that the loss function reported, summed over the parts."""
+    """Scalars reported by the loss function, summed over the parts."""
     gradient_norm: Tensor
     """Scalar: global norm before clipping."""
     learning_rate: float
@@ -86,13 +86,13 @@ class StepResult:
     skipped: Tensor
     """Scalar, true if loss or gradient was not finite, so that nothing was updated."""
     in_a_row: Tensor
-    """Scalar: how many steps up to this one were skipped, one after the other."""
+    """Scalar: how many steps in a row, up to this one, were skipped."""
 
 
 class Diverged(FloatingPointError):
-    """Too many steps in a row had a loss or gradient that is not finite, or what was learned is not of use.
+    """Too many steps in a row had a loss or gradient that is not finite, or held-out text has no finite loss.
 
-    `step` is the last one taken, from 0.
+    `step` is the last one taken, counted from 0.
     """
 
     def __init__(self, message: str, step: int):
@@ -101,14 +101,15 @@ class Diverged(FloatingPointError):
 
 
 def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Iterator[StepResult]:
-    """Train from `loop.first_step` up to `loop.steps`, handing out each step's figures.
+    """Trains from `loop.first_step` up to `loop.steps` and yields each step's figures.
 
     Args:
-        batches: step (from 0) -> a list of the parts of its batch, often one; a pure function of the step.
+        batches: step (from 0) -> the list of the parts of its batch, often one; a pure function of the step.
 
     Raises:
         Diverged: see `stop_if_diverged`.
-        ValueError: an optimizer that cannot drop a step, a model without anything to train, a step without parts.
+        ValueError: an optimizer that cannot skip steps, a model without trainable parameters, a step without
+            parts.
     """
     if not getattr(loop.optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
@@ -136,16 +137,16 @@ class Done(NamedTuple):
 
 
 def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor) -> Done:
-    """Forward, backward, clipping and update. Nothing in it waits for the device, and with `seed` and `rate` as
-    device tensors nothing comes from the host either: a CUDA graph can capture it whole (`engine.py`)."""
+    """Forward, backward, clipping and update. Nothing in it waits for the device. If `seed` and `rate` are
+    device tensors, nothing comes from the host either, and a CUDA graph can capture all of it (`engine.py`)."""
     return update(loop, rate, loop.ranks.summed(backward(loop, parts, seed)))
 
 
 def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
-    """The second half of `take_step`: clips the whole batch's gradients, and updates if they are finite.
+    """The second half of `take_step`: clips the whole batch's gradients, and updates if loss and norm are finite.
 
     Args:
-        sums: what `backward` returned, over all ranks.
+        sums: what `backward` returned, summed over all ranks.
     """
     figures, optimizer = dict(sums), loop.optimizer
     loss = figures.pop(LOSS)
@@ -160,9 +161,9 @@ def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
 
 
 class LateNumber:
-    """Reads a number off the device without holding up the host: on a GPU, that of the call before.
+    """Reads a number off the device without blocking the host: on a GPU, it returns that of the call before.
 
-    Reading it at once would wait until the GPU has done all that was given to it, and leave it idle until the
+    Reading it at once would wait until the GPU has finished all queued work, and leave it idle until the
     next step's kernels arrive.
     """
 
@@ -170,7 +171,7 @@ class LateNumber:
         self._on_its_way: tuple[Tensor, torch.cuda.Event] | None = None
 
     def read(self, number: Tensor) -> float:
-        """The number; on a GPU the one of the call before, 0 at first."""
+        """The number; on a GPU that of the call before, at first 0."""
         if not number.is_cuda:
             return float(number)
         before, copy, arrived = self._on_its_way, torch.empty((), pin_memory=True), torch.cuda.Event()
@@ -184,18 +185,18 @@ class LateNumber:
 
 
 def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int) -> None:
-    """Ends a run of `steps` steps that has diverged, after `step` (from 0) and before anybody hears of that step.
+    """Ends a run of `steps` steps if it has diverged; called after `step` (from 0), before its result is yielded.
 
-    It has after `MOST_SKIPPED_STEPS` skipped steps in a row; on a GPU that is noticed one step later, because the
-    host reads the count of the step before. A run that ends amid such a row may be too short for that: it has
-    diverged if they are half of its steps. Only there the host waits: nothing comes after the last step.
+    A run has diverged after `MOST_SKIPPED_STEPS` skipped steps in a row. On a GPU this is noticed one step later,
+    because the host reads the count of the step before. A run too short for so many has diverged if it ends in
+    skipped steps that are at least half of its steps. Only at the last step does the host wait: no work follows.
 
     Args:
         in_a_row: as in `StepResult`, on the device.
-        count: that reads it.
+        count: the reader of `in_a_row`.
 
     Raises:
-        Diverged: says after how many.
+        Diverged: with the number of skipped steps.
     """
     if count.read(in_a_row) >= MOST_SKIPPED_STEPS:
         message = f"step {step + 1}: no finite loss and gradient for {MOST_SKIPPED_STEPS} steps in a row"
@@ -208,19 +209,19 @@ def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int)
 
 
 def backward(loop: Loop, parts: Sequence[Any], seed: Seed) -> dict[str, Tensor]:
-    """The first half of `take_step`: forward and backward over this rank's parts of a batch, gradients added up.
+    """The first half of `take_step`: forward and backward over this rank's parts of a batch; gradients are summed.
 
-    Those of other ranks are added where the loss function's model is `Ranks.data_parallel`'s.
+    Other ranks' gradients are included if the loss function's model is the one of `Ranks.data_parallel`.
 
     Returns:
-        Figures, and the loss as `LOSS`, summed over the parts.
+        The figures, and the loss as `LOSS`, summed over the parts.
     """
     if not parts:
         raise ValueError("batches: expected at least one part per step, got none")
     sums: dict[str, Tensor] = {}
     for index, part in enumerate(parts, start=1):
         last = index == len(parts)
-        with nullcontext() if last else loop.ranks.locally():  # other ranks hear of the last part's sum
+        with nullcontext() if last else loop.ranks.locally():  # ranks exchange gradients after the last part
             with loop.autocast:
                 loss, figures = loop.loss_function(part, seed)
             loss.backward()
