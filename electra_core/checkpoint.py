@@ -1,18 +1,18 @@
-"""Training state on disk: everything needed to go on bit for bit, whole or not there at all.
+"""Training state on disk: everything needed to resume bit for bit, written completely or not at all.
 
     RUN/checkpoints/step-00001000/state.safetensors    parameters and optimizer state, fp32
     RUN/checkpoints/step-00001000/state.json           step, configuration, fingerprints, versions, checksums
 
 A checkpoint is written to a temporary folder, flushed, and renamed (`new_folder`): a crash at any moment
-leaves the older ones untouched. Training goes on meanwhile: `snapshot` copies the state to host memory, and
-`CheckpointWriter` writes the copy in a thread. Model directories for use are something else (`model_dir.py`).
+leaves the older ones untouched. Training continues meanwhile: `snapshot` copies the state to host memory, and
+`CheckpointWriter` writes the copy in a thread. Model directories for later use are separate (`model_dir.py`).
 
-**Why this is enough.** No state of a random generator, no iterator over the data and no schedule is in it: which
-examples step t reads, what is masked, drawn and dropped, and at which rate it learns are functions of the seed
-and t (`examples.py`, `masking.py`, `electra_kernels.rng`, `optim.learning_rate`), and sums are done in a fixed
+**Why this is enough.** A checkpoint holds no random generator's state, no data iterator and no schedule: step t's
+examples, masks, draws, dropout and learning rate are functions of the seed
+and t (`examples.py`, `masking.py`, `electra_kernels.rng`, `optim.learning_rate`), and sums are computed in a fixed
 order. So the same parameters, optimizer state and t give the same next step, and with it all later ones.
 
-Everything about a checkpoint is decided by its step and its contents, nothing by a clock.
+All decisions about a checkpoint depend on its step and its contents, none on a clock.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put parameters and optimizer state back, bit for bit.
+        """Restores parameters and optimizer state, bit for bit.
 
         Raises:
-            UserError: the state is of another model.
+            UserError: the state belongs to another model or optimizer.
         """
         tensors = load_file(self.path / "state.safetensors")
         model_state = _with_prefix(tensors, "model/")
@@ -82,14 +82,15 @@ class Checkpoint:
             raise UserError(f"{self.path}: belongs to another optimizer ({error})") from None
 
     def other_versions(self) -> list[str]:
-        """What it was written with, where that differs from what is installed: bits may differ, too."""
+        """The versions it was written with that differ from those installed; results may then differ in the last
+        bits."""
         written = self.meta["versions"]
         return [f"{name} {written.get(name)}, now {value}" for name, value in versions().items()
                 if written.get(name) != value]  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    """Of everything whose change may change the last bits of a run."""
+    """Versions of everything that may change the last bits of a run."""
     return {
         "electra-core": __version__,
         "torch": torch.__version__,
@@ -102,7 +103,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = Tr
     """Copies in host memory of all parameters ("model/...") and optimizer state ("optimizer/...").
 
     Args:
-        keep: False on ranks that do not save; they help to gather what is sharded, and get nothing.
+        keep: False on ranks that do not save; they help to gather sharded tensors, and keep nothing.
     """
     tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
     tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
@@ -115,33 +116,33 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = Tr
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time; a context that ends when the last one is on the disk.
+    """Writes checkpoints in a thread, one at a time; a context that ends when the last one is on disk.
 
-    An error of a save is raised by the next call, or at the end: training has gone on meanwhile, and the older
+    A save's error is raised by the next call, or at the end: training has continued meanwhile, and the older
     checkpoints are untouched.
     """
 
     def __init__(self, folder: Path, keep: int, resumed_from: int = 0):
         self.folder, self.keep = folder, keep
-        for path in _superfluous(folder, resumed_from, keep):  # of a process killed while it removed them
+        for path in _superfluous(folder, resumed_from, keep):  # left by a process killed while removing them
             if path < folder / folder_name(resumed_from):
                 shutil.rmtree(path, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[Path] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Begin to write `tensors` (a `snapshot`, not to be changed any more) as the state after `step`.
+        """Starts writing `tensors` (a `snapshot`, which must not change any more) as the state after `step`.
 
-        Whoever calls `wait` before taking the snapshot needs memory for only one at a time.
+        Call `wait` before taking the snapshot to need memory for only one at a time.
 
         Raises:
-            UserError: the save before failed.
+            UserError: the previous save failed.
         """
         self.wait()
         self._running = self._thread.submit(save_checkpoint, self.folder, step, tensors, meta, self.keep)
 
     def wait(self) -> None:
-        """Until nothing is being written any more. Raises what that ran into."""
+        """Waits until nothing is being written any more. Raises the error of a failed save."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
@@ -153,22 +154,22 @@ class CheckpointWriter:
         try:
             if kind is None:
                 self.wait()
-        finally:  # after another exception the save is ended, too, but that exception is the one to be told
+        finally:  # after another exception the save is finished, too, but its error is not raised
             self._thread.shutdown()
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write the state after `step` steps, then remove what is not among the newest `keep` and not the best.
+    """Writes the state after `step` steps, then removes all checkpoints but the newest `keep` and the best.
 
-    Checkpoints of later steps are removed, too: this run went back behind them because they are damaged.
+    Checkpoints of later steps are removed, too: this run resumed before them because they are damaged.
 
     Args:
         folder: RUN/checkpoints.
         tensors: a `snapshot`.
-        meta: what else belongs to the state; JSON values. "score", where given, says how good it is: the lower,
-            the better.
+        meta: further JSON values that belong to the state; "score", if given, says how good it is: lower is
+            better.
 
     Raises:
         UserError: disk full, no permission, ...; older checkpoints are untouched.
@@ -184,7 +185,7 @@ def save_checkpoint(
                 file.write(json.dumps(record, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else its owner's alone
+            shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else readable by its owner only
     except UserError as error:
         raise UserError(f"{error}; older checkpoints are unchanged") from None
     for old in _superfluous(folder, step, keep):
@@ -196,7 +197,7 @@ def agreed_on(ranks: Ranks, find: Callable[[], Checkpoint | None]) -> Checkpoint
     """The checkpoint, if any, that `find` finds on rank 0; the same on all ranks.
 
     Raises:
-        UserError: `find`'s, or it is not to be seen on another rank's machine.
+        UserError: that of `find`, or the checkpoint is not visible on another rank's machine.
     """
 
     def place() -> list[Any] | None:
@@ -216,7 +217,7 @@ def agreed_on(ranks: Ranks, find: Callable[[], Checkpoint | None]) -> Checkpoint
 
 
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose checksums fit, and a line about each newer one that is damaged."""
+    """The newest checkpoint whose checksums match, and a line about each newer one that is damaged."""
     damaged: list[str] = []
     for path in reversed(checkpoint_folders(folder)):
         try:

@@ -1,7 +1,7 @@
-"""Checkpoints as they lie in RUN/checkpoints: which there are, and what their records say.
+"""The files in RUN/checkpoints: which checkpoints there are, and what their records say.
 
-`checkpoint.py` writes them and puts them back. Nothing here needs torch, which takes seconds to import: `electra
-status` looks at them, too.
+`checkpoint.py` writes and restores them. Nothing here needs torch, which takes seconds to import, because `electra
+status` reads them, too.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 
 def folder_name(step: int) -> str:
-    """Of the checkpoint after `step` steps."""
+    """Name of the folder of the checkpoint after `step` steps."""
     return f"step-{step:08d}"
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Checkpoints under RUN/checkpoints, oldest first."""
+    """Folders of the checkpoints under RUN/checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints under RUN/checkpoints, and the folder if nothing else lies in it."""
+    """Removes the checkpoints under RUN/checkpoints, and the folder if nothing else is in it."""
     for path in checkpoint_folders(folder):
         if (path / "state.safetensors").is_file():
             shutil.rmtree(path, ignore_errors=True)
@@ -36,7 +36,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
-    """The checkpoint with the lowest score, and that score; None where no evaluation came with a checkpoint."""
+    """The checkpoint with the lowest score, and that score; None if no checkpoint has an evaluation."""
     scores = {}
     for path in folders:
         try:
@@ -50,7 +50,7 @@ def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """state.json, checked against its own checksum."""
+    """The contents of state.json, checked against their own checksum."""
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if record.pop("sha256_of_this") != record_digest(record):
         raise ValueError("the checksum of state.json does not match")
@@ -58,5 +58,5 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def record_digest(record: Mapping[str, Any]) -> str:
-    """What state.json says of itself as `sha256_of_this`."""
+    """The checksum that state.json holds of itself as `sha256_of_this`."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

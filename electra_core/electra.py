@@ -330,8 +330,7 @@ def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tens
 def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
     """`seed` in the form that kernels on `device` read, with rows counted from `first_row`."""
     key = seed_tensor(seed, device)[0]
-    # `new_full` passes the number with the launch: nothing is copied from the host, so a CUDA graph can capture
-    # it.
+    # `new_full` passes the number with the launch: nothing is copied from the host, and CUDA graphs capture it.
     return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 
 

@@ -161,8 +161,7 @@ def static_steps(
     """`training.training_steps` in fixed shapes.
 
     Args:
-        loop: as there, but without `Ranks.data_parallel` around the loss's model: ranks' gradients are summed
-            here.
+        loop: as there, but without `Ranks.data_parallel` around the model: ranks' gradients are summed here.
         batches: step -> this rank's parts of its batch, on the host.
         shapes: the shapes those batches are filled up to.
         capture: whether steps are captured into CUDA graphs and replayed.

@@ -1,4 +1,4 @@
-"""How a pre-training run is judged: losses and metrics of both networks on held-out text, and warnings."""
+"""Evaluates a pre-training run: losses and metrics of both networks on held-out text, and warnings."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from electra_core.electra import PretrainBatch
 from electra_core.masking import mask
 from electra_core.mixing import examples_of
 
-HELDOUT_SEED = 20_200_323  # held-out examples and masks are the same for every run and every evaluation
+HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
 BATCH_SIZE = 64
 
 
 class Outcome(NamedTuple):
-    """What both networks made of a batch of held-out text; on the host."""
+    """Results of both networks on a batch of held-out text; on the host."""
 
     sums: list[float]
-    """Masked positions, tokens, and the losses of the generator, of the discriminator and of predicted words (NaN
-    where the objective predicts none)."""
+    """Numbers of masked positions and of tokens, and the losses of the generator, of the discriminator and of
+    predicted tokens (NaN if the objective predicts none)."""
     hits_M: Tensor
-    """bool: where the generator's first choice is the original word; empty if it was never trained."""
+    """bool: where the generator's top prediction is the original token; empty if it was never trained."""
     logits: Tensor
-    """fp32, of the tokens that the discriminator is judged by: all, of `electra-15` the masked ones, which it is
-    trained on."""
+    """fp32: logits of the tokens on which the discriminator is evaluated: all tokens, but for `electra-15` the
+    masked ones, on which it is trained."""
     replaced: Tensor
-    """bool, of the same tokens."""
+    """bool: whether the same tokens were replaced."""
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
 
-    Each of `ranks` takes a stretch of the batches, and all get the same figures, which are those of one process.
+    Each of `ranks` takes a contiguous part of the batches. All get the same figures, those of a single process.
     """
     electra.eval()
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
@@ -53,7 +53,7 @@ def evaluate(
     each = -(-len(starts) // ranks.size)
     outcomes: list[Outcome] = []
     for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
-        # A sharded model needs all ranks in every forward pass: who has no batch left repeats the last one.
+        # A sharded model needs all ranks in every forward pass: a rank without a batch repeats the last one.
         first = starts[min(turn, len(starts) - 1)]
         indices = range(first, min(first + BATCH_SIZE, config.eval_examples))
         tokens = examples.batch(examples.plan(indices))
@@ -62,7 +62,7 @@ def evaluate(
         if turn < len(starts):
             outcomes.append(outcome)
     if hasattr(electra, "reshard"):
-        electra.reshard()  # type: ignore[operator]  # FSDP has kept embeddings and heads whole for a backward pass
+        electra.reshard()  # type: ignore[operator]  # FSDP keeps embeddings and heads whole for a backward pass
     return _figures(outcomes, config, ranks)
 
 
@@ -83,12 +83,12 @@ def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: i
 
 
 def _generates(config: PretrainConfig) -> bool:
-    """Whether the generator is trained: by a run with uniform draws it is not."""
+    """Whether the generator is trained; with uniform draws it is not."""
     return config.objective == "mlm" or not config.uniform_generator
 
 
 def _figures(outcomes: list[Outcome], config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
-    """Of the batches of all ranks, each of which has its own, or none."""
+    """Figures over the batches of all ranks, each of which has its own, or none."""
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
         return ranks.joined(torch.cat([torch.empty(0, dtype=dtype), *(getattr(o, name) for o in outcomes)]))
@@ -109,7 +109,7 @@ def _figures(outcomes: list[Outcome], config: PretrainConfig, ranks: Ranks) -> d
 
 
 def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
-    """How well the discriminator finds what is `replaced`: some of its tokens, not all."""
+    """How well the discriminator finds the `replaced` tokens, which must be some but not all of its tokens."""
     fraction, said = float(replaced.float().mean()), score > 0
     return {
         "eval_rtd_accuracy": float((said == replaced).float().mean()),
@@ -122,7 +122,7 @@ def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
 
 
 def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
-    """The sum that training minimises, on held-out text: what the best checkpoint is chosen by."""
+    """The sum that training minimises, on held-out text; it decides which checkpoint is the best."""
     return (
         config.generator_weight * evaluation["eval_mlm_loss"]
         + config.discriminator_weight * evaluation.get("eval_rtd_loss", 0.0)
@@ -131,7 +131,7 @@ def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
 
 
 def health(evaluation: dict[str, float]) -> list[str]:
-    """Warnings about a run that does not learn, in words; empty if all is well."""
+    """Warnings about a run that does not learn; empty if all is well."""
     warnings = []
     if evaluation.get("eval_rtd_loss", 0.0) > 0.99 * evaluation.get("eval_base_rate_loss", math.inf):
         warnings.append(
@@ -146,13 +146,13 @@ def health(evaluation: dict[str, float]) -> list[str]:
 
 
 def _mlm_hits(electra: Any, batch: PretrainBatch) -> Tensor:
-    """bool [M]: where the generator's first choice is the original word."""
+    """bool [M]: where the generator's top prediction is the original token."""
     masked = batch.tokens.with_ids(batch.masked_ids_T)
     return electra.generator(masked, batch.masked_positions_M).argmax(-1) == batch.target_ids_M
 
 
 def _auc(replaced: Tensor, score: Tensor) -> float:
-    """Area under the curve; NaN of a model that has diverged."""
+    """Area under the ROC curve; NaN for a model that has diverged."""
     from sklearn.metrics import roc_auc_score
 
     if not score.isfinite().all():

@@ -24,7 +24,7 @@ UNREACHABLE = 100_000
 CROSSING_PROBABILITY = 0.5
 """Probability that the sentence crossing the border between the segments still goes to the first."""
 MOST_SENTENCES = 64
-"""Maximum number of sentences considered per example; bounds the number of coins that an example uses."""
+"""Maximum number of sentences considered per example; each uses one coin."""
 
 
 class Span(NamedTuple):

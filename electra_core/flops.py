@@ -1,13 +1,13 @@
-"""Parameters and training FLOPs, by two ways of counting that must never be mixed.
+"""Parameters and training FLOPs, counted in two ways that must never be mixed.
 
-**The original's counting** (google-research/electra, flops_computation.py), which the paper's figures are in:
-a multiplication with addition is two operations; the backward pass costs as much as the forward pass, so
-training is 2 x forward; looking a word up is a product with a one-hot vector, 2 E V; activations, softmax,
+**The original's counting** (google-research/electra, flops_computation.py), used for the paper's figures:
+a multiply-add is two operations; the backward pass costs as much as the forward pass, so
+training is 2 x forward; an embedding lookup is a product with a one-hot vector, 2 E V; activations, softmax,
 dropout and LayerNorm count too; every sequence is full, and 15.625% of its tokens reach the output softmax.
 
 **Modern counting**, as for model FLOPs utilisation (MFU; Chowdhery et al. 2022, PaLM, appendix B): matrix
-products alone, at 2 operations each; the backward pass is two products for each one, so training is
-3 x forward; looking up is free; what is masked is counted as it is.
+products alone, at 2 operations per multiply-add; the backward pass has two products for each one, so training is
+3 x forward; lookups are free; the true fraction of masked tokens is counted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 
 # Operations per value, as the original counts them.
 DROPOUT, LAYER_NORM, GELU, SOFTMAX = 4, 5, 8, 5
-# Share of the tokens whose words are predicted, as the original has it for every run (Large really masks 25%).
+# Share of the tokens that are predicted, which the original uses for every run (Large really masks 25%).
 ORIGINAL_OUTPUT_SHARE = 0.15625
 
 
 @dataclass(frozen=True)
 class Run:
-    """A pre-training run, as far as its FLOPs go."""
+    """The facts about a pre-training run that decide its FLOPs."""
 
     model: EncoderConfig
     """The model that is kept: ELECTRA's discriminator, or a masked language model."""
@@ -37,7 +37,7 @@ class Run:
 
 
 def encoder_parameters(config: EncoderConfig) -> int:
-    """Weights of an encoder with its embeddings."""
+    """Number of weights of an encoder with its embeddings."""
     e, d, f = config.embedding_size, config.hidden_size, config.intermediate_size
     embeddings = e * (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) + 2 * e
     project = 0 if e == d else e * d + d
@@ -46,13 +46,13 @@ def encoder_parameters(config: EncoderConfig) -> int:
 
 
 def discriminator_parameters(config: EncoderConfig) -> int:
-    """Weights of a discriminator with its pre-training head."""
+    """Number of weights of a discriminator with its pre-training head."""
     d = config.hidden_size
     return encoder_parameters(config) + d * d + d + d + 1
 
 
 def generator_parameters(config: EncoderConfig) -> int:
-    """Weights of a masked language model, its output projection being the word embeddings."""
+    """Number of weights of a masked language model whose output projection is tied to the word embeddings."""
     d, e = config.hidden_size, config.embedding_size
     return encoder_parameters(config) + d * e + e + 2 * e + config.vocab_size
 
@@ -118,7 +118,7 @@ def forward_flops(config: EncoderConfig, tokens: float, pairs: float) -> float:
 
     Args:
         tokens: T, padding not counted.
-        pairs: sum over the sequences of length squared, what attention compares.
+        pairs: sum of the sequences' squared lengths, the pairs of tokens that attention compares.
     """
     e, d, f = config.embedding_size, config.hidden_size, config.intermediate_size
     project = 0 if e == d else e * d
@@ -137,12 +137,12 @@ def rtd_head_flops(config: EncoderConfig, tokens: float) -> float:
 
 
 def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float:
-    """One training step of full sequences by modern counting, for every objective, each head as it is computed.
+    """FLOPs of one training step of full sequences by modern counting, for the heads of each objective.
 
-    ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict words at the masked positions,
-    `all-tokens-mlm` at every token, which is most of what it costs with a small model and a large vocabulary. With
-    `uniform_generator` there is a generator, but it does not run. Divided by the step's seconds and the chip's
-    peak, this is its MFU.
+    ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict tokens at the masked positions,
+    `all-tokens-mlm` at every position, which is most of its cost with a small model and a large vocabulary. With
+    `uniform_generator`, the generator exists but does not run. The MFU is this number divided by the step's
+    seconds and the chip's peak FLOP/s.
     """
     tokens = float(pretrain.batch_size * pretrain.max_length)
     pairs, masked = tokens * pretrain.max_length, tokens * pretrain.mask_fraction
@@ -163,15 +163,16 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
 
 
 def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
-    """The run that a configuration describes, as one of ELECTRA's or BERT's (`mlm`): others are not told apart."""
+    """The run that a configuration describes, as ELECTRA's or BERT's (`mlm`): other objectives count as
+    ELECTRA's."""
     generator = None if pretrain.objective == "mlm" else generator_config(model, pretrain)
     return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
 
 
 def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dict[str, float]:
-    """What `electra flops` prints: parameters, and FLOPs where a pre-training run is given.
+    """What `electra flops` prints: parameters, and FLOPs if a pre-training run is given.
 
-    By the original's counting only of what its script knows: ELECTRA with its generator, and BERT.
+    The original's counting is given only for what its script covers: ELECTRA with its generator, and BERT.
     """
     figures: dict[str, float] = {
         "discriminator_parameters": discriminator_parameters(model),

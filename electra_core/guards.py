@@ -1,9 +1,9 @@
-"""What is watched while a model trains: spikes of the loss, and a post-mortem where it diverges.
+"""Guards of a training run: warnings about spikes of the loss, and a post-mortem if it diverges.
 
 A step whose loss or gradient is not finite changes nothing (`training.py`); after too many in a row the run
 stops. `examine` then runs the last batch again with a hook on every module, and RUN/postmortem.json says which
-module's output was the first that is not finite, whether its inputs still were, and how large weights,
-gradients and outputs are, layer by layer. Whether a run learns at all is judged by `evaluation.health`.
+module's output was the first that was not finite, whether its inputs still were, and how large weights,
+gradients and outputs are, layer by layer. `evaluation.health` judges whether a run learns at all.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from electra_core.training import Diverged, Loop, LossFunction, StepResult
 
 Result = TypeVar("Result")
 FEWEST_ROWS, SPIKE = 8, 6.0
-"""A spike is further above the median of the rows before than `SPIKE` times their usual distance from it."""
+"""A spike lies above the median of the rows before by more than `SPIKE` times their median distance from it."""
 
 
 def spike(losses: Sequence[float], loss: float) -> str | None:
-    """A warning if `loss` is far above the losses of the rows of the log before it, else None.
+    """A warning if `loss` is far above the `losses` of the log's previous rows, else None.
 
-    "Far" is `SPIKE` times the median distance of those from their median, and at least a tenth of it.
+    "Far" is `SPIKE` times their median distance from their median, and at least a tenth of that median.
     """
     losses = [value for value in losses if math.isfinite(value)]
     if len(losses) < FEWEST_ROWS or not math.isfinite(loss):
@@ -45,7 +45,7 @@ def spike(losses: Sequence[float], loss: float) -> str | None:
 
 
 def left_out(last: StepResult) -> list[str]:
-    """A warning if a run's `last` step changed nothing, and how many before it; empty if it did."""
+    """A warning if a run's `last` step was skipped, with the number of skipped steps; empty otherwise."""
     count = int(last.in_a_row)
     if not count:
         return []
@@ -55,7 +55,7 @@ def left_out(last: StepResult) -> list[str]:
 
 
 def said(warnings: Sequence[str | None], bar: Progress) -> dict[str, list[str]]:
-    """Tell the user, once; returns what a row of the log says of it."""
+    """Shows the warnings to the user; returns them as an entry of the log's row."""
     found = [warning for warning in warnings if warning]
     for warning in found:
         bar.say(f"warning: {warning}")
@@ -63,7 +63,7 @@ def said(warnings: Sequence[str | None], bar: Progress) -> dict[str, list[str]]:
 
 
 def postmortem_name(rank: int) -> str:
-    """Of the file in RUN: what one process of several finds is in its own part of the batch."""
+    """Name of a rank's post-mortem in RUN: each of several processes examines its own part of the batch."""
     return f"postmortem-rank{rank}.json" if rank else "postmortem.json"
 
 
@@ -74,15 +74,15 @@ def with_postmortem(
     batches: Callable[[int], Sequence[Any]],
     batch_size: int,
 ) -> Generator[Result, None, None]:
-    """`steps` (those of `loop`), and where they diverge, `file` with the post-mortem.
+    """Yields `steps` (those of `loop`); if they diverge, writes the post-mortem to `file`.
 
-    The same happens where the caller of the steps throws `Diverged` into them.
+    The same happens if the caller throws `Diverged` into the generator.
 
     Args:
-        batch_size: sequences in a step: `file` names the examples of the batch by their indices in the run.
+        batch_size: sequences per step; `file` gives the indices of the batch's examples in the run.
 
     Raises:
-        Diverged: the same, naming file and module.
+        Diverged: the same error, with file and module added.
     """
     try:
         yield from steps
@@ -103,13 +103,13 @@ def examine(
     seed: int,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Any]:
-    """Forward and backward over a batch with a hook on every module; JSON values.
+    """Runs forward and backward over a batch with a hook on every module; returns JSON values.
 
     Returns:
-        "verdict", a sentence; "first_not_finite" of modules in forward order (None if all outputs are finite),
-        "losses", "weights_not_finite" and "gradients_not_finite" by name, "gradient_norm" of all together, and for
-        each "layer" the norm of its weights and gradients and the root mean square of its output. Numbers that are
-        not finite are strings.
+        "verdict", a sentence; "first_not_finite", the first such module in forward order (None if all outputs are
+        finite); "losses"; the names "weights_not_finite" and "gradients_not_finite"; "gradient_norm" of all
+        together; and "layers", each with the norms of its weights and gradients and the root mean square of its
+        output. Numbers that are not finite are strings.
     """
     outputs: list[dict[str, Any]] = []
 
@@ -167,7 +167,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _layers(model: nn.Module, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Norms per module that has weights of its own."""
+    """Norms for each module that has weights of its own."""
     rms = {row["module"]: row["rms"] for row in outputs}
     rows = []
     for name, module in model.named_modules():
@@ -201,5 +201,5 @@ def _norm(tensors: Sequence[Tensor], mean: bool = False) -> float:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no NaN."""
+    """`value`, as a string if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else str(value)

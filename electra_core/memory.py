@@ -1,8 +1,8 @@
 """Memory of a pre-training step: predicted, measured, and made to fit.
 
 The prediction is a trace on tensors without values (`fake_step.py`), so it needs neither the memory nor the
-device that it is about. What it leaves out: memory that kernels take and give back inside, and what the CUDA
-context, the allocator's gaps and libraries' workspaces need besides; `MARGIN` is kept for those.
+device that it predicts for. It leaves out temporary memory inside kernels, the CUDA context, the allocator's
+fragmentation and libraries' workspaces; `MARGIN` is reserved for those.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from electra_core.static_batch import StaticInputs
 from electra_core.training import take_step
 
 MARGIN = 0.15
-"""Part of the free memory that the choice of parts leaves alone."""
+"""Fraction of the free memory that the choice of parts leaves unused."""
 
 
 def peak_with_graphs(trace: StepTrace) -> int:
-    """Most bytes of a run whose steps are captured: what a captured step needs stays its graph's own, and the
-    first step of every shape, which is taken eagerly, needs as much again beside it."""
+    """Peak bytes of a run whose steps are captured: the memory of a captured step stays with its graph, and the
+    first step of every shape, which runs eagerly, needs the same amount besides."""
     return 2 * trace.peak - trace.weights - trace.optimizer
 
 
 class Way(NamedTuple):
-    """How a step is computed, as far as its memory goes."""
+    """How a step is computed, as far as it matters for memory."""
 
     kernels: str
-    """As `electra_kernels.use` takes it: "triton" on a GPU that runs the kernels, "reference" on another one."""
+    """As `electra_kernels.use` takes it: "triton" on a GPU that runs the kernels, "reference" on others."""
     precision: torch.dtype
-    """Of the products."""
+    """The dtype of products."""
 
 
 def way_of(device: torch.device, precision: str) -> Way:
-    """How this machine computes on `device`; for GPUs where there is none, how one does that runs the kernels.
+    """How this machine computes on `device`; for a GPU it does not have, how one that runs the kernels would.
 
     Args:
         precision: auto | bf16 | fp32.
@@ -57,12 +57,12 @@ def way_of(device: torch.device, precision: str) -> Way:
 def predict(
     encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int, device: torch.device
 ) -> StepTrace:
-    """What a step on `device` needs (`way_of`)."""
+    """The trace of a step as `device` would compute it (`way_of`)."""
     return trace_step(encoder, config, sequences, length, **way_of(device, config.precision)._asdict())
 
 
 def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: int, length: int) -> int:
-    """Most bytes that PyTorch's CPU allocator had handed out at one time during a step; weights and all.
+    """Peak bytes that PyTorch's CPU allocator had handed out during a step, weights included.
 
     The second of two steps is measured, by the events that the allocator reports to PyTorch's profiler.
     """
@@ -88,7 +88,7 @@ def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: in
 
 
 def _fill_with_words(inputs: StaticInputs, vocabulary: int) -> None:
-    """Full sequences of random words; every sequence's first positions are masked."""
+    """Fills in full sequences of varied tokens; the first positions of each are masked."""
     shape, part = inputs.shape, inputs.parts[0]
     inputs.floats.fill_(1.0)
     inputs.integers.zero_()
@@ -105,10 +105,10 @@ def _fill_with_words(inputs: StaticInputs, vocabulary: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on `device` now.
+    """Bytes of memory that are free on `device` now.
 
     Raises:
-        UserError: the system does not tell (macOS does not).
+        UserError: the system does not report it (macOS does not).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -122,7 +122,7 @@ def fitting_parts(
     encoder: EncoderConfig, config: PretrainConfig, device: torch.device, processes: int, engine: str = "eager",
     free: int | None = None,
 ) -> int:  # fmt: skip
-    """The fewest parts in which a process's share of a batch fits into `free` bytes of the device's memory.
+    """The smallest number of parts with which a process's share of a batch fits into `free` bytes on the device.
 
     Args:
         engine: how steps are carried out (`engine.py`).
@@ -136,7 +136,7 @@ def fitting_parts(
         trace = predict(encoder, config, share // parts, config.max_length, device)
         needed = peak_with_graphs(trace) if engine == "graph" else trace.peak
         if processes > 1 and engine != "eager":
-            needed += trace.gradients  # all of them once more, in one piece (`FlatGradients`)
+            needed += trace.gradients  # a second copy of all, in one piece (`FlatGradients`)
         if needed <= free * (1 - MARGIN):
             return parts
     raise UserError(
@@ -146,8 +146,8 @@ def fitting_parts(
 
 
 def summary(trace: StepTrace, graphs: bool = False) -> dict[str, Any]:
-    """A trace's memory, in bytes, as `electra info --memory --json` prints it; with `graphs` also that of steps
-    that are captured."""
+    """A trace's memory, in bytes, as `electra info --memory --json` prints it; with `graphs`, also the peak with
+    captured steps."""
     facts = {
         "tokens": trace.tokens,
         "weights": trace.weights,

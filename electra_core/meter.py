@@ -1,4 +1,4 @@
-"""What a row of the log says of the training since the row before: losses, speed, memory, waiting."""
+"""The figures in a row of the log about training since the previous row: losses, speed, memory, data wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from electra_core.training import StepResult
 
 Parts = TypeVar("Parts")
 
-# Dense bf16 products with fp32 sums, operations a second, from NVIDIA's data sheets; the first name that fits.
+# Dense bf16 products with fp32 sums, in FLOP/s, from NVIDIA's data sheets; the first matching name counts.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
     "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12,
@@ -26,13 +26,13 @@ PEAK_FLOPS = {
 
 
 class Meter:
-    """Sums of a run's figures since the last row of the log; they stay on the device until somebody reads them.
+    """Sums of a run's figures since the last row of the log; they stay on the device until they are read.
 
     Args:
-        tokens: seen by the run before.
-        flops_per_token: of training, by modern counting (`flops_per_token`).
-        device: whose memory and peak count.
-        devices: that train together; the figures are those of all of them.
+        tokens: number of tokens the run has seen so far.
+        flops_per_token: training FLOPs per token, by modern counting (`flops_per_token`).
+        device: the device whose memory and peak are reported.
+        devices: number of devices that train together; the figures are those of all of them.
     """
 
     def __init__(self, tokens: int, flops_per_token: float, device: torch.device, devices: int = 1) -> None:
@@ -43,13 +43,13 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin the next row."""
+        """Begins the next row."""
         self._sums: dict[str, float] = {}
         self._steps, self._since = 0, time.monotonic()
         self._data_seconds = 0.0
 
     def timing(self, batches: Callable[[int], Parts]) -> Callable[[int], Parts]:
-        """`batches`, whose seconds count as waiting for data."""
+        """`batches`, with its time counted as waiting for data."""
 
         def timed(step: int) -> Parts:
             begin = time.monotonic()
@@ -60,15 +60,15 @@ class Meter:
         return timed
 
     def leave_out(self, begin: float) -> None:
-        """The time since `begin` (of `time.monotonic`) was not spent on training."""
+        """Excludes the time since `begin` (of `time.monotonic`), which was not spent on training."""
         self._since += time.monotonic() - begin
 
     def add(self, result: StepResult) -> None:
-        """Note a step. Of a skipped one only its tokens count: one NaN would be that of the whole row."""
+        """Adds a step. Of a skipped one only the tokens count: a single NaN would make the whole row NaN."""
         self._steps += 1
         self._names = [*result.figures, "skipped"]
         figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
-        if self._of_steps_taken is None:  # which columns; made once, as it is copied to the device
+        if self._of_steps_taken is None:  # the columns of means; made once, as it is copied to the device
             means = [name not in ("tokens", "skipped") for name in self._names]
             self._of_steps_taken = torch.tensor(means, device=figures.device)
         figures = torch.where(result.skipped & self._of_steps_taken, 0.0, figures)
@@ -76,16 +76,16 @@ class Meter:
 
     @property
     def tokens(self) -> int:
-        """That the run has seen, since its very beginning."""
+        """Number of tokens the run has seen since its beginning."""
         self._settle()
         return self._tokens
 
     def row(self, result: StepResult) -> dict[str, Any]:
-        """The next row of the log, which ends with the step of `result`; then begins the one after.
+        """The next row of the log, which ends with the step of `result`; then begins a new one.
 
-        Losses are means over the row's steps but for skipped ones. `data_wait` is the share of its time that
-        batches took, `memory_mb` the most memory since the start, `mfu` the share of the chip's peak where that is
-        known (sequences taken as full).
+        Losses are means over the row's steps without skipped ones. `data_wait` is the share of time spent on
+        batches, `memory_mb` the peak memory since the start, `mfu` the share of the chip's peak FLOP/s where that
+        is known (counting sequences as full).
         """
         self._settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -106,7 +106,7 @@ class Meter:
         return row
 
     def _settle(self) -> None:
-        """Waits for the device, and brings to the host what has added up there."""
+        """Waits for the device and copies the sums from it to the host."""
         if self._waiting is not None:
             arrived = dict(zip(self._names, self._waiting.tolist()))
             self._sums = {name: self._sums.get(name, 0.0) + value for name, value in arrived.items()}
@@ -115,12 +115,12 @@ class Meter:
 
 
 def flops_per_token(encoder: EncoderConfig, config: PretrainConfig) -> float:
-    """Training FLOPs for each token of full sequences, by modern counting (`flops.py`)."""
+    """Training FLOPs per token of full sequences, by modern counting (`flops.py`)."""
     return training_step_flops(encoder, config) / (config.batch_size * config.max_length)
 
 
 def peak_flops(device: torch.device, devices: int = 1) -> float | None:
-    """The data sheets' dense bf16 products a second of so many GPUs; None where that is not known."""
+    """The peak dense bf16 FLOP/s of so many GPUs by their data sheet; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -128,5 +128,6 @@ def peak_flops(device: torch.device, devices: int = 1) -> float | None:
 
 
 def _is_named(name: str, part: str) -> bool:
-    """Whether a GPU's name holds `part` as words, of the full card: an L40 is no L4, a laptop's RTX 4090 less."""
+    """Whether a GPU's name contains `part` as whole words and is the full card: not an L40 for L4, nor a laptop
+    GPU."""
     return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL|MIG))", name) is not None

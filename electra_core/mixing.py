@@ -1,9 +1,8 @@
 """Several corpora as one, visited by weight: `electra pretrain --data A B --mix 3 1`.
 
 Of every BLOCK examples in a row, each corpus provides a fixed number, in proportion to its weight; a permutation
-per block decides which. So here, too, example `index` is a pure function of (seed, index); each corpus's own
-examples are read in order, none skipped and none repeated within its own epoch; and a batch follows the weights
-roughly.
+per block decides which. So here, too, example `index` is a pure function of (seed, index); within its own epoch,
+a corpus has no example skipped or repeated; and a batch follows the weights roughly.
 """
 
 from __future__ import annotations

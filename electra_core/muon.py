@@ -70,7 +70,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximately U V^T of each matrix U S V^T in [B, rows, columns], by a quintic Newton-Schulz iteration.
 
     The coefficients trade convergence for a steep slope at 0: singular values end between about 0.7 and 1.2.
-    Computed in bf16, which is precise enough, on GPUs that have it and processors that are fast at it.
+    In bf16, which is enough and several times as fast, on GPUs that have it and processors that are fast at it.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     fast_cpu = matrices.is_cpu and matrices.dtype == torch.float32 and has_fast_bf16()

@@ -1,10 +1,10 @@
-"""What is there before the first step of a pre-training run: corpus and configuration, model and optimizer.
+"""Everything before the first step of a pre-training run: corpus and configuration, model and optimizer.
 
-    Job      on what to train, how, and where; `open_job`
-    Learner  the model and its optimizer, new or as a checkpoint has them; `build_learner`
-    Record   what is written of the run: state, log, checkpoints; `open_record`
+    Job      what to train on, how, and where; `open_job`
+    Learner  the model and its optimizer, new or restored from a checkpoint; `build_learner`
+    Record   what the run writes: state, log, checkpoints; `open_record`
 
-All ranks come through here together, and what one of them finds wrong ends all of them (`Ranks.together`). Nothing
+All ranks pass through here together, and an error on one of them ends all of them (`Ranks.together`). Nothing
 is written before `open_record`.
 """
 
@@ -61,23 +61,23 @@ Data = Path | str | Sequence[Path | str]
 """A prepared corpus, or several."""
 
 
-# On what, how and where ---------------------------------------------------------------------------------------
+# What to train on, how and where -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Job:
-    """On what to train, how, and where; the same on all ranks but for their share of the batches."""
+    """What to train on, how, and where; the same on all ranks except for their share of the batches."""
 
     corpus: Corpus
     heldout: Corpus
     encoder: EncoderConfig
-    """Of the discriminator, with the corpus's vocabulary."""
+    """The discriminator's configuration, with the corpus's vocabulary."""
     config: PretrainConfig
     batches: Batches
-    """Step -> this rank's parts of its batch, on `device`."""
+    """Step -> this rank's parts of the step's batch, on `device`."""
     device: torch.device
     dtype: torch.dtype
-    """That products are computed in."""
+    """The dtype of products."""
     engine: str
     """eager | static | compile | graph: how steps are carried out (`engine.py`)."""
     ranks: Ranks
@@ -94,15 +94,15 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to go on; JSON values."""
+        """What must be the same to resume from a checkpoint; JSON values."""
         return run_identity(self.encoder, self.config, self.corpus)
 
 
 def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> None:
-    """Looks at what is asked for besides the configuration; nothing is written. For the arguments see `pretrain`.
+    """Checks the arguments besides the configuration; nothing is written. For the arguments see `pretrain`.
 
     Raises:
-        UserError: half of a model to start from, or one that lies in RUN; `max_minutes` is no time.
+        UserError: only one of the two models to start from, or one that lies in RUN; an invalid `max_minutes`.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"{option('max_minutes')}: expected a number of at least 0, got {max_minutes:g}")
@@ -130,7 +130,7 @@ def open_job(
     dtype = resolve_precision(config.precision, device)
     if config.sharding == "fsdp" and ranks.size == 1:
         log.warning(f"{option('sharding', 'fsdp')}: no effect with one process, which holds the whole model")
-    if config.warmup_steps >= config.steps and ranks.first:  # then the schedule's top is at half of the steps
+    if config.warmup_steps >= config.steps and ranks.first:  # then the schedule peaks at half of the steps
         top = f"{config.steps / config.warmup_steps / 4:.1%}"
         log.warning(
             f"{option('warmup_steps', config.warmup_steps)} of {config.steps} steps: the learning rate "
@@ -154,7 +154,7 @@ def _head_sizes(encoder: EncoderConfig, config: PretrainConfig) -> set[int]:
 
 
 def with_agreed_parts(job: Job) -> Job:
-    """The job in as many parts on every rank as on the one whose memory asks for most.
+    """The job with the same number of parts on every rank: that of the rank whose memory requires most.
 
     The ranks of a sharded model wait for one another in every part.
     """
@@ -173,8 +173,8 @@ def resolve_config(
 ) -> tuple[EncoderConfig, PretrainConfig]:  # fmt: skip
     """The preset with the user's changes and what follows from them (`sizes.py`), for the corpus's vocabulary.
 
-    A model to start from may have more words than its tokenizer: rows that no text uses, and that its generator,
-    whose targets they never were, hardly ever draws.
+    A model to start from may have a larger vocabulary than its tokenizer: no text uses the additional rows, and
+    its generator, which never had them as targets, hardly ever draws them.
     """
     if model not in PRESETS:
         raise UserError(f"{option('model', model)}: expected one of {', '.join(PRESETS)}")
@@ -193,7 +193,7 @@ def resolve_config(
 
 
 def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
-    """Raises UserError on a discriminator that cannot be pre-trained so."""
+    """Raises UserError on a discriminator that cannot be pre-trained with this configuration."""
     if encoder.type_vocab_size < 2:
         raise UserError(
             f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size}"
@@ -214,11 +214,11 @@ def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
 
 
 def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overwrite: bool) -> Checkpoint | None:
-    """The checkpoint that all ranks go on from, if any; rank 0 looks for it.
+    """The checkpoint that all ranks resume from, if any; rank 0 looks for it.
 
     Raises:
-        UserError: as `find_checkpoint`, `check_identity` and `check_same_start`; another machine has another
-            corpus, or another disk.
+        UserError: as `find_checkpoint`, `check_identity` and `check_same_start`; a different corpus, or a disk
+            without the checkpoint, on another machine.
     """
     identity = job.identity
 
@@ -241,23 +241,23 @@ def agreed_checkpoint(job: Job, run: Path, start_from: Pair, resume: bool, overw
 
 @dataclass(frozen=True)
 class Learner:
-    """A model and its optimizer, new or as a checkpoint has them."""
+    """A model and its optimizer, new or restored from a checkpoint."""
 
     electra: Any
     """The objective's model (`objectives.py`)."""
     optimizer: torch.optim.Optimizer
     first_step: int
-    """The step to begin with: 0, or as many as the checkpoint has taken."""
+    """The first step to take: 0, or the number of steps before the checkpoint."""
     tokens: int
-    """Seen before it."""
+    """Number of tokens seen before it."""
     skipped: int
-    """Of the steps right before it, those that changed nothing (`StepResult.in_a_row`)."""
+    """Number of skipped steps in a row right before it (`StepResult.in_a_row`)."""
     start: dict[str, list[str]] | None
-    """What the run was begun with (`start_record`), on rank 0; None where its checkpoint does not say."""
+    """What the run started from (`start_record`), on rank 0; None if its checkpoint does not say."""
 
 
 def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, quiet: bool) -> Learner:
-    """The model on its device, the same on all ranks (or split over them), new or as the checkpoint has it.
+    """The model on its device, the same on all ranks (or split over them), new or restored from the checkpoint.
 
     Raises:
         UserError: a checkpoint or model directory that does not fit.
@@ -280,9 +280,9 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
 
 
 def cross_checked(job: Job, learner: Learner) -> Job:
-    """The job, with another engine where the kernels compute something else than they should (`cross_check.py`).
+    """The job, with another engine if the kernels compute wrong results (`cross_check.py`).
 
-    Not checked with a sharded model, of which every rank has parts only.
+    A sharded model is not checked, because every rank has only parts of it.
     """
     length, static = job.config.max_length, job.engine != "eager"
     if job.sharded or check_pretraining(learner.electra, job.device, job.dtype, length, static=static):
@@ -292,13 +292,13 @@ def cross_checked(job: Job, learner: Learner) -> Job:
 
 
 def with_agreed_engine(job: Job) -> Job:
-    """The job with an engine that all ranks can have (`engine.agreed_engine`)."""
+    """The job with an engine that works on all ranks (`engine.agreed_engine`)."""
     return replace(job, engine=agreed_engine(job.engine, job.ranks))
 
 
 def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, list[str]]:
-    """What a new run starts from, besides random numbers: given weights (of which it keeps a record), or counted
-    words."""
+    """Gives a new run its start beyond random values: the given weights, or counted co-occurrences. Returns the
+    record of the given weights."""
     discriminator, generator = start_from
     if discriminator is not None and generator is not None:
         if job.config.objective != "electra":
@@ -313,7 +313,7 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, l
 
 
 def _check_words(corpus: Corpus, source: Path | str) -> None:
-    """Refuses a model whose words are not the corpus's: their numbers may fit, and mean other words."""
+    """Refuses a model whose tokenizer is not the corpus's: the same id may mean another token."""
     directory = find_model(source)
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return
@@ -326,14 +326,15 @@ def _check_words(corpus: Corpus, source: Path | str) -> None:
 
 @torch.no_grad()
 def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
-    """Word vectors from what stands beside what in the corpus, output biases from how frequent words are."""
+    """Sets word embeddings from the corpus's co-occurrence counts, and output biases from its token
+    frequencies."""
     corpus, encoder, config = job.corpus, job.encoder, job.config
     with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
         vectors = cooccurrence_embeddings(corpus, encoder.embedding_size, encoder.initializer_range, config.seed)
         bar.update(corpus.num_tokens)
     electra.generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
     for part in (electra.generator, electra.discriminator):
-        if isinstance(part, Generator):  # also what replace-mlm and all-tokens-mlm predict words with
+        if isinstance(part, Generator):  # also replace-mlm's and all-tokens-mlm's discriminator
             part.output_bias.copy_(log_frequencies(corpus))
     if config.tying == "none":
         electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
@@ -347,18 +348,18 @@ class Record:
     """What rank 0 writes of a run; the other ranks have stand-ins that do nothing (`Ranks.only_first`)."""
 
     state: RunState
-    """Whether it runs, and how it ended; a context around the training."""
+    """Whether the run is running, and how it ended; a context around the training."""
     log: MetricsLog
-    """Of losses and figures; a context likewise."""
+    """The log of losses and figures; also a context."""
     writer: CheckpointWriter
-    """Of checkpoints; a context likewise."""
+    """The writer of checkpoints; also a context."""
 
 
 def open_record(job: Job, run: Path, resumed: bool, first_step: int, wandb: str | None) -> Record:
-    """Makes RUN, locks it, and writes down that it runs and how it is configured.
+    """Creates and locks RUN, and writes its state and configuration.
 
     Raises:
-        UserError: it cannot be made, another process trains in it, or `wandb` is not there.
+        UserError: RUN cannot be created, another process trains in it, or `wandb` is not installed.
     """
     only_first = job.ranks.only_first
     state = only_first(lambda: make_run(run, resumed))

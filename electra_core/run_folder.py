@@ -1,12 +1,12 @@
-"""RUN, the folder of a pre-training run: made, checked before it is resumed, and filled with models.
+"""RUN, the folder of a pre-training run: creates it, checks it before resuming, and saves models in it.
 
 RUN/config.toml       the resolved configuration
-RUN/state.json        whether it runs, and how it ended (`run_state.py`)
+RUN/state.json        whether the run is running, and how it ended (`run_state.py`)
 RUN/metrics.jsonl     a row every log_every steps, and one per evaluation
 RUN/checkpoints/      training state, for --resume
-RUN/discriminator/    model directory: what is fine-tuned afterwards
+RUN/discriminator/    model directory: the model to fine-tune afterwards
 RUN/generator/        model directory: the masked language model
-RUN/postmortem.json   what was found where a run diverged (`guards.py`)
+RUN/postmortem.json   the diagnosis of a run that diverged (`guards.py`)
 """
 
 from __future__ import annotations
@@ -41,24 +41,23 @@ Pair = tuple[Path | str | None, Path | str | None]
 _HALVES = ("discriminator", "generator")
 _FOLDERS = ("checkpoints", "discriminator", "generator", "tensorboard")
 _FILES = ("config.toml", "metrics.jsonl", "state.json", "postmortem*.json")
-"""What a run makes in RUN, and a new one removes."""
+"""What a run creates in RUN, and a new run removes."""
 
 _SIGNS = {LOCK, "state.json", ".state.json.new", "checkpoints"}
-"""One of these lies in RUN from its first moment on; before, a user's config.toml may."""
+"""RUN holds one of these from its first moment on; before that, it may hold a user's config.toml."""
 
 
 def check_start(run: Path, start_from: Pair) -> None:
-    """Looks whether the model to start from is whole, and out of the way of a new run in RUN.
+    """Checks that both models to start from are given, and that a new run in RUN does not touch them.
 
     Raises:
-        UserError: one half is missing; or one, or a file that a link in it means, lies where the new run removes
-            or writes.
+        UserError: only one is given; or one, or a file that it links to, lies where the new run removes or writes.
     """
     if (start_from[0] is None) != (start_from[1] is None):
         raise UserError(f"{option('init_discriminator')}, {option('init_generator')}: give both or neither")
     ours = [path.resolve() for path in (run, *(run / name for name in _FOLDERS))]
     for kind, source in zip(_HALVES, start_from):
-        if source is None or not Path(source).is_dir():  # on the Hub, or not there, which is said later
+        if source is None or not Path(source).is_dir():  # on the Hub, or missing, which is reported later
             continue
         if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
             raise UserError(
@@ -68,17 +67,17 @@ def check_start(run: Path, start_from: Pair) -> None:
 
 
 def _real_paths(directory: Path) -> Iterator[Path]:
-    """Where a model directory and its files lie, links followed."""
+    """Paths of a model directory and its files, with links resolved."""
     yield directory.resolve()
     yield from (path.resolve() for path in directory.iterdir() if path.is_file())
 
 
 def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, if any; nothing is written.
+    """The checkpoint to resume from, if any; nothing is written.
 
     Raises:
-        UserError: RUN holds something and is neither to be resumed nor overwritten, is to be resumed and holds
-            something else than a run, or nothing intact is left.
+        UserError: RUN is not empty and is neither to be resumed nor overwritten; it is to be resumed but holds
+            no run, or no intact checkpoint.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file, expected a folder")
@@ -103,7 +102,7 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
 
 
 def _is_foreign(run: Path) -> bool:
-    """Whether there are files in the folder, but nothing of a run."""
+    """Whether there are files in the folder, but none of a run."""
     found = {path.name for path in run.iterdir()} if run.is_dir() else set()
     return bool(found - {"config.toml"}) and not found & _SIGNS
 
@@ -111,18 +110,18 @@ def _is_foreign(run: Path) -> bool:
 def make_run(
     run: Path, resumed: bool, folders: Iterable[str] = _FOLDERS, files: Iterable[str] = _FILES
 ) -> RunState:
-    """RUN, locked, and emptied of what an earlier run made in it (`folders` and `files`, patterns of names) unless
-    that is resumed, and of what a killed one left unfinished in any case.
+    """Creates and locks RUN. Unless a run is resumed, removes what an earlier run made (`folders` and `files`,
+    patterns of names), and in any case what a killed run left unfinished.
 
     Raises:
-        UserError: it cannot be made, or another process trains in it.
+        UserError: RUN cannot be created, or another process trains in it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
         state = RunState(run)
         if not resumed:
-            remove_checkpoints(run / "checkpoints")  # which --resume would go on from
-        if not resumed and (run / "state.json").is_file():  # else what lies here is no run's
+            remove_checkpoints(run / "checkpoints")  # else --resume would continue from them
+        if not resumed and (run / "state.json").is_file():  # otherwise the files here are not a run's
             for folder in (found for pattern in folders for found in run.glob(pattern)):
                 shutil.rmtree(folder, ignore_errors=True)
             for file in (found for pattern in files for found in run.glob(pattern)):
@@ -135,7 +134,7 @@ def make_run(
     return state
 
 
-# What may differ between a run and its resumption: how long it goes on, and how it is watched and saved.
+# What may differ between a run and its resumption: how it is watched, saved and computed.
 _FREE = {
     "checkpoint_every",
     "keep_checkpoints",
@@ -150,7 +149,7 @@ _FREE = {
 
 
 def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What must be the same for a checkpoint to go on; JSON values."""
+    """What must be the same to resume from a checkpoint; JSON values."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     encoder_settings = dataclasses.asdict(encoder)
     return {
@@ -159,7 +158,7 @@ def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus)
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    """Raise UserError with the differences if a checkpoint is of another run than `identity`."""
+    """Raises UserError with the differences if a checkpoint belongs to a run other than `identity`."""
     saved = checkpoint.meta["identity"]
     differences = []
     for table in ("pretrain", "discriminator"):
@@ -177,18 +176,18 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 
 
 def start_record(start_from: Pair) -> dict[str, list[str]]:
-    """What a new run starts from, for its checkpoints: of each half the name as given, and its weights' digest."""
+    """What a new run starts from, for its checkpoints: each model's name as given, and its weights' digest."""
     given = {kind: source for kind, source in zip(_HALVES, start_from) if source is not None}
     return {kind: [str(source), weights_digest(find_model(source, kind))] for kind, source in given.items()}
 
 
 def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
-    """Looks whether a checkpoint's run started from `start_from`; where none is given, the run resumes as it is.
+    """Checks that a checkpoint's run started from `start_from`; if none is given, any run may be resumed.
 
-    The weights decide, as both folders may have been moved; where there are none (any longer), the name does.
+    The weights decide, because the folders may have been moved; if the weights are not there, the name does.
 
     Raises:
-        UserError: it started from other weights, or from none.
+        UserError: the run started from other weights, or from none.
     """
     began = checkpoint.meta.get("start")  # older versions did not write it
     for kind, source in zip(_HALVES, start_from):
@@ -229,7 +228,7 @@ torch {torch.__version__}, {platform.machine()}, Python {platform.python_version
 
 
 def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
-    """Write RUN/discriminator and RUN/generator as model directories."""
+    """Writes RUN/discriminator and RUN/generator as model directories."""
     for kind in _HALVES:
         part = getattr(electra, kind, None)
         if part is not None:
@@ -237,7 +236,7 @@ def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
 
 
 def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> None:
-    """The resolved configuration as TOML: [pretrain] and [discriminator]."""
+    """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]."""
     lines = []
     for table, values in (("pretrain", config), ("discriminator", encoder)):
         lines.append(f"[{table}]")
@@ -250,7 +249,7 @@ def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     """([pretrain], [discriminator]) of a TOML file; keys outside a table count as [pretrain].
 
     Raises:
-        UserError: not there, or not TOML of that form.
+        UserError: no such file, or not TOML of that form.
     """
     tables = read_toml(path)
     encoder = tables.pop("discriminator", {})

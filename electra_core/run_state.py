@@ -1,9 +1,9 @@
-"""Whether a run goes on, and how it ended: a lock on RUN/.lock, and RUN/state.json beside the log.
+"""Whether a run is running, and how it ended: a lock on RUN/.lock, and RUN/state.json beside the log.
 
-The process that trains holds the lock, which the kernel drops when the process ends, whatever ends it. So
-"running" is a fact and not a guess from a file's age, a second process on the same folder is refused, and a run
-whose state.json says "running" while nobody holds the lock was killed. It is a file that is locked, and open for
-writing, not the folder: of a folder on NFS other machines would not know.
+The training process holds the lock, and the operating system releases it when the process ends for any reason. So
+"running" is a fact, not a guess from a file's age; a second process on the same folder is refused; and a run
+whose state.json says "running" while no process holds the lock was killed. The lock is on a file opened for
+writing, not on the folder: on NFS, other machines would not see a folder's lock.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "
 
 
 class RunState:
-    """The lock on a run's folder while it is trained, and state.json; a context around the training.
+    """The lock on a run's folder during training, and state.json; a context around the training.
 
-    Leaving the context by an exception writes "failed" and its first line; call `end` otherwise.
+    Leaving the context by an exception writes "failed" and its first line; otherwise call `end`.
 
     Args:
-        run: a folder that is there.
+        run: an existing folder.
 
     Raises:
-        UserError: another process trains it.
+        UserError: another process trains in it.
     """
 
     def __init__(self, run: Path):
@@ -49,12 +49,12 @@ class RunState:
         self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def begin(self, **facts: Any) -> None:
-        """Say that it runs, and what else is to be known (JSON values)."""
+        """Records that the run is running, and further `facts` (JSON values)."""
         self._facts |= facts
         self._write(RUNNING)
 
     def end(self, step: int, stopped_by: str | None = None) -> None:
-        """Say that it is finished, or what stopped it."""
+        """Records that the run is finished, or what stopped it."""
         self._facts["step"] = step
         self._write(STOPPED if stopped_by else FINISHED, stopped_by)
 
@@ -86,14 +86,15 @@ class RunState:
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """What state.json says, with "state" corrected by the lock: running, finished, stopped, failed or killed.
+    """The contents of state.json, with "state" corrected by the lock: running, finished, stopped, failed or
+    killed.
 
-    Empty for a folder without a state.json that nobody trains in.
+    Empty for a folder without a state.json in which no process trains.
     """
     content = _read(run / "state.json")
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY)
-    except FileNotFoundError:  # nobody holds it
+    except FileNotFoundError:  # so no process holds it
         return content | ({"state": KILLED} if content.get("state") == RUNNING else {})
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -101,7 +102,7 @@ def read_state(run: Path) -> dict[str, Any]:
             content["state"] = KILLED
     except BlockingIOError:
         content["state"] = RUNNING
-    except OSError:  # no locks on this file system: the file's word must do
+    except OSError:  # no locks on this file system: rely on the file
         pass
     finally:
         os.close(descriptor)
@@ -109,14 +110,14 @@ def read_state(run: Path) -> dict[str, Any]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Take the lock; False if another process has it."""
+    """Takes the lock; False if another process has it."""
     for attempt in range(20):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:  # `read_state` holds it for a moment, a training process for long
             time.sleep(0.05 * (attempt > 0))
-        except OSError:  # no locks on this file system: nobody is refused
+        except OSError:  # no locks on this file system: refuse no process
             return True
     return False
 

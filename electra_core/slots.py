@@ -184,8 +184,7 @@ class Slots:
 
 
 def gather(shards: Sequence[Borders], part: str, shard: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-    """int64 [N, width]: a part ("sentences", ...) of each shard from `begin` on, its last value repeated at the
-    end."""
+    """int64 [N, width]: a part ("sentences", ...) of each shard from `begin` on; past its end, its last value."""
     values = np.empty((len(shard), width), dtype=np.int64)
     for number in np.unique(shard).tolist():
         rows = np.flatnonzero(shard == number)

@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: a signal or a time limit is noted, and the loop answers between two steps."""
+"""Stops a run from outside: a signal or time limit is noted, and the loop responds between two steps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from electra_core.distributed import Ranks
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
-    A second signal ends the process at once, as if nothing caught it; what was saved stays whole. (In a notebook
-    or at Python's prompt a second SIGINT is a KeyboardInterrupt, as ever there.) Under torchrun a scheduler's
-    signal comes twice, from it and from torchrun, so there one within `SAME_SIGNAL` seconds of the first is the
-    first.
+    A second signal ends the process at once, as if it were not caught; saved files stay intact. (In a notebook
+    or at Python's prompt, a second SIGINT is a KeyboardInterrupt, as usual there.) Under torchrun, a scheduler's
+    signal arrives twice, from the scheduler and from torchrun, so a second one within `SAME_SIGNAL` seconds counts
+    as the first.
 
     Args:
-        ranks: the processes that train together; `agreed` is what they all stop for.
+        ranks: the processes that train together; `agreed` is the reason for which they all stop.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -46,7 +46,7 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         for number in self.SIGNALS:
             try:
                 self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: signals are the caller's affair
+            except ValueError:  # not in the main thread: signals are left to the caller
                 break
         return self
 
@@ -60,10 +60,10 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         return self.reason is not None
 
     def agreed(self) -> str | None:
-        """Why to stop, the same on all ranks at the same call; None to go on.
+        """The reason to stop, the same on all ranks at the same call; None to continue.
 
-        With several ranks, each call tells the others what this one knows and hears what they all knew at the call
-        before, so that nobody waits. A single process hears itself at once.
+        With several ranks, each call sends this rank's reason and returns what all ranks sent in the call before,
+        so no rank waits. A single process gets its own reason at once.
         """
         if self.ranks.size == 1:
             return self.reason if self else None
@@ -84,5 +84,5 @@ class StopRequest(AbstractContextManager["StopRequest"]):
 
 
 def _has_a_prompt() -> bool:
-    """Whether somebody would lose a session with the process."""
+    """Whether the process is an interactive session, which ending it would lose."""
     return "ipykernel" in sys.modules or hasattr(sys, "ps1")

@@ -108,8 +108,7 @@ def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Itera
 
     Raises:
         Diverged: see `stop_if_diverged`.
-        ValueError: an optimizer that cannot skip steps, a model without trainable parameters, a step without
-            parts.
+        ValueError: an optimizer that cannot skip steps, no trainable parameters, or a step without parts.
     """
     if not getattr(loop.optimizer, "_step_supports_amp_scaling", False):
         raise ValueError(
