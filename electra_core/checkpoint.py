@@ -82,8 +82,7 @@ class Checkpoint:
             raise UserError(f"{self.path}: belongs to another optimizer ({error})") from None
 
     def other_versions(self) -> list[str]:
-        """The versions it was written with that differ from those installed; results may then differ in the last
-        bits."""
+        """Versions it was written with, where they differ from those installed: last bits may differ, too."""
         written = self.meta["versions"]
         return [f"{name} {written.get(name)}, now {value}" for name, value in versions().items()
                 if written.get(name) != value]  # fmt: skip
@@ -168,8 +167,7 @@ def save_checkpoint(
     Args:
         folder: RUN/checkpoints.
         tensors: a `snapshot`.
-        meta: further JSON values that belong to the state; "score", if given, says how good it is: lower is
-            better.
+        meta: further JSON values that belong to the state; "score", if given, is better the lower it is.
 
     Raises:
         UserError: disk full, no permission, ...; older checkpoints are untouched.
@@ -185,7 +183,7 @@ def save_checkpoint(
                 file.write(json.dumps(record, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else readable by its owner only
+            shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else its owner's alone
     except UserError as error:
         raise UserError(f"{error}; older checkpoints are unchanged") from None
     for old in _superfluous(folder, step, keep):

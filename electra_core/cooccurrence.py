@@ -1,14 +1,14 @@
-"""Starting values from counting: word embeddings before the first training step.
+"""Initial word embeddings from co-occurrence counts.
 
-A small transformer has to learn which words resemble each other before it can do better than the words'
-frequencies. Counting which words stand near each other gives much of that before the first step, because
+A small transformer has to learn which tokens resemble each other before it can do better than token
+frequencies. Counting which tokens occur near each other gives much of that before the first step, because
 counting uses every token where masked LM uses one in seven. docs/tiny_history.md has the measurements.
 
-    C[i, j]   how often j stands within WINDOW words of i, nearer ones counted more
+    C[i, j]   how often j occurs near i, by distance (`WINDOW_WEIGHTS`)
     PPMI      max(0, log C[i, j] / (C[i] p(j)^0.75))          (Levy, Goldberg and Dagan 2015: smoothed contexts)
-    E         U sqrt(S) of its truncated singular value decomposition, rotated at random, rows scaled alike
+    E         U sqrt(S) of its truncated singular value decomposition, rotated at random, rows of equal norm
 
-The output bias starts as the words' log frequencies, for the same reason.
+The output bias starts as the tokens' log frequencies, for the same reason.
 
 The random rotation spreads the leading directions over all E dimensions, as LayerNorm and weight decay expect.
 Used by `PretrainConfig.embedding_init = "cooccurrence"`; the original starts from random numbers
@@ -28,18 +28,18 @@ from electra_core.errors import UserError, option
 from electra_core.mixing import Mixture
 
 WINDOW_WEIGHTS = (1.0, 1.0, 0.67, 0.5)
-"""What a neighbour at distance 1, 2, 3, 4 counts."""
+"""Weights of neighbours at distance 1, 2, 3, 4."""
 MOST_TOKENS = 20_000_000
-"""Tokens counted at most, which bounds the time it takes; other limits were not compared."""
+"""Maximum number of tokens counted, which bounds the time; other limits were not compared."""
 STRETCHES = 64
-"""A shard too long to be counted whole is cut into this many equal stretches, whose beginnings are counted."""
+"""A shard too long to count is divided into this many equal stretches, and the start of each is counted."""
 CONTEXT_SMOOTHING = 0.75
 LARGEST_VOCABULARY = 16_384
 """The table of counts is dense: 1 GB at this size."""
 
 
 def check_vocabulary(vocab_size: int, width: int) -> None:
-    """Raises UserError on a vocabulary too large for a dense table, or not larger than the vectors are wide."""
+    """Raises UserError if the vocabulary is too large for a dense table, or not larger than the vectors' width."""
     if not width < vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
             f"embedding_init: 'cooccurrence' needs a vocabulary of {width + 1:,} to {LARGEST_VOCABULARY:,} "
@@ -48,13 +48,13 @@ def check_vocabulary(vocab_size: int, width: int) -> None:
 
 
 def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
-    """Word vectors from the corpus's co-occurrence counts.
+    """Word embeddings from the corpus's co-occurrence counts.
 
     Args:
         corpus: the training split.
         width: E.
-        rms: root mean square of every row; special tokens and words never seen are random at that scale.
-        seed: of the rotation and of the decomposition.
+        rms: root mean square of every row; special and unseen tokens are random at that scale.
+        seed: seed of the rotation and of the decomposition.
 
     Returns:
         fp32 [V, E]
@@ -78,7 +78,7 @@ def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -
 
 
 def log_frequencies(corpus: Corpus) -> Tensor:
-    """log p(word) around its mean, fp32 [V]: what an output bias converges to first."""
+    """fp32 [V]: log p(token) minus its mean, which an output bias learns first."""
     counts = np.ones(corpus.tokenizer.vocab_size)
     for ids, factor in _sample(corpus):
         counts += factor * np.bincount(ids, minlength=len(counts))
@@ -87,7 +87,7 @@ def log_frequencies(corpus: Corpus) -> Tensor:
 
 
 def count_neighbours(corpus: Corpus, vocab_size: int) -> Tensor:
-    """Symmetric weighted counts, fp32 [V, V], over at most about `MOST_TOKENS` tokens."""
+    """fp32 [V, V]: symmetric weighted counts over at most about `MOST_TOKENS` tokens."""
     counts = np.zeros(vocab_size * vocab_size, dtype=np.float32)
     for tokens, factor in _sample(corpus):
         ids = tokens.astype(np.int64)
@@ -99,7 +99,7 @@ def count_neighbours(corpus: Corpus, vocab_size: int) -> Tensor:
 
 
 def _sample(corpus: Corpus) -> Iterator[tuple[np.ndarray, float]]:
-    """(tokens, how often each counts): from everywhere in the corpus, of a mixture's parts by their weights."""
+    """Yields (tokens, weight of each) from all over the corpus; a mixture's corpora follow their weights."""
     parts = corpus.corpora if isinstance(corpus, Mixture) else (corpus,)
     weights = corpus.counts if isinstance(corpus, Mixture) else [1]
     most = min(MOST_TOKENS, corpus.num_tokens)
@@ -112,7 +112,7 @@ def _sample(corpus: Corpus) -> Iterator[tuple[np.ndarray, float]]:
 
 
 def _spread(tokens: np.ndarray, share: float) -> np.ndarray:
-    """That share of the tokens; where stretches meet, words are taken for neighbours, once in thousands."""
+    """That share of the tokens. Where stretches meet, distant tokens count as neighbours, once in thousands."""
     if share == 1.0:
         return tokens
     starts = np.linspace(0, len(tokens), STRETCHES + 1).astype(np.int64)
@@ -128,7 +128,7 @@ def _positive_mutual_information(counts_VV: Tensor) -> Tensor:
 
 
 def _truncated_svd(matrix_VV: Tensor, width: int, generator: torch.Generator, passes: int = 3) -> Tensor:
-    """U sqrt(S), [V, width], by subspace iteration from a random start (Halko, Martinsson and Tropp 2011)."""
+    """[V, width]: U sqrt(S), by subspace iteration from a random start (Halko, Martinsson and Tropp 2011)."""
     oversampled = min(width + 32, len(matrix_VV))
     basis = torch.randn(len(matrix_VV), oversampled, generator=generator)
     for _ in range(passes):

@@ -1,19 +1,19 @@
-"""The kernels beside their twins, once, before a GPU is trusted with a run.
+"""Compares the kernels with their twins (the reference implementations) once, before a run relies on a GPU.
 
-That a kernel compiles and starts does not show that it computes what it should: the compiler, the driver or the
-chip may have a fault, or the kernel, on hardware that nobody has tried it on. So before the first step on a GPU
-the run's own model, in the run's own sizes, reads a little random text three ways:
+A kernel that compiles and starts need not compute the right thing: the compiler, the driver or the chip may have a
+fault, or the kernel itself on hardware it was never tried on. So before the first step on a GPU, the run's own
+model, in the run's own sizes, reads a little random text in three ways:
 
     exact      through the twins, in fp32
     rounded    through the twins, in the run's precision
     found      through the kernels, in the run's precision
 
-Found must be about as near to exact as rounded is, in the losses and in every parameter's gradient; and the words
-drawn must be those that the twin draws from the same features: from others, rounded otherwise, a trained generator
-draws many other words. Where it is not, or a kernel does not compile or start, the log says what is wrong, and for
-the rest of the process "auto" takes the twins on that GPU: slower, and right. `ELECTRA_TRITON=1` leaves the check
-out. A fault smaller than the rounding is not seen: this is for the first minute of a run, `make test-gpu` is for
-kernels.
+Found must be about as close to exact as rounded is, in the losses and in every parameter's gradient; and the
+tokens drawn must be those that the twin draws from the same features (from differently rounded features, a trained
+generator draws many other tokens). If not, or if a kernel does not compile or start, the log says what is wrong,
+and "auto" uses the twins on that GPU for the rest of the process: slower, but right. `ELECTRA_TRITON=1` skips the
+check. A fault smaller than the rounding goes unnoticed: this check is for the first minute of a run, `make
+test-gpu` is for kernels.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from electra_core.placement import autocast_context
 from electra_core.static_batch import Shapes
 
 Figures = dict[str, Tensor]
-"""What a model gave, by name."""
+"""A model's results, by name."""
 ROUNDINGS = 3.0
-"""How many times the twins' error the kernels' may be."""
+"""Maximum error of the kernels, as a multiple of the twins'."""
 OWN, ALL = 5e-3, 1e-5
-"""Errors that are none, in parts of a result's own norm and of the largest one's: sums in another order differ
-where the twins' have no error at all, and some gradients are 0 but for rounding (that of the keys' bias is)."""
+"""Errors always allowed, as fractions of a result's own norm and of the largest norm: sums in another order differ
+even where the twins have no error, and some gradients are 0 except for rounding (such as the keys' bias's)."""
 LUCK = 4.0
-"""The first of these in half precision, in units of the last place: one number may happen to be rounded little."""
+"""Minimum of OWN in units of the dtype's epsilon, because a single number may happen to be rounded little."""
 OTHER_WORDS = 0.1
-"""Share of the draws from the same features that may come out otherwise: rounding decides where two words meet."""
+"""Share of draws from the same features that may differ: at the border of two tokens, rounding decides."""
 ALIKE = 16
-"""Triton compiles a kernel once more for sizes that are multiples of it, as a run's are in fixed shapes."""
+"""Triton compiles a separate kernel for sizes that are multiples of this, as in steps of fixed shapes."""
 SHORT = 128
-"""Tokens of the longest sequence that one program of attention holds as a whole, on any architecture."""
+"""Length of the longest sequence that one attention program holds whole, on any architecture."""
 SEED = 0x5EED
 
 
 def check_pretraining(
     electra: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, static: bool
 ) -> bool:
-    """Checks the kernels with a pre-training objective's model, forward and backward; nothing about it changes.
+    """Checks the kernels with a pre-training objective's model, forward and backward, and leaves it unchanged.
 
     Args:
-        electra: on `device`.
-        dtype: what the run computes in.
-        max_length: of the run's sequences.
-        static: whether its steps are of fixed shapes, for which kernels are compiled with other types and weights.
+        electra: the model, on `device`.
+        dtype: the dtype of the run's products.
+        max_length: maximum length of the run's sequences.
+        static: whether steps have fixed shapes, for which kernels are compiled with other types and weights.
 
     Returns:
-        False if they have just been found wrong; True if not, and where they are not used anyway.
+        False if this check has found them wrong; True otherwise, also if they are not used anyway.
     """
     if not _uses_kernels(device, dtype):
         return True
@@ -84,9 +84,9 @@ def check_pretraining(
 def check_task_model(
     model: Any, device: torch.device, dtype: torch.dtype, max_length: int, *, training: bool, static: bool = False
 ) -> bool:
-    """`check_pretraining` with a downstream task's model: its gradients, or for mere prediction its logits.
+    """`check_pretraining` for a downstream task's model: its logits and, in training, its gradients.
 
-    Its batches are of like lengths, and there is a kernel of attention for every power of two up to `SHORT`.
+    A batch's texts have similar lengths, and attention has a kernel for every power of two up to `SHORT`.
     """
     if not _uses_kernels(device, dtype):
         return True
@@ -118,12 +118,12 @@ def _check_text(
 def disagreement(
     compute: Callable[[], Figures], autocast: AbstractContextManager[Any], dtype: torch.dtype
 ) -> str | None:
-    """Which of the results the kernels get wrong, and by how much, or what they raised; None if all are right.
+    """Which result the kernels get wrong and by how much, or the error they raised; None if all are right.
 
     Args:
-        compute: the same results whenever it is called, but for rounding.
-        autocast: the run's precision.
-        dtype: the same.
+        compute: returns the same results at every call, except for rounding.
+        autocast: context of the run's precision.
+        dtype: the dtype of that precision.
     """
     own = max(OWN, LUCK * torch.finfo(dtype).eps)
     with use("reference"):
@@ -135,8 +135,8 @@ def disagreement(
         with autocast:
             found = _errors(compute(), exact)
     except torch.cuda.OutOfMemoryError:
-        raise  # the twins need more
-    except Exception as raised:  # Triton's own, of what does not compile or fit
+        raise  # the twins need more memory
+    except Exception as raised:  # Triton's own, if a kernel does not compile or fit
         return in_words(raised)
     norms = _numbers([value.float().norm() for value in exact.values()])
     for name, norm, error, rounding in zip(exact, norms, found, rounded, strict=True):
@@ -150,7 +150,7 @@ def _check(
     other_words: list[Tensor] | None = None,
 ) -> bool:  # fmt: skip
     problem = disagreement(compute, autocast_context(device, dtype), dtype)
-    # The last of the draws are the kernels'.
+    # The last draw is the kernels'.
     if problem is None and other_words and (others := float(other_words[-1])) > OTHER_WORDS:
         problem = f"{others:.0%} of the words are drawn otherwise"
     if problem is not None:
@@ -163,7 +163,7 @@ def _uses_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> Figures:
-    """Stored in no parameter, so that nothing that waits for gradients hears of them."""
+    """Gradients by name; not stored in the parameters, so no hook on gradients is triggered."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {f"the gradient of {name}": g for name, g in zip(parameters, gradients) if g is not None}
@@ -179,8 +179,8 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 
 @contextmanager
 def _in_fp32() -> Iterator[None]:
-    """Inside, products of fp32 are not in TF32."""
-    products: Any = torch.backends.cuda.matmul  # the older names raise where a caller has set one of these
+    """Inside, fp32 products do not use TF32."""
+    products: Any = torch.backends.cuda.matmul  # the older names raise if a caller has set one of these
     before, products.fp32_precision = products.fp32_precision, "ieee"
     try:
         yield
@@ -190,10 +190,10 @@ def _in_fp32() -> Iterator[None]:
 
 @contextmanager
 def _one_draw(generator: Generator) -> Iterator[list[Tensor]]:
-    """Inside, what `generator` draws first it draws again: another word would change all that follows.
+    """Inside, `generator` repeats its first draw, because another token would change everything after it.
 
     Yields:
-        A list that grows by every later draw's share of words that the twin does not draw from its features.
+        A list to which each later call adds the share of its tokens that the twin does not draw from its features.
     """
     first: list[Tensor] = []
     others: list[Tensor] = []
@@ -219,7 +219,7 @@ def _one_draw(generator: Generator) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _same_features(generator: Generator) -> Iterator[None]:
-    """Inside, the features that `generator` computes first it gives again."""
+    """Inside, `generator` returns the features of its first call again."""
     features = generator.features
     kept: list[Tensor] = []
 
@@ -236,7 +236,7 @@ def _same_features(generator: Generator) -> Iterator[None]:
 
 
 def _text(config: EncoderConfig, max_length: int) -> TokenBatch:
-    """Random words in sequences of uneven length, the longest first; T is a multiple of `ALIKE`."""
+    """Random tokens in sequences of different lengths, the longest first; T is a multiple of `ALIKE`."""
     random = torch.Generator().manual_seed(SEED)
     lengths = [max_length, max(1, max_length - 1), max_length // 2 + 1, max_length // 3 + 1, 1]
     while missing := -sum(lengths) % ALIKE:
@@ -247,7 +247,7 @@ def _text(config: EncoderConfig, max_length: int) -> TokenBatch:
 
 
 def _in_fixed_shape(batch: PretrainBatch, max_length: int) -> PretrainBatch:
-    """As a static step has it (`static_batch.py`)."""
+    """The batch as in a static step (`static_batch.py`)."""
     sequences = batch.tokens.num_sequences
     shapes = Shapes(sequences, max_length, -(-len(batch.masked_positions_M) // sequences))
     inputs = shapes.inputs([batch], pinned=False)
@@ -256,7 +256,7 @@ def _in_fixed_shape(batch: PretrainBatch, max_length: int) -> PretrainBatch:
 
 
 def _masked(text: TokenBatch) -> PretrainBatch:
-    """About every sixth word masked, by another word; M is a multiple of `ALIKE`, but for very short texts."""
+    """Every sixth token masked, by another token; M is a multiple of `ALIKE`, except for very short texts."""
     positions_M = torch.arange(0, text.num_tokens, 6)
     positions_M = positions_M[: len(positions_M) // ALIKE * ALIKE or None]
     masked_ids_T = text.input_ids_T.clone()

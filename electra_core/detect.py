@@ -1,4 +1,4 @@
-"""Which words of a text were replaced? The discriminator's answer for every token, and ways to show it."""
+"""Which tokens of a text were replaced? The discriminator's prediction for each, and ways to show it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ WINDOWS_AT_A_TIME = 16  # of a long text, so that memory does not grow with it
 
 @dataclass(frozen=True)
 class TokenScore:
-    """One token of a text, and how likely the discriminator thinks it a replacement."""
+    """One token of a text, and the discriminator's probability that it was replaced."""
 
     token: str
-    """The vocabulary's entry."""
+    """The token as in the vocabulary."""
     start: int
-    """Its first character in the text,"""
+    """Offset of its first character in the text."""
     end: int
-    """and the one behind its last."""
+    """Offset behind its last character."""
     probability: float
-    """That the token was replaced, in [0, 1]."""
+    """Probability that the token was replaced, in [0, 1]."""
 
 
 def detect(discriminator: Discriminator, tokenizer: Tokenizer, text: str) -> list[TokenScore]:
     """The replaced-token probability of every token of `text`, in order; [CLS] and [SEP] are not reported.
 
     A text longer than the model has positions for is read in windows that overlap by half, and each token's
-    probability is the one from the window in which it stands nearest to the middle.
+    probability comes from the window in which it is nearest to the middle.
 
     Args:
-        text: any length; empty text has no tokens. Names of special tokens in it are ordinary characters.
+        text: any length; empty text has no tokens. Names of special tokens in it count as ordinary characters.
     """
     tokenizer = tokenizer.as_plain_text()
     ids, offsets = tokenizer.encode_with_offsets(text)
@@ -52,7 +52,7 @@ def detect(discriminator: Discriminator, tokenizer: Tokenizer, text: str) -> lis
 
 @torch.inference_mode()
 def replaced_probabilities(discriminator: Discriminator, ids: list[int], cls_id: int, sep_id: int) -> list[float]:
-    """`detect` on word ids: a probability for every id."""
+    """`detect` on token ids: a probability for every id."""
     if not ids:
         return []
     room = discriminator.config.max_position_embeddings - 2
@@ -66,7 +66,7 @@ def replaced_probabilities(discriminator: Discriminator, ids: list[int], cls_id:
         for start, window_S in zip(some, probabilities_T.split(batch.lengths.tolist())):
             values = window_S[1:-1].tolist()
             for i, probability in enumerate(values):
-                # The ends of the text are no worse for being at a window's end.
+                # A window's end costs nothing where it is the end of the text.
                 before = i if start else len(ids)
                 after = len(values) - 1 - i if start + len(values) < len(ids) else len(ids)
                 best[start + i] = max(best[start + i], (min(before, after), probability), key=lambda b: b[0])
@@ -82,7 +82,7 @@ def to_json(text: str, scores: Sequence[TokenScore]) -> dict[str, Any]:
 
 
 def to_terminal(text: str, scores: Sequence[TokenScore], *, colour: bool) -> str:
-    """The text with every token shaded by its probability; without `colour`, suspicious ones are marked.
+    """The text with every token shaded by its probability; without `colour`, suspicious tokens are marked.
 
     >>> to_terminal("a cat", [TokenScore("cat", 2, 5, 0.75)], colour=False)
     'a [cat 75%]'
@@ -99,9 +99,9 @@ def to_terminal(text: str, scores: Sequence[TokenScore], *, colour: bool) -> str
 
 
 def shade(text: str, probability: float) -> str:
-    """`text` on a background from pale to strong orange (24-bit ANSI); unlikely replacements are left alone.
+    """`text` on a background from pale to strong orange (24-bit ANSI); tokens below 10% are left unshaded.
 
-    Both colours are set, so that it reads on light and dark terminals.
+    Sets both colours, so that it is readable on light and dark terminals.
     """
     if probability < 0.1 or not text:
         return text
@@ -113,7 +113,7 @@ def tokens_html(text: str, scores: Sequence[TokenScore], originals: Mapping[int,
     """The text as HTML, every token shaded by its probability.
 
     Args:
-        originals: index of a score -> the word that stood there before it was replaced.
+        originals: index of a score -> the original text of a replaced token.
     """
     originals = originals or {}
     parts: list[str] = []
@@ -138,7 +138,7 @@ SCALE_HTML = '<div class="scale"><span>original</span><span class="ramp"></span>
 
 
 def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
-    """One self-contained page; `model` is what the reader should call the model."""
+    """One self-contained page; `model` is the model's name on it."""
     suspicious = sum(score.probability >= SUSPICIOUS for score in scores)
     most = f" Most suspicious: {escape(most_suspicious(scores))}." if scores else ""
     body = (
@@ -152,7 +152,7 @@ def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
 
 
 def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
-    """The tokens with the highest probabilities, in words.
+    """The tokens with the highest probabilities, as text.
 
     >>> most_suspicious([TokenScore("▁a", 0, 1, 0.02), TokenScore("▁cat", 2, 5, 0.75)])
     'cat 75%, a 2%'

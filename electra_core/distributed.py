@@ -2,24 +2,24 @@
 
     torchrun --standalone --nproc-per-node 8 -m electra_core pretrain --data DATA --out RUN
 
-Every rank holds the model, takes its share of each step's batch (`batches.Batches`, in fine-tuning
-`finetune_steps.shares`) and ends the step with the same gradients, so that all make the same update. Losses of a
-batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are summed over
-ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of ranks, and
-unevenly long shares are no special case. (Fine-tuning's dropout is drawn for each share by itself.)
+Every rank holds the model, computes its share of each step's batch (`batches.Batches`, in fine-tuning
+`finetune_steps.shares`) and ends the step with the same gradients, so that all make the same update. The losses of
+a batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are summed over
+ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of ranks, and shares
+of uneven length need no special case. (Fine-tuning draws dropout separately for each share.)
 
 - Eager steps: `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients
-  off in buckets while the backward pass still computes others. Parts that a rank computes one after the other
-  (`accumulate`) are added up locally; only the last one's backward talks to other ranks.
-- Steps in fixed shapes (`engine.py`): `FlatGradients` adds all gradients up in one message when the backward pass
-  is done, for ranks may be at graphs of different shapes. The GPUs wait for it, for `base` half a gigabyte a step;
-  but a captured backward pass has no host that is in its way.
-- With `--sharding fsdp` every rank stores a part of the model only (`sharding.py`).
-- Figures that hosts must agree on (when to stop, where to go on from, who found an error) go over a second
-  channel between the processors, gloo, so that no GPU is waited for.
+  in buckets while the backward pass still computes others. The parts that a rank computes one after the other
+  (`accumulate`) are summed locally; only the last part's backward pass communicates.
+- Steps in fixed shapes (`engine.py`): `FlatGradients` sums all gradients in one message after the backward
+  pass, because ranks may be running graphs of different shapes. The GPUs wait for it, for `base` half a gigabyte
+  per step; but no host work delays a captured backward pass.
+- With `--sharding fsdp`, every rank stores only a part of the model (`sharding.py`).
+- Values that hosts must agree on (when to stop, where to resume, which rank found an error) go over a second
+  channel between the CPUs, gloo, so that no GPU has to wait.
 
 Left out on purpose: tensor and pipeline parallelism (no ELECTRA is that large), and elastic world sizes within a
-run (torchrun restarts all ranks; `--resume` goes on).
+run (torchrun restarts all ranks, and `--resume` continues the run).
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from electra_core.sharding import is_sharded
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before it gives up. torchrun ends a broken run within seconds; this is for
-what only the network knows. Rank 0 alone counts words and writes models meanwhile, so it cannot be short."""
+"""How long a rank waits for the others before it gives up. torchrun ends a failed run within seconds; this is for
+failures that only the network notices. Not short, as others wait while rank 0 counts words or writes models."""
 
 
 _left: list[Any] = []
-"""Groups that were left, kept to the process's end. Whoever drops the last reference to one (its DDP replica, when
-`pretrain` returns) waits for gloo's threads and holds Python's lock; a thread that is still putting a message's
-tensors away waits for that lock, and neither goes on (seen with torch 2.13)."""
+"""Process groups that were left, kept until the process ends. Dropping the last reference to one (as its DDP
+replica does when `pretrain` returns) waits for gloo's threads while holding Python's global lock; a thread that is
+still freeing a message's tensors waits for that lock, and both hang (seen with torch 2.13)."""
 
 
 class Ranks:
-    """This process among all that train one model; without arguments the only one."""
+    """This process among those that train one model together; by default the only one."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
@@ -74,7 +74,7 @@ class Ranks:
         return dict(zip(scalars, values.unbind()))
 
     def later_sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begins to sum `values`, on the host, over all ranks; what is returned waits for the result."""
+        """Starts summing `values`, on the host, over all ranks; the returned function waits for the result."""
         work = dist.all_reduce(values, async_op=True)
 
         def finished() -> Tensor:
@@ -84,7 +84,7 @@ class Ranks:
         return finished
 
     def joined(self, values: Tensor) -> Tensor:
-        """1-D tensors of any lengths, one from each rank, end to end in the order of the ranks; on the host."""
+        """Concatenates 1-D tensors of any length, one from each rank, in the order of the ranks; on the host."""
         if self.size == 1:
             return values.cpu()
         numbers = values.cpu().to(torch.uint8) if values.dtype == torch.bool else values.cpu()  # gloo has no bool
@@ -97,7 +97,7 @@ class Ranks:
         return torch.cat([row[: int(length)] for row, length in zip(rows, lengths)]).to(values.dtype)
 
     def merged(self, found: list[np.ndarray]) -> list[np.ndarray]:
-        """Of lists of equal length, one from each rank, the non-empty array at each place; on rank 0."""
+        """From lists of equal length, one per rank, the non-empty array at each index; on rank 0, else []."""
         if self.size == 1:
             return found
         lists: Any = [None] * self.size if self.first else None
@@ -105,7 +105,7 @@ class Ranks:
         return [next((a for a in arrays if a.size), arrays[0]) for arrays in zip(*lists)] if self.first else []
 
     def share(self, model: nn.Module) -> None:
-        """Give all ranks rank 0's parameters, in place."""
+        """Copies rank 0's parameters to all ranks, in place."""
         if self.size > 1:
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, src=0)
@@ -118,9 +118,9 @@ class Ranks:
         """
         if self.size == 1 or any(is_sharded(parameter) for parameter in model.parameters()):
             return model
-        # find_unused_parameters: a generator that draws uniformly has no gradients. It also keeps the buckets as
-        # they are. DDP otherwise lays them out anew after the first backward; sums would be formed in another
-        # order from there on, and a resumed run would differ in the last bits from an uninterrupted one.
+        # find_unused_parameters: a generator that draws uniformly has no gradients. It also keeps the buckets
+        # fixed. Otherwise DDP rearranges them after the first backward pass, which changes the order of sums, and
+        # a resumed run would differ from an uninterrupted one in the last bits.
         self._replica = nn.parallel.DistributedDataParallel(
             model, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
@@ -129,17 +129,17 @@ class Ranks:
         return self._replica
 
     def locally(self) -> AbstractContextManager[Any]:
-        """Context of a backward pass whose gradients wait to be added to the next part's."""
+        """Context of a backward pass whose gradients stay local, to be added to the next part's."""
         return nullcontext() if self._replica is None else self._replica.no_sync()
 
     def decided_by_first(self, decide: Callable[[], T]) -> T:
-        """What `decide` returns on rank 0 (a JSON value), on every rank; its UserError ends all of them."""
+        """Returns on every rank what `decide` returns on rank 0 (a JSON value); its UserError ends all of them."""
         if self.size == 1:
             return decide()
         return json.loads(self._text_from(0, self.together(lambda: json.dumps(decide()) if self.first else "")))
 
     def check_alike(self, value: Any, what: str) -> None:
-        """Ends all ranks if `value` (JSON), which is called `what`, is not rank 0's on one of them.
+        """Ends all ranks if on one of them `value` (JSON), named `what` in the error, differs from rank 0's.
 
         Raises:
             UserError, AnotherRankFailed: see `together`.
@@ -153,14 +153,14 @@ class Ranks:
         self.together(check)
 
     def only_first(self, make: Callable[[], Any]) -> Any:
-        """`make()` on rank 0, which all wait for; a `Silent` stand-in on the others."""
+        """Returns `make()` on rank 0, for which all wait, and a `Silent` stand-in on the others."""
         return self.together(lambda: make() if self.first else Silent())
 
     def together(self, do: Callable[[], T]) -> T:
-        """`do()` on every rank. A UserError on any of them ends all, and only one says so.
+        """Runs `do()` on every rank. A UserError on any of them ends all, and only one reports it.
 
         Raises:
-            UserError: on the lowest rank that had one.
+            UserError: on the lowest rank that raised one.
             AnotherRankFailed: on all others.
         """
         result, error = None, None
@@ -178,8 +178,8 @@ class Ranks:
         return result  # type: ignore[return-value]
 
     def leave(self) -> None:
-        """Wait for the others, and part. Not to be called after an error: they are in the middle of something
-        else then, and torchrun ends them."""
+        """Waits for the other ranks and leaves their group. Not to be called after an error: the others are then
+        in the middle of something else, and torchrun ends them."""
         if self.size > 1:
             dist.barrier()
             _abandon()
@@ -194,21 +194,21 @@ class Ranks:
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """The ranks that torchrun started, connected; the only one where it did not start us.
+    """Connects the ranks that torchrun started; without torchrun, this process is the only one.
 
-    Processors talk over gloo, GPUs over NCCL. After a restart torchrun's store still has the addresses of
-    processes that are gone, and whoever finds one before it is replaced waits for nobody. So each start has names
-    of its own, where all ranks know which start it is: on one machine. (Machines may count differently:
-    docs/scaling.md.)
+    CPUs communicate over gloo, GPUs over NCCL. After a restart, torchrun's store still has the addresses of
+    processes that are gone, and a rank that reads one before it is replaced waits for it in vain. So on one
+    machine, where all ranks know the number of the start, each start has its own names. (Machines may count
+    differently: docs/scaling.md.)
     """
     if torchrun.size() == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if dist.is_initialized():  # of a run that ended in an error, which a script has caught on all ranks
+    if dist.is_initialized():  # by a run that ended in an error, which a script caught on all ranks
         _abandon()
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store = dist.PrefixStore(f"group {len(_left)}", store)  # of a script's earlier runs, names are taken, too
+    store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
     if torchrun.is_on_one_machine():
         store = dist.PrefixStore(f"start {torchrun.start()}", store)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -217,16 +217,17 @@ def join_ranks(device: torch.device) -> Ranks:
 
 
 def _abandon() -> None:
-    """Part from the others; see `_left`."""
+    """Leaves the group of the other ranks; see `_left`."""
     _left.append(dist.group.WORLD)
     dist.destroy_process_group()
 
 
 class FlatGradients:
-    """A step's gradients end to end in one tensor, which all ranks add up in one message.
+    """A step's gradients end to end in one tensor, which is summed over all ranks in one message.
 
-    That tensor stays where it is, so `collect` may be captured in CUDA graphs, whose gradients lie elsewhere for
-    every shape; the first call, which makes it, may not be. Parameters that have no gradient then never have one.
+    The tensor keeps its address, so `collect` may be captured in CUDA graphs, whose gradients have other addresses
+    for every shape; the first call, which allocates it, may not be. Parameters without a gradient in that call
+    must never have one.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
@@ -234,7 +235,7 @@ class FlatGradients:
         self._flat: Tensor | None = None
 
     def collect(self) -> None:
-        """Takes over this rank's gradients; the parameters have none afterwards."""
+        """Moves this rank's gradients into the tensor; the parameters have none afterwards."""
         if self._flat is None:
             self._trained = [p for p in self._parameters if p.grad is not None]
             sizes, like = [p.numel() for p in self._trained], self._trained[0]
@@ -246,7 +247,7 @@ class FlatGradients:
             parameter.grad = None
 
     def add_up(self) -> None:
-        """Gives each parameter the gradient that all ranks have together; nothing waits for it."""
+        """Gives each parameter its gradient summed over all ranks; nothing waits for it."""
         assert self._flat is not None
         dist.all_reduce(self._flat)
         for parameter, view in zip(self._trained, self._views):
@@ -254,10 +255,10 @@ class FlatGradients:
 
 
 def is_first_to_say(text: str) -> bool:
-    """Whether no other rank has said `text` since torchrun's last start, so that this one should.
+    """Whether no other rank has printed `text` since torchrun's last start, so that this one should.
 
-    For what ends a rank before it has joined the others, or when they do not listen any longer: most mistakes are
-    found by all of them, some by one alone. True where there is nobody to ask.
+    For errors that end a rank before it has joined the others, or after they have stopped listening: most errors
+    occur on all ranks, some on only one. True if torchrun's store cannot be asked.
     """
     if not torchrun.keeps_the_store():
         return True
@@ -269,7 +270,7 @@ def is_first_to_say(text: str) -> bool:
 
 
 class Silent:
-    """Stands, on the other ranks, for what only rank 0 has: every method may be called, and does nothing."""
+    """Stand-in on other ranks for what only rank 0 has: any method may be called, and does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments, **options: None
@@ -281,7 +282,7 @@ class Silent:
         pass
 
 
-def _summed_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotations that are strings
-    """DDP's hook: the sum over ranks, where its own would be the mean."""
+def _summed_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP rejects annotations that are strings
+    """DDP's communication hook: sums over ranks, where DDP itself would average."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda reduced: reduced.value()[0])

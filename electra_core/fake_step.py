@@ -1,21 +1,21 @@
-"""A training step on tensors without values: what it launches, what it keeps and what it holds at most.
+"""Traces a training step on tensors without values: its kernel launches, kept activations and peak memory.
 
-PyTorch's fake tensors have shapes and types but no memory, so that the step of any model at any batch is traced
-within seconds on any machine, GPU or not. What is traced is the step itself, `training.take_step`, with the
-kernels of a GPU (`kernels="triton"`) or those of a CPU (`"auto"`); nothing here repeats the model in formulas
-that could fall behind it.
+PyTorch's fake tensors have shapes and types but no memory, so a step of any model with any batch is traced within
+seconds on any machine, with or without a GPU. The step traced is the real one, `training.take_step`, with the
+kernels of a GPU (`kernels="triton"`) or of a CPU (`"auto"`); nothing here repeats the model in formulas that could
+become outdated.
 
-**Bytes.** Every tensor's memory is counted from the operation that makes it to the last reference, under the
+**Bytes.** A tensor's memory counts from the operation that makes it to its last reference, under the
 stage of the model that was running. What is alive when the backward pass begins is what the forward pass keeps.
-Memory that a kernel takes and returns inside is not seen.
+Temporary memory inside a kernel is not seen.
 
-**Traffic.** What an operation reads and writes if it touches every operand once, of a table the rows that it
-takes; operations without a launch move nothing. What the kernels of one operation pass to each other is not seen,
-nor what a cache saves.
+**Traffic.** The bytes that an operation reads and writes if it touches every operand once, and of a table only the
+rows it takes; operations without a launch move nothing. Data passed between the kernels of one operation is not
+seen, nor what caches save.
 
-**Launches.** An operation that only changes how memory is looked at costs none; PyTorch's others count 1, lists
-of tensors as many as their multi-tensor kernels take, our own operators what `KERNELS` says, a table that was
-made by reading the kernels.
+**Launches.** An operation that only makes a view costs none; other PyTorch operations count 1, those on lists of
+tensors as many as their multi-tensor kernels take, our own operators as many as `KERNELS` says, a table made by
+reading the kernels.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ STAGES = {
     "discriminator.discriminator_predictions.dense": "detection head",
     "discriminator.generator_predictions": "word head",
 }
-"""Module (or the end of its name) -> stage; what runs in none of them is "losses"."""
+"""Module (or the end of its name) -> stage; everything outside them is "losses"."""
 OTHER = "losses"
 BACKWARD, OPTIMIZER = "backward", "optimizer"
 
 KERNELS = {
-    "attention": 1, "attention_backward": 1,  # one more where a sequence does not fit a tile: LONG_ATTENTION
+    "attention": 1, "attention_backward": 1,  # one more if a sequence does not fit a tile: LONG_ATTENTION
     "dropout_add_layer_norm": 1, "dropout_add_layer_norm_backward": 2,
     "bias_gelu": 1, "bias_gelu_backward": 2,
     "embedding_layer_norm": 1, "embedding_layer_norm_backward": 2,
@@ -80,13 +80,13 @@ SEVERAL = {
 }  # fmt: skip
 TAKE_ROWS = {"aten::embedding", "aten::index_select", "aten::index", "aten::gather"}
 OVERWRITE = {"aten::copy_", "aten::fill_", "aten::zero_", "aten::_foreach_copy_", "aten::_foreach_zero_"}
-# torch's MultiTensorApply.cuh: tensors and blocks that one launch takes, elements of a block.
+# torch's MultiTensorApply.cuh: tensors and blocks per launch, elements per block.
 TENSORS_PER_LAUNCH, BLOCKS_PER_LAUNCH, BLOCK = (110, 64, 48, 36, 30), 320, 65536
 
 
 @dataclass
 class StepTrace:
-    """What a step costs; bytes and numbers of launches."""
+    """The cost of a step, in bytes and launches."""
 
     tokens: int = 0
     """T of the batch."""
@@ -96,7 +96,7 @@ class StepTrace:
     kept: dict[str, int] = field(default_factory=dict)
     """Stage -> bytes that the forward pass leaves for the backward pass."""
     peak: int = 0
-    """Most bytes alive at one time, weights and all."""
+    """Peak number of bytes alive, weights included."""
     launches: dict[str, Counter[str]] = field(default_factory=dict)
     """Stage -> operation -> launches; "backward" and "optimizer" are stages, too."""
     traffic: dict[str, Counter[str]] = field(default_factory=dict)
@@ -104,22 +104,22 @@ class StepTrace:
 
     @property
     def activations(self) -> int:
-        """Bytes kept for the backward pass, of all stages, the weights' copies in half precision among them."""
+        """Bytes kept for the backward pass by all stages, including the weights' copies in half precision."""
         return sum(self.kept.values())
 
     @property
     def total_launches(self) -> int:
-        """Of the whole step."""
+        """Launches of the whole step."""
         return sum(sum(counter.values()) for counter in self.launches.values())
 
     @property
     def total_traffic(self) -> int:
-        """Bytes, of the whole step."""
+        """Bytes read and written in the whole step."""
         return sum(sum(counter.values()) for counter in self.traffic.values())
 
 
 class Recorder(TorchDispatchMode):
-    """Counts what the operations under it launch and hold; works on fake tensors and on real ones."""
+    """Counts the launches and memory of the operations under it; works on fake and on real tensors."""
 
     def __init__(self, known: Iterator[Tensor] | None = None):
         super().__init__()
@@ -129,7 +129,7 @@ class Recorder(TorchDispatchMode):
         self.launches: dict[str, Counter[str]] = {}
         self.traffic: dict[str, Counter[str]] = {}
         self.waits: list[str] = []
-        """Operations that would hold up the host, or take something from it."""
+        """Operations that would block the host, or copy something from it."""
         for tensor in known or ():
             self._note(tensor, "weights")
 
@@ -142,7 +142,7 @@ class Recorder(TorchDispatchMode):
             self.traffic.setdefault(self.stage, Counter())[name] += moved_bytes(func, args, kwargs or {}, output)
         if name in ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::item"):
             self.waits.append(name)
-        # Gradients of one tensor are added up in one of them; for tensors that are not plain ones, in a third.
+        # Autograd sums gradients of one tensor in place in one of them; for non-plain tensors, in a new one.
         in_place = name == "aten::add" and _called_by_autograd()
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
@@ -165,7 +165,7 @@ class Recorder(TorchDispatchMode):
         self.bytes -= size
 
     def by_stage(self) -> dict[str, int]:
-        """Bytes that are alive now, by the stage that made them."""
+        """Bytes alive now, by the stage that made them."""
         sums: Counter[str] = Counter()
         for size, stage in self.live.values():
             sums[stage] += size
@@ -173,7 +173,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _called_by_autograd() -> bool:
-    """Whether the operation under way was called by autograd's engine itself and not from a function in Python."""
+    """Whether autograd's engine itself called the current operation, and not a function in Python."""
     frame = sys._getframe(2)
     while frame.f_code.co_name in ("_fn", "inner") and frame.f_back is not None:  # torch's wrappers around a mode
         frame = frame.f_back
@@ -210,7 +210,7 @@ def moved_bytes(func: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> 
 
 
 def _bytes_of(tree: Any) -> int:
-    """Of all tensors in it; what an expanded one repeats counts once."""
+    """Bytes of all tensors in `tree`; repeated elements of an expanded tensor count once."""
     tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
     return sum(
         t.element_size() * math.prod(n if stride else min(n, 1) for n, stride in zip(t.shape, t.stride()))
@@ -239,12 +239,12 @@ def trace_step(
     kernels: str = "triton",
     precision: torch.dtype = torch.bfloat16,
 ) -> StepTrace:
-    """The trace of one step of `config`'s objective, in one part, optimizer state already there.
+    """The trace of one step of `config`'s objective, in one part, with the optimizer state already allocated.
 
     Args:
-        sequences, length: of the batch; all sequences are full.
-        kernels: "triton", as on a GPU; "auto", as on a CPU; "reference", the twins.
-        precision: of the products.
+        sequences, length: number and length of the batch's sequences, all of which are full.
+        kernels: "triton": as on a GPU; "auto": as on a CPU; "reference": the reference implementations.
+        precision: dtype of the products.
     """
     config = replace(config, max_length=length, position_init="normal", embedding_init="normal")
     with FakeTensorMode(), use(kernels):  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def record_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, inputs: StaticInputs, clip_norm: float,
     precision: torch.dtype,
 ) -> StepTrace:  # fmt: skip
-    """Take two steps and record the second one; fake or real tensors alike."""
+    """Takes two steps and records the second, on fake or real tensors."""
     trace = StepTrace(tokens=inputs.shape.tokens)
     loop = loop_of(model, optimizer, clip_norm, precision)
     trace.weights = trace.gradients = sum(p.numel() * p.element_size() for p in loop.parameters)
@@ -283,7 +283,7 @@ def record_step(
 
 
 def loop_of(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, precision: torch.dtype) -> Loop:
-    """For `take_step` on a CPU, which is told a seed and a rate: the loop's own are not used."""
+    """A `Loop` for `take_step` on a CPU, which is given seed and rate, so the loop's own are not used."""
     return Loop(
         model, optimizer, lambda batch, seed: (model(batch, seed).loss, {}), schedule=lambda step: 0.0, steps=2,
         seed=0, clip_norm=clip_norm, autocast=autocast_context(torch.device("cpu"), precision),
@@ -292,7 +292,7 @@ def loop_of(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float
 
 @contextmanager
 def stages(model: nn.Module, recorder: Any) -> Iterator[None]:
-    """Inside, the attribute `recorder.stage` names the part of the model that is running."""
+    """Inside, `recorder.stage` is the name of the part of the model that is running."""
     handles, stack = [], [recorder.stage]
 
     def enter(stage: str) -> Any:
@@ -318,7 +318,7 @@ def stages(model: nn.Module, recorder: Any) -> Iterator[None]:
 
 
 def built(encoder: EncoderConfig, config: PretrainConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer as a run has them; fake where fake tensors are made."""
+    """Model and optimizer as in a run; fake inside a `FakeTensorMode`."""
     model = build_objective(encoder, config)
     set_recompute(model, config.recompute)
     optimizer = build_optimizer(model, config)
@@ -327,5 +327,5 @@ def built(encoder: EncoderConfig, config: PretrainConfig) -> tuple[nn.Module, to
 
 
 def full_shape(sequences: int, length: int, max_predictions: int) -> Shape:
-    """The shape of a batch of full sequences, without anything to fill it up."""
+    """The shape of a batch of full sequences, without filling."""
     return Shape(sequences * length, sequences, sequences * max_predictions, length)

@@ -163,8 +163,7 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
 
 
 def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
-    """The run that a configuration describes, as ELECTRA's or BERT's (`mlm`): other objectives count as
-    ELECTRA's."""
+    """The run that a configuration describes, as ELECTRA's, or BERT's for `mlm`."""
     generator = None if pretrain.objective == "mlm" else generator_config(model, pretrain)
     return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
 

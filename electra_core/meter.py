@@ -128,6 +128,5 @@ def peak_flops(device: torch.device, devices: int = 1) -> float | None:
 
 
 def _is_named(name: str, part: str) -> bool:
-    """Whether a GPU's name contains `part` as whole words and is the full card: not an L40 for L4, nor a laptop
-    GPU."""
+    """Whether a GPU's name contains `part` as whole words (L4 is not in L40) and is not a lesser variant."""
     return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL|MIG))", name) is not None

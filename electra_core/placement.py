@@ -16,7 +16,7 @@ from electra_core.errors import UserError
 
 KEPT_BETWEEN_BATCHES = 2**30  # bytes
 OTHER_GPUS = {"mps": "Apple computer", "xpu": "Intel computer"}
-NOT_BUILT_FOR = ("no kernel image", "invalid device function")  # what CUDA and HIP say of code for other GPUs
+NOT_BUILT_FOR = ("no kernel image", "invalid device function")  # CUDA's and HIP's errors for other GPUs' code
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
 log = logging.getLogger("electra_core")
 
@@ -24,11 +24,11 @@ log = logging.getLogger("electra_core")
 def resolve_device(device: str | torch.device) -> torch.device:
     """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that computes; several processes get a GPU each.
 
-    "auto" is the CPU where there is no GPU, or one that this torch was not built for, which is then logged.
+    "auto" is the CPU if there is no GPU, or only one that this torch was not built for, which is then logged.
 
     Raises:
-        UserError: CUDA asked for where there is none, or too little of it; a GPU that does not compute; another
-            kind of device.
+        UserError: CUDA requested without a GPU, or with too few; a GPU that does not compute; another type of
+            device.
     """
     wanted = device = str(device)
     if device == "auto":
@@ -54,30 +54,30 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _computing(place: torch.device, wanted: str) -> torch.device:
-    """`place` if it computes, else the CPU where "auto" is wanted and this torch is not for such a GPU."""
+    """`place` if it computes; the CPU if "auto" was requested and this torch is not built for the GPU."""
     if (problem := gpu_trouble(place)) is None:
         return place
     name = _name(place)
     if not any(text in problem for text in NOT_BUILT_FOR):
         raise UserError(f"device {wanted}: {name} does not compute: {problem}; use the device cpu instead")
     problem = f"this torch ({torch.__version__}) is not built for {name}; pytorch.org/get-started has other builds"
-    if wanted != "auto" or torchrun.is_used():  # ranks on different devices would not find each other
+    if wanted != "auto" or torchrun.is_used():  # ranks on different devices cannot communicate
         raise UserError(f"device {wanted}: {problem}; use the device cpu instead")
     log.warning("%s; using the CPU", problem)
     return torch.device("cpu")
 
 
 def gpu_trouble(place: torch.device) -> str | None:
-    """What torch says when a GPU is to add two numbers, in a line; None if it does."""
+    """The first line of torch's error when the GPU adds some numbers; None if it works."""
     try:
         torch.ones(2, device=place).sum().item()
-    except Exception as error:  # torch's own are RuntimeErrors, those of its first start are not
+    except Exception as error:  # torch's own are RuntimeErrors, those of CUDA's first start are not
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 
 def _name(place: torch.device) -> str:
-    """Of a GPU, as its maker calls it; that of one which does not start may not be told."""
+    """A GPU's product name; the device's name if a GPU that does not start does not report it."""
     try:
         return torch.cuda.get_device_name(place)
     except Exception:
@@ -92,11 +92,11 @@ def _warn_once(line: str) -> None:
 def resolve_precision(precision: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The compute dtype for "auto" | "bf16" | "fp32", or for one of the two dtypes itself.
 
-    "auto" takes bf16 where it is the faster one: on a GPU that has it, and on a processor that
+    "auto" is bf16 where it is faster: on a GPU that has it, and on a processor with
     `has_fast_bf16`.
 
     Raises:
-        UserError: another word.
+        UserError: any other value.
     """
     if isinstance(precision, torch.dtype):
         precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(precision, str(precision))
@@ -114,8 +114,8 @@ def resolve_precision(precision: str | torch.dtype, device: torch.device) -> tor
 
 
 def _multiplies_in_tf32() -> bool:
-    """Whether a GPU that can (they all have bf16, too) rounds the operands of fp32 products."""
-    # (torch.get_float32_matmul_precision raises where a caller has set one of the newer names.)
+    """Whether a GPU with TF32 (all of these have bf16, too) rounds the operands of fp32 products to it."""
+    # (torch.get_float32_matmul_precision raises if a caller has set one of the newer names.)
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
@@ -125,16 +125,17 @@ def autocast_context(device: torch.device, dtype: torch.dtype) -> AbstractContex
 
 
 def keep_freed_memory(most: int | None = None) -> None:
-    """Has C's allocator (glibc's) keep what is freed, for the rest of the process.
+    """Makes glibc's allocator keep freed memory for the rest of the process.
 
-    Every step takes about the same memory again. By default large pieces go back to the system each time, and come
-    again page by page, set to zero: 15% of a training step of `base`, a quarter of inference on long texts with
-    `small` (docs/decisions.md). The peak is the same; what is free in between is not other programs' to use.
+    Every step allocates about the same memory again. By default large blocks are returned to the system each time
+    and come back page by page, set to zero: 15% of a training step of `base`, a quarter of inference on long texts
+    with `small` (docs/decisions.md). The peak is the same, but other programs cannot use the memory in between.
 
     Args:
-        most: bytes; None: everything, in pieces of any size, for steps of always the same shapes: what one has
-            freed fits the next. Where shapes differ the heap would creep so; with `most`, pieces of more than
-            32 MB still go back at once, and what is free at the heap's end beyond `most`.
+        most: bytes; None: keep everything, in blocks of any size, for steps that always have the same shapes, so
+            that memory freed by one fits the next. With varying shapes the heap would grow slowly; with `most`,
+            blocks of more than 32 MB are still returned at once, and so is free memory beyond `most` at the heap's
+            end.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -326,8 +326,7 @@ def _check_words(corpus: Corpus, source: Path | str) -> None:
 
 @torch.no_grad()
 def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
-    """Sets word embeddings from the corpus's co-occurrence counts, and output biases from its token
-    frequencies."""
+    """Sets word embeddings from the corpus's co-occurrence counts, and output biases from its frequencies."""
     corpus, encoder, config = job.corpus, job.encoder, job.config
     with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
         vectors = cooccurrence_embeddings(corpus, encoder.embedding_size, encoder.initializer_range, config.seed)

@@ -86,8 +86,7 @@ class RunState:
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """The contents of state.json, with "state" corrected by the lock: running, finished, stopped, failed or
-    killed.
+    """The contents of state.json, "state" corrected by the lock: running, finished, stopped, failed or killed.
 
     Empty for a folder without a state.json in which no process trains.
     """

@@ -1,9 +1,9 @@
-"""Models of which every rank stores a part: `--sharding fsdp`.
+"""Sharded models, of which every rank stores only a part: `--sharding fsdp`.
 
-Each stores a part of every parameter and of the optimizer's state (FSDP2, `fully_shard`); layers are put together
-just before they are used. Gradients are reduced after every part of a batch: keeping them whole would need the
-memory that sharding saves. Checkpoints hold whole tensors (`gathered`, `placed_like`), so a run may change between
-sharded and whole, and between numbers of ranks, whenever it is resumed.
+Each rank stores a part of every parameter and of the optimizer's state (FSDP2, `fully_shard`); a layer is gathered
+just before it is used. Gradients are reduced after every part of a batch: keeping them whole would need the
+memory that sharding saves. Checkpoints hold whole tensors (`gathered`, `placed_like`), so a run can be resumed
+sharded or whole, and with another number of ranks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from electra_core.linear import cast_one_by_one
 
 
 def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> nn.Module:
-    """Split the parameters of `model` over all ranks, in place; they move to `device`.
+    """Splits the parameters of `model` over all ranks, in place, and moves them to `device`.
 
-    Each of `layers` is put together when it is used and given back afterwards; everything else, shared embeddings
-    included, is put together for the whole step.
+    Each of `layers` is gathered when it is used and freed afterwards; everything else, shared embeddings
+    included, is gathered for the whole step.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -36,22 +36,22 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank stores a part of `tensor` only (a DTensor)."""
-    return hasattr(tensor, "full_tensor")  # importing DTensor takes as long as all the rest of this file
+    """Whether this rank stores only a part of `tensor` (a DTensor)."""
+    return hasattr(tensor, "full_tensor")  # importing DTensor takes as long as all else in this file
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part that this rank stores; the same memory."""
+    """The part that this rank stores, sharing its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole tensor; every rank has to ask for it."""
+    """The whole tensor; every rank must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def placed_like(value: Tensor, target: Tensor) -> Tensor:
-    """`value`, a whole tensor that every rank has, on the device of `target` and split as that is."""
+    """`value`, a whole tensor that every rank has, moved to the device of `target` and split in the same way."""
     value = value.to(target.device)
     if not is_sharded(target) or value.shape != target.shape:
         return value
@@ -61,7 +61,7 @@ def placed_like(value: Tensor, target: Tensor) -> Tensor:
 
 
 def norm_over_shards(norm: Tensor) -> Tensor:
-    """The norm of the whole vector, of whose parts every rank gives its own's."""
+    """The norm of a whole vector, from the norm of each rank's part."""
     square = norm.square()
     dist.all_reduce(square)
     return square.sqrt()

@@ -1,4 +1,4 @@
-"""The pair of models that pre-training goes on from: a run takes over their sizes, and may have more positions."""
+"""The pair of models that pre-training continues from: a run adopts their sizes, and may have more positions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OF_LAYERS = {
     "hidden_size": "generator_hidden_size", "num_attention_heads": "generator_attention_heads",
     "intermediate_size": "generator_intermediate_size", "num_hidden_layers": "generator_layers",
 }  # fmt: skip
-"""Sizes that both models have of their own: what they are called of the generator."""
+"""Sizes that each model has separately -> the generator's name for them."""
 SHARED = ("embedding_size", "max_position_embeddings", "type_vocab_size")
 
 
 @dataclass(frozen=True)
 class StartPair:
-    """Both models' sizes, as their config.json say."""
+    """Both models' sizes, from their config.json."""
 
     discriminator: EncoderConfig
     generator: EncoderConfig
@@ -44,7 +44,7 @@ class StartPair:
 
     @property
     def preset(self) -> str:
-        """The first that has these layers, else small."""
+        """The first preset with these layers, else small."""
 
         def sizes(encoder: EncoderConfig) -> list[int]:
             return [getattr(encoder, name) for name in ("embedding_size", *OF_LAYERS)]
@@ -57,14 +57,14 @@ class StartPair:
 
     @property
     def flags(self) -> str:
-        """That ask for these sizes on the command line."""
+        """The command-line flags that request these sizes."""
         return " ".join(
             f"--{name.replace('_', '-')} {value}" for name, value in (self.encoder_changes | self.changes).items()
         )
 
 
 def read_pair(discriminator: Path | str | None, generator: Path | str | None) -> StartPair | None:
-    """Sizes of a pair; None without one, or where it cannot be read: who loads it says why."""
+    """Sizes of a pair; None without one, or if it cannot be read, which loading it will report."""
     if discriminator is None or generator is None:
         return None
     try:
@@ -77,7 +77,7 @@ def read_pair(discriminator: Path | str | None, generator: Path | str | None) ->
 def with_pair_sizes(
     model: str | None, changes: Changes, encoder_changes: Changes, pair: StartPair | None, *, tell: bool
 ) -> tuple[str, Changes, Changes]:
-    """The preset, and both kinds of changes: if none is named, the pair's, and its sizes for those not given."""
+    """The preset and both kinds of changes; without a named preset, the pair's, with its sizes unless given."""
     if model is not None or pair is None:
         return model or "small", changes, encoder_changes
     given = {name.replace("-", "_") for name in (*changes, *encoder_changes)}
@@ -92,7 +92,7 @@ def with_pair_sizes(
 
 
 def check_sizes(pair: StartPair, encoder: EncoderConfig, config: PretrainConfig) -> None:
-    """Raises UserError where a run asks for sizes that the pair has not; more positions are no harm."""
+    """Raises UserError if a run's sizes differ from the pair's; more positions are allowed."""
     ours = StartPair(encoder, generator_config(encoder, config))
     asked, found = ours.encoder_changes | ours.changes, pair.encoder_changes | pair.changes
     differing = [
@@ -117,11 +117,11 @@ def start_from_pair(
 ) -> None:
     """Copies the pair's weights into `model`, in place.
 
-    Positions behind the pair's last one begin as a repetition of its own: what heads do with neighbours then holds
-    at once, but where two repetitions meet (Beltagy, Peters and Cohan 2020, Longformer, section 5).
+    Positions beyond the pair's last one start as a repetition of the pair's: heads that look at neighbours then
+    work at once, except where two repetitions meet (Beltagy, Peters and Cohan 2020, Longformer, section 5).
 
     Args:
-        encoder, config: what `model` was built of.
+        encoder, config: the configurations that `model` was built from.
 
     Raises:
         UserError: as `model_dir.load_pair`.

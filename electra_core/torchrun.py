@@ -1,6 +1,6 @@
-"""What torchrun tells the processes that it starts, by their environment: read here and nowhere else.
+"""Reads the environment variables that torchrun sets for its processes; nothing else reads them.
 
-A process that nobody started so is rank 0 of 1.
+A process that was not started this way is rank 0 of 1.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import os
 
 
 def is_used() -> bool:
-    """Whether this process is one that torchrun, or a script in its place, started."""
+    """Whether torchrun, or a script in its place, started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 def local_rank() -> int:
-    """This process's number among those on its machine; only where one `is_used`."""
+    """This process's number among those on its machine; only if `is_used()`."""
     return int(os.environ["LOCAL_RANK"])
 
 
@@ -24,17 +24,17 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_on_one_machine() -> bool:
-    """Whether torchrun says that all processes are on this machine."""
+    """Whether all processes are on this machine, according to torchrun."""
     return os.environ.get("GROUP_WORLD_SIZE") == "1"
 
 
 def start() -> str:
-    """The number of the start: torchrun starts all processes again when one has failed."""
+    """Number of the start: torchrun restarts all processes when one has failed."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
@@ -44,5 +44,5 @@ def keeps_the_store() -> bool:
 
 
 def hands_on_signals() -> bool:
-    """Whether torchrun watches this process, and sends it the signals that it gets itself."""
+    """Whether torchrun supervises this process and forwards to it the signals that torchrun receives."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,9 +1,9 @@
 """One pre-training step in slow motion: everything that happens to one sentence, recorded.
 
-`trace` runs the project's own pieces, in the order of `Electra.forward`, and keeps what they give: `mask_tokens`
+`trace` runs the project's own functions, in the order of `Electra.forward`, and keeps their results: `mask_tokens`
 chooses the positions, the generator's logits give the candidates, `Electra.forward` itself draws, replaces,
-detects and computes the losses, and autograd gives each loss's gradient separately. Shapes are read off the
-running model by hooks. Nothing is computed a second way; a test holds the figures against each other.
+detects and computes the losses, and autograd gives each loss's gradient separately. Hooks read the shapes off the
+running model. Nothing is computed in a second way; a test checks the figures against each other.
 
 `trace_terminal` and `trace_page` show a `Trace`: as text, and as a page to step through. `trace_words` has the
 sentences that both use.
@@ -34,7 +34,7 @@ CANDIDATES = 6
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """What happens to one of the T tokens, from its place in the text to the discriminator's answer."""
+    """What happens to one of the T tokens, from its position in the text to the discriminator's prediction."""
 
     position: int
     token: str
@@ -45,7 +45,7 @@ class TokenTrace:
     """Its random number in [0, 1): the smallest ones are chosen."""
     chosen: bool
     coin: float
-    """A second random number in [0, 1); a chosen token keeps its word if it is below 0.15."""
+    """A second random number in [0, 1); a chosen token is kept, not masked, if it is below 0.15."""
     seen: str
     """What the generator reads here."""
     corrupted: str
@@ -53,20 +53,20 @@ class TokenTrace:
     replaced: bool
     """The label: `corrupted` differs from `token`."""
     probability: float
-    """The discriminator's: that it was replaced."""
+    """The discriminator's probability that it was replaced."""
     rtd_loss: float
     """This token's binary cross-entropy, in nats."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word that the generator could put in."""
+    """A token that the generator could draw."""
 
     token: str
     probability: float
-    """That it is drawn, at the temperature of the draw."""
+    """Its probability of being drawn, at the temperature of the draw."""
     rank: int
-    """1 for the likeliest word of the vocabulary."""
+    """1 for the likeliest token of the vocabulary."""
     is_original: bool
     is_drawn: bool
 
@@ -79,11 +79,11 @@ class Draw:
     original: Candidate
     drawn: Candidate
     candidates: list[Candidate]
-    """The likeliest words first; the original and the drawn one are among them, at the end if unlikely."""
+    """The likeliest tokens first; the original and the drawn one are included, at the end if unlikely."""
     mlm_loss: float
     """-log of the original's probability (at temperature 1), in nats."""
     entropy: float
-    """Of the generator's own distribution (at temperature 1, as the loss), in nats."""
+    """Entropy of the generator's own distribution (at temperature 1, as in the loss), in nats."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Trace:
     """Tokens of the text that did not fit and were left out."""
     mask_fraction: float
     max_predictions: int
-    """The most positions that are chosen, whatever the fraction of the tokens is."""
+    """Maximum number of chosen positions, whatever the fraction of tokens."""
     num_chosen: int
     tokens: list[TokenTrace]
     draws: list[Draw]
@@ -116,10 +116,10 @@ class Trace:
 
 
 def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
-    """Generator and discriminator of a run, put together again, and their tokenizer.
+    """Generator and discriminator of a run, combined again, and their tokenizer.
 
     Args:
-        source: a run's folder (its `discriminator` and `generator` are meant), or its `discriminator` itself.
+        source: a run's folder, with `discriminator` and `generator` in it, or its `discriminator` itself.
 
     Raises:
         UserError: there is no such model, or no generator beside it.
@@ -146,7 +146,7 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
 
 
 def _run_config(file: Path) -> PretrainConfig:
-    """How the run was pre-trained (fraction masked, weights of the losses, ...); the defaults without a file."""
+    """The run's configuration (fraction masked, weights of the losses, ...); the defaults without a file."""
     values = read_table(file, "pretrain") if file.is_file() else {}
     return updated(PretrainConfig(), values, str(file))
 
@@ -157,10 +157,10 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
     The model's parameters, gradients and mode are left as they were.
 
     Args:
-        electra: generator and discriminator; read as in training, dropout included where the model has it.
-        tokenizer: of the same vocabulary. Names of special tokens in the text are ordinary characters.
+        electra: generator and discriminator; run as in training, including any dropout.
+        tokenizer: their tokenizer. Names of special tokens in the text count as ordinary characters.
         seed: decides the masked positions, the draws and the dropout.
-        model: what to call the model.
+        model: the model's name in the trace.
 
     Raises:
         UserError: the text has no tokens.
@@ -278,7 +278,7 @@ def _draws(
 
 
 def _batch_shapes(batch: PretrainBatch, logits_MV: Tensor) -> list[Shape]:
-    """The tensors of the step, in the order in which they come to be."""
+    """The tensors of the step, in the order in which they are computed."""
     tokens, positions, logits = (batch.tokens.num_tokens,), tuple(batch.masked_positions_M.shape), logits_MV.shape
     names = {
         "input_ids_T": tokens,

@@ -1,4 +1,4 @@
-"""A trace as one self-contained page, to be stepped through forward and back by keyboard and mouse."""
+"""A trace as one self-contained page, to step through forward and back with keyboard or mouse."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Stage:
     text: str
     body: Callable[[Trace], str]
     where: str
-    """Where in the code it happens."""
+    """The place in the code."""
     tensors: tuple[str, ...] = ()
-    """The tensors of the batch that are made here."""
+    """The tensors of the batch that are computed here."""
 
 
 def to_html(trace: Trace) -> str:
@@ -98,7 +98,7 @@ def _cells(tokens: Sequence[TokenTrace], cell: Callable[[TokenTrace], Cell]) -> 
 
 
 def _word(piece: str) -> str:
-    """A piece of the vocabulary; SentencePiece's sign for "a word begins here" is kept, but faint."""
+    """A token of the vocabulary; SentencePiece's sign for the start of a word is shown faintly."""
     return '<i class="begins">▁</i>' * piece.startswith("▁") + escape(piece.removeprefix("▁"))
 
 

@@ -1,4 +1,4 @@
-"""Looking into a running pre-training step: gradients part by part, and the shape of everything."""
+"""Probes of a running pre-training step: gradients of each part of the model, and all shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from electra_core.electra import Electra
 
 @dataclass(frozen=True)
 class PartGradient:
-    """How strongly each loss pulls at one part of the model: norms of the gradients of the weighted losses."""
+    """How strongly each loss pulls on one part of the model: norms of the weighted losses' gradients."""
 
     part: str
     parameters: int
@@ -40,7 +40,7 @@ class Shape:
 
 
 def part_gradients(electra: Electra, mlm_loss: Tensor, rtd_loss: Tensor) -> list[PartGradient]:
-    """Gradient norms of both weighted losses, part by part, and of their sum."""
+    """Gradient norms of both weighted losses and of their sum, for each part of the model."""
     named = list(electra.named_parameters())
     parameters = [parameter for _, parameter in named]
     weighted = (electra.config.generator_weight * mlm_loss, electra.config.discriminator_weight * rtd_loss)
@@ -100,7 +100,7 @@ _LEGENDS = {
 
 @contextmanager
 def recorded_shapes(electra: Electra, found: list[Shape]) -> Iterator[None]:
-    """Notes what comes out of the modules in `_LEGENDS`, as they run; of the layers, the first stands for all."""
+    """Inside, `found` collects output shapes of the modules in `_LEGENDS`; the first layer stands for all."""
     handles = []
     for owner in ("generator", "discriminator"):
         for name, module in electra.get_submodule(owner).named_modules():

@@ -48,7 +48,7 @@ Paint = Callable[..., str]
 
 
 def _painter(colour: bool) -> Paint:
-    """`paint(text, code...)` wraps in ANSI codes, or gives the text back."""
+    """A function paint(text, code...) that adds ANSI codes, or without `colour` returns the text unchanged."""
 
     def paint(text: str, *codes: str) -> str:
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if colour and codes else text

@@ -39,7 +39,7 @@ def labels_note(result: Trace) -> str:
 
 
 def pieces_note(result: Trace) -> str:
-    """What the vocabulary's sign in this sentence means; empty if there is none."""
+    """What the vocabulary's sign for word pieces means; empty if the sentence has none."""
     if any(token.token.startswith("▁") for token in result.tokens):
         return "▁ stands where a word begins; a piece without it continues the word before."
     if any(token.token.startswith("##") for token in result.tokens):
@@ -48,7 +48,7 @@ def pieces_note(result: Trace) -> str:
 
 
 def temperature_note(result: Trace) -> str:
-    """What the draw's temperature does to the probabilities that are shown; empty at 1."""
+    """What the temperature of the draw does to the probabilities shown; empty at 1."""
     if result.temperature == 1:
         return ""
     effect = "flatter" if result.temperature > 1 else "steeper"
