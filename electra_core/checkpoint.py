@@ -8,9 +8,9 @@ leaves the older ones untouched. Training continues meanwhile: `snapshot` copies
 `CheckpointWriter` writes the copy in a thread. Model directories for later use are separate (`model_dir.py`).
 
 **Why this is enough.** A checkpoint holds no random generator's state, no data iterator and no schedule: step t's
-examples, masks, draws, dropout and learning rate are functions of the seed
-and t (`examples.py`, `masking.py`, `electra_kernels.rng`, `optim.learning_rate`), and sums are computed in a fixed
-order. So the same parameters, optimizer state and t give the same next step, and with it all later ones.
+examples, masks, draws, dropout and learning rate are functions of the seed and t (`examples.py`, `masking.py`,
+`electra_kernels.rng`, `optim.learning_rate`), and sums are computed in a fixed order. So the same parameters,
+optimizer state and t give the same next step, and with it all later ones.
 
 All decisions about a checkpoint depend on its step and its contents, none on a clock.
 """

@@ -41,7 +41,8 @@ ROUNDINGS = 3.0
 """Maximum error of the kernels, as a multiple of the twins'."""
 OWN, ALL = 5e-3, 1e-5
 """Errors always allowed, as fractions of a result's own norm and of the largest norm: sums in another order differ
-even where the twins have no error, and some gradients are 0 except for rounding (such as the keys' bias's)."""
+even where the twins have no error, and some gradients are 0 except for rounding (such as that of the keys'
+bias)."""
 LUCK = 4.0
 """Minimum of OWN in units of the dtype's epsilon, because a single number may happen to be rounded little."""
 OTHER_WORDS = 0.1

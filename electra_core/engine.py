@@ -10,8 +10,8 @@
 **The static step.** A captured graph replays the same kernels on the same addresses. So nothing in a step may
 depend on a value that the host would have to read, and input may come from the host only through buffers at fixed
 addresses: `InputBuffers` hold batch, seed and rate (`static_batch.py` for pre-training, `static_task.py` for
-fine-tuning), and `training.take_step` skips a step that is not finite on the device itself. All of this runs on a
-CPU, too, where tests compare its losses with the eager engine's; only the capture needs a GPU.
+fine-tuning), and `training.take_step` decides on the device whether a step is finite or skipped. All of this
+runs on a CPU, too, where tests compare its losses with the eager engine's; only the capture needs a GPU.
 
 **On a CPU that is fast at bf16**, oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. If
 every step has a new T, that takes longer than the products; with a few fixed shapes it happens once per shape.

@@ -137,7 +137,7 @@ def rtd_head_flops(config: EncoderConfig, tokens: float) -> float:
 
 
 def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float:
-    """FLOPs of one training step of full sequences by modern counting, for the heads of each objective.
+    """FLOPs of one training step of full sequences by modern counting, with the heads of its objective.
 
     ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict tokens at the masked positions,
     `all-tokens-mlm` at every position, which is most of its cost with a small model and a large vocabulary. With

@@ -85,7 +85,7 @@ def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:
 
 
 def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Rounds the `Linear` weights of a module used for inference only once, instead of in every product, where
+    """Rounds the `Linear` weights of an inference-only module once, instead of in every product, where
     products are done in bf16 on a CPU; elsewhere it does nothing. The results are the same. Biases stay as they
     are, because the operation after a product may add them in fp32."""
     if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():

@@ -197,7 +197,7 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
         if device.type == "cpu":
             keep_freed_memory()  # steps share a few shapes, so memory that one frees fits the next
         take = partial(static_steps, shapes=shapes, device=device, capture=capture)
-    if device.type == "cuda":  # on a CPU, making them would slow down the model
+    if device.type == "cuda":  # on a CPU, the thread would compete with the model
         source = Ahead(source)
     loop = Loop(
         learner.electra, learner.optimizer, loss_function,

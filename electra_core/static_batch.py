@@ -27,8 +27,8 @@ from electra_core.input_buffers import InputBuffers
 from electra_core.packing import TokenBatch, pack
 
 BUCKETS = 32
-"""Parts of a full batch that T is rounded up to. A run has at most one size more, for the filling token, and so at
-most 33 graphs. On average half a bucket, 1.6% of a full batch, is wasted."""
+"""T is rounded up to a multiple of 1/`BUCKETS` of a full batch. As one token is always filling, a run has at most
+one size more, and so at most 33 graphs. On average half a bucket, 1.6% of a full batch, is wasted."""
 
 
 class Shape(NamedTuple):

@@ -66,7 +66,7 @@ class PlainRunner:
             self.sent.copy_(inputs)
 
     def run(self) -> dict[str, Tensor]:
-        """Take the step whose input was sent last."""
+        """Takes the step whose input was sent last."""
         return self.step_function(self.sent)
 
 
@@ -92,7 +92,7 @@ class GraphRunner:
             self.run()
 
     def run(self) -> dict[str, Tensor]:
-        """Take the step whose input was sent last; the caller's stream waits for it, and the next step
+        """Takes the step whose input was sent last; the caller's stream waits for it, and the next step
         waits for what the caller does with the result."""
         callers = torch.cuda.current_stream(self.device)
         self.compute.wait_stream(callers)
