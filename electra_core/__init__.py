@@ -1,6 +1,6 @@
 """electra_core: ELECTRA, from pre-training to fine-tuned models in the Hub's layout.
 
-The names below are looked up when first used, so that `import electra_core` costs nothing.
+The names below are imported when first used, so that `import electra_core` costs nothing.
 """
 
 from __future__ import annotations

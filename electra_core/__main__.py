@@ -5,7 +5,7 @@ import sys
 
 from electra_core import torchrun
 
-if torchrun.is_used():  # DDP's warning about a choice that distributed.py explains; read by torch's import
+if torchrun.is_used():  # silences a DDP warning (distributed.py explains the choice); read when torch is imported
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from electra_core.cli import main

@@ -1,7 +1,7 @@
-"""One way to read the bytes of a file, compressed or not, in which every failure is a `UserError`.
+"""Reads the bytes of a file, compressed or not; every failure is a `UserError`.
 
-Reading at the end of a truncated `.zst` looks like the end of the file to the library's own stream reader, so
-the frames are followed here.
+The library's own stream reader takes the end of a truncated `.zst` for the end of the file, so the frames are
+followed here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from electra_core.errors import UserError
 UTF16 = (
     'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
 )
-"""What is said of a file that begins with UTF-16's byte-order mark, as what Excel calls "Unicode text" does."""
+"""Message for a file that begins with UTF-16's byte-order mark, as Excel's "Unicode text" does."""
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 
 
 def sha256_of(*paths: Path) -> str:
-    """SHA-256 of the files' bytes, one file after the other; little of them is in memory at a time."""
+    """SHA-256 of the files' bytes, one file after the other, read in blocks."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -69,14 +69,14 @@ class ByteFile:
         return self._read(self._stream.read, size)
 
     def read_some(self, size: int) -> bytes:
-        """As `read`, but of standard input whatever has come, as soon as anything has."""
+        """As `read`, but returns what standard input holds as soon as it holds anything."""
         return self._read(self._stream.read1 if self.is_stdin else self._stream.read, size)
 
     def is_waited_for(self) -> bool:
-        """Whether this is standard input, and at the moment there is nothing to read, nor has it ended."""
+        """Whether this is standard input, has not ended, and has nothing to read at the moment."""
         try:
             return self.is_stdin and not select.select([self._raw], [], [], 0)[0]
-        except (OSError, TypeError, ValueError):  # put there by a program, and not of the operating system
+        except (OSError, TypeError, ValueError):  # a program's stand-in for stdin, without a file descriptor
             return False
 
     def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
@@ -92,7 +92,7 @@ class ByteFile:
 
     @property
     def position(self) -> int:
-        """Bytes of the file on disk used so far, for a progress bar; may be set by who reads in another way."""
+        """Bytes of the file on disk used so far, for a progress bar; a caller that reads otherwise may set it."""
         return self._raw.tell() if self._taken is None else self._taken
 
     @position.setter
@@ -111,7 +111,7 @@ def _decompressed(name: str, suffix: str, raw: BinaryIO) -> Any:
 
 
 class _ZstFrames(io.RawIOBase):
-    """The text of a file of Zstandard frames; `EOFError` if the last one is not complete."""
+    """The contents of a file of Zstandard frames; `EOFError` if the last one is incomplete."""
 
     def __init__(self, name: str, raw: BinaryIO) -> None:
         try:
@@ -128,7 +128,7 @@ class _ZstFrames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            chunk = self._waiting or self._raw.read(1 << 13)  # little, as it may grow to a thousand times as much
+            chunk = self._waiting or self._raw.read(1 << 13)  # little: it may decompress to a thousand times more
             if not chunk:
                 if self._frame is not None:
                     raise EOFError("ends inside a Zstandard frame")

@@ -1,4 +1,4 @@
-"""Multiple choice: a text, and endings of which one is right."""
+"""Multiple choice: a text and several endings, one of which is right."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class ChoiceExample:
 def read_choices(
     path: Path | str, columns: Columns | None = None, bad: BadRows | None = None, *, labelled: bool = True
 ) -> Iterator[ChoiceExample]:
-    """Rows with a text and a list of `choices` (or {"text": [...], "label": [...]}), or columns `ending0`, ...
+    """Examples from rows with a text and a list of `choices` (or {"text": [...], "label": [...]}), or columns
+    `ending0`, ...
 
-    The label is the name of the right choice where they have names; else its index from 0, its letter A, B, ...,
-    or the choice itself. Without `labelled` it is not read.
+    Where choices have names, the label is the right one's name; otherwise its index from 0, its letter A, B, ...,
+    or the choice itself. Without `labelled`, labels are not read.
 
     Raises:
         UserError: as `labelled.read_texts`.
@@ -102,7 +103,7 @@ def _choices_problem(choices: Sequence[Any]) -> str:
 
 
 def _index(label: str, choices: Sequence[str]) -> int:
-    """ "2" -> 2, "C" -> 2, else where the one choice is that is the label; -1 if it is none of these."""
+    """ "2" -> 2, "C" -> 2, otherwise the index of the only choice equal to the label; -1 if there is none."""
     if label.isdecimal():
         return int(label)
     letter = ord(label.upper()) - ord("A") if len(label) == 1 and label.isascii() else -1
@@ -143,13 +144,13 @@ class Choose(Task):
     model_class: ClassVar = MultipleChoice
 
     labels: tuple[str, ...] = ()
-    """There are none: the endings compete with each other."""
+    """Always empty: the endings compete with each other."""
     columns: Columns = field(default_factory=Columns)
-    """Where the text and the label stand."""
+    """Which columns hold the text and the label."""
     max_length: int = 128
-    """Tokens of text and ending together at most, special tokens included."""
+    """Maximum number of tokens of text and ending together, special tokens included."""
     metric: str = "accuracy"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[ChoiceExample]:
         """Examples of a file."""
@@ -168,7 +169,7 @@ class Choose(Task):
         raise ValueError(f"inputs: expected a text and its endings, got {value!r:.80}")
 
     def is_one(self, value: tuple[Any, ...]) -> bool:
-        """A text and its endings."""
+        """Whether it is a text and its endings."""
         return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (list, tuple))
 
     def fitted(self, examples: Sequence[ChoiceExample]) -> Choose:
@@ -185,7 +186,7 @@ class Choose(Task):
         for index, (example, text) in enumerate(zip(examples, texts)):
             cut = False
             for ending in itertools.islice(endings, len(example.choices)):
-                first, second = truncate_pair(text, ending, self.max_length - 3, "tail")  # what it goes on from
+                first, second = truncate_pair(text, ending, self.max_length - 3, "tail")  # the ending continues it
                 cut |= len(first) + len(second) < len(text) + len(ending)
                 features.add_sequence(first, second)
             features.truncated += cut
@@ -199,7 +200,7 @@ class Choose(Task):
     def decode(
         self, examples: Sequence[ChoiceExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
-        """For each question: choice (index from 0), text of it, score, scores of all."""
+        """For each question: choice (index from 0), its text, its score, the scores of all."""
         predictions = []
         for example, logits_N in zip(examples, outputs):
             scores = softmax(logits_N)

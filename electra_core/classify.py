@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextTask(Task):
-    """What classification and regression share: texts in, one sequence each."""
+    """Base of the classification and regression tasks: each example is a text or a pair, one sequence each."""
 
     columns: Columns = field(default_factory=Columns)
-    """Where texts and labels stand in the files."""
+    """Which columns of the files hold texts and labels."""
     max_length: int = 128
-    """Tokens per sequence at most, [CLS] and [SEP] included."""
+    """Maximum number of tokens per sequence, [CLS] and [SEP] included."""
     truncate: str = "head"
-    """What is kept of longer texts: head | tail | both."""
+    """Which part of longer texts is kept: head | tail | both."""
     both_orders: bool = False
-    """Train on (a, b) and (b, a): for pairs whose order means nothing."""
+    """Train on (a, b) and (b, a): for pairs whose order has no meaning."""
     pairs: bool | None = None
-    """Whether it was trained on pairs, without which it is of no use; None: not known, both are read."""
+    """Whether the model was trained on pairs, and so accepts nothing else; None: unknown, both are read."""
 
     model_class: ClassVar = SequenceClassifier
     several: ClassVar[bool] = False
@@ -68,12 +68,12 @@ class TextTask(Task):
             a, b = truncate_pair(first, second, self.max_length - 3, self.truncate)
             features.truncated += len(a) + len(b) < len(first) + len(second)
             features.add(index, a, b, target)
-            if training and self.both_orders:  # cut anew: of equally long texts the second gives first
+            if training and self.both_orders:  # truncated anew: of equally long texts the second is cut first
                 features.add(index, *truncate_pair(second, first, self.max_length - 3, self.truncate), target)
         return features
 
     def _read(self, path: Path | str, bad: BadRows, labelled: bool) -> Iterator[TextExample]:
-        """Examples as the file has them; a pair for a task of single texts, or the other way round, is bad."""
+        """Examples as in the file; a pair where the task takes single texts, or the reverse, is a bad row."""
         pairs = True if self.pairs is None and self.columns.pair is not None else self.pairs
         for example in read_texts(path, self.columns, bad, labelled=labelled, several=self.several):
             if pairs is None or pairs == (example.pair is not None):
@@ -84,7 +84,7 @@ class TextTask(Task):
                 bad.add(example.place, "a pair of texts instead of a single text (expected one text column)")
 
     def _header_hint(self, path: Path | str, example: TextExample) -> str:
-        """What may be wrong with a label that is none."""
+        """A hint for the message about an unusable label: its line may be the header."""
         is_suspect = may_be_header(Path(path), example.line, self.columns)
         return "; if this line is the header: --header" if is_suspect else ""
 
@@ -108,12 +108,12 @@ class TextTask(Task):
         raise ValueError(f"inputs: expected a text or a pair of texts, got {value!r:.80}")
 
     def is_one(self, value: tuple[Any, ...]) -> bool:
-        """A pair of texts, if it was trained on such: else it may be two texts."""
+        """Whether it is a pair of texts; where the model was not trained on pairs, it may be two texts."""
         return bool(self.pairs) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
     @abstractmethod
     def _target(self, example: TextExample) -> Any:
-        """What the loss wants for an example's label as it was read; None where it has none."""
+        """The loss's target for an example's label as read; None if the example has no label."""
 
 
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
@@ -123,7 +123,7 @@ WHOLE = re.compile(r"-?\d+\.0+")
 
 @functools.cache
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Brought there once: while a CUDA graph is being captured nothing can come from the host."""
+    """The numbers as a tensor, copied once: during a CUDA graph's capture nothing can be copied from the host."""
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
@@ -138,7 +138,7 @@ class Classify(TextTask):
     label_names: tuple[tuple[str, str], ...] = ()
     """(as written in the file, as shown) where those differ: ("1", "positive")."""
     metric: str = "accuracy"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss; all 1 if empty."""
 
@@ -177,7 +177,7 @@ class Classify(TextTask):
         return replace(task, labels=tuple(labels))
 
     def balanced(self, examples: Sequence[TextExample]) -> Classify:
-        """With class weights inverse to the classes' frequencies, their mean over examples being 1."""
+        """The task with class weights inversely proportional to class frequency; their mean over examples is 1."""
         counts = np.array([sum(e.label == label for e in examples) for label in self.labels])
         weights = len(examples) / (len(self.labels) * np.maximum(counts, 1))
         return replace(self, class_weights=tuple(weights.tolist()))
@@ -191,7 +191,7 @@ class Classify(TextTask):
         return classification_loss(logits_NC, batch.targets, weights)
 
     def weight(self, batch: TaskBatch) -> float:
-        """Sequences, or the sum of their classes' weights."""
+        """The number of sequences, or the sum of their classes' weights."""
         if not self.class_weights:
             return super().weight(batch)
         return sum(self.class_weights[target] for target in batch.targets.tolist())
@@ -225,7 +225,7 @@ class Regress(TextTask):
     scale: float = 0.0
     """Divides the labels. 0: learn mean and standard deviation from the training data."""
     metric: str = "pearson_and_spearman"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
 
     labels: tuple[str, ...] = ("value",)
     """The one output's name."""
@@ -236,7 +236,7 @@ class Regress(TextTask):
         return OF_NUMBERS
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
-        """Examples of a file; a label that is no number makes a bad row."""
+        """Examples of a file; a label that is not a number makes a bad row."""
         for example in self._read(path, bad, labelled):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
@@ -253,7 +253,7 @@ class Regress(TextTask):
         if self.scale:
             return task
         values = [float(example.label) for example in examples if example.label is not None]
-        if len(set(values)) < 2:  # their deviation may be not quite 0
+        if len(set(values)) < 2:  # the standard deviation of equal values may come out not quite 0
             raise UserError(f"every training example has the label {values[0]:g}; there is nothing to learn")
         with np.errstate(over="ignore", invalid="ignore"):
             mean, deviation = float(np.mean(values)), float(np.std(values))
@@ -277,7 +277,7 @@ class Regress(TextTask):
     @contextmanager
     @torch.no_grad()
     def as_saved(self, model: TaskModel) -> Iterator[Self]:
-        """Offset and scale go into the model's last layer, so that its output is the number itself."""
+        """Folds offset and scale into the model's last layer, so that its output is the number itself."""
         assert isinstance(model, SequenceClassifier)
         weight, bias = model.classifier.out_proj.weight, model.classifier.out_proj.bias
         before = weight.clone(), bias.clone()
@@ -291,7 +291,7 @@ class Regress(TextTask):
 
     @torch.no_grad()
     def as_trained(self, model: TaskModel) -> None:
-        """Its output, a number of the data, becomes (number - offset) / scale."""
+        """Undoes `as_saved`: the output, a number as in the data, becomes (number - offset) / scale again."""
         assert isinstance(model, SequenceClassifier)
         last = model.classifier.out_proj
         last.weight.div_(self.scale)
@@ -318,25 +318,25 @@ def _number(text: str) -> float | None:
 
 
 def _value(text: str) -> float | None:
-    """A number, also of true and false, which JSON gives as 1 and 0 (`labelled.label_text`)."""
+    """The text as a number; true and false are 1 and 0, as `label_cells.label_text` makes them of JSON's."""
     return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
 
 
 def as_shown(names: Mapping[str, str]) -> Callable[[str], str]:
-    """What a label of a file is called: by `names` (as written -> as shown), also where it is a number in another
-    form, as pandas writes 1 as 1.0 where a row has no label; else as it is written."""
+    """A function from a label as written in a file to its name in `names` (as written -> as shown). Numbers match
+    in any form (pandas writes 1 as 1.0 where a row has no label); a label without a name stays as written."""
     same = {_value(written): label for written, label in names.items() if _value(written) is not None}
     return lambda written: names.get(written) or same.get(_value(written), written)
 
 
 def _without_fractions(examples: list[TextExample]) -> list[TextExample]:
-    """1.0 becomes 1 if all labels are written like that, as pandas writes whole numbers where one is missing."""
+    """1.0 becomes 1 if all labels have that form, in which pandas writes whole numbers where one is missing."""
     if not all(WHOLE.fullmatch(example.label or "") for example in examples):
         return examples
     return [replace(example, label=(example.label or "").partition(".")[0]) for example in examples]
 
 
 def label_order(label: str) -> tuple[float, str]:
-    """Numbers by their value, then words by the alphabet."""
+    """Sort key: numbers by value, then other labels alphabetically."""
     value = _number(label)
     return (float("inf") if value is None else value, label)

@@ -1,9 +1,9 @@
-"""The command line, `electra COMMAND …`: finds the command, and turns what becomes of it into an exit status.
+"""The command line, `electra COMMAND …`: finds the command, runs it, and turns its outcome into an exit status.
 
 The commands, each with its flags, are in `commands_train.py`, `commands_use.py` and `commands_inspect.py`.
 
 Exit status: 0 success; 1 a program error; 2 a user's mistake, with one clear line; 3 a run that diverged;
-75 (EX_TEMPFAIL) stopped by a signal or time limit after saving: `--resume` goes on; 130 interrupted.
+75 (EX_TEMPFAIL) stopped by a signal or time limit after saving, to be continued with `--resume`; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from electra_core.errors import (
 )
 
 DIVERGED = 3
-"""Exit status of a run that diverged: to start it again as it is would give the same."""
+"""Exit status of a run that diverged: an unchanged restart would diverge again."""
 WITHOUT_KERNELS = (
     "the GPU or a kernel on it failed; to run without this project's kernels, put ELECTRA_TRITON=0 in front of "
     "the command. Please report this, with the output of `electra info` and the following:"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("runs in a single process; torchrun is for pretrain and finetune")
         with threads_quiet_about_disks(), on_command_line():
             return options.run(options) or 0
-    except AnotherRankFailed:  # which says why
+    except AnotherRankFailed:  # the other rank prints the reason
         return 2
     except UserError as error:
         return _failed(options, 2, error)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(options, DIVERGED, error)
     except KeyboardInterrupt:
         return _failed(options, 130, "interrupted")
-    except BrokenPipeError:  # the reader of our output has gone, as in `electra predict … | head`
+    except BrokenPipeError:  # the reader of our output has closed it, as in `electra predict … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -77,20 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_any_letter() -> None:
-    """What the terminal's or pipe's encoding (the locale's) lacks is printed as \\u2026, as on stderr."""
+    """Prints characters that stdout's encoding (the locale's) lacks as escapes like \\u2026, as stderr does."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _SaidOnce(logging.Filter):
-    """Of a line that several processes log, lets only the first process's through, as often as that logs it."""
+    """Lets a line that several processes log through only once, for each time that a process repeats it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times = Counter[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this process is the one."""
+        """Whether this process is the first to log the line."""
         line = record.getMessage()
         self.times[line] += 1
         return is_to_say(f"{line} ({self.times[line]})")

@@ -1,4 +1,4 @@
-"""Which columns of a file hold what: those that were asked for, else those with the usual names."""
+"""Which columns of a file hold what: those that the user named, otherwise those with the usual names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ID_NAMES = ("id", "idx", "index", "guid", "pairID")
 USUAL_NAMES = (*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *LABEL_NAMES, *ID_NAMES)
 
 ColumnName = str | tuple[str, ...] | None
-"""A column's name, or its number from 1; several mean the first of them that is there; None: the usual names."""
+"""A column's name or its number from 1; of several, the first that the file has counts; None: the usual names."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Columns:
     pair: ColumnName = None
     label: ColumnName = None
     id: ColumnName = None
-    """ "none": rows are called by their lines, whatever columns there are."""
+    """ "none": rows are identified by their line numbers, whatever columns there are."""
     header: bool | None = None
-    """Whether a CSV or TSV has a header. None: found out; where all columns are numbers, by the usual names."""
+    """Whether a CSV or TSV has a header. None: detected; where all columns are numbers, by the usual names."""
     quoting: bool | None = None
     """Whether cells may be quoted. None: in CSV yes, in TSV no."""
     encoding: str | None = None
-    """Of a CSV or TSV, and of a folder's texts, as Python names it ("cp1252"). None: UTF-8."""
+    """Encoding of a CSV or TSV, or of a folder's texts, as Python names it ("cp1252"). None: UTF-8."""
     labels: tuple[str, ...] | None = None
-    """Of texts with any number of labels: the columns that hold 0 or 1, one for each label, instead of `label`."""
+    """For texts with any number of labels: the columns of 0 and 1, one for each label, instead of `label`."""
     separator: str | None = None
-    """Of such texts: what stands between the labels of a cell (`label_cells.SEPARATOR` if None)."""
+    """For such texts: what separates the labels in a cell (`label_cells.SEPARATOR` if None)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str) or (self.labels is not None and not self.labels):
@@ -72,14 +72,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class TrainedColumns(Columns):
-    """What the training file's columns were called. Another file may have the usual names instead."""
+    """The names of the training file's columns. Another file may have the usual names instead."""
 
     asked: frozenset[str] = frozenset()
     """The roles (text, pair, label, labels) that were named for this very file."""
     instead_of: tuple[str, ...] = ()
-    """The training file's names for those: in the first line of a file, they tell a header."""
+    """The training file's names for those: a first line that holds them is a header."""
     form: str = ""
-    """What is in the file, whatever its name (`row_files.FORMS`)."""
+    """The file's format, whatever its name (`row_files.FORMS`)."""
 
 
 NO_COLUMN = "none"
@@ -89,15 +89,15 @@ LABEL_COLUMNS_FLAG = "--label-columns"
 
 
 def with_given(columns: Columns, given: Columns) -> Columns:
-    """`columns` with what `given` names instead."""
+    """`columns`, overridden by what `given` names."""
     changes = {role: value for role, value in vars(given).items() if value is not None}
-    if {"label", "labels"} & changes.keys():  # they stand in one column or in several
+    if {"label", "labels"} & changes.keys():  # labels are in one column or in several
         changes = {"label": None, "labels": None, **changes}
     return replace(columns, **changes)
 
 
 def for_another_file(columns: Columns, given: Columns, form: str = "") -> TrainedColumns:
-    """The columns of a file that a fine-tuned model is to read: the training file's, but for those `given`."""
+    """The columns of a file that a fine-tuned model will read: the training file's, except those `given`."""
     asked = frozenset(role for role in (*ALL_FLAGS, "labels") if getattr(given, role) is not None)
     replaced = itertools.chain(*(alternatives(getattr(columns, role)) for role in sorted(asked)))
     names = tuple(name for name in replaced if not name.isdecimal() and name != NO_COLUMN)
@@ -111,21 +111,21 @@ def alternatives(name: ColumnName) -> tuple[str, ...]:
 
 
 def may_be_usual(columns: Columns, role: str) -> bool:
-    """Whether a column may have a usual name although it has another one here, which the training file had."""
+    """Whether a role's column may have a usual name, because the name in `columns` is only the training file's."""
     return isinstance(columns, TrainedColumns) and role not in columns.asked
 
 
 def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ...]:
-    """The names that a role's column may have, the likeliest first."""
+    """The names that a role's column may have, in order of preference."""
     given = alternatives(getattr(columns, role))
     return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
 def id_of(path: Path, columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
-    """The name of the column that holds the ids of rows that name their cells; None: the row has no such cell.
+    """The name of the column that holds the ids, where rows name their cells; None: the row has no such cell.
 
     Raises:
-        UserError: a column was named for this file, and a row has none of that name.
+        UserError: the column named for this file is missing in a row.
     """
     names = alternatives(columns.id)
     found = next((name for name in names or (usual,) if name in cells), None)
@@ -144,23 +144,23 @@ class Found:
     label: str | None
     id: str | None
     present: tuple[str, ...] = ()
-    """All that it has."""
+    """All columns of the file."""
     labels: tuple[str, ...] = ()
-    """Those of 0 and 1, one for each label."""
+    """The columns of 0 and 1, one for each label."""
 
     def named(self, columns: Columns) -> Columns:
-        """`columns` with what was found where they name nothing: so another file is read as this one was."""
+        """`columns` with the found names filled in, so that another file is read as this one was."""
         roles = {role: getattr(self, role) for role in ROLE_FLAGS if getattr(columns, role) is None}
         return replace(columns, **roles)
 
     def passed_over(self, usual: Sequence[str]) -> list[str]:
-        """The columns with one of the usual names that hold nothing that is read."""
+        """The columns that have a usual name but are not read."""
         taken = (self.text, self.pair, self.label, self.id, *self.labels)
         return [name for name in _called(self.present, usual) if name not in taken]
 
 
 def table(path: Path, columns: Columns) -> Iterator[Row]:
-    """The file's rows, its header (if it has one) found with the help of the wanted columns."""
+    """The file's rows; the wanted columns help to tell whether it has a header."""
     given = [
         name
         for role in (columns.text, columns.pair, columns.label, columns.labels, columns.id)
@@ -177,25 +177,25 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def may_be_header(path: Path, line: int, columns: Columns) -> bool:
-    """Whether an example's line may be a header that was read as data: nobody said that there is none."""
+    """Whether an example's line may be a header that was read as data, the user not having said there is none."""
     return line == 1 and columns.header is None and format_of(path) in DELIMITERS
 
 
 def find_columns(
     path: Path, present: Sequence[str], wanted: Columns, labelled: bool, several: bool = False
 ) -> Found:
-    """The column for every role: those asked for, checked, and the usual names for the others.
+    """The column for every role: the named ones, checked, and the usual names for the others.
 
     Args:
         several: whether a text may have any number of labels, which may have columns of their own.
 
     Raises:
-        UserError: a column that is not there, or no way to tell which one holds the text or the label.
+        UserError: a named column is missing, or nothing tells which one holds the text or the label.
     """
     wants_pairs = {"pair"} if wanted.pair is not None else set[str]()
     for_this_file = wanted.asked if isinstance(wanted, TrainedColumns) else wants_pairs
     if not labelled and list(present) == ["text"] and for_this_file.isdisjoint({"text", "pair"}):
-        # Plain lines to predict, whatever the training data's column was called.
+        # Plain lines to predict, whatever the name of the training data's column.
         return Found("text", None, None, None, ("text",))
     may_be_absent = may_be_usual(wanted, "id") or wanted.id == NO_COLUMN
     if isinstance(wanted, TrainedColumns):
@@ -229,7 +229,7 @@ def find_columns(
 
 
 def _label_columns(path: Path, present: Sequence[str], wanted: Columns) -> tuple[str, ...]:
-    """The columns of 0 and 1; UserError if one is not there."""
+    """The columns of 0 and 1; UserError if one is missing."""
     labels = wanted.labels or ()
     if missing := [name for name in labels if name not in present]:
         several = len(missing) > 1
@@ -243,11 +243,11 @@ def _label_columns(path: Path, present: Sequence[str], wanted: Columns) -> tuple
 
 
 def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
-    """For names of the training file that are not there, the usual ones, where exactly one is (or one pair)."""
+    """Replaces the training file's names that are missing here by usual ones, where only one (or pair) fits."""
     named = {role: alternatives(getattr(wanted, role)) for role in ROLE_FLAGS if may_be_usual(wanted, role)}
     absent = {role for role, names in named.items() if names and _match(present, names) is None}
     changes: dict[str, Any] = {}
-    for role in sorted(absent):  # before any usual name: the training file's, in another case
+    for role in sorted(absent):  # the training file's name in another case beats a usual name
         if alike := _called(present, named[role]):
             changes[role] = alike[0]
     absent -= changes.keys()
@@ -267,7 +267,7 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
 
 
 def _or_no_header(path: Path, wanted: Columns) -> str:
-    """The way out for a file whose first line was taken for its header, and is none."""
+    """What to do about a file whose first line was taken for a header but is none."""
     form = wanted.form if isinstance(wanted, TrainedColumns) else ""
     if (FORMS[form] if form else format_of(path)) not in DELIMITERS:
         return ""
@@ -277,7 +277,7 @@ def _or_no_header(path: Path, wanted: Columns) -> str:
 
 
 def _other_kind(path: Path, present: Sequence[str]) -> str:
-    """What to call a file whose columns would be found then, or how to read it."""
+    """A hint at another name, encoding or quoting with which the file's columns would be found."""
     kind = format_of(path)
     if any(map(text_problem, present)):
         return f"; {OTHER_ENCODING}"
@@ -287,7 +287,7 @@ def _other_kind(path: Path, present: Sequence[str]) -> str:
 
 
 def _not_there(path: Path, present: Sequence[str], wanted: Columns, absent: Sequence[str]) -> str:
-    """What is said of columns that were named and are not there."""
+    """Message for columns that were named and are missing."""
     named = {role: " or ".join(map(repr, alternatives(getattr(wanted, role)))) for role in absent}
     columns = " and ".join(f"no {role} column {names}" for role, names in named.items())
     flags = " and ".join(ALL_FLAGS[role] for role in absent)
@@ -299,7 +299,7 @@ def _not_there(path: Path, present: Sequence[str], wanted: Columns, absent: Sequ
 
 
 def _match(present: Sequence[str], names: tuple[str, ...]) -> str | None:
-    """The first of `names` that is there, as a name or a number from 1."""
+    """The first column that one of `names` means, as a name or a number from 1."""
     for name in names:
         if name in present:
             return name
@@ -316,7 +316,7 @@ def _guess_texts(present: Sequence[str]) -> dict[str, str]:
 
 
 def _called(present: Sequence[str], usual: Sequence[str]) -> list[str]:
-    """The columns that have one of the usual names, in their order; in any case where that names only one."""
+    """The columns that have a usual name, in the order of these; case is ignored where only one column matches."""
     found = []
     for name in usual:
         alike = [column for column in present if column.lower() == name.lower()]

@@ -1,7 +1,7 @@
-"""What the command line's commands share: how one is added to the parser, and the flags that several have.
+"""What the commands share: how a command is added to the parser, and the flags that several have.
 
-Flags of `pretrain` and `finetune` are made from the configuration dataclasses, with the line under each field as
-the help (`config_flags`). Help texts start in lower case and have no full stop.
+Flags of `pretrain` and `finetune` are made from the configuration dataclasses; the line under each field is the
+help (`config_flags`). Help texts start in lower case and have no full stop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEVICE_HELP = "auto, cpu or cuda"
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but not those that say nothing."""
+    """Shows defaults, except those that say nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
@@ -36,7 +36,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 def is_to_say(text: str) -> bool:
-    """Whether this process is to print `text`: the first of several that has it to say, or the only one."""
+    """Whether this process should print `text`: it is the only one, or the first of several to want to."""
     if torchrun.size() == 1:
         return True
     from electra_core.distributed import is_first_to_say
@@ -45,7 +45,7 @@ def is_to_say(text: str) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in only one of several processes."""
+    """Prints an error in only one of several processes."""
 
     def error(self, message: str) -> NoReturn:
         """As argparse's."""
@@ -55,12 +55,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """The parser of one command; its options' `given_flags` are those that stood on the command line."""
+    """The parser of one command; `given_flags` in its options are those on the command line."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses twice, the second time with marked defaults: a value without the mark was given."""
+        """Parses twice, the second time with a mark as every default: a value other than the mark was given."""
         options, rest = super().parse_known_args(args, namespace)
-        mark: list[Any] = []  # a list, as that is what action="extend" adds to
+        mark: list[Any] = []  # a list, because action="extend" adds to one
         names = {action.dest for action in self._actions}
         again, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(names, mark)))
         options.given_flags = {name for name in names if getattr(again, name) is not mark}
@@ -68,10 +68,10 @@ class CommandParser(Parser):
 
 
 def refuse_idle(options: argparse.Namespace, names: Iterable[str], because: str) -> None:
-    """Raises UserError naming those of the flags (as the options call them) that were given and have no effect.
+    """Raises UserError naming the flags among `names` (of options) that were given but have no effect.
 
     Args:
-        because: what leaves them without effect ("with --this").
+        because: why they have no effect ("with --this").
     """
     if idle := [f"--{name.replace('_', '-')}" for name in names if name in options.given_flags]:
         raise UserError(f"{', '.join(idle)}: no effect {because}")
@@ -80,7 +80,7 @@ def refuse_idle(options: argparse.Namespace, names: Iterable[str], because: str)
 def add_command(
     commands: Any, run: Callable[[argparse.Namespace], int | None], summary: str, example: str
 ) -> argparse.ArgumentParser:
-    """A new command, named as `run`, which does it: options -> exit status, None for 0."""
+    """Adds a command named after `run`, which carries it out: options -> exit status, None for 0."""
     parser: argparse.ArgumentParser = commands.add_parser(
         run.__name__, help=summary, description=f"{summary}\n\nexample:\n  {example}", formatter_class=Help
     )
@@ -89,19 +89,19 @@ def add_command(
 
 
 def output_flags(command: argparse.ArgumentParser) -> None:
-    """Of commands that fill a folder and take their time."""
+    """Adds the flags of commands that fill a folder and take a while."""
     command.add_argument("--overwrite", action="store_true", help="replace the contents of --out")
     command.add_argument("--quiet", action="store_true", help="hide progress bars")
 
 
 def training_flags(command: argparse.ArgumentParser) -> None:
-    """Of commands that train."""
+    """Adds the flags of commands that train."""
     output_flags(command)
     command.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
 def inference_flags(command: argparse.ArgumentParser) -> None:
-    """Of commands that run a fine-tuned model over a file."""
+    """Adds the flags of commands that run a fine-tuned model over a file."""
     command.add_argument("--threshold", type=float, metavar="PROBABILITY",
                          help="multilabel: lowest probability at which a label is assigned (default: the model's, "
                               "normally 0.5)")  # fmt: skip
@@ -113,10 +113,10 @@ def inference_flags(command: argparse.ArgumentParser) -> None:
 
 
 def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool = True) -> Any:
-    """Of commands that read labelled files, or files of that form; returns the flags' group.
+    """Adds the flags of commands that read labelled files, or files of that form; returns the flags' group.
 
     Args:
-        usual: what is read where no column is named, for the help.
+        usual: what is read if no column is named, for the help.
         labelled: whether the label is read.
     """
     group = command.add_argument_group("columns and encoding of the data (a COLUMN is a name, or a number from 1)")
@@ -141,10 +141,10 @@ def column_flags(command: argparse.ArgumentParser, usual: str, *, labelled: bool
 
 
 def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Columns:
-    """What the flags of `column_flags` say; None where they say nothing.
+    """What the flags of `column_flags` say; None for a flag that was not given.
 
     Args:
-        form: what is in the file, whatever its name (`row_files.FORMS`).
+        form: the file's format, whatever its name (`row_files.FORMS`).
 
     Raises:
         UserError: a flag that has no effect on a `file` of this kind.
@@ -196,13 +196,13 @@ def config_flags(group: Any, config: type, names: Iterable[str], presets: Sequen
 
 
 def _as_help(text: str) -> str:
-    """A field's line of documentation as the other flags' help is written: no capital, no full stop."""
+    """A field's line of documentation in the style of the other flags' help: no capital, no full stop."""
     is_a_word = text[1:2].islower() or text[1:2] == " "
     return (text[:1].lower() + text[1:] if is_a_word else text).removesuffix(".").replace("%", "%%")
 
 
 def _default_note(values: Sequence[Any]) -> str:
-    """What --help says of a default, which argparse does not know here: of the one, or one for each preset."""
+    """How --help shows a default that argparse does not know: the only value, or one for each preset."""
     value = values[0]
     if any(other != value for other in values):
         return " (default: the preset's)"

@@ -18,7 +18,7 @@ SHIPPED_NAME = "tiny, from the package"
 
 
 def add_commands(commands: Any) -> None:
-    """Adds them to the parser's."""
+    """Adds them to the parser."""
     for add in (_detect_flags, _trace_flags, _info_flags, _flops_flags, _status_flags):
         add(commands)
 
@@ -212,7 +212,7 @@ def _status_flags(commands: Any) -> None:
 
 
 def status(options: Namespace) -> None:
-    """How runs stand."""
+    """The state of runs."""
     from electra_core import status_views
     from electra_core.status import find_runs, judged, reference_curve
 
@@ -242,7 +242,7 @@ def _write_page(file: str, html: str) -> None:
 
 def _text(text: str) -> str:
     if text == "-":
-        text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")  # whose bytes the tokenizer names
+        text = sys.stdin.buffer.read().decode("utf-8", errors="surrogateescape")  # the tokenizer names them
     if not text.strip():
         raise UserError("the text is empty")
     return text.strip()

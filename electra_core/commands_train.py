@@ -1,7 +1,7 @@
 """The commands that make something: `electra demo`, `prepare`, `pretrain` and `finetune`.
 
-Of each first its flags, then what it does with them. Importing torch takes seconds, which `--help` should not wait
-for: what brings it is imported by the commands themselves.
+Each command's flags come first, then what it does with them. Importing torch takes seconds, and `--help` should
+not wait for it, so the commands import what needs torch themselves.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ STOPPED = 75
 """Exit status of a run that was stopped and saved: EX_TEMPFAIL, "try again"."""
 
 OF_A_VOCABULARY = ("vocab_size", "model_type", "cased", "sample_characters")
-"""Flags of `prepare` that say how one is learned."""
+"""Flags of `prepare` that say how a vocabulary is learned."""
 OF_TOKENS = ("lines", "workers", "heldout_fraction", "drop_duplicates")
 """Flags of `prepare` that say how text becomes tokens."""
 OF_A_GENERATOR = (
     "generator_weight", "temperature", "disallow_correct", "uniform_generator", "tying", "generator_hidden_size",
     "generator_attention_heads", "generator_intermediate_size", "generator_layers",
 )  # fmt: skip
-"""Flags of `pretrain` for the objectives that have a generator beside what is trained."""
+"""Flags of `pretrain` for the objectives that have a generator."""
 PRETRAIN_GROUPS = {
     "objective": (
         "objective", "mask_fraction", "generator_weight", "discriminator_weight", "temperature",
@@ -79,7 +79,7 @@ FINETUNE_GROUPS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds them to the parser's."""
+    """Adds them to the parser."""
     for add in (_demo_flags, _prepare_flags, _pretrain_flags, _finetune_flags):
         add(commands)
 
@@ -98,7 +98,7 @@ def _demo_flags(commands: Any) -> None:
 
 
 def demo(options: Namespace) -> None:
-    """The whole story on the embedded corpus."""
+    """The whole pipeline, on the embedded corpus."""
     from electra_core.demo import run_demo, texts_only
 
     if options.texts_only:
@@ -312,13 +312,13 @@ def pretrain(options: Namespace) -> int:
 def _check_pretrain(
     options: Namespace, model: str | None, changes: dict[str, Any], encoder_changes: dict[str, Any]
 ) -> None:
-    """Raises UserError for flags that change nothing, as the others are. (A file of `--config` may have all.)"""
+    """Raises UserError for flags without effect, given the others. (A `--config` file may hold any setting.)"""
     from electra_core.sizes import with_followers
     from electra_core.start_pair import read_pair
 
     pair = read_pair(options.init_discriminator, options.init_generator)
     model = model or (pair.preset if pair else "small")
-    if model not in PRESETS:  # which is said where it is looked for
+    if model not in PRESETS:  # the error is raised where the preset is looked up
         return
     preset = PRESETS[model]
     changes, _ = with_followers(preset, changes, encoder_changes)
@@ -397,10 +397,10 @@ def finetune(options: Namespace) -> int:
 
 def _stopped() -> int:
     """The exit status of a run that was stopped."""
-    # torchrun makes 1 of every other status, and with --max-restarts it would start all ranks again.
+    # torchrun turns every other status into 1, and with --max-restarts would start all ranks again.
     return 0 if torchrun.is_used() else STOPPED
 
 
 def _is_data_set(folder: Path) -> bool:
-    """A data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
+    """Whether it is a data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
     return not (folder / "pos").is_dir()

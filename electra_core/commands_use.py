@@ -26,7 +26,7 @@ AS_TRAINED = "the name in the training file, else a usual one, such as text"
 
 
 def add_commands(commands: Any) -> None:
-    """Adds them to the parser's."""
+    """Adds them to the parser."""
     for add in (_evaluate_flags, _predict_flags, _export_flags, _convert_flags):
         add(commands)
 
@@ -114,7 +114,7 @@ def predict(options: Namespace) -> None:
 
 
 def _form_of(output: str) -> str:
-    """What is written to a file of that name; UserError for what is not written at all."""
+    """The output format that a file name implies; UserError for a format that cannot be written."""
     ending = Path(output).suffix.lower()
     if ending in (".tsv", ".parquet", ".xlsx", ".xls", ".ods", ".gz", ".xz", ".zst"):
         raise UserError(
@@ -128,7 +128,7 @@ def _is_same_file(one: str, other: str) -> bool:
 
 
 def _submission(predictor: Any, options: Namespace) -> None:
-    """A row that was left out would move the answers of all rows behind it, so none may be."""
+    """Writes a GLUE submission. No row may be left out: that would shift the answers of all rows after it."""
     from electra_core.labelled import BadRows
     from electra_core.named_tasks import submitted_task, write_submission
 
@@ -153,7 +153,7 @@ def _submission(predictor: Any, options: Namespace) -> None:
 
 
 def _say_what_was_lost(bad: Any, predictor: Any) -> None:
-    """Rows that were skipped, texts that were cut, words that the vocabulary has not."""
+    """Reports rows that were skipped, texts that were truncated, and words that the vocabulary lacks."""
     from electra_core.data_warnings import unknown_words
 
     if bad.count:
@@ -167,7 +167,7 @@ def _say_what_was_lost(bad: Any, predictor: Any) -> None:
 
 
 def _predictor(options: Namespace, source: str) -> Any:
-    """The model, as it reads the file `source`."""
+    """The model, set up to read the file `source`."""
     from electra_core.named_tasks import for_reading
     from electra_core.predict import load
 

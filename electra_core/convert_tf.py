@@ -9,7 +9,7 @@
 
 Kernels are [in, out] there and [out, in] here. The generator shares `electra/embeddings` unless it has
 `generator/embeddings` of its own, and is the discriminator itself if there is no `generator/` at all. Adam's
-moments (`adam_m`, `adam_v`) and `global_step` stay behind. Sizes are read off the shapes.
+moments (`adam_m`, `adam_v`) and `global_step` are left out. Sizes are inferred from the shapes.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ HEAD_SIZE = 64  # of every model that google-research/electra describes; a check
 def convert_checkpoint(
     checkpoint: str | Path, out: str | Path, *, num_heads: int | None = None, lowercase: bool = True
 ) -> list[Path]:
-    """Writes OUT/discriminator and OUT/generator, as far as the checkpoint has them.
+    """Writes OUT/discriminator and OUT/generator, where the checkpoint has them.
 
-    A `vocab.txt` beside the checkpoint is taken along.
+    A `vocab.txt` beside the checkpoint becomes their tokenizer.
 
     Args:
         checkpoint: PREFIX of PREFIX.index and PREFIX.data-*, or a directory with one checkpoint.
-        num_heads: attention heads of the discriminator; if None, one for each 64 of its width.
-        lowercase: whether the vocabulary is an uncased one.
+        num_heads: attention heads of the discriminator; None: its hidden size / 64.
+        lowercase: whether the vocabulary is uncased.
 
     Returns:
         The directories written.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or one of another model.
+        UserError: the checkpoint is missing, damaged, or of another model.
     """
     prefix = _prefix(Path(checkpoint))
     variables = read_bundle(prefix)
@@ -72,7 +72,7 @@ def convert_checkpoint(
 
 
 def hub_variables(variables: Mapping[str, Variable], *, generator: bool) -> dict[str, Variable]:
-    """The variables of one of the two models, by their Hub names; the others are left out."""
+    """The variables of one of the two models, by their Hub names."""
     tops = {"electra", "generator_predictions" if generator else "discriminator_predictions"}
     has_own_encoder = any(name.startswith("generator/encoder/") for name in variables)
     found: dict[str, Variable] = {}
@@ -154,7 +154,7 @@ def _is_kernel(name: str) -> bool:
 
 
 def _prefix(checkpoint: Path) -> Path:
-    """The prefix that a user's path means."""
+    """The checkpoint prefix that a user's path means."""
     if not checkpoint.is_dir():
         for suffix in (".index", ".meta", ".data-00000-of-00001"):
             if checkpoint.name.endswith(suffix):

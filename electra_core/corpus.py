@@ -1,7 +1,7 @@
-"""A prepared corpus, opened: memory-mapped tokens with sentence and document borders.
+"""Reads a prepared corpus: memory-mapped tokens with sentence and document boundaries.
 
-`prepare` (in `prepare.py`) writes it, `shards.py` describes the files. Opening looks at sizes only, so neither
-time nor memory depends on how large the corpus is; `verify` reads everything.
+`prepare` (in `prepare.py`) writes it, `shards.py` describes the files. Opening checks file sizes only, so its
+time and memory do not depend on the size of the corpus; `verify` reads everything.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from electra_core.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, tok
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 LARGE = 1_000_000_000
-"""Tokens from which on borders of sentences that examples look up are read page by page. In smaller corpora
-reading around a page brings what is needed soon; beyond, a hundred times what is needed (docs/scaling.md)."""
+"""From this many tokens on, the sentence boundaries that examples look up are read page by page. In a smaller
+corpus, read-ahead fetches what is needed soon; in a larger one, a hundred times too much (docs/scaling.md)."""
 
 
 class Corpus:
     """One split of a prepared corpus; `Corpus.open` makes it.
 
-    Sentences and documents are in the order of the text, and numbered through across the shards.
+    Sentences and documents are in the order of the text; their numbers run on across the shards.
     """
 
     def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
@@ -58,7 +58,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the whole corpus, both splits and the tokenizer."""
+        """The fingerprint of the whole corpus: both splits and the tokenizer."""
         return self.manifest.fingerprint
 
     @cached_property
@@ -66,7 +66,7 @@ class Corpus:
         """The tokenizer the corpus was made with.
 
         Raises:
-            UserError: the files under DATA/tokenizer are another tokenizer's.
+            UserError: the files under DATA/tokenizer belong to another tokenizer.
         """
         tokenizer = load_tokenizer(self.directory / "tokenizer")
         if tokenizer.fingerprint() != self.manifest.tokenizer_fingerprint:
@@ -74,7 +74,7 @@ class Corpus:
         return tokenizer
 
     def sentence_bounds(self, sentence: int) -> tuple[int, int, int]:
-        """(shard, first token, end) of a sentence, the tokens counted within the shard."""
+        """(shard, first token, end) of a sentence, in tokens of that shard."""
         if not 0 <= sentence < self.num_sentences:
             raise IndexError(f"sentence: expected an index in [0, {self.num_sentences}), got {sentence}")
         shard = int(np.searchsorted(self._shard_ends, sentence, side="right"))

@@ -1,9 +1,9 @@
-"""The text of a corpus on its way from the sources to shards; what `prepare` does, without the settings.
+"""Turns the text of the sources into the shards of a corpus: the work of `prepare`, without its settings.
 
 SourceText   the documents of the sources, read as often as needed
-assign       each document to training or held-out
-in_batches   documents in units of work, which `encoding.encode_all` makes tokens of
-ShardedText  the tokens in shards on the disk, from where the journal says on
+assign       sends each document to the training or the held-out split
+in_batches   groups documents into units of work, which `encoding.encode_all` tokenises
+ShardedText  writes the tokens to shards on disk, resuming where the journal says
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from electra_core.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # of text in one unit of work
 JOURNAL_BATCHES = 64  # units of work between two entries of the journal
-MUCH_UNKNOWN = 0.01  # the share of [UNK] from which on the user is told
+MUCH_UNKNOWN = 0.01  # the share of [UNK] above which the user is warned
 
 log = logging.getLogger(__name__)
 
 
 class SourceText:
-    """The text of the sources, as often as it is asked for, with a progress bar each time."""
+    """The text of the sources, which can be read repeatedly, with a progress bar each time."""
 
     def __init__(self, sources: Sequence[Source], text_field: str, documents: str, quiet: bool) -> None:
         self._sources, self._quiet = list(sources), quiet
         self._reading = {"text_field": text_field, "documents": documents}
         self._spooled: Path | None = None
         self.report = ReadReport()
-        """Of the latest reading."""
+        """Report of the latest reading."""
 
     @property
     def can_be_read_again(self) -> bool:
-        """Whether another process finds the same text."""
+        """Whether another process would find the same text."""
         return all(source.is_regular for source in self._sources)
 
     def spool_into(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class SourceText:
             self._spooled.unlink()
 
     def documents(self, title: str, after: ReadReport | None = None) -> Iterator[list[str]]:
-        """All documents, or those behind where an earlier reading was."""
+        """All documents, or those after the point that an earlier reading had reached."""
         self.report = report = after or ReadReport()
         sizes = [source.size for source in self._sources]
         total = None if None in sizes else sum(size or 0 for size in sizes)
@@ -80,7 +80,7 @@ class SourceText:
 def assign(
     documents: Iterable[list[str]], seed: int, heldout_fraction: float, drop_duplicates: bool
 ) -> Iterator[Document]:
-    """Sends each document to training or held-out, by its contents: the others and their order don't matter."""
+    """Sends each document to the training or held-out split by its contents alone, independent of all others."""
     limit = int(heldout_fraction * (1 << 64))
     seen: set[int] = set()
     for document in documents:
@@ -107,7 +107,7 @@ def in_batches(documents: Iterable[Document]) -> Iterator[Batch]:
 
 
 class ShardedText:
-    """The shards of both splits on their way to the disk, from where the journal says on."""
+    """Writes the shards of both splits, resuming where the journal says."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, journal: Journal) -> None:
         self._tokenizer, self._dtype, self._journal = tokenizer, token_dtype(tokenizer.vocab_size), journal
@@ -123,16 +123,16 @@ class ShardedText:
     def encode(
         self, text: SourceText, lines: str, workers: int, seed: int, heldout_fraction: float, drop_duplicates: bool
     ) -> None:
-        """Writes all documents that are not there yet."""
+        """Writes all documents that have not been written yet."""
         after, done = None, 0
         if self._before:
             after, done = ReadReport(**self._before["report"]), int(self._before["documents"])
             log.info("continuing an interrupted run after %s documents", f"{done:,}")
-        # Whether a document was there before is known only after all others were looked at again.
+        # Duplicates can be told only once all earlier documents have been read again.
         documents = text.documents("writing tokens", None if drop_duplicates else after)
         assigned = assign(documents, seed, heldout_fraction, drop_duplicates)
         remaining = islice(assigned, done, None) if drop_duplicates else assigned
-        places: deque[dict[str, Any]] = deque()  # behind each batch that is being encoded
+        places: deque[dict[str, Any]] = deque()  # after each batch that is being encoded
 
         def batches() -> Iterator[Batch]:
             count = done
@@ -162,14 +162,14 @@ class ShardedText:
         return {split: writer.counts for split, writer in self._writers.items()}
 
     def hold_out(self, heldout_fraction: float) -> None:
-        """Holds a document out if none is and one should be."""
+        """Holds one document out if there should be any and none was drawn."""
         if lacks_heldout(self._splits, heldout_fraction):
-            self._journal.remove()  # it tells of the shards that are there, not of those that come
+            self._journal.remove()  # it describes the present shards, not those about to be written
             self._writers = hold_one_out(self._folder, self._splits["train"], self._dtype, self._shard_tokens)
             self._held_one_out = True
 
     def manifest(self, settings: Mapping[str, Any], report: ReadReport) -> Manifest:
-        """Raises UserError if there is nothing to train on, unless this is only a part."""
+        """The manifest; raises UserError if there is nothing to train on, unless this is only a part."""
         splits = self._splits
         if not splits["train"].tokens and "shard" not in settings:
             raise UserError("no document is left for training: the text is too small for a held-out part")
@@ -187,7 +187,7 @@ class ShardedText:
 
 
 def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one_out: bool) -> Iterator[str]:
-    """Sentences for the user about what is out of the ordinary.
+    """Sentences for the user about anything unusual.
 
     Args:
         held_one_out: whether `hold_one_out` was needed.

@@ -1,6 +1,6 @@
-"""What labelled data are, and what is odd about them, in a line each for the user: copies in the development data,
-a header that was read as an example, labels that are no classes, tags in none of the usual notations, text that
-the vocabulary cannot write. What is wrong with a single row, `BadRows` says."""
+"""One-line notes for the user on what labelled data hold and what is odd about them: dev data that repeat training
+data, a header read as an example, labels that are not classes, tags in none of the usual notations, text that the
+vocabulary does not cover. Problems of a single row are reported by `BadRows`."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from electra_core.tagged_files import TaggedExample
 from electra_core.tagging import marks_spans
 
 MANY_COPIES = 0.1
-"""Share of the development data from which on copies are told. CoNLL-2003 has 6%, and nobody's mistake."""
+"""Copies are reported above this share of the dev data. CoNLL-2003 has 6%, without a mistake."""
 MANY_CUT = 0.1
-"""Share of the examples from which on it is a warning that they were cut."""
+"""Truncated examples are a warning above this share of all."""
 MANY_LABELS = 10
-"""From so many on they may be something else than classes; fewer are also a small example's."""
+"""From this many on, labels may be something other than classes; a tiny data set may well have fewer."""
 SHOWN_LABELS = 5
-"""Of so many it is said how often they occur."""
+"""Number of labels whose counts are shown."""
 FEW = 5
-"""Labels with fewer examples are rare."""
+"""A label with fewer examples is rare."""
 LONGEST_LABEL = 40
-"""Characters of a label that are shown then."""
+"""Number of characters shown of a label."""
 WORDS_FOR_NONE = frozenset({"n/a", "na", "#n/a", "<na>", "none", "null", "nil", "missing"})
-"""What programs write where a value is missing, in small letters. ("nan" is read as none.)"""
+"""What programs write for a missing value, in lower case. ("nan" is read as missing.)"""
 SEPARATORS = (",", ";", "|", "/", "\t")
-"""What may stand between the labels of a cell. (Spaces stand inside of labels, too.)"""
+"""What may separate the labels in a cell. (Not spaces, which also occur inside labels.)"""
 MUCH_HEAVIER = 50
-"""From so many times the weight on it is told."""
+"""Ratio of class weights above which the user is warned."""
 MUCH_UNKNOWN = 0.1
-"""Share of the tokens from which on [UNK] is told."""
+"""Share of [UNK] among the tokens above which the user is warned."""
 
 
 def rows_and_columns(
     path: str | Path, examples: Sequence[TextExample], asked: Columns, found: Found | None, *, classes: bool
 ) -> str:
-    """What was read: how many rows, which columns, what the labels are; and where nobody named the columns, which
-    others might have been meant.
+    """What was read: how many rows, which columns, which labels; and if the columns were not named, which others
+    might have been meant.
 
     Args:
         asked: the columns as the user has them.
-        found: the columns that were read; None of a folder.
-        classes: whether the labels are; else numbers.
+        found: the columns that were read; None for a folder.
+        classes: whether the labels are classes; otherwise numbers.
     """
     labels = _classes(examples) if classes else _range(examples)
     rows = f"{path}: {len(examples):,} row{'s' if len(examples) > 1 else ''}"
@@ -69,7 +69,7 @@ def rows_and_columns(
 
 
 def _classes(examples: Sequence[TextExample]) -> str:
-    """How often the commonest labels occur, and if not all are shown the rarest, where misspelt ones are."""
+    """Counts of the commonest labels and, if not all are shown, of the rarest, which may be misspelt."""
     commonest = label_counts(examples).most_common()
     shown, others = commonest[:SHOWN_LABELS], commonest[SHOWN_LABELS:]
     line = _counted(shown)
@@ -93,12 +93,12 @@ def _range(examples: Sequence[TextExample]) -> str:
 
 
 def input_of(example: Any) -> bytes:
-    """What examples have in common that are not to be learned from and judged by: the text, the pair of texts, the
-    words, the text with its endings; of questions their context. Case and white space do not matter: to most
-    vocabularies they are nothing.
+    """A digest of an example's input, equal for examples that must not be in both training and dev data: of the
+    text, the pair, the words, the text with its endings, or a question's context. Case and white space are
+    ignored, since most vocabularies ignore them.
 
     Returns:
-        A digest, as whole texts would be kept twice in memory.
+        16 bytes; keeping whole texts would double the memory.
     """
     if isinstance(example, QuestionExample):
         texts: Sequence[str | None] = (example.context,)
@@ -113,7 +113,7 @@ def input_of(example: Any) -> bytes:
 
 
 def copies(train: Sequence[Any], dev: Sequence[Any]) -> str | None:
-    """Says how many of the development data's inputs stand in the training data, too, if they are many."""
+    """Says how many of the dev data's inputs are also in the training data, if there are many."""
     known = {input_of(example) for example in train}
     count = sum(input_of(example) in known for example in dev)
     if count <= MANY_COPIES * len(dev):
@@ -122,7 +122,7 @@ def copies(train: Sequence[Any], dev: Sequence[Any]) -> str | None:
 
 
 def _called(example: Any) -> str:
-    """What inputs are called, several of them."""
+    """The plural that names such inputs in a message."""
     if isinstance(example, QuestionExample):
         return "questions' contexts"
     if isinstance(example, TaggedExample):
@@ -131,11 +131,11 @@ def _called(example: Any) -> str:
 
 
 def header_as_example(path: str | Path, examples: Sequence[Any], columns: Columns) -> str | None:
-    """Says that the first line of a CSV or TSV looks like a header read as an example: nobody said whether there
-    is one, its class has no other example, and another class has.
+    """Says that a CSV's or TSV's first line looks like a header read as an example: the user did not say whether
+    there is one, its class has no other example, and some class has several.
 
     Args:
-        examples: of classes, as they were read from `path`.
+        examples: examples with classes, as read from `path`.
     """
     first = examples[0]
     if not may_be_header(Path(path), first.line, columns):
@@ -151,7 +151,7 @@ def header_as_example(path: str | Path, examples: Sequence[Any], columns: Column
 
 
 def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | None:
-    """Says that most labels occur once, if they are many: numbers, or another column than that of the classes."""
+    """Says that most of many labels occur only once: they may be numbers, or the wrong column."""
     counts = label_counts(examples)
     alone = sum(count == 1 for count in counts.values())
     if len(counts) < MANY_LABELS or alone <= len(counts) / 2:
@@ -163,14 +163,14 @@ def labels_of_one(path: str | Path, examples: Sequence[TextExample]) -> str | No
 
 
 def _instead(example: TextExample) -> str:
-    """What else labels may be that occur once each."""
+    """What to try if labels occur once each."""
     if isinstance(example, MultiLabelExample):
         return "--label-separator sets what separates the labels in a cell"
     return "--task regress learns numbers, --task multilabel reads several labels per cell"
 
 
 def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str | None:
-    """Says that no text has more than one label, but that labels hold what may stand between two."""
+    """Says that no text has more than one label, though labels contain what may be a separator."""
     if any(len(labels_in(example)) > 1 for example in examples):
         return None
     labels = {label for example in examples for label in labels_in(example)}
@@ -183,7 +183,7 @@ def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str
 
 
 def labels_of_several(path: str | Path, labels: Sequence[str]) -> str | None:
-    """Says that a class is made of the names of others, as cells with several labels are."""
+    """Says that a class's name is made of other classes' names, like a cell with several labels."""
     for label in labels:
         for mark in SEPARATORS:
             parts = [part.strip() for part in label.split(mark)]
@@ -196,7 +196,7 @@ def labels_of_several(path: str | Path, labels: Sequence[str]) -> str | None:
 
 
 def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | None:
-    """Says that a label is a word for a missing one."""
+    """Says that a label is a word for a missing value."""
     every = (label for example in examples for label in labels_in(example))
     counts = Counter(label for label in every if label.casefold() in WORDS_FOR_NONE)
     if not counts:
@@ -211,10 +211,10 @@ def labels_of_none(path: str | Path, examples: Sequence[TextExample]) -> str | N
 
 
 def labels_alike(path: str | Path, counts: Mapping[str, int]) -> str | None:
-    """Says which labels differ in nothing but case, what one does not see, or a number's form, as slips do.
+    """Says which labels differ only in case, white space or a number's form, and so may be slips.
 
     Args:
-        counts: of every label, how often it occurs.
+        counts: how often every label occurs.
     """
     groups: dict[str, list[str]] = {}
     for label in counts:
@@ -233,7 +233,7 @@ def labels_alike(path: str | Path, counts: Mapping[str, int]) -> str | None:
 
 
 def different_labels(path: str | Path, examples: Sequence[TextExample]) -> str | None:
-    """Says how many texts occur with different labels, and where the first one does."""
+    """Says how many texts occur with different labels, and where the first of them does."""
     first: dict[bytes, TextExample] = {}
     differing: dict[bytes, TextExample] = {}
     for example in examples:
@@ -257,10 +257,10 @@ def _labels_of(example: TextExample) -> str:
 def unseen_labels(
     labels: Sequence[str], train: Sequence[TextExample], dev: Sequence[TextExample], *, held_out: bool
 ) -> Iterator[str]:
-    """Says which labels cannot be learned, and which cannot be judged, as no example has them.
+    """Says which labels cannot be learned, and which cannot be evaluated, because no example has them.
 
     Args:
-        held_out: whether the dev examples are a part of the training file.
+        held_out: whether the dev examples were split off the training file.
     """
     counts = label_counts(train)
     judged = {label for example in dev for label in labels_in(example)}
@@ -284,8 +284,8 @@ def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapp
     """Says that an example of the rarest class weighs far more than one of the commonest.
 
     Args:
-        weights: of the classes.
-        counts: of their training examples; a class without one plays no part.
+        weights: class weights.
+        counts: training examples per class; a class without any is ignored.
     """
     present = sorted((weight, label) for label, weight in zip(labels, weights) if counts[label])
     (least, common), (most, rare) = present[0], present[-1]
@@ -298,7 +298,7 @@ def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapp
 
 
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:
-    """Says that tags are judged word by word, if most of them are O or 0, as only where the others mark spans."""
+    """Says that tags are scored word by word although most are O or 0, which suggests that the rest mark spans."""
     counts = Counter(tag for example in examples for tag in example.tags or ())
     (most, _), (other, _) = counts.most_common(2)
     if marks_spans(labels) or most.upper() not in ("O", "0"):
@@ -310,7 +310,7 @@ def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: 
 
 
 def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> str:
-    """Says how many examples were cut: a warning, with what helps, if they are many and something does."""
+    """Says how many examples were truncated; as a warning with a remedy, if they are many and there is one."""
     line = f"{cut} of {examples} examples are longer than {length} tokens"
     if cut <= MANY_CUT * examples or not may_be_longer:
         return Lost(f"{line} and were truncated")
@@ -318,7 +318,7 @@ def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> st
 
 
 def unknown_words(unknown: int, tokens: int) -> str | None:
-    """Says which share of the tokens is [UNK], if it is large."""
+    """Says what share of the tokens is [UNK], if it is large."""
     if unknown <= MUCH_UNKNOWN * tokens:
         return None
     return f"{unknown / tokens:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"

@@ -1,6 +1,6 @@
-"""CSV cut into cells: what the readers of labelled files (`row_files.py`) and of text (`text_tables.py`) share.
+"""Splits CSV into cells, for the readers of labelled files (`row_files.py`) and of text (`text_tables.py`).
 
-They differ in what becomes of a broken row: one leaves it out and says so, the other ends.
+They differ in how they treat a broken row: the first skips and reports it, the second stops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 EXCELS = ["sep=", ""]
-"""The line sep=; that Excel understands, cut by what it names."""
+"""Excel's line `sep=;`, split at the delimiter that it names."""
 QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -20,18 +20,18 @@ class Cells(NamedTuple):
     """A row of a delimited file."""
 
     first: int
-    """Line on which it begins, from 1."""
+    """Line on which the row begins, from 1."""
     last: int
-    """Line on which it ends: cells in quotes may go over several."""
+    """Line on which it ends: quoted cells may span several."""
     cells: list[str]
     error: csv.Error | None
-    """What is wrong with it; then it has no cells."""
+    """What is wrong with the row; it then has no cells."""
 
 
 def delimiter_of(first_line: str) -> tuple[str, bool]:
-    """What a CSV is cut by, and whether a space goes with it, as its first line tells.
+    """A CSV's delimiter, guessed from its first line, and whether a space follows it.
 
-    It may be cut by semicolons (spreadsheets in much of Europe), tabs or bars (databases).
+    It may also be a semicolon (spreadsheets in much of Europe), a tab or a bar (databases).
     """
     line = QUOTED.sub("", first_line)
     delimiter = max(",;\t|", key=line.count)
@@ -41,21 +41,21 @@ def delimiter_of(first_line: str) -> tuple[str, bool]:
 def split_cells(
     lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int = sys.maxsize
 ) -> Iterator[Cells]:
-    """Every row that is not blank, nor Excel's first line.
+    """Every row except blank ones and Excel's `sep=` line.
 
     Args:
-        lines: without their ends.
-        delimiter, spaced: as `delimiter_of` gives them.
+        lines: without their line ends.
+        delimiter, spaced: as `delimiter_of` returns them.
         quoting: whether cells may be quoted.
-        most: characters that a cell may have.
+        most: maximum number of characters in a cell.
     """
     csv.field_size_limit(most)  # the default refuses cells beyond 128 kB
     reader = csv.reader(
         (line + "\n" for line in lines),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        skipinitialspace=spaced,  # else a quote behind the space would be an ordinary character
-        strict=True,  # else a forgotten closing quote swallows the rest of the file in silence
+        skipinitialspace=spaced,  # otherwise a quote after the space would be an ordinary character
+        strict=True,  # otherwise a forgotten closing quote silently swallows the rest of the file
     )
     while True:
         first = reader.line_num + 1

@@ -1,18 +1,18 @@
-"""The whole story in minutes: `electra demo`.
+"""The whole pipeline in minutes: `electra demo`.
 
-    1  read the docstrings that are on this machine, and take a labelled task from them
+    1  read the docstrings on this machine, and make a labelled task from them
     2  train a vocabulary, write token shards
-    3  pre-train a tiny ELECTRA from nothing
+    3  pre-train a tiny ELECTRA from scratch
     4  fine-tune the model that ships with the package, the one just pre-trained, and a random start
     5  compare them, in the terminal and in report.html
 
-Everything is budgeted by the clock: pre-training takes its share of the minutes, and fine-tuning goes on, one
-seed of every start at a time, until the minutes are over. Whatever comes out is reported as it is.
+Everything has a time budget: pre-training takes its share of the minutes, and fine-tuning continues, one seed of
+every start at a time, until the minutes are over. The results are reported whatever they are.
 
     OUT/corpus.txt, OUT/task/    the text and the labelled examples
     OUT/data/                    token shards and tokenizer
     OUT/pretrained/              the pre-training run
-    OUT/finetuned/*/             the last fine-tuned model of every start
+    OUT/finetuned/*/             the last fine-tuned model from every start
     OUT/report.html, OUT/report.json
 """
 
@@ -53,15 +53,15 @@ from electra_core.shards import Manifest
 CPU_MINUTES, GPU_MINUTES = 8.0, 2.0
 PRETRAIN_SHARE = 0.4  # of the minutes
 MOST_SEEDS = 5
-PATIENCE = 1.25  # times its seconds: then pre-training is stopped, on a machine that has become slower
-OVERDRAFT = 0.25  # of the minutes may be overdrawn for a second seed, without which there is no spread
+PATIENCE = 1.25  # times its seconds, after which pre-training is stopped if the machine has slowed down
+OVERDRAFT = 0.25  # of the minutes: may be exceeded for a second seed, without which there is no spread
 VOCABULARY = 8192
 HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = {"cpu": 24, "cuda": 400}
-"""On a GPU most of the first hundred are taken eagerly or captured, and the later ones replayed, much faster."""
+"""On a GPU most of the first hundred run eagerly or are captured; later ones are replayed, much faster."""
 EPOCHS = 10
 WRITTEN = {"task", "corpus.txt", "data", "calibration", "pretrained", "finetuned", "report.html", "report.json"}
-"""All that a demo leaves in its folder; `task` is there first."""
+"""Everything that a demo writes in its folder, beginning with `task`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Start:
     directory: Path
     """A model directory."""
     random: bool = False
-    """Take only the directory's sizes and tokenizer."""
+    """Whether only the directory's sizes and tokenizer are used."""
 
 
 @dataclass
@@ -87,14 +87,14 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times what is done inside."""
+        """Times the block."""
         begin = time.monotonic()
         yield
         self.stages.append((name, time.monotonic() - begin))
 
     @property
     def left(self) -> float:
-        """Seconds of the budget that are left; negative when it is overdrawn."""
+        """Seconds left of the budget; negative when it is exceeded."""
         return self.budget - (time.monotonic() - self.started)
 
 
@@ -111,14 +111,14 @@ def run_demo(
     """Runs the demo and writes its report; see the header.
 
     Args:
-        out_dir: must not exist or be empty, unless `overwrite`.
+        out_dir: must be new or empty, unless `overwrite`.
         minutes: of wall-clock time in all; None: 8 on a CPU, 2 on a GPU. One seed of every start is fine-tuned
             even if that takes longer.
         quiet: no progress bars.
-        say: takes lines for the user.
+        say: receives lines for the user.
 
     Raises:
-        UserError: the folder is occupied, no CUDA device where one is asked for, ...
+        UserError: the folder is not empty, there is no CUDA device though `device` names one, ...
     """
     place = resolve_device(device)
     if minutes is None:
@@ -184,14 +184,14 @@ def texts_only(out_dir: str | Path, *, quiet: bool = False, overwrite: bool = Fa
 
 
 def machine(place: torch.device) -> str:
-    """What this runs on, in a line."""
+    """The device and its machine, in one line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     where = f"CUDA, {torch.cuda.get_device_name(place)}" if place.type == "cuda" else "CPU"
     return f"torch {torch.__version__} on {where}; {cores} CPU cores; Python {platform.python_version()}"
 
 
 def introduction(place: torch.device, minutes: float) -> list[str]:
-    """The first lines: what was found here, and what is going to happen."""
+    """The first lines of output: what was found here, and what will happen."""
     lines = [machine(place)]
     if place.type == "cpu" and torch.cuda.is_available():
         lines.append(f"A CUDA device is available; to use it: {option('device', 'cuda')}")
@@ -204,7 +204,7 @@ def introduction(place: torch.device, minutes: float) -> list[str]:
 
 
 def _make_folder(out: Path, overwrite: bool) -> None:
-    """Raises UserError if `out` holds anything and may not be overwritten; what a demo wrote is removed.
+    """Makes `out`, removing an earlier demo; raises UserError if it holds anything and may not be overwritten.
 
     Nothing is removed if the folder holds anything else: a `data` there may be the user's own.
     """
@@ -213,7 +213,7 @@ def _make_folder(out: Path, overwrite: bool) -> None:
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if found and not overwrite:
         raise UserError(f"{out}: not empty; {option('overwrite')} replaces the demo in it")
-    others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial, of a killed one
+    others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial of a killed demo
     if others or (found and "task" not in found):
         raise UserError(
             f"{out}: holds {others[0] if others else 'no demo'}, and {option('overwrite')} replaces nothing "
@@ -228,7 +228,7 @@ def _make_folder(out: Path, overwrite: bool) -> None:
 
 
 def _read_docstrings(out: Path, quiet: bool) -> tuple[list[Document], LabelledTask]:
-    """Corpus and task on disk."""
+    """Writes corpus and task."""
     with progress("reading", None, "documents", quiet=quiet) as bar:
 
         def counted() -> Iterator[Document]:
@@ -252,11 +252,11 @@ def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:
 
 
 def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) -> PretrainResult:
-    """As many steps as fit into `seconds`, with the learning rate's schedule over exactly these steps."""
+    """Pre-trains for as many steps as fit into `seconds`; the learning-rate schedule spans exactly these steps."""
     begin = time.monotonic()
     rate = _steps_per_second(out, device, seed)
     left = max(seconds - (time.monotonic() - begin), seconds / 2)  # a slow machine still gets a run
-    steps = max(2 * CALIBRATION_STEPS["cpu"], round(0.9 * left * rate))  # a tenth for evaluations and saving
+    steps = max(2 * CALIBRATION_STEPS["cpu"], round(0.9 * left * rate))  # a tenth is for evaluating and saving
     changes = {
         "steps": steps,
         "warmup_steps": max(1, steps // 10),
@@ -274,7 +274,7 @@ def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) ->
 
 
 def _steps_per_second(out: Path, device: str, seed: int) -> float:
-    """Measured on the later half of a few steps; the first ones are slower."""
+    """Steps per second, measured on the second half of a short run; the first steps are slower."""
     half = CALIBRATION_STEPS[resolve_device(device).type] // 2
     changes = {"steps": 2 * half, "warmup_steps": half, "log_every": half, "eval_every": 2 * half}
     changes |= {"eval_examples": 32, "seed": seed}
@@ -288,7 +288,7 @@ def _steps_per_second(out: Path, device: str, seed: int) -> float:
 def _finetune(
     starts: Sequence[Start], out: Path, clock: Clock, device: str, quiet: bool, say: Say
 ) -> dict[str, list[float]]:
-    """Accuracies by start, one for each seed; every start gets the same seeds."""
+    """Accuracies from each start, one for each seed; every start gets the same seeds."""
     accuracies: dict[str, list[float]] = {start.key: [] for start in starts}
     slowest = 0.0
     for seed in range(MOST_SEEDS):
@@ -305,8 +305,8 @@ def _finetune(
 
 
 def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool) -> float:
-    """Accuracy at the end of the training: no epoch is picked by its figure."""
-    # The same for every start; a decay by layer would keep the lower layers of a random start from learning.
+    """Accuracy after the last epoch: no epoch is chosen by its accuracy."""
+    # The same for every start; layer-wise decay would keep the lower layers of a random start from learning.
     settings = FinetuneSettings(epochs=EPOCHS, layerwise_decay=1.0, seed=seed, random_start=start.random)
     folder = out / "finetuned" / start.key
     result = finetune(
@@ -320,6 +320,6 @@ def _finetune_once(start: Start, out: Path, seed: int, device: str, quiet: bool)
 
 
 def _stop_if(reason: str | None) -> None:
-    """A signal ends the demo; running out of the stage's time does not."""
+    """Ends the demo if a signal stopped the stage; running out of the stage's time does not end it."""
     if reason not in (None, "time limit"):
         raise KeyboardInterrupt(reason)

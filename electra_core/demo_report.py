@@ -1,4 +1,4 @@
-"""What the demo found, made into its report: charts, reference values, warnings, passages."""
+"""Turns what the demo found into its report: charts, reference values, warnings, passages."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class Findings:
     out: Path
     machine: str
     documents: int
-    """In the corpus."""
+    """Number in the corpus."""
     tokens: Mapping[str, int]
-    """Of each split of the corpus."""
+    """Number in each split of the corpus."""
     task: LabelledTask
     pretrained: PretrainResult
     shipped: Path
     """The folder of the package's model."""
     accuracies: Mapping[str, Sequence[float]]
-    """shipped | pretrained | random -> at the end of fine-tuning, one for each seed."""
+    """shipped | pretrained | random -> accuracies at the end of fine-tuning, one for each seed."""
     epochs: int
-    """Of fine-tuning."""
+    """Number of fine-tuning epochs."""
     stages: Sequence[tuple[str, float]]
     """(name, seconds)"""
 
 
 def build_report(found: Findings) -> Report:
-    """The report; the models are loaded once more for their opinion of a passage."""
+    """The report; the models are loaded once more to judge a passage."""
     unigram = unigram_loss(found.out / "data")
     task, pretrained = found.task, found.pretrained
     seeds = max(map(len, found.accuracies.values()))
@@ -106,7 +106,7 @@ def to_json(report: Report, found: Findings) -> dict[str, Any]:
 
 
 def _summary(starts: Sequence[Dots]) -> str:
-    """The medians in a sentence, whatever they are."""
+    """A sentence that states the medians."""
     parts = [f"{row.name.lower()} {100 * median(row.values):.1f}%" for row in starts if row.values]
     return "Fine-tuned on a few hundred labelled docstrings, median accuracy: " + ", ".join(parts) + "."
 
@@ -115,9 +115,9 @@ def _summary(starts: Sequence[Dots]) -> str:
 
 
 def unigram_loss(data: Path) -> float:
-    """Nats per held-out token for somebody who knows how frequent every word is in the training text, no more.
+    """Nats per held-out token of a unigram model, which knows only the tokens' frequencies in the training text.
 
-    A generator that stays here has not learnt to use the context.
+    A generator that stays at this loss has not learnt to use the context.
     """
     train, heldout = Corpus.open(data), Corpus.open(data, "heldout")
     train_V, heldout_V = (
@@ -126,17 +126,17 @@ def unigram_loss(data: Path) -> float:
         )
         for corpus in (train, heldout)
     )
-    probability_V = (train_V + 1) / (train_V + 1).sum()  # a word never seen is not impossible
+    probability_V = (train_V + 1) / (train_V + 1).sum()  # a token never seen is not impossible
     return float(-(heldout_V * np.log(probability_V)).sum() / heldout_V.sum())
 
 
 def guessing_accuracy(task: LabelledTask) -> float:
-    """Of always answering the area that is most frequent among the examples to be judged by."""
+    """Accuracy of always giving the area that is most frequent in the dev examples."""
     return max(Counter(example.label for example in task.dev).values()) / len(task.dev)
 
 
 def counting_accuracy(task: LabelledTask) -> float:
-    """Of a logistic regression on word counts (TF-IDF), which knows no context at all."""
+    """Accuracy of a logistic regression on word counts (TF-IDF), which sees no context at all."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -151,10 +151,10 @@ def counting_accuracy(task: LabelledTask) -> float:
 
 
 def judge_pretraining(evaluation: Mapping[str, float], unigram: float) -> list[tuple[str, str]]:
-    """What to tell the user about a pre-training that has not left its plateau; empty if it has.
+    """Warnings about a pre-training that has not left its plateau; empty if it has.
 
     Args:
-        evaluation: the last one on held-out text (`pretrain.evaluate`).
+        evaluation: the last figures on held-out text (`pretrain.evaluate`).
         unigram: `unigram_loss`.
     """
     auc = evaluation.get("eval_rtd_auc", math.nan)
@@ -177,7 +177,7 @@ def judge_pretraining(evaluation: Mapping[str, float], unigram: float) -> list[t
 
 
 def judge_comparison(starts: Sequence[Dots]) -> list[tuple[str, str]]:
-    """Says so where a pre-trained start did not beat the random one."""
+    """Warnings about pre-trained starts that did not beat the random one."""
     random = starts[-1]
     warnings = []
     for start in starts[:-1]:
@@ -228,7 +228,7 @@ def pretraining_charts(rows: Sequence[Mapping[str, float]], unigram: float) -> l
 
 
 def _passages(found: Findings) -> list[Passage]:
-    """The shipped model's opinion of English prose, and the fresh one's of a docstring it has never seen."""
+    """The shipped model's scores for English prose, and the new model's for a docstring it has never seen."""
     example = max(found.task.dev, key=_reads_like_prose)
     return [
         generated_passage(
@@ -245,13 +245,13 @@ def _passages(found: Findings) -> list[Passage]:
 
 
 def _reads_like_prose(example: Example) -> tuple[bool, float]:
-    """Not too short, and made of words rather than of code."""
+    """Sort key: long enough, and made of words rather than code."""
     words = sum(character.isalpha() or character == " " for character in example.text)
     return len(example.text) >= 200, words / len(example.text)
 
 
 def _facts(found: Findings, unigram: float) -> list[tuple[str, str]]:
-    """How it was made, for the table at the end of the page."""
+    """How everything was made, for the table at the end of the page."""
     run, config = found.pretrained, load_config(found.out / "pretrained")[0]
     python = found.machine.rpartition("Python ")[2]
     counts = {

@@ -1,11 +1,12 @@
-"""Which labelled examples are held out where there is no dev file: the same for every run and every seed.
+"""Chooses the labelled examples to hold out if there is no dev file: the same for every run and every seed.
 
-What has the same input stays on one side. Of classes, each gets about its share of what is held out:
+Examples with the same input stay on one side. Each class gets about its share of the held-out examples:
 
-    quota    the held-out part of its examples, one at least if there is room; none of a class whose examples all
+    quota    the held-out share of its examples, at least one if there is room; none for a class whose examples all
              have one input, since it could not be learned then
-    range    within a fifth of the quota. So the random order alone decides wherever it comes out about even, as it
-             does of large classes; of the small ones, below five, the quota is exact, but for copies that are more
+    range    within a fifth of the quota. So for large classes, where a random order comes out about even, that
+             order alone decides; for small ones, with a quota below five, the quota is exact, except where a group
+             of copies is larger
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from electra_core.labelled import labels_in
 from electra_core.tagged_files import TaggedExample
 
 HELD_OUT = 0.1  # of the training data
-SPLIT_SEED = 0  # not the run's: figures of two seeds are of the same held-out examples
+SPLIT_SEED = 0  # not the run's seed: two seeds are evaluated on the same held-out examples
 SPLIT_STREAM = 2  # of the random numbers of a fine-tuning run
-UNEVEN = 5  # the part of a quota that chance may add or take
+UNEVEN = 5  # chance may add or take 1/UNEVEN of a quota
 
 
 def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> tuple[list[Any], list[Any]]:
-    """Training and held-out examples, each in the file's order; what has the same input stays together.
+    """Training and held-out examples, each in the file's order; examples with the same input stay together.
 
-    Groups of one input are held out in a random order, the same for every run, as long as they fit into a tenth;
-    if none does, the smallest one is.
+    Groups with one input are held out in a random order, the same for every run, as long as they fit into a tenth
+    of the examples; if none fits, the smallest is held out.
 
     Args:
-        where: what complaints call the examples.
-        by_label: whether their labels are classes, of which each is to have its share on both sides; of texts with
-            several labels, each set of labels.
+        where: what error messages call the examples.
+        by_label: whether to give each class its share on both sides; for texts with several labels, each set of
+            labels counts as a class.
 
     Raises:
-        UserError: all have the same input.
+        UserError: all examples have the same input.
     """
     inputs = [input_of(example) for example in examples]
     groups: dict[bytes, list[int]] = {}
@@ -64,12 +65,12 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
 
 
 def _chosen(groups: Sequence[Counter[Hashable]], left: Counter[Hashable]) -> set[int]:
-    """Which groups are held out, whole ones, up to a tenth of the examples: in their order first those that keep
-    every label within its range, then those that leave every label some examples, then any.
+    """The indices of the groups to hold out, up to a tenth of the examples: in the given order, first those that
+    keep every label within its range, then those that leave every label some examples, then any.
 
     Args:
-        groups: the labels of each.
-        left: those of all; those of what is left for training afterwards.
+        groups: the labels of each group.
+        left: the labels of all examples; afterwards, of those left for training.
     """
     room = max(1, round(left.total() * HELD_OUT))
     quotas = label_quotas(groups, room)
@@ -110,13 +111,13 @@ def label_quotas(groups: Sequence[Counter[Hashable]], count: int) -> Counter[Has
         least.update({label: min(number, least.get(label, number)) for label, number in group.items()})
     examples = total.total()
     shares = {label: count * number / examples for label, number in total.items()}
-    # The largest first, of equals those that come first: everyone gets one, then what its share is, then the rest.
+    # Largest labels first, ties in order of appearance: each gets one, then its whole share, then the remainder.
     several = [label for label, _ in total.most_common() if spread[label] > 1]
     whole = {label: max(1, int(shares[label])) for label in several}
     turns = (several, (label for label in several for _ in range(1, whole[label])),
              sorted(several, key=lambda label: whole[label] - shares[label]))  # fmt: skip
     quotas = Counter(itertools.islice(itertools.chain(*turns), count))
-    for label in several:  # copies that are more than the quota are better than none, if not too many
+    for label in several:  # a group of copies larger than the quota is better than none, if not too large
         more = least[label] - quotas[label]
         if quotas[label] and more > 0 and 3 * least[label] <= total[label]:
             largest = max(total, key=quotas.__getitem__)

@@ -1,21 +1,21 @@
-"""The embedded corpus: documentation that is on every machine that can run this project.
+"""The embedded corpus: documentation found on every machine that can run this project.
 
 Docstrings of the standard library, of torch and of numpy, and the interpreter's own language reference
 (`pydoc_data.topics`). Source files are parsed with `ast`; nothing is imported and nothing is downloaded.
-Two things come of it:
+Two things are made of it:
 
 - a corpus for pre-training, in the shape that `electra prepare` reads (`write_corpus`);
 - a labelled task, "which area of the library does this docstring belong to" (`labelled_task`). A module's
   documents are all in the training set or all in the development set, and names that give the answer away
-  (dotted paths, import lines) are taken out, so that what is left to go by is how an area writes.
+  (dotted paths, import lines) are removed, so that only an area's style and vocabulary are left to go by.
 
 `electra demo --texts-only` writes both (`sample.py`).
 
-Which documents there are depends on the versions of Python, torch and numpy that are installed; for given
-versions the result is the same everywhere, order included.
+The documents depend on the installed versions of Python, torch and numpy; for given versions the result is the
+same everywhere, order included.
 
-Left out on purpose: test suites (Linux distributions ship Python without them), files whose docstrings use
-single quotes only (they are not worth parsing), text that occurs twice.
+Left out on purpose: test suites (Linux distributions ship Python without them), files whose docstrings all use
+single quotes (not worth parsing), and repeated text.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from pathlib import Path
 from electra_core.errors import UserError
 
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
-SHORTEST_DOCUMENT = 40  # characters: shorter ones ("Return the name.") say nothing about where they are from
+SHORTEST_DOCUMENT = 40  # characters: shorter ones ("Return the name.") say nothing about their area
 
 # Label -> the modules that belong to it. The longest matching prefix wins. Chosen so that every class has
-# at least a dozen modules in any Python >= 3.10 with the torch and numpy versions that are supported.
+# at least a dozen modules in any Python >= 3.10 with the supported torch and numpy versions.
 AREAS: dict[str, tuple[str, ...]] = {
     "neural networks": ("torch.nn", "torch.optim", "torch.ao.nn"),
     "probability": ("torch.distributions", "numpy.random", "random", "statistics"),
@@ -92,7 +92,7 @@ class Example:
 
 @dataclass(frozen=True)
 class LabelledTask:
-    """Training and development examples whose modules do not overlap. `labels` in the order of `AREAS`."""
+    """Training and development examples whose modules do not overlap. `labels` are in the order of `AREAS`."""
 
     train: list[Example]
     dev: list[Example]
@@ -108,7 +108,7 @@ def documents() -> Iterator[Document]:
     About 10 seconds on one core.
 
     Raises:
-        UserError: not a single source file is found (a Python without its library's sources).
+        UserError: no source file is found (a Python without its library's sources).
     """
     seen: set[str] = set()
     with _quick_parsing():
@@ -126,7 +126,7 @@ def documents() -> Iterator[Document]:
 
 @contextmanager
 def _quick_parsing() -> Iterator[None]:
-    """Old sources warn about their escapes; and trees hold no cycles, so collecting them is wasted (-25%)."""
+    """Silences warnings about escapes in old sources, and collects no garbage: trees hold no cycles (-25%)."""
     was_enabled = gc.isenabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,7 +161,7 @@ def _file_documents(path: Path, module: str) -> Iterator[Document]:
             return
         tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # sources for other Pythons, deliberately broken test data, odd encodings
+        return  # sources for other Python versions, deliberately broken test data, odd encodings
     area = area_of(module)
     pairs = _topics(tree) if module == "pydoc_data.topics" else _docstrings(tree, module)
     for name, raw in pairs:
@@ -181,7 +181,7 @@ def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
     """(qualified name, docstring) of `node` and of everything defined inside it, depth first.
 
-    Only statements are visited, never expressions: that is where definitions are, and ten times quicker.
+    Only statements are visited, never expressions: definitions are statements, and it is ten times faster.
     """
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
@@ -197,7 +197,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _attached_docstring(call: ast.Call, name: str) -> Iterator[tuple[str, str]]:
-    """What `add_docstr(torch.abs, "...")` and `add_newdoc("numpy", "abs", "...")` say of compiled functions."""
+    """Docstrings of compiled functions: `add_docstr(torch.abs, "...")`, `add_newdoc("numpy", "abs", "...")`."""
     called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if not called.startswith(("add_docstr", "add_newdoc")):
         return
@@ -216,9 +216,9 @@ _SENTENCE_END = re.compile(r"(?<=[a-z0-9)`'\"][.!?]) +(?=[A-Z`\"'(])")
 def clean(docstring: str) -> str:
     """`docstring` with one sentence, heading, list item or line of code per line, and no blank lines.
 
-    Paragraphs are unwrapped and cut at sentence ends; rules made of punctuation go.
+    Paragraphs are unwrapped and split into sentences; rules made of punctuation are removed.
     """
-    # Carriage returns, lone surrogates and the like occur in texts about encodings; no corpus wants them.
+    # Carriage returns, lone surrogates and the like occur in texts about encodings, and have no place in a corpus.
     docstring = "".join(c for c in docstring if c.isprintable() or c in "\n\t")
     paragraphs: list[str] = []
     indent = -1  # of the line before; -1: the next line starts a paragraph
@@ -274,14 +274,14 @@ def labelled_task(
 ) -> LabelledTask:
     """ "Which area of the library does this docstring belong to?"
 
-    Modules are dealt to the two sides in an order drawn by `seed`, and every module gives a few documents
-    only, so that no class is one module's habit. A class that cannot give half of what is asked is left out.
+    Modules are dealt to the two sides in an order drawn from `seed`, and each contributes only a few documents,
+    so that no class rests on one module's style. A class that cannot supply half of its examples is left out.
 
     Args:
-        corpus: what `documents()` gave.
-        train_per_class, dev_per_class: the most examples of a class on each side.
-        longest: characters of an example; the rest of the text is cut at a word.
-        seed: which split.
+        corpus: from `documents()`.
+        train_per_class, dev_per_class: maximum number of examples of a class on each side.
+        longest: maximum number of characters in an example; longer texts are cut between words.
+        seed: of the split.
 
     Raises:
         ValueError: fewer than two classes can be filled.
@@ -309,7 +309,7 @@ def labelled_task(
 def example_text(text: str, longest: int) -> str:
     """A document's text as one line without the names that give its module away, at most `longest` long.
 
-    Import lines go; of a dotted name only the last part stays (`torch.nn.Linear` -> `Linear`).
+    Import lines are removed; of a dotted name only the last part is kept (`torch.nn.Linear` -> `Linear`).
     """
     line = " ".join(line for line in text.split("\n") if not _IMPORT.match(line))
     line = _PATH_BEFORE_NAME.sub("", line)
@@ -319,10 +319,10 @@ def example_text(text: str, longest: int) -> str:
 def _deal(
     modules: dict[str, list[Example]], train_size: int, dev_size: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Modules go, in a drawn order, to the side that is further from full; documents are spread over modules."""
+    """Deals modules, in a drawn order, to the side further from full; documents are spread over modules."""
     sides: tuple[list[list[Example]], list[list[Example]]] = ([], [])
     filled = [0.0, 0.0]
-    most = [max(1, train_size // 6), max(1, dev_size // 6)]  # of one module: a class needs six at the least
+    most = [max(1, train_size // 6), max(1, dev_size // 6)]  # of one module: a class needs at least six
     for module in sorted(modules, key=lambda module: _drawn(seed, module)):
         examples = _shuffled(modules[module], seed)
         side = 0 if filled[0] / train_size <= filled[1] / dev_size else 1
@@ -343,5 +343,5 @@ def _shuffled(examples: list[Example], seed: int) -> list[Example]:
 
 
 def _drawn(seed: int, key: str) -> bytes:
-    """A place in a random order that does not depend on what else is installed."""
+    """A sort key: a place in a random order that does not depend on what else is installed."""
     return hashlib.sha256(f"{seed} {key}".encode(errors="replace")).digest()

@@ -1,4 +1,4 @@
-"""What a downstream task is: everything that differs between classifying, tagging, answering and choosing.
+"""The interface of a downstream task: all that differs between classifying, tagging, answering and choosing.
 
 A task knows how to read its examples, encode them, compute the loss, turn logits into predictions and score
 those. Training (`finetune.py`) and prediction (`predict.py`) are the same code for all of them. A task is a
@@ -26,26 +26,26 @@ from electra_core.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11
 
-CHUNK = 1000  # examples that are tokenised between two updates of the progress bar
+CHUNK = 1000  # examples tokenised between two updates of the progress bar
 
 
 class Task(ABC):
-    """Examples are of the task's own type (`TextExample`, `TaggedExample`, ...), predictions JSON-ready dicts."""
+    """Base of all tasks. Each has its own type of example (`TextExample`, ...); predictions are dicts for JSON."""
 
     kind: ClassVar[str]
-    """Its name on the command line: classify, multilabel, regress, tag, qa, choose."""
+    """The task's name on the command line: classify, multilabel, regress, tag, qa, choose."""
     model_class: ClassVar[type[TaskModel]]
     """The model that solves it."""
     labels: tuple[str, ...]
-    """Names of the outputs; empty where they have none, or are not known before the training data are."""
+    """Names of the outputs; empty where they have none, or until the training data supply them."""
     metric: str
-    """Which figure chooses the best checkpoint; higher is better."""
+    """The metric that chooses the best checkpoint; higher is better."""
     max_length: int
-    """Tokens per sequence at most, [CLS] and [SEP] included."""
+    """Maximum number of tokens per sequence, [CLS] and [SEP] included."""
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """What of `score` may be the `metric`, as more of it is better; known when the labels are."""
+        """The figures of `score` that may be the `metric`, higher being better; known once the labels are."""
         return (self.metric,)
 
     @abstractmethod
@@ -54,23 +54,23 @@ class Task(ABC):
 
     @abstractmethod
     def from_value(self, value: Any, name: str) -> Any:
-        """One example from what a caller hands to a pipeline: a text, a pair, a dict.
+        """One example from a caller's input to a pipeline: a text, a pair, a dict.
 
         Raises:
-            ValueError: a value of another form.
+            ValueError: the value has another form.
         """
 
     def is_one(self, value: tuple[Any, ...]) -> bool:
-        """Whether a tuple that a caller hands to a pipeline is one value for `from_value`, not several."""
+        """Whether a tuple given to a pipeline is one value for `from_value`, not several."""
         return False
 
     @abstractmethod
     def fitted(self, examples: Sequence[Any]) -> Self:
-        """The task with what it has to learn from its training examples: labels, scale, ..."""
+        """The task with what it takes from its training examples: labels, scale, ..."""
 
     @abstractmethod
     def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, *, training: bool = False) -> Features:
-        """Word ids and targets; one or more units per example."""
+        """Token ids and targets; one or more units per example."""
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: TaskBatch) -> Tensor:
@@ -79,7 +79,7 @@ class Task(ABC):
     def weight(self, batch: TaskBatch) -> float:
         """What the batch's loss is a mean over: units, words, weights of classes.
 
-        Parts of an accumulated step count by it, so that its loss and gradient are those of one batch.
+        It weighs the batches of an accumulated step, so that loss and gradient are those of one large batch.
         """
         return float(len(batch.unit_starts) - 1)
 
@@ -94,15 +94,15 @@ class Task(ABC):
         """Figures of merit by name; `metric` is among them."""
 
     def tuned(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> Self:
-        """The task with what is tuned on development data after training (a threshold)."""
+        """The task with what is tuned on the dev data after training (a threshold)."""
         return self
 
     def as_saved(self, model: TaskModel) -> AbstractContextManager[Self]:
-        """Inside, the model is as it is to be saved, and with it the task that comes out."""
+        """A context in which the model is in the form to be saved; gives the task to save with it."""
         return nullcontext(self)
 
     def as_trained(self, model: TaskModel) -> None:  # noqa: B027
-        """Makes a model that was saved one to train on, in place: the other way round than `as_saved`."""
+        """Puts a saved model back into the form for training, in place: the inverse of `as_saved`."""
 
 
 def read_all(task: Task, path: Path | str, *, skip_bad_rows: bool = False) -> tuple[list[Any], BadRows]:

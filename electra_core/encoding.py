@@ -1,8 +1,8 @@
-"""Documents to blocks of ids, fast, in one process or several; the result does not depend on how many.
+"""Turns documents into blocks of ids, in one process or several; the result does not depend on how many.
 
-A text's ids are those of its words (runs without a space) laid end to end, in every tokenizer we have. Natural
-text repeats its words, so each is encoded once and looked up from then on: several times faster than the
-tokenizer library by itself, with the same ids (tests compare them, `benchmarks/bench_prepare.py` measures).
+In all of our tokenizers, a text's ids are those of its words (runs without a space) laid end to end. Natural text
+repeats its words, so each is encoded once and looked up from then on: several times faster than the tokenizer
+library alone, with the same ids (tests compare them, `benchmarks/bench_prepare.py` measures).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from electra_core.shards import SPLITS, Block, token_dtype
 from electra_core.tokenizer import Tokenizer, tokenizer_from_json
 
 MAX_SENTENCE_TOKENS = 128
-CACHE_CHARACTERS = 4_000_000  # of words remembered, about 100 MB; then the cache starts anew
+CACHE_CHARACTERS = 4_000_000  # of cached words, about 100 MB; then the cache is emptied
 
 
 class Document(NamedTuple):
@@ -40,7 +40,7 @@ Batch = list[Document]
 
 
 class WordEncoder:
-    """A tokenizer that remembers words; special tokens' names in a text are characters like any other."""
+    """A tokenizer that caches words; names of special tokens in a text are read as ordinary characters."""
 
     def __init__(self, tokenizer_json: str) -> None:
         self._tokenizer = tokenizer_from_json(tokenizer_json).as_plain_text()
@@ -86,7 +86,7 @@ def encode_documents(batch: Batch, encoder: WordEncoder, lines: str) -> list[Blo
 
 
 def cut_lengths(length: int) -> list[int]:
-    """A sentence's length as those of nearly equal pieces of at most MAX_SENTENCE_TOKENS; [] for 0."""
+    """Splits a sentence's length into nearly equal lengths of at most MAX_SENTENCE_TOKENS; [] for 0."""
     pieces = -(-length // MAX_SENTENCE_TOKENS)
     return [length * (i + 1) // pieces - length * i // pieces for i in range(pieces)]
 
@@ -94,7 +94,7 @@ def cut_lengths(length: int) -> list[int]:
 def encode_all(
     batches: Iterable[Batch], tokenizer: Tokenizer, lines: str, workers: int
 ) -> Generator[list[Block], None, None]:
-    """The blocks of each batch, in order. Few batches are under way at a time, so memory stays bounded.
+    """The blocks of each batch, in order. Few batches are in flight at a time, so memory stays bounded.
 
     Raises:
         UserError: a worker process died, most likely for want of memory.
@@ -103,7 +103,7 @@ def encode_all(
         encoder = WordEncoder(tokenizer.to_json())
         yield from (encode_documents(batch, encoder, lines) for batch in batches)
         return
-    # Fresh processes: those forked from a program with threads (torch, tokenizers) may hang.
+    # Spawned: processes forked from a program with threads (torch, tokenizers) may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer.to_json(), lines))
     running: deque[Future[list[Block]]] = deque()
     try:
@@ -133,7 +133,7 @@ def _start_worker(tokenizer_json: str, lines: str) -> None:
 
 
 def _end_with_main_process() -> None:
-    """Without this, workers whose main process was killed would wait for work for ever."""
+    """Ends a worker whose main process was killed; it would wait for work for ever."""
     if (main := parent_process()) is not None:
         main.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""What is the user's to mend, not the program's: exceptions with a clear line, and what disks say in words."""
+"""Errors that the user can fix: exceptions with a clear one-line message, and words for disk and memory errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A clear one-line message for the person at the keyboard; the command line prints it and exits 2."""
+    """A clear one-line message for the user; the command line prints it and exits with status 2."""
 
 
 class AnotherRankFailed(UserError):
-    """A user's error that another process of the run has found, and says."""
+    """A UserError that another process of the run has found, and reports."""
 
 
 _on_command_line = False
@@ -24,7 +24,7 @@ _on_command_line = False
 
 @contextmanager
 def on_command_line() -> Iterator[None]:
-    """A context in which arguments and settings are called as flags; for `cli.main`."""
+    """A context in which messages refer to arguments and settings as flags; for `cli.main`."""
     global _on_command_line
     before, _on_command_line = _on_command_line, True
     try:
@@ -34,12 +34,12 @@ def on_command_line() -> Iterator[None]:
 
 
 def is_on_command_line() -> bool:
-    """Whether messages are for somebody who types flags."""
+    """Whether messages are for a user of the command line."""
     return _on_command_line
 
 
 def option(name: str, value: object = None) -> str:
-    """What whoever reads a message calls an argument or setting, perhaps with a value that it could have.
+    """An argument or setting as the reader of a message gives it, optionally with a value that it could have.
 
     >>> option("max_minutes"), option("embedding_init", "normal")
     ('max_minutes', "embedding_init='normal'")
@@ -61,7 +61,7 @@ _DISK_TROUBLE = {
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
-    """What to say of a disk that is full or over its quota; None for any other exception."""
+    """Message for a disk that is full or over its quota; None for any other exception."""
     return _DISK_TROUBLE.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
@@ -74,13 +74,13 @@ _MORE_MEMORY = {
     "finetune": "try a smaller --batch-size and as many times the --accumulate, or a smaller --max-length",
     "evaluate": _ELSEWHERE, "predict": _ELSEWHERE, "demo": _ELSEWHERE,
 }  # fmt: skip
-"""Command -> what it can do with less."""
+"""Command -> how it can do with less memory."""
 
 
 def memory_trouble(error: BaseException | None, command: str) -> str | None:
-    """A line: memory does not suffice, and what `command` can do about it; None for any other exception.
+    """One line: memory does not suffice, and what `command` can do about it; None for any other exception.
 
-    The first exception of those that led to `error` counts: what ends a CUDA graph's capture hides it.
+    Of the exceptions that led to `error` the first counts: one that ends a CUDA graph's capture may hide it.
     """
     found = [e for e in _led_to(error) if isinstance(e, RuntimeError) and _MEMORY_TROUBLE.search(str(e))]
     if not found:
@@ -94,7 +94,7 @@ def memory_trouble(error: BaseException | None, command: str) -> str | None:
 
 
 def is_of_the_gpu(error: BaseException) -> bool:
-    """Whether Triton or the GPU's runtime raised it, or what led to it: then the kernels may be at fault."""
+    """Whether Triton or the GPU's runtime raised `error` or a cause of it: the kernels may then be at fault."""
     texts = ("Triton Error", "CUDA error", "HIP error")
     return any(
         type(e).__module__.split(".")[0] == "triton" or any(text in str(e) for text in texts)
@@ -111,14 +111,14 @@ def _led_to(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def writing(what: str, only_in: Path | None = None) -> Iterator[None]:
-    """A context in which an OSError is the user's to mend: `what`, a flag or a path, cannot be written.
+    """A context in which an OSError becomes a UserError: `what`, a flag or a path, cannot be written.
 
     Args:
-        only_in: for a block that does other things, too (a caller's function may not reach its server): only
-            errors of a disk that takes nothing, and of files in this folder, are meant.
+        only_in: for a block that does other things, too (a caller's function may not reach its server): only a
+            full disk, and errors about files in this folder, are converted.
 
     Raises:
-        UserError: instead of it.
+        UserError: instead of the OSError.
     """
     try:
         yield
@@ -129,7 +129,7 @@ def writing(what: str, only_in: Path | None = None) -> Iterator[None]:
 
 
 def _is_inside(file: object, folder: Path) -> bool:
-    """Whether an OSError's `filename` is a path, and in the folder."""
+    """Whether `file`, an OSError's `filename`, is a path inside the folder."""
     if not isinstance(file, str | os.PathLike):
         return False
     return Path(os.path.abspath(os.fspath(file))).is_relative_to(os.path.abspath(folder))
@@ -137,8 +137,8 @@ def _is_inside(file: object, folder: Path) -> bool:
 
 @contextmanager
 def threads_quiet_about_disks() -> Iterator[None]:
-    """A context in which a thread (TensorBoard's) that meets a full disk prints no traceback: whoever waits for it
-    gets the exception, and says so in one line."""
+    """A context in which a thread (TensorBoard's) that hits a full disk prints no traceback: the caller that waits
+    for it gets the exception, and reports it in one line."""
     before = threading.excepthook
     threading.excepthook = lambda given: None if disk_trouble(given.exc_value) else before(given)
     try:

@@ -1,7 +1,7 @@
-"""Examples as word ids, stored flat; truncation, sliding windows, and which sequences form a batch.
+"""Examples as token ids, stored flat; truncation, sliding windows, and which sequences form a batch.
 
-Sequences are kept end to end in one array, as `packing.TokenBatch` wants them: a batch is a few slices, and
-half a million sentence pairs take 100 MB. Nothing is padded anywhere.
+Sequences lie end to end in one array, as in `packing.TokenBatch`: a batch is a few slices, and half a million
+sentence pairs take 100 MB. Nothing is padded.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 from electra_core.packing import TokenBatch, from_lengths
 
 UNLABELLED = -100
-"""Target of a token that has none (`torch.nn.functional.cross_entropy` ignores it by default)."""
+"""Target of a token without a label (`torch.nn.functional.cross_entropy` ignores it by default)."""
 POOL_BATCHES = 50
-"""Batches' worth of sequences that are sorted by length together: more is faster, fewer is more random."""
+"""Number of batches whose sequences are sorted by length together: more is faster, fewer is more random."""
 TRUNCATIONS = ("head", "tail", "both")
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Packed sequences with their targets."""
+    """A batch of packed sequences with their targets."""
 
     tokens: TokenBatch
     """N sequences, T tokens."""
     targets: Tensor
-    """What the task's loss wants: per unit ([U] or [U, 2]) or per token ([T]); empty if there are none."""
+    """Targets of the task's loss: per unit ([U] or [U, 2]) or per token ([T]); empty if there are none."""
     unit_starts: Tensor
     """int64 [U + 1]: unit u is sequences unit_starts[u] to unit_starts[u + 1] (more than one for choices)."""
 
@@ -42,11 +42,11 @@ class TaskBatch:
 
 
 class Features:
-    """Encoded examples. A unit is what stays together in a batch: one sequence, or all endings of a choice.
+    """Encoded examples. A unit stays together in a batch: one sequence, or all endings of a multiple choice.
 
     Attributes:
         owners: for each unit, the index of the example it belongs to (long documents have several units).
-        places: for each unit, what its task needs to make sense of its logits, if anything.
+        places: for each unit, what its task needs to interpret the logits, if anything.
         truncated: how many examples lost tokens.
     """
 
@@ -74,7 +74,7 @@ class Features:
         self._starts.append(len(self._ids))
 
     def end_unit(self, owner: int, target: object = None, place: Any = None) -> None:
-        """Closes a unit: the sequences since the last one, with their target (None where there is none)."""
+        """Closes a unit, which holds the sequences added since the last one; `target` None: it has none."""
         self._unit_starts.append(len(self._first))
         self.owners.append(owner)
         self.places.append(place)
@@ -94,7 +94,7 @@ class Features:
         self.end_unit(owner, target, place)
 
     def extend(self, other: Features, first_owner: int) -> None:
-        """Appends another's units; its examples count from `first_owner`."""
+        """Appends the units of `other`, whose examples are numbered from `first_owner` on."""
         tokens, sequences = len(self._ids), len(self._first)
         self._ids.extend(other._ids)
         self._first.extend(other._first)
@@ -106,7 +106,7 @@ class Features:
         self.truncated += other.truncated
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """All of it as arrays and plain values for `from_arrays`; None if `places` holds anything."""
+        """Everything as arrays and plain values for `from_arrays`; None if `places` holds anything."""
         if any(place is not None for place in self.places):
             return None
         flat = self.per_token and self._targets
@@ -126,7 +126,7 @@ class Features:
         """The inverse of `to_arrays`.
 
         Raises:
-            KeyError, ValueError: something is missing or of another size.
+            KeyError, ValueError: something is missing or has the wrong size.
         """
         features = cls(facts["cls_id"], facts["sep_id"], per_token=facts["per_token"])
         features.truncated = facts["truncated"]
@@ -149,11 +149,11 @@ class Features:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all."""
+        """Total number of tokens."""
         return len(self._ids)
 
     def unknown(self, unk_id: int) -> tuple[int, int]:
-        """How many tokens are `unk_id`, and how many are of texts: all but [CLS] and [SEP]."""
+        """How many tokens are `unk_id`, and how many tokens there are, [CLS] and [SEP] not counted."""
         ids = np.asarray(self._ids, dtype=np.int32)
         borders = int(np.count_nonzero((ids == self.cls_id) | (ids == self.sep_id)))
         return int(np.count_nonzero(ids == unk_id)), len(ids) - borders
@@ -194,14 +194,14 @@ def batch_order(
 ) -> list[np.ndarray]:
     """One epoch's batches as arrays of unit indices: every unit once, a pure function of the arguments.
 
-    Units are shuffled, sorted by length within pools of up to `POOL_BATCHES` batches (like lengths together: less
-    work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
+    Units are shuffled, sorted by length within pools of up to `POOL_BATCHES` batches (similar lengths together
+    save work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
 
-    What is left over is a smaller batch, at a random place of its pool, so of any lengths; a mean over batches has
-    to weigh it (`finetune_steps`). Token budgets are filled evenly, but units stay whole.
+    The remainder is a smaller batch at a random place in its pool, so that its lengths are random, too; a mean
+    over batches must weight it (`finetune_steps`). Token budgets are filled evenly, and units stay whole.
 
     Args:
-        batch_size: units per batch, unless `tokens_per_batch` (> 0) cuts by tokens instead.
+        batch_size: units per batch; not used if `tokens_per_batch` > 0 limits the tokens instead.
     """
     random = np.random.Generator(np.random.Philox(key=fold(seed, epoch)))
     order = random.permutation(len(lengths))
@@ -224,13 +224,13 @@ def batch_order(
 
 
 def sorted_batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """All units, the longest first (memory runs out at once or never), in batches of a token budget."""
+    """All units, longest first (memory runs out at once or never), in batches within a token budget."""
     order = np.argsort(-lengths, kind="stable")
     yield from (part for part in np.split(order, _cut_by_tokens(lengths[order], tokens_per_batch)) if len(part))
 
 
 def _cut_by_tokens(lengths: np.ndarray, budget: int) -> list[int]:
-    """Where to cut a row of units so that no part exceeds the budget (a unit beyond it stands alone)."""
+    """Where to cut a list of units so that no part exceeds the budget (a longer unit is a part of its own)."""
     cuts, total = [], 0
     for index, length in enumerate(lengths.tolist()):
         if total and total + length > budget:
@@ -241,7 +241,7 @@ def _cut_by_tokens(lengths: np.ndarray, budget: int) -> list[int]:
 
 
 def _cut_evenly(lengths: np.ndarray, budget: int) -> list[int]:
-    """As `_cut_by_tokens`, into no more parts, by the least budget that needs no more."""
+    """As `_cut_by_tokens`, with the smallest budget that needs no more parts."""
     cuts = _cut_by_tokens(lengths, budget)
     least, enough = int(lengths.sum()) // (len(cuts) + 1), budget
     while least < enough:
@@ -254,10 +254,11 @@ def _cut_evenly(lengths: np.ndarray, budget: int) -> list[int]:
 
 
 def truncate(ids: list[int], size: int, how: str = "head") -> list[int]:
-    """At most `size` ids: the beginning ("head"), the end ("tail"), or a quarter and three ("both").
+    """At most `size` ids: the beginning ("head"), the end ("tail"), or a quarter of the former and three of the
+    latter ("both").
 
-    "both" follows Sun et al. 2019 (How to Fine-Tune BERT for Text Classification): 128 of the beginning and
-    382 of the end did best on IMDb.
+    "both" follows Sun et al. 2019 (How to Fine-Tune BERT for Text Classification): the first 128
+    and the last 382 tokens did best on IMDb.
     """
     if how not in TRUNCATIONS:
         raise ValueError(f"how: expected one of {', '.join(TRUNCATIONS)}, got {how!r}")
@@ -269,8 +270,8 @@ def truncate(ids: list[int], size: int, how: str = "head") -> list[int]:
 
 
 def truncate_pair(first: list[int], second: list[int], size: int, how: str) -> tuple[list[int], list[int]]:
-    """Two texts in `size` ids together: the longer one gives until they fit, of equal ones the second (as in the
-    original)."""
+    """Two texts truncated to `size` ids together: the longer one is cut until they fit, the second one if they are
+    equally long (as in the original)."""
     if len(first) + len(second) <= size:
         return first, second
     kept = min(len(first), max(size - len(second), (size + 1) // 2))
@@ -279,7 +280,7 @@ def truncate_pair(first: list[int], second: list[int], size: int, how: str) -> t
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `stop` of a long text; it answers for those from `own_start` to `own_stop`."""
+    """Tokens `start` to `stop` of a long text, of which the window owns `own_start` to `own_stop`."""
 
     start: int
     stop: int
@@ -290,8 +291,8 @@ class Window:
 def windows(length: int, size: int, stride: int) -> list[Window]:
     """Overlapping windows over `length` tokens, a new one every `stride`, at most `size` long.
 
-    A token in several windows is answered for by the one where its nearer edge is farthest away, the
-    earlier one if equal; so each token is owned exactly once.
+    A token in several windows is owned by the one whose nearer edge is farthest from it, the earlier one on a tie;
+    so each token is owned exactly once.
 
     Raises:
         ValueError: size or stride below 1, or stride > size (tokens would be lost).

@@ -1,20 +1,20 @@
 """Fine-tuning: a pre-trained model and labelled data in, a model directory out.
 
-    read    train and dev files become examples; labels are learned from the training data
+    read    train and dev files become examples; the labels are those of the training data
     encode  every text is tokenised once, whatever the number of epochs and seeds
-    train   batches of sequences of like length; order and dropout a pure function of (seed, epoch, step);
-            the learning rate decayed by layer, warmed up, then linearly down to zero (`finetune_seed.py`)
-    keep    whenever the dev data are judged better than ever before, OUT/ becomes that model: a model
-            directory of the Hub's layout with task.json beside it
-    resume  at every evaluation a checkpoint, from which `--resume` goes on bit for bit (`finetune_folder.py`)
+    train   batches of sequences of similar length; order and dropout are a pure function of (seed, epoch, step);
+            layer-wise learning-rate decay, warm-up, then linear decay to zero (`finetune_seed.py`)
+    keep    whenever the dev figures are the best so far, OUT/ becomes that model: a model directory in the
+            Hub's layout with task.json beside it
+    resume  a checkpoint at every evaluation, from which `--resume` continues bit for bit (`finetune_folder.py`)
     report  metrics.json in OUT/; metrics.jsonl (and TensorBoard) while it runs
 
 Small data sets vary a lot with the seed (Dodge et al. 2020), so `seeds` trains several times and reports
-median, mean and spread. The best seed is chosen on the dev data, so its dev figure flatters it: the median
-is the one to quote.
+median, mean and spread. The best seed is chosen on the dev data, so its dev figure is optimistic: quote
+the median.
 
-Several processes (`distributed.py`) read the same data and train one seed after the other together: each takes
-its share of every batch and of the dev data, and rank 0 judges and writes.
+Several processes (`distributed.py`) read the same data and train the seeds together, one after the other: each
+takes its share of every batch and of the dev data; rank 0 computes the figures and writes.
 """
 
 from __future__ import annotations
@@ -80,26 +80,27 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
-    SIGINT and SIGTERM end it after the step it is at; `out` holds the best model so far, and `resume` goes on.
+    SIGINT and SIGTERM end it after the current step; `out` then holds the best model so far, and `resume` carries
+    on.
 
     Args:
         model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.
         task: what to learn; its labels may be empty.
-        train, dev: files as the task reads them, or the rows of one: dicts (also a table of pandas). Without
-            `dev`, a tenth of the training data is held out.
-        out: must not exist, be empty, or hold what is to be resumed (`resume`) or overwritten (`overwrite`).
-        say: takes lines for the user, `print` for instance; else they go to the logger "electra_core", of which
-            Python by itself shows warnings.
+        train, dev: files that the task can read, or rows in memory: dicts, or a table (pandas). Without `dev`, a
+            tenth of the training data is held out.
+        out: a new or empty folder, or one to continue (`resume`) or overwrite (`overwrite`).
+        say: receives lines for the user, for instance `print`; by default they go to the logger "electra_core", of
+            which Python shows only warnings unless logging is set up.
         cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
-        on_evaluation: is given the figures of every evaluation, and "seed" and "step".
+        on_evaluation: called with the figures of every evaluation, and "seed" and "step".
 
     Returns:
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.
 
     Raises:
-        UserError: data or model that cannot be used (nothing is written then), a checkpoint or a finished
-            model of another fine-tuning, or a loss that diverges.
-        ValueError: a task or settings of another kind, rows that are no dicts.
+        UserError: data or model cannot be used (nothing is written then), the checkpoint or finished model is of
+            another fine-tuning, or the loss diverges.
+        ValueError: task or settings have the wrong type, or rows are not dicts.
     """
     if not isinstance(task, Task):
         raise ValueError(
@@ -141,7 +142,7 @@ def finetune(
     )
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
-    with writing(str(out), only_in=out):  # a full disk, most likely; what was saved before is whole
+    with writing(str(out), only_in=out):  # a full disk, most likely; earlier saves are intact
         state = ranks.only_first(
             lambda: make_out(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
         )
@@ -167,13 +168,13 @@ def finetune(
 
 
 def _silent(line: str) -> None:
-    """What all ranks would say, rank 0 does."""
+    """`say` of all ranks but the first: what all would say, rank 0 says."""
 
 
 def _resolved(
     model: str | Path, out: Path, settings: FinetuneSettings, ranks: Ranks, say: Say
 ) -> tuple[Path, EncoderConfig, FinetuneSettings]:
-    """The model's directory, its configuration, and the settings with what that decides; for the arguments see
+    """The model's directory, its configuration, and the settings resolved for it; for the arguments see
     `finetune`."""
     directory = model_dir.find_model(model)
     if out.resolve() in (directory.resolve(), *directory.resolve().parents):
@@ -193,7 +194,7 @@ def _resolved(
 def _earlier(
     out: Path, resume: bool, overwrite: bool, ranks: Ranks
 ) -> tuple[dict[str, Any] | None, Checkpoint | None]:
-    """What OUT has of the same fine-tuning: the report if it is finished, else the checkpoint to go on from."""
+    """What OUT holds of the same fine-tuning: its report if it is finished, otherwise the checkpoint to resume."""
     done = ranks.decided_by_first(lambda: finished_report(out) if resume else None)
     return done, None if done else agreed_on(ranks, lambda: find_checkpoint(out, resume, overwrite))
 
@@ -206,13 +207,13 @@ def _read(
     settings: FinetuneSettings,
     say: Say,
 ) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
-    """What `read_data` returns, of the task as the model can do it, and the model's tokenizer."""
+    """What `read_data` returns for the task adapted to the model, and the model's tokenizer."""
     tokenizer = matching_tokenizer(directory, config)
     return *read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say), tokenizer
 
 
 def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:
-    """Trains all seeds that are not over yet; returns what stopped it before the last one's end, if anything."""
+    """Trains all unfinished seeds; returns what stopped training before the end of the last, if anything."""
     first, seeds, runs = job.settings.seed, job.settings.seeds, keeper.runs
     reason: str | None = None
     for seed in range(first, first + seeds):
@@ -221,7 +222,7 @@ def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: 
         if not runs[-1].over and runs[-1].seed == seed:
             reason = train_seed(job, keeper, stop, quiet, say)
             if job.device.type == "cuda":
-                torch.cuda.empty_cache()  # of streams and graphs that no other seed uses
+                torch.cuda.empty_cache()  # memory of streams and graphs that no other seed uses
             say(f"seed {seed}: {_result(job, runs[-1])}")
         if reason := reason or stop.agreed():
             break
@@ -229,11 +230,11 @@ def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: 
 
 
 def _result(job: Job, run: Run) -> str:
-    """A seed's best evaluation, and what was chosen by at the last one."""
+    """One line on a seed's best evaluation, and its metric at the last one if that differs."""
     if not run.metrics:
         return "not evaluated yet"
     metric = job.task.metric
-    last = run.last.get(metric, run.best)  # a checkpoint of an earlier version says nothing of it
+    last = run.last.get(metric, run.best)  # missing in checkpoints of earlier versions
     at_the_last = "" if last == run.best else f"; {metric} {last:.4g} at the last"
     return f"{shown(run.metrics, job.task.labels)} (best at step {run.best_step}{at_the_last})"
 
@@ -241,8 +242,8 @@ def _result(job: Job, run: Run) -> str:
 def _report(
     job: Job, keeper: Keeper, counts: dict[str, int], skipped: Sequence[BadRows], stopped: str | None
 ) -> dict[str, Any]:
-    """What metrics.json holds."""
-    # The last one may have been stopped before its first evaluation.
+    """The contents of metrics.json."""
+    # The last run may have been stopped before its first evaluation.
     runs = [run for run in keeper.runs if run.metrics]
     best = keeper.best
     assert best is not None
@@ -273,7 +274,7 @@ def _report(
 
 
 def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
-    """A warning if the model is no better than the same answer to everything, else None."""
+    """A warning if the model is no better than a constant guess, otherwise None."""
     metric, (what, constant) = job.task.metric, constant_guess(job.task, job.data.dev_examples)
     if best[metric] > constant[metric]:
         return None

@@ -1,4 +1,4 @@
-"""Data for fine-tuning: the task adapted to settings and model, examples read and split, tokenised, batched."""
+"""Data for fine-tuning: adapts the task to settings and model; reads, splits, tokenises and batches examples."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from electra_core.tagging import Tag
 from electra_core.token_cache import cached
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
-ORDER_STREAM = 1  # of the random numbers of a fine-tuning run; dev_split has the second
+ORDER_STREAM = 1  # of a fine-tuning run's random numbers; stream 2 is dev_split's
 
 
 @dataclass(frozen=True)
 class Data:
-    """What every seed trains and is evaluated on, encoded once."""
+    """The data that every seed trains and is evaluated on, encoded once."""
 
     train: Features
     dev: Features
@@ -55,10 +55,10 @@ class Data:
 
 
 def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Task:
-    """The task with what the settings change in it, its sequences no longer than the model's positions.
+    """The task with the changes that the settings ask for, its sequences limited to the model's positions.
 
     Raises:
-        UserError: `truncate`, for a task that has a way of its own with long texts.
+        UserError: `truncate` is set for a task that treats long texts in its own way.
     """
     length = min(settings.max_length or task.max_length, config.max_position_embeddings)
     changes: dict[str, Any] = {"max_length": length}
@@ -72,20 +72,20 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
 def read_data(
     task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings, say: Say
 ) -> tuple[Task, list[Any], list[Any], list[BadRows]]:
-    """Training and development examples. `say` is told what was skipped and what is odd about them.
+    """Reads training and dev examples; `say` gets what was skipped and what is odd about them.
 
     Returns:
         The task fitted to its training data, training examples, dev examples, the rows that were skipped.
 
     Raises:
-        UserError: unreadable or empty data, bad rows that are not to be skipped, labels unseen in training.
+        UserError: data unreadable or empty, bad rows (unless skipped), labels unseen in training.
     """
     read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
     examples, skipped = read, [bad]
     has_labels = isinstance(task, Classify | MultiLabel)
     if isinstance(task, TextTask):
         say(rows_and_columns(train, read, task.columns, bad.found, classes=has_labels))
-        if bad.found is not None:  # other files are to be read by the same names, whatever else they have
+        if bad.found is not None:  # other files are read by the same names, whatever other columns they have
             task = replace(task, columns=bad.found.named(task.columns))
     if dev is None:
         examples, dev_examples = split(read, train, by_label=has_labels)
@@ -120,7 +120,7 @@ def read_data(
 
 
 def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> Iterator[str | None]:
-    """What says that labels may be none, which would be why dev data do not have them all."""
+    """Warnings that labels may not be classes, which would also explain why the dev data lack some."""
     if not isinstance(task, Classify | MultiLabel) or task.columns.labels:
         return
     if isinstance(task, MultiLabel):
@@ -130,7 +130,7 @@ def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> I
 
 
 def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
-    """What else is odd about the training data."""
+    """Warnings about anything else that is odd in the training data."""
     if isinstance(task, Classify | MultiLabel):
         odd = [different_labels(train, read)]
         if not task.columns.labels:
@@ -144,14 +144,14 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
 
 
 def _chosen_by(task: Task, metric: str) -> Task:
-    """The fitted task, its best evaluation chosen by another of its figures."""
+    """The fitted task with another metric to choose the best evaluation by."""
     if metric not in task.figures:
         raise UserError(f"metric: expected one of {', '.join(task.figures)}, got {metric!r}")
     return replace(task, metric=metric)  # type: ignore[type-var]
 
 
 def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:
-    """`task.fitted`, whose complaints name the file."""
+    """`task.fitted`, with the file's name in its error messages."""
     try:
         return task.fitted(examples)
     except UserError as error:
@@ -162,7 +162,7 @@ def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
     """The directory's tokenizer.
 
     Raises:
-        UserError: it has more words than the model.
+        UserError: it has more tokens than the model's vocabulary.
     """
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
@@ -183,10 +183,10 @@ def encode_data(
     *,
     may_be_longer: bool = False,
 ) -> Data:
-    """Both sets tokenised, or taken from the cache folder; `say` is told how many examples were cut.
+    """Both sets tokenised, or loaded from the cache folder; `say` gets how many examples were truncated.
 
     Args:
-        may_be_longer: whether the model could read longer ones.
+        may_be_longer: whether the model could read longer sequences.
     """
 
     def encoded(examples: Sequence[Any], training: bool) -> Features:
@@ -205,7 +205,7 @@ def encode_data(
 
 
 def plan_batches(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
-    """For every step, the batches (arrays of units) whose gradients it adds up."""
+    """For every step, the batches (arrays of units) whose gradients it accumulates."""
     batches: list[np.ndarray] = []
     wanted, epoch = np.inf, 0
     while len(batches) < wanted:

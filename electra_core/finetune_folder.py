@@ -1,14 +1,14 @@
-"""OUT, the folder of a fine-tuning: the best model, and until all is done what `--resume` needs.
+"""OUT, the folder of a fine-tuning: the best model and, until training is finished, what `--resume` needs.
 
 OUT/model.safetensors, config.json, ...   the best model so far: a model directory, task.json beside it
 OUT/config.toml         the resolved settings
 OUT/metrics.jsonl       the log; with several seeds OUT/seed-N/metrics.jsonl
-OUT/metrics.json        figures of all seeds, when training has ended
+OUT/metrics.json        figures of all seeds, written when training ends
 OUT/state.json          whether it runs, and how it ended (`run_state.py`)
 OUT/checkpoints/        training state (`checkpoint.py`); removed when all seeds are done
 
-A resumed run takes the same steps as one that was never stopped: what a step does is a function of seed and step,
-and a checkpoint holds everything else, the evaluations so far included.
+A resumed run takes the same steps as one that was never stopped: what a step does depends on seed and step only,
+and a checkpoint holds everything else, including the evaluations so far.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from electra_core.weight_files import SAFETENSORS, weights_digest
 KEPT_CHECKPOINTS = 1
 _FOLDERS = ("checkpoints", "tensorboard", "seed-*")
 _MODEL = (SAFETENSORS, "config.json", TASK_FILE, "README.md", "tokenizer_config.json", *TOKENIZER_FILES)
-"""What a fine-tuning makes in OUT, and a new one removes."""
+"""Files that a fine-tuning writes in OUT, and a new one removes."""
 RULES = 4
-"""Version of the rules by which examples become batches and dropout is drawn; a fine-tuning is not gone on with by
-others. By those of 1 an epoch's rest was the longest examples, with the weight of a full batch; by those of 2 the
-last layer drew dropout for all tokens, though only [CLS] was used; by those of 3 a fine-tuned model's head was
-kept if it had as many labels, whatever they were called."""
+"""Version of the rules for batches, dropout and heads; a run is resumed only under the rules it began with. In
+version 1 an epoch's remainder was its longest examples, weighted like a full batch; in 2 the last layer drew
+dropout for all tokens, though only [CLS] was used; in 3 a fine-tuned model's head was kept if it had as many
+labels, whatever their names."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
-"""Settings that may change between a run and its resumption; `metric` because the task says what is chosen by."""
+"""Settings that may change between a run and its resumption; `metric` because the compared task holds it."""
 
 
 @dataclass
@@ -60,31 +60,31 @@ class Run:
     best: float = -np.inf
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best evaluation; empty before the first one."""
+    """Figures of the best evaluation; empty before the first."""
     last: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation: after the last step, if training was not stopped before it."""
+    """Figures of the last evaluation: after the last step, unless training was stopped before it."""
     evaluations: int = 0
     best_evaluation: int = 0
-    """The first one with figures as good as `best`."""
+    """The first evaluation as good as `best`."""
     steps: int = 0
     seconds: float = 0.0
-    """Of training, without the evaluations."""
+    """Training time, without the evaluations."""
     tokens: int = 0
-    """Trained on, counted once for every epoch."""
+    """Number of tokens trained on, counted in every epoch."""
     skipped: int = 0
-    """Of the last steps, those that changed nothing (`StepResult.in_a_row`); known where it is saved."""
+    """How many of the last steps in a row changed nothing (`StepResult.in_a_row`); set when it is saved."""
     over: bool = False
-    """Whether it has taken all its steps, or was stopped early by its evaluations."""
+    """Whether the run has taken all its steps, or was stopped early by `patience`."""
 
 
 class Keeper:
-    """Keeps in OUT the best model of all seeds, and in OUT/checkpoints what is needed to go on.
+    """Keeps in OUT the best model of all seeds, and in OUT/checkpoints what is needed to resume.
 
     Args:
-        runs: every seed's so far, the last one being trained; whoever trains appends to it.
-        checkpoint: to go on from; None for a new fine-tuning.
-        identity: what must be the same for a checkpoint to go on (`identity`).
-        ranks: the processes that train together; all have the same runs, rank 0 writes.
+        runs: one for each seed so far, the last being trained; the training loop appends to it.
+        checkpoint: the one to resume from; None for a new fine-tuning.
+        identity: what must match for a checkpoint to be resumed (`identity`).
+        ranks: the processes that train together; all have the same runs, and rank 0 writes.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Keeper:
         self.writer = ranks.only_first(lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step))
 
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
-        """Saves the model, the best of its seed so far, if no earlier seed's is as good; `task` is rank 0's."""
+        """Saves the model, its seed's best so far, unless an earlier seed's is as good; `task` is rank 0's."""
         if self.best is self.runs[-1]:
             figures = shown(self.runs[-1].metrics, task.labels)
             self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, figures))
 
     @property
     def best(self) -> Run | None:
-        """The seed whose model OUT holds: of equal ones the first. None before the first evaluation."""
+        """The run whose model OUT holds, the first of equally good ones. None before the first evaluation."""
         return max((run for run in self.runs if run.metrics), key=lambda run: run.best, default=None)
 
     def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer, figures: str) -> None:
@@ -112,31 +112,31 @@ class Keeper:
             save_task(saved, self.out)
 
     def save(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
-        """Begins to write a checkpoint. Its number counts the steps of all seeds."""
+        """Starts writing a checkpoint, whose number counts the steps of all seeds."""
         self.writer.wait()
         meta = {"identity": self.identity, "runs": [asdict(run) for run in self.runs]}
         tensors = snapshot(model, optimizer, keep=self.ranks.first)
         self.writer.save(sum(run.steps for run in self.runs), tensors, meta)
 
     def restore(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
-        """Puts back the state of the checkpoint, bit for bit."""
+        """Restores the checkpoint's state, bit for bit."""
         assert self.checkpoint is not None
         self.checkpoint.restore(model, optimizer)
 
     def remove_checkpoints(self) -> None:
-        """When all is done."""
+        """Removes the checkpoints, once training is finished."""
         self.ranks.only_first(lambda: remove_checkpoints(self.out / "checkpoints"))
 
 
 def runs_of(checkpoint: Checkpoint | None) -> list[Run]:
-    """Every seed's training up to the checkpoint; the last one is the one whose state it holds."""
+    """The runs of all seeds up to the checkpoint; the last is the one whose state it holds."""
     return [Run(**fields) for fields in checkpoint.meta["runs"]] if checkpoint is not None else []
 
 
 def identity(
     settings: FinetuneSettings, task: Task, directory: Path, data: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """What must be the same for a checkpoint to go on; JSON values.
+    """What must match for a checkpoint to be resumed; JSON values.
 
     Args:
         task: fitted to the training data.
@@ -166,7 +166,7 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
 def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
     """What differs between two identities, in words; "" if nothing does.
 
-    A setting, or a role of columns, that an earlier version did not have was at its default there.
+    A setting or column role that an earlier version lacked counts as being at its default there.
     """
     was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
     if columns := was.get("task", {}).get("columns"):
@@ -190,10 +190,10 @@ def finished_report(out: Path) -> dict[str, Any] | None:
 
 
 def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, Any]]) -> None:
-    """Raises UserError with the differences if a finished fine-tuning (its report) is another than `now`.
+    """Raises UserError with the differences if a finished fine-tuning (its report) is not the same as `now`.
 
-    What was finished by a version with other rules is compared by settings and starting weights: that version
-    described task and data otherwise.
+    One finished under other rules is compared by settings and starting weights only, since that version described
+    task and data differently.
     """
     was, then = report.get("identity", {}), now
     if was.get("rules") != now["rules"]:
@@ -203,34 +203,34 @@ def check_finished(out: Path, report: dict[str, Any], now: dict[str, dict[str, A
 
 
 def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bool) -> RunState:
-    """OUT as `make_run` makes it, with the settings in it.
+    """Makes OUT with `make_run` and writes the settings to it.
 
-    With `overwrite` no model of an earlier fine-tuning stays: it would answer until the first evaluation, and for
-    good where that never comes.
+    With `overwrite` an earlier fine-tuning's model is removed: otherwise it would be the folder's model until the
+    first evaluation, or for good if there is none.
 
     Raises:
-        UserError: it cannot be made, or another process trains in it.
+        UserError: OUT cannot be made, or another process is training in it.
     """
     state = make_run(out, resumed, _FOLDERS, ("metrics.jsonl", *(_MODEL if overwrite else ())))
     with writing(str(out)):
-        (out / "metrics.json").unlink(missing_ok=True)  # it says that all is done
+        (out / "metrics.json").unlink(missing_ok=True)  # it marks a finished training
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in dataclasses.asdict(settings).items()]
         (out / "config.toml").write_text("".join(lines), encoding="utf-8")
     return state
 
 
 def log_folder(out: Path, settings: FinetuneSettings, seed: int) -> Path:
-    """Where a seed's log lies: OUT, or with several seeds OUT/seed-N."""
+    """The folder of a seed's log: OUT, or with several seeds OUT/seed-N."""
     folder = out if settings.seeds == 1 else out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
-    """Figures in one line; those of classes with the labels, which may be needed to say of which class."""
+    """The figures in one line; `labels` name the class that a figure such as f1 is of."""
     return ", ".join(f"{shown_name(name, labels)} {value:.4g}" for name, value in metrics.items())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
+    """Writes indented JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

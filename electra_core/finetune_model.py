@@ -20,13 +20,13 @@ from electra_core.kept_head import give_head, old_head
 from electra_core.tasks import TaskModel, initialise_head
 
 RANDOM_START_RANGE = 0.02
-"""Standard deviation of a random start: the original's, whatever the model was pre-trained from. One as wide as
-`tiny`'s hardly learns a small data set (docs/tiny_history.md): a weak baseline, which flatters its rival."""
+"""Standard deviation of a random start: the original's, whatever that of the pre-training was. One as large as
+`tiny`'s hardly learns a small data set (docs/tiny_history.md), and a weak baseline flatters its rival."""
 
 
 def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed: int) -> TaskModel:
-    """The model before training: the pre-trained encoder with a new head, or with what is of use of the head that
-    a fine-tuned model has (`kept_head`); or all new.
+    """The model before training: the pre-trained encoder with a new head, or with the usable part of a fine-tuned
+    model's head (`kept_head`); with `random_start`, everything is new.
 
     Raises:
         UserError: no such model.
@@ -36,7 +36,7 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
         labels = old.labels if old is not None and old.rows else task.labels
         model = model_dir.load(task.model_class, directory, labels=labels, seed=seed)
     if old is None:
-        initialise_head(model, seed)  # or it would be kept where the number of labels is the same
+        initialise_head(model, seed)  # otherwise a head with the same number of labels would be kept
     else:
         give_head(model, old, task, seed)
     if settings.dropout >= 0:
@@ -54,7 +54,7 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
 
 @contextmanager
 def _head_may_be_new() -> Iterator[None]:
-    """Fine-tuning begins with an untrained head: no reason for the warning that loading gives."""
+    """Silences the warning about an untrained head when a model is loaded: fine-tuning starts with one."""
     level = model_dir.log.level
     model_dir.log.setLevel(logging.ERROR)
     try:
@@ -64,7 +64,7 @@ def _head_may_be_new() -> Iterator[None]:
 
 
 def check_freeze(what: str, layers: int) -> None:
-    """Raises UserError for more layers to freeze than the model has."""
+    """Raises UserError if more layers are to be frozen than the model has."""
     if what.isdecimal() and int(what) > layers:
         raise UserError(f"freeze: the model has {layers} layers, got {what}")
 

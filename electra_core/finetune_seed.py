@@ -1,4 +1,4 @@
-"""The training of one seed: steps, and between them the log, evaluations and checkpoints."""
+"""Training of one seed: the steps and, between them, logging, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from electra_core.tasks import TaskModel
 from electra_core.training import Diverged, StepResult
 
 FEWEST_STEPS = 50
-"""With fewer the user is warned."""
+"""With fewer steps the user is warned."""
 
 
 def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:
-    """Trains the seed of `keeper`'s last run, from its beginning or from where the checkpoint left it.
+    """Trains the seed of `keeper`'s last run, from its beginning or from the checkpoint.
 
     Returns:
-        What stopped it, if anything.
+        What stopped the training, if anything.
 
     Raises:
-        UserError: it diverges.
+        UserError: the training diverges.
     """
     settings, run = job.settings, keeper.runs[-1]
     model, optimizer = _model_and_optimizer(job, keeper)
@@ -63,7 +63,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
             if (due or reason) and not (run.over and is_last_seed):
                 run.skipped = int(result.in_a_row)
                 keeper.save(model, optimizer)
-            # Neither in checkpoint nor log: a run that goes on never was here.
+            # Neither checkpointed nor logged: a run that was not stopped has no evaluation here.
             if reason and keeper.best is None:
                 _evaluate(job, model, run, keeper)
             if is_last_step:
@@ -75,7 +75,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
 
 
 def _model_and_optimizer(job: Job, keeper: Keeper) -> tuple[TaskModel, torch.optim.Optimizer]:
-    """Of the seed of `keeper`'s last run, new or as the checkpoint has them."""
+    """Model and optimizer of `keeper`'s last run, new or restored from the checkpoint."""
     settings, run = job.settings, keeper.runs[-1]
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
     static = settings.engine != "eager"
@@ -94,13 +94,13 @@ def _few_steps(steps: int) -> str:
 
 
 def _counted(steps: Iterable[StepResult], run: Run, tokens: Sequence[int]) -> Iterator[StepResult]:
-    """`steps`, counted in `run`, with the time that they take themselves: without evaluations and saving.
+    """Passes on `steps`, counting them in `run`, with the time that they take without evaluations and saving.
 
     Args:
-        tokens: of every step.
+        tokens: number of tokens of every step.
 
     Raises:
-        UserError: they diverge.
+        UserError: the training diverges.
     """
     started = time.perf_counter()
     try:
@@ -123,10 +123,10 @@ def _step_figures(result: StepResult, run: Run) -> dict[str, float]:
 
 
 def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str, float]:
-    """Dev figures of the model as it is; if they are its best, `run` notes them and `keeper` is offered it.
+    """Dev figures of the model as it is; if they are its best, records them in `run` and offers it to `keeper`.
 
-    Of equal figures the last are kept: where they cannot rise (all dev examples are right after the first epoch),
-    the model goes on learning. `patience` counts the evaluations since the figures last rose.
+    Of equally good models the last is kept: where the metric cannot rise (all dev examples are right after the
+    first epoch), the model keeps learning. `patience` counts the evaluations since the metric last rose.
     """
     ranks, task = job.ranks, job.task
     mine = run_model(model, job.data.dev, precision=job.dtype, share=(ranks.rank, ranks.size))
@@ -151,10 +151,10 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
 
 
 def _judged(job: Job, outputs: list[np.ndarray]) -> tuple[Task, dict[str, float]]:
-    """The task, its threshold tuned if it has one, and the dev figures."""
+    """The task, with its threshold tuned if it has one, and the dev figures."""
     task, data = job.task, job.data
     predictions = task.decode(data.dev_examples, data.dev, outputs)
     tuned = task.tuned(data.dev_examples, predictions)
-    if tuned != task:  # a threshold has moved: predictions are to be made with it
+    if tuned != task:  # the threshold has moved: predict with the new one
         predictions = tuned.decode(data.dev_examples, data.dev, outputs)
     return tuned, tuned.score(data.dev_examples, predictions)

@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: one dataclass, a line of documentation under each field."""
+"""The settings of a fine-tuning: one dataclass, with a line of documentation under each field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from electra_core.errors import UserError
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How a model is fine-tuned; 0 is the recipe's value, or a negative number where 0 is a setting of its own."""
+    """Settings of a fine-tuning; 0 means the recipe's value (a negative number, where 0 is itself a setting)."""
 
     epochs: float = 3.0
     """Passes over the training data."""
@@ -69,9 +69,9 @@ class FinetuneSettings:
     """Steps between checkpoints for --resume, besides those at evaluations; 0: only those."""
 
     def __post_init__(self) -> None:
-        from electra_core.features import TRUNCATIONS  # brings torch, and --help should not wait for it
+        from electra_core.features import TRUNCATIONS  # imports torch: too slow for --help
 
-        object.__setattr__(self, "freeze", str(self.freeze))  # in Python a number of layers may be a number
+        object.__setattr__(self, "freeze", str(self.freeze))  # may be an int in Python
         positive, not_negative = "a number above 0", "a number from 0"
         checks = {
             "epochs": (0 < self.epochs < math.inf, positive),
@@ -104,7 +104,7 @@ class FinetuneSettings:
                 raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def resolved(self, config: EncoderConfig) -> FinetuneSettings:
-        """With the recipe's values for a model of this size, and sequences no longer than it has positions."""
+        """The settings with the recipe's values for a model of this size; `max_length` within its positions."""
         width = config.hidden_size
         rate = 3e-4 if width <= 256 else 1e-4 if width < 1024 else 5e-5
         decay = 0.9 if width >= 1024 else 0.8
@@ -117,5 +117,5 @@ class FinetuneSettings:
 
 
 def _one_of(value: str, *allowed: str) -> tuple[bool, str]:
-    """Whether it is, and what to say if it is not."""
+    """Whether `value` is allowed, and the message if it is not."""
     return value in allowed, f"one of {', '.join(filter(None, allowed))}"

@@ -1,7 +1,7 @@
-"""The steps of a fine-tuning: which batches, in which precision, at which rate, and how they are carried out.
+"""The steps of a fine-tuning: their batches, precision, learning rate and engine.
 
-`finetuning_steps` hands out one `StepResult` after the other; what is made of them is `finetune_seed.py`'s.
-Batches are known before the first step (`finetune_data.plan_batches`), so the largest one is, too.
+`finetuning_steps` yields one `StepResult` after the other, which `finetune_seed.py` consumes. All batches are
+known before the first step (`finetune_data.plan_batches`), and so is the largest one.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from electra_core.static_task import Part, TaskShapes
 from electra_core.tasks import TaskModel
 from electra_core.training import Loop, StepResult, training_steps
 
-TRAINING_STREAM = 0  # of random numbers; finetune_data has the others
+TRAINING_STREAM = 0  # of a fine-tuning run's random numbers; see also finetune_data
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every seed is trained on, and how."""
+    """What every seed trains on, and how."""
 
     task: Task
     """Fitted to the training data."""
     directory: Path
-    """Of the model to start from."""
+    """Directory of the model to start from."""
     settings: FinetuneSettings
     data: Data
     device: torch.device
     dtype: torch.dtype
-    """That products are computed in."""
+    """Data type that matrix products are computed in."""
     on_evaluation: Callable[[dict[str, float]], None] | None = None
-    """Is given every evaluation's figures, and "seed" and "step"; on rank 0 alone."""
+    """Called with every evaluation's figures, and "seed" and "step"; on rank 0 only."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def engine(self, model: TaskModel) -> str:
-        """eager | static | graph: how steps are carried out (`engine.py`).
+        """How steps are carried out: eager | static | graph (`engine.py`).
 
-        "auto" is "graph" on a GPU that runs the kernels. Not "static" on a CPU, where `filling.py` does what is
-        needed; and `--engine` falls back with the reason logged.
+        "auto" is "graph" on a GPU that runs the kernels, and never "static" on a CPU, where `filling.py` does what
+        is needed. An engine that cannot run falls back to another, with the reason logged.
         """
         wanted, heads = self.settings.engine, [model.config.head_size]
         if wanted == "auto":
@@ -100,19 +100,19 @@ def finetuning_steps(
 
 
 def _full_step(settings: FinetuneSettings, plan: Sequence[Sequence[np.ndarray]]) -> int:
-    """Units of a full step; 0 where batches are cut by tokens, so that no step counts as full."""
+    """Number of units in a full step; 0 where token budgets limit batches, since no step is full then."""
     return 0 if settings.tokens_per_batch else max(sum(len(units) for units in batches) for batches in plan)
 
 
 def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], full: int, step: int) -> list[Part]:
-    """What this rank reads in a step, on the host: its share of each of the step's batches.
+    """This rank's parts of a step, on the host: its share of each of the step's batches.
 
-    Shares of a step add up to 1, so that its loss is a mean; of a step that is not `full` to less, so that an
-    example weighs there what it weighs elsewhere.
+    The weights of a step's parts add up to 1, so that its loss is a mean; in a step that is not `full`, to less,
+    so that an example has the same weight in every step.
     """
     size, mine = job.ranks.size, job.ranks.rank
     batches = [job.data.train.batch(units) for whole in plan[step] for units in shares(whole, size)]
-    # A share that had to borrow its unit counts nothing.
+    # A share that had to borrow its unit has no weight.
     borrowed = [rank >= len(whole) for whole in plan[step] for rank in range(size)]
     weights = [0.0 if b else job.task.weight(batch) for b, batch in zip(borrowed, batches)]
     total = sum(weights) or 1.0
@@ -123,21 +123,21 @@ def _parts(job: Job, plan: Sequence[Sequence[np.ndarray]], full: int, step: int)
 
 
 def shares(units: np.ndarray, size: int) -> list[np.ndarray]:
-    """A batch's units dealt out to `size` ranks, which get lengths alike, as units come sorted by length.
+    """A batch's units dealt out to `size` ranks; since units are sorted by length, all get similar lengths.
 
-    Where there are too few, the others get the first one once more, for each of them has to take a step.
+    If there are too few, the remaining ranks repeat the first unit, because every rank has to take a step.
     """
     return [units[rank::size] if rank < len(units) else units[:1] for rank in range(size)]
 
 
 def evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
-    """After which steps the dev data are evaluated: evenly spaced, the last one among them."""
+    """The steps after which the dev data are evaluated: evenly spaced, the last one included."""
     count = max(1, min(steps, round(settings.epochs * settings.evaluations)))
     return {round((index + 1) * steps / count) for index in range(count)}
 
 
 def build_optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
-    """The one that the settings name, its rates decayed by layer."""
+    """The optimizer that the settings name, with layer-wise learning-rate decay."""
     groups = parameter_groups(
         model,
         learning_rate=settings.learning_rate,

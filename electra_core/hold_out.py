@@ -1,9 +1,9 @@
-"""One document held out where the draw has chosen none, as happens in a corpus of few documents.
+"""Holds one document out if the draw has chosen none, as happens in a corpus of few documents.
 
-Which documents are held out is drawn for each by its contents (`corpus_writing.assign`), so that neither the
-others nor the number of workers or parts matter. Whether any was chosen is known at the end only; then the shards
-are there already, and one document is taken out of them. That depends on the shards alone, so it is the same for a
-corpus that was made at once and for one that was merged from parts.
+Each document is drawn by its own contents (`corpus_writing.assign`), so that neither the others nor the number of
+workers or parts matter. Only at the end is it known whether any was held out; the shards exist by then, and one
+document is taken out of them. The choice depends on the shards alone, so it is the same for a corpus made at once
+and for one merged from parts.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from electra_core.shards import OFFSET, PARTS, SPLITS, Shard, ShardWriter, Split
 
 
 def lacks_heldout(splits: Mapping[str, SplitCounts], heldout_fraction: float) -> bool:
-    """Whether something was to be held out, nothing is, and there is a document to spare."""
+    """Whether documents should be held out, none is, and there is one to spare."""
     return heldout_fraction > 0 and splits["heldout"].documents == 0 and splits["train"].documents > 1
 
 
 def hold_one_out(folder: Path, train: SplitCounts, dtype: np.dtype, shard_tokens: int) -> dict[str, ShardWriter]:
-    """Writes the shards in `folder` anew, with one document of the training split in the held-out one.
+    """Rewrites the shards in `folder`, with one document of the training split moved to the held-out split.
 
-    It is the longest one (of equals the first) that is not longer than the average, so that of n documents at most
-    the n-th part of the text is lost for training, and yet there is something to evaluate on; and none that has a
-    copy among the others, as long as there is another one.
+    It is the longest document (the first of equals) that is not longer than the average, so that training loses at
+    most 1/n of the text of n documents, and there is still something to evaluate on. A document that has a copy
+    among the others is taken only if all candidates have one.
 
     Args:
         train: counts of the training split, of at least two documents; the held-out one is empty.
         dtype: of the tokens.
-        shard_tokens: a shard is closed once it has so many.
+        shard_tokens: a shard is closed once it has this many tokens.
 
     Returns:
         The writers of both splits, closed.
@@ -67,7 +67,7 @@ def _open(folder: Path, index: int, dtype: np.dtype) -> Shard:
 
 
 def _spare(shards: list[Shard], counts: SplitCounts) -> tuple[int, int]:
-    """(shard, document in it) of the one that is taken out."""
+    """(shard, document in it) of the document to take out."""
     often = Counter(digest for shard in shards for digest in _digests(shard))
     candidates = (
         (often[digest] == 1, length, -index, -document)
@@ -80,6 +80,6 @@ def _spare(shards: list[Shard], counts: SplitCounts) -> tuple[int, int]:
 
 
 def _digests(shard: Shard) -> Iterator[bytes]:
-    """Of each document's tokens; equal for copies."""
+    """A digest of each document's tokens; equal for copies."""
     for begin, end in pairwise(shard.starts.tolist()):
         yield hashlib.blake2b(shard.tokens[begin:end].tobytes(), digest_size=8).digest()

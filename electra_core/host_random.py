@@ -1,8 +1,8 @@
-"""The random numbers of `electra_kernels.rng`, for many counters at once on the host, in NumPy.
+"""The random numbers of `electra_kernels.rng` for many counters at once, on the host, in NumPy.
 
-`rng.philox` makes new tensors at every operation, which for a batch of examples costs more than all else that is
-done to them. Here all rounds run in place, on blocks that stay in the processor's cache; a test compares the two,
-bit by bit.
+`rng.philox` makes new tensors at every operation, which for a batch of examples costs more than all the rest of
+its preparation. Here all rounds run in place, on blocks that stay in the processor's cache; a test compares the
+two bit by bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from electra_kernels.rng import MASK32, MULTIPLIER_A, MULTIPLIER_B, ROUNDS, WEYL_A, WEYL_B
 
 BLOCK = 8192
-"""Counters at once: six arrays of 64 KB."""
+"""Counters computed at once: six arrays of 64 KB."""
 _LOW, _HALF = np.uint64(MASK32), np.uint64(32)
 
 
@@ -21,10 +21,10 @@ def philox_words(key: int, columns: int, rows: np.ndarray) -> np.ndarray:
     Args:
         key: 64 bits, as `rng.fold` gives them.
         columns: C; counters have the columns 0 to C - 1.
-        rows: int64 [N]; the low half is the counter's row, the high one its plane. The stream is 0.
+        rows: int64 [N]; the low half is the counter's row, the high half its plane. The stream is 0.
 
     Returns:
-        uint64 [4, N, C], values below 2^32: what `rng.philox` gives.
+        uint64 [4, N, C], values below 2^32, as `rng.philox` returns.
     """
     words = np.empty((4, len(rows), columns), dtype=np.uint64)
     step = max(1, BLOCK // max(1, columns))
@@ -34,7 +34,7 @@ def philox_words(key: int, columns: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _rounds(key: int, rows: np.ndarray, words: np.ndarray) -> None:
-    """Philox4x32 of a block, written to `words` [4, n, C]."""
+    """Computes Philox4x32 for a block into `words` [4, n, C]."""
     c0, c1, c2, c3 = (np.empty(words.shape[1:], dtype=np.uint64) for _ in range(4))
     c0[...], c1[...] = np.arange(words.shape[2]), rows[:, None] & _LOW
     c2[...], c3[...] = 0, rows[:, None] >> _HALF

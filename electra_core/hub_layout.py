@@ -43,14 +43,14 @@ HEADS = (
 )  # fmt: skip
 
 MULTI_LABEL = "multi_label_classification"
-"""What config.json calls the problem where a text may have any number of labels."""
+"""config.json's problem type for texts with any number of labels."""
 
-# What ElectraConfig of `transformers` takes a missing field for (its model is "small").
+# The defaults of `transformers`' ElectraConfig for missing fields (its model is "small").
 HUB_DEFAULTS = EncoderConfig(
     embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
 )  # fmt: skip
 
-# Larger than any model there is: beyond these a config.json is damaged or hostile.
+# Larger than any existing model: a config.json beyond these is damaged or hostile.
 _MOST, _MOST_LAYERS = 1 << 24, 1 << 10
 
 
@@ -80,18 +80,18 @@ def to_hub(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def parts(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Its rows in `count` equal parts; a scalar has no rows, and is one."""
+    """The tensor's rows in `count` equal parts; a scalar is a single part."""
     return tensor.chunk(count) if count > 1 else (tensor,)
 
 
 def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of the buffers that are saved. No model here has any, but a class derived from one may."""
+    """Names and tensors of the buffers that are saved. No model here has any, but a subclass may."""
     saved = model.state_dict(keep_vars=True)
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
 def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a model as the Hub's layout has them, and the buffers of a class derived from one.
+    """All weights of a model in the Hub's layout, and any buffers of a subclass.
 
     Raises:
         ValueError: as `architecture`.
@@ -99,16 +99,16 @@ def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
     architecture(model)
     ours = {name: p.detach() for name, p in (*model.named_parameters(), *persistent_buffers(model))}
     encoder: Encoder = model.encoder  # type: ignore[assignment]
-    # Disentangled embeddings are a sum of two matrices; what words are looked up in is what is saved.
+    # Disentangled embeddings are a sum of two matrices; the sum, in which tokens are looked up, is saved.
     ours["encoder.embeddings.word_embeddings.weight"] = encoder.embeddings.word_weight().detach()
     return to_hub(ours)
 
 
 def architecture(model: nn.Module | type[nn.Module]) -> str:
-    """The Hub's name of a model's kind ("ElectraForPreTraining").
+    """The Hub's name for the model's class ("ElectraForPreTraining").
 
     Raises:
-        ValueError: not a model of ours that has a place in the Hub's layout.
+        ValueError: not a model of ours with a place in the Hub's layout.
     """
     kind = model if isinstance(model, type) else type(model)
     if issubclass(kind, Discriminator):
@@ -148,7 +148,7 @@ def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     if isinstance(model, SequenceClassifier) and model.multi_label:
         fields["problem_type"] = MULTI_LABEL
     elif isinstance(model, SequenceClassifier) and len(labels) == 1:
-        fields["problem_type"] = "regression"  # otherwise the Hub's pipelines put the number through a sigmoid
+        fields["problem_type"] = "regression"  # otherwise the Hub's pipelines apply a sigmoid to the number
     return fields
 
 
@@ -156,8 +156,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
     """The sizes in a config.json.
 
     Raises:
-        UserError: another kind of model, an option this implementation does not have, or a value that no
-            model has.
+        UserError: another kind of model, an option that this implementation lacks, or an impossible value.
     """
     _expect(raw, "model_type", "electra", where)
     for key, only in (
@@ -180,7 +179,7 @@ def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:
 
 
 def _check_sizes(given: Mapping[str, Any], where: str) -> None:
-    """Beside what any `EncoderConfig` refuses."""
+    """Checks beyond those of `EncoderConfig`."""
     for key in (*SIZES, "pad_token_id"):
         most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         least = 0 if key == "pad_token_id" else 1
@@ -189,7 +188,7 @@ def _check_sizes(given: Mapping[str, Any], where: str) -> None:
 
 
 def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Names of the classes in a config.json, in order; the Hub's default is LABEL_0 and LABEL_1.
+    """The class names in a config.json, in order; the Hub's default is LABEL_0 and LABEL_1.
 
     Raises:
         UserError: id2label does not number its labels 0, 1, ...

@@ -1,7 +1,7 @@
-"""Labelled data in memory where a file is expected: a list of dicts, a table of pandas, a Hub data set.
+"""Accepts labelled data in memory where a file is expected: a list of dicts, a pandas table, a Hub data set.
 
-They are written to a temporary file of JSON lines and read as every other file is, so the same columns, checks and
-complaints hold; these count rows from 1.
+The rows are written to a temporary JSON-lines file and read like any other, so the same columns, checks and error
+messages apply; messages count rows from 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from electra_core.tagged_files import TAG_LISTS, WORD_LISTS
 from electra_core.tagged_rows import SENTENCE_COLUMNS, SPAN_LISTS, TAG_COLUMNS, WORD_COLUMNS
 
 Rows = Iterable[Mapping[str, Any]]
-"""Each with a file's columns by name, "text" and "label" for instance."""
+"""Each row maps column names, for instance "text" and "label", to values."""
 READ = frozenset(
     name.lower()
     for name in (
@@ -36,7 +36,7 @@ READ = frozenset(
         "answer_start", "is_impossible",
     )
 )  # fmt: skip
-"""The names that some task looks for, in small letters."""
+"""The column names that some task looks for, in lower case."""
 
 IN_PYTHON = {
     "--id-column none": 'Columns(id="none")',
@@ -47,30 +47,30 @@ IN_PYTHON = {
     LABEL_COLUMNS_FLAG: "Columns(labels=...)",  # before --label-column, with which it begins
     **{flag: f"Columns({role}=...)" for role, flag in ALL_FLAGS.items()},
 }
-"""What the flags in messages of readers are called where there is no command line; of others `option` says so."""
+"""The Python names for flags in the readers' messages, used off the command line; elsewhere `option` does this."""
 
 
 @contextmanager
 def as_files(
     say: Say, asked: Columns | None = None, **data: str | Path | Rows | None
 ) -> Iterator[tuple[dict[str, Any], Say]]:
-    """Paths as they are, and rows in memory as temporary files, which exist inside the context.
+    """Gives paths unchanged, and rows in memory as temporary files that exist inside the context.
 
     Args:
-        say: takes lines for the user.
-        asked: the columns that a task reads by names of their own. What is in others need not have a form in JSON.
-        data: by name; the files have it, in messages, too.
+        say: receives lines for the user.
+        asked: the columns that the task reads by other than the usual names. Other columns need not fit into JSON.
+        data: sources by name, which names the files, also in messages.
 
     Yields:
-        The paths by name, and `say` for lines in which they occur.
+        The paths by name, and a `say` for lines that mention them.
 
     Raises:
-        ValueError: rows that are no dicts, or hold what JSON has no form for in a column that may be read.
+        ValueError: rows are not dicts, or a column that may be read does not fit into JSON.
     """
     with tempfile.TemporaryDirectory() as folder:
 
         def told(line: str) -> str:
-            kind = type(line)  # as `Lost` is one
+            kind = type(line)  # `Lost`, perhaps
             line = line.replace(f"{folder}{os.sep}", "")
             if not is_on_command_line():
                 for flag, name in IN_PYTHON.items():
@@ -88,7 +88,7 @@ def as_files(
 
 
 def rows_of(table: Any) -> list[dict[str, Any]] | None:
-    """The rows of a table of pandas, Polars or Arrow, which iterate over columns; None for anything else."""
+    """The rows of a pandas, Polars or Arrow table (iterating over one gives columns); None for anything else."""
     if not hasattr(table, "columns"):
         return None
     for method, how in (("to_dicts", ()), ("to_pylist", ()), ("to_dict", ("records",))):
@@ -123,14 +123,14 @@ def _written(rows: Rows, name: str, folder: Path, asked: Columns | None) -> Path
 
 
 def _may_be_read(column: str, place: int, asked: Columns | None) -> bool:
-    """Whether a task may look into a column: it has a usual name, or was named, perhaps by its number from 1."""
+    """Whether a task may read a column: it has a usual name or was named, perhaps by its number from 1."""
     roles = () if asked is None else (asked.text, asked.pair, asked.label, asked.labels, asked.id)
     named = {name for role in roles for name in alternatives(role)}
     return column in named or str(place) in named or column.lower() in READ or bool(ENDING.fullmatch(column))
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: NumPy's values as Python's, no number (pandas' missing value) as none, dates by ISO."""
+    """A value in a form for JSON: NumPy's as Python's, NaN (missing in pandas) as None, dates in ISO form."""
     if isinstance(value, (float, str, int, list, dict, type(None))) and type(value).__module__ == "builtins":
         return None if isinstance(value, float) and math.isnan(value) else value
     if hasattr(value, "tolist"):

@@ -1,5 +1,5 @@
-"""What a step in fixed shapes reads: two flat buffers, integers and floats, so that two copies bring all of it,
-batch, seed and learning rate, to the device. `static_batch.py` and `static_task.py` say what lies in them.
+"""The inputs of a step in fixed shapes: two flat buffers, integers and floats, so that two copies bring all of
+them (batch, seed, learning rate) to the device. `static_batch.py` and `static_task.py` define their contents.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class InputBuffers:
-    """What a step of one shape reads, as views of two flat buffers, one of integers and one of floats.
+    """The inputs of a step of one shape, as views of two flat buffers, one of integers and one of floats.
 
     Args:
-        shape: one graph is captured for each.
-        sizes: integers and floats of each part of the batch.
-        device: where the buffers lie.
-        pinned: host memory from which a copy to a GPU does not hold up the host.
+        shape: its key; one graph is captured for each.
+        sizes: number of integers and floats in each part of the batch.
+        device: where the buffers are.
+        pinned: use pinned host memory, from which copies to a GPU do not block the host.
 
     Attributes:
-        parts: what the step's loss function is given, one after the other; their tensors are views.
+        parts: the arguments of the step's loss function, one call for each; their tensors are views.
         seed, rate: the step's, int64 [1] and float scalar.
     """
 
@@ -40,10 +40,10 @@ class InputBuffers:
         self.pieces = list(zip(self.integers[:-1].split(integers), self.floats[:-1].split(floats)))
 
     def on(self, device: torch.device) -> Self:
-        """Buffers for the same step on another device; nothing is in them yet."""
+        """Uninitialised buffers for the same step on another device."""
         raise NotImplementedError
 
     def copy_(self, other: Self) -> None:
-        """Take over the values of `other`; from pinned memory without waiting for the copy."""
+        """Copies the values of `other`; from pinned memory without waiting for the copy."""
         self.integers.copy_(other.integers, non_blocking=True)
         self.floats.copy_(other.floats, non_blocking=True)

@@ -1,10 +1,10 @@
-"""How far `electra prepare` has come, written now and then, so that a killed run need not begin anew.
+"""Records from time to time how far `electra prepare` has come, so that a killed run need not start again.
 
-    .DATA.partial/journal.json    {"settings": what the run is to make, "state": what is durable so far}
+    .DATA.partial/journal.json    {"settings": what the run makes, "state": what is durable so far}
 
-The same command finds the folder (`new_folder.partial_folder`), cuts off what was written behind the last entry,
-and goes on with the document that comes next; the result is the same, byte for byte. Another command, or the same
-one on files that have changed, finds that the settings differ and starts with an empty folder.
+The same command finds the folder (`new_folder.partial_folder`), truncates the files to the last entry, and
+continues with the next document; the result is the same, byte for byte. Another command, or the same one on files
+that have changed, finds that the settings differ and starts with an empty folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = "journal.json"
 
 
 class Journal:
-    """The journal in `folder`; the folder is emptied of anything that is not of a run with these settings.
+    """The journal in `folder`, which is emptied unless it comes from a run with the same settings.
 
     Args:
         settings: JSON values.
@@ -32,18 +32,18 @@ class Journal:
         self._path = folder / FILE
         self._settings = json.loads(json.dumps(settings))
         self.state: dict[str, Any] | None = self._read()
-        """Of the latest entry; None if there is nothing to go on with."""
+        """State of the latest entry; None if there is nothing to continue."""
         if self.state is None:
             self.clear()
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replaces the entry; what it tells of must be durable already."""
+        """Replaces the entry; what it describes must be durable already."""
         new = self._path.with_suffix(".new")
         write_durably(new, json.dumps({"settings": self._settings, "state": state}))
         os.replace(new, self._path)
 
     def remove(self) -> None:
-        """When all is done."""
+        """Removes the journal, once the work is done."""
         self._path.unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -1,15 +1,15 @@
-"""What a fine-tuning that starts from a fine-tuned model keeps of that model's head.
+"""Decides what a fine-tuning that starts from a fine-tuned model keeps of that model's head.
 
-An output means what its label says, wherever it stands, so outputs are taken over by the labels' names:
+An output means what its label says, whatever its position, so outputs are matched by the labels' names:
 
     every label is known    the head is kept, its outputs in the order of the task's labels
-    some are                their outputs and the layer before are kept; an output of another label is new
+    some are                their outputs and the layer before are kept; the outputs of new labels are new
     none is                 the whole head is new
-    a number (regress)      the head is kept, in the units in which training sees the numbers
+    a number (regress)      the head is kept, rescaled to the units of the training targets
     questions, choices      the head is kept; its outputs mean the same whatever the data
 
-A name may differ in case and the like. LABEL_0, LABEL_1, ..., which `transformers` writes where nobody named the
-classes, are the classes 0, 1, ... of data that have just such; of others they say nothing.
+Names may differ in case and the like. LABEL_0, LABEL_1, ..., which `transformers` writes for unnamed classes,
+match the classes 0, 1, ... of data with just such labels, and no others.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from electra_core.tasks import QuestionAnswerer, SequenceClassifier, TaskModel, 
 from electra_core.weight_files import open_weights
 
 SHOWN_LABELS = 5
-"""Of so many labels a message gives the names."""
+"""Number of labels that a message names."""
 UNNAMED = re.compile(r"LABEL_(\d+)")
 
 
 @dataclass(frozen=True)
 class OldHead:
-    """The head in a model's directory, as far as a task can use it."""
+    """The part of a saved model's head that a task can use."""
 
     labels: tuple[str, ...]
-    """Its outputs' names; empty if they have none, or are one number."""
+    """The outputs' names; empty if they have none, or if the only output is a number."""
     rows: tuple[int | None, ...]
-    """For each of the task's labels the output to keep; None: it has none. Empty if all are kept as they are."""
+    """For each of the task's labels the output to keep; None: a new one. Empty if all are kept as they are."""
 
     @property
     def is_of_use(self) -> bool:
-        """Whether anything of it is kept."""
+        """Whether anything of the head is kept."""
         return not self.rows or any(row is not None for row in self.rows)
 
 
 def old_head(task: Task, directory: Path) -> OldHead | None:
-    """The head of the task's kind that a model directory holds; None if it has none, or does not name its outputs.
+    """The head in a model directory, if it is of the task's kind; None if there is none or its outputs lack names.
 
     Args:
         task: fitted to its training data.
@@ -80,9 +80,9 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
 
 
 def rows_by_name(known: Sequence[str], labels: Sequence[str]) -> tuple[int | None, ...]:
-    """For each label its place among those that are known; None for one that is not.
+    """For each label its index in `known`; None if it is not there.
 
-    A name that is there as it is written comes first; then one that looks the same, if only one does.
+    An exact match comes first, then a label that looks the same (`look_of`), if there is only one.
     """
     known = _numbered(known, labels)
     place = {label: index for index, label in enumerate(known)}
@@ -100,14 +100,14 @@ def _numbered(known: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
 
 
 def _by_look(labels: Iterable[str]) -> dict[str, str]:
-    """Look -> label, of looks that only one has."""
+    """Look -> label, for looks that only one label has."""
     looks = {label: look_of(label) for label in labels}
     often = Counter(looks.values())
     return {look: label for label, look in looks.items() if often[look] == 1}
 
 
 def told(task: Task, old: OldHead) -> str:
-    """Says what is kept, to stand behind the model's name."""
+    """Says what is kept, to follow the model's name in a message."""
     if not old.rows:
         return "the head is kept"
     if not old.is_of_use:
@@ -128,8 +128,8 @@ def _shown(labels: Sequence[str]) -> str:
 
 @torch.no_grad()
 def give_head(model: TaskModel, old: OldHead, task: Task, seed: int) -> None:
-    """Makes a model that was loaded with its own labels one of the task's, in place; what is new is drawn from
-    `seed`, and is what it would be without an old head."""
+    """Converts a model loaded with its own labels to the task's labels, in place; new weights are drawn from
+    `seed`, and are those of an entirely new head."""
     if not old.rows:
         task.as_trained(model)
         return

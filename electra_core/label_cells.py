@@ -1,7 +1,7 @@
-"""Labels as cells hold them -> text: one label, or of a text that may have several any number of them.
+"""Turns cells into label texts: one label or, for texts that may have several, any number.
 
-Several stand in one cell, as a list (JSON, Parquet, a list that pandas wrote into a CSV) or with a separator
-between them; or each label has a column of 0 and 1. An empty cell or list means that there is none.
+Several labels are in one cell, as a list (JSON, Parquet, a list that pandas wrote into a CSV) or with separators;
+or each label has a column of 0 and 1. An empty cell or list means no label.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SEPARATOR = ","
-"""Between the labels of a cell, if nobody says otherwise; docs/decisions.md has the reason."""
+"""Default separator between the labels in a cell; docs/decisions.md has the reason."""
 MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-"""What may stand in a label's own column, in small letters."""
+"""Allowed values in a label's own column, in lower case."""
 
 
 def label_text(value: Any) -> str | None:
     """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None.
 
-    "1.0" and "True" of a CSV stay: all its labels together tell what they are (`classify.Classify.read`).
+    "1.0" and "True" in a CSV stay as they are: only all its labels together tell what they mean
+    (`classify.Classify.read`).
     """
     if isinstance(value, bool):
         return str(int(value))
@@ -36,10 +37,10 @@ def label_text(value: Any) -> str | None:
 
 
 def labels_as_texts(labels: Any) -> tuple[str, ...]:
-    """A task's labels, which may be given as numbers.
+    """A task's labels as texts; they may be given as numbers.
 
     Raises:
-        ValueError: no sequence of labels, or one in it that is none.
+        ValueError: not a sequence, or something in it is neither a string nor an integer.
     """
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise ValueError(f"labels: expected several, such as ('no', 'yes'), got {labels!r:.80}")
@@ -53,14 +54,14 @@ def labels_as_texts(labels: Any) -> tuple[str, ...]:
 
 
 def look_of(label: str) -> str:
-    """What labels have in common that differ in nothing but case, what one does not see, or a number's form."""
+    """A key shared by labels that differ only in case, invisible characters, white space or a number's form."""
     seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
     look = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
     return {"true": "1", "false": "0"}.get(look, look)
 
 
 def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, ...], str]:
-    """(the labels in a cell, each once, ""), or ((), why it holds no usable ones)."""
+    """(the distinct labels in a cell, ""), or ((), why none can be used)."""
     if isinstance(value, str):
         listed = _list_in_text(value)
         if listed is None:
@@ -91,7 +92,7 @@ def _labels_of_list(values: list[Any]) -> tuple[tuple[str, ...], str]:
 
 
 def _list_in_text(text: str) -> list[Any] | None:
-    """A list as JSON or Python writes it, which is what pandas makes of a column of lists; None of other texts."""
+    """The list that a text holds in JSON or Python form (as pandas writes it to a CSV); None if it holds none."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None

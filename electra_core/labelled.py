@@ -1,11 +1,11 @@
-"""Labelled texts as people have them -> examples.
+"""Reads labelled texts in the usual formats as examples.
 
-Files of one or two text columns and a label column (CSV, TSV, JSON lines, Parquet), and folders with one
-sub-folder of .txt files per label, as IMDb ships. Sentences with tags are read in `tagged_files.py`, questions
-with answers in `squad_files.py`, multiple choice in `choices.py`; which column holds what, `columns.py` finds.
+These are files of one or two text columns and a label column (CSV, TSV, JSON lines, Parquet), and folders with one
+sub-folder of .txt files per label, such as IMDb. Sentences with tags are read in `tagged_files.py`, questions with
+answers in `squad_files.py`, multiple choice in `choices.py`; `columns.py` finds which column holds what.
 
-Every reader is a generator, so that files larger than memory can be predicted on; a row that it cannot use
-goes to `BadRows`, which names file and line.
+Every reader is a generator, so that prediction works on files larger than memory; a row that it cannot use goes to
+`BadRows`, which names file and line.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from electra_core.text_lines import at_hand, read_lines, text_problem
 log = logging.getLogger("electra_core")
 NO_ROW_ID = "if that column does not hold row ids: --id-column none"
 FEWEST_IDS = 10
-"""Of fewer a repeated one is a slip."""
+"""Among fewer ids, a repeated one is taken for a slip."""
 FIRST_ROWS = 100
-"""Rows whose columns count as the file's: in JSON lines one may lack what the others have."""
+"""Rows whose columns together count as the file's: a row of JSON lines may lack some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +39,29 @@ class TextExample:
     """One text, or a pair, with its label as written in the file (None where there is none)."""
 
     id: str
-    """ "" of a row that has none in a file that has ids."""
+    """ "" if the row has none though the file has ids."""
     line: int
-    """From 1; 0 for a file of a folder."""
+    """Line number, from 1; 0 for a file of a folder."""
     text: str
     pair: str | None = None
     label: str | None = None
 
     @property
     def place(self) -> int | str:
-        """Where it stands in what was read: its line, or its file."""
+        """Where the example comes from: its line, or its file."""
         return self.line or f"{self.id}.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class MultiLabelExample(TextExample):
-    """One text, or a pair, with any number of labels, each once."""
+    """One text, or a pair, with any number of distinct labels."""
 
     labels: tuple[str, ...] | None = None
-    """None where they are not known."""
+    """None if unknown."""
 
 
 def labels_in(example: TextExample) -> tuple[str, ...]:
-    """The labels of an example; the one that it has where there is only one."""
+    """The labels of an example, of either kind."""
     if isinstance(example, MultiLabelExample):
         return example.labels or ()
     return () if example.label is None else (example.label,)
@@ -73,10 +73,10 @@ def label_counts(examples: Iterable[TextExample]) -> Counter[str]:
 
 
 class BadRows:
-    """Rows that cannot be used: named with file and line; they stop the reading, or are skipped and counted.
+    """Collects rows that cannot be used, with file and line; they stop the reading, or are skipped and counted.
 
     Args:
-        skip: count them and go on; else `close` raises, naming the first and saying how many there are.
+        skip: count them and continue; otherwise `close` raises, naming the first and saying how many there are.
     """
 
     def __init__(self, path: Path | str, skip: bool = False):
@@ -85,12 +85,12 @@ class BadRows:
         self.first: list[str] = []
         self.ways_out: dict[str, None] = {}
         self.found: Found | None = None
-        """Which columns were read, of a file of texts that has columns; known when its first row is."""
+        """The columns that were read, for a file of texts with columns; set at its first row."""
 
     def add(self, place: int | str, reason: str) -> None:
-        """Notes one bad row; `place` is its line or where it stands in a JSON file.
+        """Records a bad row; `place` is its line, or its place in a JSON file.
 
-        Reasons are counted by what stands before the first parenthesis; details belong inside one.
+        Reasons are counted by the text before the first parenthesis, so details belong in parentheses.
         """
         self.reasons[reason.split(" (")[0]] += 1
         if "not valid UTF-8 (byte" in reason:
@@ -100,11 +100,11 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """How many rows were bad."""
+        """Number of bad rows."""
         return self.reasons.total()
 
     def close(self, good: bool = True) -> None:
-        """Raises UserError if there were bad rows and they are not to be skipped; `good`: if others were good."""
+        """Raises UserError if there were bad rows, unless they are skipped; `good`: whether others were good."""
         if not self.count or self.skip:
             return
         others = f"{self.count - 1} more bad row{'s' if self.count > 2 else ''}"
@@ -117,11 +117,11 @@ class BadRows:
         )
 
     def way_out(self) -> str:
-        """What can be done about them, if anything is known; begins with a semicolon."""
+        """What the user can do about them, beginning with a semicolon; "" if nothing is known."""
         return "".join(f"; {way}" for way in self.ways_out)
 
     def summary(self) -> str:
-        """One line for the log: how many were skipped, why, and where the first stand."""
+        """One line for the log: how many were skipped, why, and where the first ones are."""
         why = ", ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common(5))
         first = "; ".join(self.first)
         rows = f"{self.count} bad row{'s' if self.count > 1 else ''}"
@@ -129,11 +129,11 @@ class BadRows:
 
 
 class Ids:
-    """The ids of a file, so that a row with the id of an earlier one can be named.
+    """The ids of a file so far, to find duplicates.
 
     Args:
-        labelled: prediction keeps no ids: it may run over more rows than memory holds.
-        bad: is told the way out, where the file's columns can be named.
+        labelled: whether ids are kept; prediction keeps none, since there may be more rows than fit into memory.
+        bad: gets the remedy for a duplicate, if the file's columns can be named.
     """
 
     def __init__(self, labelled: bool, bad: BadRows | None = None):
@@ -153,14 +153,14 @@ class Ids:
 
 
 def has_id(value: Any) -> bool:
-    """Whether a cell holds an id: some rows of a file may have none."""
+    """Whether a cell holds an id; some rows may have none."""
     return value is not None and bool(str(value).strip())
 
 
 def row_id(row: Row, column: str | None) -> str:
-    """What the row is called: its id, "" where its cell is empty; in a file without ids the line where it stands.
+    """The row's id, "" if its cell is empty; in a file without ids, its line number.
 
-    A line's number would be another row's id, perhaps.
+    (For an empty cell the line number could be another row's id.)
     """
     if column is None:
         return str(row.line)
@@ -179,14 +179,14 @@ def read_texts(
     """Texts or pairs of texts, in the file's order.
 
     Args:
-        path: a file, or a folder with one sub-folder of .txt files per label; without labels, of .txt files.
-        bad: takes rows that cannot be used; without it they raise at the end of the file.
-        labelled: whether a label is required in every row; if not, it is read where there is one.
-        several: whether a row may have any number of labels: the file's rows become `MultiLabelExample`, and where
-            labels are not required they are not read.
+        path: a file, or a folder with one sub-folder of .txt files per label; without labels, one of .txt files.
+        bad: receives rows that cannot be used; without it they raise at the end of the file.
+        labelled: whether every row must have a label; if not, labels are read where present.
+        several: whether a row may have any number of labels: the file's rows become `MultiLabelExample`, and
+            labels that are not required are not read.
 
     Raises:
-        UserError: file unreadable or empty, a column missing (the present ones are listed), bad rows.
+        UserError: file unreadable or empty, a column missing (the message lists those present), bad rows.
     """
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
@@ -198,9 +198,9 @@ def read_texts(
 
 
 def checked(path: Path, examples: Iterable[Any], bad: BadRows) -> Iterator[Any]:
-    """Passes examples on; at the end complains about bad rows and about a file without any good one.
+    """Passes examples on; at the end raises UserError for bad rows, or if no row was good.
 
-    Whoever takes an example may still add it to the bad ones, before asking for the next.
+    The consumer may still add an example to the bad rows, before it takes the next.
     """
     count = good = 0
     for example in examples:
@@ -245,13 +245,13 @@ def _read_text_rows(
 
 
 def _mostly_repeated(column: str | None, rows: Sequence[Row]) -> bool:
-    """Whether the ids of these rows are less than half as many as the rows, which are more than a few."""
+    """Whether fewer than half of the ids in these rows are distinct, and there are more than a few."""
     ids = [str(row.cells[column]) for row in rows if column and has_id(row.cells.get(column))]
     return len(ids) >= FEWEST_IDS and 2 * len({*ids}) < len(ids)
 
 
 def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample | None, str]:
-    """The example, or None and why not."""
+    """(example, ""), or (None, why it cannot be used)."""
     text, problem = text_cell(row, columns.text)
     pair = None
     if columns.pair and not problem:
@@ -268,7 +268,7 @@ def _text_example(row: Row, columns: Found, labelled: bool) -> tuple[TextExample
 def _with_labels(
     example: TextExample, row: Row, columns: Found, labelled: bool, separator: str
 ) -> tuple[TextExample | None, str]:
-    """The example with the row's labels, or None and why not."""
+    """(example with the row's labels, ""), or (None, why it cannot be used)."""
     labels: tuple[str, ...] | None = None
     if labelled:
         if columns.labels:
@@ -318,7 +318,7 @@ def _read_folder(path: Path, bad: BadRows, labelled: bool, encoding: str | None)
 
 
 def _text_files(folder: Path) -> list[Path]:
-    """2_9.txt before 10_9.txt; without hidden files, of which macOS leaves one (._2_9.txt) beside each."""
+    """The .txt files, 2_9.txt before 10_9.txt; not hidden ones, such as macOS's ._2_9.txt beside each file."""
     return sorted((file for file in folder.glob("*.txt") if file.name[0] != "."), key=_natural)
 
 
@@ -326,11 +326,11 @@ def _file_text(file: Path, encoding: str | None) -> tuple[str, str]:
     """(text, ""), or ("", why the file holds no usable text)."""
     try:
         text = "\n".join(line for _, line in read_lines(file, encoding)).strip()
-    except UserError as error:  # not readable, or UTF-16
+    except UserError as error:  # unreadable, or UTF-16
         return "", str(error).removeprefix(f"{file}: ")
     return text, text_problem(text, encoding) if text else "the text is empty"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Numbers within the name by their value."""
+    """Sort key that orders numbers within a name by value."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

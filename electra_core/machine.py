@@ -1,6 +1,6 @@
-"""What this machine has and what a run would do with it: `electra info` without a model.
+"""What this machine has and what a run would use of it: `electra info` without a model.
 
-The first thing to look at, and to send along, where a GPU does not do what was expected of it.
+The first thing to look at, and to include in a report, when a GPU does not work as expected.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from electra_core.placement import resolve_device, resolve_precision
 
 
 def facts() -> dict[str, Any]:
-    """Versions; the device, precision and engine that "auto" stands for; what can run, or why not. Strings.
+    """Versions; the device, precision and engine that "auto" means; what can run, or why not. All are strings.
 
-    A small kernel is launched on the GPU, and the loops in C are built, if nobody has before.
+    Launches a small kernel on the GPU, and builds the loops in C unless they are built.
     """
     versions = {"electra-core": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {**versions, "triton": _triton_version(), **_choices(), **_implementations()}
@@ -30,13 +30,13 @@ def facts() -> dict[str, Any]:
 def _triton_version() -> str:
     try:
         import triton
-    except Exception as error:  # a broken one may raise anything
+    except Exception as error:  # a broken installation may raise anything
         return type(error).__name__
     return str(triton.__version__)
 
 
 def _choices() -> dict[str, str]:
-    """What "auto" is."""
+    """What "auto" means here."""
     try:
         device = resolve_device("auto")
     except UserError as error:
@@ -66,7 +66,7 @@ def _free(device: torch.device) -> str:
 
 
 def _implementations() -> dict[str, str]:
-    """Of the kernels."""
+    """Which implementations of the kernels can run."""
     names = {"triton": "Triton kernels", "native": "loops in C", "reference": "plain PyTorch"}
     available = electra_kernels.available()
     return {name: available[implementation] for implementation, name in names.items()}

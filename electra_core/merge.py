@@ -1,8 +1,8 @@
-"""Parts of a corpus that were prepared on many machines, made one: `electra prepare --merge PART... --out DATA`.
+"""Merges parts of a corpus prepared on many machines: `electra prepare --merge PART... --out DATA`.
 
-The documents are written anew, part after part, so the result is the one that a single machine would have made of
-all files, byte for byte (but documents that come in two parts are not recognised as duplicates). It costs one
-reading to check the parts, one to copy them.
+The documents are rewritten, part after part, so the result is what a single machine would have made of all files,
+byte for byte (except that a document in two parts is not recognised as a duplicate). The parts are read twice:
+once to check them, once to copy them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def merge(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Manifest:
-    """Makes one corpus under `out_dir` of all parts that `prepare(..., shard=(i, n))` made.
+    """Merges all parts made by `prepare(..., shard=(i, n))` into one corpus under `out_dir`.
 
     Args:
         parts: their folders, in any order.
         overwrite: replace an earlier corpus at `out_dir`.
-        quiet: without progress bars.
+        quiet: no progress bars.
 
     Raises:
-        UserError: no part, parts that are missing, there twice, damaged or made in different ways.
+        UserError: a folder is not a part, or parts are missing, given twice, damaged or made with other settings.
     """
     out = Path(out_dir)
     opened = _in_order([Corpus.open(part) for part in parts])
@@ -74,7 +74,7 @@ def merge(
 
 
 def _in_order(parts: Sequence[Corpus]) -> list[Corpus]:
-    """The parts by number, each there once and of the same corpus."""
+    """The parts by number; UserError unless each is there once and all are of the same corpus."""
     found: dict[int, Corpus] = {}
     for corpus in parts:
         number, of, _ = _shard(corpus)
@@ -92,7 +92,7 @@ def _in_order(parts: Sequence[Corpus]) -> list[Corpus]:
 
 
 def _shard(corpus: Corpus) -> tuple[int, int, str]:
-    """(number, of how many, digest of all files)."""
+    """(part number, number of parts, digest of all files)."""
     shard = corpus.manifest.settings.get("shard")
     if shard is None:
         raise UserError(

@@ -1,5 +1,5 @@
-"""Models without memory for their weights (torch's device `meta`): what a directory is loaded into, and what the
-parameters of a model that is to be saved are compared with.
+"""Models on torch's `meta` device, without memory for their weights: directories are loaded into them, and the
+parameters of a model to be saved are compared with them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def on_meta(kind: Callable[..., Built], *arguments: Any, **options: Any) -> Buil
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Functions of torch.nn.init leave their tensor alone: its values come from a file.
+    """Makes the functions of torch.nn.init leave their tensor alone: its values will come from a file.
 
-    Without memory there is nothing to fill, but torch's random numbers on the meta device still load half of
-    its compiler (2.6 seconds and 144 MB, measured with torch 2.13).
+    There is no memory to fill, but drawing random numbers on the meta device still loads half of torch's
+    compiler (2.6 seconds and 144 MB, measured with torch 2.13).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -40,8 +40,8 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def needs_its_constructor(model: nn.Module) -> bool:
-    """Whether it has values that neither a file nor `tasks.initialise_head` need bring: buffers, tensors that are
-    plain attributes, and a task model's parameters outside the encoder and the head."""
+    """Whether a model has values that may come neither from a file nor from `tasks.initialise_head`: buffers,
+    tensors as plain attributes, and a task model's parameters outside the encoder and the head."""
     for name, module in model.named_modules():
         tensors = [*module.buffers(recurse=False), *(v for v in vars(module).values() if isinstance(v, Tensor))]
         if tensors:
@@ -53,12 +53,12 @@ def needs_its_constructor(model: nn.Module) -> bool:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raises ValueError for parameters that a directory has no place for, so that nobody loads it."""
+    """Raises ValueError for parameters that have no place in a directory, which could not be loaded again."""
     architecture(model)  # raises for an Electra, which has no encoder
     kind = type(model)
     found = model.state_dict()
     expected = {f"encoder.{name}": t for name, t in on_meta(Encoder, model.config).state_dict().items()}
-    if kind.__module__.startswith("electra_core."):  # others may have parts of their own beside the encoder
+    if kind.__module__.startswith("electra_core."):  # a subclass may have parts of its own beside the encoder
         head = {"labels": model.labels} if isinstance(model, tasks.TaskModel) else {}
         expected |= on_meta(kind, model.config, **head).state_dict()
     else:

@@ -1,4 +1,4 @@
-"""Figures of merit of downstream tasks, from scikit-learn, scipy and seqeval.
+"""Metrics of downstream tasks, from scikit-learn, scipy and seqeval.
 
 Each function returns plain floats by name. SQuAD's exact match and F1 are in `squad_metrics.py`.
 """
@@ -15,12 +15,12 @@ from electra_core.errors import UserError
 CALIBRATION_BINS = 10
 LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 OF_LABEL_SETS = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
-OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # of which more is better: not mse and mae
+OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # higher is better: not mse and mae
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
 
 def shown_name(figure: str, labels: Sequence[str]) -> str:
-    """A figure's name for a reader: the f1 of two classes says of which one it is.
+    """A figure's name for a reader: with two classes, f1 names the class that it is of.
 
     >>> shown_name("f1", ["spam", "legit"]), shown_name("f1", ["a", "b", "c"])
     ('f1 (legit)', 'f1')
@@ -29,7 +29,7 @@ def shown_name(figure: str, labels: Sequence[str]) -> str:
 
 
 def of_classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """The figures of `classification_metrics`."""
+    """The names of `classification_metrics`'s figures."""
     return ("accuracy", "mcc", "macro_f1", *(("f1", "acc_and_f1") if len(labels) == 2 else ()))
 
 
@@ -37,7 +37,7 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_l
     """accuracy, mcc (Matthews' correlation), macro_f1; and f1 of class 1 if there are two classes (as GLUE).
 
     Args:
-        truth, predicted: class indices, equally many, at least one.
+        truth, predicted: class indices, of equal length, at least one.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -70,11 +70,11 @@ def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndar
 
     Args:
         truth, predicted: [N, C], 0 or 1, at least one row.
-        scores: [N, C], the more the likelier; the first figure is of their order alone.
+        scores: [N, C], higher means likelier; the first figure depends only on their order.
     """
     from sklearn.metrics import average_precision_score
 
-    occurring, scores = truth.any(axis=0), np.nan_to_num(scores)  # NaN: of a model that has diverged
+    occurring, scores = truth.any(axis=0), np.nan_to_num(scores)  # NaN: the model has diverged
     precision = (
         average_precision_score(truth[:, occurring], scores[:, occurring], average="macro")
         if occurring.any()
@@ -109,7 +109,7 @@ def per_label_metrics(truth: np.ndarray, predicted: np.ndarray, labels: Sequence
     Args:
         truth, predicted: [N, C], 0 or 1.
     """
-    # With a column more, which is not asked for, a single label is not taken for two classes.
+    # With an extra column, whose figures are not used, a single label is not taken for two classes.
     right, got = (np.pad(marks, ((0, 0), (0, 1))) for marks in (truth, predicted))
     return per_class_metrics(right, got, labels)
 
@@ -127,10 +127,10 @@ def calibration(
     """Expected calibration error (Guo et al. 2017) and the table behind it.
 
     Predictions are put into `bins` equal ranges of confidence; the error is the mean distance between a
-    range's confidence and its accuracy, weighted by how many fall in.
+    range's confidence and its accuracy, weighted by the number of predictions in it.
 
     Returns:
-        The error, and per range that is not empty: from, to, count, confidence, accuracy.
+        The error, and for each non-empty range: from, to, count, confidence, accuracy.
     """
     sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     which = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
@@ -152,13 +152,14 @@ def calibration(
 def answered(
     confidence: Sequence[float], correct: Sequence[bool], least: Sequence[float] = LEAST_SCORES
 ) -> list[dict[str, float]]:
-    """What is left, and how much of it is right, if only answers with at least a certain confidence count.
+    """Coverage and accuracy if only answers with at least a certain confidence count.
 
     Args:
         least: the confidences to try, the lowest first.
 
     Returns:
-        Per confidence that leaves fewer answers than the one before, but any: score, count, share, accuracy.
+        For each confidence that leaves fewer answers than the one before, but not none: score, count, share,
+        accuracy.
     """
     sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     rows: list[dict[str, float]] = []
@@ -172,7 +173,7 @@ def answered(
 
 
 def regression_metrics(truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """pearson, spearman, their mean (GLUE's figure for STS-B), mse, mae; a correlation with a constant is 0."""
+    """pearson, spearman, their mean (GLUE's figure for STS-B), mse, mae; correlation with a constant is 0."""
     from scipy.stats import pearsonr, spearmanr
 
     difference = np.asarray(truth, dtype=float) - np.asarray(predicted, dtype=float)
@@ -192,11 +193,11 @@ def regression_metrics(truth: Sequence[float], predicted: Sequence[float]) -> di
 def span_metrics(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Entity-level precision, recall, f1 (as conlleval) and accuracy per word, from IOB2 tags by sentence.
+    """Entity-level precision, recall, f1 (as conlleval) and accuracy per word, from each sentence's IOB2 tags.
 
     Returns:
-        The figures, and per entity type: label ("_" where the tags are B, I and O alone), precision, recall, f1,
-        support.
+        The figures, and for each entity type: label ("_" where the tags are only B, I and O), precision, recall,
+        f1, support.
 
     Raises:
         UserError: seqeval is not installed.

@@ -1,7 +1,7 @@
-"""RUN/metrics.jsonl, the log of a run: one JSON object a line, each with its "step"; null is what was not finite.
+"""RUN/metrics.jsonl, the log of a run: one JSON object a line, each with its "step"; null means not finite.
 
 Training writes a row every `log_every` steps, and one per evaluation ("eval_..." or "dev_..."). The same figures
-go to TensorBoard where it is installed, and to Weights & Biases where that is asked for.
+go to TensorBoard if it is installed, and to Weights & Biases on request.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from electra_core.errors import UserError, option
 from electra_core.unix import resource
 
 if TYPE_CHECKING:
-    import torch  # which takes seconds, and `electra status` needs none of it
+    import torch  # takes seconds to import, and `electra status` does not need it
 
 Row = dict[str, Any]
-ROWS_KEPT = 20  # of the newest losses, for `guards.spike`
+ROWS_KEPT = 20  # newest losses, for `guards.spike`
 
 
 class MetricsLog:
     """The log of a run that is being trained.
 
     Args:
-        folder: of the run.
-        first_step: rows after this step are of a part that is done again, and are dropped.
-        wandb: project of Weights & Biases to log to as well; None: none.
+        folder: the run's folder.
+        first_step: rows after this step belong to a part that will be repeated, and are dropped.
+        wandb: a Weights & Biases project to log to as well; None: none.
 
     Raises:
-        UserError: `wandb` is asked for and not there.
+        UserError: `wandb` is given, but the package is not installed.
     """
 
     def __init__(self, folder: Path, first_step: int = 0, wandb: str | None = None):
@@ -49,7 +49,7 @@ class MetricsLog:
         self.wandb = _wandb_run(folder, wandb, first_step) if wandb else None
 
     def write(self, step: int, **figures: Any) -> None:
-        """Append a row; with the operating system when this returns, whatever happens to the process next."""
+        """Appends a row; when this returns, the operating system has it, whatever happens to the process next."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **without_nan(figures)}, allow_nan=False) + "\n")
         if "loss" in figures:
@@ -62,10 +62,10 @@ class MetricsLog:
             self.wandb.log(numbers, step=step)
 
     def close(self, failed: bool = False) -> None:
-        """Flush what else is written to.
+        """Closes TensorBoard's and Weights & Biases' logs.
 
         Args:
-            failed: for Weights & Biases: the run ended by an error.
+            failed: whether the run ended with an error, for Weights & Biases.
         """
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -80,7 +80,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics.jsonl, NaN for null; what a crash cut off and anything else that is no row is left out."""
+    """Rows of a metrics.jsonl, with NaN for null; lines cut off by a crash, or otherwise not rows, are skipped."""
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -94,12 +94,12 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def without_nan(figures: Row) -> Row:
-    """With None for numbers that are not finite, which JSON has no form for."""
+    """The figures with None for numbers that are not finite, which JSON cannot hold."""
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in figures.items()}
 
 
 def last_evaluation(rows: list[Row]) -> dict[str, float]:
-    """The figures of the newest row that is an evaluation; empty if there is none."""
+    """The figures of the newest evaluation; empty if there is none."""
     for row in reversed(rows):
         if figures := {name: value for name, value in row.items() if name.startswith(("eval_", "dev_"))}:
             return figures
@@ -107,7 +107,7 @@ def last_evaluation(rows: list[Row]) -> dict[str, float]:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory taken so far, in MB (10^6 bytes): a GPU's by torch, otherwise this process's resident set."""
+    """Peak memory so far, in MB (10^6 bytes): torch's on a GPU, otherwise this process's resident set."""
     if device.type == "cuda":
         import torch
 
@@ -121,12 +121,12 @@ def _tensorboard_writer(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    # What is purged begins with that step; the row of `first_step` itself is not written again.
+    # Purging begins at the given step; the row of `first_step` itself is not written again.
     return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
 
 def _wandb_run(folder: Path, project: str, first_step: int) -> Any:
-    """The run of Weights & Biases; a resumed one goes on in the same, which is known by its id alone."""
+    """The Weights & Biases run; a resumed training continues the same one, identified by its id."""
     try:
         import wandb
     except ImportError:

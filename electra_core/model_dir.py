@@ -1,16 +1,16 @@
-"""Model directories in the Hub's ELECTRA layout, both ways.
+"""Saves and loads model directories in the Hub's ELECTRA layout.
 
-What is saved here opens in `transformers` as it is, and an ELECTRA directory of the Hub opens here as it is:
+What is saved here opens in `transformers` unchanged, and an ELECTRA directory of the Hub opens here unchanged:
 
     config.json           sizes, kind of model, names of the labels      (`hub_layout`)
     model.safetensors     the weights under the Hub's names              (`weight_files`)
-    tokenizer files       where a tokenizer is given
-    README.md             a model card, where one is given
+    tokenizer files       if a tokenizer is given
+    README.md             a model card, if one is given
 
-A model is built without memory for its weights, the weights' shapes are compared, and only then are they
-copied from the file to where they belong: loading takes the model's own memory and no second copy.
+A model is built without memory for its weights, the shapes are compared, and only then are the weights copied
+from the file into place: loading takes the model's own memory and no second copy.
 
-`pretrained.py` has the same as `from_pretrained` and `save_pretrained`. The models themselves do no reading
+`pretrained.py` offers the same as `from_pretrained` and `save_pretrained`. The models themselves do no reading
 or writing.
 """
 
@@ -57,7 +57,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class SavesItself(Protocol):
-    """A tokenizer, as far as this file needs to know one."""
+    """A tokenizer, as far as this file needs it."""
 
     def save(self, directory: str | Path) -> None:
         """Writes its files into the directory."""
@@ -75,14 +75,14 @@ def save_pretrained(
 
     Args:
         model: a Discriminator, Generator or task model.
-        directory: made if need be.
-        tokenizer: written beside the model.
+        directory: created if necessary.
+        tokenizer: saved with the model.
         card: text of README.md (`model_card`).
-        dtype: of the weights in the file (torch.bfloat16 halves it); None: as they are.
+        dtype: of the weights in the file (torch.bfloat16 halves it); None: unchanged.
 
     Raises:
-        ValueError: another kind of model (of an Electra, save its `discriminator` and its `generator`); one whose
-            parameters are not those of its kind, as adapters and pruning leave them, or are spread over processes.
+        ValueError: another kind of model (for an Electra, save its `discriminator` and its `generator`), or one
+            whose parameters are not those of its kind, as with adapters or pruning, or are sharded.
         UserError: `directory` is a file.
     """
     directory = Path(directory)
@@ -94,7 +94,7 @@ def save_pretrained(
     with temporary_folder(directory) as new:
         write_weights(tensors, new / SAFETENSORS)
         (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        shutil.copymode(new / "config.json", new / SAFETENSORS)  # safetensors makes files only for their owner
+        shutil.copymode(new / "config.json", new / SAFETENSORS)  # safetensors' files are for their owner only
         if tokenizer is not None:
             tokenizer.save(new)
         if card is not None:
@@ -113,7 +113,7 @@ def _move_into_place(new: Path, directory: Path) -> None:
 
 
 def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
-    """The sizes in a model directory's config.json, and all of its fields as they stand."""
+    """The sizes in a model directory's config.json, and all of its fields as they are."""
     directory = find_model(source)
     if not (directory / "config.json").exists():
         raise UserError(f"{directory}: not a model directory (no config.json)")
@@ -131,16 +131,16 @@ def load(
 ) -> Model:
     """A model of `kind` from a model directory (see `find_model`), in fp32, on the CPU, in evaluation mode.
 
-    A task model may be made from a directory without its head, such as a pre-trained discriminator's: the head
-    is then new, drawn from `seed`, and a warning says so. What a class of yours adds of its own and the file does
-    not hold (parameters beside the head, buffers) is as its constructor makes it.
+    A task model may be loaded from a directory without its head, such as a pre-trained discriminator's: the head
+    is then new, drawn from `seed`, and a warning says so. What a subclass of yours adds and the file does not
+    hold (parameters outside the head, buffers) is as its constructor makes it.
 
     Args:
-        labels: names of the classes, for a head of another number of classes than the file's.
+        labels: names of the classes, for a head with another number of classes than the file's.
         revision: of a repository on the Hub.
 
     Raises:
-        UserError: no model directory, another kind of model, or weights that are missing, unexpected, of the
+        UserError: not a model directory, another kind of model, or weights that are missing, unexpected, of the
             wrong shape or unreadable; the message lists them.
     """
     directory = find_model(source, _part_of_run(kind), revision)
@@ -189,10 +189,10 @@ def _head_options(
 
 
 def load_pair(model: electra.Electra, discriminator: str | Path, generator: str | Path) -> None:
-    """Copies two directories' weights into both halves of `model`, to go on with pre-training; in place.
+    """Copies two directories' weights into both halves of `model`, in place, to continue pre-training.
 
     Raises:
-        UserError: as `load_into`; or the two have different embeddings where `model` shares them.
+        UserError: as `load_into`; or the two have different embeddings though `model` shares them.
     """
     load_into(model.generator, generator)
     words_VE = model.generator.encoder.embeddings.word_embeddings.weight
@@ -206,12 +206,12 @@ def load_pair(model: electra.Electra, discriminator: str | Path, generator: str 
 
 
 def load_into(model: nn.Module, source: str | Path) -> None:
-    """Copies a directory's weights into a model that exists (for going on with pre-training), in place.
+    """Copies a directory's weights into an existing model, in place, to continue pre-training.
 
     Parameters that `model` shares with another model change there too.
 
     Raises:
-        UserError: as `load`, and where the sizes differ.
+        UserError: as `load`, or the sizes differ.
     """
     directory = find_model(source, _part_of_run(type(model)))
     config, raw = load_config(directory)
@@ -228,10 +228,10 @@ def load_into(model: nn.Module, source: str | Path) -> None:
 
 @torch.no_grad()
 def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: bool) -> list[str]:
-    """Weights from the directory's files to the model, which may still be without memory.
+    """Copies the weights from the directory's files to the model, which may still be on the meta device.
 
     Returns:
-        Names of the head's parameters if the directory does not have this head, else nothing.
+        Names of the head's parameters if the directory does not have this head, otherwise [].
     """
     buffers = dict(persistent_buffers(model))
     files = open_weights(directory, {stored for name in buffers for stored in hub_names(name)})
@@ -244,20 +244,20 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
             for stored, target in zip(names, parts(tensor, len(names))):
                 files.copy_to(stored, target)
     embeddings = model.encoder.embeddings  # type: ignore[union-attr]
-    if isinstance(embeddings, DisentangledEmbeddings):  # the file holds the sum; the own part is the rest
+    if isinstance(embeddings, DisentangledEmbeddings):  # the file holds the sum: subtract the other part
         own = embeddings.word_embeddings.weight
         own.sub_(embeddings.word_weight() - own)
     return new_head
 
 
 def _filled_by_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a directory holds of a model, by our names."""
+    """The tensors of a model that a directory holds, by our names."""
     yield from model.named_parameters()
     yield from persistent_buffers(model)
 
 
 def _stored_names(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Where a file has our parameter; a file of the bare encoder leaves out the prefix `electra.`."""
+    """Names of our parameter in a file; a file of the bare encoder leaves out the prefix `electra.`."""
     bare = "embeddings.word_embeddings.weight" in shapes
     return [hub.removeprefix("electra.") if bare else hub for hub in hub_names(name)]
 
@@ -265,7 +265,7 @@ def _stored_names(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
 def _compare(
     model: nn.Module, directory: Path, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], another_head: bool
 ) -> list[str]:
-    """The names of the head's parameters if it has to be a new one; UserError if anything else is amiss."""
+    """The names of the head's parameters if it has to be new; UserError if anything else does not match."""
     expected: dict[str, tuple[int, ...]] = {}
     head: list[str] = []
     for name, tensor in _filled_by_name(model):
@@ -273,7 +273,7 @@ def _compare(
         expected |= {part: tuple(t.shape) for part, t in zip(stored, parts(tensor, len(stored)))}
         if not name.startswith("encoder."):
             head += stored
-    may_be_missing = {name for name, _ in persistent_buffers(model)}  # they are as the constructor made them
+    may_be_missing = {name for name, _ in persistent_buffers(model)}  # the constructor's values then stay
     missing = [name for name in expected if name not in shapes and name not in may_be_missing]
     wrong = [name for name in expected if name in shapes and shapes[name] != expected[name]]
     unexpected = [name for name in shapes if name not in expected and not _expendable(name)]
@@ -300,7 +300,7 @@ def _compare(
 
 
 def _expendable(name: str) -> bool:
-    """Tensors that are no loss: other heads (a tied output projection too), and buffers of old versions."""
+    """Whether a tensor may be ignored: other heads (also a tied output projection) and buffers of old versions."""
     return name.startswith(HEADS) or name.endswith("embeddings.position_ids")
 
 

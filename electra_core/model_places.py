@@ -1,4 +1,4 @@
-"""What the name of a model means: a directory, a run, the model in the package, a repository on the Hub."""
+"""Resolves the name of a model: a directory, a run, the model in the package, or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SHIPPED = "tiny"
 
 
 def find_model(source: str | Path, kind: str = "discriminator", revision: str | None = None) -> Path:
-    """The model directory that `source` means.
+    """The model directory that `source` names.
 
     Args:
-        source: a model directory, a run's directory (its `kind` is meant), "tiny" (where no folder is called so,
-            the model in the package), or a name on the Hub ("google/electra-small-discriminator", with the extra
-            `hub`).
+        source: a model directory, a run's directory (for its model of that `kind`), "tiny" (the model in the
+            package, unless a folder has this name), or a name on the Hub ("google/electra-small-discriminator",
+            with the extra `hub`).
         kind: "discriminator" or "generator".
 
     Raises:
-        UserError: there is no such thing, or it cannot be fetched.
+        UserError: there is no such model, or it cannot be downloaded.
     """
     directory = Path(source)
     if directory.is_dir():
@@ -36,7 +36,7 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
 
 
 def is_name(source: str | Path) -> bool:
-    """Whether this is no path to anything here, and may be the name of a model in the package or on the Hub."""
+    """Whether `source` is not an existing path, and may name a model in the package or on the Hub."""
     name = str(source)
     of_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     return not Path(source).exists() and (name == SHIPPED or of_hub)
@@ -48,7 +48,7 @@ def shipped_model() -> Path:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    """A snapshot of a Hub repository in the Hub's own cache; weights as safetensors where it has them."""
+    """Downloads a Hub repository into the Hub's own cache; weights as safetensors where it has them."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -62,6 +62,6 @@ def _fetch(name: str, revision: str | None) -> Path:
             found = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
             if any(found.glob(weights)):
                 break
-    except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
+    except Exception as error:  # the library's, the network's or the disk's: all the same to the user
         raise UserError(f"{name}: not a directory, and cannot be fetched from the Hub ({error})") from error
     return found

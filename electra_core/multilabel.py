@@ -1,7 +1,7 @@
-"""Classification of a text or a pair of texts that may have any number of labels, also none.
+"""Multi-label classification: a text or a pair of texts may have any number of labels, including none.
 
-Each label is a decision of its own: the logits are those of a classifier (`tasks.SequenceClassifier`), but each
-goes through a sigmoid, and a text gets the labels whose probability is at least `threshold`.
+Each label is a separate decision: the logits are those of a classifier (`tasks.SequenceClassifier`), but each goes
+through a sigmoid, and a text gets the labels whose probability is at least `threshold`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class MultiLabel(TextTask):
     labels: tuple[str, ...] = ()
     """Names in the order of the model's outputs; learned from the training data if empty."""
     threshold: float = 0.5
-    """A text has the labels of at least this probability."""
+    """A text gets the labels with at least this probability."""
     metric: str = "mean_average_precision"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class MultiLabel(TextTask):
         """Examples of a file or folder; a label that training did not see makes a bad row.
 
         Raises:
-            UserError: as `labelled.read_texts`; or labels have columns of their own, which are not the model's.
+            UserError: as `labelled.read_texts`; or the labels' own columns are not those of the model's labels.
         """
         examples = (_with_several(example) for example in self._read(path, bad, labelled))
         if not labelled:
@@ -78,7 +78,7 @@ class MultiLabel(TextTask):
     def _known(
         self, examples: Iterator[MultiLabelExample], path: Path | str, bad: BadRows
     ) -> Iterator[MultiLabelExample]:
-        """The examples whose labels the task has, as it calls them."""
+        """The examples, with the task's spelling of their labels; one with an unknown label is a bad row."""
         shown, known = as_shown({label: label for label in self.labels}), {*self.labels}
         for example in examples:
             labels = tuple(dict.fromkeys(shown(label) for label in labels_in(example)))
@@ -89,7 +89,7 @@ class MultiLabel(TextTask):
                 yield replace(example, labels=labels)
 
     def fitted(self, examples: Sequence[MultiLabelExample]) -> MultiLabel:
-        """The task with the labels of its training examples in a fixed order, that of their own columns if any."""
+        """The task with its training examples' labels in a fixed order: that of the label columns, if any."""
         task = replace(self, pairs=any(example.pair is not None for example in examples))
         if self.labels:
             return task
@@ -152,7 +152,7 @@ class MultiLabel(TextTask):
 
     @contextmanager
     def as_saved(self, model: TaskModel) -> Iterator[Self]:
-        """config.json will say that a text may have any number of labels."""
+        """Makes config.json say that a text may have any number of labels."""
         assert isinstance(model, SequenceClassifier)
         before, model.multi_label = model.multi_label, True
         try:
@@ -167,7 +167,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _with_several(example: TextExample) -> MultiLabelExample:
-    """An example of a folder per label has one."""
+    """The example as a `MultiLabelExample`; one from a folder per label has a single label."""
     if isinstance(example, MultiLabelExample):
         return example
     labels = None if example.label is None else (example.label,)
@@ -175,7 +175,7 @@ def _with_several(example: TextExample) -> MultiLabelExample:
 
 
 def _without_fractions(examples: list[MultiLabelExample]) -> list[MultiLabelExample]:
-    """1.0 becomes 1 if all labels are written like that, as pandas writes whole numbers where some are missing."""
+    """1.0 becomes 1 if all labels have that form, in which pandas writes whole numbers where some are missing."""
     if not all(WHOLE.fullmatch(label) for example in examples for label in labels_in(example)):
         return examples
     whole = (dict.fromkeys(label.partition(".")[0] for label in labels_in(example)) for example in examples)
@@ -183,6 +183,6 @@ def _without_fractions(examples: list[MultiLabelExample]) -> list[MultiLabelExam
 
 
 def _shown(labels: Sequence[str]) -> str:
-    """The first of them."""
+    """The first labels, for a message."""
     more = f" and {len(labels) - SHOWN:,} others" if len(labels) > SHOWN else ""
     return f"{', '.join(labels[:SHOWN])}{more}"

@@ -1,4 +1,4 @@
-"""What a model that gives texts any number of labels gets right and wrong: the tables of its report."""
+"""The tables of a multi-label model's report: what it gets right and wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THRESHOLDS = tuple(step / 10 for step in range(1, 10))
 def multilabel_tables(
     task: MultiLabel, examples: Sequence[MultiLabelExample], predictions: Sequence[dict[str, Any]]
 ) -> list[Table]:
-    """Figures per label and per threshold, calibration of the single decisions, worst mistakes."""
+    """Figures per label and per threshold, calibration of the individual decisions, worst mistakes."""
     truth, predicted, scores = task.matrices(examples, predictions)
     sure = np.maximum(scores, 1 - scores).ravel()
     right = ((scores >= 0.5) == truth).ravel()
@@ -33,7 +33,7 @@ def multilabel_tables(
 
 
 def constant_labels(task: MultiLabel, examples: Sequence[MultiLabelExample]) -> dict[str, Any]:
-    """What to predict if nothing of a text is known: the most frequent set of labels, and how many have each."""
+    """What to predict without looking at a text: the most frequent set of labels, with each label's frequency."""
     sets = Counter(frozenset(labels_in(example)) for example in examples)
     counts = Counter(label for example in examples for label in labels_in(example))
     return {
@@ -59,7 +59,7 @@ def _worst(
     predicted: np.ndarray,
     scores: np.ndarray,
 ) -> Table:
-    """Texts with a wrong decision, those first of which the model was surest."""
+    """Texts with a wrong decision, the most confident mistakes first."""
     wrong = np.flatnonzero((truth != predicted).any(axis=1))
     far = np.where(truth != predicted, np.abs(truth - scores), 0.0).max(axis=1)
 

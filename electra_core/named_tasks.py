@@ -1,6 +1,6 @@
-"""The tasks that have names: GLUE, IMDb, CoNLL-2003, SQuAD.
+"""The named tasks: GLUE, IMDb, CoNLL-2003, SQuAD.
 
-Each name stands for files, columns, label names, metric and the hyper-parameters that differ from the usual
+Each name stands for files, columns, label names, metric and the hyper-parameters that differ from the defaults
 (the recipe of google-research/electra, `finetune/` and `configure_finetuning.py`).
 """
 
@@ -29,26 +29,26 @@ class NamedTask:
     """A task with its files and hyper-parameters."""
 
     name: str
-    """As its data set is called."""
+    """Name of the data set."""
     task: Task
     train: tuple[str, ...]
-    """Names that the training file may have in the data set's folder."""
+    """Possible names of the training file in the data set's folder."""
     dev: tuple[str, ...]
     """The same for the development file."""
     test: tuple[str, ...] = ()
-    """The same for the file to predict for a submission."""
+    """The same for the test file, which is predicted for a submission."""
     epochs: float = 3.0
     """Passes over the training data."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Other settings of `finetune.FinetuneSettings` that the task wants."""
+    """Other `finetune.FinetuneSettings` of the task."""
     submission: str = ""
-    """Name of its file in a GLUE submission."""
+    """Name of the task's file in a GLUE submission."""
 
     def find(self, folder: Path | str, split: str) -> Path:
         """The file of a split ("train", "dev", "test") in the data set's folder.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such file.
         """
         names: tuple[str, ...] = getattr(self, split)
         found = next((Path(folder) / name for name in names if (Path(folder) / name).exists()), None)
@@ -157,10 +157,10 @@ _ALIASES = {
 
 
 def find_task(name: str) -> NamedTask | None:
-    """The named task, whatever the case; None for the kinds (classify, tag, ...), which have no files.
+    """The named task, in any case; None for the kinds (classify, tag, ...), which have no files.
 
     Raises:
-        UserError: neither a task nor a kind (the nearest name is suggested).
+        UserError: neither a task nor a kind (the message suggests the nearest name).
     """
     wanted = _ALIASES.get(name.lower(), name.lower())
     if wanted in KINDS:
@@ -174,14 +174,14 @@ def find_task(name: str) -> NamedTask | None:
 
 
 def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[str, Any]]:
-    """The task that a name or a kind means, with the user's columns where any are given.
+    """The task for a name or a kind, with the user's columns if any are given.
 
     Returns:
-        The task, and the settings of `FinetuneSettings` that differ from the usual for it.
+        The task, and those of its `FinetuneSettings` that differ from the defaults.
 
     Raises:
-        UserError: neither a task nor a kind; or columns for questions, whose format names its fields, of a
-            second text for words to tag or endings to choose from, or of several labels for one label.
+        UserError: neither a task nor a kind; or columns given for questions, whose fields have fixed names, for a
+            second text in tagging or multiple choice, or for several labels in a task with one.
     """
     named = find_task(name)
     task = KINDS[name.lower()]() if named is None else named.task
@@ -193,14 +193,14 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
 
 
 def for_reading(task: Task, given: Columns, form: str = "") -> Task:
-    """A fine-tuned task that reads a file with the columns `given`, for the others those of its training file or,
-    where they are not there, the usual ones.
+    """A fine-tuned task set up to read another file: by the columns `given`, for the others by those of its
+    training file or, if these are missing, the usual ones.
 
     Args:
-        form: what is in the file, whatever its name (`row_files.FORMS`).
+        form: the file's format, whatever its name (`row_files.FORMS`).
 
     Raises:
-        UserError: as `choose_task` of columns; a form, for words to tag and questions.
+        UserError: as `choose_task` for columns; or a form is given for tagging or questions.
     """
     columns = getattr(task, "columns", None)
     if form and (columns is None or isinstance(task, Tag)):
@@ -232,7 +232,7 @@ def submitted_task(name: str) -> NamedTask:
     """The named task that predictions are submitted for.
 
     Raises:
-        UserError: a task that has no GLUE submission.
+        UserError: the task has no GLUE submission.
     """
     named = find_task(name)
     if named is None or not named.submission:
@@ -242,13 +242,13 @@ def submitted_task(name: str) -> NamedTask:
 
 
 def write_submission(name: str, predictions: Iterable[dict[str, Any]], folder: Path | str) -> Path:
-    """Writes predictions of a GLUE test file, in its order, as gluebenchmark.com takes them.
+    """Writes predictions for a GLUE test file, in its order, in gluebenchmark.com's format.
 
     Returns:
-        The file, `index<tab>prediction` per line, labels as in the training file. It is there when it is whole.
+        The file, `index<tab>prediction` per line, labels as in the training file. It appears only when complete.
 
     Raises:
-        UserError: a task that has no GLUE submission, or a folder that cannot be written.
+        UserError: the task has no GLUE submission, or the folder cannot be written.
     """
     named = submitted_task(name)
     written = {shown: raw for raw, shown in getattr(named.task, "label_names", ())}

@@ -1,9 +1,9 @@
-"""A folder that appears complete or not at all, whatever ends the process that writes it.
+"""Creates a folder that appears complete or not at all, however the writing process ends.
 
-It is filled as `.NAME.PID.tmp` beside its place, and renamed. The writer holds a lock on that folder, which the
-kernel drops with the process, so the next writer can tell what a killed one left (and removes it) from what is
-being written at this moment. File systems that know no locks keep such leftovers; nothing else is lost there: who
-comes later with the same number, as in a container every process does, takes the next one.
+It is filled as `.NAME.PID.tmp` beside its target, and then renamed. The writer holds a lock on that folder, which
+the kernel releases with the process, so the next writer can tell leftovers of a killed writer (and removes them)
+from a folder being written. On file systems without locks leftovers stay, but nothing else is lost: a later
+process with the same PID, as is common in containers, takes the next number.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _USERS_ERRORS = {
     errno.EEXIST: "a part of this path is a file",
 }
 _LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
-"""NAME is matched afterwards: a pattern for each name would stay in the memory of `re`."""
+"""NAME is compared afterwards: a pattern for each name would stay in the cache of `re`."""
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `target`, which takes its place when the block ends without an exception.
 
-    What was at `target` is replaced; whoever calls has made sure that it may be. After an exception (Ctrl-C
-    included) nothing is left, and `target` is as it was. After SIGKILL, the next writer of `target` tidies up.
+    What was at `target` is replaced; the caller has to make sure that it may be. After an exception (Ctrl-C
+    included) nothing is left, and `target` is unchanged. After SIGKILL, the next writer of `target` cleans up.
 
     Raises:
-        UserError: instead of an OSError that is the user's to mend, such as a full disk.
+        UserError: instead of an OSError that the user can fix, such as a full disk.
     """
     target = Path(os.path.abspath(target))
     with temporary_folder(target) as temporary:
@@ -48,13 +48,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(target: Path, journal: str = "") -> Iterator[Path]:
-    """As `new_folder`, for hours of work: a writer that is killed leaves its folder to the next one of `target`.
+    """As `new_folder`, for hours of work: a killed writer leaves its folder to the next writer of `target`.
 
-    The folder, `.NAME.partial`, is new or what was left, in whatever state: who fills it keeps a journal. After an
-    exception nothing is left, as with `new_folder`; after Ctrl-C what is there stays, if it can be resumed.
+    The folder, `.NAME.partial`, is new or a leftover in any state, so its writer has to keep a journal. After an
+    exception nothing is left, as with `new_folder`; after Ctrl-C the folder stays if it can be resumed.
 
     Args:
-        journal: name of the file that is in the folder from when on it can.
+        journal: name of a file whose presence in the folder means that it can be resumed.
 
     Raises:
         UserError: as `new_folder`, or another process is writing `target`.
@@ -86,13 +86,13 @@ def _lock_partial(descriptor: int, target: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{target}: another process is writing this") from None
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         pass
 
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to write into, gone at the end of the block if it was not renamed; as `new_folder`.
+    """A locked folder beside `target` to write into; removed after the block, unless the block renamed it.
 
     Raises:
         UserError: as `new_folder`.
@@ -114,20 +114,20 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError:  # of /proc and the like
+    except FileNotFoundError:  # in /proc and the like
         raise UserError(f"{folder.parent}: no folder can be made here") from None
 
 
 def users_error(path: Path, error: OSError) -> Exception:
-    """A UserError that says in words what the user can mend, such as a full disk; `error` itself otherwise."""
+    """A UserError for a problem that the user can fix, such as a full disk; otherwise `error` itself."""
     reason = disk_trouble(error) or _USERS_ERRORS.get(error.errno or 0)
     return UserError(f"{path}: {reason}; nothing was kept") if reason else error
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of writing `folder`/`name` (None: of anything in `folder`).
+    """Removes what killed writers of `folder`/`name` left behind (None: of anything in `folder`).
 
-    A folder that was moved aside, and whose replacement never came, is put back.
+    A folder that was moved aside but never replaced is moved back.
     """
     found = [(path, match) for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
     found = [(path, match) for path, match in found if name in (None, match[1])]
@@ -137,12 +137,12 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             _remove_if_abandoned(path)
         elif target.exists():
             shutil.rmtree(path, ignore_errors=True)
-        elif not path.with_suffix(".tmp").exists():  # else somebody is between the two renames of `_replace`
+        elif not path.with_suffix(".tmp").exists():  # otherwise a process is between the two renames of `_replace`
             path.rename(target)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the directory entries of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,16 +151,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def _claim(target: Path) -> tuple[Path, int]:
-    """Make a folder beside `target` and lock it; returns it and the descriptor that holds the lock."""
+    """Makes a folder beside `target` and locks it; returns it and the descriptor that holds the lock."""
     number = os.getpid()
     while True:
         temporary, number = target.with_name(f".{target.name}.{number}.tmp"), number + 1
         try:
             temporary.mkdir()
-        except FileExistsError:  # of another machine's process, or left where there are no locks to tell
+        except FileExistsError:  # another machine's process, or a leftover on a file system without locks
             continue
         descriptor = os.open(temporary, os.O_RDONLY)
-        with suppress(OSError):  # no locks here; or a cleaner has it, and the folder is gone in a moment
+        with suppress(OSError):  # no locks here; or another process is about to remove the folder
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink and temporary.exists():
             return temporary, descriptor
@@ -168,7 +168,7 @@ def _claim(target: Path) -> tuple[Path, int]:
 
 
 def _remove_if_abandoned(temporary: Path) -> None:
-    """Remove a folder whose writer is dead: nobody holds its lock."""
+    """Removes a folder whose writer is dead: its lock is free."""
     try:
         descriptor = os.open(temporary, os.O_RDONLY)
     except OSError:
@@ -176,7 +176,7 @@ def _remove_if_abandoned(temporary: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(temporary, ignore_errors=True)
-    except OSError:  # its writer lives, or there are no locks to tell
+    except OSError:  # its writer is alive, or there are no locks
         pass
     finally:
         os.close(descriptor)

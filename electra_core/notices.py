@@ -1,4 +1,4 @@
-"""Lines that a fine-tuning tells its user, and where they go: what `say` is throughout."""
+"""Lines from a fine-tuning to its user, and where they go: what `say` means throughout."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable
 
 Say = Callable[[str], None]
-"""Takes a line for the user: `print`, `to_log`, or what a caller gives."""
+"""Receives a line for the user: `print`, `to_log`, or a caller's function."""
 log = logging.getLogger("electra_core")
 
 
 class Lost(str):
-    """A line that tells what of the data was not used as it is: no warning in its words, but one to the log."""
+    """A line about data that were not used as they are: not worded as a warning, but logged as one."""
 
 
 def to_log(line: str) -> None:
-    """Logs a line: warnings and what was lost of the data as warnings, which Python shows where nobody has set up
-    logging, and the rest as information, which it does not."""
+    """Logs a line: warnings and `Lost` lines at level WARNING, which Python shows even if logging is not set up,
+    and the rest at level INFO, which it does not show."""
     is_warning = isinstance(line, Lost) or line.startswith("warning: ")
     log.log(logging.WARNING if is_warning else logging.INFO, "%s", line)

@@ -1,13 +1,13 @@
-"""Fine-tuned models as ONNX, for runtimes without PyTorch.
+"""Exports fine-tuned models to ONNX, for runtimes without PyTorch.
 
-The graph is written node by node with `onnx.helper`: it is small, reads like the encoder, and no exporter has
-to see through packed batches. Other runtimes want rectangles, so its inputs are padded, with lengths free:
+The graph is written node by node with `onnx.helper`: it is small, reads like the encoder, and no exporter has to
+see through packed batches. Other runtimes expect rectangles, so its inputs are padded, and N and S are free:
 
-    input_ids, attention_mask, token_type_ids    int64 [N, S]      mask 1 = word, 0 = padding
+    input_ids, attention_mask, token_type_ids    int64 [N, S]      mask 1 = token, 0 = padding
     logits                                       float32, by the model:
         SequenceClassifier [N, C], TokenClassifier [N, S, C], QuestionAnswerer [N, S, 2], MultipleChoice [N, 1]
 
-The file's metadata name the task, its labels and the longest sequence (`describe`).
+The file's metadata hold the task, its labels and the maximum sequence length (`describe`).
 
 Left out on purpose: dropout, and half precision (runtimes have their own tools for that).
 """
@@ -35,18 +35,18 @@ from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClass
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 OPSET = 17  # the first with LayerNormalization
-TOLERANCE = 1e-4  # largest difference of logits to torch's, relative to their size
+TOLERANCE = 1e-4  # largest allowed difference to torch's logits, relative to their size
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph under construction; every method returns the name of a value."""
+    """An ONNX graph under construction; every method returns the name of a value."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def constant(self, value: Tensor | np.ndarray) -> str:
-        """A weight or number."""
+        """Adds a weight or number."""
         from onnx import numpy_helper
 
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
@@ -55,7 +55,7 @@ class Graph:
         return name
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """One operation; with several outputs, a list of their names."""
+        """Adds an operation; with several outputs, returns a list of their names."""
         from onnx import helper
 
         names = [f"{kind}_{len(self.nodes)}_{index}" for index in range(outputs)]
@@ -79,13 +79,13 @@ class Graph:
         return self.node("LayerNormalization", x, *weights, axis=-1, epsilon=float(layer.eps))
 
     def gelu(self, x: str) -> str:
-        """x Phi(x), by the error function as everywhere in this project."""
+        """x Phi(x), with the error function, as everywhere in this project."""
         erf = self.node("Erf", self.node("Mul", x, self.number(1 / math.sqrt(2))))
         return self.node("Mul", self.node("Mul", x, self.number(0.5)), self.node("Add", erf, self.number(1.0)))
 
 
 def _encoder(graph: Graph, encoder: Encoder) -> str:
-    """[N, S, D] from the graph's inputs."""
+    """The hidden states [N, S, D] from the graph's inputs."""
     embeddings = encoder.embeddings
     length = graph.node("Gather", graph.node("Shape", "input_ids"), graph.constant(np.array(1)), axis=0)
     positions = graph.node("Range", graph.constant(np.array(0)), length, graph.constant(np.array(1)))
@@ -138,7 +138,7 @@ def _head(graph: Graph, model: TaskModel, hidden: str) -> str:
 
 
 def build(model: TaskModel) -> Any:
-    """The model as an `onnx.ModelProto`, checked by the library.
+    """The model as an `onnx.ModelProto`, validated by the library.
 
     Raises:
         UserError: onnx is not installed.
@@ -166,10 +166,10 @@ def build(model: TaskModel) -> Any:
 
 
 def describe(proto: Any, task: Task) -> None:
-    """Writes into the file's metadata what its outputs mean, for who has only the graph.
+    """Writes to the file's metadata what its outputs mean, for users who have only the graph.
 
-    `task` is the task's kind, `labels` a JSON list in the order of the outputs, `max_length` the most tokens per
-    sequence, [CLS] and [SEP] included.
+    `task` is the task's kind, `labels` a JSON list in the order of the outputs, `max_length` the maximum number of
+    tokens per sequence, [CLS] and [SEP] included.
     """
     from onnx import helper
 
@@ -180,7 +180,7 @@ def describe(proto: Any, task: Task) -> None:
 def largest_difference(model: TaskModel, session: Any) -> float:
     """The largest difference between the graph's logits and torch's, relative to the largest logit.
 
-    Batches of several shapes, among them a single short sequence and ones of unequal lengths.
+    The batches have several shapes, including a single short sequence and sequences of unequal lengths.
     """
     random = np.random.default_rng(0)
     longest, worst = min(model.config.max_position_embeddings, 64), 0.0
@@ -200,21 +200,22 @@ def largest_difference(model: TaskModel, session: Any) -> float:
 
 
 def export(source: str | Path, file: str | Path) -> float:
-    """Writes a fine-tuned model's graph, and beside it its tokenizer and task.json, and checks it.
+    """Writes a fine-tuned model's graph with its tokenizer and task.json beside it, after checking its logits.
 
     Args:
         source: the model directory.
-        file: `NAME.onnx`; its folder is made if need be.
+        file: `NAME.onnx`; its folder is created if necessary.
 
     Returns:
         The largest relative difference between onnxruntime's logits and torch's.
 
     Raises:
-        UserError: no fine-tuned model, a library missing, a file that cannot be written or is not called
-            NAME.onnx, a folder with another model, or a difference beyond `TOLERANCE` (nothing is written then).
+        UserError: `source` is not a fine-tuned model, a library is missing, the file cannot be written or is not
+            called NAME.onnx, the folder holds another model, or the difference is beyond `TOLERANCE` (then nothing
+            is written).
     """
     directory, file = model_dir.find_model(source), Path(file)
-    if file.suffix != ".onnx":  # by which `predict` knows it
+    if file.suffix != ".onnx":  # `predict` recognises it by this
         raise UserError(f"{file}: expected a name that ends in .onnx")
     task, tokenizer = load_task(directory), load_tokenizer(directory)
     _refuse_company(file, directory, task, tokenizer)
@@ -235,7 +236,7 @@ def export(source: str | Path, file: str | Path) -> float:
 
 
 def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenizer) -> None:
-    """Another model in the folder would from now on be read with this one's task and tokenizer."""
+    """Raises UserError if the folder holds another model, which would then be read with these files."""
     folder = file.parent
     others = [*folder.glob("*.onnx"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
     others = [other for other in others if other.name != file.name]

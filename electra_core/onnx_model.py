@@ -1,4 +1,4 @@
-"""An exported model at work, through onnxruntime: `predict.Predictor` takes one in place of a model of torch's."""
+"""Runs an exported model with onnxruntime; `predict.Predictor` takes one in place of a PyTorch model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from electra_core.progress import Progress
 from electra_core.tasks import MultipleChoice, TaskModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""Of the graph (`onnx_export.py`), int64 [N, S] each."""
-TOKENS_PER_BATCH = 4096  # of the padded rectangle; sequences are sorted, so little of it is padding
+"""The graph's inputs (`onnx_export.py`), int64 [N, S] each."""
+TOKENS_PER_BATCH = 4096  # padding included; sequences are sorted, so there is little
 
 
 class OnnxModel:
     """The graph of a NAME.onnx, on the CPU.
 
     Args:
-        kind: the model that it was exported from.
+        kind: class of the model that it was exported from.
 
     Raises:
         UserError: as `open_session`.
@@ -34,7 +34,7 @@ class OnnxModel:
         self.session, self.kind = open_session(str(file)), kind
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
-        """Logits of every unit, as `predict.run_model` gives them."""
+        """Logits of every unit, as from `predict.run_model`."""
         outputs: list[np.ndarray] = [np.empty(0)] * len(features)
         per_token = self.kind.per_token
         for units in sorted_batches(features.lengths, TOKENS_PER_BATCH):
@@ -56,10 +56,10 @@ class OnnxModel:
 
 
 def open_session(model: bytes | str) -> Any:
-    """An onnxruntime session on the CPU, from a file's name or its bytes.
+    """An onnxruntime session on the CPU, from a file's name or contents.
 
     Raises:
-        UserError: onnxruntime is not installed, or this is no model it can run.
+        UserError: onnxruntime is not installed, or cannot run the model.
     """
     try:
         import onnxruntime
@@ -69,6 +69,6 @@ def open_session(model: bytes | str) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's own, of many kinds
+    except Exception as error:  # the library's own exceptions, of many kinds
         name = model if isinstance(model, str) else "the exported graph"
         raise UserError(f"{name}: not a model that onnxruntime can run ({str(error)[:200]})") from None

@@ -12,7 +12,7 @@ def asset(name: str) -> str:
 
 
 def page(title: str, body: str, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = ("page.js",)) -> str:
-    """A whole document around `body` (HTML), with `page.css`, further `styles` and `scripts` inside it."""
+    """A complete document around `body` (HTML), with `page.css`, further `styles` and `scripts` inlined."""
     css = "\n".join(asset(name) for name in ("page.css", *styles))
     js = "".join(f"<script>{asset(name)}</script>\n" for name in scripts)
     return (

@@ -1,4 +1,4 @@
-"""A text with some words replaced, and the discriminator's opinion of every token of it."""
+"""A text with some tokens replaced, and the discriminator's score for every token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CONTINUATION = "##"  # how WordPiece marks one that does not
 def generated_passage(
     electra: Electra, tokenizer: Tokenizer, text: str, *, title: str, note: str, seed: int
 ) -> Passage:
-    """The model's own generator puts words into `text`, its discriminator judges: one pre-training example.
+    """One pre-training example from `text`: the model's generator replaces tokens, and its discriminator judges.
 
-    The spacing of `text` stays, but a drawn piece that begins a word gets a space before it, and one that
-    goes on a word gets none, because that is how the discriminator reads it. The text is cut where the
-    model's positions end.
+    The spacing of `text` is kept, except that a drawn piece that begins a word gets a space before it, and one
+    that continues a word gets none, because that is how the discriminator reads it. The text is truncated to
+    the model's positions.
     """
     tokenizer = tokenizer.as_plain_text()
     _, offsets = tokenizer.encode_with_offsets(text)
@@ -46,7 +46,7 @@ def generated_passage(
 
 
 def _gap(piece: str, gap: str, kind: str) -> str:
-    """The space before a drawn piece, where `gap` stood before the original."""
+    """The space before a drawn piece; `gap` is the one before the original."""
     if piece.startswith(WORD_START):
         return gap or " "
     return "" if kind == "sentencepiece" or piece.startswith(CONTINUATION) else gap

@@ -1,4 +1,4 @@
-"""A random order without a table: a permutation of range(size) by formula, and the hash that it is made of."""
+"""A random permutation of range(size) by formula, without a table, and the hash that it is made of."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 
 
 def permute(index: int, size: int, seed: int) -> int:
-    """Where `index` goes in a pseudo-random permutation of range(size).
+    """The position of `index` in a pseudo-random permutation of range(size).
 
-    A four-round Feistel network on the next even number of bits; values that fall outside are sent through
-    again ("cycle walking"), so that it is a bijection of range(size) without any table.
+    A four-round Feistel network on the next even number of bits; values outside the range are sent through it
+    again ("cycle walking"), which makes it a bijection of range(size) without a table.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -34,7 +34,7 @@ def mix(value: int, seed: int) -> int:
 
 
 def permute_all(indices: np.ndarray, size: int, seeds: np.ndarray) -> np.ndarray:
-    """`permute` of each index with its seed; uint64 arrays of one shape."""
+    """`permute` for each index with its seed; uint64 arrays of equal shape."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     values = indices.copy()
@@ -49,7 +49,7 @@ def permute_all(indices: np.ndarray, size: int, seeds: np.ndarray) -> np.ndarray
 
 
 def mix_all(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """`mix` of uint64 arrays, whose products wrap as they are to."""
+    """`mix` for uint64 arrays; their products wrap around, as intended."""
     values = values * np.uint64(_GOLDEN) + seeds
     values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)

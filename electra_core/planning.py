@@ -1,9 +1,9 @@
-"""Many examples planned at once: the rules of `example_rules.py` on arrays, one row for each example.
+"""Plans many examples at once: the rules of `example_rules.py` on arrays, one row for each example.
 
-Example by example the rules take Python's time for every sentence. Here every step of theirs is a few NumPy calls
-for the whole batch; a test compares both, example by example, for many corpora.
+Applied example by example, the rules cost Python time for every sentence. Here each of their steps is a few NumPy
+calls for the whole batch; a test compares the two, example by example, on many corpora.
 
-Letters in shapes: N examples, J sentences looked at, P spans of all examples end to end.
+Letters in shapes: N examples, J candidate sentences, P spans of all examples end to end.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from electra_core.example_rules import (
 
 @dataclass(frozen=True, eq=False)
 class Plan(Sequence[Example]):
-    """N planned examples as arrays, all int64; `plan[i]` is one of them to be read, `plan[a:b]` a plan again.
+    """N planned examples as arrays, int64 unless noted; `plan[i]` is an `Example`, `plan[a:b]` another plan.
 
-    Spans stand in the order of their words: an example's first segment, its second, the next example's first, ...
+    Spans are in the order of their tokens: an example's first segment, its second, the next example's first, ...
     """
 
     shards_N: np.ndarray
-    """The shard that an example lies in."""
+    """Shard of each example."""
     firsts_N: np.ndarray
-    """Tokens of the first segment, without [CLS] and [SEP]."""
+    """Number of tokens in the first segment, without [CLS] and [SEP]."""
     seconds_N: np.ndarray
-    """Tokens of the second."""
+    """Number of tokens in the second segment."""
     ends_N: np.ndarray
-    """[N + 1]: example n has the spans ends_N[n] to ends_N[n + 1]."""
+    """[N + 1]: example n has the spans ends_N[n] to ends_N[n + 1] - 1."""
     begins_P: np.ndarray
-    """Where a span begins in its shard's tokens."""
+    """First token of each span within its shard."""
     lengths_P: np.ndarray
-    """Tokens of a span."""
+    """Number of tokens in each span."""
     is_second_P: np.ndarray
-    """bool: of the second segment."""
+    """bool: whether the span belongs to the second segment."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """[N]: tokens of each example, [CLS] and [SEP] included."""
+        """[N]: number of tokens in each example, [CLS] and [SEP] included."""
         return self.firsts_N + 2 + np.where(self.seconds_N > 0, self.seconds_N + 1, 0)
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Plan(Sequence[Example]):
 
     @staticmethod
     def joined(plans: Sequence[Plan]) -> Plan:
-        """The examples of several plans, one plan after the other."""
+        """The concatenation of several plans."""
 
         def join(name: str) -> np.ndarray:
             return np.concatenate([getattr(plan, name) for plan in plans])
@@ -106,8 +106,8 @@ def collect_all(
     """`example_rules.collect` for every row.
 
     Args:
-        borders_NJ: [N, J + 1]; behind the borders that count, anything that is not less.
-        counts_N: sentences that a row has borders of.
+        borders_NJ: [N, J + 1], sentence boundaries; those after a row's last sentence may be any value not less.
+        counts_N: number of sentences in each row.
     """
     targets_N = np.where(
         coins_NJ[:, 0] < SHORT_EXAMPLE_PROBABILITY,
@@ -127,7 +127,7 @@ def collect_all(
     firsts_N = firsts_NJ.sum(axis=1)
     seconds_NJ = _cut_all(lengths_NJ * (is_there_NJ & ~in_first_NJ), max_length - 3 - firsts_N)
 
-    lengths = np.stack((firsts_NJ, seconds_NJ), axis=1)  # [N, 2, J]: the order of the words
+    lengths = np.stack((firsts_NJ, seconds_NJ), axis=1)  # [N, 2, J]: the order of the tokens
     kept = lengths > 0
     begins = np.broadcast_to(begins_NJ[:, None], lengths.shape)
     is_second = np.broadcast_to(np.array([False, True])[:, None], lengths.shape)
@@ -140,7 +140,7 @@ def collect_all(
 def _split_all(
     lengths_NJ: np.ndarray, is_there_NJ: np.ndarray, first_targets_N: np.ndarray, coins_NJ: np.ndarray
 ) -> np.ndarray:
-    """`example_rules.split_segments`: bool [N, J], which sentences go to the first segment."""
+    """`example_rules.split_segments` for every row: bool [N, J], which sentences go to the first segment."""
     in_first_NJ = np.zeros(lengths_NJ.shape, dtype=bool)
     first_length_N = np.zeros(len(lengths_NJ), dtype=np.int64)
     has_second_N = np.zeros(len(lengths_NJ), dtype=bool)
@@ -156,7 +156,7 @@ def _split_all(
 
 
 def _cut_all(lengths_NJ: np.ndarray, most_N: np.ndarray) -> np.ndarray:
-    """`example_rules.cut`: what is left of each length, [N, J]."""
+    """`example_rules.cut` for every row: what is left of each length, [N, J]."""
     before_NJ = np.cumsum(lengths_NJ, axis=1) - lengths_NJ
     return np.clip(most_N[:, None] - before_NJ, 0, lengths_NJ)
 

@@ -1,8 +1,8 @@
 """Small plots for self-contained pages: HTML with inline SVG, no library, no network.
 
 Only lines are SVG, stretched over their box (`preserveAspectRatio="none"`, strokes that do not scale);
-labels, dots and ticks are HTML placed by percentages. So a plot fills whatever width it is given and its
-text stays the size of the page's text. Colours are the classes `tone0` ... `tone3` of `assets/page.css`.
+labels, dots and ticks are HTML placed by percentages. So a plot fills any width, and its text has the size
+of the page's text. Colours are the classes `tone0` ... `tone3` of `assets/page.css`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Dots:
-    """One row of a dot plot: a value per repetition, and what the row stands for."""
+    """One row of a dot plot: a value per repetition, with the row's name and meaning."""
 
     name: str
     note: str
@@ -52,15 +52,15 @@ class Axis:
     ticks: list[float]
 
     def percent(self, value: float) -> float:
-        """Where `value` lies: 0 at `low`, 100 at `high`."""
+        """Position of `value`: 0 at `low`, 100 at `high`."""
         return 100 * (value - self.low) / (self.high - self.low)
 
 
 def nice_axis(low: float, high: float, count: int = 5) -> Axis:
-    """The range from `low` to `high` widened to whole ticks of 1, 2 or 5 times a power of ten.
+    """The range from `low` to `high`, widened to whole ticks of 1, 2 or 5 times a power of ten.
 
     Args:
-        count: about how many intervals there should be.
+        count: approximate number of intervals.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"low, high: expected finite numbers, got {low} and {high}")
@@ -105,9 +105,9 @@ def line_chart(
 
     Args:
         series: the curves; those without a finite point are named in the legend as not measured.
-        title: what is on the y axis, in words.
+        title: the quantity on the y axis, in words.
         caption: one sentence below the title.
-        y_range: values that must lie inside the plot, besides all data and rules.
+        y_range: values that the y axis must include, besides all data and rules.
     """
     points = [(x, y) for s in series for x, y in zip(s.x, s.y) if math.isfinite(y)]
     values = [y for _, y in points] + [rule.value for rule in rules] + list(y_range or ())
@@ -142,7 +142,7 @@ def dot_plot(
 ) -> str:
     """A figure with a row per model: a dot for every seed and a bar at the median. Values are fractions.
 
-    The axis holds the dots; a reference value far from them is told in the caption instead of drawn.
+    The axis covers the dots; a reference value far from them is stated in the caption instead of drawn.
     """
     values = [v for row in rows for v in row.values]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -162,7 +162,7 @@ def dot_plot(
 
 
 def median(values: Sequence[float]) -> float:
-    """`statistics.median`, and NaN of nothing."""
+    """`statistics.median`, or NaN for no values."""
     return statistics.median(values) if values else math.nan
 
 
@@ -185,7 +185,7 @@ def _dot_row(row: Dots, axis: Axis, rules: Sequence[Rule]) -> str:
 
 
 def _curve(series: Series, x: Axis, y: Axis) -> str:
-    """Polylines between interruptions; a single point becomes a dot (a line of no length, round caps)."""
+    """Polylines between gaps; a single point becomes a dot (a line of zero length with round caps)."""
     runs: list[list[str]] = [[]]
     for value_x, value_y in zip(series.x, series.y):
         if math.isfinite(value_y):

@@ -1,10 +1,10 @@
-"""Fine-tuned models at work: a pipeline in Python, streams of files, evaluation.
+"""Predicts with fine-tuned models: a pipeline in Python, streaming over files, evaluation.
 
     pipeline = load("DIR")
     pipeline(["a fine film", "a dull one"])     # [{"label": "positive", "score": 0.98, "scores": ...}, ...]
 
-Inputs are taken in chunks, sorted by length inside a chunk, packed up to a token budget, and come out in
-their order: memory does not grow with the file.
+Inputs are read in chunks, sorted by length within a chunk and packed up to a token budget; predictions come out
+in the order of the inputs, and memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from electra_core.tasks import TaskModel
 from electra_core.text_lines import at_hand
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
-CHUNK = 2048  # examples that are in memory at a time
+CHUNK = 2048  # examples in memory at a time
 OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
-"""Of the dicts that a task's `from_value` takes."""
+"""Keys of the dicts that a task's `from_value` accepts."""
 TOKENS_PER_BATCH = 8192
-GPU_TOKENS_PER_BATCH = 32768  # the host takes as long for a small batch as for a large one
+GPU_TOKENS_PER_BATCH = 32768  # the host needs as long for a small batch as for a large one
 
 
 @torch.inference_mode()
@@ -63,17 +63,17 @@ def run_model(
     bar: Progress | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[np.ndarray]:
-    """The logits (fp32) of every unit, in the order of the features.
+    """The logits (fp32) of every unit, in the order of `features`.
 
     Args:
-        model: put into evaluation mode for the time of the call.
-        tokens_per_batch: at most, but for a longer unit; None: 8,192, on a GPU 32,768.
-        precision: torch.bfloat16 computes under autocast.
-        share: (i, n): every n-th batch from the i-th on, and empty arrays for the units of all others.
+        model: put into evaluation mode during the call.
+        tokens_per_batch: maximum, except for a single longer unit; None: 8,192, or 32,768 on a GPU.
+        precision: torch.bfloat16 means autocast.
+        share: (i, n): compute every n-th batch from the i-th on; the units of all others get empty arrays.
 
     Returns:
-        Per unit: [1, C] of a classifier, [tokens, C] of a tagger, [tokens, 2] of a question answerer,
-        [choices] of a multiple choice.
+        Per unit: [1, C] from a classifier, [tokens, C] from a tagger, [tokens, 2] from a question answerer,
+        [choices] from a multiple-choice model.
     """
     device = next(model.parameters()).device
     if tokens_per_batch is None:
@@ -107,14 +107,14 @@ def run_model(
 
 
 def _of_rows(message: str) -> str:
-    """A message about a file, for a caller who has rows and can neither leave out any nor name columns."""
+    """Rewrites a message about a file for a caller with rows, without advice on bad rows or columns."""
     message = re.sub(r"\binputs\.jsonl:(\d+)", r"inputs: row \1", message).replace("inputs.jsonl", "inputs")
     of_files = ("skip_bad_rows", "Columns(")
     return "; ".join(part for part in message.split("; ") if not any(advice in part for advice in of_files))
 
 
 def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether it is a table's row, by the table's own columns, rather than what a task's `from_value` takes."""
+    """Whether `value` is a table's row, with the table's own columns, and not a dict for a task's `from_value`."""
     return isinstance(value, dict) and not OWN_KEYS & value.keys()
 
 
@@ -122,9 +122,9 @@ class Predictor:
     """A model with its task and tokenizer, ready for use.
 
     Args:
-        model: on the device it is to run on; or an exported one.
+        model: on the device that it should run on; or an exported model.
         precision: dtype of the computation; the logits are fp32.
-        tokens_per_batch: see `run_model`; an exported model has its own.
+        tokens_per_batch: see `run_model`; an exported model uses its own.
     """
 
     def __init__(
@@ -140,23 +140,23 @@ class Predictor:
         self.task, self.tokenizer = task, tokenizer
         self.precision, self.tokens_per_batch = precision, tokens_per_batch
         self.truncated = 0
-        """How many inputs were longer than the model reads, so far."""
+        """Number of inputs so far that were truncated."""
         self.unknown = self.words = 0
-        """How many of the inputs' tokens were [UNK] so far, and how many there were."""
+        """Number of [UNK] among the inputs' tokens so far, and number of all."""
 
     def __call__(self, inputs: Any) -> Any:
-        """Predictions for a list of inputs, or one for a single text, or a tuple that is one input.
+        """Predictions for a list of inputs, or one for a single input: a text, a dict, or a tuple, if it is one.
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
-        context (qa), a text and a list of endings (choose). All tasks take dicts, too: of "text" and "pair",
-        of "text" or "tokens" (tag), of "question" and "context", of "text" and "choices", or of the columns that
-        the model was trained on. A table (of pandas, Polars, Arrow) is read by its columns, as a file is:
-        predictions for its rows.
+        context (qa), or a text and a list of endings (choose). All tasks also accept dicts with "text" and "pair",
+        "text" or "tokens" (tag), "question" and "context", "text" and "choices", or the columns that the model was
+        trained on. A table (pandas, Polars, Arrow) is read by its columns, like a file, and gives a prediction for
+        each row.
 
         Raises:
-            ValueError: an input of another form, or an empty text (which only a tagger takes). Of a list, its
-                place is named.
-            UserError: a text that is not valid Unicode (lone surrogates), or a table without the columns.
+            ValueError: an input has another form, or an empty text (which only a tagger accepts). The message
+                names its place in a list.
+            UserError: a text is not valid Unicode (lone surrogates), or a table lacks the columns.
         """
         if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
             one = self._of_table([inputs])[0] if _is_row(inputs) else self.task.from_value(inputs, "1")
@@ -171,14 +171,14 @@ class Predictor:
         return self.predict([self._from_value(value, position) for position, value in enumerate(values)])
 
     def _from_value(self, value: Any, position: int) -> Any:
-        """The example; ValueError with the value's place in the list."""
+        """The example for a value; a ValueError names its place in the list."""
         try:
             return self.task.from_value(value, str(position + 1))
         except ValueError as error:
             raise ValueError(f"inputs[{position}]{str(error).removeprefix('inputs')}") from None
 
     def _of_table(self, rows: list[dict[str, Any]]) -> list[Any]:
-        """Its examples, by the columns that the task reads."""
+        """The examples in a table's rows, by the columns that the task reads."""
         if not rows:
             return []
         try:
@@ -208,7 +208,7 @@ class Predictor:
         """(example, prediction) for each, in order, `CHUNK` in memory at a time.
 
         Args:
-            source: where they are read; "-": standard input, whose lines are answered when they come.
+            source: where the examples come from; "-": standard input, whose lines are answered as they arrive.
         """
         iterator = iter(examples)
         while chunk := list(at_hand(iterator, CHUNK, source)):
@@ -220,16 +220,16 @@ def load(
 ) -> Predictor:
     """A fine-tuned model from its directory, ours or the Hub's; or an exported `NAME.onnx` (on the CPU).
 
-    On a CPU the process keeps up to a gigabyte of what it has freed from then on (`placement.keep_freed_memory`).
-    Where that CPU computes in bf16, weights of the predictor's `model` are rounded (`linear.round_weights`); to go
-    on with the model as it was saved, take precision="fp32", or `from_pretrained`.
+    On a CPU the process from then on keeps up to a gigabyte of freed memory (`placement.keep_freed_memory`). If
+    the CPU computes in bf16, weights of the predictor's `model` are rounded (`linear.round_weights`); to work with
+    the model as it was saved, use precision="fp32" or `from_pretrained`.
 
     Args:
-        device: auto | cpu | cuda | cuda:N, or torch's object for one of these.
+        device: auto | cpu | cuda | cuda:N, or a torch.device for one of these.
         precision: auto | bf16 | fp32 (`placement.resolve_precision`), or torch.bfloat16 | torch.float32.
 
     Raises:
-        UserError: no such directory, not a model of a downstream task, or a device that is not there.
+        UserError: no such directory, not a model of a downstream task, or no such device.
     """
     if str(source).endswith(".onnx"):
         return _load_exported(Path(source))
@@ -248,7 +248,7 @@ def load(
 
 
 def _load_exported(file: Path) -> Predictor:
-    """An exported model, with the tokenizer and task.json that lie beside it."""
+    """An exported model, with the tokenizer and task.json beside it."""
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     if not (file.parent / TASK_FILE).exists():
@@ -266,25 +266,26 @@ def predict_file(
     skip_bad_rows: bool = False,
     quiet: bool = True,
 ) -> BadRows:
-    """Predicts for every row of a file ("-": standard input) and writes one line for each, in its order.
+    """Predicts every row of a file ("-": standard input) and writes one line for each, in the same order.
 
     Args:
-        sink: where to, or what opens it: called when the input's first row has been read, so that an input of
-            no use empties no file.
-        form: "jsonl", or "csv" with lists inside it as JSON.
+        sink: an open file, or a function that opens it: called once the input's first row has been read, so that
+            an unusable input empties no file.
+        form: "jsonl", or "csv" with lists in JSON.
 
     Returns:
         The rows that were skipped.
 
     Raises:
-        UserError: an unreadable file; when all others are written, bad rows unless they are to be skipped.
+        UserError: the file cannot be read; or, once all others are written, there were bad rows and they are not
+            to be skipped.
     """
     if form not in ("jsonl", "csv"):
         raise ValueError(f"form: expected jsonl or csv, got {form!r}")
     bad = BadRows(source, skip=True)
     examples = for_reading(predictor.task, Columns()).read(source, bad, labelled=False)
     first = list(itertools.islice(examples, 1))
-    bad.skip = skip_bad_rows or bool(first)  # else until the good rows have been written
+    bad.skip = skip_bad_rows or bool(first)  # otherwise only until the good rows have been written
     bad.close()
     file = sink() if callable(sink) else sink
     header: list[str] = []
@@ -304,7 +305,7 @@ def predict_file(
 
 
 def _write_csv(sink: TextIO, row: dict[str, Any], header: list[str]) -> list[str]:
-    """Writes one row, and before the first one the header, which it returns."""
+    """Writes one row, preceded by the header if it is the first; returns the header."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):
@@ -323,7 +324,7 @@ def _write_csv(sink: TextIO, row: dict[str, Any], header: list[str]) -> list[str
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's predictions for labelled examples, and how good they are."""
+    """A model's predictions for labelled examples, and their figures."""
 
     task: Task
     metrics: dict[str, float]
@@ -338,11 +339,11 @@ def evaluate(
     """Scores the model on labelled data.
 
     Args:
-        source: a file, or the rows of one: dicts (also a table of pandas).
+        source: a file, or rows in memory: dicts, or a table (pandas).
 
     Raises:
-        UserError: an unreadable or empty file, bad rows, labels that the model does not have.
-        ValueError: rows that are no dicts.
+        UserError: the file is unreadable or empty, there are bad rows, or labels that the model does not have.
+        ValueError: rows are not dicts.
     """
     task = for_reading(predictor.task, Columns())
     with as_files(lambda _: None, getattr(task, "columns", None), data=source) as (files, _):

@@ -1,8 +1,8 @@
-"""Text files to a prepared corpus: `electra prepare`.
+"""Turns text files into a prepared corpus: `electra prepare`.
 
-The text is read as a stream: once to draw the sample a vocabulary is learnt from (not with a given tokenizer),
-once to be encoded. Everything is written to a folder beside the target, which takes its place at the very end; a
-killed run is resumed (`journal.py`).
+The text is read as a stream: once to draw the sample from which a vocabulary is learnt (unless a tokenizer is
+given), once to be encoded. Everything is written to a folder beside the target, which takes its place at the very
+end; a killed run is resumed (`journal.py`).
 
 On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `merge.merge`.
 """
@@ -58,31 +58,31 @@ def prepare(
 ) -> Manifest:
     """Turns text files into a corpus under `out_dir`.
 
-    What was made by the same call before is left as it is; what a killed or interrupted one left is resumed
-    (not from standard input). Files are known again by name, size and their first and last 64 KiB.
+    A corpus made earlier by the same call is left as it is; what a killed or interrupted call left is resumed
+    (not from standard input). Files are recognised by name, size and their first and last 64 KiB.
 
     Args:
         text_paths: a file or folder, several, or "-" for standard input; see `text_files.py`.
-        tokenizer: "sentencepiece" or "wordpiece" trains one on the text; else the path of one.
-        vocab_size, model_type, lowercase: of a trained one; `model_type` is SentencePiece's "unigram" or "bpe".
-        lines: what the lines of a document are, see `sentences.split_document`.
+        tokenizer: "sentencepiece" or "wordpiece" trains one on the text; otherwise the path of one.
+        vocab_size, model_type, lowercase: for training one; `model_type` is SentencePiece's "unigram" or "bpe".
+        lines: what the lines of a document are; see `sentences.split_document`.
         text_field: the field of JSON rows and the column of CSV, TSV and Parquet files that holds the text.
         documents: what ends a document in a `.txt` file: a "blank-line", or only the end of the "file".
-        workers: processes; the result is the same, byte for byte, for any number. With more than one, a script
+        workers: number of processes; the result is the same, byte for byte, for any. With more than one, a script
             needs the usual `if __name__ == "__main__":`.
-        heldout_fraction: of the documents, drawn by their contents, kept out of training; if none of several is
-            drawn, one is all the same (`hold_out.py`; not in a part, but in what is merged), unless it is 0.
-        seed: of that draw, and of the sample.
+        heldout_fraction: share of documents, drawn by their contents, kept out of training; unless it is 0, one of
+            several documents is held out even if none is drawn (`hold_out.py`; not in a part, but when merging).
+        seed: of that draw and of the sample.
         drop_duplicates: documents equal to an earlier one are left out (about 70 bytes of memory for each).
-        sample_characters: of text that a vocabulary is trained on.
-        shard_tokens: a shard is closed once it has so many.
-        shard: (i, n) takes the i-th of n parts of the files, i from 1; `merge` makes one corpus of all of them.
+        sample_characters: amount of text that a vocabulary is trained on.
+        shard_tokens: a shard is closed once it has this many tokens.
+        shard: (i, n) processes the i-th of n parts of the files, i from 1; `merge` makes one corpus of all parts.
         overwrite: replace an earlier corpus at `out_dir`.
-        quiet: without progress bars.
+        quiet: no progress bars.
 
     Raises:
         UserError: bad input, or a target that cannot be written; nothing is left behind.
-        KeyboardInterrupt: what is durable by then is left for the same call to go on with.
+        KeyboardInterrupt: what is durable by then is kept for the same call to resume.
     """
     _check_arguments(lines, documents, workers, heldout_fraction, seed)
     every_source = find_sources(text_paths)
@@ -147,7 +147,7 @@ def train_tokenizer(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Tokenizer:
-    """The tokenizer that `prepare` would train on the same text, alone, under `out_dir`.
+    """Trains only the tokenizer that `prepare` would train on the same text, and saves it under `out_dir`.
 
     Args: as for `prepare`.
 
@@ -172,7 +172,7 @@ def train_tokenizer(
 
 
 def _finished(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
-    """The corpus at `out`, if the same call made it."""
+    """The manifest of the corpus at `out`, if the same call made it."""
     if not (out / "manifest.json").is_file() or any(
         source["ends_sha256"] is None for source in settings["sources"]
     ):
@@ -195,7 +195,7 @@ def _check_arguments(lines: str, documents: str, workers: int, heldout_fraction:
 
 
 def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Raises UserError unless `out` is new, empty, or an earlier corpus that may go and has no input in it."""
+    """Raises UserError unless `out` is new, empty, or a corpus that may be replaced and holds no input."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "manifest.json").is_file():

@@ -1,7 +1,7 @@
-"""The six models as users of the Hub know them: with `from_pretrained` and `save_pretrained`; and the pair that is
-pre-trained, whose halves are of these kinds.
+"""The six models with `from_pretrained` and `save_pretrained`, as users of the Hub know them, and the pair for
+pre-training, whose halves are two of them.
 
-They are those of `electra` and `tasks`, which do no reading or writing; `model_dir` does it.
+They subclass the models of `electra` and `tasks`, which do no reading or writing; `model_dir` does it.
 """
 
 from __future__ import annotations

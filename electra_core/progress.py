@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+"""Shows a progress bar on a terminal, occasional plain lines elsewhere, and nothing when quiet."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
-    """One running bar: `update` adds to what is done, `note` sets the figures shown behind it.
+    """One running bar: `update` adds to the amount done, `note` sets the figures shown after the bar.
 
-    `say` prints a line, but none that it has printed before.
+    `say` prints a line once, however often it is given.
     """
 
     def update(self, amount: int = 1) -> None: ...
@@ -98,10 +98,10 @@ def progress(
     title: str, total: int | None, unit: str = "it", *, before: int = 0, quiet: bool = False,
     stream: TextIO | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """Shows how far something is. `total` in `unit`s, None where unknown; the output goes to stderr.
+    """Shows progress on stderr. `total` is in `unit`s, None if unknown.
 
-    A unit of "B" is counted in bytes with SI prefixes, as are all large numbers. What was done `before`, by a
-    process that is gone on from, counts as done, but not for the rate and the time left.
+    The unit "B" means bytes; large numbers get SI prefixes. What was done `before`, by an interrupted process,
+    counts as done, but not for the rate and the time left.
     """
     stream = stream or sys.stderr
     if quiet:

@@ -1,6 +1,6 @@
-"""The fields of a protocol buffer's message (protobuf.dev/programming-guides/encoding), without its schema.
+"""Reads the fields of a protocol-buffer message (protobuf.dev/programming-guides/encoding) without its schema.
 
-TensorFlow's checkpoints (`tf_bundle.py`) and SentencePiece's models (`vocabulary.py`) are made of such messages.
+TensorFlow's checkpoints (`tf_bundle.py`) and SentencePiece's models (`vocabulary.py`) consist of such messages.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ class Field(NamedTuple):
 
     number: int
     value: int | bytes
-    """What it holds; of numbers with a point, their bits."""
+    """Its value; for a floating-point number, its bits."""
     begin: int
-    """Where that begins in the message, behind the field's tag and length ..."""
+    """Where the value begins in the message, after the field's tag and length ..."""
     end: int
-    """... and ends, with the field."""
+    """... and where it ends, with the field."""
 
 
 def fields(message: bytes, begin: int = 0, end: int | None = None) -> Iterator[Field]:
     """The fields of a message, or of the one inside it from `begin` to `end`, in order.
 
     Raises:
-        IndexError, ValueError: it is cut off, or no message.
+        IndexError, ValueError: it is truncated, or not a message.
     """
     end = len(message) if end is None else end
     while begin < end:
@@ -48,7 +48,7 @@ def fields(message: bytes, begin: int = 0, end: int | None = None) -> Iterator[F
 
 
 def varint(message: bytes, place: int) -> tuple[int, int]:
-    """An integer in groups of seven bits, lowest first, and where it ends."""
+    """The integer at `place`, in groups of seven bits, lowest first, and where it ends."""
     value = shift = 0
     while message[place] & 0x80:
         value |= (message[place] & 0x7F) << shift
@@ -57,7 +57,7 @@ def varint(message: bytes, place: int) -> tuple[int, int]:
 
 
 def as_varint(value: int) -> bytes:
-    """What `varint` reads."""
+    """The inverse of `varint`."""
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)

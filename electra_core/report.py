@@ -1,6 +1,6 @@
 """The demo's report: `report.html`, one self-contained file, and the same figures for the terminal.
 
-Everything here takes plain values, and shows what it is given: nothing is smoothed, rounded up or left out.
+Everything here takes plain values and shows them as they are: nothing is smoothed, rounded up or left out.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Passage:
     text: str
     scores: Sequence[TokenScore]
     originals: Mapping[int, str] = field(default_factory=dict)
-    """Index of a score -> the word that stood there before it was replaced."""
+    """Index of a score -> the original token, where it was replaced."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run of the demo found out."""
+    """The results of a demo run."""
 
     title: str
     summary: str
     """One or two sentences under the title."""
     machine: Sequence[tuple[str, str]]
-    """(name, value): what it ran on."""
+    """(name, value): the machine."""
     task: str
-    """One sentence: what was fine-tuned on, how many examples and classes."""
+    """One sentence on the fine-tuning task: its examples and classes."""
     starts: Sequence[Dots]
     """The fine-tuned models: accuracy (a fraction) for every seed."""
     references: Sequence[Rule]
@@ -48,11 +48,11 @@ class Report:
     charts_note: str
     passages: Sequence[Passage]
     facts: Sequence[tuple[str, str]]
-    """(name, value): how it was made."""
+    """(name, value): how everything was made."""
     stages: Sequence[tuple[str, float]]
-    """(name, seconds) in the order they ran."""
+    """(name, seconds), in the order in which they ran."""
     warnings: Sequence[tuple[str, str]] = ()
-    """(headline, explanation): what went wrong or must be known."""
+    """(headline, explanation): what went wrong or is important to know."""
 
 
 def write_report(report: Report, file: Path) -> None:
@@ -102,7 +102,7 @@ def to_html(report: Report) -> str:
 
 
 def to_terminal(report: Report, width: int = 78) -> str:
-    """The comparison as a table of plain text, with the warnings below it; at most about `width` columns."""
+    """The comparison as a plain-text table, with the warnings below it; at most about `width` columns."""
     name_width = max(len(row.name) for row in report.starts)
     bar_width = max(10, width - name_width - 22)
     top = max((median(row.values) for row in report.starts if row.values), default=1.0)
@@ -123,7 +123,7 @@ def to_terminal(report: Report, width: int = 78) -> str:
 
 
 def _tiles(report: Report) -> str:
-    """The medians, large."""
+    """The medians, in large type."""
     tiles = [
         f'<div class="card tile tone{row.tone}"><b>{100 * median(row.values):.1f}%</b>'
         f"<span>{escape(row.name)}</span></div>"
@@ -138,7 +138,7 @@ def _tiles(report: Report) -> str:
 
 
 def _stage_bar(stages: Sequence[tuple[str, float]]) -> str:
-    """How the time was spent, as a divided bar with its legend."""
+    """How the time was spent, as a divided bar with a legend."""
     if not stages:
         return ""
     parts = "".join(

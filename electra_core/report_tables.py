@@ -1,4 +1,4 @@
-"""The tables that a report on a fine-tuned model is made of (`task_report.py`)."""
+"""The tables of a report on a fine-tuned model (`task_report.py`)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from electra_core.metrics import answered, calibration
 
-WORST = 20  # mistakes that are shown
-TEXT_LENGTH = 240  # characters of a text that are shown
+WORST = 20  # mistakes shown
+TEXT_LENGTH = 240  # characters shown of a text
 MANY_LABELS = 20
-"""Of more, only those that occur are shown, the commonest first, and pairs instead of a matrix."""
-CONFUSIONS = 15  # pairs that are shown
+"""With more labels, only those that occur are shown, the commonest first, and pairs instead of a matrix."""
+CONFUSIONS = 15  # pairs shown
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns; `shaded` tables are counts, coloured by their share of the row."""
+    """A table with named columns; `shaded` tables hold counts, coloured by their share of the row."""
 
     title: str
     note: str
@@ -26,11 +26,11 @@ class Table:
     rows: list[tuple[Any, ...]]
     shaded: bool = False
     only_data: bool = False
-    """Too large to be read: it stands in the JSON only."""
+    """Whether it is too large for a reader, and only in the JSON."""
 
 
 def table_of(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """A table of rows that name their cells."""
+    """A table from rows given as dicts."""
     return Table(title, note, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
 
 
@@ -38,7 +38,7 @@ def calibration_table(confidence: Sequence[float], correct: Sequence[bool], wher
     """How far the model's confidence can be trusted (`metrics.calibration`).
 
     Args:
-        where: of what it is the confidence, if not of one decision an example.
+        where: what the confidence refers to, if not to one decision per example.
     """
     error, rows = calibration(confidence, correct)
     note = f"Expected calibration error {error:.3f}: mean distance between confidence and accuracy{where}."
@@ -46,17 +46,17 @@ def calibration_table(confidence: Sequence[float], correct: Sequence[bool], wher
 
 
 def answered_table(confidence: Sequence[float], correct: Sequence[bool]) -> Table:
-    """What a model would get that answers only where it is sure enough (`metrics.answered`)."""
+    """Results if the model answers only where it is confident enough (`metrics.answered`)."""
     note = "Answers with at least this score. To choose a threshold here, evaluate on other data."
     return table_of("If only sure answers count", note, answered(confidence, correct))
 
 
 def label_table(title: str, note: str, rows: Sequence[dict[str, Any]], seen: Collection[int]) -> Table:
-    """Figures per label; of many, those that are seen, by how often they are the truth.
+    """Figures per label; if there are many, only those seen, sorted by support.
 
     Args:
         rows: one for each label, with its support.
-        seen: indices of the labels that are the truth, or are predicted, at least once.
+        seen: indices of the labels that are true or predicted at least once.
     """
     if len(rows) <= MANY_LABELS:
         return table_of(title, note, rows)
@@ -68,7 +68,7 @@ def label_table(title: str, note: str, rows: Sequence[dict[str, Any]], seen: Col
 
 
 def confusions_table(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> Table:
-    """The commonest mistakes, for labels too many for a matrix."""
+    """The commonest mistakes, for more labels than fit a matrix."""
     pairs = Counter(pair for pair in zip(truth, predicted) if pair[0] != pair[1])
     note = f"{min(CONFUSIONS, len(pairs))} of {len(pairs)} pairs of truth and prediction, the commonest first."
     rows = [(labels[t], labels[p], n) for (t, p), n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
@@ -76,11 +76,11 @@ def confusions_table(truth: Sequence[int], predicted: Sequence[int], labels: Seq
 
 
 def short(text: str, length: int = TEXT_LENGTH) -> str:
-    """A text on one line, cut where it is too long."""
+    """A text on one line, truncated if it is too long."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def text_or_pair(example: Any) -> str:
-    """The text, or both, of an example."""
+    """The text of an example, or both texts of a pair."""
     return short(example.text if example.pair is None else f"{example.text} ‖ {example.pair}")

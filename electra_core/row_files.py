@@ -1,7 +1,7 @@
-"""Files of rows, read as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines, standard input.
+"""Reads files of rows as a stream of named cells: CSV, TSV, JSON lines, Parquet, plain lines, standard input.
 
-Lines come from `text_lines.py`. Bytes that are not UTF-8 don't stop the stream; the row that holds them comes with
-`problem` set, so that whoever reads can name it, skip it or stop.
+Lines come from `text_lines.py`. Bytes that are not UTF-8 don't stop the stream; the row that holds them has
+`problem` set, so that the caller can name it, skip it or stop.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ QUOTES_IN_TSV = "quotes in a TSV are ordinary characters; only a .csv may have q
 OTHER_ENCODING = "if Excel or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
 PLAIN_LINES = "a .txt holds one text per line; rename a file of columns to .csv or .tsv"
 FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
-"""What a file may be said to hold, whatever its name: how that is called otherwise."""
+"""Formats that a user may name for any file -> the suffix that stands for the same format."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
-"""How the first line of an array of rows begins; a text may begin with a bracket, too."""
+"""The beginning of an array of rows; a plain text may also begin with a bracket."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""Half of a character beyond U+FFFF as JSON escapes it: with its other half fine, alone no text."""
+"""Half of a character beyond U+FFFF in JSON's escapes: fine with its other half, invalid alone."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One record: `cells` by column name, where it stands (line or record, from 1), and what is wrong."""
+    """One record: `cells` by column name, its place (line or record, from 1), and what is wrong with it."""
 
     line: int
     cells: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Row:
 
 
 def format_of(path: Path) -> str:
-    """The file's kind by its name without a compression suffix: ".csv", ".jsonl", ".txt", ..."""
+    """The file's format by its suffix, compression aside: ".csv", ".jsonl", ".txt", ..."""
     bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return bare.suffix.lower()
 
@@ -60,17 +60,17 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a CSV, TSV, JSON-lines, Parquet or plain file (a text per line, the column `text`).
 
-    `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` are data sets of the Hub, by its own library.
+    `hub:NAME`, `hub:NAME:SPLIT` and `hub:NAME:CONFIGURATION:SPLIT` are data sets of the Hub, read by its library.
 
     Args:
         header: whether the first line of a CSV or TSV names the columns. None: it does if it holds one of
-            `wanted`, or that with capitals. Columns of a file without header are called "1", "2", ...
+            `wanted`, perhaps with capitals. Columns of a file without header are called "1", "2", ...
         quoting: whether cells may be quoted. None: in CSV yes, in TSV no (the GLUE files have bare quotes).
         encoding: of a CSV or TSV; None: UTF-8.
-        form: what is in the file, one of `FORMS`; "": what its name says.
+        form: the file's format, one of `FORMS`; "": as its name says.
 
     Raises:
-        UserError: a file that is not there, cannot be read, or whose format is unknown.
+        UserError: the file is missing, unreadable, or of unknown format.
     """
     if str(path).startswith(HUB):
         return _read_hub(str(path))
@@ -107,7 +107,7 @@ def _read_delimited(
         if len(names) > 1 and not problem:
             stripped = [cell.strip() for cell in cells]
             if not any(stripped):
-                continue  # spreadsheets leave such rows behind the last one
+                continue  # spreadsheets leave empty rows after the last one
             if has_header and stripped == names:
                 problem = "repeated header (of another file that was appended to this one?)"
         if not problem and len(cells) != len(names):
@@ -118,7 +118,7 @@ def _read_delimited(
 
 
 def _header(path: Path, names: list[str]) -> list[str]:
-    """The columns' names, checked: rows are dicts, which would hold only one of two columns of one name."""
+    """The columns' names, checked for duplicates: rows are dicts, which would keep only one of two equal names."""
     if "\r" in "".join(names):
         raise UserError(f"{path}: {CARRIAGE_RETURNS}")
     twice = next((name for name in names if name and names.count(name) > 1), None)
@@ -130,7 +130,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
 def _split_cells(
     path: Path, kind: str, quoting: bool, encoding: str | None
 ) -> Iterator[tuple[int, list[str], str]]:
-    """(line, cells, problem) for every line that is not blank."""
+    """(line, cells, problem) for every non-blank line."""
     if kind == ".tsv" and not quoting:
         for number, line in read_lines(path, encoding):
             if line:
@@ -176,7 +176,7 @@ def _parse_json(number: int, line: str) -> Row:
 
 
 def _read_plain(path: Path, *, may_be_json: bool) -> Iterator[Row]:
-    """One text per line; standard input may also hold JSON, lines or an array, which its beginning tells."""
+    """One text per line; standard input may also hold JSON lines or an array, as its beginning shows."""
     lines: Iterator[tuple[int, str]] = ((number, line) for number, line in read_lines(path) if line.strip())
     if not may_be_json or (first := next(lines, None)) is None:
         yield from (_plain_row(number, line) for number, line in lines)
@@ -207,7 +207,7 @@ def _json_array(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Row]:
 
 
 def _json_row(number: int, record: Any, suspect: bool) -> Row:
-    """A record as a row; a suspect one may hold surrogates, which nothing could be written with."""
+    """A record as a row; if `suspect`, checks it for lone surrogates, which could not be written out."""
     if not isinstance(record, dict):
         return Row(number, {}, f"expected a JSON object, got {type(record).__name__}")
     return Row(number, record, text_problem(json.dumps(record, ensure_ascii=False)) if suspect else "")
@@ -226,13 +226,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(number, cells)
-    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # text, dates that are none
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # invalid text or dates
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
 
 
 def _read_hub(source: str) -> Iterator[Row]:
-    """Class numbers come as the names that the data set gives them; -1, the Hub's "unknown", as None."""
+    """Rows of a Hub data set; class numbers become its class names, and -1, the Hub's "unknown", becomes None."""
     try:
         import datasets
     except ImportError:
@@ -241,14 +241,14 @@ def _read_hub(source: str) -> Iterator[Row]:
     *configuration, split = rest or ["train"]
     try:
         data = datasets.load_dataset(name, *configuration, split=split)
-    except Exception as error:  # the library's own, the network's, the disk's: all end the same for the user
+    except Exception as error:  # the library's, the network's or the disk's: all the same to the user
         raise UserError(f"{source}: cannot be loaded ({str(error).strip() or type(error).__name__})") from None
     for number, cells in enumerate(data, 1):
         yield Row(number, {key: _named(value, data.features.get(key)) for key, value in cells.items()})
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """A class number, or a list of them, as names."""
+    """A class number, or a list of them, as class names."""
     names = getattr(feature, "names", None)
     if names is not None and isinstance(value, int):
         return names[value] if value >= 0 else None

@@ -1,9 +1,9 @@
-"""The embedded corpus as files: what `electra demo` works on, and `electra demo --texts-only` stops after.
+"""Writes the embedded corpus to files, on which `electra demo` works and after which `--texts-only` stops.
 
     OUT/corpus.txt                      docstrings of this machine's libraries, for `electra prepare`
     OUT/task/train.jsonl, dev.jsonl     "which area is this docstring of?", for `electra finetune`
 
-Where the texts come from: `docstrings.py`.
+The texts come from `docstrings.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ EXAMPLE_CHARACTERS = 280
 
 
 def write_sample(folder: Path, corpus: Iterable[Document]) -> tuple[list[Document], LabelledTask]:
-    """Writes text and task into `folder`, which is made if need be.
+    """Writes text and task into `folder`, which is created if necessary.
 
     Returns:
-        The documents of the text, and the task. What is to be judged on is not in the text, not even without
-        its label.
+        The documents of the text, and the task. The text contains no dev example, not even without its label.
     """
     corpus = list(corpus)
     task = labelled_task(corpus, longest=EXAMPLE_CHARACTERS)

@@ -1,7 +1,7 @@
-"""Lines of a document to sentences: a small deterministic rule, no model, no language data.
+"""Splits the lines of a document into sentences, by a small deterministic rule: no model, no language data.
 
-It need not be perfect: pre-training only wants segments that begin and end where a thought does. So it errs on
-the side of too long a sentence, and leaves scripts without such marks (Thai) in one piece per line.
+It need not be perfect: pre-training only needs segments that begin and end where a thought does. So it errs on
+the side of long sentences, and leaves lines in scripts without such marks (Thai) whole.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import re
 from collections.abc import Iterator, Sequence
 
 LINE_MODES = ("auto", "sentence", "paragraph", "wrapped")
-WRAPPED_WIDTH = 120  # characters; nearly all lines broken by hand or by a program stay below,
-WRAPPED_MEAN = 40  # but are this long on average, unlike those of a list or of verse,
-WRAPPED_ENDS = 0.5  # and fewer than this share end like a sentence (100 novels: wrapped < 0.4, others > 0.7)
-WRAPPED_LINES = 4  # fewer tell too little
-WRAPPED_SPACES = 0.05  # of the characters; scripts that need fewer cannot be joined by one, nor have words to wrap
+WRAPPED_WIDTH = 120  # characters; nearly all lines wrapped by hand or by a program stay below this,
+WRAPPED_MEAN = 40  # but are at least this long on average, unlike lists or verse,
+WRAPPED_ENDS = 0.5  # and a smaller share ends like a sentence (100 novels: wrapped < 0.4, others > 0.7)
+WRAPPED_LINES = 4  # fewer lines tell too little
+WRAPPED_SPACES = 0.05  # of the characters; scripts with fewer have no words to wrap, nor lines to join by spaces
 
-# A sentence ends behind . ! ? (and closing quotes and brackets) before white space and something that begins
-# one: no lower-case letter, and no digit, as in "No. 5". Not after a single letter ("J. Smith", "the U.S. Navy")
-# nor after a title. Other scripts' marks are as . is; behind full-width ones no white space is needed, only that a
-# quotation that they end is not gone on with ("...?"と, said).
-_OTHERS = "।॥؟۔։።፧။។៕"  # Devanagari and its likes, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer
+# A sentence ends after . ! ? (and closing quotes and brackets), before white space and something that can begin
+# one: not a lower-case letter, nor a digit, as in "No. 5". Not after a single letter ("J. Smith", "the U.S. Navy")
+# nor after a title. Other scripts' marks count like the full stop; full-width ones need no white space, but the
+# sentence must not continue after a quotation that they end ("...?"と, said).
+_OTHERS = "।॥؟۔։።፧။។៕"  # Devanagari and related scripts, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer
 _WIDE, _WIDE_CLOSE = "。！？｡", "”’」』）】〉》〕］"
 _END = re.compile(
     rf"(?<=[.!?…{_OTHERS}])(?<!\b[^\W\d_]\.)(?<!\b(?:Mr|Dr|St|Lt|vs|cf)\.)(?<!\b(?:Mrs|Rev|Gen|Col|Sgt|Gov|Sen)\.)"
@@ -38,7 +38,7 @@ def split_document(lines: Sequence[str], mode: str = "auto") -> list[str]:
     """The sentences of a document, in order, none blank.
 
     mode   "sentence": a line is a sentence. "paragraph": lines are paragraphs, to be split. "wrapped": lines are
-           broken anywhere, so they are joined first. "auto": "wrapped" if they look so, else "paragraph".
+           broken anywhere, so they are joined first. "auto": "wrapped" if they look it, otherwise "paragraph".
     """
     if mode not in LINE_MODES:
         raise ValueError(f"mode: expected one of {LINE_MODES}, got {mode!r}")

@@ -1,6 +1,6 @@
-"""The files of a prepared corpus, and how they are written: filled by `corpus_writing.py`, opened by `corpus.py`.
+"""The files of a prepared corpus, and their writer; `corpus_writing.py` fills them, `corpus.py` opens them.
 
-    DATA/manifest.json           what there is, with sizes and checksums; written last
+    DATA/manifest.json           list of files, with sizes and checksums; written last
     DATA/tokenizer/              the tokenizer's files
     DATA/train-00000.tokens      ids, uint16 (uint32 from 65,536 entries on), sentences laid end to end
     DATA/train-00000.sentences   uint64, where each sentence begins in the tokens, and where the last one ends
@@ -8,9 +8,9 @@
     DATA/train-00000.starts      uint64, where each document begins in the tokens, likewise
     DATA/heldout-00000.*         the same for the documents held out
 
-All numbers are little-endian, so that a mapped file is the array. No sentence and no document is empty, and none
-goes across two shards. `.starts` follows from the other two, but whoever wants the lengths of all documents would
-have to read every page of `.sentences` for it, 8 GB for 100 GB of text instead of 0.2 GB. Version 1 had none.
+All numbers are little-endian, so that a mapped file is the array. No sentence or document is empty, and none spans
+two shards. `.starts` follows from the two files above it, but without it, reading the lengths of all documents
+would touch every page of `.sentences`: 8 GB for 100 GB of text instead of 0.2 GB. Version 1 had no `.starts`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ SPLITS = ("train", "heldout")
 PARTS = ("tokens", "sentences", "documents", "starts")
 OFFSET = np.dtype("<u8")
 BLOCK_TOKENS = 1 << 22
-"""Copied at a time, and a document more."""
+"""Tokens copied at a time, rounded up to a whole document."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every id."""
+    """The smallest dtype that holds every id."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -47,7 +47,7 @@ def shard_name(split: str, index: int, part: str) -> str:
 
 
 class FileEntry(NamedTuple):
-    """What the manifest knows of a file."""
+    """The manifest's entry for a file."""
 
     bytes: int
     sha256: str
@@ -68,25 +68,25 @@ class Manifest:
     tokenizer_fingerprint: str
     vocab_size: int
     splits: Mapping[str, SplitCounts]
-    """By split, "train" and "heldout"."""
+    """Counts of each split, "train" and "heldout"."""
     files: Mapping[str, FileEntry]
-    """By file name; the tokenizer's are not among them, they have their fingerprint."""
+    """Entries by file name, without the tokenizer's files, which have their own fingerprint."""
     settings: Mapping[str, Any]
-    """How the corpus was made: `prepare` knows by it whether it is done, and `merge` what belongs together."""
+    """How the corpus was made: tells `prepare` whether it is finished, and `merge` which parts belong together."""
     notes: tuple[str, ...] = ()
-    """What was out of the ordinary while it was made."""
+    """Anything unusual that happened while it was made."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """What the notes were made from."""
+    """The counts from which the notes were made."""
     format_version: int = FORMAT_VERSION
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that a training run reads: equal fingerprints, equal examples."""
+        """SHA-256 of everything that a training run reads: equal fingerprints mean equal examples."""
         content = [self.format_version, self.tokenizer_fingerprint, sorted(self.files.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _check_types(self) -> None:
-        """Raises ValueError where a value that somebody reads is not of its type."""
+        """Raises ValueError if a value that will be used has the wrong type."""
         numbers = [self.vocab_size, *(entry.bytes for entry in self.files.values())]
         numbers += [number for counts in self.splits.values() for number in asdict(counts).values()]
         if not all(type(number) is int and number >= 0 for number in numbers):
@@ -101,7 +101,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises UserError on a damaged file or another version of the format."""
+        """Reads a manifest; raises UserError if it is damaged or in another version of the format."""
         try:
             content = json.loads(path.read_bytes())
             version = content["format_version"]
@@ -127,19 +127,19 @@ class Block(NamedTuple):
     """Encoded documents laid end to end."""
 
     tokens: bytes
-    """Of the corpus's token type."""
+    """Ids, in the corpus's token dtype."""
     sentence_tokens: np.ndarray
-    """Tokens in each sentence."""
+    """Number of tokens in each sentence."""
     document_sentences: np.ndarray
-    """Sentences in each document."""
+    """Number of sentences in each document."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Read-only mapped arrays of one shard, all offsets from its own beginning.
+    """Read-only mapped arrays of one shard; all offsets count from its beginning.
 
-    Sentence i has `tokens[sentences[i] : sentences[i + 1]]`, document j the sentences from `documents[j]` up to,
-    not including, `documents[j + 1]`, and `tokens[starts[j] : starts[j + 1]]`.
+    Sentence i is `tokens[sentences[i] : sentences[i + 1]]`; document j is the sentences from `documents[j]` up to,
+    not including, `documents[j + 1]`, that is, `tokens[starts[j] : starts[j + 1]]`.
     """
 
     tokens: np.ndarray
@@ -165,18 +165,18 @@ class Shard:
 
 
 class ShardWriter:
-    """Appends blocks to the shards of one split; a shard is closed behind the document that fills it.
+    """Appends blocks to the shards of one split; a shard is closed after the document that fills it.
 
     So the files depend on the documents and their order alone, not on how they were grouped into blocks.
 
     Args:
-        directory: gets the files.
+        directory: the folder for the files.
         dtype: of the tokens.
-        shard_tokens: a shard is closed once it has so many.
-        state: of an earlier writer of the same files, from `sync`; what was written behind that is cut off.
+        shard_tokens: a shard is closed once it has this many tokens.
+        state: from `sync` of an earlier writer of the same files; they are truncated to that state.
 
     Raises:
-        UserError: the files that `state` tells of are shorter than it says.
+        UserError: the files are shorter than `state` says.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class ShardWriter:
 
     @property
     def counts(self) -> SplitCounts:
-        """Over all closed shards."""
+        """Counts over all closed shards."""
         return SplitCounts(
             tokens=sum(shard.tokens for shard in self._shards),
             sentences=sum(shard.sentences for shard in self._shards),
@@ -220,7 +220,7 @@ class ShardWriter:
             sentence = int(last_sentences[first - 1]) if first else 0
             if not self._parts:
                 self._open()
-            # up to the document with which the shard is full, or all
+            # up to the document that fills the shard, or all
             room = self._shard_tokens - self._tokens
             stop = min(int(np.searchsorted(document_ends, token + room)) + 1, len(document_ends))
             tokens, sentences = int(document_ends[stop - 1]), int(last_sentences[stop - 1])
@@ -237,7 +237,7 @@ class ShardWriter:
                 self.close()
 
     def close(self) -> None:
-        """Makes the open shard, if any, durable."""
+        """Closes the open shard, if any, and makes it durable."""
         if not self._parts:
             return
         for part, file in self._parts.items():
@@ -246,7 +246,7 @@ class ShardWriter:
         self._parts = {}
 
     def sync(self) -> dict[str, Any]:
-        """Makes all that was added durable; returns what another writer needs to go on from here, JSON values."""
+        """Makes everything added so far durable; returns the state (JSON values) for resuming from here."""
         for file in self._parts.values():
             file.sync()
         return {
@@ -256,7 +256,7 @@ class ShardWriter:
         }
 
     def _open(self, tokens: int = 0, sentences: int = 0, documents: int = 0) -> None:
-        """A new shard, or one that holds so much already."""
+        """Opens a new shard, or one that already holds this much."""
         self._tokens, self._sentences, self._documents = tokens, sentences, documents
         sizes = {"tokens": tokens * self._dtype.itemsize}
         if tokens:
@@ -273,7 +273,7 @@ class ShardWriter:
 
 
 class _HashedFile:
-    """A file written front to back, whose checksum is known at the end; the first `keep` bytes may be there."""
+    """A file written sequentially, with its checksum at the end; its first `keep` bytes may exist already."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self._file: BinaryIO = open(path, "a+b" if keep else "wb")

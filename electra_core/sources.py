@@ -1,4 +1,4 @@
-"""Which files a corpus is made of: found, told apart from others, and shared out among machines."""
+"""Finds the files that a corpus is made of, and divides them among machines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from electra_core.byte_files import COMPRESSED_SUFFIXES
 from electra_core.errors import UserError, option
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")
-"""Of files that are texts wherever they lie."""
+"""Suffixes of files that are read as text wherever they are."""
 TABLE_SUFFIXES = (".json", ".csv", ".tsv")
-"""Of files of rows that beside texts may be about them: such a folder's are skipped."""
+"""Suffixes of files of rows that, next to text files, may hold metadata: they are skipped in such folders."""
 UNREADABLE = {
     "unpack it first": (".zip", ".tar", ".tgz", ".7z", ".rar"),
     "unpack it, or pack it as .gz, .xz or .zst": (".bz2", ".lz4", ".lzma", ".br"),
@@ -28,14 +28,14 @@ UNREADABLE = {
     "save its text as .txt": (".pdf", ".docx", ".doc", ".odt", ".rtf", ".epub"),
     "save its text, without the tags, as .txt": (".html", ".htm", ".xhtml", ".xml"),
 }
-"""What to do, and the suffixes of the files that nothing here reads."""
+"""Advice -> suffixes of the files that cannot be read."""
 ENDS_BYTES = 1 << 16
 
 log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """A file to read and what messages call it; `path` None is standard input."""
+    """A file to read and its name in messages; `path` None is standard input."""
 
     name: str
     path: Path | None
@@ -48,20 +48,20 @@ class Source(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Bytes on disk."""
+        """Bytes on disk; None for standard input."""
         return None if self.path is None else self.path.stat().st_size
 
 
 def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
-    """The files that `paths` mean: "-" is standard input, folders are searched recursively in sorted order.
+    """The files that `paths` name: "-" is standard input, folders are searched recursively in sorted order.
 
-    Inside a folder hidden files and folders are left out, and files that are no TEXT_SUFFIXES (where there is none
-    of these, no TABLE_SUFFIXES); how many is logged. A file that is named and of no known suffix is a plain text,
-    which is logged, too.
+    In a folder, hidden files and folders are left out, and so are files without one of TEXT_SUFFIXES (or, if none
+    has one, of TABLE_SUFFIXES); their number is logged. A file given by name and without a known suffix is read as
+    plain text, which is also logged.
 
     Raises:
-        UserError: a path does not exist, a folder cannot be searched or has no text in it, a file is of a kind
-            that is not read, "-" or a file comes twice.
+        UserError: a path does not exist, a folder cannot be searched or holds no text, a file has a format that
+            cannot be read, "-" or a file is given twice.
     """
     sources: list[Source] = []
     plain: list[str] = []
@@ -98,7 +98,7 @@ def _given_twice(sources: Iterable[Source]) -> str | None:
 
 
 def _named(path: str) -> list[str]:
-    """The path, if it is of no known suffix."""
+    """The path, if it has no known suffix; UserError if its format cannot be read."""
     suffix = _suffix(path)
     for advice, suffixes in UNREADABLE.items():
         if suffix in suffixes:
@@ -126,13 +126,13 @@ def _inside(folder: str) -> list[Source]:
 
 
 def _counted(paths: Iterable[str]) -> str:
-    """How many files of which suffixes."""
+    """Number of files by suffix, as text."""
     counts = sorted(Counter(_suffix(path) or "without suffix" for path in paths).items())
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
 
 
 def _suffix(path: str) -> str:
-    """A file's suffix in lower case, the one of its compression left out; "" if it has none."""
+    """A file's suffix in lower case, compression aside; "" if it has none."""
     return os.path.splitext(_uncompressed(path))[1]
 
 
@@ -144,13 +144,13 @@ def _uncompressed(path: str) -> str:
 
 
 def text_kind(name: str) -> str | None:
-    """Which of TEXT_SUFFIXES and TABLE_SUFFIXES a file has, below one of compression; None if none of them."""
+    """Which of TEXT_SUFFIXES and TABLE_SUFFIXES a file has, compression aside; None if none of them."""
     name = _uncompressed(name)
     return next((suffix for suffix in TEXT_SUFFIXES + TABLE_SUFFIXES if name.endswith(suffix)), None)
 
 
 def share(sources: Sequence[Source], part: int, parts: int) -> list[Source]:
-    """The files of one part, in order: about as many bytes in each, none in two, at least one file in each.
+    """The files of one part, in order: parts are disjoint, of about equal size, with at least one file each.
 
     Raises:
         UserError: no such part, standard input, or fewer files than parts.
@@ -170,11 +170,11 @@ def share(sources: Sequence[Source], part: int, parts: int) -> list[Source]:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """What a file is known by on every machine: its name, size, and first and last ENDS_BYTES (None of a pipe)."""
+    """What identifies a file on any machine: name, size, digest of first and last ENDS_BYTES (None for a pipe)."""
     ends = _ends_digest(source.path) if source.is_regular and source.path else None
     known = {"name": Path(source.name).name, "bytes": source.size, "ends_sha256": ends}
     kind = text_kind(source.path.name) if source.path else None
-    if kind in (".ndjson", *TABLE_SUFFIXES):  # which once were taken for plain text
+    if kind in (".ndjson", *TABLE_SUFFIXES):  # earlier versions read these as plain text
         known["read_as"] = kind
     return known
 

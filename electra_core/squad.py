@@ -1,11 +1,11 @@
 """Extractive question answering in the format and by the rules of SQuAD 1.1 and 2.0.
 
-A context longer than the input goes through overlapping windows; a window that does not hold the whole
-answer learns to point at its [CLS]. A span is scored by the log-probability of its first token plus that of its
-last, among the window's context and its [CLS], so that scores of several windows can be compared, as in the
-original; "no answer" by the same of [CLS]. That is chosen where it beats the best span by more than
-`null_threshold`, which is tuned on the development data. (The original adds an answerability classifier of its
-own, which the Hub's layout has no place for: docs/deviations.md.)
+A context longer than the input is read in overlapping windows; a window that does not hold the whole answer
+learns to point at its [CLS]. The score of a span is the log-probability of its first token plus that of its last,
+among the window's context and [CLS], so that scores of several windows can be compared, as in the original; the
+score of "no answer" is the same sum for [CLS]. "No answer" is chosen where it beats the best span by more than
+`null_threshold`, which is tuned on the dev data. (The original adds a separate answerability classifier, for which
+the Hub's layout has no place: docs/deviations.md.)
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ class Answer(Task):
     model_class: ClassVar = QuestionAnswerer
 
     labels: tuple[str, ...] = ()
-    """There are none: the two outputs are the first and the last token."""
+    """Always empty: the two outputs are the first and the last token."""
     max_length: int = 512
-    """Tokens per window at most, question and special tokens included."""
+    """Maximum number of tokens per window, question and special tokens included."""
     max_question: int = 64
-    """Tokens of the question at most."""
+    """Maximum number of tokens of the question."""
     stride: int = 128
     """Tokens from one window's start to the next's."""
     max_answer: int = 30
-    """Tokens of an answer at most."""
+    """Maximum number of tokens in an answer."""
     n_best: int = 20
-    """How many candidate answers a prediction lists."""
+    """Number of candidate answers in a prediction."""
     unanswerable: bool = False
-    """Whether "no answer" is possible; set by training data that hold such questions."""
+    """Whether "no answer" is possible; set if the training data hold such questions."""
     null_threshold: float = 0.0
     """"No answer" is chosen if its score exceeds the best span's by more than this."""
     metric: str = "f1"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -74,11 +74,11 @@ class Answer(Task):
         raise ValueError(f"inputs: expected a question and its context, got {value!r:.80}")
 
     def is_one(self, value: tuple[Any, ...]) -> bool:
-        """A question and its context."""
+        """Whether it is a question and its context."""
         return len(value) == 2 and all(isinstance(text, str) for text in value)
 
     def fitted(self, examples: Sequence[QuestionExample]) -> Answer:
-        """The task, with unanswerable questions if the training data hold any."""
+        """The task, with "no answer" possible if the training data hold unanswerable questions."""
         return replace(self, unanswerable=self.unanswerable or any(e.answers == () for e in examples))
 
     def encode(
@@ -91,7 +91,7 @@ class Answer(Task):
         ids: list[int] = []
         offsets = np.zeros((0, 2), dtype=np.int32)
         for index, example in enumerate(examples):
-            if example.context != context:  # the questions on one context follow each other
+            if example.context != context:  # questions on the same context are consecutive
                 context = example.context
                 ids, pairs = tokenizer.encode_with_offsets(context)
                 offsets = np.array(pairs, dtype=np.int32).reshape(-1, 2)
@@ -127,9 +127,9 @@ class Answer(Task):
         return [self._prediction(*row) for row in zip(examples, spans, nulls)]
 
     def _best_spans(self, logits_T2: np.ndarray, place: _Place) -> list[tuple[float, int, int]]:
-        """The window's `n_best` spans that start where the window owns the token, as (score, characters)."""
+        """The window's `n_best` spans that start at a token it owns, as (score, first character, end)."""
         first_T, last_T = logits_T2[place.base : -1].T  # without the closing [SEP]
-        if not len(first_T):  # the tokenizer sees nothing in a context of control characters
+        if not len(first_T):  # a context of control characters has no tokens
             return []
         padded = np.concatenate([last_T, np.full(self.max_answer - 1, -np.inf)])
         scores = first_T[:, None] + np.lib.stride_tricks.sliding_window_view(padded, self.max_answer)
@@ -142,7 +142,7 @@ class Answer(Task):
             start = window.own_start + flat // self.max_answer
             end = start + flat % self.max_answer
             first, behind = int(place.offsets[start, 0]), int(place.offsets[end, 1])
-            if first < behind:  # a token may stand for no character: SentencePiece's lone space mark
+            if first < behind:  # a token may cover no character: SentencePiece's lone space mark
                 found.append((float(scores[flat]), first, behind))
         return found
 
@@ -202,8 +202,8 @@ class Answer(Task):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What turns a sequence's logits into characters: where the context begins in it (`base`), which part
-    of the context it holds, and the first and last character of each of the context's tokens."""
+    """Maps a sequence's logits to characters: where the context begins in it (`base`), which part of the context
+    it holds, and the character range of each of the context's tokens."""
 
     base: int
     window: Window
@@ -211,13 +211,13 @@ class _Place:
 
 
 def _log_probabilities(logits_T2: np.ndarray, base: int) -> np.ndarray:
-    """[T, 2]: normalised over what may be pointed at, [CLS] and the context (from `base` to the closing [SEP])."""
+    """[T, 2]: normalised over the allowed positions, [CLS] and the context (from `base` to the closing [SEP])."""
     candidates = np.concatenate([logits_T2[:1], logits_T2[base:-1]])
     return logits_T2 - np.logaddexp.reduce(candidates, axis=0)
 
 
 def _token_span(example: QuestionExample, offsets: np.ndarray) -> tuple[int, int] | None:
-    """First and last token of the first answer; (-1, -1), which no window holds, if there is none."""
+    """First and last token of the first answer; (-1, -1), which is in no window, if there is none."""
     if example.answers is None:
         return None
     if not example.answers or not len(offsets):

@@ -1,7 +1,7 @@
-"""Questions on a context with their answers, as people have them -> examples.
+"""Reads questions on a context with their answers in the usual formats.
 
-SQuAD's JSON (articles of paragraphs of questions), and rows (JSON lines or arrays, CSV, TSV, Parquet, the Hub)
-with question, context and answers, or one answer.
+These are SQuAD's JSON (articles of paragraphs of questions), and rows (JSON lines or arrays, CSV, TSV, Parquet,
+the Hub) with question, context and answers, or one answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from electra_core.row_files import format_of, read_rows
 from electra_core.text_lines import read_lines, text_problem
 
 ONE_ANSWER = ("answer", "answer_text")
-"""Fields of a row that hold a text, where it has no `answers`."""
+"""Fields that hold the answer's text in a row without `answers`."""
 NO_ANSWERS = (
     'the answers are missing (expected answers: {"text": [...], "answer_start": [...]}, or answer: a text, '
     "empty where there is none)"
@@ -28,15 +28,15 @@ NO_ANSWERS = (
 
 @dataclass(frozen=True, slots=True)
 class QuestionExample:
-    """A question on a context. `answers` are (text, first character); none means there is no answer."""
+    """A question on a context. `answers` are (text, first character); an empty tuple means no answer."""
 
     id: str
-    """ "" of a row that has none in a file that has ids."""
+    """ "" if the row has none though the file has ids."""
     place: str
     question: str
     context: str
     answers: tuple[tuple[str, int], ...] | None = None
-    """None: not known. Empty: known to have no answer in the context."""
+    """None: unknown. Empty: known to have no answer in the context."""
 
 
 def read_questions(
@@ -44,13 +44,13 @@ def read_questions(
 ) -> Iterator[QuestionExample]:
     """Questions of a SQuAD JSON file, or of rows with question, context and answers.
 
-    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD. A row may have a text
-    in `answer` or `answer_text` instead ("": there is none in the context), and its first character in
-    `answer_start`; without that it is the answer's first occurrence.
+    The rows' `answers` are {"text": [...], "answer_start": [...]}, as the Hub stores SQuAD. A row may instead have
+    a text in `answer` or `answer_text` ("": the context holds no answer), and its first character in
+    `answer_start`; without it, the answer's first occurrence counts.
 
     Args:
-        bad: takes questions that cannot be used; without it they raise at the end of the file.
-        labelled: whether every question must have answers, maybe none of them; without, they are not read.
+        bad: receives questions that cannot be used; without it they raise at the end of the file.
+        labelled: whether every question must have answers (an empty list will do); if not, they are not read.
 
     Raises:
         UserError: file unreadable, not in one of these formats, empty, or with bad questions.
@@ -62,11 +62,11 @@ def read_questions(
 
 
 Record = tuple[str, dict[str, Any]]
-"""Where it stands, and the fields id, question, context, answers (a list of {"text", "answer_start"} or None)."""
+"""Its place, and the fields id, question, context, answers (a list of {"text", "answer_start"} or None)."""
 
 
 def _json_records(path: Path, bad: BadRows) -> Iterator[Record]:
-    """A .json is SQuAD's format, or an array of rows, or a row per line."""
+    """Records of a .json file: SQuAD's format, an array of rows, or a row per line."""
     try:
         content = json.loads("\n".join(line for _, line in read_lines(path)))
     except (ValueError, RecursionError) as error:
@@ -100,20 +100,20 @@ def _row_records(path: Path, bad: BadRows) -> Iterator[Record]:
 
 
 def _answers_of(cells: dict[str, Any]) -> Any:
-    """What a row says the answers are: several, or the one that stands in cells of its own."""
+    """A row's answers: several, or a single one in its own cells."""
     name = next((name for name in ONE_ANSWER if isinstance(cells.get(name), str)), None)
     if cells.get("answers") is not None or name is None:
         return cells.get("answers")
     start = cells.get("answer_start")
     nowhere = start is None or start == "" or start != start  # NaN, as pandas writes it
-    # Whole numbers with a point are pandas', of a column in which one is missing.
+    # pandas writes whole numbers with a point if one is missing in the column.
     if isinstance(start, str) and (whole := re.fullmatch(r"\s*(\d+)\.0*\s*", start)):
         start = whole[1]
     return [{"text": cells[name], "answer_start": -1 if nowhere else start}] if cells[name].strip() else []
 
 
 def _as_list(answers: Any) -> Any:
-    """Lists of texts and starts as a list of both; whatever else it is stays as it is."""
+    """Turns lists of texts and of starts into a list of both; anything else stays unchanged."""
     if not isinstance(answers, dict):
         return answers
     texts, starts = answers.get("text"), answers.get("answer_start")
@@ -172,7 +172,7 @@ def _answers(context: str, given: Any) -> tuple[tuple[tuple[str, int], ...], str
 
 
 def _locate(context: str, answer: str, start: int) -> int:
-    """Where the answer stands: at `start`, or else at the occurrence nearest to it; -1 if nowhere."""
+    """The answer's place: `start`, or else the occurrence nearest to it; -1 if there is none."""
     if not answer.strip():
         return -1
     if start >= 0 and context[start : start + len(answer)] == answer:

@@ -22,7 +22,7 @@ def exact_score(gold: Sequence[str], answer: str) -> float:
 
 
 def f1_score(gold: Sequence[str], answer: str) -> float:
-    """The best overlap of words with one of the gold answers, as F1; of "no answer" with "no answer" 1."""
+    """The best F1 of word overlap with any gold answer; 1 for "no answer" where there are none."""
     return max(_word_f1(normalise(text).split(), normalise(answer).split()) for text in gold or [""])
 
 
@@ -39,13 +39,13 @@ def _word_f1(wanted: list[str], got: list[str]) -> float:
 def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
     """exact_match and f1 in percent, as the official scripts compute them.
 
-    Where some questions have no gold answer the rules are those of SQuAD 2.0: figures also by kind of
-    question, and gold answers of which normalisation leaves nothing ("the") are dropped. Version 1.1 keeps
-    them, and gives them no F1.
+    If some questions have no gold answer, SQuAD 2.0's rules apply: there are also figures for each kind of
+    question, and gold answers that normalisation leaves empty ("the") are dropped. Version 1.1 keeps them,
+    with an F1 of 0.
 
     Args:
-        gold: the answers of each question; none means that it has no answer.
-        answers: what is to be scored; "" means "no answer".
+        gold: the answers of each question; empty if it has none.
+        answers: the answers to score; "" means "no answer".
     """
     answerable = np.array([bool(texts) for texts in gold])
     if answerable.all():
@@ -66,7 +66,7 @@ def squad_metrics(gold: Sequence[Sequence[str]], answers: Sequence[str]) -> dict
 def span_scores(
     gold: Sequence[Sequence[str]], answers: Sequence[str], score: Callable[[Sequence[str], str], float] = f1_score
 ) -> list[float]:
-    """What each question's best span would score if it were given: F1 or another `score`, by SQuAD 2.0's rules."""
+    """What each question's best span would score as the answer: F1 or another `score`, by SQuAD 2.0's rules."""
     return [
         score([text for text in texts if normalise(text)], answer) if texts else float(not answer)
         for texts, answer in zip(gold, answers)
@@ -80,8 +80,8 @@ def best_threshold(
 
     Args:
         scores: `span_scores`.
-        unanswerable: whether "no answer" would be right, and score 1.
-        differences: null_difference of each; a span is given where it is at most the threshold.
+        unanswerable: whether "no answer" is right, and scores 1.
+        differences: null_difference of each question; the span is the answer where this is at most the threshold.
 
     Returns:
         The total score and the threshold (the lowest of equally good ones).
@@ -90,7 +90,7 @@ def best_threshold(
     sorted_differences = np.asarray(differences, dtype=float)[order]
     gain = np.asarray(scores, dtype=float)[order] - np.asarray(unanswerable, dtype=float)[order]
     totals = np.concatenate([[0.0], gain.cumsum()]) + float(np.sum(unanswerable))
-    # k questions get a span: possible where the k-th and the next difference are not equal.
+    # A span for k questions is possible only where the k-th and the next difference are not equal.
     possible = np.concatenate([[True], sorted_differences[1:] > sorted_differences[:-1], [True]])
     best = int(np.where(possible, totals, -np.inf).argmax())
     threshold = sorted_differences[best - 1] if best else sorted_differences[0] - 1.0

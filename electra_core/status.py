@@ -1,8 +1,8 @@
-"""How runs stand: what `electra status` shows, read from their files and nothing else.
+"""The state of runs: what `electra status` shows, read from their files and nothing else.
 
 A run is a folder with a metrics.jsonl (pre-training's RUN, fine-tuning's OUT; with several seeds, its seed-N
-folders). Whether it runs is told by its lock and state.json (`run_state.py`), never by a file's age. "Is my run
-healthy?" is answered by the warnings in its log and by a reference curve: the rows of a run that went well.
+folders). Its lock and state.json (`run_state.py`) tell whether it is running, never a file's age. Whether a run is
+healthy is judged by the warnings in its log and by a reference curve: the rows of a run that went well.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from electra_core.toml_files import read_table
 
 SHIPPED_CURVE = Path(__file__).parent / "tiny" / "curve.jsonl"
 REFERENCE_CURVES = Path(__file__).parent.parent / "docs" / "reference_curves"  # of a checkout
-# What a run and its reference are held against, which way is better, and how much worse is "behind".
+# Figures compared with the reference, which way is better, and how much worse is "behind".
 JUDGED = {"eval_mlm_loss": (-1, 0.35), "eval_rtd_auc": (1, 0.05)}
 
 
 @dataclass(frozen=True)
 class Status:
-    """One run, as its files have it."""
+    """The status of one run, from its files."""
 
     name: str
     path: Path
     state: str
     """running | stopped | finished | failed | killed | unknown (no state.json)."""
     reason: str = ""
-    """What stopped it, or the first line of its error."""
+    """What stopped the run, or the first line of its error."""
     step: int = 0
     steps: int | None = None
     tokens: int | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    """Of a run that goes on, at the speed of its last row."""
+    """Remaining time of a running run, at the speed of its last row."""
     evaluation: dict[str, float] = field(default_factory=dict)
-    """The newest one's figures."""
+    """Figures of the newest evaluation."""
     evaluated_at: int | None = None
     warnings: list[str] = field(default_factory=list)
-    """Of the newest evaluation, and of the rows since."""
+    """Warnings in the newest evaluation and the rows since."""
     last_checkpoint: int | None = None
     best_checkpoint: int | None = None
     rows: list[Row] = field(default_factory=list, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the rows; JSON values."""
+        """Everything but the rows, as JSON values."""
         facts = asdict(self)
         del facts["rows"]
         return without_nan(facts) | {"path": str(self.path), "evaluation": without_nan(self.evaluation)}
@@ -67,7 +67,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Status]:
     """The runs at `paths`, each once.
 
     Raises:
-        UserError: one of them is no run.
+        UserError: one of them is not a run.
     """
     runs = []
     for path in map(Path, paths):
@@ -84,13 +84,13 @@ def find_runs(paths: Sequence[str | Path]) -> list[Status]:
 
 
 def _seeds(path: Path) -> list[int]:
-    """The seeds of a fine-tuning that have a log of their own."""
+    """The seeds of a fine-tuning that have their own logs."""
     names = [file.parent.name.removeprefix("seed-") for file in path.glob("seed-*/metrics.jsonl")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """A run's state; of one of several seeds what the folder around them says, which has one for all."""
+    """A run's state; for one of several seeds, derived from the parent folder, which has one state for all."""
     path = path.resolve()
     name, state = path.name.removeprefix("seed-"), read_state(path)
     if state or name == path.name or not name.isdecimal():
@@ -98,11 +98,11 @@ def _state(path: Path) -> dict[str, Any]:
     around = read_state(path.parent)
     if around and int(name) < _seeds(path.parent)[-1]:
         return {"state": FINISHED}
-    return {key: around[key] for key in ("state", "reason") if key in around}  # its step counts all seeds'
+    return {key: around[key] for key in ("state", "reason") if key in around}  # its step counts those of all seeds
 
 
 def _told_apart(runs: Sequence[Status]) -> list[Status]:
-    """Each run once, named by as many of its path's last parts as it takes for no two to have one name."""
+    """Each run once, named by as many trailing parts of its path as make all names different."""
     found: dict[Path, Status] = {}
     for run in runs:
         found.setdefault(run.path.resolve(), run)
@@ -142,11 +142,11 @@ def read_run(path: Path) -> Status:
 
 
 def reference_curve(source: str | None, run: Status) -> tuple[str, list[Row]] | None:
-    """(name, rows) of the curve to hold a run against; None if there is none for it.
+    """(name, rows) of the curve to compare a run with; None if there is none for it.
 
     Args:
-        source: a metrics.jsonl, a JSON file with "rows", or a run's folder; None: the one that comes with the
-            program for the run's preset, if there is one; "none": none.
+        source: a metrics.jsonl, a JSON file with "rows", or a run's folder; None: the curve that comes with the
+            program for the run's preset, if there is one; "none": no curve.
 
     Raises:
         UserError: `source` is none of these.
@@ -164,10 +164,10 @@ def reference_curve(source: str | None, run: Status) -> tuple[str, list[Row]] | 
 
 
 def judged(run: Status, reference: list[Row]) -> list[str]:
-    """A sentence for each figure that both have: how the run's newest evaluation stands beside the reference.
+    """A sentence for each figure that both have: how the run's newest evaluation compares with the reference.
 
-    Compared at the same number of tokens (steps, where the log has no tokens). Losses of other text or another
-    vocabulary differ by nature; the sentence is only as good as the reference fits.
+    They are compared at the same number of tokens (or steps, if the log has no tokens). Losses on another text or
+    vocabulary differ by nature, so the comparison is only as good as the reference fits.
     """
     axis = "tokens" if all("tokens" in row for row in reference) and run.tokens else "step"
     newest = next((row for row in reversed(run.rows) if any(name in row for name in JUDGED)), {})
@@ -193,7 +193,7 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
 
 
 def interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
-    """y at `x` on the line through `points` (ascending x); the nearest end's y beyond them."""
+    """y at `x` by linear interpolation of `points` (ascending x); beyond them, the y of the nearest end."""
     if x <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -203,7 +203,7 @@ def interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def _seconds_left(rows: Sequence[Row], step: int, steps: int) -> float | None:
-    """At the newest row's tokens a second and the run's tokens a step."""
+    """Remaining time at the newest row's tokens per second and the run's tokens per step."""
     for row in reversed(rows):
         if row.get("tokens") and row.get("tokens_per_second") and row["step"]:
             return (steps - step) * row["tokens"] / row["step"] / row["tokens_per_second"]

@@ -1,4 +1,4 @@
-"""`electra status` on the terminal, as a page, as a picture and as JSON."""
+"""The output of `electra status`: on the terminal, as an HTML page and as a picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Curves = list[tuple[str, list[float], list[float]]]
 
 
 def facts(run: Status) -> list[tuple[str, str]]:
-    """(name, value) of what is known of a run, in words."""
+    """(name, value) of everything known about a run, in words."""
     state = run.state + (f" ({run.reason})" if run.reason else "")
     step = f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else "")
     rows = [("state", state), ("step", step)]
@@ -49,7 +49,7 @@ def facts(run: Status) -> list[tuple[str, str]]:
 
 
 def to_terminal(runs: Sequence[Status], reference: Reference | None, verdicts: Sequence[str], width: int) -> str:
-    """A table with a column for each run, its curves, warnings and verdicts; at most about `width` columns."""
+    """A table with a column for each run, then curves, warnings and verdicts; at most about `width` columns."""
     parts = [_table(runs, width)]
     for name in shown(runs):
         curves = curves_of(name, runs, reference)
@@ -101,7 +101,7 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
     """The curves as a picture.
 
     Raises:
-        UserError: matplotlib is not there.
+        UserError: matplotlib is not installed.
         OSError: `file` cannot be written.
     """
     try:
@@ -125,7 +125,7 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
 
 
 def shown(runs: Sequence[Status], all_of_them: bool = False) -> list[str]:
-    """The figures that have curves: those of `TITLES`, or the first dev figure of a fine-tuned model."""
+    """The figures to draw: the main ones of `TITLES` and the first dev figure; `all_of_them`: all."""
     logged = {name for run in runs for row in run.rows for name, value in row.items() if value is not None}
     names = [name for name in TITLES if name in logged]
     if not all_of_them:
@@ -134,20 +134,20 @@ def shown(runs: Sequence[Status], all_of_them: bool = False) -> list[str]:
 
 
 def curves_of(name: str, runs: Sequence[Status], reference: Reference | None) -> Curves:
-    """(label, steps, values) of every run, and of the reference last."""
+    """(label, steps, values) of every run, the reference last."""
     curves = [(run.name, *run.curve(name)) for run in runs]
     if reference is not None:
         stand_in = Status(reference[0], Path(), "", rows=reference[1])
         last = max((x[-1] for _, x, _ in curves if x), default=math.inf)
         x, y = stand_in.curve(name)
-        kept = [i for i, step in enumerate(x) if step <= 1.5 * last]  # a long reference would hide a young run
+        kept = [i for i, step in enumerate(x) if step <= 1.5 * last]  # a long reference would squeeze a young run
         if kept:
             curves.append((reference[0], [x[i] for i in kept], [y[i] for i in kept]))
     return curves
 
 
 def text_chart(curves: Curves, marks: Sequence[str], width: int, height: int = 10) -> str:
-    """Curves drawn with a character each; axes are labelled at their ends."""
+    """Curves as text, each drawn with its own character; axes are labelled at their ends."""
     points = [(x, y, mark) for (_, xs, ys), mark in zip(curves, marks) for x, y in zip(xs, ys) if math.isfinite(y)]
     if not points:
         return "  (nothing logged yet)"
@@ -170,7 +170,7 @@ def text_chart(curves: Curves, marks: Sequence[str], width: int, height: int = 1
 
 
 def title(name: str) -> str:
-    """What a figure is called above its curve."""
+    """The heading of a figure's curve."""
     return TITLES.get(name, name.replace("dev_", "dev ").replace("_", " "))
 
 

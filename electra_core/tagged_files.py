@@ -1,8 +1,8 @@
-"""Sentences with a tag for every word, as people have them -> examples; raw texts to be tagged, cut into words.
+"""Reads sentences with a tag for every word in the usual formats, and splits raw texts to be tagged into words.
 
-CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U and CoNLL-U Plus, lists in JSON lines
-or Parquet, there also texts with the places of their spans, tables with a row per word, and for prediction also
-plain lines and the text column of a CSV or TSV.
+The formats are CoNLL columns (word first, tag last, an empty line after a sentence), CoNLL-U and CoNLL-U Plus,
+lists in JSON lines or Parquet (or texts with the places of their spans), tables with a row per word and, for
+prediction, plain lines and the text column of a CSV or TSV.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CONLLU_FIRST = re.compile(r"1(-\d+)?|0\.1")  # in the first column
 CONLLU_LEFT_OUT = re.compile(r"\d+[-.]\d+")  # in the column ID
 CONLLU_PLUS = re.compile(r"#\s*global\.columns\s*=(.+)")  # a comment before the first sentence
 
-Line = tuple[int, str]  # its number in the file, and what it holds
+Line = tuple[int, str]  # its number in the file, and its text
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedExample:
-    """One sentence; `tags` is None where there are none, `offsets` are set where it was cut from a text."""
+    """One sentence; `tags` is None if there are none, `offsets` are set if it was split from a text."""
 
     id: str
     line: int
@@ -46,7 +46,7 @@ class TaggedExample:
 def from_text(
     text: str, name: str = "1", line: int = 1, places: Sequence[tuple[int, int]] | None = None
 ) -> TaggedExample:
-    """A raw text as words with their places in it; None: found here."""
+    """A raw text split into words, at their `places` in it; None: found here."""
     places = tuple(match.span() for match in WORD.finditer(text)) if places is None else tuple(places)
     return TaggedExample(name, line, tuple(text[a:b] for a, b in places), None, text, places)
 
@@ -56,23 +56,23 @@ def read_tagged(
 ) -> Iterator[TaggedExample]:
     """Sentences with a tag per word.
 
-    A file of CoNLL columns is CoNLL-U if its first line that is no comment (`# ...`) has that format's ten
-    columns, between tabs, and begins with the number of a first word: 1, 1-2 or 0.1. There comments, ranges
-    (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; elsewhere `1-2` is a
-    word, and so is `#`, but for comments at the head of a sentence (`_is_comment`). It is CoNLL-U Plus if a
+    A file of CoNLL columns is CoNLL-U if its first line that is not a comment (`# ...`) has that format's ten
+    tab-separated columns and begins with the number of a first word: 1, 1-2 or 0.1. In CoNLL-U, comments, ranges
+    (`1-2 du`, whose words `1 de` and `2 le` follow) and empty nodes (`1.1`) are left out; in other files `1-2` is
+    a word, and so is `#`, except in comments at the head of a sentence (`_is_comment`). It is CoNLL-U Plus if a
     comment before that line names the columns (`# global.columns = ...`).
 
     A CSV or TSV whose header names a column for sentences (`SENTENCE_COLUMNS`) and one for words has a row per
-    word; a sentence goes on where its cell is empty or the same as before. Rows with a text and the places of its
-    spans ([[start, end, type], ...] or dicts of these) are cut into words as raw text is, and at the spans' ends.
+    word; a sentence continues while its cell is empty or unchanged. Rows with a text and the places of its spans
+    ([[start, end, type], ...] or dicts of these) are split into words like raw text, and also at the spans' ends.
 
     Args:
-        columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists; of
-            CoNLL-U also names of columns. None: the first and the last, or the usual names; of CoNLL-U FORM and
-            UPOS, where it has them.
-        bad: takes sentences that cannot be used; without it they raise at the end of the file.
-        labelled: whether every sentence must have tags. Without, tags are not read, and a text instead of a
-            list is cut into words here.
+        columns: `text` holds the words, `label` the tags: numbers (from 1) of CoNLL columns, or names of lists;
+            for CoNLL-U also names of columns. None: the first and the last, or the usual names; for CoNLL-U FORM
+            and UPOS, if present.
+        bad: receives sentences that cannot be used; without it they raise at the end of the file.
+        labelled: whether every sentence must have tags. If not, tags are not read, and a text instead of a list
+            is split into words here.
 
     Raises:
         UserError: file unreadable or empty, bad sentences.
@@ -92,7 +92,7 @@ def read_tagged(
 
 
 def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
-    """Whether it is a file of rows; else of CoNLL columns. What a .tsv to predict is, tells its first line."""
+    """Whether it is a file of rows, not of CoNLL columns; for a .tsv to predict, its first line decides."""
     kind = format_of(path)
     if kind in (".jsonl", ".ndjson", ".json", ".parquet") or str(path).startswith(HUB):
         return True
@@ -106,7 +106,7 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
 
 
 def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
-    """An empty line ends a sentence; -DOCSTART- lines are no sentences."""
+    """Sentences from CoNLL columns. An empty line ends a sentence; -DOCSTART- lines are skipped."""
     lines, names = _looked_at(read_lines(path, columns.encoding))
     word = _number(path, columns, "text", names.index("FORM") if "FORM" in names else 0, names)
     tag = _number(path, columns, "label", names.index("UPOS") if "UPOS" in names else -1, names)
@@ -124,7 +124,7 @@ def _read_conll(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
 
 
 def _number(path: Path, columns: Columns, role: str, usual: int, names: Sequence[str]) -> int:
-    """Index of a column given by its number from 1, or by its name, where they have `names`."""
+    """Index of a column given by its number from 1, or by name if the columns have `names`."""
     given = next(iter(names_of(columns, role, ())), None)
     if given in names:
         return names.index(given)
@@ -137,7 +137,7 @@ def _number(path: Path, columns: Columns, role: str, usual: int, names: Sequence
 
 
 def _looked_at(lines: Iterator[Line]) -> tuple[Iterator[Line], tuple[str, ...]]:
-    """The same lines, and the names of their columns if they are CoNLL-U (Plus)."""
+    """The same lines, and the names of their columns if the file is CoNLL-U (Plus)."""
     head: list[Line] = []
     for number, line in lines:
         head.append((number, line))
@@ -151,14 +151,14 @@ def _looked_at(lines: Iterator[Line]) -> tuple[Iterator[Line], tuple[str, ...]]:
 
 
 def _rows(lines: Iterable[Line]) -> Iterator[Cells]:
-    """Number and cells of each line. Only spaces and tabs separate; a word may hold U+00A0."""
+    """Number and cells of each line. Only spaces and tabs separate cells; a word may contain U+00A0."""
     for number, line in lines:
         is_word = line.strip() and not line.startswith("-DOCSTART-")
         yield number, re.split(r"[ \t]+", line.strip(" \t")) if is_word else []
 
 
 def _conllu_rows(lines: Iterable[Line], names: Sequence[str]) -> Iterator[Cells]:
-    """As `_rows`, of CoNLL-U: only tabs separate, a word may hold spaces."""
+    """As `_rows`, for CoNLL-U: only tabs separate cells; a word may contain spaces."""
     place = names.index("ID") if "ID" in names else None
     for number, line in lines:
         if line.startswith("#"):
@@ -169,7 +169,7 @@ def _conllu_rows(lines: Iterable[Line], names: Sequence[str]) -> Iterator[Cells]
 
 
 def _sentences(rows: Iterable[Cells]) -> Iterator[list[Cells]]:
-    """The rows of each sentence; one without cells stands between two."""
+    """The rows of each sentence; a row without cells separates two."""
     sentence: list[Cells] = []
     for number, cells in rows:
         if cells:
@@ -182,7 +182,7 @@ def _sentences(rows: Iterable[Cells]) -> Iterator[list[Cells]]:
 
 
 def _without_comments(sentence: list[Cells]) -> list[Cells]:
-    """The rows without those at its head that are no words."""
+    """The sentence's rows without the comments at its head."""
     columns = len(sentence[-1][1])
     return list(itertools.dropwhile(lambda row: _is_comment(row[1], columns), sentence))
 
@@ -230,7 +230,7 @@ def _read_table(
 
 def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
     word_names, tag_names = names_of(columns, "text", WORD_LISTS), names_of(columns, "label", TAG_LISTS)
-    if not labelled:  # also plain lines, whatever the training data's column was called
+    if not labelled:  # also plain lines, whatever the name of the training data's column
         word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
     ids = Ids(labelled, bad)
     text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)

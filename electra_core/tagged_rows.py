@@ -1,6 +1,7 @@
-"""Rows of tagged words in the forms of spreadsheets and of annotation tools, for `tagged_files.py`.
+"""Tagged words in the formats of spreadsheets and annotation tools, for `tagged_files.py`.
 
-A table with a row per word, a column of which tells the sentences apart, and texts with the places of their spans.
+These are tables with a row per word and a column that identifies the sentence, and texts with the places of their
+spans.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ _KANA_HAN = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 UNSPACED = _THAI_LAO + _BURMESE_KHMER + _KANA_HAN
-"""Characters (but digits) of scripts that put no space between words, as ranges of a regular expression."""
-_LETTERS = rf"(?:[^\W{UNSPACED}]{_JOINED}*)+"  # \w leaves out accents and vowel signs that stand for themselves
+"""Characters (except digits) of scripts without spaces between words, as ranges of a regular expression."""
+_LETTERS = rf"(?:[^\W{UNSPACED}]{_JOINED}*)+"  # \w leaves out combining accents and vowel signs
 WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[{UNSPACED}]{_JOINED}*|[^\w\s]{_JOINED}*")
-"""Words of raw text: letters and digits with inner hyphens, points, apostrophes; else single characters, also in
-scripts without spaces: no rule tells what a word is there, and a sentence would be one."""
+"""Words of raw text: letters and digits with inner hyphens, points and apostrophes; otherwise single characters,
+also in scripts without spaces, where no rule finds words, and a whole sentence would be one."""
 
-Cells = tuple[int, list[str]]  # of the line of that number
-Place = tuple[int, int]  # of a word: its first character, and the one behind its last
+Cells = tuple[int, list[str]]  # line number, and its cells
+Place = tuple[int, int]  # of a word: its first character, and the one after its last
 Span = tuple[int, int, str]  # the same of a span, and its type
 
 
@@ -48,10 +49,10 @@ Span = tuple[int, int, str]  # the same of a span, and its type
 
 
 def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, str, str] | None:
-    """Names of the columns of sentences, words and tags; None if it is no such table.
+    """Names of the columns of sentences, words and tags; None if the file is not such a table.
 
     Raises:
-        UserError: a .csv to learn from or to judge by that is none, or a table without tags.
+        UserError: a labelled .csv is not such a table, or a labelled table has no tags.
     """
     if format_of(path) not in DELIMITERS:
         return None
@@ -75,7 +76,7 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
 
 
 def _called(present: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of the columns that has one of the names, in any case, or a number from 1."""
+    """The first column that one of the names means, in any case or as a number from 1."""
     for name in names:
         if name.isdecimal() and 1 <= int(name) <= len(present):
             return present[int(name) - 1]
@@ -87,7 +88,7 @@ def _called(present: Sequence[str], names: Sequence[str]) -> str | None:
 def table_rows(
     rows: Iterable[Row], sentence: str, wanted: Sequence[str], problems: dict[int, str]
 ) -> Iterator[Cells]:
-    """Line and `wanted` cells of each row, no cells before a sentence; `problems` takes what is wrong, by line."""
+    """Line and `wanted` cells of each row, and no cells before each sentence; fills `problems`, by line."""
     current = ""
     for row in rows:
         if row.problem:
@@ -103,7 +104,7 @@ def table_rows(
 
 
 def tags_of_spans(text: str, given: Any) -> tuple[list[Place], list[str], str]:
-    """The places of a text's words, their tags (IOB2), and "" - or why there are none.
+    """(places of a text's words, their IOB2 tags, ""), or ([], [], why there are none).
 
     Args:
         given: [[start, end, type], ...], or dicts of these with start, end, and label or type.
@@ -127,13 +128,13 @@ def tags_of_spans(text: str, given: Any) -> tuple[list[Place], list[str], str]:
 
 
 def cut_at(text: str, spans: Iterable[Span]) -> list[Place]:
-    """The places of a text's words, which end where a span begins or ends."""
+    """The places of a text's words, which are also split where a span begins or ends."""
     borders = sorted({0, len(text), *(place for start, end, _ in spans for place in (start, end))})
     return [match.span() for a, b in itertools.pairwise(borders) for match in WORD.finditer(text, a, b)]
 
 
 def tags_at(places: Sequence[Place], spans: Iterable[Span]) -> list[str]:
-    """The tags (IOB2) of words, none of which goes beyond the end of a span."""
+    """The IOB2 tags of words, none of which may extend beyond the end of a span."""
     tags = ["O"] * len(places)
     starts = [start for start, _ in places]
     for start, end, kind in spans:
@@ -143,7 +144,7 @@ def tags_at(places: Sequence[Place], spans: Iterable[Span]) -> list[str]:
 
 
 def _span(item: Any) -> Span:
-    """As JSON has it; raises KeyError, TypeError or ValueError for another form."""
+    """A span from its JSON value; raises KeyError, TypeError or ValueError for any other form."""
     if isinstance(item, dict):
         item = item["start"], item["end"], item["label"] if "label" in item else item["type"]
     start, end, kind = item

@@ -7,15 +7,15 @@ Tags that mark spans come in several notations; everything here works in IOB2:
     IOB2    B-ORG  O         B-PER   O     O    B-LOC     every span begins with B-
     IOBES   S-ORG  O         S-PER   O     O    S-LOC     E- ends a span, S- is a span of one word (also L-, U-)
 
-In all of them the marks may be small letters, and M- stand for I-; B_PER, PER-B and PER_B are read as B-PER. Where
-all spans are of one kind, the marks may stand alone (B, I, O); since a single letter may also be a part of speech,
-only all tags of a file tell.
+In all of them the marks may be in lower case, and M- may replace I-; B_PER, PER-B and PER_B are read as B-PER.
+If all spans have the same type, the marks may stand alone (B, I, O); since a single letter may also be a part of
+speech, only all tags of a file together decide.
 
-A word's tag is predicted at its first sub-token. Sentences longer than the model's input go through
-overlapping windows, each word judged where it has most context.
+A word's tag is predicted at its first sub-token. Sentences longer than the model's input are read in overlapping
+windows, and each word is judged where it has the most context.
 
-Where the places of spans in a text are given, its words end at them for training. To be judged it is cut as
-prediction will cut it, and spans are compared by their characters.
+If the places of spans in a text are given, its words end at them for training. For evaluation the text is split as
+it will be in prediction, and spans are compared by their characters.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ SPELLINGS = tuple(
 
 
 def marks_spans(tags: Collection[str]) -> bool:
-    """Whether these are all tags of a file of spans (O, B-X, I-X, ...) rather than, say, parts of speech."""
+    """Whether a file's tags mark spans (O, B-X, I-X, ...), and are not, say, parts of speech."""
     typed = any(tag.upper() != "O" for tag in tags) and all(SPAN_TAG.fullmatch(tag) for tag in tags)
     return typed or are_marks_alone(tags)
 
 
 def with_marks_first(tags: Collection[str]) -> dict[str, str]:
-    """Tag -> as B-X, where all of them (but O) are like B-X or B_X, or all like X-B or X_B; else nothing."""
+    """Tag -> B-X, if all tags except O have the form B-X or B_X, or all have the form X-B or X_B; otherwise {}."""
     for form in SPELLINGS:
         found = {tag: form.fullmatch(tag) for tag in tags if tag.upper() != "O"}
         if all(found.values()):
@@ -68,14 +68,14 @@ def with_marks_first(tags: Collection[str]) -> dict[str, str]:
 
 
 def _spelled(tags: Collection[str]) -> dict[str, str]:
-    """`with_marks_first` of all tags of a file, if they are of spans beyond doubt: O is there, and a B or an I."""
+    """`with_marks_first` of a file's tags, if they surely mark spans: there is an O, and a B or an I."""
     spelled = with_marks_first(tags)
     sure = any(tag.upper() == "O" for tag in tags) and any(tag[0] in "BbIi" for tag in spelled.values())
     return spelled if sure else {}
 
 
 def are_marks_alone(tags: Collection[str]) -> bool:
-    """Whether these are all tags of a file whose spans have no types: O, and B or I, and perhaps E, S, ..."""
+    """Whether a file's tags mark spans without types: O, and B or I, and perhaps E, S, ..."""
     marks = {tag.upper() for tag in tags}
     return marks <= MARKS and "O" in marks and not marks.isdisjoint("BI")
 
@@ -97,7 +97,7 @@ def _tag(mark: str, kind: str) -> str:
 
 
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, word behind the last) of every span in any of the notations; "" for a mark alone."""
+    """(type, first word, word after the last) of every span in any notation; the type of a mark alone is ""."""
     found: list[tuple[str, int, int]] = []
     for index, tag in enumerate(to_iob2(tags)):
         if tag[0] == "B":
@@ -120,9 +120,9 @@ class Tag(Task):
     columns: Columns = field(default_factory=Columns)
     """`columns.text` and `columns.label`: the columns or lists that hold the words and the tags."""
     max_length: int = 256
-    """Tokens per window at most, [CLS] and [SEP] included."""
+    """Maximum number of tokens per window, [CLS] and [SEP] included."""
     metric: str = "f1"
-    """Which figure chooses the best checkpoint."""
+    """The metric that chooses the best checkpoint."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
@@ -133,7 +133,7 @@ class Tag(Task):
         return OF_SPANS if marks_spans(self.labels) else of_classes(self.labels)
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
-        """Sentences of a file, tags of spans turned into IOB2; a tag unseen in training makes a bad row."""
+        """Sentences of a file, with span tags converted to IOB2; a tag unseen in training makes a bad row."""
         examples: Iterable[TaggedExample] = read_tagged(path, self.columns, bad, labelled=labelled)
         known: Iterable[str] = self.labels
         if labelled and not known:
@@ -142,7 +142,7 @@ class Tag(Task):
         in_marks, spelled = are_marks_alone(set(known)), _spelled(set(known))
         for example in examples:
             tags = example.tags or ()
-            if spelled:  # of this file, or of that for training
+            if spelled:  # by this file, or by the training file
                 as_usual = with_marks_first(tags) if self.labels else spelled
                 tags = tuple(as_usual.get(tag, tag) for tag in tags)
             marks = all(tag.upper() in MARKS for tag in tags) if in_marks else all(map(SPAN_TAG.fullmatch, tags))
@@ -166,7 +166,7 @@ class Tag(Task):
         raise ValueError(f"inputs: expected a text or a list of words, got {value!r:.80}")
 
     def fitted(self, examples: Sequence[TaggedExample]) -> Tag:
-        """The task with the tags of its training examples; every B- has its I-, whether it occurs or not."""
+        """The task with the tags of its training examples; every span type gets both B- and I-."""
         if self.labels:
             return self
         tags = {tag for example in examples for tag in example.tags or ()}
@@ -182,7 +182,7 @@ class Tag(Task):
     def encode(
         self, examples: Sequence[TaggedExample], tokenizer: Tokenizer, *, training: bool = False
     ) -> Features:
-        """Sub-tokens of every word; targets at first sub-tokens; long sentences in overlapping windows."""
+        """Sub-tokens of all words, with targets at first sub-tokens; long sentences in overlapping windows."""
         features = Features(tokenizer.cls_id, tokenizer.sep_id, per_token=True)
         index_of = {tag: index for index, tag in enumerate(self.labels)}
         examples = examples if training else [as_to_predict(example) for example in examples]
@@ -191,7 +191,7 @@ class Tag(Task):
             ids: list[int] = []
             targets: list[int] = []
             for place in range(len(example.words)):
-                word_ids = next(pieces) or [tokenizer.unk_id]  # some words are only control characters
+                word_ids = next(pieces) or [tokenizer.unk_id]  # a word of control characters has no tokens
                 tag = index_of.get(example.tags[place], 0) if example.tags else 0  # unknown only in prediction
                 targets += [tag] + [UNLABELLED] * (len(word_ids) - 1)
                 ids += word_ids
@@ -210,7 +210,7 @@ class Tag(Task):
         return tagging_loss(logits_TC, batch.targets)
 
     def weight(self, batch: TaskBatch) -> float:
-        """Words that are judged in it: none, where overlapping windows judge them all."""
+        """The number of words judged in the batch; it may be 0, if other windows own all of its words."""
         return float((batch.targets != UNLABELLED).sum())
 
     def decode(
@@ -227,7 +227,7 @@ class Tag(Task):
         ]
 
     def _prediction(self, example: TaggedExample, probabilities_WC: np.ndarray) -> dict[str, Any]:
-        """From the probabilities of its W words' tags."""
+        """The prediction from the probabilities of its W words' tags."""
         best = probabilities_WC.argmax(axis=1) if len(probabilities_WC) else np.zeros(0, dtype=int)
         tags = [self.labels[index] for index in best]
         if not marks_spans(self.labels):
@@ -260,7 +260,7 @@ class Tag(Task):
 
 
 def as_to_predict(example: TaggedExample) -> TaggedExample:
-    """A text with its words as prediction cuts them, which knows no spans to cut at; others as they are."""
+    """The example with its text split as in prediction, where no spans are known; others unchanged."""
     if example.text is None or example.tags is None:
         return example
     raw = from_text(example.text, example.id, example.line)
@@ -274,10 +274,10 @@ def as_to_predict(example: TaggedExample) -> TaggedExample:
 def side_by_side(
     example: TaggedExample, prediction: dict[str, Any]
 ) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """Words, their right tags and the predicted ones, to be compared one by one.
+    """Words, their true tags and the predicted ones, aligned.
 
-    Of a text with spans the words may be others in prediction: it is cut where a span of either side ends, so that
-    spans are the same if their characters are.
+    In a text with spans the predicted words may differ: the text is split at the spans of both sides, so that
+    spans are equal if their characters are.
     """
     if example.text is None or "spans" not in prediction:
         return example.words, example.tags or (), prediction["tags"]
@@ -289,7 +289,7 @@ def side_by_side(
 
 
 def _odd_tag(examples: Sequence[TaggedExample]) -> str:
-    """Names the first tag that marks no span where others do: a header, most likely, or a slip."""
+    """Names the first tag that marks no span though others do: most likely a header or a slip."""
     tags = ((example.line, tag) for example in examples for tag in example.tags or ())
     line, odd = next((line, tag) for line, tag in tags if not SPAN_TAG.fullmatch(tag))
     return f"the sentence in line {line} has the tag {odd!r}, expected O, B-X or I-X, as in others"

@@ -1,7 +1,7 @@
-"""task.json, which lies beside a fine-tuned model: what its outputs mean, and how its inputs are read.
+"""task.json beside a fine-tuned model: what its outputs mean, and how its inputs are read.
 
-A task is a frozen dataclass of plain values (`downstream.py`); the file holds them, and "kind". A directory of the
-Hub has no such file: there config.json tells what it can.
+A task is a frozen dataclass of plain values (`downstream.py`); the file holds these and "kind". A directory from
+the Hub has no such file; its task is then inferred from config.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from electra_core.weight_files import read_json
 
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
 TASK_FILE = "task.json"
-SHORTEST = 8  # tokens per sequence that a task may be limited to
+SHORTEST = 8  # smallest allowed limit of tokens per sequence
 
 
 def save_task(task: Task, directory: Path) -> None:
@@ -36,7 +36,7 @@ def save_task(task: Task, directory: Path) -> None:
 
 
 def load_task(directory: Path) -> Task:
-    """The task that task.json in a model directory describes; without one, what config.json lets guess.
+    """The task described by task.json in a model directory or, without one, inferred from config.json.
 
     Raises:
         UserError: a damaged file, or not a model of a downstream task.
@@ -46,7 +46,7 @@ def load_task(directory: Path) -> Task:
 
 
 def _guess_task(directory: Path) -> Task:
-    """The task of a directory that another library wrote, from its config.json."""
+    """The task of a directory written by another library, from its config.json."""
     config, raw = model_dir.load_config(directory)
     names = raw.get("architectures") or ["no architecture"]
     kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
@@ -111,7 +111,7 @@ def task_from_json(fields: Any, where: str) -> Task:
 
 
 def _is_like(value: Any, usual: Any) -> bool:
-    """Whether a field may hold the value, going by the one it has when nobody sets it."""
+    """Whether a field may hold the value, judging by the type of its default."""
     if usual is None:
         return value is None or isinstance(value, bool)
     if isinstance(usual, float):
@@ -120,7 +120,7 @@ def _is_like(value: Any, usual: Any) -> bool:
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where a task has tuples."""
+    """The values with tuples, as a task has them, for JSON's lists."""
     return {key: _as_tuple(value) for key, value in values.items()}
 
 

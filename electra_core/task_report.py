@@ -1,9 +1,9 @@
-"""What a fine-tuned model gets right and wrong on labelled data, as text, JSON and HTML.
+"""Reports what a fine-tuned model gets right and wrong on labelled data, as text, JSON and HTML.
 
-For every task: the figures of merit, those of the best constant guess, and the worst mistakes (the ones the
-model was surest of). For classes also the confusion matrix, figures per class, how well its probabilities
-are calibrated, and what is gained by answering only where it is sure; for texts with several labels figures per
-label and threshold; for spans figures per type.
+For every task: the metrics, those of the best constant guess, and the worst mistakes (the most confident ones).
+For classes also the confusion matrix, figures per class, the calibration of the probabilities, and what is gained
+by answering only where the model is confident; for texts with several labels, figures per label and threshold;
+for spans, figures per type.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from electra_core.report_tables import (
 from electra_core.squad_metrics import f1_score
 from electra_core.tagging import marks_spans, side_by_side
 
-LINE_LENGTH = 100  # of what is said about a table
-CELL_LENGTH = 60  # in the terminal, of all columns but the last
+LINE_LENGTH = 100  # of a table's note
+CELL_LENGTH = 60  # in the terminal, in all columns but the last
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TaskReport:
     examples: int
     metrics: dict[str, float]
     baseline: dict[str, float] = field(default_factory=dict)
-    """Figures of always giving the most frequent class, or the mean."""
+    """Figures of the constant guess (`constant_guess`)."""
     tables: list[Table] = field(default_factory=list)
     labels: tuple[str, ...] = ()
     """Names of the classes."""
@@ -93,7 +93,7 @@ def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
 
 
 def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]]:
-    """What always to answer if nothing of an example is known, in words; and its figures on these examples."""
+    """The best constant answer, in words, and its figures on these examples."""
     guess: dict[str, Any]
     if task.kind == "regress":
         what, guess = "the mean", {"value": float(np.mean([float(example.label) for example in examples]))}
@@ -121,7 +121,7 @@ def _most_frequent(values: Iterable[Any]) -> Any:
 
 
 def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
-    """The matrix; of many labels also the pairs, and the matrix is for programs."""
+    """The confusion matrix; with many labels it is only for programs, and the commonest pairs are added."""
     counts, many = confusion_matrix(truth, predicted, len(labels)), len(labels) > MANY_LABELS
     rows = [(label, *row) for label, row in zip(labels, counts)]
     note, columns = "Rows are the truth, columns the prediction.", ("truth", *labels)
@@ -258,7 +258,7 @@ def to_json(report: TaskReport) -> dict[str, Any]:
 
 
 def to_text(report: TaskReport) -> str:
-    """For the terminal."""
+    """The report for the terminal."""
     lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
     lines += _aligned(("", "model", "constant guess"), _metric_rows(report))
     for table in _to_read(report):
@@ -338,7 +338,7 @@ _FORMS: dict[str, Callable[[TaskReport], str]] = {
 
 
 def check_name(path: Path | str) -> None:
-    """Raises UserError if a report cannot be called so: to know it before the work is better than behind it."""
+    """Raises UserError if a report cannot have this name, so that it is known before the work and not after."""
     path = Path(path)
     if path.suffix not in _FORMS:
         raise UserError(
@@ -352,7 +352,7 @@ def write_report(report: TaskReport, path: Path | str) -> None:
     """Writes the report in the form that the file's suffix names: .html, .json or .txt.
 
     Raises:
-        UserError: another suffix, or a file that cannot be written.
+        UserError: another suffix, or the file cannot be written.
     """
     path = Path(path)
     check_name(path)

@@ -1,6 +1,6 @@
-"""Heads for downstream tasks, and their losses.
+"""Models for downstream tasks, and their losses.
 
-Each model is an encoder and a small head, its parts named as in the Hub's layout, so that a fine-tuned
+Each model is an encoder with a small head, whose parts are named as in the Hub's layout, so that a fine-tuned
 model opens in other libraries:
 
 | model | head | logits |
@@ -34,26 +34,26 @@ from electra_core.initialisation import started
 from electra_core.packing import TokenBatch, check_packed
 
 HEAD_PARTS = ("classifier", "qa_outputs", "sequence_summary")
-HEAD_STREAM = 1 << 18  # random numbers of a head's dropouts: after those of any encoder
+HEAD_STREAM = 1 << 18  # of the random numbers for a head's dropout: above those of any encoder
 
 
 class TaskModel(nn.Module):
-    """What all four have in common.
+    """Base class of the four models.
 
     Args:
         config: the encoder's sizes.
         labels: names of the classes, in the order of the outputs.
-        encoder: a pre-trained encoder to build on, else a new one (`initialisation.started`).
+        encoder: a pre-trained encoder to build on; None: a new one (`initialisation.started`).
         classifier_dropout: dropout in the head; None: the encoder's hidden_dropout_prob.
 
     Raises:
-        ValueError: labels that are no list of names.
+        ValueError: `labels` is not a list of names.
     """
 
     architecture: ClassVar[str]
-    """The Hub's name of this kind of model, for config.json."""
+    """The Hub's name for this kind of model, for config.json."""
     per_token: ClassVar[bool] = False
-    """Whether the logits' rows are tokens; else they are sequences."""
+    """Whether the logits' rows are tokens; otherwise they are sequences."""
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class TaskModel(nn.Module):
         return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
 
     def _hidden(self, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None) -> Tensor:
-        """[T or more, D]: hidden states of the batch's tokens; rows behind them only fill up (`filling.py`).
-        [R, D]: those of `rows_R`."""
+        """Hidden states of the batch's tokens, [T or more, D]; further rows are filling (`filling.py`). With
+        `rows_R`, only of these rows, [R, D]."""
         check_packed(batch)
         return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed, rows_R)
 
@@ -90,7 +90,7 @@ class TaskModel(nn.Module):
         """[N, D]: the hidden state of each sequence's [CLS]."""
         check_packed(batch)
         rows_N = batch.cu_seqlens[:-1]
-        if wants_filling(batch.input_ids_T):  # the last layer's products, too, in one of a few shapes
+        if wants_filling(batch.input_ids_T):  # the last layer's products, too, then have one of a few shapes
             rows_N = F.pad(rows_N, (0, filled_size(len(rows_N)) - len(rows_N)))
         return self._hidden(batch, seed, rows_N)[: batch.num_sequences]
 
@@ -105,11 +105,11 @@ class ClassificationHead(nn.Module):
 
 
 class SequenceClassifier(TaskModel):
-    """Classes of a text or a pair of texts; with one label, a number.
+    """Classifies a text or a pair of texts; with one label, predicts a number.
 
     Args:
-        multi_label: whether a text may have any number of the labels. Nothing is computed otherwise; config.json
-            says it, from which others know what the logits mean and which loss to take.
+        multi_label: whether a text may have any number of the labels. The computation is the same; config.json
+            records it, to tell other libraries what the logits mean and which loss to use.
     """
 
     architecture = "ElectraForSequenceClassification"
@@ -131,14 +131,14 @@ class SequenceClassifier(TaskModel):
         """Logits [N, C]."""
         hidden_ND = self._drop(self._cls(batch, seed), seed, 0)
         hidden_ND = self._drop(F.gelu(self.classifier.dense(hidden_ND)), seed, 1)
-        if len(self.labels) == 1 and not self.training:  # a number, of which bf16 would keep 8 bits
+        if len(self.labels) == 1 and not self.training:  # a number, of which bf16 would keep only 8 bits
             with without_autocast(hidden_ND):
                 return self.classifier.out_proj(hidden_ND.to(self.classifier.out_proj.weight.dtype))
         return self.classifier.out_proj(hidden_ND)
 
 
 class TokenClassifier(TaskModel):
-    """A tag for every token."""
+    """Predicts a tag for every token."""
 
     architecture = "ElectraForTokenClassification"
     per_token = True
@@ -154,7 +154,7 @@ class TokenClassifier(TaskModel):
 
 
 class QuestionAnswerer(TaskModel):
-    """Where in a text the answer begins and ends."""
+    """Predicts where in a text the answer begins and ends."""
 
     architecture = "ElectraForQuestionAnswering"
     per_token = True
@@ -165,7 +165,7 @@ class QuestionAnswerer(TaskModel):
         initialise_head(self)
 
     def forward(self, batch: TokenBatch, seed: Seed | None = None) -> Tensor:
-        """Logits [T, 2]: of being the answer's first token, and its last."""
+        """Logits [T, 2], for being the answer's first and last token."""
         return self.qa_outputs(self._hidden(batch, seed))[: batch.num_tokens]
 
 
@@ -178,7 +178,7 @@ class SequenceSummary(nn.Module):
 
 
 class MultipleChoice(TaskModel):
-    """A score for each ending; the sequences of one question compete (`choice_loss`)."""
+    """Scores each ending; the sequences of one question compete (`choice_loss`)."""
 
     architecture = "ElectraForMultipleChoice"
 
@@ -195,17 +195,17 @@ class MultipleChoice(TaskModel):
 
 
 def is_head(name: str, module: nn.Module) -> bool:
-    """Whether the module of this name is a linear layer of a task model's head."""
+    """Whether the module with this name is a linear layer of a task model's head."""
     return isinstance(module, nn.Linear) and name.partition(".")[0] in HEAD_PARTS
 
 
 def initialise_head(model: TaskModel, seed: int | None = None) -> None:
     """Glorot uniform weights and zero biases for the head's linear layers, in place.
 
-    The original leaves its heads to its framework's default, which is Glorot's.
+    The original leaves its heads at its framework's default, which is Glorot's.
 
     Args:
-        seed: None: drawn from torch's own generator.
+        seed: None: use torch's global generator.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
@@ -223,10 +223,10 @@ def classification_loss(logits_NC: Tensor, labels_N: Tensor, class_weights_C: Te
 def multilabel_loss(logits_NC: Tensor, labels_NC: Tensor) -> Tensor:
     """Binary cross-entropy, a scalar: mean over sequences and labels.
 
-    As `BCEWithLogitsLoss` in `transformers` (`loss_utils.ForSequenceClassificationLoss`).
+    The same as `BCEWithLogitsLoss` in `transformers` (`loss_utils.ForSequenceClassificationLoss`).
 
     Args:
-        labels_NC: 1 where a sequence has the label, else 0; of any dtype.
+        labels_NC: 1 where a sequence has the label, otherwise 0; any dtype.
     """
     return F.binary_cross_entropy_with_logits(logits_NC.float(), labels_NC.float())
 
@@ -246,8 +246,8 @@ def span_loss(logits_T2: Tensor, spans_N2: Tensor, batch: TokenBatch) -> Tensor:
     """Mean cross-entropy of the answer's first and last token, each among its sequence's tokens.
 
     Args:
-        spans_N2: first and last token of the answer, counted from the sequence's start; (0, 0), the [CLS],
-            where the sequence holds no answer. Sequences behind the N, which fill up, do not count.
+        spans_N2: first and last token of the answer, counted from the sequence's start; (0, 0), the [CLS], if the
+            sequence holds no answer. Filling sequences after the N do not count.
     """
     count, filling = len(spans_N2), batch.num_sequences - len(spans_N2)
     targets_N2 = F.pad(spans_N2, (0, 0, 0, filling)) + batch.cu_seqlens[:-1, None]
@@ -265,17 +265,17 @@ def grouped_cross_entropy(scores_RC: Tensor, rows_G: Tensor, targets_GC: Tensor)
 
     Args:
         scores_RC: scores of R rows.
-        rows_G: int64, how many rows each of the G groups has; they lie one group behind the other.
-        targets_GC: int64, the right row of each group, as an index into all R.
+        rows_G: int64, number of rows in each of the G groups, which follow one another.
+        targets_GC: int64, the target row of each group, as an index into all R.
 
     Returns:
         [G, C]: log-sum-exp of the group's scores minus the target's score.
     """
-    group_R = torch.repeat_interleave(rows_G, output_size=len(scores_RC))  # told, the host need not ask a GPU
+    group_R = torch.repeat_interleave(rows_G, output_size=len(scores_RC))  # so the host need not ask a GPU
     index_RC = group_R[:, None].expand_as(scores_RC)
     peak_GC = scores_RC.new_full(targets_GC.shape, -torch.inf)
     peak_GC = peak_GC.scatter_reduce(0, index_RC, scores_RC.detach(), "amax")
     shifted_RC = (scores_RC - peak_GC[group_R]).exp()
-    # Not `index_add`, which adds in any order on a GPU.
+    # Not `index_add`, whose order of additions on a GPU is undefined.
     sums_GC = torch.segment_reduce(shifted_RC, "sum", lengths=rows_G, unsafe=True)
     return sums_GC.log() + peak_GC - scores_RC.gather(0, targets_GC)

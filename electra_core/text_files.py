@@ -1,10 +1,10 @@
 """Streaming readers of text: `.txt`, JSON, tables and Parquet, each also `.gz`, `.xz`, `.zst`; `-` (stdin).
 
-Everything comes out as documents, a document being a list of lines (str, none of them blank, without their
-ends). In a `.txt` file a blank line ends a document, or the file is one (`DOCUMENTS`); in the others a row is one.
-Which files there are and of which kind, `sources.py` finds; rows are read in `text_tables.py`. Lines end at "\\n"
-only: U+0085 and its kin occur inside real text. Memory stays bounded whatever the files hold: a line or a document
-beyond the limits below goes on as the next one, and `ReadReport` counts how often.
+All of them yield documents; a document is a list of lines (str, none blank, without line ends). In a `.txt` file a
+blank line ends a document, or the whole file is one (`DOCUMENTS`); in the others each row is one. `sources.py`
+finds the files and their formats; rows are read in `text_tables.py`. Lines end at "\\n" only, since U+0085 and the
+like occur inside real text. Memory stays bounded whatever the files hold: a line or document beyond the limits
+below is cut, and `ReadReport` counts the cuts.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from electra_core.text_tables import csv_texts, json_line_texts, json_texts
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
-MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table has to be in memory as a whole
+MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table must fit into memory
 MAX_DOCUMENT_CHARACTERS = 1 << 22
 DOCUMENTS = ("blank-line", "file")
-"""What ends a document in a `.txt` file. With "file" (the original's OpenWebText) blank lines are passed over."""
+"""What ends a document in a `.txt` file. With "file" (the original's OpenWebText) blank lines are skipped."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
 class ReadReport:
-    """How far the reader is, and what it had to do to the text."""
+    """How far the reader has come, and what it had to change in the text."""
 
     position: int = 0  # bytes read of the files as they are on disk
-    source: int = 0  # place in the list of the file that is being read
+    source: int = 0  # index of the file being read
     documents: int = 0  # of that file
     empty_files: int = 0
     cut_lines: int = 0  # cuts in lines longer than MAX_LINE, at white space where there is some
     cut_documents: int = 0  # cuts in documents longer than MAX_DOCUMENT_CHARACTERS, between lines
 
     def notes(self) -> list[str]:
-        """Sentences for the user about what is out of the ordinary."""
+        """Sentences for the user about anything unusual."""
         counted = (
             (self.empty_files, "{} of the files are empty"),
             (self.cut_lines, f"{{}} cuts were made in lines longer than {MAX_LINE >> 20} MiB"),
@@ -64,16 +64,16 @@ def read_documents(
     documents: str = "blank-line",
     report: ReadReport | None = None,
 ) -> Iterator[list[str]]:
-    """All documents of all files, one after the other. A file of unknown suffix is taken for `.txt`.
+    """All documents of all files, one after the other. A file with an unknown suffix is read as `.txt`.
 
     Args:
         documents: one of DOCUMENTS.
-        report: is kept up to date. The copy of one, made while its document was the latest, goes on behind that
-            document; files that were read to their end are not opened again.
+        report: updated while reading. To continue after a document, pass a copy of the report made when that
+            document was the latest; files that had been read completely are not opened again.
 
     Raises:
-        UserError: naming file and place: not readable, damaged, binary, not UTF-8, not JSON or CSV, no such
-            field or column, no text at all.
+        UserError: a file is unreadable, damaged, binary, not UTF-8, not JSON or CSV, lacks the field or column, or
+            holds no text; the message names file and place.
     """
     report = report if report is not None else ReadReport()
     before = sum(source.size or 0 for source in sources[: report.source])
@@ -99,7 +99,7 @@ def read_documents(
 def _documents_of(
     source: Source, text_field: str, whole: bool, report: ReadReport, before: int
 ) -> Iterator[list[str]]:
-    """A file's documents; keeps `report.position`, which starts at `before`."""
+    """A file's documents; updates `report.position`, which starts at `before`."""
     with ByteFile(source.name, source.path) as file:
         texts = _row_texts(file, source.path, text_field)
         rows: Iterator[Iterator[str]]
@@ -116,7 +116,7 @@ def _documents_of(
 
 
 def _row_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterator[str] | None:
-    """The texts of a file of rows; None for one of plain text."""
+    """The texts of a file of rows; None for plain text."""
     kind = text_kind(path.name) if path else None
     if kind == ".parquet" and path:
         return _parquet_texts(file, path, text_field)
@@ -147,7 +147,7 @@ def _until_blank(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _lines(file: ByteFile, limit: int, report: ReadReport | None = None) -> Iterator[str]:
-    """The lines of a file in UTF-8. One of more than `limit` bytes is cut if there is a report to count it in."""
+    """The lines of a UTF-8 file. A line of more than `limit` bytes is cut if there is a report to count it in."""
     number = 1
     held: list[bytes] = []  # the beginning of a line whose end has not come yet
     held_size = offset = 0  # `offset` is the place of `held` in the file
@@ -176,7 +176,7 @@ def _lines(file: ByteFile, limit: int, report: ReadReport | None = None) -> Iter
 
 
 def _characters(file: ByteFile) -> Iterator[str]:
-    """The characters of a file in UTF-8, some at a time."""
+    """The characters of a UTF-8 file, in blocks."""
     held, offset, ended = b"", 0, False  # `offset` is the place of `held` in the file
     while not ended:
         block = file.read(BLOCK_BYTES)
@@ -204,7 +204,7 @@ def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
 
 
 def _cut_place(line: bytes, limit: int) -> int:
-    """Where to cut a long line: behind the last space within the limit, else between two characters."""
+    """Where to cut a long line: after the last space within the limit, otherwise between two characters."""
     if (space := line.rfind(b" ", 0, limit)) > 0:
         return space + 1
     place = limit
@@ -229,7 +229,7 @@ def _invalid_utf8(name: str, data: bytes, offset: int, error: UnicodeDecodeError
 
 
 def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]:
-    """The texts of a column; rows without one are passed over."""
+    """The texts of a column; rows without one are skipped."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -237,7 +237,7 @@ def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]
         raise UserError(f"{file.name}: reading Parquet needs: pip install 'electra-core[parquet]'") from None
     compressed = path.suffix != ".parquet"
     with tempfile.TemporaryFile() if compressed else open(path, "rb") as stream:
-        if compressed:  # as a whole, but Parquet is read from its end
+        if compressed:  # compressed as a whole, but Parquet is read from its end
             _copy(file, stream)
             stream.seek(0)
         try:
@@ -263,7 +263,7 @@ def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]
 
 
 def _pieces(text: str, report: ReadReport) -> Iterator[str]:
-    """The lines of a row's text, long ones cut. Lone surrogates, which JSON can spell, become U+FFFD."""
+    """The lines of a row's text, long ones cut. Lone surrogates, which JSON can contain, become U+FFFD."""
     if _LONE_SURROGATE.search(text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     for line in text.split("\n"):
@@ -306,7 +306,7 @@ def _copy(file: ByteFile, target: Any) -> None:
 
 
 def document_hash(document: Sequence[str], seed: int, purpose: bytes) -> int:
-    """64 pseudo-random bits that depend on the text alone, and on `seed` and `purpose`."""
+    """64 pseudo-random bits that depend only on the text, `seed` and `purpose`."""
     digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little"), person=purpose)
     digest.update("\n".join(document).encode())
     return int.from_bytes(digest.digest(), "little")

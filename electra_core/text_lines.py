@@ -1,7 +1,7 @@
-"""Lines of text files, and of standard input, as they come.
+"""Streams the lines of text files and of standard input.
 
-Files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews hold U+0085 and the like, at which
-`str.splitlines` would cut.
+Files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews contain U+0085 and the like, at which
+`str.splitlines` would split.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Item = TypeVar("Item")
 
 
 def check_exists(source: Path | str) -> None:
-    """Raises UserError if there is nothing of that name ("-" is standard input)."""
+    """Raises UserError if the file does not exist ("-" is standard input)."""
     if str(source) != "-" and not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder")
 
 
 def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end); bytes that are no character become lone surrogates.
+    """Yields (line number from 1, line without its end); undecodable bytes become lone surrogates.
 
     A byte-order mark is dropped. "-" is standard input.
 
@@ -40,7 +40,7 @@ def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tupl
         encoding: None: UTF-8.
 
     Raises:
-        UserError: missing, unreadable, damaged compression, UTF-16, or binary; an encoding that is unknown.
+        UserError: the file is missing, unreadable, damaged, UTF-16 or binary, or the encoding is unknown.
     """
     check_exists(source)
     _check_encoding(encoding)
@@ -52,7 +52,7 @@ def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tupl
 
 
 def _check_encoding(name: str | None) -> None:
-    """Raises UserError for an encoding that Python has not, or in which a line does not end with one byte."""
+    """Raises UserError for an encoding that Python lacks, or that does not extend ASCII."""
     try:
         is_fine = name is None or ASCII.decode(name) == ASCII.decode("ascii")
     except (LookupError, UnicodeError):
@@ -64,9 +64,9 @@ def _check_encoding(name: str | None) -> None:
 
 
 def at_hand(items: Iterable[Item], most: int, source: Path | str) -> Iterator[Item]:
-    """The next one that is made of the source's rows, and those behind it that need not be waited for.
+    """The next item, and those after it that are available without waiting for input; at most `most`.
 
-    That is `most` of a file. Standard input may be a conversation, in which nobody writes before an answer came.
+    A file has them all. Standard input may be a conversation, in which no line comes before the last is answered.
     """
     for item in itertools.islice(items, most):
         yield item
@@ -76,13 +76,13 @@ def at_hand(items: Iterable[Item], most: int, source: Path | str) -> Iterator[It
 
 @dataclass
 class _StandardInput:
-    """The process's one, where it is read: the file, and the lines that have come and have not been taken."""
+    """The process's standard input, once it is read: the file, and the lines received but not yet taken."""
 
     file: ByteFile | None = None
     lines: deque[bytes] = field(default_factory=deque)
 
     def is_waited_for(self) -> bool:
-        """Whether the next line that is not blank has not come yet."""
+        """Whether the next non-blank line has not arrived yet."""
         return self.file is not None and not any(map(bytes.strip, self.lines)) and self.file.is_waited_for()
 
 
@@ -115,7 +115,7 @@ def _check_first_line(path: Path | str, raw: bytes) -> bytes:
 
 
 def text_problem(text: str, encoding: str | None = None) -> str:
-    """Why `text` is no valid Unicode, naming the first bad byte; "" if it is fine. It was read as `encoding`."""
+    """Why `text`, read as `encoding`, is not valid Unicode, naming the first bad byte; "" if it is valid."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""The texts of files of rows: JSON lines, JSON, CSV and TSV. `text_files.py` makes documents of them.
+"""Reads the texts in files of rows: JSON lines, JSON, CSV and TSV. `text_files.py` turns them into documents.
 
-Rows come one at a time, whatever the size of the file; only a row has to be in memory as a whole. A row that is
-not like the others ends the reading: text to train on is not to be lost in silence.
+Rows are read one at a time, whatever the size of the file; only a single row must fit into memory. A malformed row
+ends the reading, since training text must not be lost silently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from electra_core.delimited import Cells, delimiter_of, split_cells
 from electra_core.errors import UserError
 
-BLOCK_CHARACTERS = 1 << 16  # of a .json file, held at least when more is needed
+BLOCK_CHARACTERS = 1 << 16  # minimum read at once from a .json file
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")
 
 
@@ -41,15 +41,15 @@ def json_line_texts(name: str, lines: Iterator[str], text_field: str) -> Iterato
 
 
 def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> Iterator[str]:
-    """The texts of a .json file: rows in one array, or one after the other, on one line each or on many.
+    """The texts of a .json file: rows in one array or one after the other, each on one line or on several.
 
     Args:
         name: what error messages call the file.
-        blocks: its characters, some at a time.
-        most: characters that a row may have.
+        blocks: its characters, in blocks.
+        most: maximum number of characters in a row.
 
     Raises:
-        UserError: naming the row, from 1: as `json_line_texts`; something that is no row, or too long.
+        UserError: as `json_line_texts`, naming the row, from 1; or something is not a row, or too long.
     """
     text, number = _Characters(blocks), 0
     in_array = text.peek() == "["
@@ -71,7 +71,7 @@ def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> 
 
 
 class _Characters:
-    """JSON that comes in blocks; what was taken is not held any longer."""
+    """JSON text that arrives in blocks; what has been taken is dropped."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks, self._text, self._at = blocks, "", 0
@@ -79,11 +79,11 @@ class _Characters:
 
     @property
     def held(self) -> int:
-        """Characters that are there and not taken."""
+        """Number of characters available and not taken."""
         return len(self._text) - self._at
 
     def peek(self) -> str:
-        """The next character that is no white space, "" at the end; the white space is taken."""
+        """The next character after white space, which is taken; "" at the end."""
         while not (found := _NOT_SPACE.search(self._text, self._at)):
             self._at = len(self._text)
             if not self._more():
@@ -92,7 +92,7 @@ class _Characters:
         return found[0]
 
     def take(self) -> str:
-        """As `peek`, and takes it."""
+        """As `peek`, and takes the character."""
         character = self.peek()
         self._at += len(character)
         return character
@@ -109,7 +109,7 @@ class _Characters:
                     raise
 
     def _more(self) -> bool:
-        """Holds about twice as much as now, so that a long value is not decoded often; False at the end."""
+        """Doubles what is held, so that a long value is not decoded too often; False at the end."""
         pieces = [self._text[self._at :]]
         wanted = size = max(self.held, BLOCK_CHARACTERS)
         while wanted > 0 and (block := next(self._blocks, "")):
@@ -122,16 +122,17 @@ class _Characters:
 def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most: int) -> Iterator[str]:
     """The texts of a CSV or TSV file whose first line names the columns.
 
-    A CSV may be cut by semicolons or tabs, too, as its first line tells. In a TSV quotes are ordinary characters.
+    A CSV may also be delimited by semicolons or tabs, as its first line shows. In a TSV quotes are ordinary
+    characters.
 
     Args:
         name: what error messages call the file.
         lines: all of its lines, without their ends.
         tabs: whether it is a TSV.
-        most: characters that a cell may have.
+        most: maximum number of characters in a cell.
 
     Raises:
-        UserError: no such column, or two; naming the line, from 1: another number of cells, or broken quoting.
+        UserError: no such column, or two; or, naming the line, from 1: a wrong number of cells, or broken quoting.
     """
     first = next(lines, "")
     delimiter, spaced = ("\t", False) if tabs else delimiter_of(first)
@@ -149,7 +150,7 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
 
 
 def _whole(name: str, rows: Iterator[Cells]) -> Iterator[tuple[int, list[str]]]:
-    """(its first line, cells) of every row; a broken one ends the reading."""
+    """(first line, cells) of every row; UserError for a broken row."""
     for row in rows:
         if row.error is not None:
             raise UserError(f"{name}: line {row.first}: not CSV ({row.error})")
@@ -157,7 +158,7 @@ def _whole(name: str, rows: Iterator[Cells]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _column(name: str, names: list[str], text_field: str) -> int:
-    """Where the text is."""
+    """Index of the text's column."""
     if text_field not in names:
         raise UserError(
             f"{name}: no column {text_field!r} in the first line; the columns are {', '.join(map(repr, names))}"
@@ -168,7 +169,7 @@ def _column(name: str, names: list[str], text_field: str) -> int:
 
 
 def _text_of(place: str, row: Any, text_field: str) -> str:
-    """The text of a row that was JSON."""
+    """The text of a row from JSON."""
     if not isinstance(row, dict):
         raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}")
     if text_field not in row:

@@ -1,14 +1,14 @@
-"""Variables of a TensorFlow checkpoint, read without TensorFlow.
+"""Reads the variables of a TensorFlow checkpoint without TensorFlow.
 
 A checkpoint PREFIX (format 2, "tensor bundle", tensorflow/core/util/tensor_bundle) is
 
     PREFIX.index                    a sorted table: name -> dtype, shape, shard, offset, size
     PREFIX.data-00000-of-00001      the values, one after the other
 
-The table is LevelDB's (github.com/google/leveldb, doc/table_format.md): blocks of entries whose keys leave out
-what they share with the key before, an index block with a handle for each block, and a footer of 48 bytes.
-TensorFlow writes it uncompressed. Entries are protocol buffers (tensor_bundle.proto), of which only the fields
-needed are decoded. Checksums are not verified: sizes are, against the shapes and the files.
+The table is LevelDB's (github.com/google/leveldb, doc/table_format.md): blocks of entries whose keys omit the
+prefix shared with the previous key, an index block with a handle for each block, and a footer of 48 bytes.
+TensorFlow writes it uncompressed. Entries are protocol buffers (tensor_bundle.proto), of which only the necessary
+fields are decoded. Sizes are checked against the shapes and the files; checksums are not verified.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # DataType in typ
 
 @dataclass(frozen=True)
 class Variable:
-    """Where one variable's values lie."""
+    """The location of one variable's values."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -46,10 +46,10 @@ class Variable:
 
 
 def read_bundle(prefix: Path) -> dict[str, Variable]:
-    """Name -> variable of the checkpoint PREFIX, numbers only; nothing but the index is read.
+    """Name -> variable for the checkpoint PREFIX, numeric variables only; reads nothing but the index.
 
     Raises:
-        UserError: no such checkpoint, or one that is damaged or of a kind not read here.
+        UserError: the checkpoint is missing, damaged, or of an unsupported kind.
     """
     index = Path(f"{prefix}.index")
     if not index.is_file():
@@ -67,7 +67,7 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
 
 
 def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | None:
-    """The variable that an entry of the table describes; None if it does not hold numbers."""
+    """The variable described by an entry of the table; None if it is not numeric."""
     entry = _by_number(value)
     if entry.get(1) not in _DTYPES:
         return None
@@ -86,7 +86,7 @@ def _variable(prefix: Path, name: str, value: bytes, shards: int) -> Variable | 
 
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a whole table."""
+    """Keys and values of the table."""
     footer = table[-_FOOTER_BYTES:]
     if len(footer) < _FOOTER_BYTES or struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
         raise ValueError("no table footer")
@@ -115,12 +115,12 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 
 def _handle(data: bytes, position: int) -> tuple[int, int, int]:
-    """(offset, size) of a block, and where its handle ends."""
+    """Offset and size of a block, and where its handle ends."""
     offset, position = varint(data, position)
     size, position = varint(data, position)
     return offset, size, position
 
 
 def _by_number(message: bytes) -> dict[int, Any]:
-    """The values of a message's fields, each of which is there once."""
+    """Field number -> value, for a message in which each field occurs once."""
     return {field.number: field.value for field in fields(message)}

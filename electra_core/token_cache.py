@@ -1,9 +1,9 @@
-"""Tokenised training data on disk, so that the next run on the same data does not tokenise again.
+"""Caches tokenised data on disk, so that the next run on the same data does not tokenise it again.
 
-An entry is named by a hash of all that decides its content: the examples themselves (not the file's name or time),
-the task's settings, the tokenizer and the version of this format. So nothing can be stale, and runs may share a
-folder: an entry is written under a name of its own and moved into place, whole or not at all. A damaged entry
-counts as none. Whoever needs room may delete the folder at any time.
+An entry is named by a hash of everything that determines its content: the examples themselves (not the file's name
+or time), the task's settings, the tokenizer and the version of this format. So nothing can be stale, and runs may
+share a folder: an entry is written under a temporary name and moved into place, whole or not at all. A damaged
+entry is ignored. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from electra_core.task_files import task_to_json
 from electra_core.tokenizer import Tokenizer
 
 VERSION = 3
-"""Of how examples are encoded and stored; 1 cut the other order of a pair as the pair itself, 2 cut texts
-to judge by where their spans end."""
+"""Version of the encoding and its storage. Version 1 truncated a pair's reversed order like the pair itself; 2
+split texts for evaluation where their spans end."""
 SMALLEST = 5000
-"""Fewer examples are tokenised in about a second: not worth a file."""
+"""Fewer examples are not worth a file: they are tokenised in about a second."""
 
 
 def default_folder() -> Path | None:
-    """`tokens/` in the user's cache folder (XDG_CACHE_HOME, or ~/.cache); None for who has none."""
+    """`tokens/` in the user's cache folder (XDG_CACHE_HOME, or ~/.cache); None if the user has neither."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "electra-core" / "tokens"
-    except RuntimeError:  # in a container, a user without a name
+    except RuntimeError:  # a user without a name or home, as in a container
         return None
 
 
@@ -49,12 +49,12 @@ def cached(
     encode: Callable[[], Features],
     say: Say,
 ) -> Features:
-    """What `encode` returns, from the folder if it is there; else computed and kept.
+    """What `encode` returns: loaded from the folder if it is there, otherwise computed and stored.
 
     Args:
         folder: None means no cache.
-        say: is told where the data came from, or why they could not be kept. A cache that cannot be written is
-            no reason to stop.
+        say: gets where the data came from, or why they could not be stored. A cache that cannot be written does
+            not stop the run.
     """
     if folder is None or len(examples) < SMALLEST:
         return encode()
@@ -71,7 +71,7 @@ def cached(
 
 
 def fingerprint(task: Task, examples: Sequence[Any], tokenizer: Tokenizer, training: bool = False) -> str:
-    """A hash of all that decides what the examples are encoded to."""
+    """A hash of everything that determines how the examples are encoded."""
     digest = hashlib.blake2b(digest_size=16)
     facts = [VERSION, type(tokenizer).__name__, tokenizer.to_json(), task_to_json(task), training]
     digest.update(json.dumps(facts, sort_keys=True).encode())
@@ -90,7 +90,7 @@ def _load(path: Path) -> Features | None:
 
 
 def _save(features: Features, path: Path) -> None:
-    """Writes the entry; features that keep more than numbers (the dev data of questions) are left out."""
+    """Writes the entry, unless the features hold more than numbers, as the dev data of questions do."""
     stored = features.to_arrays()
     if stored is None:
         return
@@ -101,7 +101,7 @@ def _save(features: Features, path: Path) -> None:
     try:
         save_file(arrays, unfinished, metadata={"features": json.dumps(facts)})
         os.replace(unfinished, path)
-    except SafetensorError as error:  # how the library tells of a full disk
+    except SafetensorError as error:  # how the library reports a full disk
         raise OSError(str(error)) from None
     finally:
         Path(unfinished).unlink(missing_ok=True)

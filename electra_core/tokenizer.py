@@ -1,8 +1,8 @@
-"""Text to ids and back: SentencePiece (own vocabularies) and WordPiece (Google's) behind one interface.
+"""Text to ids and back: SentencePiece (our vocabularies) and WordPiece (Google's) behind one interface.
 
-Both kinds run on one engine, the `tokenizers` library: it is fast, knows which characters a token covers, and
-`tokenizer.json` is what the Hub's libraries read. `vocabulary.py` learns vocabularies; SentencePiece's own file,
-`spiece.model`, is kept beside and gives the same ids; `tokenizer_parts.py` says how that comes about.
+Both kinds use the same engine, the `tokenizers` library: it is fast, knows which characters a token covers, and
+its `tokenizer.json` is what the Hub's libraries read. `vocabulary.py` learns vocabularies. SentencePiece's own
+file, `spiece.model`, is kept beside `tokenizer.json` and gives the same ids; `tokenizer_parts.py` explains how.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from electra_core.tokenizer_parts import (
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 XLM_R_FILE = "sentencepiece.bpe.model"
-BATCH_CHARACTERS = 1 << 22  # that the library encodes at a time
-LONGEST_WORD = 100  # letters; WordPiece makes longer ones [UNK], as the Hub's tokenizers do
+BATCH_CHARACTERS = 1 << 22  # encoded at a time
+LONGEST_WORD = 100  # letters; WordPiece maps longer words to [UNK], as the Hub's tokenizers do
 
-# Goes into the fingerprint: whatever normalises differently gives other ids for one of these.
+# Part of the fingerprint: any difference in normalisation changes the ids of something in this text.
 _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u00a0x\u200by\u0085z a\u0301 [MASK]▁e-mail"
 
 
 class Tokenizer:
-    """What both kinds share; `load_tokenizer` opens one, `vocabulary.py` learns one.
+    """Base class of both kinds; `load_tokenizer` opens one, `vocabulary.py` learns one.
 
-    Names of special tokens inside a text ("[MASK]") become those tokens, as in `transformers`;
-    `as_plain_text()` gives a tokenizer for which they are letters like any others.
+    Names of special tokens in a text ("[MASK]") become those tokens, as in `transformers`; for the tokenizer from
+    `as_plain_text()` they are ordinary characters.
 
     Raises:
         UserError: a special token is missing.
@@ -75,7 +75,7 @@ class Tokenizer:
         """The ids of `text`, without [CLS] and [SEP].
 
         Raises:
-            UserError: here and in all others that encode, a text with lone surrogates, which is no valid Unicode.
+            UserError: the text has lone surrogates, which are not valid Unicode (as in all encoding methods).
         """
         with _valid_unicode([text]):
             return self._engine.encode(text, add_special_tokens=False).ids
@@ -87,11 +87,11 @@ class Tokenizer:
         return list(self.encode_each(texts))
 
     def encode_each(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """`encode_batch`, text by text. The library takes some 20 bytes a character, so it gets few long texts."""
+        """`encode_batch`, text by text, in batches: the library needs some 20 bytes of memory per character."""
         batch: list[str] = []
         characters = 0
         for text in texts:
-            if not isinstance(text, str):  # two of them the library would join without a [SEP]
+            if not isinstance(text, str):  # the library would join a pair without a [SEP]
                 raise ValueError(
                     f"texts: expected strings, got {type(text).__name__}; for a pair, encode both and put the id "
                     "of [SEP] between them"
@@ -111,14 +111,14 @@ class Tokenizer:
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the half-open range of characters of `text` that it covers.
 
-        Ranges do not go back, but one character that is written out ("½") may be covered by several tokens.
+        Ranges never move backwards, but a character that is written out ("½") may be covered by several tokens.
         """
         with _valid_unicode([text]):
             encoding = self._engine.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text; case, accents and spacing that are gone stay gone. Special tokens are shown."""
+        """Readable text, with special tokens; case, accents and spacing lost in encoding are not restored."""
         return self._engine.decode(list(ids), skip_special_tokens=False)
 
     def token(self, token_id: int) -> str:
@@ -129,11 +129,11 @@ class Tokenizer:
         return token
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """`token` for many."""
+        """`token` for each id."""
         return [self.token(token_id) for token_id in ids]
 
     def fingerprint(self) -> str:
-        """SHA-256 over what decides which ids a text gets; independent of how the files are laid out."""
+        """SHA-256 of what determines a text's ids; independent of the layout of the files."""
         model = json.loads(self.to_json())["model"]
         vocab = sorted(self._engine.get_vocab().items(), key=lambda item: item[1])
         scores = [float(np.float32(score)) for _, score in model["vocab"]] if model["type"] == "Unigram" else []
@@ -142,7 +142,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def as_plain_text(self) -> Tokenizer:
-        """A copy that reads "[MASK]" and the like in a text as ordinary letters."""
+        """A copy that reads "[MASK]" and the like in a text as ordinary characters."""
         copy = tokenizer_from_json(self.to_json())
         copy._engine.encode_special_tokens = True
         return copy
@@ -152,7 +152,7 @@ class Tokenizer:
         return self._engine.to_str(pretty=True)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files from which this project, `tokenizers` and `transformers` open the tokenizer."""
+        """Writes the files from which this project, `tokenizers` and `transformers` load the tokenizer."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "tokenizer.json", self.to_json() + "\n")
@@ -174,7 +174,7 @@ class WordPieceTokenizer(Tokenizer):
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[str], *, lowercase: bool = True) -> WordPieceTokenizer:
-        """From the vocabulary's entries in the order of their ids. `lowercase` drops accents, too."""
+        """From the vocabulary's entries in the order of their ids. `lowercase` also drops accents."""
         vocab = {token: index for index, token in enumerate(tokens)}
         model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
         engine = tokenizers.Tokenizer(model)
@@ -186,10 +186,10 @@ class WordPieceTokenizer(Tokenizer):
 
     @classmethod
     def from_vocab(cls, path: str | Path, *, lowercase: bool = True) -> WordPieceTokenizer:
-        """From a `vocab.txt`: an entry a line, the first having id 0.
+        """From a `vocab.txt` with one entry per line, the first having id 0.
 
         Raises:
-            UserError: not readable, not UTF-8, an entry twice, a special token missing.
+            UserError: the file is unreadable or not UTF-8, has an entry twice, or lacks a special token.
         """
         try:
             lines = Path(path).read_bytes().decode("utf-8").split("\n")
@@ -224,7 +224,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A vocabulary of our own: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then the pieces."""
+    """SentencePiece with our vocabularies: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then the pieces."""
 
     kind = "sentencepiece"
 
@@ -247,10 +247,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: str | Path) -> SentencePieceTokenizer:
-        """From a `spiece.model` alone; whether it is cased shows in what it makes of a text.
+        """From a `spiece.model` alone; whether it is cased is inferred from how it normalises a text.
 
         Raises:
-            UserError: not such a file, or without our special tokens, or normalising in another way.
+            UserError: not such a file, or one without our special tokens or with another normalisation.
         """
         import sentencepiece
 
@@ -269,14 +269,14 @@ class SentencePieceTokenizer(Tokenizer):
         raise UserError(f"{path}: normalises text differently from `electra prepare`")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """As in the base class; a "▁" by itself, which only marks where a word begins, covers nothing."""
+        """As in the base class; a lone "▁", which only marks the beginning of a word, covers nothing."""
         ids, offsets = super().encode_with_offsets(text)
         return ids, [(begin, begin if i == self._space_id else end) for i, (begin, end) in zip(ids, offsets)]
 
     def as_plain_text(self) -> Tokenizer:
         copy = super().as_plain_text()
         # A cased unigram model would find "[MASK]" among its pieces; a space in it prevents that.
-        normalizer = copy._engine.normalizer  # None: nothing is changed
+        normalizer = copy._engine.normalizer  # None: no normalisation
         if normalizer is None or any(normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS):
             breaks = [normalizers.Replace(token, f"{token[:-1]} ]") for token in SPECIAL_TOKENS]
             copy._engine.normalizer = normalizers.Sequence([*breaks, *filter(None, [normalizer])])
@@ -293,10 +293,10 @@ class SentencePieceTokenizer(Tokenizer):
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a tokenizer: a folder with `tokenizer.json`, `vocab.txt` or `spiece.model`, or one of these files; or
-    that of a model, by what `from_pretrained` takes: "tiny", a run, a name on the Hub.
+    a model's, by any name that `from_pretrained` accepts: "tiny", a run, a name on the Hub.
 
     Raises:
-        UserError: nothing of the kind there, or damaged, or not for ELECTRA.
+        UserError: there is no tokenizer, or it is damaged or not for ELECTRA.
     """
     path = Path(path)
     if is_name(path) and path.suffix not in {Path(name).suffix for name in TOKENIZER_FILES}:
@@ -340,13 +340,13 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`.
 
     Raises:
-        UserError: not such a file, or of a kind that ELECTRA has no use for.
+        UserError: not such a file, or of a kind that ELECTRA does not use.
     """
     try:
         engine = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises nothing more specific
         raise UserError(f"not a tokenizer.json ({error})") from None
-    engine.no_padding()  # files of the Hub may ask for either; here, whoever calls decides
+    engine.no_padding()  # files from the Hub may ask for either; here the caller decides
     engine.no_truncation()
     if not isinstance(engine.model, models.WordPiece | models.Unigram | models.BPE):
         raise UserError(f"expected a WordPiece, Unigram or BPE tokenizer, got {type(engine.model).__name__}")
@@ -361,8 +361,8 @@ def tokenizer_from_json(content: str) -> Tokenizer:
 
 @contextmanager
 def _valid_unicode(texts: Sequence[str]) -> Iterator[None]:
-    """The library's TypeError about surrogates (bytes of a command line that are not UTF-8, halves of a character
-    in JSON) as a UserError that says where the first one stands."""
+    """Turns the library's TypeError about surrogates (non-UTF-8 bytes on a command line, halves of a character in
+    JSON) into a UserError that says where the first one is."""
     try:
         yield
     except TypeError:

@@ -1,7 +1,7 @@
-"""What lies beside a vocabulary in a folder of the Hub: case and accents, added words, how words are cut.
+"""Reads the settings beside a vocabulary in a folder from the Hub: case and accents, added words, word splitting.
 
-`vocab.txt` is a list and says nothing of these; `tokenizer.json` says everything, but where the case is named in
-`tokenizer_config.json`, too, `transformers` goes by that.
+`vocab.txt` is a list and says nothing about these; `tokenizer.json` says everything, but if
+`tokenizer_config.json` also names the case, `transformers` follows the latter.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from electra_core.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer
 log = logging.getLogger("electra_core")
 BERT_CLASSES = ("ElectraTokenizer", "ElectraTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 ANY_CLASS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Names of those that do as tokenizer.json says."""
+"""Names of the tokenizer classes that follow tokenizer.json."""
 BASIC = "basic"
-"""BERT's own way to cut words: at white space and punctuation."""
+"""BERT's own word splitting: at white space and punctuation."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, {} without one; its `tokenizer_class` may stand in `config.json`.
+    """The contents of `tokenizer_config.json`, if any; `tokenizer_class` may also come from `config.json`.
 
     Raises:
-        UserError: unreadable.
+        UserError: a file is unreadable.
     """
     config = _read(folder / "tokenizer_config.json")
     if config.get("tokenizer_class") is None:
@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_words(where: Path, config: dict[str, Any]) -> None:
-    """Raises UserError for a `vocab.txt` whose texts are cut into words in another way than BERT's."""
+    """Raises UserError for a `vocab.txt` whose tokenizer splits words differently from BERT's."""
     name, cutter = config.get("tokenizer_class"), config.get("word_tokenizer_type")
     if name in (None, *BERT_CLASSES, *ANY_CLASS) and cutter in (None, BASIC):
         return
@@ -60,14 +60,14 @@ def check_words(where: Path, config: dict[str, Any]) -> None:
 
 
 def normalizer_of(config: dict[str, Any]) -> normalizers.Normalizer:
-    """BERT's, as the config says, with the Hub's defaults."""
+    """BERT's normaliser with the config's settings and the Hub's defaults."""
     lowercase, chinese = config.get("do_lower_case", True), config.get("tokenize_chinese_chars", True)
     accents = config.get("strip_accents")
     return bert_normalizer(bool(lowercase), accents if accents is None else bool(accents), bool(chinese))
 
 
 def follow_config(engine: tokenizers.Tokenizer, config: dict[str, Any], where: Path) -> None:
-    """Normalises as the config says, if that names the case: so does the Hub, whatever tokenizer.json has."""
+    """Makes the engine normalise as the config says, if that names the case: so does the Hub."""
     ours = engine.normalizer
     if config.get("tokenizer_class") in ANY_CLASS or "do_lower_case" not in config:
         return
@@ -85,7 +85,7 @@ def add_words(engine: tokenizers.Tokenizer, config: dict[str, Any], vocab: Path)
     """Adds the words of `added_tokens.json` or of `added_tokens_decoder` in the config.
 
     Raises:
-        UserError: unreadable, or their ids do not follow the vocabulary's.
+        UserError: a file is unreadable, or the words' ids do not follow the vocabulary's.
     """
     added = {number: AddedToken(word) for word, number in _read(vocab.with_name("added_tokens.json")).items()}
     try:

@@ -1,14 +1,14 @@
-"""What tokenizers are put together from: special tokens, normalisation, SentencePiece's pieces.
+"""The parts of a tokenizer: special tokens, normalisation, SentencePiece's pieces.
 
 For the engine and SentencePiece to give the same ids, they have to normalise alike. SentencePiece rewrites by a
-table, and the engine's version of such tables loses accents that stand alone, so the normaliser must be a function
-of single letters; canonical composition (NFC, NFKC) is not. Ours is, and it is BERT's but for Chinese characters,
-which are not set apart:
+table, and the engine's version of such tables loses lone accents, so the normaliser must be a function of single
+letters; canonical composition (NFC, NFKC) is not. Ours is; it is BERT's, except that Chinese characters are not
+separated:
 
     uncased   compatibility decomposition, accents dropped, lower case, control characters dropped
     cased     control characters dropped, every other letter as it is
 
-and in both, every kind of white space (and U+2581, which stands for it inside the pieces) becomes a space.
+and in both, any white space (and U+2581, which represents it inside pieces) becomes a space.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ SPACE_MARK = "▁"  # SentencePiece's visible space, U+2581
 
 
 def bert_normalizer(lowercase: bool, accents: bool | None = None, chinese: bool = True) -> normalizers.Normalizer:
-    """BERT's: no control characters, Chinese characters set apart; lower case without accents, or as it is.
+    """BERT's normaliser: drops control characters and, as the arguments say, changes letters.
 
     Args:
-        accents: whether they are dropped; None: as `lowercase`.
-        chinese: whether Chinese characters are set apart.
+        lowercase: whether to convert to lower case.
+        accents: whether to drop accents; None: as `lowercase`.
+        chinese: whether to separate Chinese characters.
     """
     return normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lowercase
@@ -35,7 +36,7 @@ def bert_normalizer(lowercase: bool, accents: bool | None = None, chinese: bool 
 
 
 def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
-    """Ours, see the file's header; acts on each letter by itself."""
+    """Our normaliser (see the file's header), which acts on each letter separately."""
     clean = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=False, strip_accents=lowercase, lowercase=lowercase
     )
@@ -61,7 +62,7 @@ def pieces_model(spiece_model: bytes) -> models.Model:
     size = processor.get_piece_size()
     pieces = [processor.id_to_piece(index) for index in range(size)]
     scores = [processor.get_score(index) for index in range(size)]
-    # The scores of BPE are minus the order of the merges, 0, -1, ...; those of unigram are log probabilities.
+    # BPE's scores are the negated indices of the merges, 0, -1, ...; unigram's are log probabilities.
     if any(score != -index for index, score in enumerate(scores[len(SPECIAL_TOKENS) :])):
         return models.Unigram(list(zip(pieces, scores)), unk_id=processor.unk_id(), byte_fallback=False)
     vocab = {piece: index for index, piece in enumerate(pieces)}
@@ -69,7 +70,7 @@ def pieces_model(spiece_model: bytes) -> models.Model:
 
 
 def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """All pairs of entries that together are an entry, in the order in which that was learnt."""
+    """All pairs of entries that together form an entry, in the order in which that entry was learnt."""
     for piece in list(vocab)[len(SPECIAL_TOKENS) :]:
         for cut in range(1, len(piece)):
             if piece[:cut] in vocab and piece[cut:] in vocab:

@@ -1,4 +1,4 @@
-"""TOML files, in which every failure is a `UserError`."""
+"""Reads TOML files; every failure is a `UserError`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ else:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """What the file holds.
+    """The contents of the file.
 
     Raises:
-        UserError: not there, not readable, or not TOML.
+        UserError: the file is missing, unreadable, or not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -29,10 +29,10 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def read_table(path: Path | str, name: str) -> dict[str, Any]:
-    """One table of the file; empty where it has none of that name.
+    """One table of the file; empty if it has none of that name.
 
     Raises:
-        UserError: as `read_toml`, or there is something else of that name.
+        UserError: as `read_toml`, or the name is that of something else.
     """
     table = read_toml(path).get(name, {})
     if not isinstance(table, dict):

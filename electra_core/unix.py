@@ -1,4 +1,4 @@
-"""What only Unix has, for those who lock files (`fcntl`) and read a process's figures (`resource`).
+"""Imports the Unix-only modules for locking files (`fcntl`) and reading a process's resource usage (`resource`).
 
 Raises:
     UserError: at the import, on Windows.

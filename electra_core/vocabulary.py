@@ -1,9 +1,9 @@
-"""Learning a vocabulary: SentencePiece (unigram or BPE) or WordPiece, always the same one from the same text.
+"""Learns a vocabulary, SentencePiece (unigram or BPE) or WordPiece, deterministically from the text.
 
-Pieces never cross white space, so words and their counts are all a trainer needs: less memory and time than whole
-sentences, and no dependence on the order of the text. Words are taken from the most frequent on, up to
-MAX_WORD_CHARACTERS in all. Most occur once: of equally frequent ones those with the lowest hash are taken, as
-the order of the alphabet would leave out the scripts that come last in it.
+Pieces never cross white space, so a trainer needs only words and their counts: less memory and time than whole
+sentences, and no dependence on the order of the text. Words are taken in order of frequency, up to
+MAX_WORD_CHARACTERS in all. Most occur once; among equally frequent words those with the lowest hash are taken,
+because alphabetical order would leave out the scripts at its end.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ CHARACTER_COVERAGE = 0.9995  # of all characters in the text; the rarest become 
 SCORE_STEP = 2.0**-8  # scores are natural logarithms, about -2 to -15
 PIECE_FIELD, SCORE_FIELD = 1, 2  # in SentencePiece's model files
 NORMALIZER_FIELD, RULE_FILE_FIELD = 3, 6
-THREADS = 4  # fixed, as sums of floats depend on how they are split
+THREADS = 4  # fixed, because sums of floats depend on how they are split
 MANY_LOST_MARKS = 0.01  # of all letters
 OPTIONAL = (
     range(0x300, 0x370), range(0x483, 0x488), range(0x1AB0, 0x1B00), range(0x1DC0, 0x1E00), range(0x20D0, 0x2100),
-    range(0xFE20, 0xFE30),  # of Latin, Greek, Cyrillic letters,
+    range(0xFE20, 0xFE30),  # on Latin, Greek, Cyrillic letters,
     range(0x591, 0x5C8), range(0xFB1E, 0xFB1F), range(0x610, 0x61B), range(0x64B, 0x660), range(0x670, 0x671),
     range(0x6D6, 0x6EE), range(0x711, 0x712), range(0x730, 0x74B), range(0x890, 0x900),  # Hebrew, Arabic, Syriac,
-    range(0x180B, 0x1810), range(0xFE00, 0xFE10),  # and what selects a variant, as of emoji
+    range(0x180B, 0x1810), range(0xFE00, 0xFE10),  # and variation selectors, as for emoji
 )  # fmt: skip
-"""Unicode ranges of combining marks that writers leave out, or that are accents as BERT has always dropped."""
+"""Unicode ranges of combining marks that writers often leave out, or accents of the kind that BERT drops."""
 
 
 def draw_sample(documents: Iterable[list[str]], seed: int, characters: int) -> Iterator[str]:
     """Lines of documents drawn at random, at most `characters` in all (but at least one document).
 
-    Each document gets a pseudo-random number by its contents, and those with the lowest stay. So the sample
-    does not depend on the order of the documents, and what is in memory is never much more than the sample.
+    Each document gets a pseudo-random number from its contents, and those with the lowest numbers are kept. So the
+    sample does not depend on the order of the documents, and memory holds little more than the sample.
     """
     kept: list[tuple[int, int, list[str]]] = []  # a heap, highest number first; the second entry breaks ties
     size, limit = 0, 1 << 64
@@ -73,10 +73,10 @@ def draw_sample(documents: Iterable[list[str]], seed: int, characters: int) -> I
 def train_sentencepiece(
     sentences: Iterable[str], vocab_size: int, *, model_type: str = "unigram", lowercase: bool = True
 ) -> SentencePieceTokenizer:
-    """Learns a SentencePiece vocabulary of exactly `vocab_size` entries, the five special tokens included.
+    """Learns a SentencePiece vocabulary of exactly `vocab_size` entries, including the five special tokens.
 
     Raises:
-        UserError: the text is too small or has too many characters for the size; says which sizes will do.
+        UserError: the text is too small or has too many characters for the size; says which sizes work.
     """
     import sentencepiece
 
@@ -116,10 +116,10 @@ def train_sentencepiece(
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: bool = True) -> WordPieceTokenizer:
-    """Learns a WordPiece vocabulary of at most `vocab_size` entries, in BERT's manner.
+    """Learns a WordPiece vocabulary of at most `vocab_size` entries, as for BERT.
 
-    The library numbers the letters in whatever order its hash table has them, and breaks ties by number. So the
-    letters are given as if they were special tokens, sorted; the rest then always comes out the same.
+    The library numbers the letters in the order of its hash table, and breaks ties by number. So the letters are
+    passed as if they were special tokens, sorted, which makes the result deterministic.
     """
     engine = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     engine.normalizer, engine.pre_tokenizer = bert_normalizer(lowercase), pre_tokenizers.BertPreTokenizer()
@@ -143,7 +143,7 @@ def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: boo
 
 
 def _count_words(sentences: Iterable[str]) -> Counter[str]:
-    """What stands between white space, and how often it comes."""
+    """The words of the text (separated by white space) with their counts."""
     counts: Counter[str] = Counter()
     for sentence in sentences:
         counts.update(sentence.split())
@@ -154,7 +154,7 @@ def _count_words(sentences: Iterable[str]) -> Counter[str]:
 
 
 def _most_frequent(counts: Counter[str]) -> list[tuple[str, int]]:
-    """As many of the words as MAX_WORD_CHARACTERS reach for, the most frequent first."""
+    """The most frequent words, first ones first, up to MAX_WORD_CHARACTERS."""
     words: list[tuple[str, int]] = []
     room = MAX_WORD_CHARACTERS
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], _hash(item[0]))):
@@ -166,12 +166,12 @@ def _most_frequent(counts: Counter[str]) -> list[tuple[str, int]]:
 
 
 def _hash(word: str) -> bytes:
-    """The same on every machine, in every process."""
+    """A hash that is the same on every machine, in every process."""
     return hashlib.blake2b(word.encode(), digest_size=8).digest()
 
 
 def _warn_of_lost_marks(counts: Counter[str]) -> None:
-    """Tells where lower case, which drops accents as BERT's does, drops vowels and consonants, too."""
+    """Warns if lower-casing, which drops accents as BERT's does, also drops vowels and consonants."""
     marks, letters = Counter[str](), 0
     for word, count in counts.items():
         letters += count * len(word)
@@ -188,7 +188,7 @@ def _warn_of_lost_marks(counts: Counter[str]) -> None:
 
 @functools.cache
 def _needed_marks() -> re.Pattern[str]:
-    """Combining marks without which a word is another one."""
+    """Matches combining marks without which a word becomes another."""
     codes = (code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) == "Mn")
     needed = "".join(chr(code) for code in codes if not any(code in part for part in OPTIONAL))
     return re.compile(f"[{needed}]")
@@ -213,8 +213,8 @@ def _with_round_scores(spiece_model: bytes) -> bytes:
     """The model with every score rounded to a multiple of SCORE_STEP.
 
     A unigram segmentation is the one with the largest sum of scores. SentencePiece adds them up in float32 over a
-    whole text, the engine in float64 word by word; of two that are nearly equal, they would not always take the
-    same. Sums of such multiples are exact in both (up to 65,536), so that they always do.
+    whole text, the engine in float64 word by word, so they could choose differently between two nearly equal
+    sums. Sums of such multiples are exact in both (up to 65,536), so they always agree.
 
     A spiece.model is a protocol buffer: field 1 of the outermost message is a piece, whose field 2 is the score.
     """
@@ -230,9 +230,9 @@ def _with_round_scores(spiece_model: bytes) -> bytes:
 
 
 def _without_rule_file(spiece_model: bytes) -> bytes:
-    """The model without the path of the normaliser's rules, a temporary file: no two runs wrote the same.
+    """The model without the path of the normaliser's rules, a temporary file whose name differs in every run.
 
-    Its field 3 says how text is normalised; field 6 of that is the path. The rules themselves are in field 2.
+    Field 3 of the model says how text is normalised; field 6 of that is the path. The rules are in its field 2.
     """
     kept, start = bytearray(), 0
     for number, content, _, end in fields(spiece_model):
@@ -246,7 +246,7 @@ def _without_rule_file(spiece_model: bytes) -> bytes:
 
 
 def _without(message: bytes, number: int) -> bytes:
-    """The message without its fields of that number."""
+    """The message without the fields of that number."""
     kept, start = b"", 0
     for field in fields(message):
         kept += b"" if field.number == number else message[start : field.end]
@@ -255,7 +255,7 @@ def _without(message: bytes, number: int) -> bytes:
 
 
 def _training_problem(message: str, vocab_size: int) -> str:
-    """SentencePiece's error in the user's terms; both kinds name the size that would do."""
+    """SentencePiece's error in the user's terms; both errors name the size that would work."""
     if found := re.search(r"too high.*?<= *(\d+)", message):
         largest = int(found[1])
         return f"the text is too small for a vocabulary of {vocab_size:,}; the largest possible one is {largest:,}"

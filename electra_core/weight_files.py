@@ -1,8 +1,8 @@
-"""Tensors in the files of a model directory: safetensors, sharded safetensors, old pytorch_model.bin.
+"""Reads and writes the tensors of a model directory: safetensors, sharded safetensors, old pytorch_model.bin.
 
-A directory may come from a stranger. So: nothing is unpickled (an old .bin goes through torch's restricted
-reader, which knows tensors and nothing else), a link may not lead out of the directory, an index may only name
-files beside it, and sizes are compared with what the model needs before any memory is taken.
+A directory may come from a stranger. So nothing is unpickled (an old .bin is read by torch's restricted reader,
+which knows only tensors), a link may not lead out of the directory, an index may name only files beside it, and
+sizes are compared with what the model needs before any memory is allocated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from electra_core.byte_files import sha256_of
 from electra_core.errors import UserError
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
-_LARGEST_JSON = 64 << 20  # bytes; an index of a very large model has a few hundred kilobytes
+_LARGEST_JSON = 64 << 20  # bytes; the index of a very large model has a few hundred kilobytes
 _FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
 
 
 class WeightFiles:
-    """The tensors of one directory: shapes first, contents one by one, straight to where they belong."""
+    """The tensors of one directory: shapes first, then contents, one by one and straight into place."""
 
     def __init__(self, directory: Path, shapes: dict[str, tuple[int, ...]]):
         self.directory, self.shapes = directory, shapes
@@ -56,8 +56,8 @@ class _Safetensors(WeightFiles):
         super().__init__(directory, shapes)
 
     def copy_to(self, name: str, target: Tensor) -> None:
-        # Opened anew for each tensor: the file is mapped into memory, and pages that were read stay counted
-        # as ours until it is closed. So loading needs the model's memory once, not twice.
+        # Opened again for each tensor: the file is memory-mapped, and pages that were read count as this
+        # process's until it is closed. So loading needs the model's memory once, not twice.
         with _opened(self.file_of[name]) as handle:
             target.copy_(handle.get_tensor(name))
 
@@ -74,13 +74,13 @@ class _Bin(WeightFiles):
 
 
 def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightFiles:
-    """The weights in `directory`: safetensors first, then an old pytorch_model.bin; whole or sharded.
+    """Opens the weights in `directory`: safetensors if present, else an old pytorch_model.bin; whole or sharded.
 
     Args:
-        of_any_dtype: names that need not be of floats (a model's buffers).
+        of_any_dtype: names of tensors that need not be floats (a model's buffers).
 
     Raises:
-        UserError: there are none, or they are damaged or unsafe.
+        UserError: there are no weights, or they are damaged or unsafe.
     """
     for name, reader in ((SAFETENSORS, _Safetensors), (BIN, _Bin)):
         if (directory / name).exists():
@@ -92,12 +92,12 @@ def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightF
 
 
 def weights_digest(directory: Path) -> str:
-    """What tells the weights of two model directories apart, wherever they lie: of their files' bytes."""
+    """A digest of the weight files' bytes, which identifies a model directory's weights wherever they are."""
     return sha256_of(*sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]))
 
 
 def inside(directory: Path, name: str) -> Path:
-    """`directory / name`, a plain file that really is there.
+    """`directory / name`, checked to be an existing file inside the directory.
 
     Raises:
         UserError: it is missing, not a file, or a link out of the directory. The Hub's cache, where
@@ -121,7 +121,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file of the directory.
 
     Raises:
-        UserError: not there, not readable, too large, or not a JSON object.
+        UserError: the file is missing, unreadable, too large, or not a JSON object.
     """
     path = inside(directory, name)
     if path.stat().st_size > _LARGEST_JSON:
@@ -130,7 +130,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # of UTF-8 and of JSON; absurdly deep nesting
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON; absurdly deep nesting
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -141,7 +141,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes safetensors as `transformers` expects them, and waits until they are on the disk.
 
     Raises:
-        OSError: with the errno of a full disk, ... (safetensors' own error has it only in its text).
+        OSError: with its errno, such as that of a full disk (safetensors' own error has it only in its text).
     """
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
@@ -175,7 +175,7 @@ def _check_dtype(file: Path, name: str, dtype: str) -> None:
 
 
 def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Tensor]:
-    """An old pytorch_model.bin, read by the unpickler that makes tensors and calls nothing else."""
+    """Reads an old pytorch_model.bin with the restricted unpickler, which makes tensors and calls nothing else."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
