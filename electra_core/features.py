@@ -254,8 +254,7 @@ def _cut_evenly(lengths: np.ndarray, budget: int) -> list[int]:
 
 
 def truncate(ids: list[int], size: int, how: str = "head") -> list[int]:
-    """At most `size` ids: the beginning ("head"), the end ("tail"), or a quarter of the former and three of the
-    latter ("both").
+    """At most `size` ids: the beginning ("head"), the end ("tail"), or both in a ratio of one to three ("both").
 
     "both" follows Sun et al. 2019 (How to Fine-Tune BERT for Text Classification): the first 128
     and the last 382 tokens did best on IMDb.
