@@ -80,8 +80,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
-    SIGINT and SIGTERM end it after the current step; `out` then holds the best model so far, and `resume` carries
-    on.
+    SIGINT and SIGTERM end it after the current step; `out` then holds the best model so far, and `resume` goes on.
 
     Args:
         model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.

@@ -65,7 +65,7 @@ class Run:
     """Figures of the last evaluation: after the last step, unless training was stopped before it."""
     evaluations: int = 0
     best_evaluation: int = 0
-    """The first evaluation as good as `best`."""
+    """Number of the first evaluation as good as `best`."""
     steps: int = 0
     seconds: float = 0.0
     """Training time, without the evaluations."""

@@ -145,7 +145,7 @@ class Predictor:
         """Number of [UNK] among the inputs' tokens so far, and number of all."""
 
     def __call__(self, inputs: Any) -> Any:
-        """Predictions for a list of inputs, or one for a single input: a text, a dict, or a tuple, if it is one.
+        """Predictions for a list of inputs, or one for a single input: a text, a dict, or a tuple (`Task.is_one`).
 
         An input is a text (classify, regress, tag), a pair of texts, a list of words (tag), a question and its
         context (qa), or a text and a list of endings (choose). All tasks also accept dicts with "text" and "pair",
@@ -285,7 +285,7 @@ def predict_file(
     bad = BadRows(source, skip=True)
     examples = for_reading(predictor.task, Columns()).read(source, bad, labelled=False)
     first = list(itertools.islice(examples, 1))
-    bad.skip = skip_bad_rows or bool(first)  # otherwise only until the good rows have been written
+    bad.skip = skip_bad_rows or bool(first)  # without the flag, only until the good rows have been written
     bad.close()
     file = sink() if callable(sink) else sink
     header: list[str] = []
