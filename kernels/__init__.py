@@ -1,4 +1,4 @@
-"""electra_kernels: the hot operations, each a readable twin and a Triton kernel behind one contract."""
+"""electra_kernels: the performance-critical operations, each with a readable twin and a Triton kernel."""
 
 from electra_kernels.attention import attention
 from electra_kernels.bias_gelu import bias_gelu

@@ -23,7 +23,7 @@ from electra_kernels.dispatch import checks_values, use_native, use_triton
 from torch import Tensor
 
 KERNEL_HEAD_DIMS = (16, 32, 64, 128)
-"""Of the kernels. Heads of another width are filled up with zeros to the next; wider ones take the twin."""
+"""Head dims that the kernels support. Others are padded with zeros to the next; above 128 the twin runs."""
 
 
 def attention(
@@ -41,19 +41,19 @@ def attention(
     Args:
         qkv_T3HK: queries, keys and values of all tokens, [T, 3, H, K], float32, bfloat16, float16 (or
             float64, in the twin and under the interpreter).
-        cu_seqlens: int32 or int64 [N + 1], where each sequence starts: 0, rising, T. Sequences may be empty.
-        max_seqlen: at least the longest sequence; a Python int, so that no value has to come from the device.
+        cu_seqlens: int32 or int64 [N + 1], cumulative lengths, rising from 0 to T. Sequences may be empty.
+        max_seqlen: at least the longest sequence's length; a Python int, so that nothing is read from the device.
         dropout_p: probability of dropping an attention probability, 0 <= p < 1.
-        seed: int, or int64 tensor `[key]` or `[key, first_row]` on the same device; needed if dropout_p > 0.
-        stream: which use of `seed` this is (the layer's number); each gets its own dropout.
+        seed: int, or int64 tensor `[key]` or `[key, first_row]` on the same device; required if dropout_p > 0.
+        stream: distinguishes uses of one `seed`, e.g. by the layer's number; each stream has its own dropout.
         softmax_scale: factor on the logits, > 0; 1/sqrt(K) by default.
 
     Returns:
-        out_THK, contiguous, of the dtype of `qkv_T3HK`; differentiable with respect to `qkv_T3HK`.
+        out_THK, contiguous, in the dtype of `qkv_T3HK`; differentiable with respect to `qkv_T3HK`.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype, device or range; wrong values in `cu_seqlens` (on a
-            GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
+            GPU checked only with ELECTRA_KERNELS_DEBUG=1, because reading them waits for the device).
     """
     _check(qkv_T3HK, cu_seqlens, max_seqlen, softmax_scale)
     key = check_dropout(dropout_p, seed, qkv_T3HK)
@@ -85,7 +85,10 @@ def attention_dropout_mask(
     stream: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """What `attention` keeps: bool [heads, tokens, keys], for tests. Keys count within a token's sequence."""
+    """Which probabilities `attention` keeps: bool [heads, tokens, keys], for tests.
+
+    Key j is position j of the token's own sequence.
+    """
     seed_2 = rng.seed_tensor(seed, device)
     if use_triton(seed_2):
         from electra_kernels import attention_triton
@@ -96,7 +99,7 @@ def attention_dropout_mask(
 
 
 def _no_seed(qkv_T3HK: Tensor) -> Tensor:
-    """Stands where a seed would, unread: without dropout nothing is drawn."""
+    """A placeholder for the seed. Without dropout nothing is drawn, so nobody reads it."""
     return torch.empty(2, dtype=torch.int64, device=qkv_T3HK.device)
 
 
@@ -114,7 +117,7 @@ def _check(qkv_T3HK: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale:
 
 
 def _check_values(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
-    """What only the values tell; reads them on the host."""
+    """Checks the values of `cu_seqlens`; reads them on the host."""
     starts = cu_seqlens.tolist()
     lengths = [end - start for start, end in itertools.pairwise(starts)]
     if starts[0] != 0 or starts[-1] != tokens or min(lengths, default=0) < 0:

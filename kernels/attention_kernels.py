@@ -1,26 +1,28 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The Triton kernels of attention: the maths of `attention.py`, never storing N·H·S·S of anything.
+"""The Triton kernels of attention: the maths of `attention.py`, without storing any N·H·S·S tensor.
 
-**Short sequences** (S ≤ 128 in half precision). One program holds a whole (sequence, head): the S x S
-probabilities live on chip only, the softmax takes one pass, and the backward is a single kernel that computes
-everything from Q, K, V and dO again:
+**Short sequences** (at most `attention_triton.SHORT_LIMIT` tokens: up to 128 in half precision). A program owns
+one (sequence, head) and holds it on chip as a single tile of BLOCK_S queries by BLOCK_S keys, so the softmax takes
+one pass. Nothing is saved for the backward pass but the inputs: a single kernel recomputes P from Q and K:
 
     P = softmax(scale · Q Kᵀ)        P̃ = keep ∘ P · keep_scale        O  = P̃ V
     dP = keep ∘ (dO Vᵀ) · keep_scale  δ = rowsum(P ∘ dP)
     dV = P̃ᵀ dO                        dS = scale · P ∘ (dP - δ)        dQ = dS K,  dK = dSᵀ Q
 
-(`scale` and `keep_scale` are factors of whole results, so they are applied there and not to S x S tiles.
-dS is the derivative of softmax, ∂P_ij / ∂logit_ik = P_ij ([j = k] - P_ik), applied to dP; its second term is the
-same for a whole row, which makes δ.)
+(`scale` and `keep_scale` are factors of whole results, so they are applied to those and not to S x S tiles.
+dS is dP multiplied by the derivative of softmax, ∂P_ij / ∂logit_ik = P_ij ([j = k] - P_ik), whose second term is
+the same for a whole row: it gives δ.)
 
-**Any length.** Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of keys; the row's
-log-sum-exp (base 2) is kept, so the backward has P = 2^(logits - lse) at once. One kernel then owns blocks of
-queries (dQ, and δ, which it stores), another one blocks of keys (dK, dV). No program sees a whole row of P, so
-δ comes from another sum of the same value: Σ_j P_ij dP_ij = Σ_j P̃_ij <dO_i, V_j> = <dO_i, O_i>.
+**Any length.** In the forward pass a program owns BLOCK_Q queries of one (sequence, head) and loops over blocks of
+BLOCK_J keys with the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). It saves O and each row's
+log-sum-exp (base 2), from which the backward pass recomputes P = 2^(logits - lse) directly. Two backward kernels:
+programs of the first own blocks of queries (dQ, and δ, which they store), those of the second blocks of keys (dK,
+dV). No program sees a whole row of P, so δ is computed as an equal sum:
+Σ_j P_ij dP_ij = Σ_j P̃_ij <dO_i, V_j> = <dO_i, O_i>.
 
-Every gradient element is written once by one program: no atomics, so results are the same bits every time.
-Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), head dims other than
-`attention.KERNEL_HEAD_DIMS` (`attention` fills heads up with zeros to the next of them). Tiles and launches are in
+Each gradient element is written once, by one program. There are no atomics, so results are bitwise reproducible.
+Left out on purpose: TMA descriptors and warp specialisation (gains to be measured first), and head dims other than
+`attention.KERNEL_HEAD_DIMS` (`attention` pads heads with zeros to the next of them). Tiles and launches are in
 `attention_triton.py`.
 """
 
@@ -49,7 +51,7 @@ def _load_rows(p_head, rows, m_rows, ROW: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def _load_keys_values(p_q, rows, m_rows, H: tl.constexpr, K: tl.constexpr):
-    """K and V of these rows; `p_q` points to the head's first query."""
+    """K and V of these rows; `p_q` points to the head's query in row 0 of the batch."""
     b_k = _load_rows(p_q + H * K, rows, m_rows, 3 * H * K, K)
     return b_k, _load_rows(p_q + 2 * H * K, rows, m_rows, 3 * H * K, K)
 
@@ -63,7 +65,7 @@ def _store_rows(p_head, rows, m_rows, values, ROW: tl.constexpr, K: tl.constexpr
 
 @triton.jit
 def _keep_scale(THRESHOLD: tl.constexpr):
-    """What kept values are multiplied with: 65536 - THRESHOLD of 65536 are."""
+    """The factor on kept values: of 65536 random numbers, 65536 - THRESHOLD keep a value."""
     return 65536.0 / (65536 - THRESHOLD)
 
 
@@ -72,7 +74,7 @@ def _keep_scale(THRESHOLD: tl.constexpr):
 
 @triton.jit
 def _softmax_tile(b_q, b_k, o_j, length, SCALE: tl.constexpr):
-    """exp of the logits (less their maximum) over all keys at once, and the sum of each row."""
+    """exp(logit - row maximum) over all keys at once, and the sum of each row."""
     b_s = tl.where((o_j < length)[None, :], dot(b_q, tl.trans(b_k)), float("-inf"))
     b_e = tl.exp2(b_s * (SCALE * LOG2E) - (tl.max(b_s, 1) * (SCALE * LOG2E))[:, None])
     return b_e, tl.sum(b_e, 1)
@@ -83,7 +85,7 @@ def short_forward_kernel(
     p_qkv, p_cu_seqlens, p_seed, p_out, stream,
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """O of one (sequence, head), all of it at once."""
+    """O of one (sequence, head), in one tile."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     start, length = _span(p_cu_seqlens, sequence)
     if length == 0:
@@ -105,7 +107,7 @@ def short_backward_kernel(
     p_qkv, p_cu_seqlens, p_seed, p_dout, p_dqkv, stream,
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """dQ, dK and dV of one (sequence, head); P is computed again, nothing but Q, K, V, dO is read."""
+    """dQ, dK and dV of one (sequence, head), from Q, K, V and dO; P is recomputed."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     start, length = _span(p_cu_seqlens, sequence)
     if length == 0:
@@ -135,7 +137,7 @@ def short_backward_kernel(
 
 @triton.jit
 def _locate(p_cu_seqlens, blocks, H: tl.constexpr):
-    """(first row, length, head, block) of this program; blocks of one (sequence, head) run side by side."""
+    """(first row, length, head, block) of this program. Blocks of one (sequence, head) have adjacent ids."""
     pair, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     start, length = _span(p_cu_seqlens, pair // H)
     return start, length, pair % H, block
@@ -147,7 +149,7 @@ def forward_kernel(
     H: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """O and lse of one block of queries. Keys pass by in blocks; all sums are rescaled to each new maximum."""
+    """O and lse of one block of queries. Sums over earlier blocks of keys are rescaled to each new maximum."""
     start, length, head, block = _locate(p_cu_seqlens, blocks, H)
     if block * BLOCK_Q >= length:
         return
@@ -229,8 +231,8 @@ def backward_keys_kernel(
         rows, m_q = start + o_q, o_q < length
         b_q = _load_rows(p_q, rows, m_q, 3 * H * K, K)
         b_dout = _load_rows(p_dout + head * K, rows, m_q, H * K, K)
-        # Tiles are transposed, [keys, queries]: both products below then take them from registers.
-        # Queries past the end have dO = 0 and δ = 0 and so add nothing.
+        # Tiles are transposed, [keys, queries], so that both products below take them from registers.
+        # Queries past the end have dO = 0 and δ = 0, so they add nothing.
         o_row = head.to(tl.int64) * tokens + rows
         b_lse = tl.load(p_lse + o_row, mask=m_q, other=0.0)
         b_p = tl.exp2(dot(b_k, tl.trans(b_q)) * (SCALE * LOG2E) - b_lse[None, :])
@@ -253,7 +255,7 @@ def backward_keys_kernel(
 def dropout_mask_kernel(
     p_seed, p_mask, stream, tokens, keys, THRESHOLD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_J: tl.constexpr
 ):  # fmt: skip
-    """Decisions of a [BLOCK_Q, BLOCK_J] tile of one head, as bytes, into [H, tokens, keys]."""
+    """Writes one head's decisions for a [BLOCK_Q, BLOCK_J] tile, as bytes, into [H, tokens, keys]."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     first, head = tl.program_id(1) * BLOCK_J, tl.program_id(2)
     o_j = first + tl.arange(0, BLOCK_J)

@@ -1,8 +1,8 @@
-"""Attention by loops in C (maths: see `attention`): every sequence and head by itself, some queries at a time, so
-that probabilities never leave the cache. The backward pass computes them again.
+"""Attention by loops in C (maths: see `attention`). Each (sequence, head) is a task of its own and is worked on a
+block of queries at a time, so that probabilities never leave the cache. The backward pass recomputes them.
 
-`c/attention.c` computes in fp32. `c/attention_bf16.c` multiplies bf16 numbers as such, on processors that are fast
-at it (`fast_bf16.py`): the same dropout decisions, and values as rounded as bf16 products leave them on a GPU.
+`c/attention.c` computes in fp32. `c/attention_bf16.c` multiplies in bf16, on processors that are fast at it
+(`fast_bf16.py`): the same dropout decisions, and the same rounding of operands as in bf16 products on a GPU.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
 
-LANES = 16  # as in c/common.h: head dims are whole vectors
-DEPTH = 32  # as in c/attention_bf16.c: there head dims are whole rows of a tile
-LONGEST = 4096  # tokens of a sequence; beyond, PyTorch's own blocked kernels are the better choice
-SHORT = 128  # tokens; with products in fp32, longer sequences without dropout are faster by PyTorch's own kernel
+LANES = 16  # as in c/common.h: head dims are multiples of a vector
+DEPTH = 32  # as in c/attention_bf16.c: there head dims are multiples of a tile's row
+LONGEST = 4096  # tokens of a sequence; beyond this, PyTorch's own blocked kernels are the better choice
+SHORT = 128  # tokens; with fp32 products and no dropout, PyTorch's own kernel is faster on longer sequences
 
 
 def takes(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
-    """Whether the loops can work on this dtype and these sizes."""
+    """Whether the loops support this dtype and these sizes."""
     return qkv_T3HK.dtype in DTYPES and qkv_T3HK.shape[-1] % LANES == 0 and max_seqlen <= LONGEST
 
 
 def is_slower(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
-    """Whether PyTorch's own fused kernel, where it can do the same, is the faster one."""
+    """Whether PyTorch's fused kernel, where it can do the same, is faster."""
     return max_seqlen > SHORT and not _in_bf16(qkv_T3HK)
 
 

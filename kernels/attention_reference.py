@@ -1,12 +1,12 @@
-"""Attention in plain PyTorch: the specification of the kernels, and the path that trains on CPUs.
+"""Attention in plain PyTorch: the specification of the kernels, and what CPUs run where the loops in C do not.
 
     P = softmax(scale · Q Kᵀ)        per sequence and head, over all of the sequence's keys
     O = (keep ∘ P · keep_scale) V
 
-Sequences of equal length make one batched call, so nothing is padded and no mask is added. Which
-probabilities dropout keeps is decided by `rng.keep_mask`; see `attention.py` for the counter.
+Sequences of equal length go into one batched call, so nothing is padded and no mask is added. `rng.keep_mask`
+decides which probabilities dropout keeps; see `attention.py` for the counter.
 
-Unlike the kernels this stores N·H·S·S probabilities when dropout is on (or when bfloat16 trains on a CPU).
+Unlike the kernels, this stores the N·H·S·S probabilities with dropout (and when training in bfloat16 on a CPU).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def attention(
 ) -> Tensor:
     """Attention within each sequence, `out_THK`; arguments as in `electra_kernels.attention`, all given."""
     tokens, _, heads, head_dim = qkv_T3HK.shape
-    # On the meta device no length can be read, unless a class of tensors keeps values there.
+    # On the meta device no length can be read, except from a tensor subclass that keeps values.
     if tokens == 0 or (qkv_T3HK.is_meta and type(qkv_T3HK) is Tensor):
         return qkv_T3HK.sum(1)
     order_T, shapes = _group_by_length(tokens, cu_seqlens, max_seqlen)
@@ -56,12 +56,12 @@ def attention(
 
 
 def is_fused(qkv_T3HK: Tensor, dropout_p: float) -> bool:
-    """Whether PyTorch's fused forward does it all: no dropout and no gradient."""
+    """Whether PyTorch's fused forward pass is enough: no dropout and no gradient."""
     return dropout_p == 0.0 and not (qkv_T3HK.requires_grad and torch.is_grad_enabled())
 
 
 def _one_by_one(qkv_T3HK: Tensor, cu_seqlens: Tensor, softmax_scale: float) -> Tensor:
-    """Sequence by sequence, on slices: nothing is gathered."""
+    """Sequence by sequence, on slices, so that nothing is gathered."""
     out_THK = torch.empty_like(qkv_T3HK[:, 0], memory_format=torch.contiguous_format)
     for start, end in itertools.pairwise(cu_seqlens.tolist()):
         if end > start:
@@ -73,9 +73,9 @@ def _one_by_one(qkv_T3HK: Tensor, cu_seqlens: Tensor, softmax_scale: float) -> T
 def _group_by_length(
     tokens: int, cu_seqlens: Tensor, max_seqlen: int
 ) -> tuple[Tensor | None, list[tuple[int, int]]]:
-    """Token order that lays equally long sequences side by side (None: as it is), and (count, length) runs."""
+    """Token order in which sequences of equal length are adjacent (None: as it is), and runs (count, length)."""
     count = cu_seqlens.numel() - 1
-    if count * max_seqlen == tokens:  # no sequence can be shorter, and no value has to reach the host
+    if count * max_seqlen == tokens:  # then no sequence is shorter, and nothing has to be read on the host
         return None, [(count, max_seqlen)]
     starts_by_length: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(cu_seqlens.tolist()):
@@ -92,7 +92,7 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, keep: Tenso
     """The formula, for one group [count, H, length, K]; `torch.softmax` keeps fp32 statistics."""
     probabilities = torch.softmax((q * softmax_scale) @ k.transpose(-1, -2), dim=-1)
     if keep is not None:
-        # A product with 0 and 1 is several times faster than `masked_fill`, as is converting from uint8.
+        # Multiplying by 0 or 1 is several times faster than `masked_fill`, and so is converting from uint8.
         probabilities = probabilities * keep.view(torch.uint8).to(q.dtype)
     return probabilities @ v
 

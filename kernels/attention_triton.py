@@ -1,8 +1,8 @@
 """Attention on Triton: tiles, launches and the torch operators (kernels: `attention_kernels.py`).
 
 Two operators, `electra_kernels::attention` and `…_backward`; both draw the same dropout from the counter. The
-forward also returns the rows' log-sum-exp (base 2), [H, T], or an empty
-tensor from the short path, whose backward does not need it.
+forward operator also returns each row's log-sum-exp (base 2), [H, T]; it is empty on the path for short sequences,
+whose backward pass does not need it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """Sizes of one kernel's blocks, warps of a program, stages of its software pipeline."""
+    """One kernel's blocks (queries, keys), warps per program, and stages of its software pipeline."""
 
     queries: int
     keys: int
@@ -51,13 +51,13 @@ TILES = {
         "keys": {64: Tile(64, 128, 8, 2), 128: Tile(64, 128, 8, 2)},
     },
 }
-# float32 has no tensor cores here (tf32 is not float32); the same tiles do for all architectures.
+# float32 runs without tensor cores (tf32 is not float32); the same tiles serve all architectures.
 TILES_FLOAT32 = {
     "forward": {64: Tile(32, 32, 8, 1), 128: Tile(32, 16, 8, 1)},
     "queries": {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
     "keys": {64: Tile(16, 16, 8, 1), 128: Tile(16, 32, 8, 1)},
 }
-# {architecture: {head dim up to: longest sequence that the short path takes}}, and its warps by block.
+# {architecture: {head dim up to: longest sequence of the short path}}, and its warps by BLOCK_S.
 SHORT_LIMIT = {80: {32: 128, 64: 64, 128: 32}, 90: {64: 128, 128: 64}, 100: {128: 128}}
 SHORT_LIMIT_FLOAT32 = {64: 32, 128: 16}
 SHORT_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
@@ -106,7 +106,7 @@ def _is_short(qkv_T3HK: Tensor, max_seqlen: int) -> bool:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What all kernels of one call are launched with."""
+    """The arguments that all kernels of one call share."""
 
     qkv_T3HK: Tensor
     cu_seqlens: Tensor
@@ -231,7 +231,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def dropout_mask(tokens: int, keys: int, heads: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The decisions the kernels draw, bool [heads, tokens, keys]; see `attention.attention_dropout_mask`."""
+    """The kernels' dropout decisions, bool [heads, tokens, keys]; see `attention.attention_dropout_mask`."""
     mask = torch.empty(heads, tokens, keys, dtype=torch.uint8, device=seed.device)
     grid = (triton.cdiv(tokens, 32), triton.cdiv(keys, 32), heads)
     with torch.cuda.device_of(seed):
@@ -288,5 +288,5 @@ def _compile_case(
         num_stages=options["num_stages"],
         needs_dot=dtype.itemsize == 2,
         streaming=True,
-        wide_stores=head_dim >= 32,  # smaller rows leave a thread less than 16 bytes
+        wide_stores=head_dim >= 32,  # with narrower rows a thread has less than 16 bytes to store
     )

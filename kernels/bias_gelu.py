@@ -1,9 +1,10 @@
-"""Bias + GELU in one pass: what lies between the two products of a feed-forward branch.
+"""Bias + GELU in one pass: the step between the two linear layers of a feed-forward block.
 
     out = gelu(x + bias),   gelu(y) = y Φ(y),   Φ(y) = (1 + erf(y / √2)) / 2
 
-x is a product without its bias. Leaving the bias to GELU costs nothing forward; backward its gradient, the sum of
-dx over the tokens, is formed where dx is, where PyTorch would read dx once more for it.
+x is the first layer's matrix product without its bias. Adding the bias here costs nothing in the forward pass. In
+the backward pass its gradient, the sum of dx over the tokens, is formed as dx is computed; PyTorch would read dx
+again for it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 
 def bias_gelu(x_TF: Tensor, bias_F: Tensor) -> Tensor:
-    """GELU(x + bias), by erf; gradients reach both.
+    """GELU(x + bias), the exact (erf) form; differentiable with respect to both.
 
     Args:
-        x_TF: fp32, bf16, fp16 or fp64. The sum and GELU are computed in fp32 (fp64), the result has x's dtype.
+        x_TF: fp32, bf16, fp16 or fp64. The sum and GELU are computed in fp32 (fp64); the result has x's dtype.
         bias_F: any float dtype.
 
     Raises:

@@ -1,9 +1,10 @@
-"""Bias + GELU on Triton, one pass each way (maths: `bias_gelu`).
+"""Bias + GELU on Triton, one pass forward and one backward (maths: `bias_gelu`).
 
     y = x + bias,   out = y Φ(y),   dx = dout · (Φ(y) + y φ(y)),   dbias = Σ_t dx
 
-A program holds some columns; in the backward pass it strides over the rows and keeps their sum for dbias in
-registers. What the programs leave is added in a fixed order.
+A tile is BLOCK_T tokens by BLOCK_F columns. In the forward pass a program owns one tile. In the backward pass it
+owns BLOCK_F columns, strides over the tokens and keeps its part of dbias in registers; the programs' partial sums
+are then added in a fixed order. Only the inputs are saved for backward: y is recomputed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.operators import operator, statistics_dtype
 from torch import Tensor
 
-ELEMENTS = 4096  # of T x F, held by a program at a time
-COLUMNS = 256  # of them, at most: a row of 512 bytes in half precision
-PROGRAMS = 528  # of the backward pass, at most: four for each of an H200's 132 multiprocessors
+ELEMENTS = 4096  # of a tile
+COLUMNS = 256  # of a tile, at most: a row of 512 bytes in half precision
+PROGRAMS = 528  # at most, in the backward pass: four for each of an H200's 132 multiprocessors
 
 
 @triton.jit
@@ -35,6 +36,7 @@ def _load_sum(p_x, p_bias, o_t, m_t, o_f, ACC: tl.constexpr, F: tl.constexpr):
 def _forward_kernel(
     p_x, p_bias, p_out, T, ACC: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_T: tl.constexpr
 ):  # fmt: skip
+    """GELU(x + bias) of one tile."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     b_y = _load_sum(p_x, p_bias, o_t, o_t < T, o_f, ACC, F)
@@ -47,6 +49,7 @@ def _backward_kernel(
     p_dout, p_x, p_bias, p_dx, p_dbias, T,
     ACC: tl.constexpr, F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """dx of BLOCK_F columns, and their partial sums for dbias, [ROWS, BLOCK_F]."""
     o_f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     b_dbias = tl.zeros((ROWS, BLOCK_F), ACC)
     for start in range(tl.program_id(0) * BLOCK_T, T, tl.num_programs(0) * BLOCK_T):
@@ -129,7 +132,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """Both kernels at the widths of Small's and Base's feed-forward layers."""
+    """Both kernels at the widths of Small's and Base's feed-forward layers, and of Small's generator in fp16."""
     for dtype, size in (("bf16", 1024), ("bf16", 3072), ("fp16", 256)):
         types = dict.fromkeys(("p_x", "p_out", "p_dout", "p_dx"), f"*{dtype}") | {"T": "i32"}
         shapes = {"ACC": tl.float32, **blocks(size)}

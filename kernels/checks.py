@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions: every error names the argument, the expected and the got."""
+"""Argument checks of the public functions: every error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_tensor(
     dtypes: Sequence[torch.dtype],
     device: torch.device | None = None,
 ) -> None:
-    """Raise ValueError unless `tensor` has this shape (None: any size), one of these dtypes, this device."""
+    """Raise ValueError unless `tensor` has this shape (None: any size), one of these dtypes and this device."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     fits = tensor.dim() == len(shape) and all(

@@ -1,12 +1,12 @@
 """What ahead-of-time compilation needs to know about one kernel at one tile.
 
-Every `*_triton.py` exposes
+Each module with kernels exposes
 
     def compile_cases(capability: int) -> Iterator[CompileCase]
 
-which yields each of its kernels at each tile its table holds for that architecture (`CAPABILITIES`), with the
-types and the specialisations its launcher really uses. `benchmarks.compile_report` compiles them all,
-without a GPU, and its test asserts no spills, tensor cores, wide accesses and shared memory within the chip.
+which yields its kernels at every tile in their table for that architecture (`CAPABILITIES`), with the types and
+specialisations that the launcher uses. `benchmarks.compile_report` compiles all of them without a GPU. Its test
+asserts that nothing spills, that tensor cores and wide accesses are used, and that shared memory suffices.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 CAPABILITIES = (80, 90, 100)
-"""Architectures with tables of tiles of their own."""
+"""Architectures that have their own tables of tiles."""
 
 
 def signature_of(kernel: Any, types: Mapping[str, str], constexprs: Mapping[str, object]) -> dict[str, str]:
-    """The type of each argument of `kernel` that is no constexpr; those that `types` does not name are `*fp32`."""
+    """The type of each argument of `kernel` that is not a constexpr; `*fp32` where `types` does not name it."""
     return {name: types.get(name, "*fp32") for name in kernel.arg_names if name not in constexprs}
 
 
 def tiles_of(capability: int) -> int:
-    """Which architecture's tiles a GPU takes; those of sm_80 fit into any newer one's shared memory."""
+    """The architecture whose tiles a GPU uses; those of sm_80 fit into the shared memory of every newer one."""
     return {9: 90, 10: 100}.get(capability // 10, 80)
 
 
@@ -38,18 +38,18 @@ class CompileCase:
     kernel: Any
     """The function under `@triton.jit`."""
     signature: Mapping[str, str]
-    """Type of every argument that is not a constexpr: `*bf16`, `*i64`, `i32`, `fp32`. Pointers count as
-    16-byte aligned, as those of torch's allocator are."""
+    """Type of every argument that is not a constexpr: `*bf16`, `*i64`, `i32`, `fp32`. Pointers are taken to be
+    16-byte aligned, as torch's allocator makes them."""
     constexprs: Mapping[str, object]
     """Value of every constexpr argument."""
     num_warps: int
     num_stages: int
     enable_fp_fusion: bool = True
-    """Whether the launch says `FUSED` or `ROUNDED` (`blocks_triton`)."""
+    """Whether the launch passes `FUSED` or `ROUNDED` (`blocks_triton`)."""
     multiples_of_16: Sequence[str] = ()
-    """Integer arguments which are multiples of 16 in this case (Triton specialises on that at launch)."""
+    """Integer arguments that are multiples of 16 in this case (Triton specialises on that at launch)."""
     needs_dot: bool = False
-    """Holds matrix products in half precision, so tensor-core instructions are asserted."""
+    """Contains matrix products in half precision, so tensor-core instructions are asserted."""
     streaming: bool = False
     """Bound by memory traffic, so 128-bit global loads are asserted."""
     wide_stores: bool = False

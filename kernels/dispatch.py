@@ -1,11 +1,11 @@
 """Which implementation runs: chosen at call time, never at import.
 
-`auto` (the default) takes Triton for tensors on a GPU that the kernels are for, and the plain-PyTorch twin for
-everything else. On a CPU, what has dropout in it (so: training) or is in bf16 runs the twin's loops in C where
-they could be built (`native`): PyTorch has no fast counter-based random numbers, and its bf16 goes through copies
-in fp32. Why a GPU's kernels (`triton_support`) or a CPU's loops do not run is logged, once. float64 on a GPU, a
-precision for checking results, takes the twin. `use("triton")` takes the kernels on any GPU that launches them.
-`TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
+`auto` (the default) runs the Triton kernels on GPUs that they support, and the plain-PyTorch twin everywhere else.
+The exception on a CPU: operations with dropout (that is, training) or in bf16 run loops in C where these could be
+built (`native`), because PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in
+fp32. If a GPU's kernels (`triton_support`) or a CPU's loops cannot run, the reason is logged once. float64 on a
+GPU, a precision for checking results, takes the twin. `use("triton")` runs the kernels on any GPU that can launch
+them. `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def use(implementation: Implementation) -> Iterator[None]:
     """`with use("reference"): ...` overrides the choice inside the block, in all threads.
 
     Raises:
-        ValueError: an implementation other than "auto", "triton", "native", "reference".
+        ValueError: not "auto", "triton", "native" or "reference".
     """
     global _choice
     if implementation not in get_args(Implementation):
@@ -52,15 +52,15 @@ def triton_problem() -> str | None:
 
 @torch.compiler.assume_constant_result
 def launch_problem(device: torch.device) -> str | None:
-    """Why Triton launches nothing on this GPU, or None; the first call launches a small one, and waits for it."""
+    """Why Triton cannot launch on this GPU, or None. The first call launches a small kernel and waits for it."""
     return triton_support.import_problem() or triton_support.launch_problem(_numbered(device))
 
 
 @torch.compiler.assume_constant_result
 def gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why "auto" takes the twins for such tensors on this GPU, or None; the log says it, once.
+    """Why "auto" takes the twins for tensors of `dtype` on this GPU, or None. The reason is logged once.
 
-    Every call of an operation asks, so the answer is kept, but for one given while a CUDA graph is being captured.
+    Every call of an operation asks, so the answer is cached, except during the capture of a CUDA graph.
     """
     asked = _numbered(device), dtype, triton_support.switch()
     if asked not in _answers:
@@ -83,7 +83,7 @@ def distrust(device: torch.device, reason: str) -> None:
 
 
 def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The order saves what is not needed: on a GPU of another kind nothing is launched."""
+    """The checks are ordered so that nothing is launched on a GPU of an unsupported kind."""
     problem = triton_support.import_problem() or triton_support.kind_problem(device, dtype)
     problem = problem or triton_support.launch_problem(device)
     if problem is not None:
@@ -92,7 +92,7 @@ def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """`cuda` without a number is the current one."""
+    """`device` with its number; `cuda` without one means the current device."""
     return device if device.index is not None else torch.device(device.type, torch.cuda.current_device())
 
 
@@ -107,7 +107,7 @@ def interpreting() -> bool:
 
 
 def available() -> dict[str, str]:
-    """Implementation -> "yes", or the reason why it cannot run here (for Triton: on the current GPU, in fp32)."""
+    """Implementation -> "yes", or why it cannot run here (for Triton: on the current GPU, in fp32)."""
     problem = triton_problem()
     if problem is None and torch.cuda.is_available():
         problem = gpu_problem(torch.device("cuda"), torch.float32)
@@ -120,7 +120,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
     """Whether a call on `tensor` goes to Triton.
 
     Raises:
-        RuntimeError: Triton was asked for with `use("triton")` and cannot run on this tensor.
+        RuntimeError: `use("triton")` is active and Triton cannot run on this tensor.
     """
     if _choice == "reference" or (tensor.is_cuda and tensor.dtype == torch.float64):
         return False
@@ -132,10 +132,10 @@ def use_triton(tensor: torch.Tensor) -> bool:
 
 
 def _asked_for_problem(tensor: torch.Tensor) -> str | None:
-    """Why Triton cannot run on `tensor`, whatever is known of the GPU's kind; or None."""
+    """Why Triton cannot run on `tensor`, whether or not the kernels support this kind of GPU; or None."""
     if tensor.is_cuda:
         return launch_problem(tensor.device)
-    # A fake tensor (torch's FakeTensorMode) has a shape and no values: tracing it launches nothing.
+    # A fake tensor (torch's FakeTensorMode) has a shape but no values, so tracing it launches nothing.
     if interpreting() or is_fake(tensor):
         return triton_problem()
     return triton_problem() or f"tensor is on {tensor.device} and TRITON_INTERPRET is not set"
@@ -143,7 +143,7 @@ def _asked_for_problem(tensor: torch.Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result
 def native_problem() -> str | None:
-    """Why the loops in C cannot run here (logged once), or None; the first call builds them in some seconds."""
+    """Why the loops in C cannot run here (logged once), or None. The first call builds them in some seconds."""
     problem = native.problem()
     if problem not in (None, native.SWITCHED_OFF):
         _say_once(f"this CPU computes without the loops in C, which is slower: {problem}")
@@ -151,14 +151,14 @@ def native_problem() -> str | None:
 
 
 def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_is_faster: bool = False) -> bool:
-    """Whether a call on `tensor` goes to the loops in C, once `use_triton` has said no.
+    """Whether a call on `tensor` goes to the loops in C, after `use_triton` returned False.
 
     Args:
-        supported: whether the loops can work on these dtypes and sizes.
-        twin_is_faster: whether "auto" is better off without them.
+        supported: whether the loops support these dtypes and sizes.
+        twin_is_faster: whether "auto" should take the twin instead.
 
     Raises:
-        RuntimeError: they were asked for with `use("native")` and cannot run on this tensor.
+        RuntimeError: `use("native")` is active and the loops cannot run on this tensor.
     """
     in_bf16 = tensor.dtype == torch.bfloat16
     if _choice == "reference" or (_choice == "auto" and (twin_is_faster or (dropout_p == 0.0 and not in_bf16))):
@@ -176,8 +176,8 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 
 def checks_values(tensor: torch.Tensor) -> bool:
-    """Whether checks that need a tensor's values run: on the host yes, on a GPU (where they would wait for
-    the device) only with ELECTRA_KERNELS_DEBUG=1, and never while torch.compile traces.
+    """Whether to run checks that read a tensor's values: always on a CPU, on a GPU (where they wait for the
+    device) only with ELECTRA_KERNELS_DEBUG=1, and never while torch.compile traces.
     """
     if torch.compiler.is_compiling() or is_fake(tensor):
         return False

@@ -1,9 +1,9 @@
-"""Embedding sum + LayerNorm + dropout: the first thing an encoder does, in one pass over T x E.
+"""Embedding sum + LayerNorm + dropout, an encoder's first step, in one pass over T x E.
 
     out = dropout(LayerNorm(words[input_ids] + positions[position_ids] + segments[segment_ids]) · weight + bias)
 
-Dropout keeps feature c of token t as `rng.keep_mask(rows=token, columns=feature, plane=0)` says and scales
-what it keeps by `rng.keep_scale`. The sum and the statistics are fp32 (fp64 for fp64 tables).
+`rng.keep_mask` (row: token, column: feature, plane 0) decides which values dropout keeps; those are multiplied by
+`rng.keep_scale`. The sum and the statistics are fp32 (fp64 for fp64 tables).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def embedding_layer_norm(
     stream: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[T, E]; gradients reach the three tables, weight and bias, summed in a fixed order.
+    """The encoder's input, [T, E]. Gradients of tables, weight and bias are summed in a fixed order.
 
     Args:
         input_ids_T, position_ids_T, segment_ids_T: int64 or int32, rows of the three tables.
-        words_VE, positions_SE, segments_CE: fp32, bf16, fp16 or fp64, all of one dtype.
+        words_VE, positions_SE, segments_CE: fp32, bf16, fp16 or fp64, all of the same dtype.
         weight_E, bias_E: any float dtype.
         eps: added to the variance.
         dropout_p, seed, stream: as in `dropout_add_layer_norm`.
@@ -44,7 +44,7 @@ def embedding_layer_norm(
 
     Raises:
         ValueError: wrong shape, dtype, device or range; dropout without a seed; ids outside their table (on a
-            GPU only with ELECTRA_KERNELS_DEBUG=1: reading them waits for the device).
+            GPU checked only with ELECTRA_KERNELS_DEBUG=1, because reading them waits for the device).
     """
     check_tensor("words_VE", words_VE, (None, None), FLOATS)
     device, size = words_VE.device, words_VE.shape[1]

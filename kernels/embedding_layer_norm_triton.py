@@ -1,11 +1,13 @@
 """Embedding sum + LayerNorm + dropout on Triton (maths: `embedding_layer_norm`).
 
-Forward: one pass; the sum is never stored. Backward: one pass recomputes sum, statistics and dropout
-decisions and gives ds, the gradient of the sum, for every token, beside the partial sums of dweight and dbias
-(the formulas are those of `layer_norm_triton`). ds is scattered to the tables by PyTorch's own embedding backward,
-which sorts the ids and sums runs of equal ones: no atomics, and nothing to win by writing it again. It has one
-weakness, a row that thousands of tokens share, whose partial sums one thread adds one after the other; such are
-the two segments, so a table of few rows gets its gradient by a product with the matrix of who took which row.
+A tile is BLOCK_T tokens by all E features.
+**Forward.** A program owns one tile; the embedding sum is never stored.
+**Backward.** Only the inputs are saved. Programs stride over the tokens, recompute sum, statistics and dropout
+decisions, and write ds, the gradient of the sum, for each token, and partial sums of dweight and dbias (formulas:
+`layer_norm_triton`). PyTorch's own embedding backward then adds ds to the tables' gradients: it sorts the ids and
+sums runs of equal ones, without atomics, so there is nothing to gain from rewriting it. Its one weakness is a row
+that thousands of tokens share, whose partial sums a single thread adds in sequence. The two segments are such
+rows, so tables of few rows get their gradient from a product with the one-hot matrix of the ids.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from torch import Tensor
 
-FEW_ROWS = 8  # tables up to this size take a product for their gradient
+FEW_ROWS = 8  # tables of at most so many rows get their gradient from a matrix product
 
 
 @triton.jit
@@ -31,7 +33,7 @@ def _normalised_sum(
     p_input_ids, p_position_ids, p_segment_ids, p_words, p_positions, p_segments, o_t, m_t, o_d, eps,
     ACC: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """`normalise` of the tokens' embedding sums."""
+    """`normalise` applied to the tokens' embedding sums."""
     b_ids = tl.load(p_input_ids + o_t, mask=m_t, other=0)
     b_s = load_rows(p_words, b_ids, m_t, o_d, D).to(ACC)
     b_ids = tl.load(p_position_ids + o_t, mask=m_t, other=0)
@@ -47,6 +49,7 @@ def _forward_kernel(
     T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
 ):  # fmt: skip
+    """Whole rows of the result: BLOCK_T tokens."""
     o_t, o_d = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     m_t = o_t < T
     b_n, _ = _normalised_sum(
@@ -66,6 +69,7 @@ def _backward_kernel(
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
+    """ds of this program's tokens, and their partial sums for dweight and dbias, [ROWS, BLOCK_D] each."""
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
     b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((ROWS, BLOCK_D), ACC)
@@ -154,7 +158,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _dtable(ds_TE: Tensor, ids_T: Tensor, rows: int) -> Tensor:
-    """For each row of a table, ds summed over the tokens that took it."""
+    """The gradient of a table: for each row, ds summed over the tokens that looked it up."""
     if rows > FEW_ROWS:
         return torch.ops.aten.embedding_dense_backward(ds_TE, ids_T, rows, -1, False)  # type: ignore[no-any-return]
     took_RT = torch.arange(rows, device=ids_T.device)[:, None] == ids_T

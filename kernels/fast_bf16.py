@@ -1,4 +1,4 @@
-"""Processors that multiply bf16 faster than fp32, and what is done differently there.
+"""Processors that multiply bf16 faster than fp32, and what this package does differently on them.
 
 | | bf16, one core | fp32, one core |
 |---|---|---|
@@ -6,14 +6,14 @@
 | AMD with AVX-512 BF16, since Zen 4 | 220 GFLOP/s | 97 |
 | Intel with AVX-512 BF16 and no tiles | 42 GFLOP/s | 78 |
 
-(oneDNN, 2.3 to 2.6 GHz, docs/decisions.md.) So what a processor can do does not say what it does fast, and
-`has_fast_bf16` goes by the first two rows. Sums are kept in fp32 on all of them.
+(oneDNN, 2.3 to 2.6 GHz, docs/decisions.md.) A processor that supports bf16 need not be fast at it, so
+`has_fast_bf16` is true only of the first two rows. All of them accumulate in fp32.
 
-An fp32 product whose operands are bf16 numbers already loses nothing in bf16: on tiles `products_in_bf16` lets
-oneDNN do it, fp32 in, fp32 out. Elsewhere oneDNN has no such product, and does its own in fp32.
+An fp32 product whose operands already are bf16 numbers loses nothing in bf16. With AMX, `products_in_bf16` lets
+oneDNN compute it so, fp32 in, fp32 out; without, oneDNN has no such product and computes in fp32.
 
-A product that sums over the tokens, dW = dyᵀ x, reads one operand against the grain, which on tiles costs oneDNN
-as much as the product itself. `product_over_rows` turns the smaller one over first, by a loop in C (`c/turn.c`).
+A product that sums over the tokens, dW = dyᵀ x, reads one operand across its rows, which with AMX costs oneDNN as
+much as the product itself. `product_over_rows` first transposes the smaller operand by a loop in C (`c/turn.c`).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from electra_kernels.native import c_int
 from torch import Tensor
 
 SPREAD = 32
-"""Numbers between the rows of a turned matrix: rows a power of two apart compete for the same cache lines."""
+"""Padding between the rows of a transposed matrix: rows a power of two apart compete for the same cache lines."""
 
 
 @torch.compiler.assume_constant_result
 def has_fast_bf16() -> bool:
-    """Whether the processor is one of those."""
+    """Whether the processor multiplies bf16 faster than fp32."""
     return _has_fast_bf16()
 
 
 @torch.compiler.assume_constant_result
 def has_amx() -> bool:
-    """Whether it has a matrix unit for bf16 (AMX, whose registers are Intel's "tiles")."""
+    """Whether the processor has AMX, a matrix unit for bf16 whose registers Intel calls tiles."""
     return _has_amx()
 
 
 @torch.compiler.assume_constant_result
 def has_gpu_bf16(device: torch.device) -> bool:
-    """Whether a GPU computes in bf16 by itself: NVIDIA's since Ampere (sm_80); of AMD's, torch says so of all.
+    """Whether a GPU has bf16 in hardware: NVIDIA's since Ampere (sm_80), and, according to torch, all of AMD's.
 
-    `torch.cuda.is_bf16_supported` is true of older ones, too, which emulate it, several times slower than fp32.
+    `torch.cuda.is_bf16_supported` is also true of older GPUs, which emulate it several times slower than fp32.
     """
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -68,7 +68,7 @@ def _has_amx() -> bool:
 
 
 def _maker() -> str:
-    """The processor's maker as it calls itself, e.g. "GenuineIntel"; "" if nobody says."""
+    """The processor's vendor id, e.g. "GenuineIntel"; "" if it is not known."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -80,9 +80,9 @@ def _maker() -> str:
 
 @contextmanager
 def products_in_bf16(wanted: bool) -> Iterator[None]:
-    """Inside, fp32 matrix products on a CPU round their operands to bf16 where it has tiles, if `wanted`.
+    """If `wanted`, fp32 matrix products inside round their operands to bf16, on CPUs with AMX.
 
-    The switch is torch's own, and the whole process's while it is on.
+    This is torch's own setting and holds for the whole process while it is on.
     """
     if not wanted:
         yield
@@ -96,7 +96,7 @@ def products_in_bf16(wanted: bool) -> Iterator[None]:
 
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:
-    """aᵀ b, [O, I], of two contiguous bf16 matrices on a CPU."""
+    """aᵀ b, [O, I], for two contiguous bf16 matrices on a CPU."""
     if not _has_amx() or native.problem() is not None or is_fake(a_TO) or not a_TO.numel():
         return a_TO.T @ b_TI
     if a_TO.shape[1] <= b_TI.shape[1]:
@@ -105,9 +105,9 @@ def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:
 
 
 def turned(matrix_RC: Tensor) -> Tensor:
-    """The transpose of a contiguous bf16 matrix on a CPU, its rows `SPREAD` numbers apart."""
+    """The transpose of a contiguous bf16 matrix on a CPU, with `SPREAD` numbers of padding between rows."""
     rows, columns = matrix_RC.shape
     out_CR = matrix_RC.new_empty(columns, rows + SPREAD)
-    out_CR[:, rows:] = 0  # oneDNN reads on to whole tiles; times 0, but what is not finite makes NaN
+    out_CR[:, rows:] = 0  # oneDNN reads whole tiles; it multiplies the padding by 0, but inf or NaN would give NaN
     native.call("turn", matrix_RC, out_CR, rows, columns, rows + SPREAD, c_int(torch.get_num_threads()))
     return out_CR[:, :rows]

@@ -1,15 +1,15 @@
-"""Dropout + residual + LayerNorm in one pass: the end of every sub-layer of a post-norm Transformer.
+"""Dropout + residual + LayerNorm in one pass: the last step of every sub-layer of a post-norm Transformer.
 
     out = LayerNorm(residual + dropout(x + x_bias)) · weight + bias
 
-Dropout keeps feature c of token t as `rng.keep_mask(rows=token, columns=feature, plane=0)` says and scales
-what it keeps by `rng.keep_scale`; backward recomputes the decisions from the counter instead of storing
-them. Statistics are fp32; the result has x's dtype.
+`rng.keep_mask` (row: token, column: feature, plane 0) decides which values dropout keeps; those are multiplied by
+`rng.keep_scale`. The backward pass recomputes the decisions from the counter instead of storing them. Statistics
+are fp32; the result has x's dtype.
 
-Two things are here for their gradients. `x_bias` is the bias of the product that x comes from: its gradient is the
-sum of dx over the tokens, which the backward pass has at hand, and which PyTorch would read dx once more for. And
-the next sub-layer reads the result twice, as its input and as its residual: `…_twice` hands it out for both, and
-adds their gradients as it reads them, where autograd would add them in a pass of its own.
+Two details serve the backward pass. `x_bias` is the bias of the linear layer that computed x. Its gradient is the
+sum of dx over the tokens, which is formed as dx is computed; PyTorch would read dx again for it. And the next
+sub-layer reads the result twice, as its input and as its residual: `…_twice` returns it for both readers and adds
+their gradients as it reads them, where autograd would add them in a separate pass.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def dropout_add_layer_norm(
     seed: Seed | None = None,
     stream: int = 0,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x + x_bias)); gradients reach all five tensors.
+    """LayerNorm(residual + dropout(x + x_bias)); differentiable with respect to all five tensors.
 
     Args:
-        x_TD, residual_TD: fp32, bf16, fp16 or fp64, of one shape; dtypes may differ (residual fp32 beside
-            x bf16, say). The sum is formed in fp32, the result has x's dtype.
+        x_TD, residual_TD: fp32, bf16, fp16 or fp64, of the same shape; dtypes may differ (x in bf16 and residual
+            in fp32, for example). The sum is formed in fp32; the result has x's dtype.
         weight_D, bias_D: any float dtype.
         eps: added to the variance.
         x_bias_D: added to x before dropout, in any float dtype.
         dropout_p: in [0, 1); probability that a value of x is dropped.
-        seed: int or int64 tensor `[key]` or `[key, first_row]` (see `rng`); needed iff dropout_p > 0.
-            `first_row` is what the batch's first token counts as.
-        stream: which use of randomness this is, a static int.
+        seed: int or int64 tensor `[key]` or `[key, first_row]` (see `rng`); required iff dropout_p > 0.
+            `first_row` is the row number of the batch's first token.
+        stream: distinguishes uses of one `seed`; a static int.
 
     Raises:
         ValueError: wrong shape, dtype, device or range; dropout without a seed.
@@ -71,9 +71,9 @@ def dropout_add_layer_norm_twice(
     seed: Seed | None = None,
     stream: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`dropout_add_layer_norm` for two readers: its result twice, in the same memory (write into neither).
+    """`dropout_add_layer_norm` for two readers: its result twice, sharing memory, so write to neither.
 
-    Args and errors: as there.
+    Arguments and errors are those of `dropout_add_layer_norm`.
     """
     arguments = _checked(x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, seed, stream)
     operators = _operators(x_TD, residual_TD, dropout_p)
@@ -89,7 +89,7 @@ class _Operators(NamedTuple):
 
 
 def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operators | None:
-    """The fast form that runs here, or None for the twin."""
+    """The operators of the fast implementation that runs here, or None for the twin."""
     if use_triton(x_TD):
         from electra_kernels import layer_norm_triton
 
@@ -107,7 +107,7 @@ def _checked(
     x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, x_bias_D: Tensor | None, eps: float,
     dropout_p: float, seed: Seed | None, stream: int,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """What every implementation takes."""
+    """The arguments that every implementation takes, checked."""
     check_tensor("x_TD", x_TD, (None, None), FLOATS)
     device, (tokens, size) = x_TD.device, x_TD.shape
     check_tensor("residual_TD", residual_TD, (tokens, size), FLOATS, device)

@@ -1,11 +1,12 @@
-"""The autograd formulas of dropout + residual + LayerNorm, for the operators of both its fast forms.
+"""Autograd for dropout + residual + LayerNorm, shared by the Triton and the native operators.
 
     forward(x, residual, weight, bias, x_bias, eps, dropout_p, seed, stream) -> out
     backward(dout, dout_again, x, residual, weight, x_bias, eps, dropout_p, seed, stream)
         -> dresidual, dx, [dweight, dbias, dx_bias]
 
-Backward computes everything again from the inputs, so nothing else is saved. The parameters' gradients are the
-rows of one tensor: a single sum over the partial sums, and an operator's results must not share memory.
+Only the inputs are saved: backward recomputes everything else from them. The parameters' gradients are rows of one
+tensor, because a single reduction then adds all partial sums, and because an operator's results must not share
+memory.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def register_autograd(forward: Operator, backward: Backward) -> None:
 
 
 class Twice(torch.autograd.Function):
-    """`forward`'s result for two readers, whose gradients `backward` adds as it reads them."""
+    """The result of `forward` for two readers, whose gradients `backward` adds as it reads them."""
 
     @staticmethod
     def forward(ctx: Any, forward: Operator, backward: Backward, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """(out, out again), which share memory."""
+        """The result twice, sharing memory."""
         _save(ctx, *inputs)
         ctx.backward_operator = backward
         ctx.set_materialize_grads(False)
@@ -49,7 +50,7 @@ class Twice(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor | None, dout_again_TD: Tensor | None) -> Gradients:
-        """For `forward`'s two operators, None; for its tensors, their gradients."""
+        """None for the two operators; the gradients for the tensors."""
         if dout_TD is None:
             dout_TD, dout_again_TD = dout_again_TD, None
         if dout_TD is None:
@@ -58,7 +59,7 @@ class Twice(torch.autograd.Function):
 
 
 NUMBER_OF_INPUTS = 9
-"""Of the forward operators."""
+"""Number of arguments of the forward operators."""
 
 
 def _save(
@@ -81,14 +82,14 @@ def _differentiate(ctx: Any, backward: Backward, dout_TD: Tensor, dout_again_TD:
 
 
 def number_of_sums(x_bias_D: Tensor | None) -> int:
-    """How many parameters' gradients the backward pass adds up."""
+    """Number of parameters whose gradients are sums over the tokens."""
     return 2 if x_bias_D is None else 3
 
 
 def outputs_of_backward(
     x_TD: Tensor, residual_TD: Tensor, x_bias_D: Tensor | None, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors like those that the backward operators return, not filled."""
+    """Uninitialised tensors, shaped like the results of the backward operators."""
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
     sums = x_TD.new_empty(number_of_sums(x_bias_D), x_TD.shape[1], dtype=statistics_dtype(x_TD))
     return residual_TD.new_empty(residual_TD.shape), dx_TD, sums

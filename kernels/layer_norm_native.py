@@ -1,7 +1,7 @@
-"""Dropout + residual + LayerNorm by the loops of `c/layer_norm.c` (maths: see `layer_norm`).
+"""Dropout + residual + LayerNorm by the loops in `c/layer_norm.c` (maths: see `layer_norm`).
 
-Like the Triton kernels they store nothing for the backward pass: it computes the sum, its statistics and the
-dropout decisions again.
+As with the Triton kernels, only the inputs are saved: the backward pass recomputes the sum, its statistics and the
+dropout decisions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from electra_kernels.operators import operator
 from torch import Tensor
 
 ROW_BLOCK = 64  # as in c/layer_norm.c
-WIDEST = 8192  # rows are worked on in memory of the stack
+WIDEST = 8192  # features; rows are held on the stack
 
 
 def takes(x_TD: Tensor, residual_TD: Tensor) -> bool:
-    """Whether the loops can work on these dtypes and sizes."""
+    """Whether the loops support these dtypes and sizes."""
     return x_TD.dtype in DTYPES and residual_TD.dtype in DTYPES and 0 < x_TD.shape[1] <= WIDEST
 
 
@@ -48,7 +48,7 @@ def backward(
     dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
     x_bias_D: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As the Triton kernels' (`layer_norm_triton.backward`)."""
+    """The same results as `layer_norm_triton.backward`."""
     x_TD, residual_TD, dout_TD = x_TD.contiguous(), residual_TD.contiguous(), dout_TD.contiguous()
     dout_again_TD = None if dout_again_TD is None else dout_again_TD.contiguous()
     rows, size = x_TD.shape
@@ -76,7 +76,7 @@ def _row(parameter_D: Tensor | None) -> Tensor | None:
 
 
 def _flags(x_TD: Tensor, residual_TD: Tensor) -> tuple[Any, Any, Any]:
-    """Which tensors are bf16, and how many threads run."""
+    """Whether x and residual are bf16 (1 or 0 each), and the number of threads."""
     halves = (int(tensor.dtype == torch.bfloat16) for tensor in (x_TD, residual_TD))
     return *(c_int(half) for half in halves), c_int(torch.get_num_threads())  # type: ignore[return-value]
 

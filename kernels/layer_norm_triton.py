@@ -1,15 +1,16 @@
-"""Dropout + residual + LayerNorm on Triton, one pass each way (maths: `layer_norm`).
+"""Dropout + residual + LayerNorm on Triton, one pass forward and one backward (maths: `layer_norm`).
 
 With s = residual + keep ∘ (x + x_bias) · keep_scale, n = (s - mean) · rstd and a row's gradient a = dout ∘ weight:
 
     ds = rstd · (a - mean(a) - n · mean(a ∘ n)),   dresidual = ds,   dx = keep ∘ ds · keep_scale,
     dweight = Σ_t dout ∘ n,   dbias = Σ_t dout,   dx_bias = Σ_t dx
 
-dout is the sum of two gradients where the result was handed out twice. A program holds whole rows, so backward
-recomputes s, mean, rstd and the dropout decisions from x, residual and the counter: nothing is stored for it,
-and s never loses bits to half precision. (Storing s moves the same bytes: one write more forward, one read less
-backward.) Programs stride over the rows and keep the parameters' sums in registers; what they leave is added in
-a fixed order.
+dout is the sum of two gradients where the result was returned twice. A tile is BLOCK_T tokens by all D features.
+**Forward.** A program owns one tile.
+**Backward.** Only the inputs are saved: with whole rows in a tile, s, mean, rstd and the dropout decisions can be
+recomputed from x, residual and the counter, and s never loses bits to half precision. (Storing s would move as
+many bytes: one write more forward, one read less backward.) A program strides over the tokens and keeps its part
+of the parameters' gradients in registers; the programs' partial sums are then added in a fixed order.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
 from torch import Tensor
 
-ELEMENTS = 4096  # of T x D, held by a program at a time
-PROGRAMS = 528  # of the backward pass, at most: four for each of an H200's 132 multiprocessors
+ELEMENTS = 4096  # of a tile
+PROGRAMS = 528  # at most, in the backward pass: four for each of an H200's 132 multiprocessors
 
 
 @triton.jit
 def drop(values, p_seed, rows, stream, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
-    """Dropout of whole rows with rescaling; 65536 - THRESHOLD of 65536 values are kept."""
+    """Dropout of whole rows, with rescaling: of 65536 random numbers, 65536 - THRESHOLD keep a value."""
     b_keep = keep_tile(p_seed, rows, 0, stream, tl.zeros((1, 1), tl.int32), THRESHOLD, COLUMNS)
     return tl.where(b_keep, values * (65536.0 / (65536 - THRESHOLD)), 0.0)
 
 
 @triton.jit
 def normalise(b_s, o_d, eps, D: tl.constexpr):
-    """(s - mean) · rstd and rstd of every row; zeros beyond D."""
+    """n = (s - mean) · rstd, and rstd, for every row of s; zeros beyond D."""
     b_mean = tl.sum(b_s, 1) / D
     b_s = tl.where((o_d < D)[None, :], b_s - b_mean[:, None], 0.0)
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_s * b_s, 1) / D + eps)
@@ -50,14 +51,14 @@ def normalise(b_s, o_d, eps, D: tl.constexpr):
 
 @triton.jit
 def normalise_backward(b_a, b_n, b_rstd, D: tl.constexpr):
-    """ds, given a = dout ∘ weight and what `normalise` returned; `a` is zero beyond D."""
+    """ds, given a = dout ∘ weight, which is zero beyond D, and the results of `normalise`."""
     b_ds = b_a - (tl.sum(b_a, 1) / D)[:, None] - b_n * (tl.sum(b_a * b_n, 1) / D)[:, None]
     return b_ds * b_rstd[:, None]
 
 
 @triton.jit
 def _load_row(p_row, o_d, ACC: tl.constexpr, D: tl.constexpr):
-    """[1, len(o_d)]: a parameter; zeros beyond D, and where there is none."""
+    """A parameter as [1, len(o_d)]; zeros beyond D, or everywhere if it is None."""
     if p_row is None:
         b_row = tl.zeros(o_d.shape, ACC)
     else:
@@ -70,7 +71,7 @@ def _normalise(
     p_x, b_x_bias, p_residual, p_seed, o_t, m_t, o_d, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, THRESHOLD: tl.constexpr,
 ):  # fmt: skip
-    """(s - mean) · rstd and rstd, for rows of s = residual + dropout(x + x_bias); zeros beyond D."""
+    """`normalise` applied to s = residual + dropout(x + x_bias)."""
     b_x = load_rows(p_x, o_t, m_t, o_d, D).to(ACC) + b_x_bias
     if THRESHOLD > 0:
         b_x = drop(b_x, p_seed, o_t, stream, THRESHOLD, BLOCK_D)
@@ -82,6 +83,7 @@ def _forward_kernel(
     p_x, p_residual, p_weight, p_bias, p_x_bias, p_seed, p_out, T, eps, stream,
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
 ):  # fmt: skip
+    """Whole rows of the result: BLOCK_T tokens."""
     o_t, o_d = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     m_t = o_t < T
     b_x_bias = _load_row(p_x_bias, o_d, ACC, D)
@@ -97,6 +99,7 @@ def _backward_kernel(
     ACC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
+    """dresidual and dx of this program's tokens, and partial sums of the parameters, [ROWS, BLOCK_D] each."""
     o_d = tl.arange(0, BLOCK_D)
     b_weight, b_x_bias = _load_row(p_weight, o_d, ACC, D), _load_row(p_x_bias, o_d, ACC, D)
     b_dweight, b_dbias = tl.zeros((ROWS, BLOCK_D), ACC), tl.zeros((ROWS, BLOCK_D), ACC)
@@ -130,14 +133,14 @@ def _backward_kernel(
 
 
 def constexprs(x_TD: Tensor, dropout_p: float) -> dict[str, Any]:
-    """The kernels' compile-time arguments for rows like these."""
+    """The kernels' compile-time arguments for these rows."""
     accumulator = tl.float64 if statistics_dtype(x_TD) == torch.float64 else tl.float32
     return {"ACC": accumulator, **blocks(x_TD.shape[1]), "THRESHOLD": dropout_threshold(dropout_p)}
 
 
 def blocks(size: int) -> dict[str, int]:
-    """The tile for rows of `size` features: whole rows, as many as make up about `ELEMENTS`."""
-    block_d = max(8, triton.next_power_of_2(size))  # eight neighbours share a random call
+    """The tile for rows of `size` features: as many whole rows as make up about `ELEMENTS`."""
+    block_d = max(8, triton.next_power_of_2(size))  # eight neighbouring features share a Philox call
     return {"D": size, "BLOCK_D": block_d, "BLOCK_T": max(1, ELEMENTS // block_d)}
 
 
@@ -167,8 +170,8 @@ def backward(
     dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
     x_bias_D: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, [dweight_D, dbias_D, dx_bias_D]); what is not asked for is left out or empty: dx
-    without dropout (it is dresidual then), dx_bias without x_bias."""
+    """(dresidual_TD, dx_TD, [dweight_D, dbias_D, dx_bias_D]). Without dropout dx equals dresidual and is returned
+    empty; without x_bias there is no dx_bias."""
     shapes = constexprs(x_TD, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
     dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
@@ -199,7 +202,7 @@ register_autograd(forward, backward)
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
     """Both kernels at the widths of Small, Base and Large, as an encoder calls them; at Base's also without
-    dropout, a bias for x and a second reader."""
+    dropout, x_bias and a second reader."""
     halves = ("p_x", "p_residual", "p_out", "p_dout", "p_dout_again", "p_dresidual", "p_dx")
     for dtype, size, dropout_p, whole in (
         ("bf16", 256, 0.1, True), ("bf16", 768, 0.1, True), ("bf16", 768, 0.0, False), ("fp16", 1024, 0.1, True),

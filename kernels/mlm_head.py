@@ -1,4 +1,4 @@
-"""Output projection + cross-entropy + exact draw, without ever storing the M x V logits.
+"""Output projection + cross-entropy + exact draw, without storing the M x V logits.
 
     logits = hidden @ embeddingᵀ + bias,   loss_m = logsumexp(logits_m) - logits_m[target_m],
     sampled_m ~ softmax(logits_m / temperature)
@@ -8,8 +8,8 @@ Gradients, with g = ∂L/∂loss and P = softmax(logits) at temperature 1:
     dlogits = g ⊙ (P - onehot(target)),  dhidden = dlogits @ embedding,  dembedding = dlogitsᵀ @ hidden,
     dbias = Σ_m dlogits_m
 
-P is recomputed from hidden, embedding and the saved logsumexp. The draw is the two-level one of
-`sample_replace` (same logits and seed, same ids) and no gradient flows through it.
+The backward pass recomputes P from hidden, embedding and the saved logsumexp. The draw is the two-level one of
+`sample_replace` (the same logits and seed give the same ids), and no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MLMHead(NamedTuple):
     loss_M: Tensor
     """fp32 (fp64 for fp64 input): cross-entropy at every masked position; NaN for a row with a NaN."""
     sampled_ids_M: Tensor
-    """int64: the draws; -1 for a row of logits that is no distribution."""
+    """int64: the draws; -1 for a row of logits that is not a distribution."""
 
 
 def mlm_head(
@@ -42,22 +42,22 @@ def mlm_head(
     stream: int = 0,
     temperature: float = 1.0,
 ) -> MLMHead:
-    """Cross-entropy of the masked words and one exact draw each; memory O(M·E + V·E), not O(M·V).
+    """Cross-entropy and one exact draw for each masked token, in O(M·E + V·E) memory, not O(M·V).
 
     Args:
         hidden_ME: fp32, bf16, fp16 or fp64; its dtype is the compute dtype. Statistics are fp32.
         embedding_VE: any float dtype, cast to hidden's (the fp32 parameter under autocast).
         bias_V: any float dtype; added in fp32.
         target_ids_M: int64 or int32, in [0, V).
-        seed, stream, temperature: as in `sample_and_replace`; the temperature does not touch the loss.
+        seed, stream, temperature: as in `sample_and_replace`; the temperature does not affect the loss.
 
     Returns:
-        MLMHead(loss_M, sampled_ids_M). Gradients of loss_M reach hidden, embedding and bias, each in its
-        own dtype, summed in a fixed order.
+        MLMHead(loss_M, sampled_ids_M). loss_M is differentiable with respect to hidden, embedding and bias; each
+        gradient has its input's dtype and is summed in a fixed order.
 
     Raises:
-        ValueError: wrong shape, dtype, device or temperature; targets outside [0, V) (on a GPU only with
-            ELECTRA_KERNELS_DEBUG=1: reading them waits for the device; without it their loss is NaN).
+        ValueError: wrong shape, dtype, device or temperature; targets outside [0, V) (on a GPU checked only with
+            ELECTRA_KERNELS_DEBUG=1, because reading them waits for the device; otherwise their loss is NaN).
     """
     check_tensor("hidden_ME", hidden_ME, (None, None), FLOATS)
     device, (rows, size) = hidden_ME.device, hidden_ME.shape

@@ -1,10 +1,12 @@
-"""`mlm_head` for narrow embeddings (E ≤ 128): everything on chip (design: `mlm_head_triton`).
+"""`mlm_head` for narrow embeddings (E ≤ 128): logits stay on chip both ways (design: `mlm_head_triton`).
 
-**Forward.** A program keeps BLOCK_M rows of hidden and streams its share of the vocabulary in tiles.
-**Backward.** Two kernels recompute P = 2^(x - logsumexp); the 8·M·V·E operations cost less than moving M x V
-numbers. Rows own dhidden: one partial sum per vocabulary split, then a kernel adds them in order and
-subtracts the target's embedding (onehot @ embedding). Words own dembedding and dbias. No atomics: the same
-bits every time.
+**Forward.** A program owns BLOCK_M rows of hidden and one split of the vocabulary, which it streams in tiles of
+128 entries.
+**Backward.** Two kernels recompute P = 2^(x - logsumexp); together they take 8·M·V·E operations, which cost less
+than moving M x V numbers. For dhidden a program owns BLOCK_M rows and one split of the vocabulary and writes a
+partial sum; a third kernel adds the splits in order and subtracts the target's embedding (onehot @ embedding).
+For dembedding and dbias a program owns BLOCK_V vocabulary entries and loops over all rows. There are no atomics,
+so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from electra_kernels.operators import architecture
 from electra_kernels.sample_replace_triton import TILE_V
 from torch import Tensor
 
-WIDEST = 128  # beyond it a program's rows, tile and sums no longer fit on chip together
+WIDEST = 128  # for wider embeddings, a program's rows, tile and sums no longer fit on chip together
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut: rows (words, in dembedding) a program owns, rows per step, warps, stages."""
+    """What a program owns (rows; vocabulary entries in dembedding), what it takes per step (a tile of the
+    vocabulary; rows in dembedding), warps, stages."""
 
     block: int
     step: int
@@ -42,8 +45,8 @@ class Tiles(NamedTuple):
 
 
 # Chosen from the compile report, for E = 128: two forward programs fit on a multiprocessor (96 KB of shared memory
-# each), so that one's exponentials hide behind the other's products; larger backward tiles spill on sm_80 and,
-# with Triton 3.6, on sm_100, as eight warps do there in dhidden. Not swept on a GPU yet:
+# each), so that the exponentials of one overlap with the products of the other. Larger backward tiles spill on
+# sm_80 and, with Triton 3.6, on sm_100, where dhidden also spills with eight warps. Not swept on a GPU yet:
 # `python -m benchmarks.tune --only mlm_head`.
 TILES = {
     80: Tiles(Tile(128, 128, 8, 2), Tile(64, 128, 8, 2), Tile(128, 32, 8, 2)),
@@ -59,7 +62,7 @@ TILES = {
 def store_tile_sums(
     b_x, p_max, p_sum, p_drawn_sum, o_rows, m_rows, tile, inverse_temperature, TEMPERED: tl.constexpr
 ):
-    """Maximum and Σ 2^(x - maximum) over one tile of words, for each row of logits in units of log 2."""
+    """Stores the maximum and Σ 2^(x - maximum) over one tile, for each row of logits in units of log 2."""
     b_max = tl.max(b_x, 1)
     b_x -= finite_or_zero(b_max)[:, None]
     o_out = o_rows + tile
@@ -74,13 +77,13 @@ def _tile_sums_kernel(
     p_hidden, p_embedding, p_bias, p_max, p_sum, p_drawn_sum, M, tiles_per_program, inverse_temperature,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, TEMPERED: tl.constexpr,
 ):  # fmt: skip
-    """Logits of BLOCK_M rows tile by tile; only their maxima and sums leave the chip."""
+    """Logits of BLOCK_M rows, tile by tile; only each tile's maxima and sums leave the chip."""
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
     b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
     first = tl.program_id(1) * tiles_per_program
-    o_rows = o_m.to(tl.int64) * TILES  # before the loop: Triton 3.6 cannot widen an outside value inside it
+    o_rows = o_m.to(tl.int64) * TILES  # before the loop: inside it Triton 3.6 cannot widen a value from outside
     for tile in range(first, tl.minimum(first + tiles_per_program, TILES)):
         o_v = tile * TILE_V + tl.arange(0, TILE_V)
         b_words = load_rows(p_embedding, o_v, o_v < V, o_e, E)
@@ -98,7 +101,7 @@ def _dhidden_kernel(
     p_hidden, p_embedding, p_bias, p_logsumexp, p_partial, M, tiles_per_program,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """partial[split] = Σ over this program's words of P · embedding."""
+    """partial[split] = Σ P · embedding over this program's split of the vocabulary."""
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
     b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
@@ -136,7 +139,7 @@ def _dembedding_kernel(
     p_hidden, p_embedding, p_bias, p_target, p_logsumexp, p_grad, p_grad_max, p_dembedding, p_dbias, M,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """dembedding = Σ over all rows of (P - onehot)ᵀ · g · hidden, and dbias, of this program's words."""
+    """dembedding = Σ over all rows of (P - onehot)ᵀ · g · hidden, and dbias, for BLOCK_V vocabulary entries."""
     o_v, o_e = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_E)
     m_v = o_v < V
     b_words = load_rows(p_embedding, o_v, m_v, o_e, E)
@@ -175,7 +178,7 @@ def _tiles(device: torch.device) -> Tiles:
 
 
 def vocabulary_splits(rows: int, block: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
-    """(splits, tiles per split): about four programs per multiprocessor, 8 tiles or more for each."""
+    """(splits, tiles per split): about four programs per multiprocessor, with 8 tiles or more where there are."""
     tiles = triton.cdiv(vocabulary, TILE_V.value)
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     wanted = triton.cdiv(4 * processors, triton.cdiv(rows, block))
@@ -186,7 +189,7 @@ def vocabulary_splits(rows: int, block: int, vocabulary: int, device: torch.devi
 def tile_sums(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, sums: tuple[Tensor, Tensor, Tensor], inverse: float
 ) -> None:
-    """Fills `sums`: maximum, sum, and sum at the draw's temperature (the same tensor if that is 1)."""
+    """Fills `sums`: maximum, sum, and sum at the draw's temperature (the same tensor if it is 1)."""
     rows, tile = len(hidden_ME), _tiles(hidden_ME.device).forward
     splits, per_split = vocabulary_splits(rows, tile.block, len(embedding_VE), hidden_ME.device)
     _tile_sums_kernel[(triton.cdiv(rows, tile.block), splits)](
@@ -229,7 +232,7 @@ def backward(
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """Every kernel for ELECTRA-Small's E = 128 and for E = 64; wider or fp32 goes the other way."""
+    """Every kernel for ELECTRA-Small's E = 128 and for E = 64; `mlm_head_wide_triton` covers wider E and fp32."""
     for dtype, size in (("bf16", 128), ("fp16", 64)):
         yield from _compile_cases(dtype, size, TILES[capability])
 

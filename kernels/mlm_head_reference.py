@@ -1,12 +1,12 @@
 """`mlm_head` in plain PyTorch: the specification, and the training path on CPUs (maths: see `mlm_head`).
 
-`plain_mlm_head` is the specification, with all logits stored and the gradients autograd's: read it first.
-`mlm_head` is the same at the sizes of a training step.
+`plain_mlm_head` is the specification: it stores all logits and leaves the gradients to autograd. Read it first.
+`mlm_head` computes the same at the sizes of a training step.
 
-Operands have hidden's dtype; products, sums and statistics are fp32, also for bf16: that keeps the logits exact,
-and is faster on most CPUs. Those that are fast at bf16 (`fast_bf16.py`) multiply in it for the gradients, and for
-the logits where that leaves them exact. Rows are taken in chunks whose logits stay in a CPU's cache (on a GPU in
-larger ones, for fewer launches), so memory is O(chunk · V). The passes over a chunk are kept few: one buffer is
+Operands have hidden's dtype. Products, sums and statistics are fp32, even for bf16: this keeps the logits exact
+and is faster on most CPUs. CPUs that are fast at bf16 (`fast_bf16.py`) use it for the products of the gradients,
+and for the logits where these stay exact. Rows are processed in chunks whose logits fit in a CPU's cache (on a GPU
+larger ones, for fewer launches), so memory is O(chunk · V). Three things save passes over a chunk: one buffer is
 reused, the softmax is never normalised (1/Σ is applied to M numbers, not M·V), and the upstream gradient g scales
 hidden instead of P.
 """
@@ -23,8 +23,8 @@ from electra_kernels.sample_replace_reference import draw, rows_at_once, tempere
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 21  # logits held at a time: 8 MB in fp32, the fastest of 2^18 ... 2^22 at V = 30522 and 8192
-BF16_CHUNK_ELEMENTS = 1 << 23  # for bf16 where it is fast: every product lays the embedding out anew
+CHUNK_ELEMENTS = 1 << 21  # logits per chunk: 8 MB in fp32, the fastest of 2^18 ... 2^22 at V = 30522 and 8192
+BF16_CHUNK_ELEMENTS = 1 << 23  # where bf16 is fast: larger, because every product repacks the embedding
 
 
 def plain_mlm_head(
@@ -36,7 +36,7 @@ def plain_mlm_head(
     stream: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """(loss_M, sampled_ids_M) by the formulas as they stand, in O(M · V) memory: what `mlm_head` computes."""
+    """(loss_M, sampled_ids_M) straight from the formulas, in O(M · V) memory: the specification of `mlm_head`."""
     dtype = statistics_dtype(hidden_ME)
     embedding_VE = embedding_VE.to(hidden_ME.dtype).to(dtype)
     logits_MV = hidden_ME.to(dtype) @ embedding_VE.T + bias_V.to(dtype)
@@ -67,7 +67,7 @@ def mlm_head(
 def _logit_chunks(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, in_bf16: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, their logits) for all rows, in one reused buffer that the caller may overwrite."""
+    """Yields (rows, their logits) chunk by chunk, in one reused buffer that the caller may overwrite."""
     rows, vocabulary = len(hidden_ME), len(embedding_VE)
     size = min(rows, rows_at_once(hidden_ME, BF16_CHUNK_ELEMENTS if in_bf16 else CHUNK_ELEMENTS, vocabulary))
     buffer_RV = hidden_ME.new_empty(size, vocabulary)
@@ -103,8 +103,8 @@ class _ChunkedHead(torch.autograd.Function):
         for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
             max_R1 = logits_RV.amax(-1, keepdim=True)
             target_logit_M[block] = logits_RV.gather(1, target_M[block, None])[:, 0]
-            # At temperature 1 the loss's weights are the draw's; else the draw has its own, computed first,
-            # because the loss's overwrite the logits.
+            # At temperature 1 loss and draw share their weights. Otherwise the draw's are computed first, because
+            # the loss's overwrite the logits.
             drawn_RV = tempered_weights(logits_RV, max_R1, temperature) if temperature != 1.0 else None
             weights_RV = logits_RV.sub_(max_R1).exp_()
             sums_RC = tile_sums(weights_RV)

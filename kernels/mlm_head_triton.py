@@ -1,15 +1,15 @@
-"""Projection + cross-entropy + exact draw on Triton, M x V logits never stored (maths: `mlm_head`).
+"""Projection + cross-entropy + exact draw on Triton, without storing the M x V logits (maths: `mlm_head`).
 
-Logits are held in units of log 2, x = (hidden · embedding + bias) · log2 e, so that 2^x is one instruction.
+Logits are kept in units of log 2, x = (hidden · embedding + bias) · log2 e, so that 2^x is one instruction.
 
-**Tile sums.** The vocabulary is cut into tiles of 128 words. For each row and tile the maximum and the sum of
-2^(x - maximum) are stored: 2 x 239 numbers per row instead of 30522 logits. How tiles are spread over
-programs changes no number. With a temperature ≠ 1 the sum at that temperature is stored beside.
-**Draw.** One program per row merges the tile sums to the logsumexp, computes the target's logit and the loss,
-draws the tile, computes its 128 logits again and draws the word: one random call per row.
-**Backward** needs only hidden, embedding, bias and the logsumexp. The upstream gradient g is applied as
-(g / max|g|) inside and max|g| at the end: with a mean loss the first factor is exactly 1, so half precision
-neither rounds once more nor underflows.
+**Tile sums.** The vocabulary is split into tiles of 128 entries. For each row and tile, the maximum and the sum of
+2^(x - maximum) are stored: 2 x 239 numbers per row instead of 30522 logits. How tiles are distributed over
+programs does not change any number. With a temperature ≠ 1, the sum at that temperature is stored as well.
+**Draw.** A program owns one row. It merges the tile sums into the logsumexp, computes the target's logit and the
+loss, draws a tile, recomputes the tile's 128 logits and draws the token: one Philox call per row.
+**Backward** saves hidden, embedding, bias, targets and the logsumexp. The upstream gradient g is applied in two
+factors, g / max|g| inside the kernels and max|g| at the end. With a mean loss the first factor is exactly 1, so
+half precision neither rounds once more nor underflows.
 
 Which kernels compute tile sums and gradients depends on E: `mlm_head_narrow_triton` (half precision, E ≤ 128,
 ELECTRA-Small) keeps everything on chip, `mlm_head_wide_triton` leaves the large products to cuBLAS.
@@ -37,7 +37,7 @@ from torch import Tensor
 def _row_logits2(
     p_row, p_embedding, p_bias, o_v, ACC: tl.constexpr, V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr
 ):  # fmt: skip
-    """One row's logits of the words `o_v`, in units of log 2; -inf outside the vocabulary."""
+    """One row's logits of the vocabulary entries `o_v`, in units of log 2; -inf outside the vocabulary."""
     b_x = load_bias2(p_bias, o_v, V).to(ACC)
     for first in range(0, E, BLOCK_E):
         o_e = first + tl.arange(0, BLOCK_E)
@@ -53,6 +53,7 @@ def _draw_kernel(
     p_loss, p_sampled, p_logsumexp, stream, inverse_temperature,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, TILES_P2: tl.constexpr,
 ):  # fmt: skip
+    """Logsumexp, loss and draw of one row, from its tile sums."""
     m = tl.program_id(0).to(tl.int64)
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
     ACC: tl.constexpr = p_max.dtype.element_ty
@@ -86,13 +87,13 @@ def _draw_kernel(
 
 
 def _kernels(hidden_ME: Tensor) -> ModuleType:
-    # In fp32 the narrow kernels would live on the stack; the interpreter, which has none, takes them too.
+    # In fp32 the narrow kernels would spill to the stack; the interpreter has none and can run them.
     fits = hidden_ME.itemsize == 2 or not hidden_ME.is_cuda
     return narrow if hidden_ME.shape[1] <= narrow.WIDEST and fits else wide
 
 
 def _operands(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous, the second (the embedding) in the dtype of the first (hidden)."""
+    """The tensors, contiguous; the second (embedding) in the dtype of the first (hidden)."""
     return [t.to(tensors[0].dtype if i == 1 else t.dtype).contiguous() for i, t in enumerate(tensors)]
 
 
@@ -160,7 +161,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:4], output[2])
     ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # no zeros for results that have no gradient
+    ctx.set_materialize_grads(False)  # no zero tensors for outputs without a gradient
 
 
 def _differentiate(ctx: Any, grad_loss_M: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
@@ -175,7 +176,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """The draw, and the kernels of both widths."""
+    """The draw kernel, and the kernels for narrow and for wide embeddings."""
     for dtype, size in (("bf16", 128), ("fp16", 768), ("fp32", 128)):
         types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "stream": "i32"}
         integers = dict.fromkeys(("p_target", "p_seed", "p_sampled"), "*i64")

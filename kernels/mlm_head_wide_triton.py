@@ -1,12 +1,12 @@
-"""`mlm_head` for wide embeddings (E > 128) and for fp32: logits on chip, products in cuBLAS.
+"""`mlm_head` for wide embeddings (E > 128) and for fp32: forward on chip, products of the gradients in cuBLAS.
 
-**Forward.** A program computes one tile of logits (BLOCK_M rows x 128 words) with a loop over E and keeps of
-it only the maximum and the sum: nothing of size M x V is stored.
-**Backward.** At this width recomputing P twice would cost more than storing it once. The vocabulary is taken
-in chunks: a kernel computes the chunk's logits again and stores error = (P - onehot) · g / max|g| in
-hidden's dtype, then cuBLAS forms errorᵀ @ hidden (the chunk's rows of dembedding, complete) and adds
-error @ embedding to dhidden. Chunks of the vocabulary rather than of rows: dembedding is written once, and
-the running sum is M x E, not V x E. Memory: `CHUNK_ELEMENTS` errors.
+**Forward.** A program owns one tile of logits (BLOCK_M rows by 128 vocabulary entries), computes it in a loop over
+E and stores only each row's maximum and sum: nothing of size M x V.
+**Backward.** At this width recomputing P twice would cost more than storing it once. For one chunk of the
+vocabulary at a time, a kernel with the same tiles recomputes the logits and stores
+error = (P - onehot) · g / max|g| in hidden's dtype; then cuBLAS computes errorᵀ @ hidden (all of the chunk's rows
+of dembedding) and error @ embedding, which is added to dhidden. Chunking the vocabulary rather than the rows means
+that dembedding is written once and the running sum is M x E, not V x E. Memory: `CHUNK_ELEMENTS` errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from electra_kernels.sample_replace_triton import TILE_V
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 25  # errors held at a time: 64 MB in half precision
-# (BLOCK_M, BLOCK_E, warps, stages). fp32 has no tensor cores here; a short inner block keeps it off the stack.
+# (BLOCK_M, BLOCK_E, warps, stages). fp32 runs without tensor cores; a short inner block keeps it from spilling.
 HALF, FULL = (128, 64, 8, 3), (64, 16, 8, 2)
 
 
@@ -47,6 +47,7 @@ def _wide_tile_sums_kernel(
     p_hidden, p_embedding, p_bias, p_max, p_sum, p_drawn_sum, M, inverse_temperature,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, TEMPERED: tl.constexpr,
 ):  # fmt: skip
+    """Maximum and sum of each row of one tile of logits."""
     o_m, tile = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1)
     o_v = tile * TILE_V + tl.arange(0, TILE_V)
     ACC: tl.constexpr = p_max.dtype.element_ty
@@ -77,8 +78,9 @@ def _errors_kernel(
     b_error = tl.where(o_v[None, :] == b_target[:, None], b_error - 1.0, b_error) * b_grad[:, None]
     p_tile = p_errors + o_m.to(tl.int64)[:, None] * words + o_column[None, :]
     tl.store(p_tile, b_error.to(p_errors.dtype.element_ty), mask=m_m[:, None])
-    # Outside are zeros already. The choice keeps the product above from being fused with the sum, which would
-    # leave two values of it in two lanes (`blocks_triton.ROUNDED`, which would cost the exponent its precision).
+    # Rows outside are zero already. The `where` keeps the product above from being fused with the sum, which
+    # would give two lanes different values of it. (`blocks_triton.ROUNDED` would prevent that, too, but at the
+    # cost of the exponent's precision.)
     b_dbias = tl.sum(tl.where(m_m[:, None], b_error, 0.0), 0)
     tl.store(p_dbias_parts + tl.program_id(0).to(tl.int64) * words + o_column, b_dbias)
 
@@ -93,7 +95,7 @@ def _tile(itemsize: int) -> tuple[int, int, int, int]:
 def tile_sums(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, sums: tuple[Tensor, Tensor, Tensor], inverse: float
 ) -> None:
-    """Fills `sums`: maximum, sum, and sum at the draw's temperature (the same tensor if that is 1)."""
+    """Fills `sums`: maximum, sum, and sum at the draw's temperature (the same tensor if it is 1)."""
     (rows, size), vocabulary = hidden_ME.shape, len(embedding_VE)
     block_m, block_e, warps, stages = _tile(hidden_ME.itemsize)
     _wide_tile_sums_kernel[(triton.cdiv(rows, block_m), triton.cdiv(vocabulary, TILE_V.value))](
@@ -104,7 +106,7 @@ def tile_sums(
 
 
 def _exact_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b with the sums kept in `dtype`; half-precision operands stay half precision where cuBLAS can."""
+    """a @ b accumulated in `dtype`; half-precision operands stay half precision where cuBLAS supports it."""
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda:
@@ -141,7 +143,7 @@ def backward(
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """Base's and Large's E in half precision, and fp32 at Small's and Base's."""
+    """Every kernel for Base's and Large's E in half precision, and for Small's in fp32."""
     for dtype, size in (("bf16", 768), ("fp16", 1024), ("fp32", 128)):
         block_m, block_e, warps, stages = _tile(4 if dtype == "fp32" else 2)
         types = {"p_hidden": f"*{dtype}", "p_embedding": f"*{dtype}", "p_errors": f"*{dtype}", "p_target": "*i64"}

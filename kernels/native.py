@@ -1,12 +1,12 @@
-"""Builds and loads the twins' hot loops in C (folder `c`): what makes training on a CPU fast.
+"""Builds and loads the loops in C (folder `c`) that make training on a CPU fast.
 
-The machine's own C compiler (`cc`, or what CC names) builds them in seconds when a model first trains on a CPU;
-the library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache) under a name that is a digest of the
-sources, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins
-run: the same dropout decisions, the same values up to rounding. `problem` says why.
+The machine's own C compiler (`cc`, or the one that CC names) builds them within seconds when a model first trains
+on a CPU. The library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache), under a digest of the
+sources, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins run
+instead: the same dropout decisions, the same values up to rounding. `problem` returns the reason.
 
-No Python headers, no PyTorch headers: pointers and sizes go through `ctypes`. The loops share PyTorch's own
-OpenMP threads, because GOMP's symbols are left for the process to resolve.
+Neither Python's nor PyTorch's headers are needed: pointers and sizes go through `ctypes`. The loops share
+PyTorch's OpenMP threads, because the library leaves OpenMP's (GOMP's) symbols for the process to resolve.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
 PLAIN = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 NATIVE = (*PLAIN, "-march=native")
 WIDE = (*NATIVE, "-mprefer-vector-width=512")
-# The width is an option for x86 alone, `native` not one of every ARM compiler's; some processes have no such
-# threads. The first set that works is taken.
+# The vector width is an option on x86 only, not every ARM compiler knows `native`, and OpenMP's symbols may be
+# missing from the process. The first set of options that works is used.
 ATTEMPTS = tuple(
     (*options, threads) for threads in ("-fopenmp", "-fopenmp-simd") for options in (WIDE, NATIVE, PLAIN)
 )
@@ -40,19 +40,19 @@ SWITCHED_OFF = "ELECTRA_NATIVE=0 is set"
 
 
 class NativeError(Exception):
-    """Why the library is not there."""
+    """The library could not be built or loaded; the message says why."""
 
 
 def problem() -> str | None:
-    """Why the C loops cannot run here, or None; builds them if nobody has yet."""
+    """Why the loops in C cannot run here, or None. Builds them on first use."""
     return _load()[1]
 
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
-    """Calls a C function: tensors as pointers, ints as int64_t or int, floats as float (see `c_int`).
+    """Calls a C function. Tensors are passed as pointers, ints as int64_t (`c_int`: int), floats as float.
 
     Raises:
-        MemoryError: the function found no memory to work in.
+        MemoryError: the function could not allocate its scratch space.
     """
     library = _load()[0]
     assert library is not None, "callers ask `problem` first"
@@ -62,8 +62,8 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 
 @torch.compiler.assume_constant_result
 def has_bf16_products() -> bool:
-    """Whether `attention_in_bf16` can run: built for a processor with AVX-512 BF16; if it has tiles (AMX), Linux
-    must lend them."""
+    """Whether `attention_in_bf16` can run: it was built for a processor with AVX-512 BF16, and if that has AMX,
+    Linux lets this process use it."""
     return _has_bf16_products()
 
 
@@ -74,7 +74,7 @@ def _has_bf16_products() -> bool:
 
 
 def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:
-    """(stream, threshold, scale) as every C function with dropout takes them."""
+    """(stream, threshold, scale), the arguments of every C function with dropout."""
     return stream, c_int(rng.dropout_threshold(dropout_p)), rng.keep_scale(dropout_p)
 
 
@@ -125,11 +125,11 @@ def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def _build(command: list[str], library: Path) -> None:
-    """Compiles beside the final name and moves it there, so that nobody loads half a library."""
+    """Compiles next to `library` and renames the result, so that no process loads half a library."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         sources = [str(source) for source in SOURCES if source.suffix == ".c"]
         _run([*command, "-c", *sources], folder)
-        # Linked without OpenMP's library: PyTorch's, which is in the process already, has the symbols.
+        # Linked without OpenMP's library: PyTorch's, already loaded in this process, has the symbols.
         objects = [path.name for path in sorted(Path(folder).glob("*.o"))]
         _run([command[0], "-shared", *objects, "-lm", "-o", "native.so"], folder)
         Path(folder, "native.so").replace(library)
@@ -146,7 +146,7 @@ def _run(command: list[str], folder: str | None = None) -> str:
 
 
 def _processor() -> str:
-    """What decides which instructions `-march=native` means."""
+    """What determines the instructions that `-march=native` stands for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
     except OSError:
@@ -156,7 +156,7 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    """The user's own folder, which nobody else may write to: libraries are loaded from it."""
+    """The user's own folder. Nobody else may write to it, because libraries are loaded from it."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # in a container, a user without a name

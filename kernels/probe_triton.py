@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The smallest launch: whatever Triton needs at the first one is missing here already, or is there."""
+"""The smallest possible launch: it fails if anything is missing that Triton needs for its first launch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def _count_kernel(p_out, COUNT: tl.constexpr):
 
 
 def launch(device: torch.device) -> None:
-    """Has a kernel count on `device`, and waits for it.
+    """Runs a kernel that counts on `device`, and waits for it.
 
     Raises:
-        Exception: whatever Triton raises; RuntimeError for a wrong result.
+        RuntimeError: the kernel computed something else.
+        Exception: anything that Triton raises.
     """
     out = torch.full((COUNT,), -1, dtype=torch.int32, device=device)
     with torch.cuda.device_of(out):

@@ -7,20 +7,20 @@ A random number here is a pure function of five integers,
 so a backward pass recomputes the forward's dropout instead of storing it, a resumed run draws what the
 uninterrupted one would have drawn, and the tile sizes of a kernel cannot change what it draws.
 
-- `seed`   64 bits. A training loop folds its own seed and the step into it: `fold(seed_of_training, step)`.
-- `stream` which use of randomness this is (layer 3's attention dropout, the generator's draw, ...).
-- `row`, `column`, `plane`  which number: token and feature block, or token, key block and head, ...
+- `seed`: 64 bits. A training loop derives it from its own seed and the step: `fold(seed_of_training, step)`.
+- `stream`: which use of randomness this is (layer 3's attention dropout, the generator's draw, ...).
+- `row`, `column`, `plane`: which number: token and block of features, or token, block of keys and head, ...
 
-One call yields four 32-bit words. Seven rounds are the fewest with which Philox4x32 passes BigCrush
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, table 2); ten, the usual choice,
-are margin that is 43% more work on a path that dropout runs over every attention probability.
+One call yields four 32-bit words. Philox4x32 needs at least seven rounds to pass BigCrush (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011, table 2). The usual ten are a safety margin that costs 43%
+more work, and dropout takes this path for every attention probability.
 
-**Seeds as tensors.** Kernels accept `seed` as an int or as an int64 tensor of 1 or 2 elements:
-`[key]` or `[key, first_row]`. A tensor lets a replayed CUDA graph draw fresh numbers. `first_row` is what
-the batch's first row counts as: a batch that is split over ranks or accumulation steps draws exactly
-what the whole batch would have drawn.
+**Seeds as tensors.** Kernels accept `seed` as an int or as an int64 tensor of 1 or 2 elements: `[key]` or
+`[key, first_row]`. With a tensor, a replayed CUDA graph draws fresh numbers. `first_row` is the row number of the
+batch's first row, so that a batch that is split over ranks or accumulation steps draws exactly what the whole
+batch would have drawn.
 
-The mathematics is done in int64, where a 32 x 32 -> 64 bit product may wrap but keeps all its bits.
+The arithmetic is in int64, where a 32 x 32 -> 64 bit product may wrap but keeps all its bits.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Seed = int | Tensor
 
 
 def fold(seed: int, *parts: int) -> int:
-    """A new 63-bit seed from `seed` and integers (step, epoch, document, ...), in this order.
+    """A new 63-bit seed, derived from `seed` and integers (step, epoch, document, ...) in this order.
 
-    Pure Python integers; use it on the host, once per step. Different parts give unrelated streams.
+    It computes on Python integers: use it on the host, once per step. Different parts give unrelated seeds.
 
     Raises:
-        TypeError: something that is no integer.
+        TypeError: an argument that is not an integer.
     """
     seed = operator.index(seed)  # NumPy's integers would overflow in the rounds
     for part in map(operator.index, parts):
@@ -55,7 +55,7 @@ def fold(seed: int, *parts: int) -> int:
 
 
 def _philox_int(counter: tuple[int, int, int, int], key: int) -> tuple[int, int, int, int]:
-    """Philox4x32-7 on Python integers: the same rounds as `philox`, for single numbers on the host."""
+    """Philox4x32-7 on Python integers: the same rounds as `philox`, for a single counter on the host."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & MASK32, (key >> 32) & MASK32
     for _ in range(ROUNDS):
@@ -70,11 +70,11 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
 
     Args:
         seed: int, or int64 tensor of 1 or 2 elements.
-        device: where it is needed; None leaves a tensor where it is and puts an int on the CPU.
+        device: device of the result; None leaves a tensor where it is and puts an int on the CPU.
 
     Raises:
-        ValueError: neither an integer nor a tensor; a tensor that is not int64, has other than 1 or 2 elements or
-            lies on another device.
+        ValueError: neither an integer nor a tensor; a tensor that is not int64, does not have 1 or 2 elements or
+            is on another device.
     """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() not in (1, 2):
@@ -84,26 +84,26 @@ def seed_tensor(seed: Seed, device: torch.device | str | None = None) -> Tensor:
             )
         if device is not None and not _is_on(seed, torch.device(device)):
             raise ValueError(f"seed: expected an int or a tensor on {device}, got one on {seed.device}")
-        seed = seed.reshape(-1).contiguous()  # kernels read its two numbers one behind the other
+        seed = seed.reshape(-1).contiguous()  # kernels read two adjacent numbers
         return torch.nn.functional.pad(seed, (0, 1)) if seed.numel() == 1 else seed
     if not (isinstance(seed, int) or hasattr(seed, "__index__")):
         raise ValueError(f"seed: expected an int or an int64 tensor, got {type(seed).__name__}")
     signed = int(seed)
-    if not -(1 << 63) <= signed < 1 << 63:  # not always: torch.compile cannot hold 64 ones in an int64
+    if not -(1 << 63) <= signed < 1 << 63:  # only if needed: torch.compile cannot hold 64 ones in an int64
         signed = ((signed & 0xFFFFFFFFFFFFFFFF) ^ (1 << 63)) - (1 << 63)  # the same 64 bits, as int64
-    # `full` passes the number with the launch: no copy from the host, so a CUDA graph can capture it.
+    # `full` passes the number as a launch argument: no copy from the host, so a CUDA graph can capture it.
     return torch.nn.functional.pad(torch.full((1,), signed, dtype=torch.int64, device=device), (0, 1))
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:
-    """`cuda` without a number means any."""
+    """Whether `tensor` is on `device`; `cuda` without a number means any GPU."""
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def philox(
     seed: Tensor, column: Tensor, row: Tensor, stream: int, plane: Tensor | int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 random bits for every broadcast (column, row, plane).
+    """Four words of 32 random bits for each (column, row, plane) of the broadcast shape.
 
     Args:
         seed: int64 `[key, first_row]` (see `seed_tensor`); `first_row` is added to `row`.
@@ -116,48 +116,51 @@ def philox(
     key, first_row = seed[0], seed[1]
     c0, c1 = column.to(torch.int64), (row.to(torch.int64) + first_row) & MASK32
     c2: Tensor = torch.full((), stream & MASK32, dtype=torch.int64, device=c0.device)
-    # `full` passes the number with the launch; `as_tensor` would copy it from the host.
+    # `full` passes the number as a launch argument; `as_tensor` would copy it from the host.
     c3 = plane.long() if isinstance(plane, Tensor) else torch.full((), plane, dtype=torch.int64, device=c0.device)
     k0, k1 = key & MASK32, (key >> 32) & MASK32
-    # The counter is broadcast by the rounds themselves: the first two work on rows and columns apart.
+    # The rounds themselves broadcast the counter: the first two still work on rows and columns separately.
     for _ in range(ROUNDS):
         a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
         c0, c2 = _mix(b, c1, k0), _mix(a, c3, k1)
-        c1, c3 = b, a  # their low halves; the high ones are cut off by the next `_mix`
+        c1, c3 = b, a  # their low halves count; the next `_mix` cuts the high ones off
         k0, k1 = (k0 + WEYL_A) & MASK32, (k1 + WEYL_B) & MASK32
     return c0, c1 & MASK32, c2, c3 & MASK32
 
 
 def _mix(product: Tensor, low: Tensor, key: Tensor) -> Tensor:
-    """high half of `product` ^ `low` ^ `key`, in 32 bits."""
+    """(high half of `product`) ^ `low` ^ `key`, in 32 bits."""
     return ((product >> 32) ^ low).bitwise_xor_(key).bitwise_and_(MASK32)
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """32 random bits -> float64 strictly inside (0, 1): neither end occurs, so logs are safe."""
+    """32 random bits -> float64 strictly inside (0, 1), so that logarithms are finite."""
     return (bits.to(torch.float64) + 0.5) * 2.0**-32
 
 
 def dropout_threshold(dropout_p: float) -> int:
-    """A 16-bit number r is kept iff r >= threshold; p is met to 2^-17 (below 1 - 2^-16: something is kept)."""
+    """The threshold for 16-bit random numbers r: a value is kept iff r >= threshold.
+
+    p is met to within 2^-17, but at most 1 - 2^-16 is dropped, so that something is kept.
+    """
     return min(round(dropout_p * 65536), 65535)
 
 
 def keep_scale(dropout_p: float) -> float:
-    """1 / (probability that a value is kept), for the p that 16 bits really give."""
+    """1 / (probability that a value is kept), for p as 16 bits represent it."""
     return 65536.0 / (65536 - dropout_threshold(dropout_p))
 
 
 def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream: int, plane: int = 0) -> Tensor:
-    """Dropout decisions as bool [len(rows), columns]; eight neighbouring columns share one Philox call.
+    """Dropout decisions, bool [len(rows), columns], True where a value is kept; the kernels' specification.
 
-    Column c is decided by the 16-bit half `c % 2` (low half first) of word `(c // 2) % 4` of the call with
-    counter column `c // 8`. This function *is* the specification; `attention_dropout_mask` dumps the same
-    decisions from a kernel.
+    Eight neighbouring columns share one Philox call: column c is decided by the 16-bit half `c % 2` (low half
+    first) of word `(c // 2) % 4` of the call with counter column `c // 8`. `attention_dropout_mask` returns the
+    same decisions from a kernel.
     """
     blocks = torch.arange((columns + 7) // 8, device=rows.device)
     words = philox(seed, blocks[None, :], rows[:, None], stream, plane)
-    # int32 keeps the 32 bits, and on every machine torch runs on its first half is the low one.
+    # int32 keeps the 32 bits, and on every machine that torch runs on, the low half comes first.
     halves = torch.stack([word.to(torch.int32) for word in words], dim=-1).view(torch.int16)
     # int16 reads a half r as r or r - 65536; flipping the top bit gives r - 32768, which keeps the order.
     signed = halves.flatten(1)[:, :columns] ^ -32768

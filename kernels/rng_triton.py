@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """The random numbers of `rng.py` inside Triton kernels: the same bits, whatever the tiles.
 
-`seed` reaches a kernel as the int64 tensor `[key, first_row]` of `rng.seed_tensor`, so nothing of it is
-compiled in and a replayed CUDA graph draws from what the tensor holds by then.
+A kernel gets `seed` as the int64 tensor `[key, first_row]` of `rng.seed_tensor`. So its value is not compiled in,
+and a replayed CUDA graph uses what the tensor holds at that time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ WEYL_A, WEYL_B = tl.constexpr(rng.WEYL_A), tl.constexpr(rng.WEYL_B)
 
 @triton.jit
 def philox(p_seed, row, column, stream, plane):
-    """Four uint32 tensors of random bits for every broadcast (row, column, plane); `rng.philox`.
+    """`rng.philox`: four uint32 tensors of random bits for each (row, column, plane) of the broadcast shape.
 
-    `tl.philox_impl` gives the same bits, but takes two multiplications where one 64-bit product does.
+    `tl.philox_impl` gives the same bits, but with two multiplications where one 64-bit product is enough.
     """
     key = tl.load(p_seed)
     first_row = tl.load(p_seed + 1)
@@ -38,17 +38,17 @@ def philox(p_seed, row, column, stream, plane):
 
 @triton.jit
 def keep_tile(p_seed, rows, first_column, stream, plane, THRESHOLD: tl.constexpr, COLUMNS: tl.constexpr):
-    """Dropout decisions [len(rows), COLUMNS] for columns first_column + 0 ..; `rng.keep_mask`.
+    """`rng.keep_mask`: dropout decisions [len(rows), COLUMNS] for the columns from `first_column` on.
 
-    `first_column` and COLUMNS are multiples of 8: eight neighbours share one call.
+    `first_column` and COLUMNS are multiples of 8, because eight neighbouring columns share one Philox call.
     """
     block = first_column // 8 + tl.arange(0, COLUMNS // 8)
     word0, word1, word2, word3 = philox(p_seed, rows[:, None], block[None, :], stream, plane)
-    # One word of eight decisions per call: word w's at bits 12 + w (low half) and 28 + w (high half).
+    # A call's eight decisions share one word: those of word w are bits 12 + w (low half) and 28 + w (high half).
     first = _halves_kept(word0, THRESHOLD) >> 3 | _halves_kept(word1, THRESHOLD) >> 2
     second = _halves_kept(word2, THRESHOLD) >> 1 | _halves_kept(word3, THRESHOLD)
-    # The bits are disjoint, so this sum only joins them. It keeps the compiler from drawing again in the
-    # layout of the matrix product that the mask meets, where four threads would draw the same numbers.
+    # The bits are disjoint, so this sum only joins them. It keeps the compiler from repeating the draw in the
+    # layout of the matrix product that the mask is applied to, where four threads would draw the same numbers.
     decisions = tl.sum(tl.permute(tl.join(first, second), (2, 0, 1)), 0)
     column = tl.arange(0, 8)
     bit = tl.full((8,), 1, tl.uint32) << (12 + column // 2 + column % 2 * 16).to(tl.uint32)
@@ -57,10 +57,10 @@ def keep_tile(p_seed, rows, first_column, stream, plane, THRESHOLD: tl.constexpr
 
 @triton.jit
 def _halves_kept(word, THRESHOLD: tl.constexpr):
-    """Bits 15 and 31: whether the low and the high half of a word are >= THRESHOLD; all other bits 0.
+    """Bits 15 and 31 say whether the low and the high half of a word are >= THRESHOLD; all other bits are 0.
 
-    Both halves at once: bit 15 of (half with its top bit set) - (THRESHOLD without it) compares the other 15
-    bits; the top bits decide first.
+    Both halves are compared at once: bit 15 of (half with its top bit set) - (THRESHOLD without its top bit)
+    compares the lower 15 bits, which matter only if the top bits are equal.
     """
     TOP: tl.constexpr = 0x80008000
     difference = (word | TOP) - (THRESHOLD & 0x7FFF) * 0x10001

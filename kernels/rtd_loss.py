@@ -4,9 +4,9 @@ With logit x, label y and weight w (1 where no weights are given),
 
     l(x, y) = max(x, 0) - x·y + log(1 + exp(-|x|)),   loss = Σ w·l / Σ w,   ∂loss/∂x = w·(sigmoid(x) - y) / Σ w
 
-which neither overflows nor loses the small end. A batch with Σ w = 0 (or no tokens) has loss 0 and no
-gradient. The confusion counts come from the same pass: a token is predicted replaced iff x > 0, and a token
-of weight 0 is not counted. `rtd_head` is the form fused with the discriminator's last two steps,
+which neither overflows for large |x| nor loses small losses. A batch with Σ w = 0 (or no tokens) has loss 0 and a
+zero gradient. The same pass counts the confusion matrix: a token is predicted to be replaced iff x > 0, and tokens
+of weight 0 are not counted. `rtd_head` fuses the loss with the discriminator's last two steps,
 x = gelu(pre-activation) · weight + bias, with the exact (erf) GELU.
 """
 
@@ -36,13 +36,13 @@ class RTDHead(NamedTuple):
     loss: Tensor
     """fp32 scalar (fp64 for fp64 input)."""
     logits_T: Tensor
-    """fp32 (fp64), detached: positive means replaced."""
+    """fp32 (fp64), without a gradient; positive means replaced."""
     counts: Tensor
     """int64 [4]: true positives, false positives, false negatives, true negatives; replaced = positive."""
 
 
 def rtd_loss(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy over all tokens, or Σw·loss / Σw. Arguments as in `rtd_loss_and_counts`."""
+    """Mean binary cross-entropy over all tokens, or Σ w·l / Σ w. Arguments as in `rtd_loss_and_counts`."""
     return rtd_loss_and_counts(logits_T, is_replaced_T, weights_T).loss
 
 
@@ -52,7 +52,7 @@ def rtd_loss_and_counts(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tens
     Args:
         logits_T: fp32, bf16, fp16 or fp64; the gradient has its dtype.
         is_replaced_T: bool.
-        weights_T: float, >= 0, or None for 1 everywhere; gets no gradient.
+        weights_T: float, >= 0, or None for 1 everywhere; it gets no gradient.
 
     Raises:
         ValueError: wrong shape, dtype or device.
@@ -73,7 +73,7 @@ def rtd_head(
     is_replaced_T: Tensor,
     weights_T: Tensor | None = None,
 ) -> RTDHead:
-    """`rtd_loss` of gelu(hidden) · weight + bias; gradients reach hidden, weight and bias.
+    """`rtd_loss` of gelu(hidden) · weight + bias; differentiable with respect to hidden, weight and bias.
 
     Args:
         hidden_TD: the pre-activation of the discriminator's dense layer; fp32, bf16, fp16 or fp64.

@@ -1,12 +1,13 @@
 """Replaced-token detection on Triton (maths: `rtd_loss`).
 
-Sums have two stages and so a fixed order: programs stride over the tokens and store partial sums, one program
-adds those. `rtd_loss` computes w·(sigmoid(x) - y) in the forward pass, backward scales it by g / Σw. It moves
-under a megabyte: the gain over PyTorch is fewer launches.
+Sums have two stages and so a fixed order: programs stride over the tokens and store partial sums, then one program
+adds these. The forward passes save dlogit = w·(sigmoid(x) - y) and 1 / Σw; backward scales dlogit by g / Σw.
 
-`rtd_head` reads the T x D pre-activation once forward (logit, loss, dlogit) and once backward, where one pass
-gives dhidden and the partial sums of dweight and dbias. Storing dhidden in the forward pass instead would
-write it, read it and write it scaled: four passes over T x D rather than three, and one more rounding.
+`rtd_loss` takes BLOCK_T tokens per program and step. It moves less than a megabyte: what it gains over PyTorch is
+fewer launches. `rtd_head` takes BLOCK_T whole rows of the T x D pre-activation and reads each of them once forward
+(logit, loss, dlogit) and once backward, where one pass gives dhidden and the partial sums of dweight and dbias.
+Storing dhidden in the forward pass instead would write it, read it and write it scaled: four passes over T x D
+instead of three, and one more rounding.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from electra_kernels.operators import contiguous, operator, statistics_dtype
 from torch import Tensor
 
 BLOCK_T = 1024  # tokens per program and step of the plain loss
-HEAD_ELEMENTS = 4096  # elements of T x D a program of the head holds at a time
-PROGRAMS = 512  # at most: the partial sums that the last stage adds
+HEAD_ELEMENTS = 4096  # of T x D, per program and step of the head
+PROGRAMS = 512  # at most; each leaves a partial sum for the last stage
 FINISH_BLOCK = 128  # partial sums added per step
 
 
 @triton.jit
 def _token_terms(b_x, b_y, b_w):
-    """(w·loss, w·(sigmoid(x) - y)) of logits, for any size of |x|."""
+    """(w·loss, w·(sigmoid(x) - y)) of logits; accurate for any |x|."""
     b_small = tl.exp(-tl.abs(b_x))
     b_one = 1.0 + b_small
-    # log1p(s), exact to rounding also where 1 + s is 1 (Goldberg 1991, theorem 4).
+    # log1p(s), exact up to rounding even where 1 + s rounds to 1 (Goldberg 1991, theorem 4).
     b_log1p = tl.where(b_one == 1.0, b_small, tl.log(b_one) * (b_small / (b_one - 1.0)))
     b_loss = tl.maximum(b_x, 0.0) - b_x * b_y + b_log1p
-    b_loss = tl.where(b_x != b_x, b_x, b_loss)  # the maximum would drop a NaN
+    b_loss = tl.where(b_x != b_x, b_x, b_loss)  # `maximum` drops NaNs
     b_sigmoid = tl.where(b_x >= 0, 1.0, b_small) / b_one
     return b_w * b_loss, b_w * (b_sigmoid - b_y)
 
 
 @triton.jit
 def _load_tokens(p_labels, p_weights, o_t, m_t, ACC: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Labels and weights; outside the batch the weight is 0."""
+    """Labels and weights; the weight is 0 outside the batch."""
     b_y = tl.load(p_labels + o_t, mask=m_t, other=0).to(ACC)
     b_w = m_t.to(ACC)
     if WEIGHTED:
@@ -53,8 +54,8 @@ def _load_tokens(p_labels, p_weights, o_t, m_t, ACC: tl.constexpr, WEIGHTED: tl.
 
 @triton.jit
 def _confusion(b_x, b_y, b_w):
-    """A 1 in one of four 16-bit fields: true positive, false positive, false negative, true negative; 0 without
-    weight. A lane adds one per turn of its loop, of which 65,535 are more tokens than a GPU holds."""
+    """A 1 in one of four 16-bit fields (true positive, false positive, false negative, true negative), or 0 where
+    the weight is 0. A lane adds one per iteration, and 65,535 iterations are more tokens than a GPU holds."""
     b_shift = tl.where(b_x > 0, 0, 32) + tl.where(b_y > 0.5, 0, 16)
     return tl.where(b_w != 0, tl.full((1,), 1, tl.int64) << b_shift, 0)
 
@@ -69,11 +70,12 @@ def _store_partial(p_partial, p_counts, b_loss, b_total, b_counts):
     tl.store(p_counts + program * 4 + o_field, tl.sum(b_fields.to(tl.int32), 0))
 
 
-@triton.jit  # compiled for any T, and again for multiples of 16, the only ones that load 16 bytes at once
+@triton.jit  # compiled once for any T and once for multiples of 16, which alone allow loads of 16 bytes
 def _loss_kernel(
     p_logits, p_labels, p_weights, p_dlogits, p_partial, p_counts, T,
     BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
+    """dlogits of this program's tokens, and their sums of losses, weights and counts."""
     ACC: tl.constexpr = p_dlogits.dtype.element_ty
     b_loss, b_total = tl.zeros((BLOCK_T,), ACC), tl.zeros((BLOCK_T,), ACC)
     b_counts = tl.zeros((BLOCK_T,), tl.int64)
@@ -95,6 +97,7 @@ def _head_kernel(
     p_hidden, p_weight, p_bias, p_labels, p_weights, p_logits, p_dlogits, p_partial, p_counts, T,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
+    """As `_loss_kernel`, from pre-activations: the logits are computed here, and stored as well."""
     ACC: tl.constexpr = p_dlogits.dtype.element_ty
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
@@ -119,7 +122,7 @@ def _head_kernel(
 
 @triton.jit(do_not_specialize=["programs"])
 def _finish_kernel(p_partial, p_counts_in, p_loss, p_inverse, p_counts, programs, BLOCK: tl.constexpr):
-    """Σ w·loss / Σ w, 1 / Σ w (both 0 if Σ w = 0) and the counts."""
+    """Adds all programs' sums: Σ w·loss / Σ w, 1 / Σ w (both 0 if Σ w = 0) and the counts."""
     ACC: tl.constexpr = p_loss.dtype.element_ty
     loss, total, counts = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK, 4), tl.int64)
     for start in range(0, programs, BLOCK):
@@ -147,7 +150,8 @@ def _head_backward_kernel(
     p_hidden, p_weight, p_dlogits, p_inverse, p_grad, p_dhidden, p_dweight, p_dbias, T,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dhidden = dlogit · weight · gelu'(hidden); per program Σ dlogit · gelu(hidden) and Σ dlogit."""
+    """dhidden = dlogit · weight · gelu'(hidden) of this program's rows, and their partial sums of
+    dlogit · gelu(hidden) for dweight, [ROWS, BLOCK_D], and of dlogit for dbias."""
     ACC: tl.constexpr = p_dlogits.dtype.element_ty
     o_d = tl.arange(0, BLOCK_D)
     b_weight = tl.load(p_weight + o_d, mask=o_d < D, other=0.0).to(ACC)
@@ -194,7 +198,7 @@ def _partials(like: Tensor, programs: int, dtype: torch.dtype) -> tuple[Tensor, 
 def rtd_loss(
     logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
+    """(loss, counts, dlogits_T · Σw, 1 / Σw); the last two are saved for backward."""
     dlogits_T = torch.empty_like(logits_T, dtype=statistics_dtype(logits_T), memory_format=torch.contiguous_format)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(logits_T), BLOCK_T)))
     partial, counts = _partials(logits_T, programs, dlogits_T.dtype)
@@ -231,7 +235,7 @@ def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[2], output[3])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros for results that have no gradient
+    ctx.set_materialize_grads(False)  # no zero tensors for outputs without a gradient
 
 
 def _differentiate_loss(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
@@ -247,7 +251,7 @@ rtd_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)
 def rtd_head(
     hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logits_T, counts, Σw-scaled dlogits_T, 1 / Σw); the last two are for backward."""
+    """(loss, logits_T, counts, dlogits_T · Σw, 1 / Σw); the last two are saved for backward."""
     (tokens, size), dtype = hidden_TD.shape, statistics_dtype(hidden_TD)
     logits_T, dlogits_T = (hidden_TD.new_empty(tokens, dtype=dtype) for _ in range(2))
     block_t, block_d = _head_blocks(size)

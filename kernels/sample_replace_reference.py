@@ -7,19 +7,19 @@ from electra_kernels.rng import philox
 from torch import Tensor
 
 TILE_V = 128
-CHUNK_ELEMENTS = 1 << 21  # weights held at a time: 8 MB in fp32
-GPU_CHUNK_ELEMENTS = 1 << 27  # 512 MB: there no cache holds a chunk, and launches count (predicted, not measured)
+CHUNK_ELEMENTS = 1 << 21  # weights per chunk: 8 MB in fp32
+GPU_CHUNK_ELEMENTS = 1 << 27  # 512 MB: no GPU's cache holds a chunk, and launches cost (predicted, not measured)
 
 
 def rows_at_once(x: Tensor, elements_on_host: int, vocabulary: int) -> int:
-    """Rows of a chunk for tensors where `x` is; at least one."""
+    """Rows per chunk for tensors on the device of `x`; at least one."""
     return max(1, (GPU_CHUNK_ELEMENTS if x.is_cuda else elements_on_host) // max(1, vocabulary))
 
 
 def row_uniforms(seed: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     """The two float64 uniforms (tile, word) of every row, strictly inside (0, 1)."""
     words = philox(seed, torch.zeros_like(rows), rows, stream)
-    # 52 bits + a half are exact in float64, so neither 0 nor 1 can occur by rounding.
+    # 52 bits plus a half are exact in float64, so rounding cannot give 0 or 1.
     tile, word = (
         ((high << 20 | low >> 12).to(torch.float64) + 0.5) * 2.0**-52 for high, low in (words[0:2], words[2:4])
     )
@@ -29,7 +29,7 @@ def row_uniforms(seed: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tenso
 def inverse_cdf(weights_RC: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
     """First column whose cumulative weight exceeds uniform * total, and whether the row is a distribution.
 
-    Such a column has a positive weight: its cumulative sum is larger than its predecessor's.
+    This column has a positive weight, because its cumulative sum is larger than its predecessor's.
     """
     cumulative_RC = weights_RC.to(torch.float64).cumsum(-1)
     total_R = cumulative_RC[:, -1]
@@ -39,7 +39,7 @@ def inverse_cdf(weights_RC: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile_sums(weights_RV: Tensor) -> Tensor:
-    """Sums over tiles of `TILE_V` words; the last tile may be partial."""
+    """Sums over tiles of `TILE_V` tokens; the last tile may be partial."""
     rows, vocabulary = weights_RV.shape
     whole = vocabulary // TILE_V * TILE_V
     sums = weights_RV[:, :whole].unflatten(1, (-1, TILE_V)).sum(-1) if whole else weights_RV.new_empty(rows, 0)
@@ -47,7 +47,7 @@ def tile_sums(weights_RV: Tensor) -> Tensor:
 
 
 def draw(weights_RV: Tensor, sums_RC: Tensor, seed: Tensor, rows_R: Tensor, stream: int) -> Tensor:
-    """Ids drawn with the unnormalised weights >= 0, given their tile sums; -1 where there is no distribution."""
+    """Ids drawn with unnormalised weights >= 0, given their tile sums; -1 for a row that is not a distribution."""
     u_tile_R, u_word_R = row_uniforms(seed, rows_R, stream)
     tile_R, valid_tile_R = inverse_cdf(sums_RC, u_tile_R)
     words_RC = tile_R[:, None] * TILE_V + torch.arange(TILE_V, device=rows_R.device)
@@ -59,8 +59,8 @@ def draw(weights_RV: Tensor, sums_RC: Tensor, seed: Tensor, rows_R: Tensor, stre
 
 
 def tempered_weights(logits_RV: Tensor, max_R1: Tensor, temperature: float) -> Tensor:
-    """exp((logit - max) / temperature); subtracting first keeps any temperature from overflowing."""
-    inverse = min(1.0 / temperature, 1e38)  # stays finite in fp32, and so does 0 * inverse
+    """exp((logit - max) / temperature); subtracting the maximum first avoids overflow at any temperature."""
+    inverse = min(1.0 / temperature, 1e38)  # finite in fp32, so that 0 * inverse is 0
     return logits_RV.sub(max_R1).mul_(inverse).exp_()
 
 

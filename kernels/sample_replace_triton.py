@@ -1,7 +1,8 @@
-"""The exact two-level draw on Triton, for logits that exist (maths: `sample_replace`).
+"""The exact two-level draw on Triton, from stored logits (maths: `sample_replace`).
 
-One program owns a row and reads it once: tile sums stay in registers, then the drawn tile's 128 words are
-read again (from the L2 cache), and the same program writes id, corrupted id and label.
+A program owns one row of logits and reads it once, TILES tiles of 128 tokens per step, with the tile sums in
+registers. Then it draws a tile, reads its 128 logits again (from the L2 cache), draws the token and writes id,
+corrupted id and label.
 
 Left out on purpose: splitting a row over programs. With M in the hundreds the rows alone fill the chip.
 """
@@ -21,7 +22,7 @@ from electra_kernels.rng_triton import philox
 from torch import Tensor
 
 TILE_V = tl.constexpr(reference.TILE_V)
-TILES_PER_STEP = 32  # 4096 words per step: four 128-bit loads in flight per thread for bf16
+TILES_PER_STEP = 32  # 4096 tokens per step: four 128-bit loads in flight per thread for bf16
 
 
 # ---------------------------------------------------------------- the draw, shared with mlm_head
@@ -29,7 +30,7 @@ TILES_PER_STEP = 32  # 4096 words per step: four 128-bit loads in flight per thr
 
 @triton.jit
 def row_uniforms(p_seed, row, stream):
-    """The two float64 uniforms (tile, word) of a row; `sample_replace_reference.row_uniforms`."""
+    """`sample_replace_reference.row_uniforms`: the two float64 uniforms (tile, word) of one row."""
     zero = tl.zeros((1,), tl.int32)
     word0, word1, word2, word3 = philox(p_seed, row + zero, zero, stream, zero)
     tile = ((word0.to(tl.uint64) << 20) | (word1.to(tl.uint64) >> 12)).to(tl.float64)
@@ -39,13 +40,13 @@ def row_uniforms(p_seed, row, stream):
 
 @triton.jit
 def inverse_cdf(b_weights, uniform, SIZE: tl.constexpr):
-    """First index whose cumulative weight exceeds uniform * total (0 if there is none); whether it exists.
+    """First index whose cumulative weight exceeds uniform * total (0 if there is none), and whether it exists.
 
-    A parallel scan may round non-monotonically, hence the explicit demand for a positive weight.
+    A parallel scan may round non-monotonically, so a positive weight is required explicitly.
     """
     b_weights = b_weights.to(tl.float64)
     b_cumulative = tl.cumsum(b_weights, 0)
-    total = tl.sum(b_weights, 0)  # NaN if any weight is; a maximum would drop it
+    total = tl.sum(b_weights, 0)  # NaN if any weight is; `max` would drop it
     b_hit = (b_cumulative > uniform * tl.max(b_cumulative, 0)) & (b_weights > 0)
     index = tl.min(tl.where(b_hit, tl.arange(0, SIZE), SIZE), 0)
     valid = (total > 0) & (total < float("inf")) & (index < SIZE)
@@ -61,6 +62,7 @@ def _sample_kernel(
     stride_m, tokens, stream, inverse_temperature,
     V: tl.constexpr, DIVISOR: tl.constexpr, TILES: tl.constexpr, STEPS_P2: tl.constexpr,
 ):  # fmt: skip
+    """Draws a token for one masked position, and writes the id, the corrupted id and the label."""
     m = tl.program_id(0).to(tl.int64)
     p_row = p_logits + tl.multiple_of(m * stride_m, DIVISOR)
     ACC: tl.constexpr = tl.float64 if p_logits.dtype.element_ty == tl.float64 else tl.float32
@@ -73,7 +75,7 @@ def _sample_kernel(
         b_x = tl.load(p_row + o_v, mask=o_v < V, other=float("-inf")).to(ACC)
         b_tile_max = tl.max(b_x, 1)
         b_e = tl.exp((b_x - finite_or_zero(b_tile_max)[:, None]) * inverse_temperature)
-        # The statistics of step s become row s; registers cannot be indexed by a loop variable.
+        # The statistics of step s go to row s; a loop variable cannot index registers, hence the `where`.
         b_max = tl.where(o_step == step, b_tile_max[None, :], b_max)
         b_sum = tl.where(o_step == step, tl.sum(b_e, 1)[None, :], b_sum)
 
@@ -105,7 +107,7 @@ def inverse_temperature(temperature: float) -> float:
 
 
 def _divisor(stride: int) -> int:
-    """Largest power of two <= 16 that divides the row stride: how wide loads may be at every row's start."""
+    """Largest power of two <= 16 that divides the row stride; it limits how wide loads at a row's start can be."""
     return next(power for power in (16, 8, 4, 2, 1) if stride % power == 0)
 
 
@@ -152,7 +154,7 @@ def _(
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:
-    """The kernel for BERT's vocabulary as it is and padded to a multiple of 64."""
+    """The kernel for BERT's vocabulary, as it is and padded to a multiple of 64."""
     pointers = {"p_ids": "*i64", "p_positions": "*i64", "p_seed": "*i64", "p_corrupted": "*i64"}
     outputs = {"p_replaced": "*i1", "p_sampled": "*i64"}
     numbers = {"stride_m": "i32", "tokens": "i32", "stream": "i32", "inverse_temperature": "fp32"}

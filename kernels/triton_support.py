@@ -1,11 +1,13 @@
-"""Where the Triton kernels can run, and if they cannot, why: a line for the person at the keyboard.
+"""Where the Triton kernels can run, and where not, why: one line for the user.
 
-Three things can stand in the way. The software: no Triton, a broken or an old one (`import_problem`). The kind of
-GPU: too old, another maker's, or one on which they were found wrong (`kind_problem`). And the machine: at its
-first launch Triton compiles a C file, looks for the driver and writes to its cache, any of which may fail, so a
-small kernel is launched on every GPU before the others are (`launch_problem`).
+Three things can stand in the way:
 
-ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 takes them on every kind of GPU that launches them.
+- the software: Triton is missing, broken or too old (`import_problem`);
+- the kind of GPU: too old, not NVIDIA's, or one on which the kernels computed something wrong (`kind_problem`);
+- the machine: at its first launch Triton compiles a C file, looks for the driver and writes to its cache. Each of
+  these may fail, so a small kernel is launched on every GPU before any other (`launch_problem`).
+
+ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 runs them on every kind of GPU that can launch them.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 OLDEST_TRITON = (3, 6)
 TENSOR_CORES = (8, 0)
-"""Capability from which the kernels take every precision: what Triton itself supports."""
+"""Compute capability from which the kernels support every precision, as does Triton itself."""
 FP32_ONLY = (7, 5)
-"""Capability from which they take fp32. For GPUs before `TENSOR_CORES` Triton compiles products in half precision
-without tensor cores, and their tiles need more shared memory (128 KB) than such a GPU has."""
+"""Compute capability from which they support fp32. Below `TENSOR_CORES`, Triton compiles products in half
+precision without tensor cores, and their tiles need more shared memory (128 KB) than such a GPU has."""
 DISTRUSTED: dict[torch.device, str] = {}
-"""GPUs on which the kernels were found to compute something else than they should, and what."""
+"""GPUs on which the kernels were found to compute something wrong, and what it was."""
 
 
 def switch() -> str:
-    """ "0", "1" or "": what the user wants in any case."""
+    """The value of ELECTRA_TRITON: "0", "1" or ""."""
     return os.environ.get("ELECTRA_TRITON", "")
 
 
@@ -45,7 +47,7 @@ def _import_problem() -> str | None:
         import triton.language
     except ImportError as error:
         return f"triton is not installed ({error}); pip install triton"
-    except Exception as error:  # a broken one may raise anything
+    except Exception as error:  # a broken installation may raise anything
         return f"triton cannot be imported ({in_words(error)})"
     version = [int(number) for number in re.findall(r"\d+", triton.__version__)[:2]]
     if tuple(version) < OLDEST_TRITON:
@@ -55,7 +57,7 @@ def _import_problem() -> str | None:
 
 
 def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels are not for a GPU of this kind in this precision, or None. Nothing is launched."""
+    """Why the kernels do not support this kind of GPU in this precision, or None. Nothing is launched."""
     if switch() == "1":
         return None
     if device in DISTRUSTED:
@@ -74,9 +76,9 @@ def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def launch_problem(device: torch.device) -> str | None:
-    """What happened when a small kernel was launched on `device`, or None if it ran. Waits for the device once.
+    """Why launching a small kernel on `device` failed, or None if it ran. The first call waits for the device.
 
-    While a CUDA graph is being captured nothing may wait; then the answer is None, and is not kept.
+    While a CUDA graph is being captured nothing may wait; then the answer is None and is not cached.
     """
     if torch.cuda.is_current_stream_capturing():
         return None
@@ -88,7 +90,7 @@ def _launch_problem(device: torch.device) -> str | None:
     try:
         from electra_kernels import probe_triton
 
-        with _disable_current_modes():  # real tensors, also where a step is traced
+        with _disable_current_modes():  # real tensors, even while a step is being traced
             probe_triton.launch(device)
     except Exception as error:
         return in_words(error)
@@ -96,7 +98,7 @@ def _launch_problem(device: torch.device) -> str | None:
 
 
 def in_words(error: Exception) -> str:
-    """One line for what importing or starting Triton raised."""
+    """One line about an error that importing or launching Triton raised."""
     if isinstance(error, subprocess.CalledProcessError):
         program = error.cmd if isinstance(error.cmd, str) else str(error.cmd[0])
         return (

@@ -1,5 +1,5 @@
-/* Attention in fp32, forward and backward (the maths: `attention.py`): every sequence and head by itself, QUERIES rows
-   of probabilities at a time, which never leave the cache. The backward pass computes them again. */
+/* Attention in fp32, forward and backward (maths: `attention.py`). Each (sequence, head) is a task of its own; it
+   holds QUERIES rows of probabilities at a time, which never leave the cache. The backward pass recomputes them. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 
 /* ---------------------------------------------------------------- small matrix products */
 
-/* C [m, LANES * vectors] (+)= A [m, k] B [k, LANES * vectors]; A by any strides, B and C by rows. */
+/* C [m, LANES * vectors] (+)= A [m, k] B [k, LANES * vectors]; A has any strides, rows of B and C are contiguous. */
 INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                   int64_t b_row, int64_t m, int64_t k, int add, const int vectors) {
     for (int64_t i = 0; i < m;) {
@@ -55,7 +55,7 @@ static void transpose(float *to, int64_t to_row, const float *from, int64_t rows
 
 #define QUERIES 64 /* rows of probabilities held at a time */
 
-/* e^x for x <= 0 to about 2 units in the last place; a NaN stays one. Cephes' polynomial (Moshier). */
+/* e^x for x <= 0, to about 2 units in the last place; a NaN stays a NaN. Cephes' polynomial (Moshier). */
 INLINE float exponential(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
     float clamped = x < -87.0f ? -87.0f : x, shifted = clamped * 1.44269504f + magic, n = shifted - magic;
@@ -65,7 +65,7 @@ INLINE float exponential(float x) {
     return x == x ? as_float(as_bits(p) + (as_bits(shifted) << 23)) : x;
 }
 
-/* Logits of one row -> their exponentials less the maximum, 0 from `length` to `width`; returns the sum. */
+/* Replaces the logits of one row by exp(logit - maximum), with 0 from `length` to `width`; returns the sum. */
 static float softmax_row(float *row, int64_t length, int64_t width) {
     float best[LANES], highest = -INFINITY, total = 0.0f;
     for (int64_t j = length; j < width; j++) row[j] = -INFINITY;
@@ -80,7 +80,7 @@ static float softmax_row(float *row, int64_t length, int64_t width) {
     return total;
 }
 
-/* One of q, k, v (`part` of `parts` per token) of one head: rows of `dim`, fp32. */
+/* Loads one of q, k, v (`part` of `parts` per token) of one head, as rows of `dim` in fp32. */
 static void load_head(float *to, const void *from, head_t at, int64_t part, int64_t parts, int bf16) {
     for (int64_t t = 0; t < at.length; t++)
         load(to + t * at.dim, from, (((at.start + t) * parts + part) * at.heads + at.head) * at.dim, at.dim, bf16);
@@ -149,13 +149,14 @@ static void head_backward(head_t at, const void *qkv, const void *dout, void *dq
     store_head(dqkv, dq, at, 0, 3, bf16), store_head(dqkv, dk, at, 1, 3, bf16), store_head(dqkv, dv, at, 2, 3, bf16);
 }
 
-/* Floats that one thread works in: at most nine matrices of a head, and the probabilities. */
+/* Floats of scratch space per thread: at most nine matrices of a head, two blocks of probabilities, a row. */
 INLINE int64_t scratch_size(int64_t longest, int64_t dim) {
     int64_t width = round_up(longest, LANES);
     return 9 * width * dim + 2 * QUERIES * width + round_up(width, NUMBERS);
 }
 
-/* dim is a multiple of LANES. With `dout` == NULL the forward pass, else the gradient of qkv. */
+/* The forward pass if `dout` is NULL, else the gradient of qkv. `dim` is a multiple of LANES. Returns 1 without
+   memory for the scratch space. */
 int attention(const void *qkv, const int64_t *offsets, const int64_t *seed, const void *dout, void *out,
               int64_t sequences, int64_t longest, int64_t heads, int64_t dim, float softmax_scale, int64_t stream,
               int32_t threshold, float scale, int bf16, int threads) {

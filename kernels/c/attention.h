@@ -1,4 +1,4 @@
-/* One head of one sequence: what both implementations of attention go by. */
+/* One head of one sequence, as both implementations of attention address it. */
 
 #ifndef ATTENTION_H
 #define ATTENTION_H

@@ -1,13 +1,16 @@
-/* Attention for bf16 tensors with bf16 products, whose sums are fp32; softmax and dropout between them in vectors of
-   fp32; probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
+/* Attention for bf16 tensors: products in bf16 with fp32 sums, softmax and dropout in fp32 between them. Probabilities
+   and the gradients of the scores are rounded to bf16 before they are multiplied. Each (sequence, head) is a task of
+   its own; the backward pass recomputes the probabilities.
 
-   Products go by tiles (AMX), or by dot products of pairs (AVX-512 BF16), whose right-hand side lies the same way.
-   A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers lie as 16 rows of
-   pairs: word [r][n] holds B[2r][n] below B[2r + 1][n]. So a matrix M has two layouts for the right-hand side:
-     `pack_paired`  for M itself: rows 2r and 2r + 1 are interleaved;
-     `pack_turned`  for its transpose: M[n][2r] and M[n][2r + 1] are neighbours already, so words are turned over.
+   Products use tiles (AMX) or dot products of pairs (AVX-512 BF16); both take the right-hand side in the same layout.
+   A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers are stored as 16
+   rows of pairs: word [r][n] holds B[2r][n] in its low half and B[2r + 1][n] in its high half. So there are two ways
+   to pack a right-hand side:
+     `pack_paired`  M itself: rows 2r and 2r + 1 are interleaved;
+     `pack_turned`  the transpose of M: M[n][2r] and M[n][2r + 1] are adjacent already, so words are transposed.
 
-   Neither has a name but the processor's own, so this file has intrinsics, and is empty for processors without. */
+   C has no portable names for these instructions, so this file uses intrinsics; for processors without them it
+   contains no products. */
 
 #include "attention.h"
 
@@ -20,20 +23,20 @@ int have_bf16_products(void) { return 0; }
 #include <math.h>
 #include <stdlib.h>
 
-#define SIZE 16   /* rows of a tile, and words in one */
+#define SIZE 16   /* rows of a tile, and words in a row */
 #define DEPTH 32  /* bf16 numbers in a tile's row */
 #define STEP 32   /* queries whose probabilities are held in fp32 at a time */
 #define BLOCK 64  /* queries whose probabilities are held in bf16 for the gradients of k and v */
 
 /* ---------------------------------------------------------------- C [32, n] (+)= A [32, k] B, n and k multiples of 32
 
-   B's tile of columns 16 j and rows 32 p is at B + j * b_n + p * b_k words. */
+   B's tile of the columns from 16 j and the rows from 32 p is at B + j * b_n + p * b_k (in vectors of 16 words). */
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Linux gives a process tiles when it asks (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
+/* A process has to ask Linux for the use of tiles (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
 int have_bf16_products(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
 static void begin_products(void) {
@@ -74,7 +77,7 @@ int have_bf16_products(void) { return 1; }
 static void begin_products(void) {}
 static void end_products(void) {}
 
-#define ROWS 8 /* of C, two vectors of each, are held in registers */
+#define ROWS 8 /* rows of C held in registers, two vectors of each */
 
 static void product(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n, int64_t b_k,
                     int64_t n, int64_t k, int add) {
@@ -113,7 +116,7 @@ INLINE words paired(__m256i low, __m256i high) {
     return (words)_mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
-/* A square of words, rows `row` words apart, turned over; the result's rows are `to_row` words apart. */
+/* Transposes a square of words whose rows are `row` words apart; the result's rows are `to_row` words apart. */
 INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_t row) {
     words tile[SIZE];
     for (int r = 0; r < SIZE; r++) memcpy(tile + r, from + r * row, sizeof(words));
@@ -121,14 +124,14 @@ INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_
     for (int r = 0; r < SIZE; r++) memcpy(to + r * to_row, tile + r, sizeof(words));
 }
 
-/* B tiles of Mᵀ, M [rows, columns]: columns 16 j, rows 32 p of Mᵀ at (j * columns / 32 + p) * 16. */
+/* B tiles of Mᵀ, M [rows, columns]: the columns from 16 j and rows from 32 p of Mᵀ at (j * columns / 32 + p) * 16. */
 static void pack_turned(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
     for (int64_t j = 0; j < rows; j += SIZE)
         for (int64_t p = 0; p < columns; p += DEPTH, tiles += SIZE)
             turn_tile((uint32_t *)tiles, SIZE, (const uint32_t *)(M + j * columns + p), columns / 2);
 }
 
-/* B tiles of M [rows, columns]: columns 16 j, rows 32 p at (p / 32 * columns / 16 + j) * 16. */
+/* B tiles of M [rows, columns]: the columns from 16 j and rows from 32 p of M at (p * columns / 16 + j) * 16. */
 static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
     for (int64_t p = 0; p < rows; p += DEPTH)
         for (int64_t j = 0; j < columns; j += SIZE, tiles += SIZE)
@@ -143,7 +146,7 @@ static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t c
 
 #define LOG2_E 1.44269504f
 
-/* 2^x for x <= 0, to 1e-7: 2^n times a polynomial of degree 5, fitted to [-1/2, 1/2]. */
+/* 2^x for x <= 0, with an error of 1e-7: 2^n times a polynomial of degree 5, fitted to [-1/2, 1/2]. */
 INLINE __m512 powers_of_two(__m512 x) {
     __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
     __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.001339086337f), f, _mm512_set1_ps(0.009676031918f));
@@ -154,13 +157,13 @@ INLINE __m512 powers_of_two(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-/* Lanes of vector `v` of a row that are keys. */
+/* Which lanes of a row's vector `v` are keys. */
 INLINE __mmask16 keys_of(int64_t length, int64_t v) {
     int64_t left = length - v * LANES;
     return left >= LANES ? 0xFFFF : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
 }
 
-/* Lanes of the next 8 vectors that dropout keeps. */
+/* Which lanes of 8 vectors, from column `first` on, dropout keeps. */
 INLINE void keep_lanes(__mmask16 *kept, int64_t first, dropout_t dropout, uint32_t row, uint32_t plane) {
     uint16_t numbers[NUMBERS];
     if (!dropout.threshold) { memset(kept, 0xFF, NUMBERS / 8); return; }
@@ -185,7 +188,7 @@ INLINE __m512 highest_of(const float *row, int64_t length, __m512 factor) {
     return _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(highest, other)));
 }
 
-/* Scores of one query -> kept exponentials in bf16; returns their sum before dropout. */
+/* Scores of one query -> its exponentials after dropout, in bf16; returns their sum before dropout. */
 static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t width, float scale, dropout_t dropout,
                          uint32_t t, uint32_t plane) {
     __m512 factor = _mm512_set1_ps(scale * LOG2_E), highest = highest_of(row, length, factor);
@@ -203,8 +206,8 @@ static float forward_row(uint16_t *p, const float *row, int64_t length, int64_t 
     return _mm512_reduce_add_ps(total);
 }
 
-/* Scores of one query -> exponentials; gradients of the probabilities times the factors of dropout; kept lanes.
-   Returns 1 / sum of the exponentials; `delta` gets the row's sum of probability times gradient. */
+/* For one query, in place: scores -> exponentials, and dP -> dP times dropout's factors. `kept` gets the lanes that
+   dropout keeps, `delta` the row's sum of probability times gradient. Returns 1 / sum of the exponentials. */
 static float backward_row(float *row, float *dP, __mmask16 *kept, float *delta, int64_t length, int64_t width,
                           float scale, dropout_t dropout, uint32_t t, uint32_t plane) {
     __m512 factor = _mm512_set1_ps(scale * LOG2_E), highest = highest_of(row, length, factor);
@@ -226,7 +229,7 @@ static float backward_row(float *row, float *dP, __mmask16 *kept, float *delta, 
 
 typedef struct {
     int64_t width;                      /* length rounded up to whole tiles */
-    uint16_t *q, *k, *v, *dO;           /* [width, dim], zeros behind the sequence */
+    uint16_t *q, *k, *v, *dO;           /* [width, dim], zeros after the sequence's end */
     words *kT, *vT, *k_rows, *v_rows;   /* B tiles */
     words *q_rows, *dO_rows;
     float *scores, *dP;                 /* [STEP, width] */
@@ -237,7 +240,7 @@ typedef struct {
     float *out, *dk, *dv;               /* [STEP, dim], [width, dim] twice */
 } space_t;
 
-/* Lays the parts out from `base` on (NULL: only counts) and returns the bytes. */
+/* Sets the pointers to consecutive parts from `base` on and returns the bytes (all that counts if `base` is NULL). */
 static int64_t lay_out(space_t *at, char *base, int64_t width, int64_t dim) {
     int64_t used = 0, matrix = 2 * width * dim;
 #define TAKE(part, bytes) (at->part = (void *)(base + used), used += round_up(bytes, 64))
@@ -254,14 +257,14 @@ static int64_t lay_out(space_t *at, char *base, int64_t width, int64_t dim) {
     return used;
 }
 
-/* One of q, k, v (`part` of `parts` per token) of one head, zeros behind it. */
+/* Copies one of q, k, v (`part` of `parts` per token) of one head, followed by zeros up to `width` rows. */
 static void gather_head(uint16_t *to, const uint16_t *from, head_t at, int64_t width, int64_t part, int64_t parts) {
     for (int64_t t = 0; t < at.length; t++)
         memcpy(to + t * at.dim, from + (((at.start + t) * parts + part) * at.heads + at.head) * at.dim, 2 * at.dim);
     memset(to + at.length * at.dim, 0, 2 * (width - at.length) * at.dim);
 }
 
-/* Rows of fp32 times `factors` (NULL: as they are) to the tokens from `first` of the sequence on. */
+/* Stores fp32 rows, times `factors` (NULL: 1), to the sequence's tokens from `first` on, in bf16. */
 static void scatter_rows(uint16_t *to, const float *from, const float *factors, head_t at, int64_t first, int64_t rows,
                          int64_t part, int64_t parts) {
     for (int64_t r = 0; r < least(rows, at.length - first); r++) {
@@ -292,7 +295,7 @@ static void bf16_forward(head_t at, const uint16_t *qkv, uint16_t *out, float sc
     }
 }
 
-/* STEP queries from `first` on: their gradient, and probabilities and scores' gradients turned over for `dk`, `dv`. */
+/* STEP queries from `first` on: stores their gradients, and leaves P and dS, transposed, for those of k and v. */
 static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv, float scale, const space_t *s) {
     int64_t width = s->width, dim = at.dim, row_masks = round_up(width, NUMBERS) / LANES;
     __m512 keep = _mm512_set1_ps(at.dropout.scale), factor = _mm512_set1_ps(scale);
@@ -348,8 +351,8 @@ static void bf16_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, 
     scatter_rows(dqkv, s->dk, NULL, at, 0, width, 1, 3), scatter_rows(dqkv, s->dv, NULL, at, 0, width, 2, 3);
 }
 
-/* dim is a multiple of DEPTH; `have_bf16_products` has been asked. With `dout` == NULL the forward pass, else the
-   gradient of qkv. */
+/* The forward pass if `dout` is NULL, else the gradient of qkv. `dim` is a multiple of DEPTH, and the caller has
+   checked `have_bf16_products`. Returns 1 without memory for the scratch space. */
 int attention_in_bf16(const uint16_t *qkv, const int64_t *offsets, const int64_t *seed, const uint16_t *dout,
                       uint16_t *out, int64_t sequences, int64_t longest, int64_t heads, int64_t dim,
                       float softmax_scale, int64_t stream, int32_t threshold, float scale, int threads) {

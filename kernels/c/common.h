@@ -1,11 +1,11 @@
-/* What the loops in C have in common: vectors, rows of fp32 or bf16, the bits of `rng.py`.
+/* What the loops in C share: vectors, rows of fp32 or bf16, and the random numbers of `rng.py`.
 
-   Built and loaded by `native.py`: what makes training on a CPU fast. GCC's and Clang's vector types. Tensors are
-   contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (products in bf16: `attention_bf16.c`).
-   Every sum runs in an order that does not depend on the number of threads.
+   `native.py` builds and loads them; they make training on a CPU fast. They use GCC's and Clang's vector types.
+   Tensors are contiguous, fp32 or bf16 (`bf16` != 0); everything is computed in fp32 (except the products in
+   `attention_bf16.c`). The order of every sum is independent of the number of threads.
 
-   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for products of bf16, the conversion to
-   bf16 and the halves of products, which have no other name. */
+   Left out on purpose: fp64 and fp16 (the twins take them); intrinsics, except for bf16 products, the conversion to
+   bf16 and the halves of 64-bit products, which C has no names for. */
 
 #ifndef COMMON_H
 #define COMMON_H
@@ -17,7 +17,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define LANES 16 /* numbers of a vector; processors with narrower ones split it */
+#define LANES 16 /* numbers in a vector; processors with narrower vectors split it */
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint64_t longs __attribute__((vector_size(4 * LANES)));
@@ -36,7 +36,7 @@ static inline void load(float *to, const void *from, int64_t first, int64_t coun
     for (int64_t i = 0; i < count; i++) to[i] = as_float((uint32_t)halves[i] << 16);
 }
 
-/* To the nearest bf16, ties to even; a NaN stays one. */
+/* Rounds to the nearest bf16, ties to even; a NaN stays a NaN. */
 static inline void store(void *to, int64_t first, const float *from, int64_t count, int bf16) {
     if (!bf16) { memcpy((float *)to + first, from, 4 * count); return; }
     uint16_t *halves = (uint16_t *)to + first;
@@ -65,7 +65,7 @@ static inline dropout_t read_dropout(const int64_t *seed, int64_t stream, int32_
     return (dropout_t){{(uint32_t)key, (uint32_t)(key >> 32), (uint32_t)seed[1], (uint32_t)stream}, threshold, scale};
 }
 
-/* High and low halves of the 32 x 32 -> 64 bit products; even and odd lanes apart. */
+/* High (returned) and low halves of the 32 x 32 -> 64 bit products a b, for even and odd lanes separately. */
 INLINE words multiply(words a, uint32_t b, words *low) {
 #ifdef __AVX512F__ /* the same in half the instructions */
     __m512i factor = _mm512_set1_epi64(b), even = _mm512_mul_epu32((__m512i)a, factor);
@@ -87,7 +87,7 @@ INLINE words multiply(words a, uint32_t b, words *low) {
 #define ZIP_LOW(a, b) ZIP(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define ZIP_HIGH(a, b) ZIP(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
-/* A square of words, turned over: rows i and i + 8 are zipped four times, so that the index bits (row, column) rotate
+/* Transposes a square of words: rows i and i + 8 are zipped four times, which rotates the index bits (row, column)
    into (column, row). */
 INLINE void turn_square(words *rows) {
     words zipped[LANES];
@@ -100,7 +100,7 @@ INLINE void turn_square(words *rows) {
     }
 }
 
-/* `NUMBERS` numbers of one row from column `first` on, in the order of the columns. */
+/* `NUMBERS` 16-bit random numbers of one row, from column `first` on, in the order of the columns. */
 INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
     const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     words c0 = lane + first / 8, c1 = lane * 0 + (row + seed.first_row);
@@ -110,14 +110,14 @@ INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint3
         words low_a, low_b, high_a = multiply(c0, 0xD2511F53u, &low_a), high_b = multiply(c2, 0xCD9E8D57u, &low_b);
         c0 = high_b ^ c1 ^ k0, c1 = low_b, c2 = high_a ^ c3 ^ k1, c3 = low_a;
     }
-    /* Four words to a call; in memory their low halves come first on every machine that torch runs on. */
+    /* A call gives four words; their low halves come first in memory on every machine that torch runs on. */
     words even[2] = {ZIP_LOW(c0, c2), ZIP_HIGH(c0, c2)}, odd[2] = {ZIP_LOW(c1, c3), ZIP_HIGH(c1, c3)};
     words all[4] = {ZIP_LOW(even[0], odd[0]), ZIP_HIGH(even[0], odd[0]), ZIP_LOW(even[1], odd[1]),
                     ZIP_HIGH(even[1], odd[1])};
     memcpy(numbers, all, sizeof all);
 }
 
-/* Factors of one row, `columns` rounded up to NUMBERS: 0 where dropout drops, `scale` where it keeps. */
+/* Dropout's factors for one row, `columns` rounded up to NUMBERS: `scale` where it keeps a value, else 0. */
 static inline void keep_row(float *keep, int64_t columns, dropout_t dropout, uint32_t row, uint32_t plane) {
     for (int64_t first = 0; first < columns; first += NUMBERS) {
         uint16_t numbers[NUMBERS];

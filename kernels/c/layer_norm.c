@@ -1,16 +1,17 @@
-/* Dropout + residual + LayerNorm, forward and backward (the maths: `layer_norm.py`). */
+/* Dropout + residual + LayerNorm, forward and backward (maths: `layer_norm.py`). The backward pass recomputes the sum,
+   its statistics and the dropout decisions. */
 
 #include <math.h>
 
 #include "common.h"
 
-#define ROW_BLOCK 64 /* rows whose gradients of weight and bias are added up in one go */
+#define ROW_BLOCK 64 /* rows per partial sum of the parameters' gradients */
 
 INLINE float number(const void *from, int64_t i, int bf16) {
     return bf16 ? as_float((uint32_t)((const uint16_t *)from)[i] << 16) : ((const float *)from)[i];
 }
 
-/* values = residual + keep (x + shift) of the row from `first` on; returns their sum. */
+/* values = residual + keep (x + shift) for the row that starts at `first`; returns their sum. */
 INLINE float add_row(float *values, const float *keep, const float *shift, const void *x, const void *residual,
                      int64_t first, int64_t size, int x_bf16, int residual_bf16) {
     float total = 0.0f;
@@ -22,12 +23,12 @@ INLINE float add_row(float *values, const float *keep, const float *shift, const
     return total;
 }
 
-/* residual + keep (x + shift) - mean of row t; returns 1 / its deviation. */
+/* values = residual + keep (x + shift) of row t, less their mean; returns 1 / standard deviation. */
 static float centre(float *values, const float *keep, const float *shift, const void *x, const void *residual,
                     int64_t t, int64_t size, float eps, int x_bf16, int residual_bf16) {
     int64_t first = t * size;
     float total, squares = 0.0f;
-    if (x_bf16) /* one loop each, without a choice for every number */
+    if (x_bf16) /* a loop for each case, so that none branches per number */
         total = residual_bf16 ? add_row(values, keep, shift, x, residual, first, size, 1, 1)
                               : add_row(values, keep, shift, x, residual, first, size, 1, 0);
     else
@@ -39,7 +40,7 @@ static float centre(float *values, const float *keep, const float *shift, const 
     return 1.0f / sqrtf(squares / size + eps);
 }
 
-/* A parameter that may be missing, which is to be a row of zeros then. */
+/* Copies a parameter; zeros if it is missing. */
 static void copy_row(float *row, const float *parameter, int64_t size) {
     if (parameter)
         memcpy(row, parameter, 4 * size);
@@ -66,8 +67,8 @@ void layer_norm_forward(const void *x, const void *residual, const float *weight
     }
 }
 
-/* dweight, dbias and dx_bias (or NULL): one row for each block of ROW_BLOCK tokens, to be added up.
-   The gradient of the result is dout + dout_again (or NULL). */
+/* dweight, dbias and dx_bias (may be NULL) get one row of partial sums for each block of ROW_BLOCK tokens.
+   The gradient of the result is dout + dout_again (may be NULL). */
 void layer_norm_backward(const void *dout, const void *dout_again, const void *x, const void *residual,
                          const float *weight, const float *x_bias, const int64_t *seed, void *dx, void *dresidual,
                          float *dweight, float *dbias, float *dx_bias, int64_t rows, int64_t size, float eps,
@@ -96,7 +97,7 @@ void layer_norm_backward(const void *dout, const void *dout_again, const void *x
             mean /= size, slope /= size;
             for (int64_t c = 0; c < size; c++) grad[c] = (grad[c] - mean - normed[c] * slope) * inverse;
             store(dresidual, t * size, grad, size, residual_bf16);
-            if (threshold) { /* otherwise dx is dresidual */
+            if (threshold) { /* otherwise dx equals dresidual */
                 for (int64_t c = 0; c < size; c++) grad[c] *= keep[c];
                 store(dx, t * size, grad, size, x_bf16);
             }

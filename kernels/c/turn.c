@@ -1,12 +1,12 @@
-/* Transposing matrices of 16-bit numbers (what for: `fast_bf16.py`). */
+/* Transposes matrices of 16-bit numbers (`fast_bf16.py` says what for). */
 
 #include "common.h"
 
-#define TALL 32 /* rows and columns of what is turned over in registers: a result's row fills a cache line */
+#define TALL 32 /* a block of TALL x WIDE is transposed in registers; a row of the result fills a cache line */
 #define WIDE LANES
 typedef uint16_t halves __attribute__((vector_size(2 * WIDE), aligned(2)));
 
-/* Two rows make one of words. */
+/* Packs pairs of rows into rows of 32-bit words, and transposes those. */
 INLINE void turn_block(const uint16_t *in, int64_t in_row, uint16_t *out, int64_t out_row) {
     words rows[WIDE];
     for (int i = 0; i < WIDE; i++) {
