@@ -6,9 +6,9 @@
     python -m benchmarks render                 write docs/benchmarks.md and its figures from the results
 
 Each benchmark runs in its own process, checks that both sides compute the same before it times anything, and
-writes its result when it ends, so that losing the machine costs at most one piece. Existing results are not
-measured again unless `--again` is given. On a GPU a piece takes less than nine minutes; nothing is downloaded.
-`--quick` runs tiny shapes, to see that the commands work; its figures mean nothing and go to --out.
+writes its result when it ends, so losing the machine costs at most one benchmark. Existing results are measured
+again only with `--again`. On a GPU each takes less than nine minutes; nothing is downloaded. `--quick` runs tiny
+shapes, to check that the commands work; its figures mean nothing and go to --out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{benchmark.name:<22} {state:<18} {benchmark.about}")
         return 0
     chosen = list(CATALOGUE) if options.names in (["all"], ["gpu"]) else [BY_NAME[name] for name in options.names]
-    succeeded = [measure(benchmark, device, folder, options) for benchmark in chosen]  # one failure ends no other
+    succeeded = [measure(benchmark, device, folder, options) for benchmark in chosen]  # all run, even if one fails
     return int(not all(succeeded))
 
 
@@ -65,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def measure(benchmark: Benchmark, device: str, folder: Path, options: argparse.Namespace) -> bool:
-    """Start one benchmark if there is something to do; False if it failed."""
+    """Run one benchmark if it has something to measure; False if it failed."""
     extra, out = benchmark.arguments(device, options.quick), result_file(benchmark, folder)
     if extra is None:
         print(f"{benchmark.name}: nothing to measure on {device}")
@@ -107,7 +107,7 @@ def _in_minutes(options: argparse.Namespace) -> int:
 
 
 def small_corpus(work: Path) -> Path:
-    """The docstrings of this machine's libraries, prepared: enough to see that everything works."""
+    """A prepared corpus of this machine's docstrings: enough to check that everything works."""
     from electra_core.docstrings import documents, write_corpus
     from electra_core.prepare import prepare
 

@@ -1,16 +1,16 @@
-"""Attention beside its peers: forward, and forward with backward.
+"""Attention compared with its peers: forward, and forward with backward.
 
     python -m benchmarks.bench_attention [--device cuda] [--only TEXT] [--out FILE]
 
-Peers: the twin in plain PyTorch (eager and under torch.compile), scaled_dot_product_attention with each of its
-backends where all sequences are equally long, the same with a boolean mask on padded tensors where they are not
-(padding and unpadding are not charged to it), and the only one that has variable lengths *and* dropout,
-`aten::_flash_attention_forward` (FlashAttention 2). Peers get queries, keys and values as tensors of their own, so
-that no packing of gradients is charged to them; ours are packed. Without dropout everybody's output and gradients
-are compared with the twin's in fp32 first; with dropout a peer's kept fraction is measured before its time is
-believed. GB/s count each input read once and each output written once; TFLOP/s count 4 and 10 · Σ length² · H · K.
+Peers: the twin in plain PyTorch (eager and under torch.compile); scaled_dot_product_attention, with each of its
+backends where sequences are of equal length, else with a boolean mask on padded tensors (padding and unpadding are
+not timed); and `aten::_flash_attention_forward` (FlashAttention 2), the only peer with variable lengths *and*
+dropout. Peers get queries, keys and values as separate tensors, so that they are not charged for packing
+gradients; ours are packed. Before timing, output and gradients without dropout are compared with those of the twin
+in fp32; with dropout, the fraction that a peer keeps is measured. GB/s count each input read once and each output
+written once; TFLOP/s count 4 and 10 · Σ length² · H · K.
 
-Not run on a GPU so far; on a CPU it takes tiny shapes.
+Not run on a GPU so far; on a CPU it uses tiny shapes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPILED = "twin, torch.compile"
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch: `lengths` of its sequences, heads, head dim, dropout."""
+    """One batch: the `lengths` of its sequences, heads, head dim, dropout."""
 
     name: str
     lengths: tuple[int, ...]
@@ -95,10 +95,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A peer's own inputs, what it makes of them, and its way back to packed tensors."""
+    """A contestant's inputs, its function, and how to convert results to packed tensors."""
 
     leaves: tuple[Tensor, ...]
-    """What takes gradients: packed qkv, or queries, keys and values."""
+    """The tensors that get gradients: packed qkv, or queries, keys and values."""
     function: Callable[..., Tensor]
     dout: Tensor
     packed: Callable[[Tensor], Tensor]
@@ -161,7 +161,7 @@ def _aten_flash(batch: Batch) -> Contestant:
 
 
 def contestants(work: Workload, options: argparse.Namespace) -> dict[str, Setup]:
-    """Everything that can run `work`; ours first."""
+    """All that can run `work`; ours first."""
     if options.device == "cpu":
         found: dict[str, Setup] = {"ours (twin)": _ours("reference")}
         found["SDPA, boolean mask"] = _sdpa(None, masked=True)
@@ -178,8 +178,8 @@ def contestants(work: Workload, options: argparse.Namespace) -> dict[str, Setup]
 
 
 def workloads(on_gpu: bool) -> list[Workload]:
-    """Attention of ELECTRA-Small at 128 and of -Base at 512, equal lengths and a fine-tuning batch's; what says
-    most comes first."""
+    """Attention of ELECTRA-Small at 128 and of -Base at 512 tokens, with equal lengths and with those of a
+    fine-tuning batch; the most informative come first."""
     if not on_gpu:
         return [
             Workload("equal 16", (16,) * 4, 2, 16, 0.0),
@@ -216,7 +216,7 @@ def check(name: str, setup: Setup, work: Workload, dtype: torch.dtype, device: t
 
 
 def kept_fraction(setup: Setup, dropout_p: float, dtype: torch.dtype, device: torch.device) -> float:
-    """Share of probabilities a contestant really keeps: equal logits, values that count keys."""
+    """The measured fraction of probabilities that a contestant keeps: equal logits, values that count keys."""
     work = Workload("kept", (64,) * 16, 4, 64, dropout_p)
     batch = Batch.of(work, dtype, device)
     batch.qkv_T3HK.zero_()
@@ -227,19 +227,19 @@ def kept_fraction(setup: Setup, dropout_p: float, dtype: torch.dtype, device: to
 
 
 def bench(work: Workload, dtype: torch.dtype, options: argparse.Namespace) -> None:
-    """Results of all contestants, forward and with backward; one that cannot run says why."""
+    """Results of all contestants, forward and with backward; for one that cannot run, the reason."""
     device = torch.device(options.device)
     batch = Batch.of(work, dtype, device)
     for name, setup in contestants(work, options).items():
         try:
             contestant, note = setup(batch), ""
-            if name == COMPILED:  # drops what the twin drops; for other shapes it would be compiled again
+            if name == COMPILED:  # it drops what the twin drops; other shapes would compile it again
                 same(name, contestant.both(), _ours("reference")(batch).both(), 2e-2)
             else:
                 check(name, setup, work, dtype, device)
                 if work.dropout_p > 0:
                     note = f"keeps {kept_fraction(setup, work.dropout_p, dtype, device):.4f}"
-        except Exception as error:  # a backend that refuses, or computes something else
+        except Exception as error:  # the backend refuses, or computes something else
             keep(failed(work.name, name, error), options)
             require_device(f"{work.name}, {name}", error)
             continue

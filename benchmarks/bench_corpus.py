@@ -1,20 +1,20 @@
-"""How time and memory grow with the size of a corpus: opening one, and preparing one.
+"""How the time and memory for opening and preparing a corpus grow with its size.
 
     python -m benchmarks.bench_corpus open    [--gigabytes 0.1 1 10 100] [--folder DIR] [--json FILE]
                                               [--advice normal random ahead] [--written-tokens]
     python -m benchmarks.bench_corpus prepare --text FILE [--megabytes 10 50 200] [--workers 1 2] [--json FILE]
 
-`open` makes a synthetic corpus as large as that much text would give (250 M tokens, 280,000 documents and 10 M
-sentences per GB). The borders of sentences and documents are real numbers on the disk; the tokens are a file
-without contents (sparse), as nobody reads them to open a corpus. Then a fresh process opens it, makes its
-first batch, and goes on with more. The files are dropped from the cache of the system first. 100 GB of text need
-9 GB of disk in --folder. Two options ask what reading costs: `--written-tokens` puts tokens into the token files,
-so that they are read from the disk, too; `--advice random` tells the system not to read around the pages that are
-asked for (MADV_RANDOM), `--advice ahead` in addition which tokens the next batches need (MADV_WILLNEED).
+`open` makes a synthetic corpus of the size that so much text would give (250 M tokens, 280,000 documents and 10 M
+sentences per GB). Offsets of sentences and documents are real numbers on disk; the token files are sparse, because
+opening a corpus does not read them. After the files are dropped from the page cache, a fresh process opens the
+corpus and makes its first batch, then more. 100 GB of text need 9 GB of disk in --folder. Two options measure what
+reading costs: `--written-tokens` fills the token files, so that they, too, are read from the disk;
+`--advice random` tells the system not to read around the requested pages (MADV_RANDOM), and `--advice ahead` also
+tells it which tokens the next batches need (MADV_WILLNEED).
 
-`prepare` runs the whole of `electra prepare`, vocabulary included, on the first so many MB of a text, and on one
-single line as long as the largest. Memory is the resident memory of all its processes together, looked at every
-50 ms; pages that they share count for each.
+`prepare` runs all of `electra prepare`, including the vocabulary, on the first so many MB of a text, and on a
+single line as long as the largest of these. Memory is the resident memory of all its processes together, sampled
+every 50 ms; shared pages count once for each process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from electra_core.tokenizer import WordPieceTokenizer
 SHARD_TOKENS = 1 << 28
 TOKENS_PER_GB, SENTENCE_TOKENS, DOCUMENT_SENTENCES = 250_000_000, 25, 36
 BATCH, BATCHES, LENGTH = 128, 50, 128
-PLANNED = 8  # batches planned in one go, as `batches.py` does
+PLANNED = 8  # batches planned at a time, as in `batches.py`
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def open_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row per size."""
+    """One row per size."""
     rows = []
     for gigabytes in options.gigabytes:
         corpus = folder / f"{gigabytes:g}"
@@ -90,7 +90,7 @@ def open_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
 
 
 def make_corpus(folder: Path, tokens: int, written: bool = False) -> None:
-    """A corpus of about so many tokens, whose token files take no room on the disk unless they are `written`."""
+    """Makes a corpus of about `tokens` tokens; its token files take no disk space unless `written`."""
     folder.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(30_000))]
     tokenizer = WordPieceTokenizer.from_tokens(words)
@@ -122,7 +122,7 @@ def make_corpus(folder: Path, tokens: int, written: bool = False) -> None:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """So that the next reader reads from the disk."""
+    """Drops the files from the page cache, so that the next reader reads from the disk."""
     for path in folder.glob("train-*"):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -130,7 +130,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def run_open(folder: Path, advice: str) -> dict[str, Any]:
-    """Opens, takes a batch, takes more."""
+    """Opens the corpus, takes a batch, and takes more; returns times and memory."""
     before, start = _memory(), time.perf_counter()
     corpus = Corpus.open(folder)
     if advice != "normal":
@@ -138,7 +138,7 @@ def run_open(folder: Path, advice: str) -> dict[str, Any]:
             for part in PARTS:
                 _mapping(getattr(shard, part)).madvise(mmap.MADV_RANDOM)
     opened = time.perf_counter()
-    examples = Examples(corpus, LENGTH, 0)  # not `examples_of`, which gives advice of its own to large corpora
+    examples = Examples(corpus, LENGTH, 0)  # not `examples_of`, which sets its own advice for large corpora
     counted = time.perf_counter()
     _ = corpus.tokenizer
     loaded = time.perf_counter()
@@ -163,13 +163,13 @@ def run_open(folder: Path, advice: str) -> dict[str, Any]:
 
 
 def _memory() -> dict[str, float]:
-    """RssAnon and RssFile of this process in MB; pages of mapped files go when others need the memory."""
+    """RssAnon and RssFile of this process in MB; the system evicts pages of mapped files when memory is short."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("Rss"))
     return {name.rstrip(":"): int(kilobytes) / 1024 for name, kilobytes, _ in lines}
 
 
 def _announce(corpus: Corpus, plan: Plan) -> None:
-    """Begin to read the tokens of all examples of a plan."""
+    """Tells the system to start reading the tokens of all examples of a plan."""
     ends = plan.begins_P + plan.lengths_P
     for shard, first, behind in zip(plan.shards_N, plan.ends_N[:-1], plan.ends_N[1:]):
         tokens = corpus.shards[shard].tokens
@@ -179,7 +179,7 @@ def _announce(corpus: Corpus, plan: Plan) -> None:
 
 
 def _mapping(array: Any) -> mmap.mmap:
-    """The mapping that an array looks at."""
+    """The memory map behind an array."""
     while not isinstance(array, mmap.mmap):
         array = array.base
     return array
@@ -191,13 +191,13 @@ def _major_faults() -> int:
 
 
 def _bytes_read() -> int:
-    """That the disk delivered for this process."""
+    """Bytes that the disk delivered for this process."""
     lines = (line.split() for line in Path("/proc/self/io").read_text().split("\n") if line)
     return int(dict(lines)["read_bytes:"])
 
 
 def prepare_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row per size and number of workers, and one for a single line as long as the largest."""
+    """One row per size and number of workers, and one for a single line as long as the largest."""
     rows = []
     for megabytes in [*options.megabytes, None]:
         path = folder / ("line.txt" if megabytes is None else f"{megabytes}.txt")
@@ -241,13 +241,13 @@ def _with_children(process: str) -> list[str]:
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
         children = " ".join((task / "children").read_text() for task in tasks).split()
-    except OSError:  # has ended meanwhile
+    except OSError:  # it has ended in the meantime
         return [process]
     return [process, *(found for child in children for found in _with_children(child))]
 
 
 def _resident(process: str) -> float:
-    """MB in memory."""
+    """Resident memory in MB."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
     except OSError:

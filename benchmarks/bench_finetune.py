@@ -1,27 +1,28 @@
-"""Fine-tuning and inference side by side with `transformers`, on texts as long as SST-2's and IMDb's.
+"""Fine-tuning and inference compared with `transformers`, on texts as long as SST-2's and IMDb's.
 
     python -m benchmarks.bench_finetune [--model small] [--device cpu] [--threads 1] [--json FILE]
 
-Ways to run the same ELECTRA, random weights, on the same sequences of random words:
+Ways to run the same ELECTRA, with random weights, on the same sequences of random tokens:
 
-    ours              packed, no padding; batches of like length as `finetune.py` makes them; on a GPU training
-                      replays one CUDA graph a step
+    ours              packed, no padding; batches of similar lengths as `finetune.py` makes them; on a GPU,
+                      training replays one CUDA graph per step
     ours, eager       on a GPU: training without graphs
-    hub, sorted       transformers, batches of like length, each padded to its longest sequence: in training as
-                      its `group_by_length`, which sorts 50 batches at a time, before inference all of them
+    hub, sorted       transformers, batches of similar lengths, each padded to its longest sequence: in training
+                      like `group_by_length`, which sorts 50 batches at a time; for inference all are sorted
     hub, dynamic      transformers, batches in random order, each padded to its longest sequence
-    hub, maximum      transformers, every sequence padded to the maximum (128, IMDb 512), as the worked example
+    hub, maximum      transformers, every sequence padded to the maximum (128, IMDb 512): the worked example
 
-Lengths are drawn from log-normals fitted to the data sets' training texts in BERT's 30,522 words (SST-2:
-mean 13.3 tokens, median 10; IMDb: 275 after cutting at 512, a fifth at the limit). Training has dropout 0.1,
-cross-entropy, gradient clipping and fused AdamW in all; inference none of it. Both sides run in the same
-precision (bf16 autocast where the machine computes in it, `--precision` says otherwise). Graphs are captured in
-two passes over the examples that are not timed: a training of some epochs has each shape hundreds of times.
+Lengths are drawn from log-normal distributions fitted to the data sets' training texts with BERT's vocabulary of
+30,522 (SST-2: mean 13.3 tokens, median 10; IMDb: mean 275 after truncation at 512, which a fifth reach). Training
+uses dropout 0.1, cross-entropy, gradient clipping and fused AdamW in all ways; inference uses none of these. Both
+sides run in the same precision (bf16 autocast where the machine computes in it, unless `--precision` says
+otherwise). Graphs are captured in two untimed passes over the examples: a training of some epochs sees each shape
+hundreds of times.
 
-Before anything is timed, both models must give the same logits for the same weights. Every measurement is
-a process of its own (peak memory), the ways take turns, and medians of the rounds are shown. On a machine that
-others use too, the ratio of processor times is the one to trust. On a CPU ours asks C's allocator to keep what is
-freed, as `electra finetune` and `electra predict` do; `--keep-freed-memory all` does so for the others, too.
+Before anything is timed, both models must give the same logits for the same weights. Every measurement runs in its
+own process (for peak memory), the ways take turns, and medians over the rounds are shown. On a shared machine,
+trust the ratio of processor times. On a CPU ours makes C's allocator keep freed memory, as `electra finetune` and
+`electra predict` do; `--keep-freed-memory all` does so for the others, too.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ OURS, OURS_EAGER = "ours", "ours, eager"
 SORTED, DYNAMIC, MAXIMUM = "hub, sorted", "hub, dynamic", "hub, maximum"
 WAYS = (OURS, SORTED, DYNAMIC, MAXIMUM)
 PASSES = 3
-"""Over the examples with graphs: shapes occur first, are captured, and are replayed while the clock runs."""
+"""Passes over the examples with graphs: shapes are first seen, then captured, and in the last pass timed."""
 CLS, SEP = 101, 102
 
 
@@ -84,7 +85,7 @@ WORKLOADS = {
 
 
 def sequences(workload: Workload, count: int, vocab_size: int) -> list[np.ndarray]:
-    """Random words between [CLS] and [SEP], lengths as the data set's."""
+    """Random tokens between [CLS] and [SEP], with lengths distributed as in the data set."""
     random = np.random.default_rng(0)
     lengths = np.exp(random.normal(workload.log_mean, workload.log_deviation, count)).round().astype(int)
     lengths = np.clip(lengths, 1, workload.maximum - 2)
@@ -100,7 +101,7 @@ def as_features(rows: list[np.ndarray]) -> Features:
 
 
 def padded(rows: list[np.ndarray], length: int) -> dict[str, torch.Tensor]:
-    """What a tokenizer of the Hub's library returns."""
+    """The rows padded to `length`, as a tokenizer of `transformers` returns them."""
     ids = np.zeros((len(rows), length), dtype=np.int64)
     for row, words in zip(ids, rows):
         row[: len(words)] = words
@@ -109,7 +110,7 @@ def padded(rows: list[np.ndarray], length: int) -> dict[str, torch.Tensor]:
 
 
 def make_directory(name: str, folder: Path) -> None:
-    """A random sequence classifier of the preset's size, as a model directory."""
+    """Writes a sequence classifier of the preset's size, with random weights, as a model directory."""
     config = replace(PRESETS[name].discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     model = SequenceClassifier(config, ("0", "1"))
     initialise(model, config.initializer_range, seed=0)
@@ -137,7 +138,7 @@ def check_logits(folder: Path, device: str) -> float:
 
 
 def batches_of(way: str, workload: Workload, rows: list[np.ndarray], train: bool) -> Iterator[Any]:
-    """Batches of one pass over the rows, made while the clock runs, as in real use."""
+    """Batches of one pass over the rows; making them is timed, as in real use."""
     size = workload.train_batch if train else workload.infer_batch
     if way in (OURS, OURS_EAGER):
         features = as_features(rows)
@@ -197,16 +198,16 @@ def stepper(way: str, folder: Path, train: bool, device: str, precision: str) ->
 
 
 def ways_of(train: bool, device: str) -> tuple[str, ...]:
-    """Those that are compared, ours first."""
+    """The ways that are compared, ours first."""
     return (OURS, OURS_EAGER, *WAYS[1:]) if train and on_gpu(device) else WAYS
 
 
 def last_pass(
     folder: Path, workload: Workload, rows: list[np.ndarray], device: str, precision: str
 ) -> tuple[float, float]:
-    """Seconds by the wall and of the processor for the last of `PASSES` over the rows in captured steps.
+    """Wall-clock and processor seconds for the last of `PASSES` over the rows, in captured steps.
 
-    On a CPU in the same fixed shapes, not captured.
+    On a CPU steps have the same fixed shapes but are not captured.
     """
     place = torch.device(device)
     model: Any = model_dir.load(SequenceClassifier, folder).to(place)
@@ -268,7 +269,7 @@ def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace)
 def one_pass(
     way: str, workload: Workload, rows: list[np.ndarray], train: bool, args: argparse.Namespace
 ) -> tuple[float, float]:
-    """Seconds by the wall and of the processor for a pass over the rows, step by step."""
+    """Wall-clock and processor seconds for one pass over the rows, step by step."""
     step = stepper(way, Path(args.folder), train, args.device, args.precision)
     warm = rows[: (workload.train_batch if train else workload.infer_batch)]
     for _ in range(3 if on_gpu(args.device) else 1):
@@ -283,7 +284,7 @@ def one_pass(
 
 
 def on_gpu(device: str) -> bool:
-    """Whether it names a GPU, whichever of them."""
+    """Whether `device` is a GPU, with or without a number."""
     return torch.device(device).type == "cuda"
 
 
@@ -318,7 +319,7 @@ def run_child(folder: str, way: str, workload: str, mode: str, args: argparse.Na
 
 
 def compare(folder: str, workload: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All ways on one workload, in turns; medians, and our speed relative to the others'."""
+    """Measures all ways on one workload, in turns: medians, and our speed relative to theirs."""
     every = ways_of(mode == "train", args.device)
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in every}
     for _ in range(args.rounds):

@@ -2,11 +2,11 @@
 
     TRITON_INTERPRET=1 python -m benchmarks.bench_host [--layers 12] [--rounds 5]
 
-On a GPU an eager step of a small batch takes as long as the host needs to submit it. Here the model runs on CPU
-tensors of a few numbers as it would on a GPU, through Triton's launchers, whose launches do nothing: what is
-left is Python's and PyTorch's own time, but for the launches themselves. Two ways, in turn: our operators
-called as `electra_kernels.operators` does, and all through PyTorch's dispatcher, as custom operators.
-Milliseconds of processor time, medians of the rounds.
+On a GPU an eager step on a small batch takes as long as the host needs to submit it. Here the model runs on tiny
+CPU tensors as it would on a GPU, through Triton's launchers, except that launches do nothing. What remains is the
+time of Python and PyTorch themselves, without the launches. Two ways take turns: operators called directly, as
+`electra_kernels.operators` does, and all of them through PyTorch's dispatcher, as custom operators. Times are
+milliseconds of processor time, medians over the rounds.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from electra_core.electra import Discriminator
 from electra_core.packing import pack
 from electra_core.placement import autocast_context
 
-STEPS = 20  # of a round
+STEPS = 20  # per round
 
 
 @contextmanager
 def no_launches() -> Iterator[None]:
-    """Inside, a Triton kernel can be called, and does nothing; and ids are not looked at, as on a GPU."""
+    """Inside, calls of Triton kernels do nothing, and ids are not checked, as on a GPU."""
     from triton.runtime.interpreter import InterpretedFunction
 
     def launcher(*_: Any) -> Callable[..., None]:
         return lambda *_, **__: None
 
-    # From sys.modules, as `electra_kernels.attention` by name is the function.
+    # From sys.modules, because the name `electra_kernels.attention` is the function.
     unchecked = [sys.modules[f"electra_kernels.{name}"] for name in ("checks", "attention")]
     with mock.patch.object(InterpretedFunction, "__getitem__", launcher):
         patches = [mock.patch.object(module, "checks_values", lambda _: False) for module in unchecked]
@@ -56,7 +56,7 @@ def no_launches() -> Iterator[None]:
 
 
 def step_of(layers: int) -> Callable[[], None]:
-    """Forward and backward of a discriminator with Small's layers, but narrow ones, on seven tokens in bf16."""
+    """Forward and backward pass of a discriminator with `layers` narrow layers, on seven tokens in bf16."""
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "embedding_size": 64}
     model = Discriminator(replace(PRESETS["small"].discriminator, num_hidden_layers=layers, **sizes)).train()
     batch, labels = pack([[1, 2, 3, 4], [5, 6, 7]], [[0] * 4, [0] * 3]), torch.zeros(7, dtype=torch.bool)
@@ -72,7 +72,7 @@ def step_of(layers: int) -> Callable[[], None]:
 
 
 def milliseconds(step: Callable[[], None]) -> float:
-    """Of processor time a step."""
+    """Milliseconds of processor time per step."""
     begin = time.process_time()
     for _ in range(STEPS):
         step()
@@ -80,7 +80,7 @@ def milliseconds(step: Callable[[], None]) -> float:
 
 
 def measure(layers: int, rounds: int) -> dict[str, list[float]]:
-    """Way -> milliseconds of each round; the first round is left out."""
+    """Way -> milliseconds of each round, without the first."""
     found: dict[str, list[float]] = {"as they are": [], "through the dispatcher": []}
     with no_launches():
         step = step_of(layers)

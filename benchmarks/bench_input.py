@@ -3,16 +3,16 @@
     python -m benchmarks.bench_input [--data DATA] [--batch 128] [--length 128] [--ways 1x1 2x1 1x2] [--rounds 5]
         [--seconds 2] [--out FILE]
 
-**plan** where the words of examples lie (`Examples.plan`, for several batches in one go, as `batches.py` does);
-**read** their words, packed (`Examples.batch`); **mask** what the generator sees (`mask_tokens`). A GPU waits for
-its input where the sum of these is slower than its step. Ways are PROCESSESxTHREADS; all workers of a way run at
-once, each on batches of its own, and their tokens are added up, once by the wall's clock and once by what each
+The stages: **plan** where the tokens of examples are (`Examples.plan`, for several batches at a time, as
+`batches.py` does), **read** them, packed (`Examples.batch`), and **mask** them for the generator (`mask_tokens`).
+A GPU waits for its input if their sum takes longer than its step. A way is PROCESSESxTHREADS. All workers of a way
+run at once, each on its own batches, and their tokens are added up, once by wall-clock time and once by what each
 worker would do on a core of its own (its thread's processor time). Threads share the interpreter's lock, as a
-run's loop does with the thread that makes its batches.
+training loop does with the thread that makes its batches.
 
-Without --data a corpus of random words is made in memory, with sentences and documents as long as English ones;
-what a disk adds is in `bench_corpus.py`. Before anything is timed, plans are compared with the rules applied to
-one example at a time (`example_rules.py`), which is also the peer that the plan's speed is compared with.
+Without --data a corpus of random tokens is made in memory, with sentences and documents as long as English ones;
+`bench_corpus.py` measures what a disk adds. Before anything is timed, plans are compared with the rules applied to
+one example at a time (`example_rules.py`), which is also the peer for the speed of planning.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ STAGES = ("plan", "read", "mask")
 CLS, SEP, MASK = 2, 3, 4
 DOCUMENTS, DOCUMENT_SENTENCES, SENTENCE_TOKENS = 20_000, 36, 25
 COMPARED = 200
-"""Examples that are compared before timing."""
+"""Number of examples compared before timing."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a worker makes: batches of `batch` examples of up to `length` tokens, for `seconds`."""
+    """A worker's task: make batches of `batch` examples of up to `length` tokens for `seconds`."""
 
     data: Path | None
     batch: int
@@ -55,13 +55,13 @@ class Load:
     seconds: float
 
     def examples(self) -> Examples:
-        """Of the corpus, opened anew."""
+        """The examples of the corpus, newly opened."""
         corpus: Any = synthetic_corpus() if self.data is None else Corpus.open(self.data)
         return Examples(corpus, self.length, seed=0)
 
 
 def synthetic_corpus() -> Any:
-    """18 million random words in memory, with a corpus's borders."""
+    """18 million random tokens in memory, with the sentence and document boundaries of a corpus."""
     draw = np.random.default_rng(0)
     sentences = draw.geometric(1 / DOCUMENT_SENTENCES, DOCUMENTS)
     tokens = np.minimum(draw.geometric(1 / SENTENCE_TOKENS, int(sentences.sum())), 128)
@@ -74,7 +74,7 @@ def synthetic_corpus() -> Any:
 
 
 def make_batches(examples: Examples, load: Load, first: int) -> tuple[int, dict[str, float]]:
-    """Batches until the seconds are over: tokens, and stage -> seconds of the thread's processor time."""
+    """Makes batches until time is up: the number of tokens, and stage -> processor seconds of the thread."""
     tokenizer, seconds, tokens = examples.corpus.tokenizer, dict.fromkeys(STAGES, 0.0), 0
     special = [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
     block, begin = max(1, PLANNED_AHEAD // load.batch) * load.batch, time.perf_counter()
@@ -101,14 +101,14 @@ def make_batches(examples: Examples, load: Load, first: int) -> tuple[int, dict[
 
 
 def work(load: Load, threads: int, number: int, barrier: Any, results: Any) -> None:
-    """A process of a way: `threads` workers that begin with all the others; puts (tokens a second, stages)."""
+    """One process of a way: `threads` workers that start together with all others; puts (tokens/s, stages)."""
     torch.set_num_threads(1)
     examples, own = load.examples(), Barrier(threads + 1)
     made: list[tuple[float, dict[str, float]]] = []
 
     def worker(thread: int) -> None:
         first = (number * threads + thread) << 32
-        make_batches(examples, Load(load.data, load.batch, load.length, 0.0), first)  # pages, caches
+        make_batches(examples, Load(load.data, load.batch, load.length, 0.0), first)  # warms pages and caches
         own.wait()
         begin = time.perf_counter()
         tokens, seconds = make_batches(examples, load, first)
@@ -126,7 +126,7 @@ def work(load: Load, threads: int, number: int, barrier: Any, results: Any) -> N
 
 
 def measure(load: Load, processes: int, threads: int, rounds: int) -> dict[str, Any]:
-    """One way: tokens a second of all workers together, and a worker's nanoseconds a token at every stage."""
+    """One way: tokens per second of all workers together, and a worker's nanoseconds per token in each stage."""
     context = multiprocessing.get_context("spawn")
     rates, undisturbed, stages = [], [], []
     for _ in range(rounds):
@@ -162,7 +162,7 @@ def check_same(examples: Examples) -> None:
 
 
 def one_at_a_time(examples: Examples, rounds: int) -> tuple[Spread, Spread]:
-    """Nanoseconds a token of planning by the rules and of planning together, in turns."""
+    """Nanoseconds per token for planning by the rules and for planning together, in turns."""
 
     def timed(run: Callable[[], Any]) -> float:
         begin = time.thread_time()

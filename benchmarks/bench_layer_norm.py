@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_layer_norm [--out FILE] [--no-compile]
 
-dropout_add_layer_norm as an encoder calls it: with a bias for x, the result handed to two readers who both send a
-gradient back, each its own. Without dropout, values and gradients are compared with PyTorch's in fp32 before
-timing; with it, PyTorch draws other masks, and ours are compared with the twin. Not run on a GPU so far; on a CPU
-it takes tiny shapes.
+dropout_add_layer_norm is timed as an encoder calls it: with x_bias, and with two readers of the result that each
+send back their own gradient. Without dropout, values and gradients are compared with PyTorch's in fp32 before
+timing. With dropout, PyTorch draws other masks, so ours are compared with the twin. Not run on a GPU so far; on a
+CPU it uses tiny shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Step = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 def residual_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
-    """x, residual, weight, bias and x's bias as leaves (bf16 on a GPU), the two readers' gradients, the seed."""
+    """x, residual, weight, bias and x_bias as leaves (bf16 on a GPU), the two readers' gradients, the seed."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     shapes = (tokens, size), (tokens, size), (size,), (size,), (size,)
     leaves = (torch.randn(*shape, device=device, dtype=dtype).requires_grad_() for shape in shapes)
@@ -40,7 +40,7 @@ def residual_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
 
 
 def residual_steps(dropout_p: float) -> dict[str, Step]:
-    """Forward functions of what `residual_inputs` gives; their result for two readers."""
+    """Forward functions of the tensors of `residual_inputs`, with results for two readers."""
 
     def ours(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         x, residual, weight, bias, x_bias, _, seed = inputs
@@ -56,7 +56,7 @@ def residual_steps(dropout_p: float) -> dict[str, Step]:
 
 
 def embedding_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
-    """Three fp32 tables, weight and bias as leaves, the gradient, the seed, three tensors of ids."""
+    """Three fp32 tables, weight and bias as leaves, the result's gradient, the seed, three tensors of ids."""
     shapes = (WORDS, size), (512, size), (2, size), (size,), (size,)
     leaves = (torch.randn(*shape, device=device).requires_grad_() for shape in shapes)
     ids = (torch.randint(upper, (tokens,), device=device) for upper in (WORDS, 512, 2))
@@ -64,7 +64,7 @@ def embedding_inputs(tokens: int, size: int, device: str) -> tuple[Tensor, ...]:
 
 
 def embedding_steps(dropout_p: float) -> dict[str, Step]:
-    """Forward functions of what `embedding_inputs` gives."""
+    """Forward functions of the tensors of `embedding_inputs`."""
 
     def ours(*inputs: Tensor) -> Tensor:
         tables, seed, ids = inputs[:5], inputs[6], inputs[7:]
@@ -79,8 +79,8 @@ def embedding_steps(dropout_p: float) -> dict[str, Step]:
 
 
 def for_all_readers(function: Step, leaves: int) -> Callable[..., tuple[Tensor, ...]]:
-    """`function`'s value and the gradients of its first `leaves` arguments, of which the next holds the gradients
-    that the readers of the value send back."""
+    """`function`'s value and the gradients of its first `leaves` arguments; the argument after these holds the
+    gradients that the readers of the value send back."""
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = function(*inputs)
@@ -91,14 +91,13 @@ def for_all_readers(function: Step, leaves: int) -> Callable[..., tuple[Tensor, 
 
 
 def residual_bytes(tokens: int, size: int, itemsize: int, dropout_p: float) -> float:
-    """x and residual read twice, two gradients once; the result, ds and, where dropout makes it another, dx
-    written."""
+    """Reads x and residual twice and two gradients once; writes the result, ds and, with dropout, dx."""
     return float((9 if dropout_p else 8) * tokens * size * itemsize)
 
 
 def embedding_bytes(tokens: int, size: int, dropout_p: float) -> float:
-    """The result and ds written, the gradient read, the gradient of the table of words written; rows of words read
-    twice, each at most once a pass. Positions and segments stay in the L2 cache."""
+    """Writes the result, ds and the gradient of the table of words; reads the result's gradient and, in both
+    passes, rows of words, each at most once. Positions and segments stay in the L2 cache."""
     return 4.0 * size * (3 * tokens + WORDS + 2 * min(tokens, WORDS))
 
 
@@ -109,7 +108,7 @@ def run(
     moved: Callable[[float], float],
     options: argparse.Namespace,
 ) -> None:
-    """Compares, then measures forward + backward, with dropout and without."""
+    """Compares, then measures forward + backward, with and without dropout."""
     leaves = sum(tensor.requires_grad for tensor in inputs)
     exact = [t.detach().float().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
     for dropout_p in (0.1, 0.0):

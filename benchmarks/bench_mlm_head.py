@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_mlm_head [--out FILE] [--no-compile]
 
-Every contender computes loss, gradients and one exact draw per masked word, and returns the draw, so that no
-compiler leaves it out; those that draw nothing say so in their names: with them, what the draw costs can be read
-off ("tile sums alone" are the kernel that reads the vocabulary, without the small one that merges and draws).
-Before timing, losses and gradients of all are compared. Not run on a GPU so far; on a CPU it takes tiny shapes.
+Every contender computes the loss, gradients and one exact draw per masked token, and returns the draw, so that no
+compiler can remove it. Those without a draw say so in their names; they show what the draw costs ("tile sums
+alone" is the kernel that reads the vocabulary, without the small one that merges and draws). Before timing, all
+losses and gradients are compared. Not run on a GPU so far; on a CPU it uses tiny shapes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CPU_SHAPES = ((24, 500, 32),)
 CHUNK_ROWS = 512
 
 
-Draws = tuple[Tensor, Tensor]  # the mean loss, and what was drawn
+Draws = tuple[Tensor, Tensor]  # the mean loss, and the ids drawn
 
 
 def ours(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
@@ -38,7 +38,7 @@ def ours(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Ten
 
 
 def tile_sums(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Tensor:
-    """Our forward pass up to the tiles' sums: neither loss nor draw."""
+    """Our forward pass up to the tile sums: no loss, no draw."""
     from electra_kernels import mlm_head_triton
 
     tiles = -(-len(embedding_VE) // 128)
@@ -48,7 +48,7 @@ def tile_sums(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M
 
 
 def stored(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
-    """Logits stored; the draw by the Gumbel trick, the cheapest exact one that torch offers."""
+    """Stored logits, with a draw by the Gumbel trick, the cheapest exact one that torch offers."""
     logits_MV = F.linear(hidden_ME, embedding_VE, bias_V).float()
     with torch.no_grad():
         noise_MV = torch.empty_like(logits_MV).exponential_()
@@ -64,7 +64,7 @@ def without_draw(
 
 
 def chunked(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Tensor, seed: Tensor) -> Draws:
-    """`stored` over chunks of rows whose logits are computed again in the backward pass."""
+    """`stored` over chunks of rows whose logits the backward pass recomputes."""
     total, draws = hidden_ME.new_zeros((), dtype=torch.float32), []
     for rows_RE, targets_R in zip(hidden_ME.split(CHUNK_ROWS), targets_M.split(CHUNK_ROWS)):
         loss, drawn_R = torch.utils.checkpoint.checkpoint(
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 
 
 def contestants(on_gpu: bool, compiles: bool) -> dict[str, Callable[..., Any]]:
-    """Ours first."""
+    """All contestants, ours first."""
     found: dict[str, Callable[..., Any]] = {
         "ours": ours,
         "twin, eager": twin(ours),

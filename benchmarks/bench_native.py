@@ -1,11 +1,11 @@
-"""On a CPU: the loops in C beside the twins and beside PyTorch's own operations, forward, backward, with dropout.
+"""On a CPU: the loops in C compared with the twins and with PyTorch, forward and backward, with dropout.
 
     python -m benchmarks.bench_native [--threads 1] [--rounds 7] [--calls 10] [--out FILE]
 
 Attention and dropout + residual sum + LayerNorm of ELECTRA-Small in training, in fp32 and bf16. "PyTorch" is
-`scaled_dot_product_attention` on a rectangle (sequences are equally long, so it holds no padding), and dropout,
-sum and `layer_norm` one after the other. Before the clock runs, all three give the same values and gradients
-without dropout, and loops and twin the same with it, whose decisions are the same.
+`scaled_dot_product_attention` on a rectangular batch (sequences of equal length, so without padding), and dropout,
+sum and `layer_norm` one after the other. Before timing, all three must give the same values and gradients without
+dropout, and loops and twin, which drop the same values, also with it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks.harness import Comparison, compare, interleave, write_report
 CPU, SEED, EPSILON = torch.device("cpu"), 7, 1e-12
 HEADS, HEAD_DIM, WIDTH, DROPOUT = 4, 64, 256, 0.1
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Of the largest value: how far two ways may differ."""
+"""How far two ways may differ, relative to the largest value."""
 Operation = Callable[..., Tensor]
 
 
 def attention_ways(count: int, length: int, dropout_p: float) -> dict[str, Operation]:
-    """[T, 3, H, K] -> [T, H, K], by name."""
+    """Name -> function [T, 3, H, K] -> [T, H, K]."""
     cu_seqlens = torch.arange(count + 1, dtype=torch.int32) * length
 
     def ours(qkv_T3HK: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def attention_ways(count: int, length: int, dropout_p: float) -> dict[str, Opera
 
 
 def layer_norm_ways(dropout_p: float) -> dict[str, Operation]:
-    """(x, residual, weight, bias) -> [T, D], by name."""
+    """Name -> function (x, residual, weight, bias) -> [T, D]."""
 
     def ours(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         seed = rng.seed_tensor(SEED)
@@ -58,7 +58,7 @@ def layer_norm_ways(dropout_p: float) -> dict[str, Operation]:
 
 
 def using(implementation: str, operation: Operation) -> Operation:
-    """The operation by one implementation."""
+    """`operation`, run by one implementation."""
 
     def run(*inputs: Tensor) -> Tensor:
         with use(implementation):  # type: ignore[arg-type]
@@ -68,13 +68,13 @@ def using(implementation: str, operation: Operation) -> Operation:
 
 
 def with_gradients(operation: Operation, inputs: Sequence[Tensor], dout: Tensor) -> list[Tensor]:
-    """Its result and the gradients of its inputs."""
+    """The operation's result and the gradients of its inputs."""
     out = operation(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, dout)]
 
 
 def check(found: list[Tensor], expected: list[Tensor], what: str) -> None:
-    """Raises SystemExit if two ways differ by more than roundings do."""
+    """Raises SystemExit if two ways differ by more than rounding explains."""
     for one, other in zip(found, expected, strict=True):
         worst = float((one.float() - other.float()).abs().max() / other.float().abs().max())
         if not worst <= TOLERANCE[found[0].dtype]:
@@ -88,10 +88,10 @@ def measure(
     dout: Tensor,
     options: argparse.Namespace,
 ) -> list[Comparison]:
-    """Thousand tokens a second of the loops beside the other ways, after all have shown that they agree."""
+    """Thousands of tokens per second of the loops and of the other ways, after checking that all agree."""
     for dropout_p in (0.0, DROPOUT):
         results = {name: with_gradients(run, inputs, dout) for name, run in ways(dropout_p).items()}
-        for name in ("twin", "PyTorch") if dropout_p == 0.0 else ("twin",):  # PyTorch drops other values
+        for name in ("twin", "PyTorch") if dropout_p == 0.0 else ("twin",):  # PyTorch drops different values
             check(results["loops"], results[name], f"{figure}, loops and {name}, dropout {dropout_p}")
 
     def repeated(run: Operation) -> Callable[[], None]:
@@ -109,7 +109,7 @@ def measure(
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random numbers, of which gradients are wanted."""
+    """Random numbers that require a gradient."""
     return torch.randn(*shape).to(dtype).requires_grad_()
 
 

@@ -1,12 +1,12 @@
-"""How fast `electra prepare` is, beside the tokenizer library by itself on the same text and cores.
+"""How fast `electra prepare` is, compared with the tokenizer library alone on the same text and cores.
 
     python benchmarks/bench_prepare.py [--text FILE...] [--tokenizer DIR] [--cores 1 2] [--repeats 3] [--json FILE]
 
-"library" is `tokenizers`' own encode_batch over all sentences, already in memory and split, on as many threads
-as cores; nothing is read and nothing kept. "prepare" is the whole command with as many workers as cores: reading,
-splitting, encoding, hashing, writing. Each run is a fresh process, the two in turns; the medians are compared, in
-seconds on the clock and in seconds of processor time, which a busy machine disturbs less. Without --text it takes
-the embedded corpus of docstrings, without --tokenizer it learns a vocabulary of 8,192 from it.
+"library" is encode_batch of `tokenizers` on sentences that are already in memory and split, with as many threads
+as cores; nothing is read or kept. "prepare" is the whole command with as many workers as cores: reading,
+splitting, encoding, hashing, writing. Each run is a fresh process, and the two take turns. Medians are compared in
+wall-clock seconds and in seconds of processor time, which a busy machine disturbs less. Without --text the text is
+the embedded corpus of docstrings; without --tokenizer a vocabulary of 8,192 is learned from the text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from electra_core.sources import find_sources
 from electra_core.text_files import read_documents
 from electra_core.tokenizer import load_tokenizer
 
-BATCH = 10_000  # sentences given to the library at a time
+BATCH = 10_000  # sentences passed to the library at a time
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def run_prepare(text: list[Path], tokenizer: Path, cores: int) -> dict:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """Processor seconds of this process and of those that it has waited for."""
     return sum(os.times()[:4])
 
 

@@ -4,24 +4,24 @@
         [--their-precision bf16|fp32] [--keep-freed-memory ours|all] [--peers NAME...] [--rounds 5]
         [--out FILE.json]
 
-`electra`  ours: `Electra` in the engine and with the optimizer that `electra pretrain` takes there. On a GPU every
-           step replays a CUDA graph, and stands beside steps without, "ours, eager", too.
+`electra`  ours: `Electra` with the engine and the optimizer that `electra pretrain` uses on this device. On a GPU
+           every step replays a CUDA graph; steps without graphs are timed as well ("ours, eager").
            theirs: ElectraForMaskedLM and ElectraForPreTraining of the same sizes with shared embeddings, a
-           padding mask, Gumbel noise added to the logits of the masked positions and the largest taken, fused
-           AdamW, clipping. Three ways, from what one finds on the web to what a careful user writes (`PEERS`):
-           the generator's loss from `labels`, so logits and loss at every position; the masked positions' logits
-           picked out; the masked positions' hidden states picked out, so that only they meet the vocabulary.
-           The last also with the library's eager attention, which short sequences on a CPU may be faster with.
-`mlm`      ours: objective "mlm" (BERT) of the discriminator's size. theirs: ElectraForMaskedLM of that size,
+           padding mask, a draw by the Gumbel trick at the masked positions, fused AdamW, clipping. Three ways,
+           from what one finds on the web to what a careful user writes (`PEERS`): the generator's loss from
+           `labels`, with logits and loss at every position; only the logits of the masked positions selected;
+           only their hidden states selected, so that only these are projected on the vocabulary. The last also
+           with the library's eager attention, which may be faster for short sequences on a CPU.
+`mlm`      ours: objective "mlm" (BERT) at the discriminator's size. theirs: ElectraForMaskedLM of that size,
            which is BERT with embeddings that may be narrower than the layers, in the same ways but the second.
 
-Dropout 0.1 on both sides, the same batches of whole sequences (nothing to gain from packing), words as frequent
-as Zipf's law has them, everything prepared before the clock runs. On a CPU every program is a process of its own,
-so memory that one frees is not the other's; for Base each takes 4 GB, and `--peers` leaves some out. What
-`electra pretrain` asks of C's allocator, to keep freed memory, theirs has only with `--keep-freed-memory all`: a
-user can have it by two environment variables (docs/results.md).
-Nothing is timed before both sides have shown the same losses and the same gradient norm for the same weights,
-masks and draws, in fp32 without dropout.
+Both sides have dropout 0.1 and the same batches of full sequences (so there is nothing to gain from packing), with
+token frequencies by Zipf's law; all data are prepared before timing. On a CPU every program runs in its own
+process, so that none reuses memory that another freed. For Base each takes 4 GB; `--peers` runs only some. Like
+`electra pretrain`, ours makes C's allocator keep freed memory. Theirs does so only with
+`--keep-freed-memory all`; a user can have it through two environment variables (docs/results.md).
+Before timing, both sides must give the same losses and the same gradient norm for the same weights, masks and
+draws, in fp32 without dropout.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ LABELS = "transformers"
 
 @dataclass(frozen=True)
 class Peer:
-    """How a program of the library's models goes about the vocabulary, and about attention."""
+    """How a program with the library's models computes logits and attention."""
 
     where: str
-    """ "labels": logits and loss everywhere, by the library. "logits": those of the masked positions picked out.
-    "states": the hidden states there picked out, so that there are no other logits."""
+    """ "labels": logits and loss at every position, by the library. "logits": logits at every position, of which
+    the masked ones are selected. "states": hidden states are selected, so only masked positions have logits."""
     attention: str = "sdpa"
     objectives: tuple[str, ...] = ("electra", "mlm")
 
@@ -77,7 +77,7 @@ PEERS = {
 def batches_like_text(
     vocab_size: int, batch: int, length: int, config: PretrainConfig, count: int = BATCHES
 ) -> list[PretrainBatch]:
-    """Batches of `batch` sequences of `length` words each, rank r as frequent as 1 / (r + 2.7)."""
+    """Batches of `batch` sequences of `length` tokens each; the token of rank r has frequency ~ 1 / (r + 2.7)."""
     words = torch.Generator().manual_seed(0)
     ranks = torch.arange(vocab_size - min(FIRST_WORD, vocab_size // 2))
     frequencies = 1.0 / (ranks + 2.7)
@@ -124,7 +124,7 @@ def hub_config(config: EncoderConfig) -> Any:
 
 
 def padded_inputs(batch: PretrainBatch) -> dict[str, Tensor]:
-    """A batch as a data collator of theirs gives it: padded, with a mask, labels -100 where nothing is masked."""
+    """A batch as the library's data collator gives it: padded, with a mask, labels -100 at unmasked positions."""
     tokens = batch.tokens
     labels_T = torch.full_like(tokens.input_ids_T, -100)
     labels_T[batch.masked_positions_M] = batch.target_ids_M
@@ -139,7 +139,7 @@ def padded_inputs(batch: PretrainBatch) -> dict[str, Tensor]:
 
 
 class HubElectra(nn.Module):
-    """ELECTRA put together from the library's two models."""
+    """ELECTRA built from the library's two models."""
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig, peer: Peer):
         super().__init__()
@@ -153,7 +153,7 @@ class HubElectra(nn.Module):
             part.set_attn_implementation(peer.attention)
 
     def forward(self, inputs: dict[str, Tensor], drawn_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(joint loss, MLM loss, RTD loss); `drawn_M` in place of draws of its own."""
+        """(joint loss, MLM loss, RTD loss); `drawn_M` replaces its own draws."""
         about = {name: inputs[name] for name in ("attention_mask", "token_type_ids")}
         masked_NS = inputs["labels"] != -100
         mlm_loss, logits_MV = masked_lm(self.generator, inputs, self.peer.where)
@@ -250,7 +250,7 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
 
 
 def peers(pretrain: PretrainConfig) -> tuple[str, ...]:
-    """Names of their programs for an objective."""
+    """Names of the library's programs for an objective."""
     return tuple(name for name, peer in PEERS.items() if pretrain.objective in peer.objectives)
 
 
@@ -306,13 +306,13 @@ def measure(
     keep_freed: str = "ours",
     chosen: Sequence[str] = tuple(PEERS),
 ) -> list[Comparison]:
-    """Tokens per second of one objective, ours beside each of theirs.
+    """Tokens per second of one objective, ours compared with each of theirs.
 
     Args:
-        precisions: "auto", "bf16" or "fp32", ours and theirs.
-        steps: optimizer steps of each program a round.
-        keep_freed: "ours", or "all": which programs keep the memory that they free, on a CPU.
-        chosen: of `PEERS`, those to run.
+        precisions: "auto", "bf16" or "fp32", for ours and theirs.
+        steps: optimizer steps of each program per round.
+        keep_freed: "ours" or "all": which programs keep freed memory, on a CPU.
+        chosen: which of `PEERS` to run.
     """
     threads = torch.get_num_threads()
     ours = (OURS, *([OURS_EAGER] if device.type == "cuda" else []))
@@ -334,7 +334,7 @@ def program(
     config: EncoderConfig, pretrain: PretrainConfig, batches: list[PretrainBatch], precision: str,
     device: torch.device, steps: int, threads: int, name: str, keep_freed: str = "ours",
 ) -> Callable[[], object]:  # fmt: skip
-    """One of the programs, ready to take `steps` optimizer steps a call."""
+    """One of the programs, ready to take `steps` optimizer steps per call."""
     torch.set_num_threads(threads)
     use_device(device)
     dtype = resolve_precision(precision, device)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_rtd_loss [--out FILE] [--no-compile]
 
-Losses and gradients are compared before timing. Not run on a GPU so far; on a CPU it takes tiny shapes.
+Losses and gradients are compared before timing. Not run on a GPU so far; on a CPU it uses tiny shapes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def our_loss(logits_T: Tensor, labels_T: Tensor) -> Tensor:
 
 
 def torch_loss(logits_T: Tensor, labels_T: Tensor) -> Tensor:
-    """PyTorch's stable form, in fp32."""
+    """PyTorch's numerically stable loss, in fp32."""
     return F.binary_cross_entropy_with_logits(logits_T.float(), labels_T.float())
 
 
 def our_head(hidden_TD: Tensor, weight_D: Tensor, bias: Tensor, labels_T: Tensor) -> Tensor:
-    """GELU, D -> 1 and loss in one."""
+    """GELU, the projection D -> 1 and the loss in one kernel."""
     return rtd_head(hidden_TD, weight_D, bias, labels_T).loss
 
 
@@ -62,7 +62,7 @@ def run(
     moved: float,
     options: argparse.Namespace,
 ) -> None:
-    """Compares with PyTorch's form in fp32, and measures forward + backward."""
+    """Compares with PyTorch in fp32, then measures forward + backward."""
     contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": theirs}
     if options.compile:
         contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(theirs)}

@@ -2,9 +2,8 @@
 
     python -m benchmarks.bench_sample_replace [--out FILE] [--no-compile]
 
-Different samplers draw different words, so what is compared before timing is the distribution (chi-square on
-many rows of equal logits) and, for ours, the ids with the twin's. Not run on a GPU so far; on a CPU it takes
-tiny shapes.
+Different samplers draw different tokens, so before timing their distributions are compared (chi-square over many
+rows of equal logits), and our ids with the twin's. Not run on a GPU so far; on a CPU it uses tiny shapes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _scatter(drawn_M: Tensor, ids_T: Tensor, positions_M: Tensor) -> tuple[Tenso
 
 
 def multinomial(logits_MV: Tensor, ids_T: Tensor, positions_M: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """What a reader of the paper writes first."""
+    """softmax + multinomial: what a reader of the paper would write first."""
     drawn_M = torch.multinomial(torch.softmax(logits_MV.float(), -1), 1)[:, 0]
     return _scatter(drawn_M, ids_T, positions_M)
 
@@ -59,7 +58,7 @@ def inputs(rows: int, vocabulary: int, tokens: int, device: str) -> tuple[Tensor
 
 
 def check_distribution(name: str, step: Step, device: str, rows: int = 8192) -> None:
-    """Chi-square of the words that `step` draws in many rows with the same logits."""
+    """Chi-square test of the tokens that `step` draws in many rows with the same logits."""
     logits_V = torch.randn(40, generator=torch.Generator().manual_seed(1))
     everywhere = torch.arange(rows, device=device)
     ids_T = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -72,7 +71,7 @@ def check_distribution(name: str, step: Step, device: str, rows: int = 8192) -> 
 
 
 def check_ids(tensors: tuple[Tensor, ...]) -> None:
-    """Ours are the twin's words, but for draws that fall on a boundary, which sums in another order may turn."""
+    """Our ids must be the twin's, except for draws so close to a boundary that the order of sums decides."""
     agree = (ours(*tensors)[0] == twin(ours)(*tensors)[0]).float().mean().item()
     if agree < 0.999:
         raise Mismatch(f"ours and the twin agree on {agree:.2%} of the tokens only")

@@ -1,16 +1,16 @@
-"""Where a pre-training step spends its time, what it launches and keeps, stage by stage.
+"""Where a pre-training step spends its time, what it launches and what it saves, stage by stage.
 
     python -m benchmarks.bench_step [--model small] [--batch 16] [--length 128] [--precision fp32|bf16]
         [--steps 5] [--device auto] [--json FILE] [--trace FILE] [--no-timing]
 
-**Counts** do not depend on the machine: launches, bytes kept for the backward pass and bytes moved (every operand
-of every operation once) come from a trace on fake tensors with a GPU's kernels (`electra_core/fake_step.py`), at
-the same batch in bf16. They are computed anywhere.
-**Times** are of the steps as they run here, medians over steps; stages of the forward pass by hooks on modules,
-on a GPU with a synchronisation at every border, which a run does not have. "draw" is the preparation of masks
-(`masking.py`) for a batch that is already read.
-**Floors** are for one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, as others measured them) at the matrix products of
-the stage (`flops.py`), and of the bytes moved; they say nothing about the machine of the times.
+**Counts** do not depend on the machine. Launches, bytes saved for the backward pass and bytes moved (every operand
+of every operation once) come from a trace on fake tensors with a GPU's kernels (`electra_core/fake_step.py`), for
+the same batch in bf16, and can be computed anywhere.
+**Times** are those of the steps on this machine, medians over steps. Stages of the forward pass are timed by hooks
+on modules; on a GPU with a synchronisation at every boundary, which a real run does not have. "draw" is the
+preparation of masks (`masking.py`) for a batch that is already read.
+**Floors** are the least times on one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, as others measured them) for the
+stage's matrix products (`flops.py`) and for the bytes moved; they say nothing about the machine of the times.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DRAW = "draw"
 
 
 class StageClock:
-    """Charges the time that passes to the stage that is named at that time."""
+    """A clock that charges elapsed time to the current stage."""
 
     def __init__(self, device: torch.device):
         self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -50,7 +50,7 @@ class StageClock:
 
     @property
     def stage(self) -> str:
-        """What runs now."""
+        """The current stage."""
         return self._stage
 
     @stage.setter
@@ -65,7 +65,7 @@ def stage_seconds(
     encoder: EncoderConfig, config: PretrainConfig, batch: int, length: int, device: torch.device,
     precision: str, steps: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Stage -> median seconds of a step, the first step left out."""
+    """Stage -> median seconds per step, without the first step."""
     model = build_objective(encoder, config).to(device).train()
     optimizer = build_optimizer(model, config)
     autocast = autocast_context(device, resolve_precision(precision, device))
@@ -98,7 +98,7 @@ def stage_seconds(
 
 
 def floors(encoder: EncoderConfig, config: PretrainConfig, trace: StepTrace, length: int) -> dict[str, float]:
-    """Stage -> least seconds on an H200: the matrix products; for the optimizer the bytes, 7 numbers a weight."""
+    """Stage -> least seconds on an H200: by matrix products; for the optimizer by bytes, 7 numbers per weight."""
     tokens = trace.tokens
     masked = tokens // length * config.max_predictions
     generator = generator_config(encoder, config)
@@ -113,7 +113,7 @@ def floors(encoder: EncoderConfig, config: PretrainConfig, trace: StepTrace, len
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything as JSON values."""
+    """The whole report as JSON values."""
     preset, device = PRESETS[options.model], resolve_device(options.device)
     use_device(device)
     encoder, config = preset.discriminator, preset.pretrain

@@ -1,4 +1,4 @@
-"""Every benchmark: what it measures, how it is started, and where its result lies."""
+"""Every benchmark: what it measures, how it is started, and where its result is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PIECE_SECONDS = 540
-"""Longest that one piece may take on a GPU, which is lent by the ten minutes."""
+"""The most that one benchmark may take on a GPU, which is lent for ten minutes at a time."""
 
 
 def is_ours(contender: str) -> bool:
@@ -16,31 +16,31 @@ def is_ours(contender: str) -> bool:
 
 
 def is_baseline(contender: str) -> bool:
-    """Whether the others' times are given in multiples of its: ours, and no part of it ("ours, without ...")."""
+    """Whether others' times are given as multiples of its time: ours, but no part of it ("ours, without ...")."""
     return is_ours(contender) and "," not in contender
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One program, and its arguments for a GPU, a CPU and a quick look on a CPU."""
+    """One program, with its arguments for a GPU, for a CPU and for a quick check on a CPU."""
 
     name: str
     about: str
     module: str
     gpu: tuple[str, ...] | None = ()
-    """None: has nothing to do on a GPU."""
+    """None: it measures nothing on a GPU."""
     cpu: tuple[str, ...] | None = None
-    """None: says nothing on a CPU, where `quick` only shows that the command works."""
+    """None: its figures mean nothing on a CPU, where `quick` only shows that the command works."""
     quick: tuple[str, ...] = ()
     out: str = "--out"
-    """Its option for the result file."""
+    """The program's option for the result file."""
     suffix: str = ".json"
     needs_corpus: bool = False
     resumes: bool = False
-    """Started again, it goes on where it was, and ends at once if nothing is left."""
+    """Whether, started again, it resumes where it stopped, and ends at once if nothing is left."""
 
     def arguments(self, device: str, quick: bool) -> tuple[str, ...] | None:
-        """What it is started with; None if it has nothing to measure there."""
+        """The arguments to start it with; None if it measures nothing on `device`."""
         return (*self.quick, "--device", device) if quick else self.gpu if device == "cuda" else self.cpu
 
 
@@ -61,7 +61,7 @@ def _sweep(model: str, gpu: tuple[str, ...], cpu: tuple[str, ...] | None) -> Ben
 _STEP = ("--precision", "bf16", "--threads", "1")
 _TINY_STEP = ("--model", "tiny", "--batch", "2", "--length", "16", "--rounds", "1", "--threads", "1")
 
-# The most valuable first: a GPU may be taken away at any time.
+# The most valuable first, because a GPU may be taken away at any time.
 CATALOGUE = (
     Benchmark(
         "pretrain_small_bf16", "Pre-training, ELECTRA-Small and BERT's MLM of its size, in bf16",
@@ -116,7 +116,7 @@ OTHERS = {
     "step_small": "A step of ELECTRA-Small by its stages",
     "tiny_tasks": "The shipped model's tasks, beside a random start",
 }
-"""What results of programs that are not in the catalogue are about, by the beginnings of their names."""
+"""Prefix of a result's name -> what it is about, for programs that are not in the catalogue."""
 ELSEWHERE = {
     "corpus_open": ("What opening a corpus costs", "scaling.md#what-opening-costs"),
     "corpus_prepare": ("What preparing a corpus costs", "scaling.md#what-preparing-costs"),
@@ -125,20 +125,20 @@ ELSEWHERE = {
     "kill_test": ("Runs that are killed at random moments", "reliability.md#what-was-shown"),
     "soak": ("Memory and open files of long runs", "reliability.md#what-was-shown"),
 }
-"""Results that another page shows, by the beginnings of their names: what about, and where."""
+"""Prefix of a result's name -> (what it is about, where it is shown), for results on other pages."""
 
 
 def about(result: str) -> str:
-    """What a result is about; of a variation (`sweep_small_amd`) what the benchmark is."""
+    """What a result is about; for a variant (`sweep_small_amd`), what its benchmark is about."""
     known = {**{name: benchmark.about for name, benchmark in BY_NAME.items()}, **OTHERS}
     return next((words for name, words in known.items() if result.startswith(name)), "")
 
 
 def shown_elsewhere(result: str) -> tuple[str, str] | None:
-    """What a result is about and the page that shows it, if not the benchmarks' page."""
+    """What a result is about and the page that shows it, if that is not the benchmarks' page."""
     return next((place for name, place in ELSEWHERE.items() if result.startswith(name)), None)
 
 
 def result_file(benchmark: Benchmark, folder: Path) -> Path:
-    """Where its result lies below `folder`."""
+    """The benchmark's result file below `folder`."""
     return folder / f"{benchmark.name}{benchmark.suffix}"

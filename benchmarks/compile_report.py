@@ -4,16 +4,16 @@
         [--out FILE.json FILE.md]
 
 Kernels are found through `compile_cases(capability)` of each module in `MODULES`; see
-`electra_kernels.compile_case` for what a case holds. To add a kernel, add its module there. `--check` exits
-with 1 if a kernel breaks a rule of `problems`. `--out` writes every row (.json) or a summary by kernel and
+`electra_kernels.compile_case` for what a case holds. To add kernels, add their module to `MODULES`. `--check`
+exits with 1 if a kernel breaks a rule of `problems`. `--out` writes every row (.json) or a summary by kernel and
 architecture (.md), with the versions and the command.
 
 Columns: registers per thread and bytes of stack (anything above 0 is a spill) · shared memory per program ·
 programs that fit on a multiprocessor, and what limits them · tensor-core instructions · narrowest and widest
-global access in bits, loads then stores · instructions of the largest inner loop (of the whole kernel where
-there is none) and what bounds it. The bound is a prediction from instruction counts: cycles per program that
-the issue slots (4 a cycle), the special-function units (16 lanes a cycle) and the tensor cores need. It knows
-nothing of latency and memory; it tells where the instructions go, not how long the kernel takes.
+global access in bits, loads then stores · instructions of the largest inner loop (of the whole kernel if it has
+none) and what bounds it. The bound is a prediction from instruction counts: cycles per program that the issue
+slots (4 per cycle), the special-function units (16 lanes per cycle) and the tensor cores need. It ignores latency
+and memory, so it shows where the instructions go, not how long the kernel takes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MODULES = (
 )
 
 
-FACTS = ("versions", "commit", "command", "date")  # of the environment; the machine changes nothing here
+FACTS = ("versions", "commit", "command", "date")  # of the environment; the machine does not matter here
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Chip:
     shared_per_program: int
     shared_total: int
     tensor_flops_per_cycle: int | None
-    """Dense half-precision FLOPs per cycle; None where the instruction does not show its shape, or where cards of
-    one architecture differ."""
+    """Dense half-precision FLOPs per cycle; None where instructions do not show their shape, or where cards of one
+    architecture differ."""
     warps: int = 64
     programs: int = 32
 
@@ -104,7 +104,7 @@ class Row:
 
 
 def problems(row: Row) -> list[str]:
-    """Rules a kernel has to keep; what it breaks, in words."""
+    """The rules that a kernel breaks, in words."""
     chip = CHIPS[row.capability]
     broken = []
     if row.stack_bytes or row.spill_instructions:
@@ -237,7 +237,7 @@ def is_tensor(opcode: str) -> bool:
 
 
 def access_bits(opcodes: list[str], kinds: tuple[str, ...]) -> tuple[int, ...]:
-    """Widths in bits of the global accesses of these kinds, each once, rising."""
+    """The distinct widths in bits of the global accesses of these kinds, in ascending order."""
     widths = set()
     for opcode in opcodes:
         head, *suffixes = opcode.split(".")
@@ -248,7 +248,7 @@ def access_bits(opcodes: list[str], kinds: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def occupancy(registers: int, shared: int, warps: int, capability: int) -> tuple[int, str]:
-    """(programs that fit on a multiprocessor, what limits them)."""
+    """(programs that fit on a multiprocessor, the resource that limits them)."""
     per_warp = -(-registers * 32 // 256) * 256  # allocated in units of 256
     fits = {
         "registers": REGISTERS // (per_warp * warps),
@@ -261,7 +261,7 @@ def occupancy(registers: int, shared: int, warps: int, capability: int) -> tuple
 
 
 def bound_cycles(opcodes: list[str], warps: int, capability: int) -> dict[str, int]:
-    """Cycles one program needs of each unit for these instructions (tensor cores: where shapes are known)."""
+    """Cycles of each unit that one program needs for these instructions (tensor cores: where shapes are known)."""
     cycles = {
         "issue": len(opcodes) * warps // 4,
         "special functions": sum(op.startswith("MUFU") for op in opcodes) * warps * 2,
@@ -291,7 +291,7 @@ def _row(module: str, capability: int, index: int) -> Row:
 
 
 def report(only: list[str], capabilities: tuple[int, ...] = CAPABILITIES, jobs: int = 1) -> list[Row]:
-    """Rows of all cases whose name holds one of the texts `only`."""
+    """Rows of all cases whose names contain one of the texts `only`."""
     work = [
         (module, capability, index)
         for module in MODULES
@@ -320,7 +320,7 @@ def _line(row: Row) -> str:
 
 
 def summary(rows: list[Row], facts: dict[str, Any]) -> str:
-    """A Markdown table: per kernel and architecture the range over its tiles, and every problem."""
+    """A Markdown table: for each kernel and architecture the range over its tiles, and every problem."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"`{facts['command']}` with {versions}; commit {facts['commit']}. Compiled, not run: no GPU.",

@@ -1,10 +1,10 @@
-"""What a machine with a GPU is: asked first of one that is there for minutes.
+"""Facts about a machine with a GPU: the first thing to collect when it is available for minutes only.
 
     python -m benchmarks.gpu_facts --out FILE.json
 
-GPU, clocks under load, driver, versions, the rates of a large copy and of a large matrix product, the compilers
-and tools on the path, which packages are installed, and what of the kernels can run. What cannot be found out
-is said in its place; it keeps nothing else from being asked.
+GPU, clocks under load, driver, versions, the rates of a large copy and of a large matrix product, compilers and
+tools on the path, installed packages, and which kernels can run. If a fact cannot be found out, the reason takes
+its place and the others are still collected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGES = (
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Question -> answer, or in a line why there is none."""
+    """Question -> answer, or one line that says why there is none."""
     questions: dict[str, Callable[[], Any]] = {
         "kernels": electra_kernels.available,
         "environment": lambda: environment(device, {}),

@@ -1,7 +1,7 @@
-"""What is run on a GPU that is there for minutes, in the order of what is learnt by it.
+"""What to run on a GPU that is available for minutes only, the most informative pieces first.
 
-First which kernels are right, then how fast what is right is, then what could be faster. Seconds are
-predictions, of the first time, when nothing is compiled: none of this has run on a GPU.
+First come checks of which kernels are right, then how fast these are, then what could be faster. Seconds are
+predictions for the first run, when nothing is compiled yet: none of this has run on a GPU.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from benchmarks.catalogue import CATALOGUE, PIECE_SECONDS
 
 @dataclass(frozen=True)
 class Piece:
-    """A program, and what it may take."""
+    """A program, and the time it may take."""
 
     name: str
     about: str
     words: tuple[str, ...]
-    """`{python}` is the interpreter, `{out}` its result file, `{seconds}` what it has, less a few to end in."""
+    """The command; `{python}` is the interpreter, `{out}` the result file, `{seconds}` its limit less a margin."""
     seconds: int
-    """Predicted; with less than that left it is not begun."""
+    """Predicted duration; with less time left the piece is not started."""
     limit: int
-    """After so many seconds it is ended."""
+    """After so many seconds it is stopped."""
     suffix: str = ".json"
     judges: bool = False
-    """Exit status 1 says that something is wrong with what was asked about, not that the asking failed."""
+    """Whether exit status 1 means that it found something wrong, not that it failed itself."""
     resumes: bool = False
-    """Ended in the midst, it leaves rows, and the next time goes on behind them."""
+    """Whether, when stopped early, it leaves rows and continues after them the next time."""
 
     needs: str = ""
-    """A program that has to be on the path."""
+    """A program that must be on the path."""
 
     @property
     def result(self) -> str:
-        """The file's name."""
+        """Name of the result file."""
         return f"{self.name}{self.suffix}"
 
     def command(self, folder: str, seconds: float) -> list[str]:
-        """How it is started."""
+        """The command line that starts it."""
         given = {
             "python": sys.executable,
             "out": f"{folder}/{self.result}",
@@ -121,7 +121,7 @@ FIRST = (
 
 
 def _rest() -> tuple[Piece, ...]:
-    """The catalogue's own forms of what is not measured in another: with compiled peers, and more rounds."""
+    """The catalogue's benchmarks in full, with compiled peers and more rounds."""
     taken = {piece.name for piece in FIRST}
     pieces = []
     for benchmark in CATALOGUE:

@@ -1,13 +1,13 @@
-"""A GPU that is there for minutes: what is worth most first, and nothing lost when it goes.
+"""Uses a GPU that is available for minutes only: the most valuable pieces first, and nothing is lost when it goes.
 
     python -m benchmarks gpu --minutes 9 --out FOLDER [--archive FILE.tar.gz]
 
-Runs `gpu_pieces.PIECES` in their order, each as a process with a limit of its own and never longer than what is
-left of the minutes; a piece that would not fit is left out, and said to be. Called again with the same folder
-it goes on: what was never begun or was ended in the midst first, what failed last. After every piece the folder
-holds `summary.md` (a page: what ran, what is wrong, what is left, what to type next), the same as
-`summary.json`, a result and a log for each piece. `--archive` keeps the folder as one file, too, written anew
-after every piece; with it and no folder, on another machine, say, the folder is unpacked first.
+Runs `gpu_pieces.PIECES` in order, each as a process with its own time limit, which never exceeds the time left. A
+piece that does not fit is left out, and the summary says so. The same command with the same folder continues:
+first with pieces that were never started or were stopped early, last with those that failed. After every piece the
+folder holds `summary.md` (what ran, what is wrong, what is left, what to type next), the same as `summary.json`,
+and a result and a log for each piece. `--archive` also keeps the folder as a single file, rewritten after every
+piece; if the archive exists and the folder does not (on another machine, say), it is unpacked first.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from benchmarks.gpu_pieces import PIECES, Piece
 
 ROOT = Path(__file__).parent.parent
 RESERVE = 6.0
-"""Seconds that the end takes: a piece's processes, the summary, the archive."""
+"""Seconds kept for the end: stopping a piece's processes, the summary, the archive."""
 GRACE = 3.0
-"""Seconds between asking a piece to end and ending it."""
+"""Seconds between SIGTERM and SIGKILL."""
 SETTLED = ("done", "faults")
-"""States of a piece that is not run again."""
+"""States of pieces that are not run again."""
 OFFLINE = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0",
 }  # fmt: skip
-"""Nothing asks a network, which may hang where there is none; what is printed is there when the end comes."""
+"""No program uses the network, where a request may hang, and output is unbuffered, so that none is lost."""
 
 Start = Callable[[list[str], Path, float], int | None]
-"""(command, log, seconds) -> exit status, None if it was ended."""
+"""(command, log, seconds) -> exit status, or None if the time limit stopped it."""
 
 
 @dataclass
 class Run:
-    """A folder, what has become of each piece in it, and the seconds there are."""
+    """A folder, the state of each piece in it, and the seconds available."""
 
     folder: Path
     seconds: float
@@ -68,27 +68,27 @@ class Run:
         if path.exists():
             self.states = json.loads(path.read_text(encoding="utf-8"))["pieces"]
         for state in self.states.values():
-            if state["state"] == "running":  # the machine was gone, or this command was ended
+            if state["state"] == "running":  # the machine disappeared, or this command was killed
                 state["state"] = "stopped"
 
     @property
     def left(self) -> float:
-        """Seconds for pieces."""
+        """Seconds left for pieces."""
         return self.seconds - RESERVE - (self.clock() - self.started)
 
     def state(self, piece: Piece) -> str:
-        """Of a piece, "" if it was never begun."""
+        """A piece's state; "" if it was never started."""
         return str(self.states.get(piece.name, {}).get("state", ""))
 
     def keep(self) -> None:
-        """Writes what is known: the summary, and the archive."""
+        """Writes the summary and the archive."""
         gpu_summary.write(self.folder, self.states, self.pieces, self.command)
         if self.archive:
             _pack(self.folder, self.archive)
 
 
 def run_pieces(run: Run, start: Start) -> None:
-    """Everything that is not settled and fits."""
+    """Runs every piece that is not settled and fits into the time left."""
     for piece in in_order(run):
         if piece.needs and shutil.which(piece.needs) is None:
             run.states[piece.name] = {"state": "absent", "why": f"{piece.needs} is not installed"}
@@ -102,7 +102,7 @@ def run_pieces(run: Run, start: Start) -> None:
 
 
 def in_order(run: Run) -> list[Piece]:
-    """What is not settled, as it is worth; what failed, or would begin anew and be stopped again, last."""
+    """Pieces that are not settled, by value; last those that failed, or would restart and be stopped again."""
     left = [piece for piece in run.pieces if run.state(piece) not in SETTLED]
 
     def tried(piece: Piece) -> bool:
@@ -112,7 +112,7 @@ def in_order(run: Run) -> list[Piece]:
 
 
 def run_piece(run: Run, piece: Piece, start: Start) -> None:
-    """Runs one and writes down what became of it."""
+    """Runs one piece and records its state."""
     limit, log = min(float(piece.limit), run.left), run.folder / f"{piece.name}.log"
     before = _changed(run.folder / piece.result)
     took = run.states.get(piece.name, {}).get("seconds", 0.0)
@@ -135,10 +135,10 @@ def run_piece(run: Run, piece: Piece, start: Start) -> None:
 
 
 def outcome(piece: Piece, status: int | None, new: bool) -> str:
-    """What an exit status means.
+    """The state that an exit status stands for.
 
     Returns:
-        "done"; "faults": it came to its end and found something wrong; "stopped" by its limit; "failed".
+        "done"; "faults": it finished and found something wrong; "stopped" by its time limit; "failed".
     """
     if status is None:
         return "stopped"
@@ -148,7 +148,7 @@ def outcome(piece: Piece, status: int | None, new: bool) -> str:
 
 
 def start_process(command: list[str], log: Path, seconds: float) -> int | None:
-    """Runs a command in a group of its own, which ends as a whole; what it prints is added to the log."""
+    """Runs a command in its own process group, which is ended as a whole, and appends its output to the log."""
     with log.open("ab") as output:
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
@@ -166,7 +166,7 @@ def start_process(command: list[str], log: Path, seconds: float) -> int | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that it has started."""
+    """Ends the process and all that it has started."""
     for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         try:
             os.killpg(process.pid, number)
@@ -183,7 +183,7 @@ def _changed(path: Path) -> int:
 
 
 def _pack(folder: Path, archive: Path) -> None:
-    """The folder as one file; without working folders, which may be large."""
+    """Writes the folder's files to one archive, without subfolders, which may be large."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(archive.name + ".part")
     with tarfile.open(part, "w:gz", compresslevel=3) as packed:
@@ -205,7 +205,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def _ends_in_order() -> Iterator[None]:
-    """SIGTERM becomes an exception, so that no process stays behind and what is known is written."""
+    """Turns SIGTERM into an exception, so that no process stays behind and the summary is written."""
 
     def leave(*_: object) -> None:
         raise SystemExit("ended by a signal; to continue, repeat the command")
@@ -218,7 +218,7 @@ def _ends_in_order() -> Iterator[None]:
 
 
 def main(minutes: float, folder: Path, archive: Path | None) -> int:
-    """Spend the minutes; 1 if something was found wrong or failed."""
+    """Use the minutes; 1 if a piece failed or found something wrong."""
     run = Run(folder, 60 * minutes, archive)
     with _ends_in_order():
         try:

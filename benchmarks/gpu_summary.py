@@ -1,4 +1,4 @@
-"""One page about a folder of `gpu_run`: what ran, what is wrong, the figures, what is left, what to type next."""
+"""The summary of a folder of `gpu_run`: what ran, what is wrong, the figures, what is left, what to type next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.harness import replace_text, whole_rows
 
 States = dict[str, dict[str, Any]]
 ERRORS, LINES = 12, 6
-"""Lines about one piece's faults, and of one log's end."""
+"""The most lines shown of one piece's errors, and of the end of one log."""
 WORDS = {
     "done": "ran", "faults": "ran, and found something wrong", "stopped": "ended in the midst", "failed": "failed",
     "left out": "left out", "absent": "cannot run", "running": "running", "": "not begun",
@@ -21,7 +21,7 @@ WORDS = {
 
 
 def write(folder: Path, states: States, pieces: Sequence[Piece], command: str) -> None:
-    """`summary.json` and `summary.md`, each in place of the one that is there."""
+    """Replaces `summary.json` and `summary.md`."""
     digests = {piece.name: digest(folder, piece) for piece in pieces if piece.name in states}
     facts = {"pieces": states, "digests": digests, "command": command}
     replace_text(folder / "summary.json", json.dumps(facts, indent=1) + "\n")
@@ -31,7 +31,7 @@ def write(folder: Path, states: States, pieces: Sequence[Piece], command: str) -
 def page(
     folder: Path, states: States, pieces: Sequence[Piece], command: str, digests: dict[str, list[str]]
 ) -> str:
-    """The page."""
+    """The text of `summary.md`."""
     known = [(piece, states.get(piece.name, {})) for piece in pieces]
     lines = ["# What ran on the GPU", "", *_machine(folder), "", "| piece | | seconds |", "|---|---|---|"]
     for piece, state in known:
@@ -80,7 +80,7 @@ def _machine(folder: Path) -> list[str]:
 
 
 def digest(folder: Path, piece: Piece) -> list[str]:
-    """What its result says, in lines; nothing if there is none, or it cannot be read."""
+    """A piece's result in lines; none without a result, and one that says why if it cannot be read."""
     path = folder / piece.result
     try:
         if piece.suffix == ".jsonl":
@@ -127,7 +127,7 @@ def _about_checks(checks: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
 
 
 def _about_comparisons(found: dict[str, Any]) -> list[str]:
-    """`harness.write_report`."""
+    """Results of `harness.write_report`."""
     return [
         f"{row['figure']}: {row['ours']['median']:,.0f} {row['unit']}, "
         f"{row['ratio']['median']:.2f} times {row['peer']}"
@@ -136,7 +136,7 @@ def _about_comparisons(found: dict[str, Any]) -> list[str]:
 
 
 def _about_kernels(found: dict[str, Any]) -> list[str]:
-    """`kernel_report`: ours, and the fastest of the others, by case."""
+    """Results of `kernel_report`: for each case ours, and the fastest of the others."""
     rows = [row for row in found.get("results", []) if isinstance(row, dict) and "contender" in row]
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -158,7 +158,7 @@ def _about_kernels(found: dict[str, Any]) -> list[str]:
 
 
 def _about_finetuning(found: dict[str, Any]) -> list[str]:
-    """`bench_finetune`."""
+    """Results of `bench_finetune`."""
     results = found.get("results", {})
     return [
         f"{what}: {row['ways']['ours']['tokens_per_second']:,.0f} tokens/s, "
@@ -168,7 +168,7 @@ def _about_finetuning(found: dict[str, Any]) -> list[str]:
 
 
 def _about_tiles(found: dict[str, Any]) -> list[str]:
-    """`tune`: the best beside the present tile, which is tried first."""
+    """Results of `tune`: the best tile, and the first one, which is the present tile unless that failed."""
     rows = [row for row in found.get("results", []) if isinstance(row, dict) and "sweep" in row]
     lines = []
     for sweep in dict.fromkeys(row["sweep"] for row in rows):
@@ -183,7 +183,7 @@ def _about_tiles(found: dict[str, Any]) -> list[str]:
 
 
 def _about_stages(found: dict[str, Any]) -> list[str]:
-    """`bench_step`."""
+    """Results of `bench_step`."""
     return [f"{name}: {row['milliseconds']} ms" for name, row in found.get("stages", {}).items()]
 
 
@@ -206,6 +206,6 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # cut off
+    except ValueError:  # truncated
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,14 +1,14 @@
-"""Two or more programs side by side in one run: interleaved rounds, medians with their spread, and a JSON
-file that says what was measured, against what, on which machine and by which command.
+"""Compares two or more programs in one run: interleaved rounds, medians with their spread, and a JSON file that
+says what was measured, against what, on which machine and by which command.
 
-In every round each program runs once, one after the other, the first of the round changing; what disturbs the
-machine for a while then disturbs all of them, and the ratio is taken within a round. Two clocks run: the wall's,
-and the process's own (processor seconds over all threads), which another process on the same cores disturbs
-far less.
+In every round each program runs once, in turn, and the program that starts changes from round to round. A
+disturbance of the machine then affects all of them, and ratios are taken within a round. There are two clocks:
+wall-clock time, and the processor seconds of the process over all threads, which other processes on the same cores
+disturb far less.
 
-This is how whole programs are timed, by the host's clocks. A kernel takes microseconds on a GPU, and the host's
-clock would measure its launch: `kernel_timing.py` times kernels with the device's own events and cold caches. What
-both need stands here: medians with their spread, and what a figure was measured on.
+This is for whole programs. A kernel takes microseconds on a GPU, and the host's clock would measure its launch, so
+`kernel_timing.py` times kernels with device events and cold caches. What both need is here: medians with their
+spread, and the description of the machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Rounds = dict[str, list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of the rounds, and the smallest and largest of them (of `deciles`: the outer tenths)."""
+    """The median of the rounds, with the smallest and largest (from `deciles`: the 10th and 90th percentile)."""
 
     median: float
     low: float
@@ -51,7 +51,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of ours beside one peer's. Ratios above 1 mean that ours is faster."""
+    """One figure of ours compared with one peer's. Ratios above 1 mean that ours is faster."""
 
     figure: str
     unit: str
@@ -59,7 +59,7 @@ class Comparison:
     ours: Spread
     theirs: Spread
     ratio: Spread
-    """Of rates by the wall clock, taken within each round."""
+    """Ratio of the wall-clock rates, taken within each round."""
     ratio_by_processor_time: Spread
     rounds: int
 
@@ -87,12 +87,13 @@ def interleave(
 
 
 class OwnProcess:
-    """A program in a process of its own, as users run it: with its own memory and its own settings.
+    """A program in its own process, as users run it: with its own memory and its own settings.
 
-    A call runs it once over there. It waits for its turn in between, and ends with `close` or its parent.
+    A call runs it there once. Between calls it waits; it ends with `close` or with its parent.
 
     Args:
-        make: with `arguments` returns the program; both travel to the process, so `make` is a module's function.
+        make: returns the program when called with `arguments`. Both are sent to the process, so `make` has to be a
+            function of a module.
     """
 
     def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any):
@@ -105,7 +106,7 @@ class OwnProcess:
         self()
 
     def __call__(self) -> None:
-        """One run; `seconds` are its (wall, processor) seconds."""
+        """One run; sets `seconds` to its (wall-clock, processor) seconds."""
         self._pipe.send(True)
         try:
             self.seconds = self._pipe.recv()
@@ -145,7 +146,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def compare(figure: str, unit: str, work: float, seconds: Rounds, ours: str) -> list[Comparison]:
-    """Rates (`work` units a round) of program `ours` beside each of the others."""
+    """Rates (`work` units per round) of program `ours`, compared with each of the others."""
     rates = {name: [work / wall for wall, _ in rows] for name, rows in seconds.items()}
     comparisons = []
     for peer in seconds:
@@ -159,18 +160,18 @@ def compare(figure: str, unit: str, work: float, seconds: Rounds, ours: str) -> 
 
 
 def spread(values: list[float]) -> Spread:
-    """Median, least and greatest, to four digits."""
+    """Median, minimum and maximum, to four digits."""
     return Spread(*(float(f"{value:.4g}") for value in (median(values), min(values), max(values))))
 
 
 def deciles(values: list[float]) -> Spread:
-    """Median, 10th and 90th percentile: for many short repetitions, of which some are always disturbed."""
+    """Median, 10th and 90th percentile: for many short repetitions, some of which are always disturbed."""
     low, *_, high = quantiles(values, n=10) if len(values) > 1 else (values[0], values[0])
     return Spread(median(values), low, high)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, if it is there; a last line that was cut off is removed from it."""
+    """The rows of a file of JSON lines, if it exists; a truncated last line is removed from the file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -179,50 +180,50 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines that others may be writing to, or died writing to; it is left as it is."""
+    """The complete rows of a file of JSON lines that others may be writing to. The file is not changed."""
     rows = []
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # an empty line, or half a one
+        with contextlib.suppress(json.JSONDecodeError):  # an empty or truncated line
             rows.append(json.loads(line))
     return rows
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines, in one piece: other processes may append to it, too."""
+    """Append a row to a file of JSON lines in a single write, because other processes may append, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write((json.dumps(row) + "\n").encode())
 
 
 def use_device(device: torch.device) -> None:
-    """Makes a GPU the current one, to which events, synchronisation and statistics belong that name none; products
-    of fp32 are in fp32 whatever the machine says (NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
+    """Makes a GPU the current device, for events, synchronisation and statistics that name none, and keeps fp32
+    products in fp32 whatever the environment says (NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""For processes that are as many as the cores."""
+"""Environment for processes of which there is one per core."""
 
 
 def processes() -> int:
-    """How many may share the GPU: one a core, for what compiles most of its time; one in exclusive mode."""
+    """How many processes may share the GPU: one per core, if they mostly compile; one in exclusive mode."""
     words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
     try:
         mode = subprocess.run(words, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):  # no such program
+    except (OSError, subprocess.TimeoutExpired):  # there is no nvidia-smi
         mode = ""
     return 1 if "exclusive" in mode.lower() else min(16, os.cpu_count() or 1)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A file of JSON lines in place of the one that is there."""
+    """Replaces a file of JSON lines."""
     replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """A file in place of the one that is there, which stays whole if this is stopped."""
+    """Replaces a file's text; if this is interrupted, the old file stays whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".new")
     part.write_text(text, encoding="utf-8")
@@ -230,7 +231,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What figures were measured on and with; kept beside every figure."""
+    """The machine, versions, commit and command of a measurement; stored with every figure."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         **({} if device.type == "cuda" else _generation()),
@@ -255,13 +256,13 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the processor; empty elsewhere."""
+    """What Linux says about the processor; empty on other systems."""
     lines = CPUINFO.read_text(encoding="utf-8").split("\n") if CPUINFO.exists() else []
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _processor() -> str:
-    """The processor's name, and the extensions that decide how fast it multiplies."""
+    """The processor's name, and the extensions that determine how fast it multiplies."""
     facts = _cpuinfo()
     if not facts:
         return platform.processor() or platform.machine()
@@ -271,8 +272,8 @@ def _processor() -> str:
 
 
 def _generation() -> dict[str, str]:
-    """Vendor, family and model, which tell generations of one name and the same extensions apart (AMD's Zen 4 and
-    Zen 5). Not part of the device's name, by which results that are gone on with know their machine."""
+    """Vendor, family and model, which distinguish generations with the same name and extensions (AMD's Zen 4 and
+    Zen 5). They are not part of the device's name, by which resumed results recognise their machine."""
     facts = _cpuinfo()
     if not {"vendor_id", "cpu family", "model"} <= facts.keys():
         return {}
@@ -290,7 +291,7 @@ def _versions(*packages: str) -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit that ran, with "+changes" if tracked files of the program differ from it."""
+    """The commit that is running, with "+changes" if tracked files of the program differ from it."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -305,7 +306,7 @@ def commit() -> str | None:
 
 
 def _without_folders(argument: str) -> str:
-    """A path of this machine as it is within the project, or its last part; all else as it is."""
+    """An absolute path as it is within the project, or its last part; any other argument unchanged."""
     path = Path(argument)
     if not path.is_absolute():
         return argument
@@ -321,7 +322,7 @@ def _module() -> str:
 def write_report(
     path: Path, comparisons: list[Comparison], device: torch.device, **facts: object
 ) -> dict[str, Any]:
-    """The result file: what was compared, `facts` (sizes, checks), and the environment."""
+    """Writes the result file: what was compared, `facts` (sizes, checks), and the environment."""
     report = {
         "comparisons": [asdict(comparison) for comparison in comparisons],
         **facts,

@@ -1,4 +1,4 @@
-"""What `kernel_checks` compares: every operation in the shapes that runs take, forward and backward."""
+"""The operations that `kernel_checks` compares: all, in the shapes of real runs, forward and backward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DROPOUT = 0.1
 
 @dataclass
 class Working:
-    """What an operation's inputs are in; entered as autocast would be, it is `dtype`, else fp32."""
+    """The dtype of an operation's inputs: `dtype` inside the context (as under autocast), else fp32."""
 
     dtype: torch.dtype
     now: torch.dtype = torch.float32
@@ -40,10 +40,10 @@ class Working:
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of leaves that take gradients; what it returns in floats is compared, integers are counted."""
+    """A function of leaves with gradients. Its float results are compared; its integer results are counted."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """Of the leaves, one after the other."""
+    """One for each leaf, in order."""
     function: Callable[..., tuple[Tensor, ...]]
     gradients: bool = True
 
@@ -117,7 +117,7 @@ def _embedding(tokens: int, vocabulary: int, size: int, device: torch.device) ->
 
 
 def operations(device: torch.device, tiny: bool | None = None) -> dict[str, Callable[[], Operation]]:
-    """Name -> operation, by itself in a process; by default tiny on a CPU, where Triton's interpreter runs it."""
+    """Name -> operation, each for a process of its own; tiny by default on a CPU, under Triton's interpreter."""
     if device.type != "cuda" if tiny is None else tiny:
         return {
             "attention short": lambda: _attention([16, 9, 1], 16, DROPOUT, device),
@@ -149,7 +149,7 @@ def operations(device: torch.device, tiny: bool | None = None) -> dict[str, Call
 
 @dataclass(frozen=True)
 class Computation:
-    """An operation on random leaves, the same whenever it is called, but for rounding to what is worked in."""
+    """An operation on random leaves that are the same in every call, except for rounding to the working dtype."""
 
     operation: Operation
     working: Working
@@ -163,7 +163,7 @@ class Computation:
         return leaves, self.operation.function(*leaves)
 
     def figures(self) -> cross_check.Figures:
-        """Results in floats, and the gradients that they send back."""
+        """The float results, and the leaves' gradients."""
         leaves, results = self._results(self.operation.gradients)
         floats = [result for result in results if result.is_floating_point()]
         figures = {f"result {index}": result.detach() for index, result in enumerate(floats)}
@@ -174,14 +174,14 @@ class Computation:
         return figures | {f"gradient {index}": gradient for index, gradient in enumerate(gradients)}
 
     def words(self) -> Tensor | None:
-        """What is drawn, if anything is."""
+        """The ids drawn, if the operation draws any."""
         with torch.no_grad():
             _, results = self._results(gradients=False)
         return next((result for result in results if not result.is_floating_point()), None)
 
     def problem(self) -> str | None:
-        """What the kernels get wrong."""
-        if self.operation.gradients:  # what has none returns words alone
+        """What the kernels compute wrong, or None."""
+        if self.operation.gradients:  # an operation without gradients returns only ids
             found = cross_check.disagreement(self.figures, self.working, self.working.dtype)
             if found is not None:
                 return found

@@ -2,13 +2,13 @@
 
     python -m benchmarks.kernel_checks --out FILE.jsonl [--only TEXT...] [--jobs 16] [--seconds 120]
 
-Every operation in the shapes that runs take, forward and backward, in three precisions, and the models of a run as
-`electra_core.cross_check` compares them: exact (the twin in fp32), rounded (the twin in the precision), found (the
-kernel). Each operation has a process of its own, so that neither a kernel that does not compile nor one that
-leaves the GPU computing nothing hides another; a process that ends or hangs is said to have, and the cases after
-that one are taken up by a new process. The same command goes on with what has no row yet.
+It checks every operation in the shapes of real runs, forward and backward, in three precisions, and whole models,
+as `electra_core.cross_check` compares them: exact (the twin in fp32), rounded (the twin in the precision) and
+found (the kernel). Each operation has its own process, so that a kernel that does not compile, or that leaves the
+GPU unusable, does not hide the others. If a process dies or hangs, its row says so and a new process takes the
+remaining cases. The same command continues with the cases that have no row yet.
 
-A row: `kernel`, `dtype`, `problem` (None if it is right), `error` (the whole text, compiler's included),
+A row: `kernel`, `dtype`, `problem` (None if it is right), `error` (the full text, including the compiler's),
 `seconds` (of the first call, which compiles).
 """
 
@@ -51,7 +51,7 @@ def check(name: str, dtype: torch.dtype, device: torch.device) -> Row:
         computation = Computation(operations(device)[name](), working, device)
         with use("triton"):
             with working:
-                computation.figures()  # compiles; what it raises is kept whole
+                computation.figures()  # compiles; an error's full text is kept
             _wait_for(device)
             first = time.perf_counter() - started
             problem = computation.problem()
@@ -65,7 +65,7 @@ MODELS = ("pre-training, fixed shapes", "pre-training", "classifier, training", 
 
 
 def check_model(name: str, dtype: torch.dtype, device: torch.device) -> Row:
-    """The row of a whole model, as a run checks it before its first step."""
+    """The row of a whole model, checked as a run does before its first step."""
     error, started = "", time.perf_counter()
     problem: str | None = None
     try:
@@ -88,7 +88,7 @@ def check_model(name: str, dtype: torch.dtype, device: torch.device) -> Row:
 
 
 class Lost(Exception):
-    """The GPU computes nothing more in this process."""
+    """The GPU can no longer be used in this process."""
 
     def __init__(self, problem: str, error: str):
         super().__init__(problem)
@@ -96,7 +96,7 @@ class Lost(Exception):
 
 
 def require_or_lose(name: str, raised: Exception, problem: str) -> None:
-    """Raises `Lost` if after this error the GPU computes nothing more here."""
+    """Raises `Lost` if after this error the GPU can no longer be used in this process."""
     try:
         require_device(name, raised)
     except SystemExit as lost:
@@ -126,7 +126,7 @@ def _wait_for(device: torch.device) -> None:
 
 def cases(device: torch.device) -> dict[str, list[tuple[str, str]]]:
     """Process -> its (name, dtype), in order."""
-    # bf16, which runs take, first; products of bf16 are wrong in Triton's interpreter.
+    # bf16, which runs use, comes first; bf16 products are wrong in Triton's interpreter.
     dtypes = ("bfloat16", "float32", "float16") if device.type == "cuda" else ("float32", "float16")
     found = {name: [(name, dtype) for dtype in dtypes] for name in operations(device)}
     models = MODELS if device.type == "cuda" else ()
@@ -139,7 +139,7 @@ def known(path: Path) -> dict[tuple[str, str], Row]:
 
 
 def in_this_process(name: str, out: Path, device: torch.device) -> int:
-    """Rows of what has none; 1 if the GPU was lost, and another process has to go on."""
+    """Writes the rows that are missing; 1 if the GPU was lost and another process has to continue."""
     use_device(device)
     for case in cases(device)[name]:
         if case in known(out):
@@ -156,7 +156,7 @@ def in_this_process(name: str, out: Path, device: torch.device) -> int:
 
 
 def in_processes(names: Sequence[str], out: Path, device: torch.device, jobs: int, seconds: float) -> None:
-    """Every name in a process of its own, `jobs` at a time, again from the next case on if one ends early."""
+    """Runs every name in its own process, `jobs` at a time; if one dies, another continues with the next case."""
     end = time.monotonic() + seconds
 
     def run(name: str) -> None:
@@ -182,14 +182,14 @@ def _quietly() -> Iterator[None]:
 
 
 def show(rows: Sequence[Row]) -> str:
-    """How many are right, and a line for each that is not."""
+    """The number of cases that are right, and a line for each that is not."""
     wrong = [row for row in rows if row["problem"] is not None]
     lines = [f"{row['kernel']}, {row['dtype']}: {row['problem']}" for row in wrong]
     return "\n".join([f"{len(rows) - len(wrong)} of {len(rows)} kernels and models are right", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check what has no row; 1 if a kernel is wrong."""
+    """Check the cases without a row; 1 if a kernel is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     parser.add_argument("--only", nargs="+", default=[""], help="those whose name holds one of these texts")

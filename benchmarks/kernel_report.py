@@ -1,4 +1,4 @@
-"""Results of the kernel benchmarks: what one is, the table, the JSON file, and the machine they come from."""
+"""Results of the kernel benchmarks: their type, the table, the JSON file, and the machine they come from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRONG = "WRONG RESULT:"
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call, and the most memory it held above its inputs."""
+    """Milliseconds of one call, and its peak memory beyond its inputs."""
 
     milliseconds: float
     """Median."""
@@ -36,19 +36,19 @@ class Timing:
     peak_megabytes: float | None
     """None on a CPU."""
     submit_milliseconds: float | None = None
-    """What the host takes to submit one call; None on a CPU."""
+    """Time that the host takes to submit one call; None on a CPU."""
     note: str = ""
     """What was timed, where it is not the calls themselves."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this GPU reaches at its best."""
+    """The highest rates measured on this GPU."""
 
     bytes_per_second: float
-    """Of a large copy, counting what is read and what is written."""
+    """Of a large copy, counting bytes read and bytes written."""
     operations_per_second: float
-    """Of a large bf16 matrix product, random numbers."""
+    """Of a large bf16 matrix product of random numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Result:
 
 
 class Mismatch(Exception):
-    """A contender computed something else than the reference."""
+    """A contender's result differs from the reference."""
 
 
 def failed(case: str, contender: str, error: Exception) -> Result:
-    """The result of a contender that computed something else, or could not run."""
+    """The result of a contender that computed something wrong or could not run."""
     text = str(error).partition("\n")[0]
     note = f"{WRONG} {text}" if isinstance(error, Mismatch) else f"cannot run: {in_a_line(error)}"
     return Result(case, contender, None, note=note)
@@ -79,24 +79,24 @@ REFUSED = (
     "OutOfResources", "CompilationError", "CompileTimeAssertionFailure", "UnsupportedLanguageConstruct",
     "PTXASError",
 )  # fmt: skip
-"""Triton's own errors, of what does not fit or does not compile: they would come again."""
+"""Triton's errors for tiles that do not fit or do not compile; trying again would not help."""
 
 
 def in_a_line(error: Exception) -> str:
-    """Kind and first line."""
+    """An error's type and first line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def refused(note: str) -> bool:
-    """Whether a failure, `in_a_line`, is an answer; any other may be the machine's, and is worth another try."""
+    """Whether a failure (as by `in_a_line`) is final. Others may be the machine's fault and are worth a retry."""
     return note.partition(":")[0] in REFUSED
 
 
 def require_device(what: str, error: Exception) -> None:
-    """After an error of `what`: an illegal access, say, leaves the GPU computing nothing more in this process.
+    """Checks after an error of `what` that the GPU still works in this process (not after an illegal access, say).
 
     Raises:
-        SystemExit: that is so; whatever comes next would fail, and not by its own fault.
+        SystemExit: it does not, so everything that follows would fail, too.
     """
     if not torch.cuda.is_initialized():
         return
@@ -110,7 +110,7 @@ def require_device(what: str, error: Exception) -> None:
 
 
 def keep(result: Result, options: argparse.Namespace) -> Result:
-    """Adds a result to the file beside `--out`: what has been measured survives a benchmark that is stopped."""
+    """Appends a result to the `.part` file of `--out`, so that results survive if the benchmark is stopped."""
     options.results.append(result)
     if options.out:
         _write(options.out.with_suffix(".part"), options.results, options)
@@ -118,7 +118,7 @@ def keep(result: Result, options: argparse.Namespace) -> Result:
 
 
 def environment(device: str, clocks: dict[str, str]) -> dict[str, Any]:
-    """What the figures are measured on."""
+    """The machine and versions that the figures were measured with."""
     facts = harness.environment(torch.device(device))
     if device == "cpu":
         return {**facts, "note": "CPU, tiny shapes: shows that the command works, says nothing about the kernels"}
@@ -134,7 +134,7 @@ def _version(package: str) -> str | None:
 
 
 def clocks_under_load(device: str) -> dict[str, str]:
-    """What nvidia-smi says of clocks, power and temperature while matrix products run; idle clocks say nothing."""
+    """Clocks, power and temperature by nvidia-smi while matrix products run; idle clocks say nothing."""
     names = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version"
     command = [
         "nvidia-smi",
@@ -154,7 +154,7 @@ def clocks_under_load(device: str) -> dict[str, str]:
 
 @contextmanager
 def _busy(device: str) -> Iterator[None]:
-    """Inside, another thread keeps the GPU at matrix products: nobody knows when nvidia-smi looks at it."""
+    """Inside, another thread keeps the GPU busy with matrix products, whenever nvidia-smi samples it."""
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     stop = threading.Event()
 
@@ -166,7 +166,7 @@ def _busy(device: str) -> Iterator[None]:
 
     thread = threading.Thread(target=multiply)
     thread.start()
-    time.sleep(BUSY_SECONDS)  # clocks rise with the load
+    time.sleep(BUSY_SECONDS)  # until the clocks have risen
     try:
         yield
     finally:
@@ -178,8 +178,8 @@ def report(options: argparse.Namespace) -> list[Result]:
     """Prints a table of `options.results` and writes `--out`; `ratio` is a time over ours in that case.
 
     Raises:
-        SystemExit: a contender computed something else than the reference, or ours has no time. Without ours the
-            results stay in the `.part` file: the benchmark counts as not measured.
+        SystemExit: a contender's result differs from the reference, or ours has no time. Without a time of ours
+            the results stay in the `.part` file, and the benchmark counts as not measured.
     """
     results: list[Result] = options.results
     facts = options.environment

@@ -1,11 +1,11 @@
-"""The tests that need a GPU, the most telling first, in a process a core; a row for each test as it ends.
+"""Runs the tests that need a GPU, the most informative first, one process per core; a row for each test.
 
     python -m benchmarks.kernel_tests --out FILE.jsonl [--others] [--jobs 16] [-- MORE FOR PYTEST]
 
-`make test-gpu` for a machine that may be gone in minutes: needs pytest and no plugin, ends no run because a
-process crashed or a test hangs, and goes on, called again, with the tests that have no outcome
-(`benchmarks/pytest_rows.py`). `--others`: of the files that are not about kernels, the tests that need a GPU.
-Exit status 0: all passed; 1: some failed; 3: not all were run.
+This is `make test-gpu` for a machine that may be gone in minutes. It needs pytest and no plugin, survives tests
+that crash or hang, and, called again, continues with the tests that have no outcome (`benchmarks/pytest_rows.py`).
+`--others` runs the tests that need a GPU in files that are not about kernels. Exit status 0: all passed; 1: some
+failed; 3: not all were run.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ KERNELS = (
     "every_kernel", "attention_gpu", "attention", "mlm_head", "layer_norm", "sample_replace", "rtd_loss",
     "bias_gelu", "embedding_layer_norm", "attention_contract", "rng",
 )  # fmt: skip
-"""Files of `make test-gpu`, but for the one that compiles without a GPU."""
+"""Files of `make test-gpu`, except the one that compiles without a GPU."""
 OTHERS = ("engine", "training", "optim", "finetune")
-"""Files with tests that are marked `gpu`."""
+"""Other files with tests marked `gpu`."""
 TEST_SECONDS = 120.0
-"""A test that takes longer hangs."""
+"""Seconds after which a test counts as hanging."""
 NOT_ALL = 3
 GROUP = "group-"
-"""What the names of groups' claims begin with."""
+"""Prefix of the names of groups' claims."""
 LOST = 17
 """Exit status of a process whose GPU is lost."""
 
 
 ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **ONE_THREAD}
-"""No plugin that happens to be installed; a process a core has a thread."""
+"""No plugins that happen to be installed, and one thread for each process."""
 
 
 def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
-    """How pytest is started."""
+    """The command line of pytest."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.pytest_rows", "--rows", str(out),
              "--claims", str(claims), "-p", "no:cacheprovider",
              "--continue-on-collection-errors", "--tb=short"]  # fmt: skip
@@ -54,7 +54,7 @@ def command(out: Path, claims: Path, paths: Sequence[str], extra: Sequence[str] 
 
 
 def outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    """Test -> its row; of one that was begun and did not end, that row."""
+    """Test -> its row with the outcome; for a test that started and did not end, its "begun" row."""
     found: dict[str, dict[str, Any]] = {}
     for row in whole_rows(path):
         if "test" in row and (row["outcome"] != "begun" or found.get(row["test"], row)["outcome"] == "begun"):
@@ -63,12 +63,12 @@ def outcomes(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def collected(path: Path) -> int:
-    """How many tests there are in all, those of files that cannot be imported left out."""
+    """The number of tests, without those in files that cannot be imported."""
     return max((row["collected"] for row in whole_rows(path) if "collected" in row), default=0)
 
 
 def run(words: list[str], out: Path, claims: Path) -> None:
-    """A pytest until nothing is left to take: again behind a test that lost the GPU, crashed or hung."""
+    """Runs pytest until no test is left, restarting it after a test that lost the GPU, crashed or hung."""
     while True:
         since, process = time.time(), subprocess.Popen(words, cwd=ROOT, env=os.environ | ALONE)
         while (status := process.poll()) is None:
@@ -77,23 +77,23 @@ def run(words: list[str], out: Path, claims: Path) -> None:
                 process.kill()
         for claim in claims.glob(f"{GROUP}*"):
             if claim.read_text(encoding="utf-8") == str(process.pid):
-                claim.unlink()  # what is left of the group is anybody's
+                claim.unlink()  # any process may take the rest of the group
         crashed = _begun_by(out, process.pid, since)
         for name in crashed:
             line = f"the process ended in it, with status {status} (-9: it took more than {TEST_SECONDS:.0f} s)"
             add_row(out, {"test": name, "outcome": "failed", "seconds": None, "line": line, "text": ""})
-        if not crashed and status != LOST:  # all are taken, or it does not even start
+        if not crashed and status != LOST:  # all tests are taken, or pytest cannot start
             return
 
 
 def _begun_by(out: Path, pid: int, since: float) -> dict[str, float]:
-    """Test -> when it was begun, of those that have not ended."""
+    """Test -> the time at which it started, for tests that have not ended."""
     begun = {name: row for name, row in outcomes(out).items() if row["outcome"] == "begun"}
     return {name: row["at"] for name, row in begun.items() if row["pid"] == pid and row["at"] >= since}
 
 
 def run_all(out: Path, paths: Sequence[str], jobs: int, extra: Sequence[str]) -> None:
-    """`jobs` processes share the tests that have no outcome."""
+    """Runs the tests that have no outcome in `jobs` processes."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="claims-") as claims, ThreadPoolExecutor(jobs) as pool:
         words = command(out, Path(claims), paths, extra)
@@ -112,7 +112,7 @@ def show(out: Path) -> str:
 
 
 def status(out: Path) -> int:
-    """What the rows say."""
+    """The exit status that the rows imply."""
     found = {name: row["outcome"] for name, row in outcomes(out).items()}
     ended = [name for name, outcome in found.items() if outcome != "begun" and "::" in name]  # others are files
     if not ended or len(ended) < collected(out):
@@ -121,7 +121,7 @@ def status(out: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what has no outcome."""
+    """Run the tests that have no outcome."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     parser.add_argument("--others", action="store_true")

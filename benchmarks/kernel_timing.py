@@ -1,20 +1,21 @@
-"""Timing shared by the kernel benchmarks: cold caches, medians, memory, ceilings, and what it ran on.
+"""Timing shared by the kernel benchmarks: cold caches, medians, memory, ceilings, and the machine.
 
-**First the same, then fast.** Contenders are compared with a reference on the very inputs that are timed; one that
+**Correct first, then fast.** Contenders are compared with a reference on the very inputs that are timed. One that
 computes something else is not timed, and the command ends with exit status 1.
 **Device time.** Before every repetition the L2 cache is filled with other data (read, so that nothing has to be
-written back while the clock runs), and a kernel that only waits keeps the GPU busy until the host has submitted
-the repetition; device events around it then measure the GPU and not the interpreter. What the host takes to submit
-a call is given beside it. The queue of a stream takes about 1,024 launches, then the host waits in the midst of a
-call and the events measure the host: what takes long to submit is captured as a CUDA graph, and its replay is
-timed; where it cannot be captured its row says that it is the host's time. Median, 10th and 90th percentile; peak
-memory above the inputs. Slow contenders are repeated less often, so that a benchmark takes minutes.
-`of ceiling` is the time that the operation's unavoidable bytes and its matrix products would take at the rates
-measured on the same GPU in the same run (a large copy; a large bf16 product of random numbers), whichever is
-longer, over the measured time.
+written back during the measurement), and a kernel that only waits keeps the GPU busy until the host has submitted
+the repetition. Device events around it then measure the GPU and not the interpreter. The time that the host takes
+to submit a call is reported separately. A stream's queue holds about 1,024 launches; beyond that the host waits in
+the middle of a call and the events would measure the host. So calls that take long to submit are captured as a
+CUDA graph and its replay is timed; if that is impossible, the row says that it shows the host's time. Results are
+the median, the 10th and 90th percentile, and peak memory beyond the inputs. Slow contenders are repeated less
+often, so that a benchmark takes minutes.
+**Ceiling.** `of ceiling` is the least time for the operation (its unavoidable bytes or its matrix products,
+whichever takes longer, at the rates of a large copy and of a large bf16 product of random numbers on the same GPU
+in the same run), divided by the measured time.
 
-Not run on a GPU so far. On a CPU (tiny shapes, wall clock) the commands prove that they work; their figures say
-nothing about the kernels.
+Not run on a GPU so far. On a CPU (tiny shapes, wall clock) the commands only prove that they work; their figures
+say nothing about the kernels.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ from benchmarks.kernel_report import (
     require_device,
 )
 
-COLD_BYTES = 256 << 20  # at least twice the L2 of any GPU this is run on (H200: 60 MB, B200: 126 MB)
-SECONDS = 0.5  # that the repetitions of one contender may take together
+COLD_BYTES = 256 << 20  # at least twice the L2 cache of any GPU that this runs on (H200: 60 MB, B200: 126 MB)
+SECONDS = 0.5  # for all repetitions of one contender
 QUEUE_SECONDS = 3e-3
-"""Longest submission that surely fits the stream's queue: 1,000 launches, of which none takes less than 3 us."""
+"""Longest submission that surely fits into a stream's queue: 1,000 launches of at least 3 us each."""
 REPLAYED, HOST_BOUND = "replay of a CUDA graph", "host-bound: more launches than the queue takes, not captured"
-CLOCK_HZ = 2e9  # no GPU's is much higher: a wait of so many cycles is not too short
+CLOCK_HZ = 2e9  # no GPU's clock is much faster, so a wait of so many cycles is not too short
 Inputs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation cannot avoid: bytes read and written, and operations of its matrix products."""
+    """An operation's unavoidable work: bytes read and written, and the operations of its matrix products."""
 
     bytes: float
     operations: float = 0.0
@@ -66,7 +67,7 @@ class Work:
 
 
 def measure(function: Callable[..., Any], inputs: Inputs, repetitions: int) -> Timing:
-    """Times `function(*inputs)`; on a GPU at least 3 times, with inputs that are in no cache."""
+    """Times `function(*inputs)`; on a GPU at least 3 times, with cold caches."""
     if not _on_gpu(inputs):
         function(*inputs)
         return _timing([_wall(function, inputs) for _ in range(repetitions)], None, None)
@@ -101,7 +102,7 @@ def _on_gpu(inputs: Inputs) -> bool:
 
 
 def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
-    """Seconds until the host may go on."""
+    """Seconds until the call returns to the host."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     function(*inputs)
@@ -109,7 +110,7 @@ def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
 
 
 def _captured(function: Callable[..., Any], inputs: Inputs) -> Callable[..., Any] | None:
-    """A call's replay, on the same inputs; None where it cannot be captured (it waits for the device, say)."""
+    """Replay of a captured call on the same inputs; None if it cannot be captured (it may wait for the device)."""
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -134,7 +135,7 @@ def _wall(function: Callable[..., Any], inputs: Inputs) -> float:
 
 
 def ceilings(device: str) -> Ceilings | None:
-    """Measured on the GPU; None on a CPU, where nothing here is worth comparing."""
+    """The ceilings, measured on this GPU; None on a CPU, where they would mean nothing."""
     if device == "cpu":
         return None
     source = torch.empty(1 << 30, dtype=torch.int8, device=device).random_()
@@ -153,11 +154,11 @@ def run(
     work: Work,
     note: str = "",
 ) -> Result:
-    """Measures one contender, and writes down what there is so far. One that runs out of memory or refuses the
-    shape gets a result that says so.
+    """Measures one contender and saves its result. If it runs out of memory or refuses the shape, the result says
+    so.
 
     Raises:
-        SystemExit: after it the GPU computes nothing more.
+        SystemExit: afterwards the GPU can no longer be used.
     """
     try:
         timing = measure(function, inputs, options.repetitions)
@@ -193,11 +194,11 @@ def agreeing(
     options: argparse.Namespace,
     tolerance: float,
 ) -> dict[str, Callable[..., Any]]:
-    """The contenders that compute `wanted`; of the others a result is kept that says how far off
-    they are, or why they cannot run.
+    """The contenders that compute `wanted`. For the others, a result is saved that says how far off they are, or
+    why they cannot run.
 
     Raises:
-        SystemExit: after one of them the GPU computes nothing more.
+        SystemExit: after one of them the GPU can no longer be used.
     """
     found = {}
     for name, function in contenders.items():
@@ -213,8 +214,8 @@ def agreeing(
 def with_gradients(function: Callable[..., Any], leaves: int) -> Callable[..., tuple[Tensor, ...]]:
     """`function`'s value followed by the gradients of its first `leaves` arguments.
 
-    Where the value is no scalar, the gradient that comes in is the argument after the leaves. What a function
-    returns beside its value (a draw) is computed and left out.
+    If the value is not a scalar, its gradient is the argument after the leaves. Anything that the function returns
+    besides its value (a draw) is computed but not returned.
     """
 
     def run(*inputs: Any) -> tuple[Tensor, ...]:
@@ -227,8 +228,8 @@ def with_gradients(function: Callable[..., Any], leaves: int) -> Callable[..., t
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under torch.compile, each shape for itself: code for any shape would be slower."""
-    torch._dynamo.reset()  # else all shapes together reach a limit beyond which nothing is compiled any more
+    """`function` under torch.compile, compiled for each shape, because code for dynamic shapes would be slower."""
+    torch._dynamo.reset()  # otherwise the shapes together reach a limit, beyond which nothing is compiled
     return torch.compile(function, dynamic=False)
 
 
@@ -236,8 +237,8 @@ def twin(function: Callable[..., Any], chunked: bool = True) -> Callable[..., An
     """`function` with the twins in plain PyTorch.
 
     Args:
-        chunked: False takes all rows of logits at once. torch.compile would unroll the loops over chunks, and
-            then be busy with them for longer than a GPU is lent.
+        chunked: False takes all rows of logits at once. torch.compile would unroll the loops over chunks, which
+            takes longer than a GPU is lent for.
     """
 
     def run(*inputs: Any) -> Any:
@@ -258,7 +259,7 @@ def _one_chunk() -> Iterator[None]:
 
 
 def same(name: str, got: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -> None:
-    """Raises Mismatch unless two contenders computed the same, relative to each result's largest value."""
+    """Raises Mismatch unless two contenders' results agree, relative to each result's largest value."""
     for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
         limit = tolerance * max(b.abs().max().item(), 1e-6)
         error = (a.double() - b.double()).abs().max().item()

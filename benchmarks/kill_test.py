@@ -1,15 +1,15 @@
-"""SIGKILL at random moments, again and again: what is resumed must end as if nothing had happened, bit for bit.
+"""Sends SIGKILL at random moments: a resumed run must end as if nothing had happened, bit for bit.
 
     python -m benchmarks.kill_test [--kills 50] [--seed 0] [--out FILE.json]
 
-A story is `electra prepare`, then `electra pretrain --resume`, each begun again after every kill until it is
-done. A kill comes after a random time, after a random step, or a random moment after a save (of a checkpoint
-behind a random step, of a model directory, of the corpus) was seen to begin. At the end of every story everything
-in its folders is compared with a story that nobody killed: the same names (so no temporary files), and the same
-bytes in the corpus, the checkpoints, the model directories and, but for what the clock decides, the log.
+A story is `electra prepare`, then `electra pretrain --resume`, each started again after every kill until it is
+done. A kill comes after a random time, after a random step, or at a random moment after a save (of a checkpoint
+following a random step, of a model directory, of the corpus) was seen to begin. At the end of every story all that
+is in its folders is compared with a story without kills: the same names (so no temporary files), and the same
+bytes in the corpus, the checkpoints, the model directories and, except for what depends on the clock, the log.
 
-The processes are forked from this one, so that the seconds in which Python imports torch and scikit-learn, and
-nothing can be lost, are not what is hit.
+The processes are forked from this one, so that kills do not hit the seconds in which Python imports torch and
+scikit-learn, when nothing can be lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import sklearn.metrics  # noqa: F401  (imported before forking, as the next but one)
+import sklearn.metrics  # noqa: F401  (imported before forking, like `electra_core.pretrain` below)
 import torch
 from safetensors.torch import load_file
 
@@ -38,27 +38,27 @@ from benchmarks import tiny_run
 from benchmarks.harness import environment
 from electra_core.metrics_log import read_metrics
 
-CLOCK = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}  # of a row of the log: what depends on the time
+CLOCK = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}  # columns of the log that differ between equal runs
 SAVES = {"prepare": ("data",), "pretrain": ("step", "step", "discriminator", "generator")}
-MOST_SECONDS = 120  # for one process that nobody kills
+MOST_SECONDS = 120  # for one process that is not killed
 
 
 @dataclass
 class Tally:
-    """What happened so far."""
+    """Counts of what happened so far."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    """By what the killed process had left unfinished: "nothing", or the name of what it was writing."""
+    """Kills by what the process left unfinished: "nothing", or the name of what it was writing."""
     stories: int = 0
     resumes: int = 0
     at_step: list[int] = field(default_factory=list)
-    """The newest row of the log at each kill of a pre-training run; 0: before the first."""
+    """The newest step in the log at each kill of a pre-training run; 0 before the first."""
     after_seconds: list[float] = field(default_factory=list)
-    """How long each killed process had lived."""
+    """How long each killed process had been running."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Tell stories until there were enough kills, then write the JSON."""
+    """Run stories until there are enough kills, then write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=40, help="steps per run")
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[str, Any]:
-    """What happened so far; written after every story."""
+    """The report so far; written after every story."""
     record = {
         "kills": tally.kills.total(),
         "kills_by_what_was_unfinished": dict(tally.kills.most_common()),
@@ -108,7 +108,7 @@ def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[st
 def tell(
     text: Path, folder: Path, steps: int, draw: random.Random, tally: Tally, kills: int, seconds: float = 0.0
 ) -> None:
-    """Prepare and pre-train in `folder`, killed at random until `tally` has `kills` of them."""
+    """Prepare and pre-train in `folder`, killed at random until `tally` counts `kills`."""
     folder.mkdir()
     data, run, log = folder / "data", folder / "run", folder.with_suffix(".log")
     often = ("--checkpoint-every", "2", "--eval-every", "4", "--log-every", "1", "--resume")
@@ -160,7 +160,7 @@ def newest_row(run: Path) -> int:
 
 
 def unfinished(folders: list[Path]) -> str | None:
-    """The name of what is being written in one of the folders, or was when its writer was killed."""
+    """Name of the file or folder that is being written, or was being written when its writer was killed."""
     for folder in folders:
         try:
             names = os.listdir(folder)
@@ -173,7 +173,7 @@ def unfinished(folders: list[Path]) -> str | None:
 
 
 def _wait_until(pid: int, ready: Any, seconds: float, pause: float = 0.0005) -> None:
-    """Until `ready()`, the process has ended, or the seconds are over."""
+    """Waits until `ready()` is true, the process has ended, or the seconds are over."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not ready():
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -201,7 +201,7 @@ def check_same(story: Path, whole: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files but TensorBoard's, of which every process writes its own."""
+    """All files except TensorBoard's, because every process writes its own."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in paths if "tensorboard" not in path.parts]
 

@@ -1,20 +1,20 @@
-"""What the learning study consists of: budgets, their pieces, and what a training step of every objective costs.
+"""The plan of the learning study: budgets, their pieces, and the cost of a training step of every objective.
 
-A piece is one pre-training run, or one fine-tuning of one such run. Pieces come in the order of their value, so
-that a study which is stopped early still compares all objectives, at less compute and with fewer seeds.
+A piece is one pre-training run, or one fine-tuning of one such run. The most valuable pieces come first, so that a
+study that is stopped early still compares all objectives, at less compute and with fewer seeds.
 
-**Every point is a run of its own**, with the recipe's schedule over its own length. Checkpoints along one run
-would be cheaper, but the recipe's rate falls from the first step on, so a checkpoint in the middle of a long run
-is not what a run of that length gives; and with a constant rate and a short descent at each point only a quarter
-would be saved, because points are a factor of three apart and the longest run is most of the work. Runs of their
-own are independent, too.
+**Every point is a separate run**, with the recipe's learning-rate schedule over its own length. Checkpoints along
+one run would be cheaper, but the recipe's rate falls from the first step on, so a checkpoint in the middle of a
+long run is not what a run of that length gives. A constant rate with a short decay at each point would save only a
+quarter, because points are a factor of three apart and the longest run is most of the work. Separate runs are
+independent, too.
 
-**Every objective has its own rate.** Each is first pre-trained for a while with the preset's rates (Adam's and
-Muon's) times each of `Budget.rates`, from a seed that the study does not use otherwise, and fine-tuned on
-`rate_tasks` with rows of the training data that it does not use otherwise either. The factor with the best mean
-score is its own from then on. All get the same number of tries at the same compute, and the same judge: losses
-of different objectives say nothing about each other, and ELECTRA's says little about its rate, since it falls when
-the generator is a weak one.
+**Every objective has its own learning rate.** Each is first pre-trained for a while with the preset's rates
+(Adam's and Muon's) times each of `Budget.rates`, from a seed that the study does not use otherwise, and fine-tuned
+on `rate_tasks` with rows of the training data that the study does not use otherwise either. From then on it uses
+the factor with the best mean score. All objectives get the same number of trials at the same compute, and the same
+judge: losses of different objectives cannot be compared, and ELECTRA's loss says little about its rate, because it
+falls when the generator is weak.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from electra_core.config import OBJECTIVES, PRESETS
 from electra_core.flops import training_step_flops
 
 START = "start"
-"""In place of an objective: the model before its first step, what all of them begin with."""
+"""In place of an objective: the model before its first step, which all objectives start from."""
 
 
 TRIAL_SEED = 1000
-"""Of the runs by which rates are chosen."""
+"""Seed of the runs by which rates are chosen."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a study is."""
+    """The size of a study."""
 
     model: str
-    """Preset."""
+    """The preset's name."""
     electra_steps: tuple[int, ...]
-    """The points of compute, ascending: the FLOPs of ELECTRA with this many steps."""
+    """The points of compute, ascending: the FLOPs of ELECTRA for so many steps."""
     seeds: int
     """Pre-training runs of every objective at every point."""
     finetune_seeds: int
     """Fine-tunings of every run on every task."""
     tasks: tuple[str, ...]
-    """Names in `learning_tasks.TASKS`, the most telling one first."""
+    """Names in `learning_tasks.TASKS`, the most informative first."""
     later_tasks: tuple[str, ...]
-    """Tasks that wait until everything has been judged by the others."""
+    """Tasks that follow after every run has been judged by `tasks`."""
     rates: tuple[float, ...] = (1.0,)
     """Factors of the preset's rates that are tried for every objective."""
     rate_steps: int = 0
-    """The compute of a trial: the FLOPs of ELECTRA with this many steps."""
+    """The compute of a trial: the FLOPs of ELECTRA for so many steps."""
     rate_tasks: tuple[str, ...] = ()
-    """What trials are judged by."""
+    """The tasks that trials are judged by."""
     timed_point: int = 1
-    """Index into `electra_steps` of the point at which the objectives are compared for equal time, too."""
+    """Index into `electra_steps` of the point at which objectives are also compared for equal time."""
     finetuning: dict[str, Any] = field(default_factory=dict)
-    """Settings of `FinetuneSettings` that differ from the recipe's; the same for every objective."""
+    """`FinetuneSettings` that differ from the recipe's; the same for every objective."""
 
 
 BUDGETS = {
@@ -79,7 +79,7 @@ BUDGETS = {
         "small", (62_500, 125_000, 250_000), 3, 3, ("cola", "sst-2", "mrpc"), ("conll-2003",),
         (0.5, 1.0, 2.0), 15_625, ("cola", "sst-2"),
     ),
-    # For tests and for a look at the command.
+    # For tests and for trying the command.
     "quick": Budget(
         "tiny", (2, 3), 1, 1, ("docstrings",), (), (1.0, 2.0), 2, ("docstrings",), 0, {"epochs": 0.05}
     ),
@@ -96,13 +96,13 @@ class Pretraining:
     """Index into `Budget.electra_steps`; 0 for START and for trials."""
     seed: int
     equal: str = "flops"
-    """What it has as much of as ELECTRA at this point: flops | seconds."""
+    """What it has as much of as ELECTRA at this point: "flops" or "seconds"."""
     trial: float | None = None
-    """The factor of the preset's rates that this run tries; None: it takes the one that was chosen."""
+    """The factor on the preset's rates that this run tries; None: it uses the chosen one."""
 
     @property
     def name(self) -> str:
-        """Also of its folder."""
+        """Name of the run and of its folder."""
         if self.trial is not None:
             return f"{self.objective}-rate{self.trial:g}"
         return f"{self.objective}-{self.equal}{self.point}-seed{self.seed}"
@@ -118,7 +118,7 @@ class Finetuning:
 
     @property
     def name(self) -> str:
-        """Names the piece in the results."""
+        """Name of the piece in the results."""
         return f"{self.run.name}-{self.task}-seed{self.seed}"
 
 
@@ -126,9 +126,9 @@ Piece = Pretraining | Finetuning
 
 
 def pieces(budget: Budget) -> Iterator[Piece]:
-    """All pieces, the most valuable first; a run always comes before its fine-tunings, and trials before all.
+    """All pieces, the most valuable first. Trials precede everything, and a run precedes its fine-tunings.
 
-    Everything is judged once, by `tasks` and then by `later_tasks`, before anything is judged with another seed.
+    Every run is judged once, by `tasks` and then by `later_tasks`, before any is judged with another seed.
     """
     seeds, tasks = range(budget.seeds), budget.tasks
     yield from _judged([Pretraining(START, 0, 0)], tasks)
@@ -159,7 +159,7 @@ def pieces(budget: Budget) -> Iterator[Piece]:
 
 
 def _judged(runs: list[Pretraining], tasks: tuple[str, ...]) -> Iterator[Piece]:
-    """The runs, then what they are good for."""
+    """The runs, then their fine-tunings."""
     yield from runs
     yield from (Finetuning(run, task, 0) for run in runs for task in tasks)
 
@@ -168,7 +168,7 @@ def _judged(runs: list[Pretraining], tasks: tuple[str, ...]) -> Iterator[Piece]:
 
 
 def steps_for_equal_flops(budget: Budget, run: Pretraining, vocab_size: int) -> int:
-    """Steps of `run` that cost what ELECTRA's steps at this point do; 1 for START, whose rate is 0."""
+    """Steps of `run` with the FLOPs of ELECTRA's steps at this point; 1 for START, whose learning rate is 0."""
     if run.objective == START:
         return 1
     preset = PRESETS[budget.model]
@@ -182,7 +182,7 @@ def steps_for_equal_flops(budget: Budget, run: Pretraining, vocab_size: int) -> 
 
 
 def trial_scores(rows: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]]:
-    """Objective -> factor -> mean score of its trial over the tasks that it was judged by."""
+    """Objective -> factor -> mean score of its trial over the tasks."""
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         if row.get("kind") == "finetuning" and row.get("trial") is not None:
@@ -191,6 +191,6 @@ def trial_scores(rows: Sequence[dict[str, Any]]) -> dict[str, dict[float, float]
 
 
 def chosen_rate(rows: Sequence[dict[str, Any]], objective: str) -> float:
-    """The factor whose trial scored best; of equal ones the smallest; 1 without trials (START learns nothing)."""
+    """The factor with the best trial score, the smallest of ties; 1 without trials (START learns nothing)."""
     scores = trial_scores(rows).get(objective, {1.0: 0.0})
     return max(sorted(scores), key=lambda rate: scores[rate])

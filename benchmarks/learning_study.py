@@ -2,24 +2,24 @@
 
     python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl [--budget minutes]
 
-Every objective is pre-trained with the FLOPs that ELECTRA takes for some numbers of steps (`learning_plan.py`
-counts them), several seeds each, and again with the time that ELECTRA takes. Rates are chosen for each
-objective by itself, by the same number of trials (`learning_plan.py` says how); everything else is the same for
-all: text and its order, preset, start, optimizer, schedule over the run's own length. Every run is fine-tuned on
-several tasks. On a CPU time is the processor's, which other programs disturb far less than the clock's.
+Every objective is pre-trained with the FLOPs that ELECTRA takes for certain numbers of steps (`learning_plan.py`
+counts them), with several seeds each, and again with the time that ELECTRA takes. The learning rate is chosen for
+each objective, by the same number of trials (`learning_plan.py` says how). Everything else is the same for all:
+text and its order, preset, initial weights, optimizer, schedule over the run's own length. Every run is fine-tuned
+on several tasks. On a CPU, time is processor time, which other programs disturb far less than wall-clock time.
 
-A study may grow: the same command goes on with it after points, seeds or tasks were added to its budget.
+A study may grow: after points, seeds or tasks are added to its budget, the same command continues it.
 
-The study goes piece by piece (a pre-training run, or one fine-tuning), the most valuable first. Each writes its
-row to FILE.jsonl as it ends, and the same command goes on where it was stopped: pieces that have a row are
-done, a run that was cut off continues from its last checkpoint. Rows of another study (another preset, budget,
-corpus, machine) are refused. `--piece-minutes` and `--minutes` bound a piece's and the whole command's time.
-`python -m benchmarks render` draws the figures. With `--elsewhere` a study goes on on another kind of machine:
-scores for equal FLOPs do not depend on it, seconds do, so such rows name their machine and their seconds are not
-shown.
+A study consists of pieces (a pre-training run, or one fine-tuning), the most valuable first. Each appends its row
+to FILE.jsonl when it ends, and the same command continues an interrupted study: pieces with a row are done, and an
+interrupted run resumes from its last checkpoint. Rows of another study (another preset, budget, corpus, machine)
+are refused. `--piece-minutes` and `--minutes` limit the time of a piece and of the whole command.
+`python -m benchmarks render` draws the figures. With `--elsewhere` a study continues on another kind of machine:
+scores for equal FLOPs do not depend on the machine but seconds do, so such rows name their machine and their
+seconds are not shown.
 
 WORK holds runs and data and is not needed afterwards. Tasks whose data are not under $ELECTRA_DATA are left out,
-and said to be.
+with a message.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from electra_core.metrics_log import read_metrics
 from electra_core.placement import resolve_device
 
 Row = dict[str, Any]
-EVALUATIONS = 4  # on held-out text, per run
+EVALUATIONS = 4  # per run, on held-out text
 
 
 class Study:
-    """A budget's pieces, and the rows of those that are done."""
+    """A budget's pieces, and the rows of the finished ones."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.budget = options, BUDGETS[options.budget]
@@ -77,7 +77,7 @@ class Study:
         check_study(self.rows, self._identity(), options.out, options.elsewhere)
 
     def run(self) -> None:
-        """Do what is left, until the minutes are over."""
+        """Run the remaining pieces until the minutes are over."""
         done = {row["piece"] for row in self.rows}
         todo = [piece for piece in pieces(self.budget) if piece.name not in done]
         missing = {
@@ -106,7 +106,7 @@ class Study:
             print(f"{piece.name}: {summary(row)}", flush=True)
 
     def _pretrain(self, run: Pretraining) -> Row | None:
-        """One pre-training run; None if its minutes were over before it was."""
+        """One pre-training run; None if its time was up before it finished."""
         steps, out = self._steps(run), self.options.work / "runs" / run.name
         preset = self.preset.pretrain
         rate = chosen_rate(self.rows, run.objective) if run.trial is None else run.trial
@@ -135,7 +135,7 @@ class Study:
             "seconds": round(self.clock() - begin - elsewhere[0], 2),
             "wall_seconds": round(time.monotonic() - wall, 2),
         }
-        times = add_times(out / "times.json", times)  # of all parts of a run that was cut off
+        times = add_times(out / "times.json", times)  # over all parts of an interrupted run
         if result.stopped_by == "time limit":
             return None
         if result.stopped_by:
@@ -169,7 +169,7 @@ class Study:
         return training_step_flops(encoder, replace(self.preset.pretrain, objective=run.objective))
 
     def _identity(self) -> Row:
-        """What rows of one study have in common; JSON values."""
+        """What the rows of one study have in common, as JSON values."""
         tasks = {*self.budget.tasks, *self.budget.later_tasks, *self.budget.rate_tasks}
         values = {
             "budget": asdict(self.budget),
@@ -186,7 +186,7 @@ class Study:
     def _environment(self) -> Row:
         corpus = {"fingerprint": self.corpus.fingerprint, "tokens": self.corpus.num_tokens}
         command = (
-            "python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl"  # no machine's paths
+            "python -m benchmarks.learning_study --data DATA --work WORK --out FILE.jsonl"  # without local paths
         )
         command += f" --budget {self.options.budget}"
         if self.options.temperature is not None:
@@ -201,8 +201,8 @@ class Study:
 
 
 def steps_for_equal_seconds(rows: list[Row], run: Pretraining) -> int:
-    """Steps that take as long as ELECTRA's run at this point and seed, by the seconds a step of the runs of
-    equal FLOPs has taken."""
+    """Steps that take as long as ELECTRA's run at this point and seed, given the seconds per step of the runs of
+    equal FLOPs."""
 
     def measured(objective: str) -> Row:
         wanted = asdict(replace(run, objective=objective, equal="flops"))
@@ -215,8 +215,8 @@ def steps_for_equal_seconds(rows: list[Row], run: Pretraining) -> int:
 
 @contextmanager
 def stopwatch(clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Collects the seconds that pre-training spends on anything but its steps: counting words before the first
-    one (done once per seed, because it is the same for every run), evaluating, saving."""
+    """Collects the seconds that pre-training spends outside its steps: counting words before the first one (once
+    per seed, because every run needs the same counts), evaluating, saving."""
     elsewhere = [0.0]
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,7 +241,7 @@ _counted: dict[tuple[object, ...], Tensor] = {}
 
 
 def counted_once(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
-    """`cooccurrence_embeddings`, remembered."""
+    """`cooccurrence_embeddings`, cached."""
     key = corpus.fingerprint, width, rms, seed
     if key not in _counted:
         _counted[key] = count_words(corpus, width, rms, seed)
@@ -249,7 +249,7 @@ def counted_once(corpus: Corpus, width: int, rms: float, seed: int) -> Tensor:
 
 
 def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
-    """Adds up the times of a run's parts in `path`."""
+    """Adds `times` to those of the run's earlier parts in `path`; returns the sums."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     times = {name: round(value + before.get(name, 0.0), 2) for name, value in times.items()}
     path.write_text(json.dumps(times), encoding="utf-8")
@@ -257,9 +257,9 @@ def add_times(path: Path, times: dict[str, float]) -> dict[str, float]:
 
 
 def check_study(rows: list[Row], identity: Row, path: Path, elsewhere: bool = False) -> None:
-    """Raises UserError if `rows` are of another study than `identity`: their figures do not belong together.
+    """Raises UserError if `rows` belong to another study than `identity`, so that their figures must not be mixed.
 
-    Machines may differ `elsewhere`.
+    With `elsewhere` the machines may differ.
     """
     for row in rows:
         if row.get("kind") != "environment":
@@ -275,11 +275,11 @@ def check_study(rows: list[Row], identity: Row, path: Path, elsewhere: bool = Fa
 
 
 GROWING = ("electra_steps", "seeds", "finetune_seeds", "tasks", "later_tasks", "timed_point")
-"""Fields of a budget that say how many pieces there are, not what a piece is."""
+"""Fields of a budget that determine the number of pieces, not what a piece is."""
 
 
 def _agree(name: str, before: Any, now: Any) -> bool:
-    """Whether rows made with these two values of a study's property can stand in one study."""
+    """Whether rows with these two values of a property can belong to one study."""
     if name == "budget" and before:  # rows name their point by its index
         points = min(len(before["electra_steps"]), len(now["electra_steps"]))
         if before["electra_steps"][:points] != now["electra_steps"][:points]:
@@ -293,7 +293,7 @@ def _agree(name: str, before: Any, now: Any) -> bool:
 
 
 def summary(row: Row) -> str:
-    """A row for the terminal."""
+    """A row in one line, for the terminal."""
     if row["kind"] == "finetuning":
         return f"{row['metric']} {row['value']:.3f} ({row['seconds']:.0f} s)"
     shown = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in row["evaluation"].items())
@@ -323,7 +323,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Go on with the study."""
+    """Start or continue the study."""
     try:
         Study(arguments().parse_args(argv)).run()
     except UserError as error:

@@ -1,8 +1,8 @@
 """The tasks by which the learning study judges a pre-trained encoder.
 
-Training sets are cut to a size that fits the budget (the same examples for every model, drawn by a fixed seed).
-Rates are chosen by other rows of the training data ("tune"), never by the dev data that the study reports.
-The figure of a fine-tuning is that of the last evaluation: no epoch is picked by its dev score.
+Training sets are cut to a size that fits the budget (the same examples for every model, drawn with a fixed seed).
+Learning rates are chosen by other rows of the training data ("tune"), never by the dev set that the study reports.
+The score of a fine-tuning is that of its last evaluation: no epoch is selected by its dev score.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class StudyTask:
-    """Where a task's data are, how much of them is used, and how it is trained."""
+    """A task: where its data are, how much of them is used, and how it is trained."""
 
     folder: str
-    """Below $ELECTRA_DATA; empty: made from the docstrings on this machine."""
+    """Folder below $ELECTRA_DATA; empty: the data are made from the docstrings on this machine."""
     metric: str
     train_examples: int
     dev_examples: int
     epochs: float
     header: bool = True
-    """The files' first line names columns."""
+    """Whether the files' first line names the columns."""
     unit: str = "line"
-    """line | sentence: lines up to an empty one."""
+    """What an example is: "line" or "sentence" (the lines up to an empty one)."""
 
 
 TASKS = {
@@ -64,10 +64,10 @@ def available(task: str) -> bool:
 
 
 def task_files(task: str, work: Path, judged_by: str = "dev") -> tuple[Path, Path]:
-    """Training file and the one to be judged by ("dev", or "tune"), cut to size, made in `work` on first use.
+    """Training file and evaluation file ("dev" or "tune"), cut to size; made in `work` on first use.
 
     Raises:
-        UserError: the data are not here.
+        UserError: the data are missing.
     """
     study = TASKS[task]
     folder = work / "tasks" / task
@@ -118,12 +118,12 @@ def judge(
 
     Args:
         changes: settings that differ from the recipe's.
-        work: folder for the task's data and a scratch model.
-        clock: seconds; the processor's on a CPU.
+        work: folder for the task's data and a temporary model.
+        clock: returns seconds; of the processor on a CPU.
         judged_by: "dev" or "tune".
 
     Returns:
-        Metric and its last value, and the seconds it took.
+        The metric, its last value, and the seconds that it took.
     """
     study, (train, dev) = TASKS[task], task_files(task, work, judged_by)
     kind = Classify() if not study.folder else choose_task(task)[0]

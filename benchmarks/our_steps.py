@@ -1,4 +1,4 @@
-"""Our side of the pre-training benchmarks: the engines of `electra pretrain` as loops, a step for each item."""
+"""Our side of the pre-training benchmarks: the engines of `electra pretrain` as iterators, one step per item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OURS, OURS_EAGER = "ours", "ours, eager"
 
 
 def run_engine(device: torch.device, dtype: torch.dtype, config: EncoderConfig) -> str:
-    """The engine that `electra pretrain` takes there by itself."""
+    """The engine that `electra pretrain` uses by default on this device."""
     return choose_engine("auto", device, dtype, {config.hidden_size // config.num_attention_heads})
 
 
@@ -36,7 +36,7 @@ def engine_steps(
     """The steps of one of the engines of `electra pretrain`, as `pretrain._steps` takes them.
 
     Args:
-        engine: "eager", or in fixed shapes "static", "graph" or "compile".
+        engine: "eager", or, with fixed shapes, "static", "graph" or "compile".
         batches: of `config.batch_size` sequences, on the host.
     """
     called: Any = torch.compile(model) if engine == "compile" else model

@@ -2,8 +2,8 @@
 
     python -m benchmarks.package_tiny RUN --data DATA ... --commit COMMIT --commands FILE --text "what it is"
 
-Writes electra_core/tiny/discriminator and electra_core/tiny/generator, and the run's configuration and curve
-beside them (config.toml, curve.jsonl: the evaluations on held-out text).
+Writes electra_core/tiny/discriminator and electra_core/tiny/generator, and next to them the run's configuration
+(config.toml) and its evaluations on held-out text (curve.jsonl).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def model_card(options: argparse.Namespace, corpora: list[Corpus], curve: list[dict[str, float]]) -> str:
-    """README.md of both directories: where the weights come from, and what they can do."""
+    """README.md of both directories: where the weights come from, and how good they are."""
     rows = [curve[i] for i in sorted({*range(0, len(curve), max(1, len(curve) // 8)), len(curve) - 1})]
     table = "\n".join(
         f"| {row['step']:,} | {row['tokens'] / 1e6:.1f} M | "

@@ -1,4 +1,4 @@
-"""A healthy run's held-out figures as the reference that `electra status` holds other runs against.
+"""Stores a healthy run's held-out figures as the reference that `electra status` compares other runs with.
 
 python -m benchmarks.reference_curve METRICS.jsonl --text "what it saw" --out docs/reference_curves/NAME.json
 """

@@ -1,9 +1,9 @@
-"""docs/benchmarks.md and its figures, from the JSON under benchmarks/results and nothing else.
+"""Renders docs/benchmarks.md and its figures from the JSON under benchmarks/results, and from nothing else.
 
     python -m benchmarks render
 
-`pages()` makes the files as text; a test compares them with what is committed. Prose about what figures mean
-stands in the results' `notes.md` beside them and is copied in.
+`pages()` returns the files as text; a test compares them with what is committed. Prose about what figures mean is
+copied from `notes.md` beside the results.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from benchmarks.render_about import (
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = "benchmarks"  # folder below docs
 Section = tuple[str, dict[str, str]]
-"""Markdown, and figures by their file's name."""
+"""Markdown, and figures by file name."""
 
 
 def main() -> int:
-    """Write the page and its figures, and remove figures of results that are gone."""
+    """Write the page and its figures, and remove figures whose results are gone."""
     made = pages(RESULTS)
     for path in stale(made):
         path.unlink()
@@ -48,12 +48,12 @@ def main() -> int:
 
 
 def stale(made: dict[str, str]) -> list[Path]:
-    """Figures in the folder of the page that no result gives."""
+    """Figures in the page's folder that no result produces."""
     return [path for path in sorted((DOCS / FIGURES).glob("*.svg")) if f"{FIGURES}/{path.name}" not in made]
 
 
 def pages(results: Path) -> dict[str, str]:
-    """Files below docs/ by name: the page, and its figures."""
+    """Name -> text of the files below docs/: the page and its figures."""
     files: dict[str, str] = {}
     parts = [HEADER.format(machines=render_about.legend())]
     for place, title in (("cpu", "On a CPU"), ("gpu", "On a GPU")):
@@ -102,7 +102,7 @@ COMPILED = (
 
 
 def sections(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Results by the section that shows them: one of `COMMON`, or one of their own."""
+    """Section -> the results that it shows: one of `COMMON`, or a section for a single result."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         report = read(path)
@@ -121,7 +121,7 @@ def section(path: Path) -> Section:
 
 
 def common(name: str, paths: Sequence[Path]) -> Section:
-    """Results of one kind, on whatever machine, in one table."""
+    """Results of one kind, from all machines, in one table."""
     results = [(path, read(path)) for path in paths]
     lines, figures = COMMON[name].render(results)
     return "\n".join([f"### {name}\n", COMMON[name].more, "", *lines, *sources(results)]), figures
@@ -136,8 +136,8 @@ def elsewhere(path: Path) -> str:
 
 
 def overview(place: str, found: dict[str, list[Path]]) -> str:
-    """Every section, and every benchmark that has not been run: measured where and when, and in brackets by which
-    names it is started there."""
+    """A table of every section and of every benchmark that has not been run: where and when it was measured, and
+    in brackets the names to start it by."""
     device = "cuda" if place == "gpu" else "cpu"
     startable = {each.name for each in CATALOGUE if each.arguments(device, quick=False) is not None}
     lines = ["| result | what | machine, day |", "|---|---|---|"]
@@ -162,7 +162,7 @@ def _overview_row(name: str, paths: list[Path], startable: set[str]) -> str:
 
 
 def _made_on(paths: list[Path]) -> str:
-    """Machine and day of a result; of several all machines and the days from which to which."""
+    """Machine and day of a result; for several results all machines, and the first and last day."""
     if len(paths) == 1:
         return made_on(paths[0])
     environments = [(path, environment_of(read(path))) for path in paths]
@@ -172,7 +172,7 @@ def _made_on(paths: list[Path]) -> str:
 
 
 def facts(path: Path, report: Any) -> Section:
-    """Any other result: its plain values, and a table of its rows, if there are any."""
+    """Any other result: its plain values, and a table of its rows if it has any."""
     told = ("environment", "machine", "command", "threads", "torch", "rows")
     plain = {
         name: value for name, value in report.items() if name not in told and not isinstance(value, list | dict)
@@ -219,13 +219,13 @@ def sweep(path: Path, rows: list[Report]) -> Section:
 
 
 def comparisons(path: Path, report: Report) -> Section:
-    """Ours beside peers (`harness.write_report`)."""
+    """Ours compared with peers (`harness.write_report`)."""
     lines, figures = render_compare.comparisons(path, report)
     return titled(path, report, lines), figures
 
 
 def kernels(path: Path, report: Report) -> Section:
-    """A kernel beside its peers (`kernel_timing.report`)."""
+    """A kernel compared with its peers (`kernel_report.report`)."""
     lines = [
         "| case | contender | ms | times ours | MB | GB/s | TFLOP/s | of ceiling |",
         "|---|---|---|---|---|---|---|---|",
@@ -260,7 +260,7 @@ def kernels(path: Path, report: Report) -> Section:
 
 
 def finetuning(path: Path, report: Report) -> Section:
-    """Fine-tuning and inference beside the library (`bench_finetune`)."""
+    """Fine-tuning and inference compared with the library (`bench_finetune`)."""
     lines, figures = render_compare.finetuning([(path, report)])
     return titled(path, report, lines), figures
 
@@ -279,7 +279,7 @@ def tasks(path: Path, report: Report) -> Section:
 
 
 def learning(path: Path, rows: list[Report]) -> Section:
-    """The learning study (`render_learning.py`), with the notes that stand beside its rows."""
+    """The learning study (`render_learning.py`), with its notes."""
     lines = render_learning.tables(rows)
     notes = path.with_suffix(".notes.md")
     if notes.exists():
@@ -317,9 +317,9 @@ class Kind(NamedTuple):
     """Results that share a section."""
 
     about: str
-    """What they are, for the overview."""
+    """What the results are, for the overview."""
     more: str
-    """What is said above the table."""
+    """The text above the table."""
     fits: Callable[[Any], bool]
     render: Callable[[Sequence[tuple[Path, Report]]], tuple[list[str], dict[str, str]]]
 
@@ -342,4 +342,4 @@ COMMON = {
         _has("stages", "environment"), lambda results: (render_speed.stage_table(results), {}),
     ),
 }  # fmt: skip
-"""By the name of the section."""
+"""Section's name -> kind."""

@@ -1,8 +1,8 @@
-"""What a result on the page says of itself: machine, versions, commit and command.
+"""What the page says about a result's origin: machine, versions, commit and command.
 
-Machines have letters, as in docs/results.md. Since 29 November a result says its processor's family and model, by
-which its letter is found. Older ones have the device's name and extensions only, which are the same for AMD's
-Zen 4 and Zen 5; of these the files' names tell.
+Machines have letters, as in docs/results.md. Since 29 November a result includes its processor's family and model,
+which determine the letter. Older results have only the device's name and extensions, which are the same for AMD's
+Zen 4 and Zen 5; for these the file's name decides.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ MACHINES = {
     "D": Machine("Zen 5", "2 virtual cores of an AMD EPYC (Zen 5, AVX-512 BF16 twice as wide) at 2.6 GHz"),
 }
 FAMILIES = {"AuthenticAMD family 25": "C", "AuthenticAMD family 26": "D"}
-"""Of EPYCs with AVX-512 BF16, which leaves Zen 3 out of family 25."""
+"""Families of EPYC processors with AVX-512 BF16, which excludes Zen 3 from family 25."""
 
 
 def legend() -> str:
-    """What the letters mean."""
+    """The legend of the letters."""
     return "\n".join(f"- **{letter}: {machine.short}**: {machine.long}" for letter, machine in MACHINES.items())
 
 
 def letter_of(name: str, environment: Report) -> str | None:
-    """The machine's letter, or None for one that has none.
+    """The machine's letter, or None if it has none.
 
     Args:
-        name: the result's, without its ending.
+        name: the result's file name, without its suffix.
     """
     device, processor = environment.get("device") or "", environment.get("processor") or ""
     if processor:
@@ -59,28 +59,28 @@ def machine(path: Path, environment: Report) -> str:
 
 
 def short(machine: str) -> str:
-    """The letter of a machine that has one, for figures."""
+    """A machine's letter if it has one, else its name; for figures."""
     return machine.partition(": ")[0]
 
 
 def read(path: Path) -> Any:
-    """A result: of JSON lines a list."""
+    """A result; a list if it is a file of JSON lines."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
 
 
 def on_gpu(path: Path) -> bool:
-    """Whether a result is of a GPU, whose seconds no processor's time tells."""
+    """Whether a result is from a GPU, where processor time does not measure the work."""
     return path.parent.name == "gpu"
 
 
 def link(path: Path) -> str:
-    """From the page to a file of the project."""
+    """A link from the page to a file of the project."""
     return f"../benchmarks/results/{path.parent.name}/{path.name}"
 
 
 def environment_of(report: Any) -> Report:
-    """What a result says of the machine that it was made on, in whichever of the forms."""
+    """What a result says about its machine, in any of the formats."""
     if isinstance(report, list):
         found = (row for row in report if row.get("kind") == "environment" and not row.get("elsewhere"))
         rows = [row["environment"] for row in found]
@@ -101,12 +101,12 @@ def made_on(path: Path) -> str:
 
 
 def day(environment: Report) -> str:
-    """When it was measured; empty if the result does not say."""
+    """The day of the measurement; empty if the result does not say."""
     return (environment.get("date") or "")[:10]
 
 
 def commit(environment: Report) -> str:
-    """What code ran: a commit, and whether files of it were changed."""
+    """The commit that ran, and whether its files were changed."""
     name, _, changed = (environment.get("commit") or "").partition("+")
     return f"commit {name[:9]}{' with uncommitted changes' if changed else ''}" if name else ""
 
@@ -128,7 +128,7 @@ def titled(path: Path, report: Any, lines: list[str]) -> str:
 
 
 def sources(results: list[tuple[Path, Any]]) -> list[str]:
-    """Where the rows of a common table come from: a line for each file."""
+    """The files that the rows of a common table come from, a line for each."""
     lines = [""]
     for path, report in results:
         environment = environment_of(report)

@@ -1,5 +1,5 @@
-"""Ours beside peers on the page: whole programs (`harness.write_report`), pre-training on every machine in one
-table (`bench_pretrain`), fine-tuning and inference in another (`bench_finetune`)."""
+"""Ours compared with peers, on the page: whole programs (`harness.write_report`), pre-training on every machine in
+one table (`bench_pretrain`), fine-tuning and inference in another (`bench_finetune`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Figures = dict[str, str]
 
 
 def spread(value: Report, digits: int = 3) -> str:
-    """Median (least to greatest)."""
+    """Median (minimum to maximum)."""
     return f"{value['median']:,.{digits}g} ({value['low']:,.{digits}g} to {value['high']:,.{digits}g})"
 
 
 def clocks_of(path: Path) -> list[str]:
-    """Ratios that are shown, the last of them in the figure: of processor time on a CPU only."""
+    """The clocks whose ratios are shown, the last one also in the figure; processor time only on a CPU."""
     return ["ratio"] if on_gpu(path) else ["ratio", "ratio_by_processor_time"]
 
 
@@ -35,7 +35,7 @@ def _title(stem: str, path: Path) -> str:
 
 
 def comparisons(path: Path, report: Report) -> tuple[list[str], Figures]:
-    """Ours beside peers, by figure."""
+    """Ours compared with peers, for each figure."""
     clocks = clocks_of(path)
     heads = ["measured", "peer", "ours", "peer's", "ratio", "by processor time"][: 4 + len(clocks)]
     lines, bars = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], []
@@ -47,14 +47,14 @@ def comparisons(path: Path, report: Report) -> tuple[list[str], Figures]:
 
 
 def _precisions(settings: Report) -> str:
-    """ "bf16", or "auto, peer bf16"; and whether the peer, too, keeps freed memory."""
+    """ "bf16", or "auto, peer bf16"; and whether the peer also keeps freed memory."""
     theirs = settings.get("their_precision")
     kept = ", peer keeps freed memory" if settings.get("keep_freed_memory") == "all" else ""
     return settings["precision"] + (f", peer {theirs}" if theirs else "") + kept
 
 
 def pretraining(results: Results) -> tuple[list[str], Figures]:
-    """Tokens a second of pre-training, with what was measured where; a figure for each objective."""
+    """Tokens per second of pre-training, with what was measured where; a figure for each objective."""
     path = results[0][0]
     clocks = clocks_of(path)
     heads = ["model", "sequences x tokens", "precision", "threads", "machine", "objective", "peer"]
@@ -91,12 +91,12 @@ def _order(result: tuple[Path, Report]) -> tuple[str, ...]:
 
 
 def _tone(report: Report, peer: str) -> int:
-    """A colour for each peer, in their order."""
+    """A colour for each peer, in order."""
     return list(dict.fromkeys(row["peer"] for row in report["comparisons"])).index(peer)
 
 
 def finetuning(results: Results) -> tuple[list[str], Figures]:
-    """Examples a second of fine-tuning and inference, ours beside the library's ways, on every machine."""
+    """Examples per second of fine-tuning and inference on every machine, ours compared with the library's ways."""
     gpu = on_gpu(results[0][0])
     clock = "speedups" if gpu else "speedups_by_processor_time"
     heads = ["workload", "machine", "way", "examples/s", "peak MiB", "ours is faster"]
@@ -119,7 +119,7 @@ def finetuning(results: Results) -> tuple[list[str], Figures]:
 
 
 def _times(result: Report, clock: str, way: str) -> str:
-    """ "3.16 x", with the range of the rounds where the result kept them (by the clock)."""
+    """ "3.16 x" by this clock, with the range over the rounds if the result has them."""
     faster = result[clock].get(way)
     rounds = result.get("speedups_of_rounds", {}).get(way) if clock == "speedups" else None
     within = f" ({min(rounds):.2f} to {max(rounds):.2f})" if rounds else ""

@@ -1,7 +1,7 @@
-"""The learning study on the page: rates that were tried, runs, scores of every objective, scores against compute.
+"""The learning study on the page: learning rates tried, runs, scores of every objective, scores against compute.
 
-Figures are means over the seeds of pre-training (and of fine-tuning), with the least and the greatest of them:
-with two or three seeds a standard deviation would promise more than there is.
+Figures are means over the seeds of pre-training (and of fine-tuning), with the minimum and maximum: with two or
+three seeds a standard deviation would suggest more precision than there is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 
 def figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
-    """SVG by file name: a chart for each task and their mean against FLOPs, the mean against time, and losses."""
+    """File name -> SVG: each task's score and their mean against FLOPs, the mean against time, and losses."""
     made = {}
     for number, task in enumerate([*_tasks(rows), AVERAGE]):
         made[f"{stem}_{number}.svg"] = _chart(rows, task, "flops", "FLOPs")
@@ -45,12 +45,12 @@ def figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _pretraining(rows: Sequence[Row]) -> list[Row]:
-    """Runs of the study itself, without the trials of rates."""
+    """Runs of the study itself, without the trials of learning rates."""
     return [row for row in rows if row["kind"] == "pretraining" and row.get("trial") is None]
 
 
 def _seconds(row: Row) -> float | None:
-    """What a run took, if it was on the study's own machine."""
+    """A run's seconds, if it was on the study's own machine."""
     return None if "machine" in row else float(row["seconds"])
 
 
@@ -67,7 +67,7 @@ def _last_point(rows: Sequence[Row]) -> int:
 
 
 def _groups(rows: Iterable[Row]) -> dict[tuple[str, str, int], list[Row]]:
-    """Rows by (objective, equal, point): all seeds of one point together; equal FLOPs first, by compute."""
+    """Rows by (objective, equal, point), with all seeds of a point together; equal FLOPs first, by compute."""
     order = [START, *OBJECTIVES]
 
     def key(row: Row) -> tuple[str, int, int]:
@@ -80,7 +80,7 @@ def _groups(rows: Iterable[Row]) -> dict[tuple[str, str, int], list[Row]]:
 
 
 def _percent(rows: Sequence[Row], task: str) -> dict[tuple[str, str, int], list[float]]:
-    """Scores of a task, or, for every seed of pre-training that all tasks have judged, their mean."""
+    """Scores of one task, or the mean over tasks, for every pre-training seed that all tasks have judged."""
     if task != AVERAGE:
         judged = [row for row in _judged(rows) if row["task"] == task]
         return {key: [100 * row["value"] for row in group] for key, group in _groups(judged).items()}
@@ -102,7 +102,7 @@ def _percent(rows: Sequence[Row], task: str) -> dict[tuple[str, str, int], list[
 
 
 def _shown(values: Values, form: str) -> str:
-    """Mean (least to greatest)."""
+    """Mean (minimum to maximum)."""
     if not values:
         return ""
     middle, low, high = (format(value, form) for value in (mean(values), min(values), max(values)))
@@ -110,7 +110,7 @@ def _shown(values: Values, form: str) -> str:
 
 
 def _rates(rows: Sequence[Row]) -> list[str]:
-    """Trials, or nothing if there were none."""
+    """The table of trials; empty if there were none."""
     scores = trial_scores(rows)
     if not scores:
         return []
@@ -162,7 +162,7 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     lines = ["| dev score, % | equal | FLOPs | " + " | ".join(heads) + " |", "|---" * (len(heads) + 3) + "|"]
     for key, group in _groups(_pretraining(rows)).items():
         cells = [_shown(found[task].get(key, []), ".1f") for task in [*tasks, AVERAGE]]
-        if any(cells) and (all(cells) or key[1] != "seconds"):  # runs of equal time have had some tasks only
+        if any(cells) and (all(cells) or key[1] != "seconds"):  # runs of equal time may have some tasks only
             equal = "" if key[0] == START else key[1]
             flops = mean(row["flops"] for row in group)
             lines.append(f"| {key[0]} | {equal} | {flops:.3g} | " + " | ".join(cells) + " |")
@@ -173,7 +173,7 @@ def _scores(rows: Sequence[Row]) -> list[str]:
 
 
 def _chart(rows: Sequence[Row], task: str, axis: str, label: str) -> str:
-    """Scores of runs of equal FLOPs against `axis`; against seconds also of the runs of equal time."""
+    """Scores of the runs of equal FLOPs against `axis`; against seconds, also of the runs of equal time."""
     groups, scores = _groups(_pretraining(rows)), _percent(rows, task)
     points: dict[str, list[tuple[float, Values]]] = {}
     for key, values in scores.items():

@@ -15,7 +15,7 @@ OURS = "ours"
 
 
 def _spread(value: Row) -> str:
-    """Median (least to greatest)."""
+    """Median (minimum to maximum)."""
     return f"{value['median']:,.4g} ({value['low']:,.4g} to {value['high']:,.4g})"
 
 
@@ -27,7 +27,7 @@ def _millions(value: Row) -> str:
 
 
 def input_table(report: Row) -> list[str]:
-    """Tokens a second of every way, and where a worker's time goes."""
+    """Tokens per second of every way, and where a worker's time goes."""
     settings, plan = report["settings"], report["plan"]
     stages = list(report["ways"][0]["nanoseconds_per_token"])
     heads = [
@@ -51,7 +51,7 @@ def input_table(report: Row) -> list[str]:
 
 
 def input_figure(report: Row) -> str:
-    """Bars of all ways."""
+    """A bar for each way."""
     rows = []
     for tone, row in enumerate(report["ways"]):
         rate = row["tokens_per_second"]
@@ -64,7 +64,7 @@ def input_figure(report: Row) -> str:
 
 
 def sweep_tables(rows: Sequence[Row], on_gpu: bool) -> list[str]:
-    """Every program at every shape, and the split of our step; of processor time on a CPU only."""
+    """Every program at every shape, and the stages of our step; processor time only on a CPU."""
     measured = [row for row in rows if row["kind"] == "throughput"]
     ours = {_place(row): row for row in measured if row["program"] == OURS and "note" not in row}
     clocks = ["tokens_per_second"] if on_gpu else ["tokens_per_second", "by_processor_time"]
@@ -93,7 +93,7 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def sweep_figures(stem: str, rows: Sequence[Row]) -> dict[str, str]:
-    """Tokens a second over the batch, at the length with most shapes, for each objective."""
+    """Tokens per second over the batch size, at the length with the most shapes, for each objective."""
     measured = [row for row in rows if row["kind"] == "throughput" and "note" not in row]
     if not measured:
         return {}
@@ -132,7 +132,7 @@ COUNTED = {
 
 
 def split_table(report: Row, title: str) -> list[str]:
-    """Stages of a step (`bench_step`): counts without a device, or a row of a sweep."""
+    """Stages of a step (`bench_step`), from counts without a device or from a row of a sweep."""
     command = report.get("command") or report["environment"]["command"]
     timed = any(row["milliseconds"] is not None for row in report["stages"].values())
     what = STAGES_MEASURED if timed else f"Nothing is measured. {CALCULATED}"
@@ -141,8 +141,8 @@ def split_table(report: Row, title: str) -> list[str]:
 
 
 def stage_table(results: Sequence[tuple[Path, Row]]) -> list[str]:
-    """Stages of a step as several results have them (`bench_step`): a column of times for each; the counts, which
-    no machine changes, of the newest."""
+    """Stages of a step from several results (`bench_step`): a column of times for each, and the newest result's
+    counts, which do not depend on the machine."""
     _, newest = max(results, key=lambda result: day(environment_of(result[1])))
     return _stage_lines(newest, {_column(path, report): report for path, report in results})
 
@@ -152,7 +152,7 @@ def _column(path: Path, report: Row) -> str:
 
 
 def _stage_lines(counted: Row, times: dict[str, Row]) -> list[str]:
-    """The table: `times` by their columns' titles, then what is known of `COUNTED`."""
+    """The table: `times` by column title, then the available counts of `COUNTED`."""
     rows = {stage: _counts(stage, row) for stage, row in counted["stages"].items()}
     heads = {
         name: title for name, title in COUNTED.items() if any(row.get(name) is not None for row in rows.values())
@@ -177,5 +177,5 @@ def _milliseconds(report: Row) -> dict[str, float | None]:
 
 
 def _counts(stage: str, row: Row) -> Row:
-    """A stage's counts. The optimizer has no matrix products: its floor is of bytes, as what it moves is."""
+    """A stage's counts. The optimizer has no matrix products, so its floor is that of the bytes that it moves."""
     return {**row, "floor_milliseconds_h200": None} if stage == "optimizer" else row

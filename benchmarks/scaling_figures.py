@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling_figures
 
-`figures()` makes them as text; a test compares them with what is committed. Unlike `svg.curves` these
-axes begin at zero, so that what is flat looks flat, and sizes that grow tenfold stand at equal distances.
+`figures()` returns them as text; a test compares them with what is committed. Unlike in `svg.curves`, y axes begin
+at zero, so that what is flat looks flat, and sizes can be on a logarithmic axis.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = ROOT / "docs" / "scaling"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 LEFT, TOP, WIDTH, HEIGHT = 60, 45, 440, 220
 Line = tuple[str, list[tuple[float, float]]]
-"""A name, and points."""
+"""A name, and its points."""
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def figures() -> dict[str, str]:
-    """SVG by the file's name."""
+    """File name -> SVG."""
     opened = _rows("corpus_open.json", "rows")
     prepared = [row for row in _rows("corpus_prepare.json", "rows") if row["text"] == "documents"]
     soaks = {name: _settled(_rows(file, "samples")) for name, file in SOAKS.items()}
@@ -69,7 +69,7 @@ SOAKS = {"oneDNN's cache as usual": "soak.json", "without that cache": "soak_no_
 
 
 def plot(title: str, x_label: str, y_label: str, lines: list[Line], log_x: bool = False) -> str:
-    """Lines with a point at each value; y from zero, x from zero or (`log_x`) tenfold at equal distances."""
+    """Lines with a point at each value; y from zero, x from zero or logarithmic (`log_x`)."""
     xs = sorted({x for _, points in lines for x, _ in points})
     scale = math.log10 if log_x else float
     first, last = (scale(xs[0]), scale(xs[-1])) if log_x else (0.0, xs[-1])
@@ -108,7 +108,7 @@ def _line(name: str, rows: list[dict[str, Any]], x: str, *ys: str) -> Line:
 
 
 def _settled(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """After the warm-up, one of every four."""
+    """Every fourth sample after the warm-up."""
     return [row for row in samples if row["seconds"] >= 0.1 * samples[-1]["seconds"]][::4]
 
 

@@ -1,15 +1,15 @@
-"""A run that goes on and on: memory, open files and the time of a step must not grow.
+"""A long run, in which memory, open files and the time per step must not grow.
 
     python -m benchmarks.soak [--minutes 30] [--out FILE.json]
 
-The smallest model is pre-trained by the ordinary command until its `--max-minutes` are over, logging every 50
-steps, with a checkpoint every 100 and an evaluation every 200, far more often than any real run. Meanwhile this
-process samples it from outside: resident memory, open files and threads (/proc), steps (the log), and the
-processor time it took, which other programs on the machine disturb less than the clock.
+The smallest model is pre-trained by the ordinary command until its `--max-minutes` are over. It logs every 50
+steps, writes a checkpoint every 100 and evaluates every 200, far more often than any real run. Meanwhile this
+process samples it from outside: resident memory, open files and threads (/proc), steps (the log), and processor
+time, which other programs on the machine disturb less than wall-clock time.
 
-Packed batches differ in length, and oneDNN, PyTorch's library for processors, keeps the code it made for the last
-1,024 shapes: memory that grows until it holds all shapes, or 1,024. ONEDNN_PRIMITIVE_CACHE_CAPACITY=0 in the
-environment keeps none, which tells that growth from a leak.
+Packed batches differ in length, and oneDNN, PyTorch's library for processors, caches the code for the last 1,024
+shapes: memory grows until the cache holds all shapes, or 1,024. Setting ONEDNN_PRIMITIVE_CACHE_CAPACITY=0 in the
+environment disables the cache, which distinguishes this growth from a leak.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from benchmarks import tiny_run
 from benchmarks.harness import environment
 from electra_core.metrics_log import read_metrics
 
-STEPS = 10_000_000  # more than there is time for
+STEPS = 10_000_000  # more than the time allows
 OFTEN = ("--checkpoint-every", "100", "--eval-every", "200", "--log-every", "50")
 MEMORY = {"memory_mb": "VmRSS", "own_memory_mb": "RssAnon", "mapped_files_mb": "RssFile"}
-WARM_UP = 0.1  # of the time, left out of the figures: caches fill, the best checkpoint is found
+WARM_UP = 0.1  # fraction of the time left out of the figures, while caches fill and the best checkpoint is found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def soak(work: Path, minutes: float, count: int) -> tuple[list[dict[str, float]], int]:
-    """The samples, and the exit status of the run (75: stopped by its time limit)."""
+    """Runs and samples: the samples, and the run's exit status (75: stopped by its time limit)."""
     data, run, log = work / "data", work / "run", work / "log"
     text = tiny_run.write_text(work / "text.txt")
     if tiny_run.wait(tiny_run.start(tiny_run.prepare_command(text, data), log)):
@@ -74,7 +74,7 @@ def soak(work: Path, minutes: float, count: int) -> tuple[list[dict[str, float]]
 
 
 def sample(pid: int, run: Path) -> dict[str, float]:
-    """What /proc and the log say of the process at this moment; empty if it has ended."""
+    """What /proc and the log say about the process now; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").split("\n")
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -95,7 +95,7 @@ def sample(pid: int, run: Path) -> dict[str, float]:
 
 
 def summary(samples: list[dict[str, float]]) -> dict[str, Any]:
-    """Growth over the time after the warm-up, and the first third of it beside the last."""
+    """Growth after the warm-up, and the first third of that time compared with the last."""
     kept = [row for row in samples if row["seconds"] >= WARM_UP * samples[-1]["seconds"]]
     third = len(kept) // 3
     hours = [row["seconds"] / 3600 for row in kept]

@@ -16,7 +16,7 @@ TONES = 6
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with the smallest and largest of what it is the median of."""
+    """A median, with the minimum and maximum of its values."""
 
     name: str
     value: float
@@ -27,14 +27,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, values at x): the line goes through the means, whiskers reach to the extremes."""
+    """Points (x, values at x): the line joins the means, whiskers reach to the extremes."""
 
     name: str
     points: Sequence[tuple[float, Sequence[float]]]
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars from zero, with room for the longest name and figure."""
+    """Horizontal bars from zero, with enough room for the longest name and figure."""
     left, width, step = 20 + max([_width(row.name) for row in rows], default=0), 360, 26
     values = [f"{row.value:,.4g} {unit}" for row in rows]
     right = 20 + max(map(_width, values), default=0)
@@ -53,7 +53,7 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
 
 
 def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve], from_zero: bool = False) -> str:
-    """Score against compute; rates are to be seen from zero on."""
+    """Curves of scores against compute; `from_zero` for rates, whose axis starts at zero."""
     left, top, width, height = 60, 45, 480, 260
     points = [(x, y) for curve in series for x, values in curve.points for y in values]
     if not points:
@@ -98,7 +98,7 @@ def _curve(curve: Curve, tone: int, at) -> list[str]:  # type: ignore[no-untyped
 
 
 def _width(words: str) -> int:
-    """Room for words in `STYLE`'s 12 px, whichever of the usual fonts a system has."""
+    """Width to reserve for a text in `STYLE`'s 12 px, in any of the usual system fonts."""
     return 7 * len(words)
 
 

@@ -4,26 +4,26 @@
         [--objectives electra mlm] [--programs ...] [--compiled 1] [--precision auto] [--threads 2] [--rounds 3]
         [--minutes M]
 
-For each objective and each shape (sequences x tokens): tokens a second of whole optimizer steps, the share of the
-peak (MFU), and peak memory. Every program is a process of its own that holds its model; on a CPU all of a shape's
-programs take turns, as in `harness.interleave`, on a GPU, whose memory they could not share, one comes after the
-other. "ours" is the engine of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours, eager" does not.
-"transformers, masked states" is `bench_pretrain.HubElectra` in its fastest form, in which only the hidden states
-of masked positions meet the vocabulary: with eager attention, with SDPA, and with SDPA and compiled. (Results
-older than 30 November 2026 have "transformers", with logits at all positions, the masked ones of which were kept.)
-Sizes, batches, dropout and precision are the same for all.
+For each objective and each shape (sequences x tokens) it measures tokens per second of whole optimizer steps,
+model FLOPs utilisation (MFU) and peak memory. Every program has its own process, which holds its model. On a CPU
+all programs of a shape take turns, as in `harness.interleave`; on a GPU, whose memory they could not share, they
+run one after the other. "ours" is the engine of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours,
+eager" does not. "transformers, masked states" is `bench_pretrain.HubElectra` in its fastest form, which projects
+only the hidden states of masked positions on the vocabulary: with eager attention, with SDPA, and with SDPA and
+compiled. (Results older than 30 November 2026 have "transformers", with logits at all positions, of which the
+masked ones were kept.) Sizes, batches, dropout and precision are the same for all.
 
-Before its clock runs, every program shows that its losses are those of our eager program, without dropout, for the
-same weights, masks and draws; a compiled one with two layers. What cannot run gets a row that says why.
+Before it is timed, every program must give the losses of our eager program, without dropout, for the same weights,
+masks and draws; a compiled one does so with two layers. A program that cannot run gets a row that says why.
 
-MFU is the FLOPs that the mathematics needs (`flops.training_step_flops`: matrix products, words predicted at the
-masked positions) over the peak: on a GPU its data sheet's, on a CPU what a product of 2048 x 2048 matrices reaches
-in the same precision on the same threads. Memory is what the process takes above what it took before the model,
-on a GPU what PyTorch has allocated at most.
+MFU is the FLOPs that the mathematics needs (`flops.training_step_flops`: matrix products, predictions at masked
+positions only) divided by the peak: on a GPU that of the data sheet, on a CPU the rate of a product of 2048 x 2048
+matrices in the same precision on the same threads. Memory is the growth of the process since before the model was
+built; on a GPU the most that PyTorch has allocated.
 
-Last comes the split of a step by stages, from `bench_step`. Every row is written as it is measured; the same
-command goes on behind the last one. What failed is measured again, but for what the compiler refuses, or what does
-not fit in memory.
+The last row splits a step into stages, by `bench_step`. Every row is written as soon as it is measured, and the
+same command continues after the last one. Failures are measured again, unless the compiler refuses the program or
+it does not fit in memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 def measure(cases: list[Case], rounds: int, peak: float | None) -> Iterator[Row]:
-    """A row for each case, whose processes take turns."""
+    """Measures the cases in turns; yields a row for each."""
     context = multiprocessing.get_context("spawn")
     started = []
     for case in cases:
@@ -61,7 +61,7 @@ def measure(cases: list[Case], rounds: int, peak: float | None) -> Iterator[Row]
         process = context.Process(target=worker, args=(case, there))
         process.start()
         there.close()
-        started.append((case, process, here, _answer(here)))  # one after the other: all warm up undisturbed
+        started.append((case, process, here, _answer(here)))  # one at a time, so that each warms up undisturbed
     seconds: dict[str, list[list[float]]] = {case.name: [] for case in cases}
     for turn in range(rounds):
         for place in range(len(started)):
@@ -118,7 +118,7 @@ def cpu_peak(precision: str, threads: int) -> float:
 
 
 def groups(options: argparse.Namespace, device: torch.device) -> Iterator[list[Case]]:
-    """Cases that take turns."""
+    """Groups of cases that take turns."""
     for index, shape in enumerate(options.shapes):
         batch, length = map(int, shape.split("x"))
         for objective in options.objectives:
@@ -136,7 +136,7 @@ def groups(options: argparse.Namespace, device: torch.device) -> Iterator[list[C
 
 
 def split_row(options: argparse.Namespace, shape: str) -> Row:
-    """How our step divides into stages."""
+    """The row that splits our step into stages."""
     batch, length = map(int, shape.split("x"))
     settings = argparse.Namespace(
         model=options.model, batch=batch, length=length, precision=options.precision, steps=options.steps + 2,
@@ -168,7 +168,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what has no row yet."""
+    """Measure the cases that have no row yet."""
     options = arguments().parse_args(argv)
     device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
     use_device(device)
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def is_final(row: Row) -> bool:
-    """Whether there is nothing to gain from measuring it again."""
+    """Whether measuring the row again would gain nothing."""
     note = row.get("note", "")
     return not note or refused(note) or note.startswith("OutOfMemoryError")
 

@@ -1,7 +1,7 @@
 """The programs that `sweep.py` times: ours and `transformers`, each in a process of its own.
 
-A process checks that its losses are ours, builds its model, warms up, and then carries out rounds of steps as it
-is told to, so that several can take turns.
+A process checks that its losses equal ours, builds its model and warms up. Then it runs a round of steps for each
+message, so that several processes can take turns.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Case:
     device: str
     threads: int
     steps: int
-    """Optimizer steps a round."""
+    """Optimizer steps per round."""
 
     @property
     def name(self) -> str:
-        """Names the row."""
+        """Name of the row."""
         return f"{self.model}-{self.objective}-{self.batch}x{self.length}-{self.program}"
 
     @property
     def configs(self) -> tuple[EncoderConfig, PretrainConfig]:
-        """Of the discriminator and of the run."""
+        """The configurations of the discriminator and of the run."""
         preset = PRESETS[self.model]
         longest = max(self.length, preset.discriminator.max_position_embeddings)
         encoder = replace(
@@ -78,7 +78,7 @@ class Case:
 
 
 def worker(case: Case, pipe: Connection) -> None:
-    """Checks, builds, warms up; then answers every message with a round's seconds, and None with its memory."""
+    """Checks, builds, warms up; then answers each message with a round's seconds, and None with its memory."""
     torch.set_num_threads(case.threads)
     device = resolve_device(case.device)
     use_device(device)
@@ -94,7 +94,7 @@ def worker(case: Case, pipe: Connection) -> None:
             take(loop, case.steps)
             pipe.send([b - a for a, b in zip(begin, _clocks(device))])
         pipe.send((_peak_memory(device) - before) / 2**20)
-    except Exception as error:  # out of memory, no compiler, ...: a row says so, and the others go on
+    except Exception as error:  # out of memory, no compiler, ...: a row says so, and the other programs continue
         pipe.send({"note": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]})
 
 
@@ -105,21 +105,21 @@ def _clocks(device: torch.device) -> tuple[float, float]:
 
 
 def _memory_now(device: torch.device) -> int:
-    """Bytes held."""
+    """Bytes in use."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Most bytes held since `_forget_peak`."""
+    """Most bytes in use since `_forget_peak`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _of_status("VmHWM")
 
 
 def _forget_peak(device: torch.device) -> None:
-    """What the check has taken is not the program's."""
+    """Resets the peak, because the memory of the check does not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the present size
 
 
 def _of_status(name: str) -> int:
@@ -128,7 +128,7 @@ def _of_status(name: str) -> int:
 
 
 def their_model(case: Case, encoder: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
-    """The library's program of a case, not compiled."""
+    """The library's program for a case, not compiled."""
     peer = Peer("states", "eager" if case.program == EAGER else "sdpa")
     return HubMaskedLM(encoder, peer) if case.objective == "mlm" else HubElectra(encoder, pretrain, peer)
 
@@ -151,10 +151,10 @@ def steps_of(case: Case, device: torch.device) -> Iterator[object]:
 
 
 def check_same(case: Case, device: torch.device) -> float:
-    """Largest relative difference of a program's losses from those of ours, in fp32 without dropout.
+    """Largest relative difference between a program's losses and ours, in fp32 without dropout.
 
     Raises:
-        SystemExit: one above LOSS_TOLERANCE.
+        SystemExit: it is above LOSS_TOLERANCE.
     """
     encoder, pretrain = case.configs
     encoder = replace(encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

@@ -1,7 +1,7 @@
-"""A pre-training run as small as runs can be (1 layer, 16 wide, some 60 words), for tests of endurance.
+"""The smallest possible pre-training run (1 layer, 16 wide, some 60 words), for endurance tests.
 
-Its corpus is made here, its commands are the ones a user types, and `start` runs them in processes of their own,
-forked from one that has torch imported already: a run's every moment is then one in which it does something.
+Its corpus is made here and its commands are those a user types. `start` runs them in processes forked from this
+one, which has imported torch already, so that no time of a run is spent on imports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = (
 
 
 def write_text(path: Path, documents: int = 120, seed: int = 0) -> Path:
-    """Documents of sentences in which words come in a preferred order; a vocab.txt beside it."""
+    """Writes documents of sentences in which words have a preferred order, and a vocab.txt in the same folder."""
     draw, lines = random.Random(seed), []
     for _ in range(documents):
         for _ in range(draw.randint(3, 8)):
@@ -56,7 +56,7 @@ def pretrain_command(data: Path, out: Path, steps: int, *more: str) -> list[str]
 
 
 def start(arguments: list[str], log: Path) -> int:
-    """Run a command of the command line in a forked process, its output appended to `log`; returns its pid."""
+    """Run an `electra` command in a forked process, with its output appended to `log`; returns the pid."""
     torch.set_num_threads(1)  # a process with threads must not be forked
     if pid := os.fork():
         return pid
@@ -78,5 +78,5 @@ def start(arguments: list[str], log: Path) -> int:
 
 
 def wait(pid: int) -> int:
-    """Exit status of a process that `start` began; negative: the signal that ended it."""
+    """Exit status of a process that `start` started; if negative, the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,8 +1,8 @@
-"""What pre-training gave the shipped `tiny`: fine-tuned from its weights and from a random start, several seeds.
+"""What pre-training gained for the shipped `tiny`: fine-tuning from its and from random weights, several seeds.
 
     python -m benchmarks.tiny_tasks [--tasks cola sts-b squad] [--seeds 3] [--train-examples N] --out FILE.json
 
-Needs the data sets under $ELECTRA_DATA (default ../shared/data). Prints the table of figures; FILE grows with each
+Needs the data sets under $ELECTRA_DATA (default ../shared/data). Prints the table of scores; FILE grows with every
 fine-tuning.
 """
 
@@ -31,16 +31,16 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a task's files are, and what is quoted of it."""
+    """A task's files, settings and metrics."""
 
     folder: str
     metrics: tuple[str, ...]
     train: tuple[str, ...] = ()
-    """SQuAD files whose articles make the training file; empty: the folder's own."""
+    """SQuAD files whose articles make the training file; empty: the folder's own training file."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What differs from the recipe: for a model this small, and for time."""
+    """Settings that differ from the recipe's, for a model this small and to save time."""
     whole: float = 1.0
-    """The metrics' largest value: SQuAD's are percentages."""
+    """The metrics' maximum; SQuAD's are percentages."""
 
 
 DATA_SETS = {
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, data: Path, name: str, random: bool) -> list[dict[str, Any]]:
-    """The dev figures of every seed, from the pre-trained weights or from a random start: a row per metric."""
+    """The dev scores of every seed, from the pre-trained weights or from random ones: a row per metric."""
     task, recommended = choose_task(name)
     named, data_set = find_task(name), DATA_SETS[name]
     assert named is not None
@@ -140,7 +140,7 @@ def _first_rows(train: Path, count: int, scratch: Path) -> Path:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Task, start, median and every seed's dev figure."""
+    """A table of task, start, median and every seed's dev score."""
     lines = ["| task (dev) | start | median | every seed |", "|---|---|---|---|"]
     for row in rows:
         each = ", ".join(f"{100 * value:.1f}" for value in row["seeds"])

@@ -3,16 +3,16 @@
     python -m benchmarks.tune [--only TEXT…] [--head-dim 64] [--length 512] [--dropout 0.1] [--minutes 9]
         [--compile-first] [--out FILE]
 
-Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tile while all
-others keep theirs; best first. The present tile comes first. Candidates that do not fit on the chip,
-or that the compiler refuses, are named and left out; one that failed in another way is tried again by the next
-call. After `--minutes` it stops between two candidates; what is in `--out` is not measured again, so the same
-command goes on where it stopped. Most of a sweep's time is the compiler's: with `--compile-first` a process a core
-compiles the candidates before any is timed. Write the winners into the tables they are named after (and run
-`benchmarks.compile_report --check`: a tile that spills may win by chance of one shape).
+Each sweep times one kernel's operation, forward or backward as a whole, over a small grid of its tiles, while all
+other kernels keep theirs. The present tile is timed first; results are shown best first. Candidates that do not
+fit on the chip or that the compiler refuses are named and left out; those that failed otherwise are tried again by
+the next call. After `--minutes` it stops between two candidates. Candidates with a result in `--out` are not
+measured again, so the same command continues where it stopped. Most of a sweep's time is compilation:
+`--compile-first` compiles the candidates first, in one process per core. Write the winners into the tables they
+are named after, and run `benchmarks.compile_report --check`: a tile that spills may win at one shape by chance.
 
 Not run on a GPU so far: the present tables come from the compile report. Without a GPU it needs
-TRITON_INTERPRET=1 and takes tiny shapes and grids, which checks this program and nothing else.
+TRITON_INTERPRET=1 and uses tiny shapes and grids, which tests only this program.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Operation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """One table entry: how a candidate takes its place, the candidates, and what is timed."""
+    """One table entry: how to install a candidate, the candidates, and what is timed."""
 
     name: str
     install: Callable[[Any], AbstractContextManager[Any]]
@@ -82,7 +82,7 @@ def _function(module: Any, name: str) -> Callable[[Any], AbstractContextManager[
 
 
 def _first(present: Any, candidates: Sequence[Any]) -> list[Any]:
-    """The candidates, the present one before all others."""
+    """The candidates, with the present one first."""
     return list(dict.fromkeys([present, *candidates]))
 
 
@@ -163,7 +163,7 @@ def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
         operation = torch.no_grad()(loss) if name == "forward" else with_gradients(loss, 3)
         leaves = inputs(narrow_size)
         present = getattr(narrow.TILES[architecture(leaves[0].device)], name)
-        own_steps = steps if name == "dembedding" else (present.step,)  # the others' step is a tile of words
+        own_steps = steps if name == "dembedding" else (present.step,)  # the others' step is fixed: `TILE_V`
         tiles = [tile(*sizes) for sizes in product(blocks, own_steps, *rest)]
         yield Sweep(f"mlm_head narrow {name}", install, _first(present, tiles), operation, leaves)
     grid = [(64, 128), (32, 64), (4, 8), (2, 3, 4)] if options.on_gpu else [(16,), (32,), (4,), (1,)]
@@ -173,7 +173,7 @@ def mlm_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
 
 
 def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
-    """How many elements (tiles of words) a program of the streaming kernels holds at a time."""
+    """How many elements (in `sample_replace`, tiles) a program of the streaming kernels holds at a time."""
     tokens, size, vocabulary = (131072, 256, 30528) if options.on_gpu else (20, 16, 140)
     elements = (1024, 2048, 4096, 8192, 16384) if options.on_gpu else (256, 512)
     seed = torch.tensor([1, 0], device=options.device)
@@ -214,16 +214,16 @@ def row_sweeps(options: argparse.Namespace) -> Iterator[Sweep]:
 
 
 def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
-    """Median milliseconds, or None and the reason if the tile does not fit or does not compile.
+    """Median milliseconds; or None and the reason, if the tile does not fit or does not compile.
 
     Raises:
-        SystemExit: the GPU computes nothing more.
+        SystemExit: the GPU can no longer be used.
     """
     row = {"sweep": sweep.name, "tile": _plain(candidate), "ms": None, "note": ""}
     try:
         with sweep.install(candidate), use("triton"):
             row["ms"] = measure(sweep.operation, sweep.inputs, repetitions).milliseconds
-    except Exception as error:  # of one tile of hundreds; the others are still worth their time
+    except Exception as error:  # one tile of hundreds failed; the others are still worth timing
         row["note"] = in_a_line(error)
         if not refused(row["note"]):
             require_device(f"{sweep.name}, {row['tile']}", error)
@@ -231,7 +231,7 @@ def time_one(sweep: Sweep, candidate: Any, repetitions: int) -> dict[str, Any]:
 
 
 def compile_first(given: Sequence[str], end: float) -> None:
-    """Processes that compile the candidates, each its share, into the folder where Triton keeps them."""
+    """Compiles the candidates into Triton's cache, in processes that take a share each."""
     jobs = processes()
     command = [sys.executable, "-m", "benchmarks.tune", *given, "--share"]
     shares = [
@@ -245,7 +245,7 @@ def compile_first(given: Sequence[str], end: float) -> None:
 
 
 def compile_share(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """One call of each candidate of this process's share; what fails there `time_one` finds out again."""
+    """Calls each candidate in this process's share once; `time_one` will meet any failure again."""
     share, jobs = options.share
     for index, (sweep, candidate) in enumerate(candidates(options, rows)):
         if index % jobs == share:
@@ -257,7 +257,7 @@ def compile_share(options: argparse.Namespace, rows: list[dict[str, Any]]) -> No
 
 
 def candidates(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[tuple[Sweep, Any]]:
-    """What is to be timed and has no row."""
+    """The candidates to be timed that have no row yet."""
     for sweeps in (attention_sweeps, mlm_sweeps, row_sweeps):
         for sweep in sweeps(options):
             if any(text in sweep.name for text in options.only):
@@ -266,12 +266,12 @@ def candidates(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Itera
 
 
 def _plain(candidate: Any) -> Any:
-    """As JSON gives it back."""
+    """A candidate as it is after a round trip through JSON."""
     return list(candidate) if isinstance(candidate, tuple) else candidate
 
 
 def time_all(options: argparse.Namespace, rows: list[dict[str, Any]], started: float | None = None) -> bool:
-    """Adds to `rows` what is not in it yet, and writes them after every candidate; False if time ran out."""
+    """Times the candidates that are not in `rows`, and writes the rows after each; False if time ran out."""
     end = (time.monotonic() if started is None else started) + 60 * options.minutes
     rows[:] = [row for row in rows if row["ms"] is not None or refused(row["note"])]
     complete = True
@@ -287,14 +287,14 @@ def time_all(options: argparse.Namespace, rows: list[dict[str, Any]], started: f
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """One sweep's candidates, best first."""
+    """Prints one sweep's candidates, best first."""
     for row in sorted(rows, key=lambda row: (row["ms"] is None, row["ms"])):
         time = row["note"] if row["ms"] is None else f"{row['ms']:9.4f} ms"
         print(f"{row['sweep']:<28} {row['tile']!s:<24} {time}", flush=True)
 
 
 def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """The results as JSON, if asked for."""
+    """Writes the results as JSON, if `--out` is given."""
     if options.out:
         shape = {"head_dim": options.head_dim, "length": options.length, "dropout": options.dropout}
         written = {"environment": options.environment, **shape, "results": rows}
@@ -302,7 +302,7 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 
 def read(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Results of an earlier call with the same shapes; others are measured again."""
+    """Results of an earlier call with the same shapes; with other shapes they are measured again."""
     if not options.out or not options.out.exists():
         return []
     written = json.loads(options.out.read_text(encoding="utf-8"))
