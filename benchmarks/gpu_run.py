@@ -94,7 +94,7 @@ def run_pieces(run: Run, start: Start) -> None:
             run.states[piece.name] = {"state": "absent", "why": f"{piece.needs} is not installed"}
         elif run.left < piece.seconds:
             if run.state(piece) in ("", "left out"):
-                why = f"takes about {piece.seconds} s, {max(0, run.left):.0f} were left"
+                why = f"takes about {piece.seconds} s, {max(0, run.left):.0f} s were left"
                 run.states[piece.name] = {"state": "left out", "why": why}
         else:
             run_piece(run, piece, start)

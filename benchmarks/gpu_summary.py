@@ -15,8 +15,8 @@ States = dict[str, dict[str, Any]]
 ERRORS, LINES = 12, 6
 """The most lines shown of one piece's errors, and of the end of one log."""
 WORDS = {
-    "done": "ran", "faults": "ran, and found something wrong", "stopped": "ended in the midst", "failed": "failed",
-    "left out": "left out", "absent": "cannot run", "running": "running", "": "not begun",
+    "done": "ran", "faults": "ran and found errors", "stopped": "stopped before its end", "failed": "failed",
+    "left out": "left out", "absent": "cannot run", "running": "running", "": "not started",
 }  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def page(
 ) -> str:
     """The text of `summary.md`."""
     known = [(piece, states.get(piece.name, {})) for piece in pieces]
-    lines = ["# What ran on the GPU", "", *_machine(folder), "", "| piece | | seconds |", "|---|---|---|"]
+    lines = ["# What ran on the GPU", "", *_machine(folder), "", "| piece | result | seconds |", "|---|---|---|"]
     for piece, state in known:
         why = f": {state['why']}" if "why" in state else ""
         took = f"{state['seconds']:.0f}" if "seconds" in state else f"({piece.seconds} predicted)"
@@ -49,11 +49,11 @@ def page(
     if left:
         seconds = sum(piece.seconds for piece in left)
         lines += [
-            f"{len(left)} pieces, {seconds / 60:.0f} minutes or more as predicted. The same command goes on:", "",
-            f"    {command}",
+            f"{len(left)} pieces, predicted to take at least {seconds / 60:.0f} minutes. To continue, repeat the "
+            "command:", "", f"    {command}",
         ]  # fmt: skip
     else:
-        lines.append("Nothing.")
+        lines.append("Nothing: every piece that can run has run.")
     return "\n".join(lines) + "\n"
 
 
@@ -61,20 +61,20 @@ def _machine(folder: Path) -> list[str]:
     facts = _json(folder / "facts.json")
     where = facts.get("environment")
     if not isinstance(where, dict):
-        return ["The machine is not known."]
+        return ["The machine is unknown."]
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items() if version)
     clocks = facts["clocks_under_load"] if isinstance(facts.get("clocks_under_load"), dict) else {}
     kernels = facts.get("kernels")
     best = facts.get("ceilings")
     rates = (
-        f" A large copy moves {best['bytes_per_second'] / 1e12:.2f} TB/s, a product makes "
+        f" A large copy reaches {best['bytes_per_second'] / 1e12:.2f} TB/s, a large matrix product "
         f"{best['operations_per_second'] / 1e12:.0f} TFLOP/s."
         if isinstance(best, dict)
         else ""
     )
     return [
         f"{where.get('device')}, {clocks.get('clocks.sm')} under load, driver {clocks.get('driver_version')}; "
-        f"{versions}; commit {where.get('commit')}.{rates} Kernels: "
+        f"{versions}; commit {where.get('commit')}.{rates} Triton kernels: "
         f"{kernels.get('triton') if isinstance(kernels, dict) else kernels}."
     ]
 
@@ -88,7 +88,7 @@ def digest(folder: Path, piece: Piece) -> list[str]:
         found = _json(path) or _json(path.with_suffix(".part"))
         return next((lines for read in READERS if (lines := read(found))), [])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"{path.name} cannot be read here: {type(error).__name__}: {error}"]
+        return [f"{path.name} cannot be read: {type(error).__name__}: {error}"]
 
 
 def _about_rows(rows: list[dict[str, Any]]) -> list[str]:
@@ -111,7 +111,7 @@ def _about_tests(tests: dict[str, dict[str, Any]], collected: int) -> list[str]:
         for name in ("passed", "failed", "skipped")
     ]
     failed = [f"{name}: {row['line']}" for name, row in tests.items() if row["outcome"] == "failed"]
-    return [f"{', '.join(counts)}, of {collected}", *_some(failed)]
+    return [f"{', '.join(counts)}, of {collected} tests", *_some(failed)]
 
 
 def _about_checks(checks: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -120,8 +120,8 @@ def _about_checks(checks: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     ]
     slowest = max(checks.values(), key=lambda row: row["seconds"] or 0.0)
     return [
-        f"{len(checks) - len(wrong)} of {len(checks)} are right; the slowest first call, {slowest['kernel']}, "
-        f"took {slowest['seconds']} s",
+        f"{len(checks) - len(wrong)} of {len(checks)} are right; slowest first call: {slowest['kernel']}, "
+        f"{slowest['seconds']} s",
         *_some(wrong),
     ]
 
@@ -130,7 +130,7 @@ def _about_comparisons(found: dict[str, Any]) -> list[str]:
     """Results of `harness.write_report`."""
     return [
         f"{row['figure']}: {row['ours']['median']:,.0f} {row['unit']}, "
-        f"{row['ratio']['median']:.2f} times {row['peer']}"
+        f"{row['ratio']['median']:.2f} times as fast as {row['peer']}"
         for row in found.get("comparisons", [])
     ]
 
@@ -162,7 +162,7 @@ def _about_finetuning(found: dict[str, Any]) -> list[str]:
     results = found.get("results", {})
     return [
         f"{what}: {row['ways']['ours']['tokens_per_second']:,.0f} tokens/s, "
-        + ", ".join(f"{ratio:.2f} times {way}" for way, ratio in row["speedups"].items())
+        + ", ".join(f"{ratio:.2f} times as fast as {way}" for way, ratio in row["speedups"].items())
         for what, row in (results.items() if isinstance(results, dict) else ())
     ]
 
@@ -176,8 +176,8 @@ def _about_tiles(found: dict[str, Any]) -> list[str]:
         if timed:
             best = min(timed, key=lambda row: row["ms"])
             lines.append(
-                f"{sweep}: best {best['tile']} {best['ms']:.4f} ms, "
-                f"first {timed[0]['tile']} {timed[0]['ms']:.4f} ms"
+                f"{sweep}: best tile {best['tile']}, {best['ms']:.4f} ms; "
+                f"first tile {timed[0]['tile']}, {timed[0]['ms']:.4f} ms"
             )
     return lines
 

@@ -78,7 +78,7 @@ def test_the_budget_is_spent_in_order_and_what_does_not_fit_is_left_out(tmp_path
     assert machine.started == [("a", 40.0), ("c", 20.0), ("d", 15.0)], "its own limit, and never more than is left"
     assert states(tmp_path) == {"a": "done", "b": "left out", "c": "stopped", "d": "stopped"}
     page = (tmp_path / "summary.md").read_text()
-    assert "| b | left out: takes about 60 s, 35 were left |" in page and "c printed this" in page
+    assert "| b | left out: takes about 60 s, 35 s were left |" in page and "c printed this" in page
 
 
 def test_called_again_it_goes_on_and_tries_last_what_failed(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_called_again_it_goes_on_and_tries_last_what_failed(tmp_path: Path) -> N
     again = spend(tmp_path, 100, pieces, bad=(1, 0), slow=(1, 0), rows=(1, 0), late=(1, 0))
     assert [name for name, _ in again.started] == ["rows", "late", "bad", "slow"]
     assert set(states(tmp_path).values()) == {"done"}
-    assert "Nothing." in (tmp_path / "summary.md").read_text()
+    assert "Nothing: every piece that can run has run." in (tmp_path / "summary.md").read_text()
     assert not spend(tmp_path, 100, pieces).started
 
 
@@ -259,7 +259,7 @@ TIMING = {"milliseconds": 2.0}
 RESULTS: dict[str, tuple[object, str]] = {
     "comparisons": (
         {"comparisons": [{"figure": "electra", "unit": "tokens/s", "peer": "p", "ours": SPREAD, "ratio": SPREAD}]},
-        "electra: 2 tokens/s, 2.00 times p",
+        "electra: 2 tokens/s, 2.00 times as fast as p",
     ),
     "kernels": (
         {
@@ -279,14 +279,14 @@ RESULTS: dict[str, tuple[object, str]] = {
     ),
     "tiles": (
         {"results": [{"sweep": "s", "tile": 1, "ms": 2.0, "note": ""}, {"sweep": "s", "tile": 4, "ms": 1.0}]},
-        "s: best 4 1.0000 ms, first 1 2.0000 ms",
+        "s: best tile 4, 1.0000 ms; first tile 1, 2.0000 ms",
     ),
     "finetuning": (
         {"results": {"sst2 train": {"ways": {"ours": {"tokens_per_second": 3}}, "speedups": {"hub": 2.0}}}},
-        "sst2 train: 3 tokens/s, 2.00 times hub",
+        "sst2 train: 3 tokens/s, 2.00 times as fast as hub",
     ),
     "stages": ({"stages": {"backward": {"milliseconds": 3.5}}}, "backward: 3.5 ms"),
-    "strange": ({"comparisons": [{}]}, "strange.json cannot be read here: KeyError: 'figure'"),
+    "strange": ({"comparisons": [{}]}, "strange.json cannot be read: KeyError: 'figure'"),
     "unknown": ({"x": 1}, ""),
 }
 
@@ -313,13 +313,14 @@ def test_checks_and_tests_in_lines_though_the_last_row_is_cut_off(tmp_path: Path
     rows = "".join(json.dumps(row) + "\n" for row in checks)
     (tmp_path / "checks.jsonl").write_text(rows + '{"kernel": "c", "dty')
     first, wrong = gpu_summary.digest(tmp_path, piece("checks", suffix=".jsonl"))
-    assert first.startswith("1 of 2 are right; the slowest first call, a, took 2.5 s")
+    assert first.startswith("1 of 2 are right; slowest first call: a, 2.5 s")
     assert wrong == "WRONG b, float32: result 0 is off"
     tests = [{"collected": 3}, {"test": "x::a", "outcome": "begun"}, {"test": "x::a", "outcome": "passed"}]
     tests += [{"test": f"x::{n}", "outcome": "failed", "line": "assert 0"} for n in range(20)]
     (tmp_path / "tests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
     lines = gpu_summary.digest(tmp_path, piece("tests", suffix=".jsonl"))
-    assert lines[:2] == ["1 passed, 20 failed, 0 skipped, of 3", "x::0: assert 0"] and lines[-1] == "and 8 more"
+    assert lines[:2] == ["1 passed, 20 failed, 0 skipped, of 3 tests", "x::0: assert 0"]
+    assert lines[-1] == "and 8 more"
 
 
 def test_the_machine_stands_on_the_page(tmp_path: Path) -> None:
@@ -333,8 +334,8 @@ def test_the_machine_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     gpu_summary.write(tmp_path, {"facts": {"state": "done", "seconds": 9.0}}, [piece("facts")], "type this")
     page = (tmp_path / "summary.md").read_text()
-    assert "a GPU, 1980 MHz under load, driver 580; torch 2; commit abc. A large copy moves 4.30 TB/s" in page
+    assert "a GPU, 1980 MHz under load, driver 580; torch 2; commit abc. A large copy reaches 4.30 TB/s" in page
     (tmp_path / "facts.json").write_text('{"environment": "RuntimeError: it"}')
     gpu_summary.write(tmp_path, {}, [replace(piece("facts"), limit=99)], "type this")
     page = (tmp_path / "summary.md").read_text()
-    assert "The machine is not known." in page and "    type this" in page
+    assert "The machine is unknown." in page and "    type this" in page
