@@ -15,9 +15,9 @@ the same for a whole row: it gives δ.)
 
 **Any length.** In the forward pass a program owns BLOCK_Q queries of one (sequence, head) and loops over blocks of
 BLOCK_J keys with the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). It saves O and each row's
-log-sum-exp (base 2), from which the backward pass recomputes P = 2^(logits - lse) directly. Two backward kernels:
-programs of the first own blocks of queries (dQ, and δ, which they store), those of the second blocks of keys (dK,
-dV). No program sees a whole row of P, so δ is computed as an equal sum:
+log-sum-exp (base 2), from which the backward pass recomputes P = 2^(logits - lse) directly. There are two backward
+kernels: a program of the first owns a block of queries (dQ, and δ, which it stores), one of the second a block of
+keys (dK, dV). No program sees a whole row of P, so δ is computed from O instead:
 Σ_j P_ij dP_ij = Σ_j P̃_ij <dO_i, V_j> = <dO_i, O_i>.
 
 Each gradient element is written once, by one program. There are no atomics, so results are bitwise reproducible.

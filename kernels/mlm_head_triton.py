@@ -7,9 +7,9 @@ Logits are kept in units of log 2, x = (hidden · embedding + bias) · log2 e, s
 programs does not change any number. With a temperature ≠ 1, the sum at that temperature is stored as well.
 **Draw.** A program owns one row. It merges the tile sums into the logsumexp, computes the target's logit and the
 loss, draws a tile, recomputes the tile's 128 logits and draws the token: one Philox call per row.
-**Backward** saves hidden, embedding, bias, targets and the logsumexp. The upstream gradient g is applied in two
-factors, g / max|g| inside the kernels and max|g| at the end. With a mean loss the first factor is exactly 1, so
-half precision neither rounds once more nor underflows.
+**Backward.** Hidden, embedding, bias, targets and the logsumexp are saved. The upstream gradient g is applied in
+two factors, g / max|g| inside the kernels and max|g| at the end. With a mean loss the first factor is exactly 1,
+so half precision neither rounds once more nor underflows.
 
 Which kernels compute tile sums and gradients depends on E: `mlm_head_narrow_triton` (half precision, E ≤ 128,
 ELECTRA-Small) keeps everything on chip, `mlm_head_wide_triton` leaves the large products to cuBLAS.
