@@ -11,9 +11,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import NamedTuple
 
@@ -108,7 +109,8 @@ def encode_all(
     running: deque[Future[list[Block]]] = deque()
     try:
         for batch in batches:
-            running.append(pool.submit(_work, batch))
+            with _ctrl_c_blocked():  # the pool starts its workers here, which inherit it
+                running.append(pool.submit(_work, batch))
             while running and (len(running) > 2 * workers or running[0].done()):
                 yield running.popleft().result()
         while running:
@@ -121,12 +123,21 @@ def encode_all(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Delays Ctrl-C. Processes started inside never see it: it is for the main process, which ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: tuple[WordEncoder, str]  # set once in each worker process
 
 
 def _start_worker(tokenizer_json: str, lines: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is one worker
     threading.Thread(target=_end_with_main_process, daemon=True).start()
     _worker = (WordEncoder(tokenizer_json), lines)

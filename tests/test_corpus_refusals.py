@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,19 @@ def test_a_real_limit_on_file_size(text: Path, tokenizer: Path, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path) -> None:
-    """A real interrupt, of a run with workers that waits for more input."""
+def imports(process: str) -> bool:
+    """Whether a process is a worker that has begun to import what it needs."""
+    try:
+        here = Path("/proc", process)
+        return "spawn_main" in (here / "cmdline").read_text() and "numpy" in (here / "maps").read_text()
+    except OSError:  # gone meanwhile
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("workers_have", ["begun", "written"])
+def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path, workers_have: str) -> None:
+    """A real interrupt, of a run whose workers are still importing, or that waits for more input."""
     code = (
         "import sys; from electra_core import corpus_writing, prepare\n"
         "if __name__ == '__main__':\n"
@@ -135,16 +147,25 @@ def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path
         "    prepare.prepare(['-'], sys.argv[1], tokenizer=sys.argv[2], workers=2, heldout_fraction=0)"
     )
     (tmp_path / "run.py").write_text(code)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "run.py", tmp_path / "out", tokenizer],
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for us
-    )  # fmt: skip
-    assert process.stdin and process.stderr
-    process.stdin.write(b"one more document\n\n" * 120_000)
-    process.stdin.flush()
+    text = b"one more document\n\n" * 120_000
+    with tempfile.TemporaryFile() as file:
+        file.write(text)
+        file.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "run.py", tmp_path / "out", tokenizer],
+            stdin=subprocess.PIPE if workers_have == "written" else file, stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background shells ignore it
+        )  # fmt: skip
     try:
-        wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob(".out.partial/train-00000.tokens")))
+        if process.stdin is None:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            wait_until(lambda: any(map(imports, children.read_text().split())))
+        else:
+            process.stdin.write(text)
+            process.stdin.flush()
+            written = tmp_path / ".out.partial/train-00000.tokens"
+            wait_until(lambda: written.exists() and written.stat().st_size > 0)
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does: everybody gets it
         errors = process.communicate(timeout=60)[1].decode()
     finally:
