@@ -1,4 +1,4 @@
-"""Prediction: forms of input and output, order, constant memory, character offsets, GLUE submissions."""
+"""Prediction: forms of input and output, order, constant memory, GLUE submissions, damaged task files."""
 
 from __future__ import annotations
 
@@ -8,53 +8,31 @@ import itertools
 import json
 import sys
 import types
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_model
 import torch
+from untrained_predictor import untrained
 
 from electra_core import predict as module
-from electra_core import task_report
 from electra_core.choices import Choose
 from electra_core.classify import Classify, softmax
 from electra_core.columns import Columns
 from electra_core.errors import UserError
-from electra_core.features import Window
-from electra_core.initialisation import initialise
 from electra_core.labelled import BadRows, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
 from electra_core.named_tasks import find_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
-from electra_core.squad import Answer, _Place
-from electra_core.squad_files import QuestionExample
-from electra_core.tagged_files import from_text
+from electra_core.squad import Answer
 from electra_core.tagging import Tag
 from electra_core.task_files import save_task
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
-from electra_core.vocabulary import train_sentencepiece
 
 LABELS = ("neg", "pos")
-STRANGE = [
-    "Ann met 𝔅ob — and Eve's café, naïve?",
-    "  leading  spaces\tand\ntabs ",
-    "e\u0301 combining, ﬁ ligature, İstanbul, 東京 Ann 🙂 bob\u0085next",
-    "x",
-]
-
-
-def untrained(task, folder: Path, scale: float = 0.5) -> Predictor:
-    """A predictor whose random weights are large enough for varied answers."""
-    tiny_model.make_model(folder)
-    config = load_model(task.model_class, folder, labels=task.labels).config
-    model = task.model_class(config, task.labels)
-    initialise(model, scale, seed=3)
-    return Predictor(model, task, load_tokenizer(folder))
 
 
 @pytest.fixture(scope="module")
@@ -227,193 +205,6 @@ def test_a_directory_of_another_library_needs_no_task_file(tmp_path):
 
 
 # ---- offsets -------------------------------------------------------------------------------------------
-
-
-def test_spans_map_back_to_the_exact_characters(tmp_path):
-    task = Tag(labels=("O", "B-X", "I-X"), max_length=24)
-    tagger = untrained(task, tmp_path)
-    found = 0
-    for text in [*STRANGE, " ".join(["ann met bob ,"] * 40)]:
-        prediction = tagger(text)
-        assert len(prediction["tags"]) == len(prediction["words"])
-        assert prediction["words"] == [text[a:b] for a, b in from_text(text).offsets]
-        for span in prediction["spans"]:
-            assert text[span["start"] : span["end"]] == span["text"] != ""
-            found += 1
-    assert found > 20
-    words = tagger([("Ann", "met", "Bob")])[0]
-    assert words["text"] == "Ann met Bob" and words["words"] == ["Ann", "met", "Bob"]
-
-
-def test_texts_with_spans_are_judged_by_words_that_prediction_cuts(tmp_path):
-    """The model's mistake of cutting elsewhere counts, and predictions are those for the bare text."""
-    task = Tag(labels=("O", "B-X", "I-X"), max_length=64)
-    tagger = untrained(task, tmp_path)
-    texts = ["東京へ行く", "ann's film, bob-eve", "in thefilm 3.14"]
-    marked = [[[0, 2, "X"]], [[0, 3, "X"], [12, 15, "X"]], [[6, 10, "X"]]]
-    rows = [{"text": text, "entities": spans} for text, spans in zip(texts, marked)]
-    result = evaluate(tagger, rows)
-    assert [prediction["words"] for prediction in result.predictions] == [list(from_text(t).words) for t in texts]
-    assert result.predictions == tagger(texts)
-    perfect = [
-        {**p, "spans": [{"start": a, "end": b, "type": kind} for a, b, kind in spans]}
-        for p, spans in zip(result.predictions, marked)
-    ]
-    assert task.score(result.examples, perfect)["f1"] == 1.0
-    whole_words = [dict(perfect[0]), dict(perfect[1]), dict(perfect[2])]
-    whole_words[2]["spans"] = [{"start": 3, "end": 10, "type": "X"}]  # the word "thefilm"
-    figures = task.score(result.examples, whole_words)
-    assert figures["f1"] == figures["precision"] == figures["recall"] == 0.75
-    report = task_report.make_report(replace(result, predictions=whole_words))
-    assert "the: O → B-X; film: B-X → I-X" in task_report.to_text(report)
-
-
-def test_long_sentences_are_tagged_as_windows_see_them(tmp_path):
-    """Every word gets one tag, the one of the window that owns it."""
-    tagger = untrained(Tag(labels=("O", "B-X", "I-X"), max_length=12), tmp_path)
-    words = tuple((tiny_model.WORDS * 3)[:50])
-    example = tagger.task.from_value(words, "1")
-    features = tagger.task.encode([example], tagger.tokenizer)
-    assert features.lengths.tolist() == [12] * 6 + [10]  # a new window of 10 tokens every 7
-    prediction = tagger([words])[0]
-    assert len(prediction["tags"]) == 50
-
-
-def test_a_text_without_words_has_no_tags(tmp_path):
-    tagger = untrained(Tag(labels=("O", "B-X", "I-X"), max_length=24), tmp_path)
-    assert tagger(" ") == {"text": " ", "spans": [], "words": [], "tags": []}
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
-def test_answers_map_back_to_the_exact_characters(tmp_path, kind):
-    reader = untrained(Answer(max_length=20, stride=6, unanswerable=True), tmp_path)
-    if kind == "sentencepiece":
-        reader.tokenizer = train_sentencepiece([*STRANGE, "ann met bob the film"] * 20, 45)
-    checked = 0
-    for context in STRANGE:
-        prediction = reader({"question": "who met ann?", "context": context})
-        for candidate in prediction["nbest"]:
-            assert context[candidate["start"] : candidate["end"]] == candidate["text"] != ""
-            checked += 1
-        assert context[prediction["start"] : prediction["end"]] == prediction["answer"]
-        total = sum(candidate["score"] for candidate in prediction["nbest"])
-        assert 0 < total < 1  # what is missing is the probability of "no answer"
-    assert checked > 40
-
-
-@pytest.mark.parametrize("unanswerable", [False, True])
-def test_a_context_in_which_the_tokenizer_sees_nothing_holds_no_answer(tmp_path, unanswerable):
-    reader = untrained(Answer(max_length=20, unanswerable=unanswerable), tmp_path)
-    prediction = reader({"question": "who?", "context": "\u200b\u200b"})
-    assert (prediction["answer"], prediction["start"], prediction["end"], prediction["nbest"]) == ("", 0, 0, [])
-
-
-@pytest.mark.parametrize("n_best", [5, 100])
-def test_best_spans_are_those_of_a_search_of_all(n_best):
-    task = Answer(n_best=n_best, max_answer=4)
-    logits_T2 = np.random.default_rng(0).normal(size=(16, 2))
-    offsets = np.array([(3 * n, 3 * n + 2) for n in range(40)], dtype=np.int32)
-    place = _Place(base=5, window=Window(start=7, stop=17, own_start=9, own_stop=15), offsets=offsets)
-    every = []
-    for first in range(9, 15):  # only owned tokens may begin an answer
-        for last in range(first, min(first + 4, 17)):  # which ends inside the window
-            score = logits_T2[first - 7 + 5, 0] + logits_T2[last - 7 + 5, 1]
-            every.append((float(score), 3 * first, 3 * last + 2))
-    assert sorted(task._best_spans(logits_T2, place), reverse=True) == sorted(every, reverse=True)[:n_best]
-
-
-def in_windows(tmp_path):
-    """A question on a context of several windows: the task, the example, its features, and logits of 0."""
-    reader = untrained(Answer(max_length=12, stride=5, unanswerable=True), tmp_path)
-    example = reader.task.from_value(("who met ann?", "bob met ann and the film was dull and eve"), "1")
-    features = reader.task.encode([example], reader.tokenizer)
-    assert len(features) >= 2
-    return reader.task, example, features, [np.zeros((length, 2)) for length in features.lengths]
-
-
-def point_at_first(features, outputs, window: int, height: float) -> None:
-    """Raises the first token that the window owns."""
-    place = features.places[window]
-    outputs[window][place.base + place.window.own_start - place.window.start] = height
-
-
-def test_windows_are_compared_by_log_probabilities(tmp_path):
-    """The surer of two windows wins, whatever the level of its logits; the question's tokens do not count."""
-    task, example, features, outputs = in_windows(tmp_path)
-    point_at_first(features, outputs, 0, 6.0)
-    point_at_first(features, outputs, 1, 4.0)
-    found = task.decode([example], features, outputs)[0]
-    window = features.places[0].window
-    others = window.stop - window.start  # the context's but one, and [CLS]: e^0 each
-    assert found["start"] == 0
-    assert found["nbest"][0]["log_probability"] == pytest.approx(2 * (6.0 - np.log(np.exp(6.0) + others)))
-    outputs[0] += np.array([3.0, -7.0])
-    outputs[1] += 50.0
-    outputs[1][1 : features.places[1].base] = 500.0  # the question's
-    again = task.decode([example], features, outputs)[0]
-    assert [again[key] for key in ("answer", "start", "end")] == [found[key] for key in ("answer", "start", "end")]
-    for key in ("score", "null_difference"):
-        assert again[key] == pytest.approx(found[key])
-
-
-def test_no_answer_is_what_every_window_says(tmp_path):
-    """As in the original, the least of the windows' scores counts; and here each is normalised."""
-    task, example, features, outputs = in_windows(tmp_path)
-    point_at_first(features, outputs, 0, 6.0)
-    for logits_T2 in outputs[1:]:
-        logits_T2 -= 40.0  # as raw sums these were the least
-    found = task.decode([example], features, outputs)[0]
-    assert found["null_difference"] == pytest.approx(-12.0)  # in the first window, where [CLS] stands at 0
-
-
-def test_targets_of_windows_point_at_the_answer(tmp_path):
-    folder = tiny_model.make_model(tmp_path)
-    tokenizer = load_tokenizer(folder)
-    context = "the film was dull and the plot was bad but Ann likes the actor . " * 2
-    start = context.index("Ann", 30)
-    example = QuestionExample("1", "x", "who likes ?", context, (("Ann likes", start),))
-    task = Answer(max_length=20, stride=5)
-    features = task.encode([example], tokenizer)
-    assert len(features) > 2
-    held = 0
-    for unit, (first, last) in enumerate(features.targets):
-        ids = features.batch([unit]).tokens.input_ids_T.tolist()
-        if (first, last) != (0, 0):
-            held += 1
-            assert ids[first : last + 1] == tokenizer.encode("Ann likes")
-    assert 0 < held < len(features)
-
-
-def test_windows_of_a_question_without_answer_point_at_their_first_token(tmp_path):
-    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
-    example = QuestionExample("1", "x", "who likes ?", "the film was dull and the plot was bad . " * 3, ())
-    features = Answer(max_length=20, stride=5).encode([example], tokenizer)
-    assert len(features) > 2 and set(features.targets) == {(0, 0)}
-
-
-def test_lengths_are_the_original_s_by_default():
-    task = Answer()
-    assert (task.max_length, task.max_question, task.stride) == (512, 64, 128)
-    assert (task.max_answer, task.n_best) == (30, 20)
-
-
-def test_questions_leave_half_of_the_input_to_the_context(tmp_path):
-    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
-    example = QuestionExample("1", "x", "who met ann and bob " * 10, "ann met bob and eve " * 4)
-    features = Answer(max_length=16).encode([example], tokenizer)
-    assert features.lengths.max() == 16 and features.truncated == 1
-    assert features.places[0].base == 8 + 2
-
-
-def test_null_threshold_decides(tmp_path):
-    reader = untrained(Answer(max_length=32, unanswerable=True, null_threshold=1e9), tmp_path)
-    question = {"question": "who met ann?", "context": "bob met ann"}
-    answered = reader(question)
-    assert answered["answer"] != ""
-    reader.task = Answer(max_length=32, unanswerable=True, null_threshold=-1e9)
-    refused = reader(question)
-    assert refused["answer"] == "" and refused["nbest"][0]["text"] == answered["answer"]
-    assert refused["score"] == pytest.approx(1 - sum(c["score"] for c in answered["nbest"]))
 
 
 def test_softmax_of_large_logits():
