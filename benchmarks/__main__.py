@@ -108,7 +108,7 @@ def _in_minutes(options: argparse.Namespace) -> int:
 
 def small_corpus(work: Path) -> Path:
     """A prepared corpus of this machine's docstrings: enough to check that everything works."""
-    from electra_core.docstrings import documents, write_corpus
+    from electra_core.corpora.docstrings import documents, write_corpus
     from electra_core.prepare import prepare
 
     data = work / "data"

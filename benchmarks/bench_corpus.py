@@ -36,16 +36,16 @@ import numpy as np
 import torch
 
 from benchmarks.harness import environment
-from electra_core.byte_files import ByteFile
+from electra_core.corpora.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples, Plan
-from electra_core.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
+from electra_core.files.byte_files import ByteFile
 from electra_core.tokenizer import WordPieceTokenizer
 
 SHARD_TOKENS = 1 << 28
 TOKENS_PER_GB, SENTENCE_TOKENS, DOCUMENT_SENTENCES = 250_000_000, 25, 36
 BATCH, BATCHES, LENGTH = 128, 50, 128
-PLANNED = 8  # batches planned at a time, as in `batches.py`
+PLANNED = 8  # batches planned at a time, as in `pretraining/batches.py`
 
 
 def main() -> None:

@@ -47,13 +47,13 @@ import torch
 from benchmarks.harness import environment, use_device
 from electra_core import model_dir
 from electra_core.config import PRESETS
-from electra_core.engine import static_steps
-from electra_core.features import Features, batch_order, sorted_batches
+from electra_core.execution.engine import static_steps
+from electra_core.execution.placement import autocast_context, keep_memory_between_batches, resolve_precision
+from electra_core.finetuning.static_task import Part, TaskShapes
 from electra_core.initialisation import initialise
+from electra_core.labelled_data.features import Features, batch_order, sorted_batches
 from electra_core.linear import round_weights
 from electra_core.packing import from_padded
-from electra_core.placement import autocast_context, keep_memory_between_batches, resolve_precision
-from electra_core.static_task import Part, TaskShapes
 from electra_core.tasks import SequenceClassifier, classification_loss
 from electra_core.training import Loop
 

@@ -28,8 +28,8 @@ from electra_kernels.dispatch import interpreting
 from benchmarks.harness import environment
 from electra_core.config import PRESETS
 from electra_core.electra import Discriminator
+from electra_core.execution.placement import autocast_context
 from electra_core.packing import pack
-from electra_core.placement import autocast_context
 
 STEPS = 20  # per round
 

@@ -4,15 +4,15 @@
         [--seconds 2] [--out FILE]
 
 The stages: **plan** where the tokens of examples are (`Examples.plan`, for several batches at a time, as
-`batches.py` does), **read** them, packed (`Examples.batch`), and **mask** them for the generator (`mask_tokens`).
-A GPU waits for its input if their sum takes longer than its step. A way is PROCESSESxTHREADS. All workers of a way
-run at once, each on its own batches, and their tokens are added up, once by wall-clock time and once by what each
-worker would do on a core of its own (its thread's processor time). Threads share the interpreter's lock, as a
-training loop does with the thread that makes its batches.
+`pretraining/batches.py` does), **read** them, packed (`Examples.batch`), and **mask** them for the generator
+(`mask_tokens`). A GPU waits for its input if their sum takes longer than its step. A way is PROCESSESxTHREADS. All
+workers of a way run at once, each on its own batches, and their tokens are added up, once by wall-clock time and
+once by what each worker would do on a core of its own (its thread's processor time). Threads share the
+interpreter's lock, as a training loop does with the thread that makes its batches.
 
 Without --data a corpus of random tokens is made in memory, with sentences and documents as long as English ones;
 `bench_corpus.py` measures what a disk adds. Before anything is timed, plans are compared with the rules applied to
-one example at a time (`example_rules.py`), which is also the peer for the speed of planning.
+one example at a time (`pretraining/example_rules.py`), which is also the peer for the speed of planning.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Spread, environment, spread
-from electra_core.batches import PLANNED_AHEAD
+from electra_core.corpora.shards import Shard
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples
 from electra_core.masking import mask_tokens
-from electra_core.shards import Shard
+from electra_core.pretraining.batches import PLANNED_AHEAD
 
 STAGES = ("plan", "read", "mask")
 CLS, SEP, MASK = 2, 3, 4

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import tokenizers
 
+from electra_core.corpora.docstrings import documents, write_corpus
+from electra_core.corpora.sentences import split_document
+from electra_core.corpora.sources import find_sources
+from electra_core.corpora.text_files import read_documents
 from electra_core.corpus import Corpus
-from electra_core.docstrings import documents, write_corpus
 from electra_core.prepare import prepare
-from electra_core.sentences import split_document
-from electra_core.sources import find_sources
-from electra_core.text_files import read_documents
 from electra_core.tokenizer import load_tokenizer
 
 BATCH = 10_000  # sentences passed to the library at a time

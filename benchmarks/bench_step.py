@@ -4,8 +4,8 @@
         [--steps 5] [--device auto] [--json FILE] [--trace FILE] [--no-timing]
 
 **Counts** do not depend on the machine. Launches, bytes saved for the backward pass and bytes moved (every operand
-of every operation once) come from a trace on fake tensors with a GPU's kernels (`electra_core/fake_step.py`), for
-the same batch in bf16, and can be computed anywhere.
+of every operation once) come from a trace on fake tensors with a GPU's kernels
+(`electra_core/execution/fake_step.py`), for the same batch in bf16, and can be computed anywhere.
 **Times** are those of the steps on this machine, medians over steps. Stages of the forward pass are timed by hooks
 on modules; on a GPU with a synchronisation at every boundary, which a real run does not have. "draw" is the
 preparation of masks (`masking.py`) for a batch that is already read.
@@ -29,11 +29,11 @@ import torch
 from benchmarks.bench_pretrain import batches_like_text
 from benchmarks.harness import environment, use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
-from electra_core.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
+from electra_core.execution.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
+from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
-from electra_core.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.training import Loop, take_step
 
 PEAK, BANDWIDTH = 790e12, 4.3e12

@@ -19,7 +19,7 @@ from electra_kernels import (
 )
 from torch import Tensor
 
-from electra_core import cross_check
+from electra_core.execution import cross_check
 
 DROPOUT = 0.1
 

@@ -3,10 +3,10 @@
     python -m benchmarks.kernel_checks --out FILE.jsonl [--only TEXT...] [--jobs 16] [--seconds 120]
 
 It checks every operation in the shapes of real runs, forward and backward, in three precisions, and whole models,
-as `electra_core.cross_check` compares them: exact (the twin in fp32), rounded (the twin in the precision) and
-found (the kernel). Each operation has its own process, so that a kernel that does not compile, or that leaves the
-GPU unusable, does not hide the others. If a process dies or hangs, its row says so and a new process takes the
-remaining cases. The same command continues with the cases that have no row yet.
+as `electra_core.execution.cross_check` compares them: exact (the twin in fp32), rounded (the twin in the
+precision) and found (the kernel). Each operation has its own process, so that a kernel that does not compile, or
+that leaves the GPU unusable, does not hide the others. If a process dies or hangs, its row says so and a new
+process takes the remaining cases. The same command continues with the cases that have no row yet.
 
 A row: `kernel`, `dtype`, `problem` (None if it is right), `error` (the full text, including the compiler's),
 `seconds` (of the first call, which compiles).
@@ -33,8 +33,8 @@ from electra_kernels.triton_support import DISTRUSTED, in_words
 from benchmarks.harness import ONE_THREAD, add_row, processes, use_device, whole_rows
 from benchmarks.kernel_check_cases import Computation, Working, operations
 from benchmarks.kernel_report import require_device
-from electra_core import cross_check
 from electra_core.config import PRESETS
+from electra_core.execution import cross_check
 from electra_core.objectives import build_objective
 from electra_core.tasks import SequenceClassifier
 

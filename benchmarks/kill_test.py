@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 import electra_core.pretrain  # noqa: F401  (imported before forking, not in every process)
 from benchmarks import tiny_run
 from benchmarks.harness import environment
-from electra_core.metrics_log import read_metrics
+from electra_core.runs.metrics_log import read_metrics
 
 CLOCK = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}  # columns of the log that differ between equal runs
 SAVES = {"prepare": ("data",), "pretrain": ("step", "step", "discriminator", "generator")}

@@ -49,13 +49,13 @@ from benchmarks.learning_plan import (
 )
 from benchmarks.learning_tasks import TASKS, available, judge
 from electra_core import pretrain as pretraining
-from electra_core import pretrain_setup
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
+from electra_core.execution.placement import resolve_device
 from electra_core.flops import training_step_flops
-from electra_core.metrics_log import read_metrics
-from electra_core.placement import resolve_device
+from electra_core.pretraining import setup as pretrain_setup
+from electra_core.runs.metrics_log import read_metrics
 
 Row = dict[str, Any]
 EVALUATIONS = 4  # per run, on held-out text

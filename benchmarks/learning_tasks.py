@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from electra_core.classify import Classify
-from electra_core.docstrings import Example, documents, labelled_task
+from electra_core.corpora.docstrings import Example, documents, labelled_task
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.named_tasks import choose_task, find_task
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.metrics_log import read_metrics
-from electra_core.named_tasks import choose_task, find_task
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from electra_core.corpus import Corpus
-from electra_core.metrics_log import read_metrics
 from electra_core.model_dir import load_discriminator, load_generator, save_pretrained
+from electra_core.runs.metrics_log import read_metrics
 
 TINY = Path(__file__).parent.parent / "electra_core" / "tiny"
 SHOWN = ("eval_mlm_loss", "eval_mlm_accuracy", "eval_rtd_loss", "eval_base_rate_loss", "eval_rtd_auc")

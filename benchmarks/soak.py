@@ -28,7 +28,7 @@ import torch
 import electra_core.pretrain  # noqa: F401  (imported before forking)
 from benchmarks import tiny_run
 from benchmarks.harness import environment
-from electra_core.metrics_log import read_metrics
+from electra_core.runs.metrics_log import read_metrics
 
 STEPS = 10_000_000  # more than the time allows
 OFTEN = ("--checkpoint-every", "100", "--eval-every", "200", "--log-every", "50")

@@ -45,9 +45,9 @@ from benchmarks.harness import add_row, environment, read_rows, spread, use_devi
 from benchmarks.kernel_report import refused
 from benchmarks.sweep_programs import COMPILED, OURS_EAGER, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
+from electra_core.execution.placement import resolve_device, resolve_precision
 from electra_core.flops import training_step_flops
-from electra_core.meter import peak_flops
-from electra_core.placement import resolve_device, resolve_precision
+from electra_core.pretraining.meter import peak_flops
 
 Row = dict[str, Any]
 

@@ -31,8 +31,8 @@ from benchmarks.bench_pretrain import (
 from benchmarks.harness import use_device
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.objectives import build_objective
-from electra_core.placement import autocast_context, resolve_device, resolve_precision
 
 OURS_COMPILED = "ours, compiled"
 EAGER, SDPA, SDPA_COMPILED = (

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from electra_core.downstream.named_tasks import choose_task, find_task
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.named_tasks import choose_task, find_task
+from electra_core.finetuning.settings import FinetuneSettings
 
 ROOT = Path(__file__).parent.parent
 

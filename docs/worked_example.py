@@ -7,9 +7,8 @@ What it is, and why it is faster, stands in docs/worked_example.md.
 
 import sys
 
+from electra_core import FinetuneSettings, choose_task
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.named_tasks import choose_task
 from electra_core.predict import evaluate, load
 
 model, data, out = sys.argv[1:4]

@@ -12,7 +12,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+    from electra_core.downstream.choices import Choose
+    from electra_core.downstream.classify import Classify, Regress
+    from electra_core.downstream.multilabel import MultiLabel
+    from electra_core.downstream.named_tasks import choose_task
+    from electra_core.downstream.squad import Answer
+    from electra_core.downstream.tagging import Tag
     from electra_core.errors import UserError
+    from electra_core.finetuning.settings import FinetuneSettings
+    from electra_core.labelled_data.columns import Columns
     from electra_core.packing import TokenBatch, from_padded, pack, to_padded
     from electra_core.pretrained import (
         Discriminator,
@@ -42,21 +50,39 @@ _HOME = {
     "SequenceClassifier": "pretrained",
     "TokenClassifier": "pretrained",
     "load_tokenizer": "tokenizer",
+    "Answer": "downstream.squad",
+    "Choose": "downstream.choices",
+    "Classify": "downstream.classify",
+    "Columns": "labelled_data.columns",
+    "FinetuneSettings": "finetuning.settings",
+    "MultiLabel": "downstream.multilabel",
+    "Regress": "downstream.classify",
+    "Tag": "downstream.tagging",
+    "choose_task": "downstream.named_tasks",
 }
 
 __all__ = [
     "PRESETS",
+    "Answer",
+    "Choose",
+    "Classify",
+    "Columns",
     "Discriminator",
     "Electra",
     "EncoderConfig",
+    "FinetuneSettings",
     "Generator",
+    "MultiLabel",
     "MultipleChoice",
     "PretrainConfig",
     "QuestionAnswerer",
+    "Regress",
     "SequenceClassifier",
+    "Tag",
     "TokenBatch",
     "TokenClassifier",
     "UserError",
+    "choose_task",
     "from_padded",
     "load_tokenizer",
     "pack",

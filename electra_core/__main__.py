@@ -3,9 +3,11 @@
 import os
 import sys
 
-from electra_core import torchrun
+from electra_core.execution import torchrun
 
-if torchrun.is_used():  # silences a DDP warning (distributed.py explains the choice); read when torch is imported
+if (
+    torchrun.is_used()
+):  # silences a warning of DDP (execution/distributed.py says why); read when torch is imported
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from electra_core.cli import main

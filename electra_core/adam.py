@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from electra_core.sharding import local
+from electra_core.execution.sharding import local
 
 
 class ElectraAdam(torch.optim.Optimizer):

@@ -33,20 +33,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from electra_core import __version__
-from electra_core.byte_files import sha256_of
-from electra_core.checkpoint_files import (
+from electra_core.errors import UserError, option
+from electra_core.execution.distributed import Ranks
+from electra_core.execution.sharding import gathered, placed_like
+from electra_core.files.byte_files import sha256_of
+from electra_core.files.new_folder import new_folder
+from electra_core.hub.weight_files import write_weights
+from electra_core.optim import load_state_tensors, state_tensors
+from electra_core.runs.checkpoint_files import (
     best_checkpoint,
     checkpoint_folders,
     folder_name,
     read_record,
     record_digest,
 )
-from electra_core.distributed import Ranks
-from electra_core.errors import UserError, option
-from electra_core.new_folder import new_folder
-from electra_core.optim import load_state_tensors, state_tensors
-from electra_core.sharding import gathered, placed_like
-from electra_core.weight_files import write_weights
 
 
 @dataclass(frozen=True)

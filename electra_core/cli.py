@@ -1,6 +1,6 @@
 """The command line, `electra COMMAND …`: finds the command, runs it, and turns its outcome into an exit status.
 
-The commands, each with its flags, are in `commands_train.py`, `commands_use.py` and `commands_inspect.py`.
+The commands, each with its flags, are in `commands/train.py`, `commands/use.py` and `commands/inspect.py`.
 
 Exit status: 0 success; 1 a program error; 2 a user's mistake, with one clear line; 3 a run that diverged;
 75 (EX_TEMPFAIL) stopped by a signal or time limit after saving, to be continued with `--resume`; 130 interrupted.
@@ -16,8 +16,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from electra_core import __version__, commands_inspect, commands_train, commands_use, torchrun
-from electra_core.command_flags import CommandParser, Help, Parser, is_to_say
+from electra_core import __version__
+from electra_core.commands import inspect, train, use
+from electra_core.commands.flags import CommandParser, Help, Parser, is_to_say
 from electra_core.errors import (
     AnotherRankFailed,
     UserError,
@@ -27,6 +28,7 @@ from electra_core.errors import (
     on_command_line,
     threads_quiet_about_disks,
 )
+from electra_core.execution import torchrun
 
 DIVERGED = 3
 """Exit status of a run that diverged: an unchanged restart would diverge again."""
@@ -110,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser
     )
-    for group in (commands_train, commands_use, commands_inspect):
+    for group in (train, use, inspect):
         group.add_commands(commands)
     return parser
 

@@ -1,7 +1,7 @@
 """Reads a prepared corpus: memory-mapped tokens with sentence and document boundaries.
 
-`prepare` (in `prepare.py`) writes it, `shards.py` describes the files. Opening checks file sizes only, so its
-time and memory do not depend on the size of the corpus; `verify` reads everything.
+`prepare` (in `prepare.py`) writes it, `corpora/shards.py` describes the files. Opening checks file sizes only, so
+its time and memory do not depend on the size of the corpus; `verify` reads everything.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from electra_core.byte_files import sha256_of
+from electra_core.corpora.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
 from electra_core.errors import UserError
-from electra_core.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
+from electra_core.files.byte_files import sha256_of
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 LARGE = 1_000_000_000

@@ -32,23 +32,23 @@ from pathlib import Path
 
 import torch
 
-from electra_core.classify import Classify
-from electra_core.demo_report import Findings, build_report, to_json
-from electra_core.docstrings import Document, LabelledTask, documents
+from electra_core.corpora.docstrings import Document, LabelledTask, documents
+from electra_core.corpora.sample import write_sample
+from electra_core.corpora.shards import Manifest
+from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError, option
+from electra_core.execution.placement import resolve_device
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.metrics_log import read_metrics
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.notices import Say
 from electra_core.model_dir import shipped_model
-from electra_core.notices import Say
-from electra_core.placement import resolve_device
-from electra_core.plots import duration
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
-from electra_core.progress import progress
-from electra_core.report import Report, to_terminal, write_report
-from electra_core.sample import write_sample
-from electra_core.shards import Manifest
+from electra_core.reports.demo_report import Findings, build_report, to_json
+from electra_core.reports.plots import duration
+from electra_core.reports.report import Report, to_terminal, write_report
+from electra_core.runs.metrics_log import read_metrics
+from electra_core.runs.progress import progress
 
 CPU_MINUTES, GPU_MINUTES = 8.0, 2.0
 PRETRAIN_SHARE = 0.4  # of the minutes

@@ -11,7 +11,7 @@ import torch
 
 from electra_core.electra import Discriminator
 from electra_core.packing import pack
-from electra_core.pages import page
+from electra_core.reports.pages import page
 from electra_core.tokenizer import Tokenizer
 
 SUSPICIOUS = 0.5

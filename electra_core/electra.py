@@ -64,7 +64,7 @@ class PretrainBatch:
     masked_share: float | Tensor = 1.0
     """This part's masked positions / those of the whole step."""
     token_weights_T: Tensor | None = None
-    """Float [T], sums to 1; None: 1/T each. Tokens that fill up a fixed shape have 0 (`static_batch.py`)."""
+    """Float [T], sums to 1; None: 1/T each. Filling tokens (`execution/static_batch.py`) have 0."""
     masked_weights_M: Tensor | None = None
     """Float [M], sums to 1: the same for the masked positions."""
 

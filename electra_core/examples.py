@@ -5,8 +5,9 @@ collecting sentences until they reach a target length, and stores the examples. 
 example `index` is built on demand, so every epoch has different segment borders and masks,
 the number of workers or ranks changes nothing, and resuming needs no saved iterator.
 
-An epoch visits every slot of every document once (`slots.py`), in random order (`permutation.py`). The original's
-rules (`example_rules.py`) turn a slot into an example, for a whole batch at once (`planning.py`).
+An epoch visits every slot of every document once (`pretraining/slots.py`), in random order
+(`pretraining/permutation.py`). The original's rules (`pretraining/example_rules.py`) turn a slot into an example,
+for a whole batch at once (`pretraining/planning.py`).
 
 `docs/deviations.md` lists the differences; a test compares the distributions.
 """
@@ -20,12 +21,12 @@ import torch
 from electra_kernels.rng import fold
 
 from electra_core.corpus import Corpus
-from electra_core.example_rules import MOST_SENTENCES, Example, collect
 from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch, from_lengths
-from electra_core.permutation import mix, mix_all, permute, permute_all
-from electra_core.planning import Plan, collect_all, ragged
-from electra_core.slots import Slots, gather
+from electra_core.pretraining.example_rules import MOST_SENTENCES, Example, collect
+from electra_core.pretraining.permutation import mix, mix_all, permute, permute_all
+from electra_core.pretraining.planning import Plan, collect_all, ragged
+from electra_core.pretraining.slots import Slots, gather
 
 RULES = 2
 """Version of the rules that turn a corpus into examples; a run begun with another version cannot be resumed. In

@@ -3,18 +3,18 @@
     read    train and dev files become examples; the labels are those of the training data
     encode  every text is tokenised once, whatever the number of epochs and seeds
     train   batches of sequences of similar length; order and dropout are a pure function of (seed, epoch, step);
-            layer-wise learning-rate decay, warm-up, then linear decay to zero (`finetune_seed.py`)
+            layer-wise learning-rate decay, warm-up, then linear decay to zero (`finetuning/seed.py`)
     keep    whenever the dev figures are the best so far, OUT/ becomes that model: a model directory in the
             Hub's layout with task.json beside it
-    resume  a checkpoint at every evaluation, from which `--resume` continues bit for bit (`finetune_folder.py`)
+    resume  a checkpoint at every evaluation, from which `--resume` continues bit for bit (`finetuning/folder.py`)
     report  metrics.json in OUT/; metrics.jsonl (and TensorBoard) while it runs
 
 Small data sets vary a lot with the seed (Dodge et al. 2020), so `seeds` trains several times and reports
 median, mean and spread. The best seed is chosen on the dev data, so its dev figure is optimistic: quote
 the median.
 
-Several processes (`distributed.py`) read the same data and train the seeds together, one after the other: each
-takes its share of every batch and of the dev data; rank 0 computes the figures and writes.
+Several processes (`execution/distributed.py`) read the same data and train the seeds together, one after the
+other: each takes its share of every batch and of the dev data; rank 0 computes the figures and writes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ import torch
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
-from electra_core.distributed import Ranks, join_ranks
-from electra_core.downstream import Task
+from electra_core.downstream.in_memory import Rows, as_files
+from electra_core.downstream.interface import Task
 from electra_core.errors import UserError, option, writing
-from electra_core.finetune_data import adapted, encode_data, matching_tokenizer, read_data
-from electra_core.finetune_folder import (
+from electra_core.execution.distributed import Ranks, join_ranks
+from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
+from electra_core.finetuning.data import adapted, encode_data, matching_tokenizer, read_data
+from electra_core.finetuning.folder import (
     Keeper,
     Run,
     check_finished,
@@ -45,20 +47,18 @@ from electra_core.finetune_folder import (
     shown,
     write_json,
 )
-from electra_core.finetune_model import check_freeze
-from electra_core.finetune_seed import train_seed
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import Job
-from electra_core.in_memory import Rows, as_files
-from electra_core.kept_head import old_head, told
-from electra_core.labelled import BadRows
+from electra_core.finetuning.kept_head import old_head, told
+from electra_core.finetuning.model import check_freeze
+from electra_core.finetuning.seed import train_seed
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.steps import Job
+from electra_core.finetuning.token_cache import fingerprint
+from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.notices import Say, to_log
 from electra_core.metrics import spread
-from electra_core.notices import Say, to_log
-from electra_core.placement import keep_memory_between_batches, resolve_device, resolve_precision
-from electra_core.run_folder import find_checkpoint
-from electra_core.stop_request import StopRequest
-from electra_core.task_report import constant_guess
-from electra_core.token_cache import fingerprint
+from electra_core.reports.task_report import constant_guess
+from electra_core.runs.folder import find_checkpoint
+from electra_core.runs.stop_request import StopRequest
 from electra_core.tokenizer import Tokenizer
 
 

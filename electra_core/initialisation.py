@@ -50,7 +50,7 @@ def initialise(
     | the same and two layers' queries and keys, if "local" | see the header |
     """
     if is_fake(next(model.parameters())):
-        return  # a fake tensor has no values (fake_step.py)
+        return  # a fake tensor has no values (execution/fake_step.py)
     generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):

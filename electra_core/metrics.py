@@ -1,6 +1,6 @@
 """Metrics of downstream tasks, from scikit-learn, scipy and seqeval.
 
-Each function returns plain floats by name. SQuAD's exact match and F1 are in `squad_metrics.py`.
+Each function returns plain floats by name. SQuAD's exact match and F1 are in `downstream/squad_metrics.py`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ from electra_core import electra, tasks
 from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings
 from electra_core.errors import UserError
-from electra_core.hub_layout import (
+from electra_core.files.new_folder import temporary_folder
+from electra_core.hub.layout import (
     HEADS,
     MULTI_LABEL,
     architecture,
@@ -44,11 +45,10 @@ from electra_core.hub_layout import (
     read_labels,
     write_config,
 )
-from electra_core.meta_models import check_parameters, needs_its_constructor, on_meta
-from electra_core.model_places import find_model
-from electra_core.model_places import shipped_model as shipped_model
-from electra_core.new_folder import temporary_folder
-from electra_core.weight_files import SAFETENSORS, open_weights, read_json, write_weights
+from electra_core.hub.meta_models import check_parameters, needs_its_constructor, on_meta
+from electra_core.hub.model_places import find_model
+from electra_core.hub.model_places import shipped_model as shipped_model
+from electra_core.hub.weight_files import SAFETENSORS, open_weights, read_json, write_weights
 
 log = logging.getLogger("electra_core")
 _MOST_LISTED = 20  # tensors named in one error message

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from electra_core.adam import ElectraAdam
 from electra_core.config import PretrainConfig
+from electra_core.execution.sharding import is_sharded, local, norm_over_shards, placed_like
 from electra_core.muon import Muon
-from electra_core.sharding import is_sharded, local, norm_over_shards, placed_like
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup_steps: int) -> float:

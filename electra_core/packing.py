@@ -1,7 +1,7 @@
 """Packed batches: a `TokenBatch` holds sequences laid end to end, without padding.
 
 There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shapes append filling sequences of
-weight 0 after the batch's own: `static_batch.py`, `filling.py`.)
+weight 0 after the batch's own: `execution/static_batch.py`, `execution/filling.py`.)
 Padded tensors exist only at the boundary, in `from_padded` and `to_padded`.
 
     sequences   [CLS] a b [SEP]     [CLS] c [SEP]

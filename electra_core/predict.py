@@ -24,26 +24,26 @@ import torch
 from torch import Tensor
 
 from electra_core import model_dir
-from electra_core.columns import Columns
-from electra_core.cross_check import check_task_model
-from electra_core.downstream import Task, encode_all, read_all
+from electra_core.conversion.onnx_model import OnnxModel
+from electra_core.downstream.in_memory import Rows, as_files, rows_of
+from electra_core.downstream.interface import Task, encode_all, read_all
+from electra_core.downstream.named_tasks import for_reading
+from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
 from electra_core.errors import UserError
-from electra_core.features import Features, TaskBatch, sorted_batches
-from electra_core.in_memory import Rows, as_files, rows_of
-from electra_core.labelled import BadRows
-from electra_core.linear import round_weights
-from electra_core.named_tasks import for_reading
-from electra_core.onnx_model import OnnxModel
-from electra_core.placement import (
+from electra_core.execution.cross_check import check_task_model
+from electra_core.execution.placement import (
     autocast_context,
     keep_memory_between_batches,
     resolve_device,
     resolve_precision,
 )
-from electra_core.progress import Progress, progress
-from electra_core.task_files import TASK_FILE, load_model, load_task
+from electra_core.files.text_lines import at_hand
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.features import Features, TaskBatch, sorted_batches
+from electra_core.labelled_data.labelled import BadRows
+from electra_core.linear import round_weights
+from electra_core.runs.progress import Progress, progress
 from electra_core.tasks import TaskModel
-from electra_core.text_lines import at_hand
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples in memory at a time

@@ -2,7 +2,7 @@
 
 The text is read as a stream: once to draw the sample from which a vocabulary is learnt (unless a tokenizer is
 given), once to be encoded. Everything is written to a folder beside the target, which takes its place at the very
-end; a killed run is resumed (`journal.py`).
+end; a killed run is resumed (`corpora/journal.py`).
 
 On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `merge.merge`.
 """
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from electra_core.corpus_writing import ShardedText, SourceText
-from electra_core.encoding import MAX_SENTENCE_TOKENS
+from electra_core.corpora.encoding import MAX_SENTENCE_TOKENS
+from electra_core.corpora.journal import FILE as JOURNAL
+from electra_core.corpora.journal import Journal
+from electra_core.corpora.sentences import LINE_MODES
+from electra_core.corpora.shards import Manifest
+from electra_core.corpora.sources import describe, digest, find_sources, share
+from electra_core.corpora.text_files import DOCUMENTS
+from electra_core.corpora.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
+from electra_core.corpora.writing import ShardedText, SourceText
 from electra_core.errors import UserError, option
-from electra_core.journal import FILE as JOURNAL
-from electra_core.journal import Journal
-from electra_core.new_folder import new_folder, partial_folder
-from electra_core.sentences import LINE_MODES
-from electra_core.shards import Manifest
-from electra_core.sources import describe, digest, find_sources, share
-from electra_core.text_files import DOCUMENTS
+from electra_core.files.new_folder import new_folder, partial_folder
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 
 TRAINED = ("sentencepiece", "wordpiece")
 SAMPLE_CHARACTERS = 50_000_000  # of text that a vocabulary is trained on
@@ -62,7 +62,7 @@ def prepare(
     (not from standard input). Files are recognised by name, size and their first and last 64 KiB.
 
     Args:
-        text_paths: a file or folder, several, or "-" for standard input; see `text_files.py`.
+        text_paths: a file or folder, several, or "-" for standard input; see `corpora/text_files.py`.
         tokenizer: "sentencepiece" or "wordpiece" trains one on the text; otherwise the path of one.
         vocab_size, model_type, lowercase: for training one; `model_type` is SentencePiece's "unigram" or "bpe".
         lines: what the lines of a document are; see `sentences.split_document`.
@@ -71,7 +71,8 @@ def prepare(
         workers: number of processes; the result is the same, byte for byte, for any. With more than one, a script
             needs the usual `if __name__ == "__main__":`.
         heldout_fraction: share of documents, drawn by their contents, kept out of training; unless it is 0, one of
-            several documents is held out even if none is drawn (`hold_out.py`; not in a part, but when merging).
+            several documents is held out even if none is drawn (`corpora/hold_out.py`; not in a part, but when
+            merging).
         seed: of that draw and of the sample.
         drop_duplicates: documents equal to an earlier one are left out (about 70 bytes of memory for each).
         sample_characters: amount of text that a vocabulary is trained on.

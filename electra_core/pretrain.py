@@ -1,9 +1,9 @@
 """Pre-training: from a prepared corpus to RUN, a folder that can be watched, stopped and resumed.
 
 `pretrain` is the whole of it and reads from top to bottom: open the corpus, resolve the configuration, build or
-restore the model, then take steps and, between them, log, evaluate and save. `pretrain_setup.py` has what comes
-before the first step, `batches.py` makes the batches, `evaluation.py` evaluates the run, and `run_folder.py` lists
-the contents of RUN.
+restore the model, then take steps and, between them, log, evaluate and save. `pretraining/setup.py` has what comes
+before the first step, `pretraining/batches.py` makes the batches, `pretraining/evaluation.py` evaluates the run,
+and `runs/folder.py` lists the contents of RUN.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
-from electra_core.batches import Ahead, Batches
 from electra_core.checkpoint import CheckpointWriter, snapshot
-from electra_core.distributed import join_ranks
 from electra_core.electra import PretrainBatch, PretrainOutput
-from electra_core.engine import static_steps
-from electra_core.evaluation import evaluate, health, heldout_loss
-from electra_core.guards import left_out, postmortem_name, said, spike, with_postmortem
-from electra_core.meter import Meter, flops_per_token
+from electra_core.execution.distributed import join_ranks
+from electra_core.execution.engine import static_steps
+from electra_core.execution.placement import keep_freed_memory, resolve_device
+from electra_core.execution.sharding import gathered
+from electra_core.execution.static_batch import Shapes
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
-from electra_core.placement import keep_freed_memory, resolve_device
-from electra_core.pretrain_setup import (
+from electra_core.pretraining.batches import Ahead, Batches
+from electra_core.pretraining.evaluation import evaluate, health, heldout_loss
+from electra_core.pretraining.meter import Meter, flops_per_token
+from electra_core.pretraining.setup import (
     Job,
     Learner,
     agreed_checkpoint,
@@ -43,11 +44,10 @@ from electra_core.pretrain_setup import (
     with_agreed_engine,
     with_agreed_parts,
 )
-from electra_core.progress import progress
-from electra_core.run_folder import model_card, save_models
-from electra_core.sharding import gathered
-from electra_core.static_batch import Shapes
-from electra_core.stop_request import StopRequest
+from electra_core.runs.folder import model_card, save_models
+from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
+from electra_core.runs.progress import progress
+from electra_core.runs.stop_request import StopRequest
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples use small ones, and one for every epoch
@@ -174,7 +174,7 @@ def pretrain(
 
 
 def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[StepResult, None, None]:
-    """The run's steps, taken by the engine that was requested or suits the device (`engine.py`).
+    """The run's steps, taken by the engine that was requested or suits the device (`execution/engine.py`).
 
     If they diverge, a post-mortem is left in RUN.
     """

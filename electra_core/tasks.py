@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
-from electra_core.features import UNLABELLED
-from electra_core.filling import filled, filled_size, wants_filling
+from electra_core.execution.filling import filled, filled_size, wants_filling
 from electra_core.initialisation import started
+from electra_core.labelled_data.features import UNLABELLED
 from electra_core.packing import TokenBatch, check_packed
 
 HEAD_PARTS = ("classifier", "qa_outputs", "sequence_summary")
@@ -81,8 +81,8 @@ class TaskModel(nn.Module):
         return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
 
     def _hidden(self, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None) -> Tensor:
-        """Hidden states of the batch's tokens, [T or more, D]; further rows are filling (`filling.py`). With
-        `rows_R`, only of these rows, [R, D]."""
+        """Hidden states of the batch's tokens, [T or more, D]; further rows are filling (`execution/filling.py`).
+        With `rows_R`, only of these rows, [R, D]."""
         check_packed(batch)
         return self.encoder(filled(batch) if wants_filling(batch.input_ids_T) else batch, seed, rows_R)
 

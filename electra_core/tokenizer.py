@@ -1,8 +1,9 @@
 """Text to ids and back: SentencePiece (our vocabularies) and WordPiece (Google's) behind one interface.
 
 Both kinds use the same engine, the `tokenizers` library: it is fast, knows which characters a token covers, and
-its `tokenizer.json` is what the Hub's libraries read. `vocabulary.py` learns vocabularies. SentencePiece's own
-file, `spiece.model`, is kept beside `tokenizer.json` and gives the same ids; `tokenizer_parts.py` explains how.
+its `tokenizer.json` is what the Hub's libraries read. `corpora/vocabulary.py` learns vocabularies. SentencePiece's
+own file, `spiece.model`, is kept beside `tokenizer.json` and gives the same ids; `hub/tokenizer_parts.py` explains
+how.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
-from electra_core.model_places import find_model, is_name
-from electra_core.text_lines import text_problem
-from electra_core.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
-from electra_core.tokenizer_parts import (
+from electra_core.files.text_lines import text_problem
+from electra_core.hub.model_places import find_model, is_name
+from electra_core.hub.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
+from electra_core.hub.tokenizer_parts import (
     SPACE_MARK,
     SPECIAL_TOKENS,
     add_specials,
@@ -41,7 +42,7 @@ _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u0
 
 
 class Tokenizer:
-    """Base class of both kinds; `load_tokenizer` opens one, `vocabulary.py` learns one.
+    """Base class of both kinds; `load_tokenizer` opens one, `corpora/vocabulary.py` learns one.
 
     Names of special tokens in a text ("[MASK]") become those tokens, as in `transformers`; for the tokenizer from
     `as_plain_text()` they are ordinary characters.

@@ -22,12 +22,12 @@ from torch import Tensor
 from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.errors import UserError
+from electra_core.files.toml_files import read_table
 from electra_core.masking import MASKING_STREAM, mask
 from electra_core.model_dir import find_model, load_discriminator, load_generator
 from electra_core.packing import pack
 from electra_core.tokenizer import Tokenizer, load_tokenizer
-from electra_core.toml_files import read_table
-from electra_core.trace_probes import PartGradient, Shape, part_gradients, recorded_shapes
+from electra_core.tracing.probes import PartGradient, Shape, part_gradients, recorded_shapes
 
 CANDIDATES = 6
 

@@ -2,7 +2,7 @@
 
 `training_steps` is a generator: it takes an optimizer step and yields its figures to the caller, whose own
 loop logs, evaluates and saves. There is no trainer object; a run reads from top to bottom
-in `pretrain.py` and `finetune_seed.py`.
+in `pretrain.py` and `finetuning/seed.py`.
 
 This is the loop to read, but not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
 that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, while the next batch is
@@ -25,7 +25,7 @@ import torch
 from electra_kernels.rng import Seed, fold
 from torch import Tensor, nn
 
-from electra_core.distributed import Ranks
+from electra_core.execution.distributed import Ranks
 from electra_core.optim import clip_gradients, set_learning_rate
 
 LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
@@ -137,7 +137,8 @@ class Done(NamedTuple):
 
 def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor) -> Done:
     """Forward, backward, clipping and update. Nothing in it waits for the device. If `seed` and `rate` are
-    device tensors, nothing comes from the host either, and a CUDA graph can capture all of it (`engine.py`)."""
+    device tensors, nothing comes from the host either, and a CUDA graph can capture all of it
+    (`execution/engine.py`)."""
     return update(loop, rate, loop.ranks.summed(backward(loop, parts, seed)))
 
 

@@ -9,9 +9,9 @@ import tiny_model
 import torch
 from safetensors.torch import load_file
 
-from electra_core.classify import Classify
+from electra_core.downstream.classify import Classify
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetuning.settings import FinetuneSettings
 
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
 

@@ -17,29 +17,29 @@ import tiny_model
 from fuzz import damaged
 from safetensors.torch import save_file
 
-from electra_core.byte_files import ByteFile
 from electra_core.checkpoint import newest_intact
-from electra_core.choices import read_choices
-from electra_core.columns import Columns
 from electra_core.config import PRESETS, updated
+from electra_core.conversion.tf_bundle import read_bundle
+from electra_core.corpora.journal import Journal
+from electra_core.corpora.sources import find_sources
+from electra_core.corpora.text_files import read_documents
+from electra_core.corpora.vocabulary import train_sentencepiece
 from electra_core.corpus import Corpus
+from electra_core.downstream.choices import read_choices
 from electra_core.electra import Discriminator
 from electra_core.errors import UserError
 from electra_core.examples import Examples
-from electra_core.journal import Journal
-from electra_core.labelled import read_texts
-from electra_core.metrics_log import read_metrics
+from electra_core.files.byte_files import ByteFile
+from electra_core.files.row_files import read_rows
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import read_texts
+from electra_core.labelled_data.squad_files import read_questions
+from electra_core.labelled_data.tagged_files import read_tagged
 from electra_core.model_dir import load
 from electra_core.prepare import prepare
-from electra_core.row_files import read_rows
-from electra_core.run_folder import read_config
-from electra_core.sources import find_sources
-from electra_core.squad_files import read_questions
-from electra_core.tagged_files import read_tagged
-from electra_core.text_files import read_documents
-from electra_core.tf_bundle import read_bundle
+from electra_core.runs.folder import read_config
+from electra_core.runs.metrics_log import read_metrics
 from electra_core.tokenizer import load_tokenizer
-from electra_core.vocabulary import train_sentencepiece
 
 Reader = Callable[[random.Random], None]
 """Makes an input, and reads it."""

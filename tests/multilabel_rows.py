@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune_runs import lines_file
 
-from electra_core.columns import Columns
-from electra_core.labelled import BadRows, MultiLabelExample
-from electra_core.multilabel import MultiLabel
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows, MultiLabelExample
 
 
 def examples(*labels: tuple[str, ...], text: str = "text") -> list[MultiLabelExample]:

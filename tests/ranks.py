@@ -71,7 +71,7 @@ def pretrain_captured(
     import pretend_graphs
     import pytest
 
-    from electra_core import pretrain_setup
+    from electra_core.pretraining import setup as pretrain_setup
 
     with pytest.MonkeyPatch.context() as patch:
         pretend_graphs.on_a_cpu(patch)
@@ -114,7 +114,7 @@ def finetune_captured(model: Path, data: tuple[Path, Path], out: Path, task: Any
     import pretend_graphs
     import pytest
 
-    from electra_core import finetune_steps
+    from electra_core.finetuning import steps as finetune_steps
 
     with pytest.MonkeyPatch.context() as patch:
         pretend_graphs.on_a_cpu(patch)
@@ -127,7 +127,7 @@ def finetune_stopped_on_rank_1(model: Path, data: tuple[Path, Path], out: Path, 
     """`finetune_rank` of which rank 1 alone gets a signal, after step 7."""
     import signal
 
-    from electra_core import finetune_seed as module
+    from electra_core.finetuning import seed as module
 
     original = module._step_figures
 
@@ -149,7 +149,7 @@ def finetune_on_other_data(model: Path, data: tuple[Path, Path], out: Path, task
 
 def eager_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
     """`pretrain_rank` with steps in fixed shapes, which rank 1 cannot take."""
-    from electra_core import pretrain_setup
+    from electra_core.pretraining import setup as pretrain_setup
 
     pretrain_setup.choose_engine = lambda *_: "eager" if os.environ["RANK"] == "1" else "static"  # type: ignore[assignment]
     return pretrain_rank(data, out, changes, sizes, {})
@@ -160,11 +160,11 @@ def local_share(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> f
     import torch
 
     from electra_core.corpus import Corpus
-    from electra_core.distributed import join_ranks
     from electra_core.encoder import Layer
+    from electra_core.execution.distributed import join_ranks
+    from electra_core.execution.sharding import local, shard
     from electra_core.objectives import build_objective
-    from electra_core.pretrain_setup import resolve_config
-    from electra_core.sharding import local, shard
+    from electra_core.pretraining.setup import resolve_config
 
     device = torch.device("cpu")
     ranks = join_ranks(device)
@@ -183,10 +183,10 @@ def evaluation_of(data: Path, changes: dict[str, Any], sizes: dict[str, Any]) ->
     import torch
 
     from electra_core.corpus import Corpus
-    from electra_core.distributed import join_ranks
-    from electra_core.evaluation import evaluate
+    from electra_core.execution.distributed import join_ranks
     from electra_core.objectives import build_objective
-    from electra_core.pretrain_setup import resolve_config
+    from electra_core.pretraining.evaluation import evaluate
+    from electra_core.pretraining.setup import resolve_config
 
     device = torch.device("cpu")
     ranks = join_ranks(device)
@@ -224,8 +224,8 @@ def with_nan_on_rank_1(data: Path, out: Path, changes: dict[str, Any], sizes: di
     import dataclasses
     import math
 
-    from electra_core import pretrain_setup
     from electra_core.electra import Electra
+    from electra_core.pretraining import setup as pretrain_setup
 
     whole, built, models = Electra.forward, pretrain_setup.build_optimizer, []
     calls = iter(range(1000))
@@ -255,9 +255,9 @@ def drift_under_ddp(static_graph: bool) -> float:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from electra_core import distributed
     from electra_core.config import EncoderConfig, PretrainConfig
     from electra_core.electra import Electra
+    from electra_core.execution import distributed
     from electra_core.masking import mask_tokens
     from electra_core.packing import pack
 

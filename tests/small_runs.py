@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from electra_core.metrics_log import read_metrics
 from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
+from electra_core.runs.metrics_log import read_metrics
 
 WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
 SIZES: dict[str, Any] = {

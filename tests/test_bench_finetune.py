@@ -22,7 +22,7 @@ from benchmarks.bench_finetune import (
     sequences,
     ways_of,
 )
-from electra_core import engine
+from electra_core.execution import engine
 
 
 def test_the_last_pass_is_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

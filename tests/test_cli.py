@@ -17,9 +17,9 @@ import tiny_model
 from small_runs import RUN, SIZES, write_text
 
 from electra_core.cli import build_parser, main
-from electra_core.commands_train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
+from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetuning.settings import FinetuneSettings
 
 COMMANDS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from reading import refused, write_lines
 
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
-from electra_core.columns import Columns
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.named_tasks import for_reading
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.downstream.task_files import task_from_json, task_to_json
 from electra_core.errors import UserError
-from electra_core.finetune_data import read_data
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import BadRows, read_texts
-from electra_core.named_tasks import for_reading
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
-from electra_core.task_files import task_from_json, task_to_json
+from electra_core.finetuning.data import read_data
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows, read_texts
 
 
 def read(file: Path, columns: Columns, *, labelled: bool = True, given: Columns | None = None) -> list[tuple]:

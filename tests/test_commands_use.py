@@ -15,8 +15,8 @@ import pytest
 import tiny_model
 
 from electra_core.cli import build_parser, main
-from electra_core.row_files import read_rows
-from electra_core.text_lines import at_hand
+from electra_core.files.row_files import read_rows
+from electra_core.files.text_lines import at_hand
 
 FINETUNE = ["finetune", "--task", "classify", "--device", "cpu", "--quiet", "--epochs", "1", "--batch-size", "16",
             "--cache", "none"]  # fmt: skip

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import electra_core
-from electra_core import convert_tf
 from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.conversion import convert_tf
+from electra_core.conversion.tf_bundle import read_bundle
 from electra_core.electra import Electra
 from electra_core.errors import UserError
-from electra_core.tf_bundle import read_bundle
 
 CONFIG = EncoderConfig(
     vocab_size=30, embedding_size=8, hidden_size=128, num_hidden_layers=11, num_attention_heads=2,

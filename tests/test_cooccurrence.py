@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from electra_core import cooccurrence
-from electra_core.cooccurrence import (
+from electra_core.errors import UserError
+from electra_core.pretraining import cooccurrence
+from electra_core.pretraining.cooccurrence import (
     WINDOW_WEIGHTS,
     _truncated_svd,
     cooccurrence_embeddings,
     count_neighbours,
     log_frequencies,
 )
-from electra_core.errors import UserError
-from electra_core.mixing import Mixture
+from electra_core.pretraining.mixing import Mixture
 
 VOCAB = 60
 

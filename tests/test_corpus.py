@@ -15,14 +15,15 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from electra_core import corpus_writing, encoding
+from electra_core.corpora import encoding
+from electra_core.corpora import writing as corpus_writing
+from electra_core.corpora.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
+from electra_core.corpora.sentences import split_document
+from electra_core.corpora.shards import SPLITS, Block, Manifest, ShardWriter
+from electra_core.corpora.vocabulary import train_sentencepiece
 from electra_core.corpus import Corpus
-from electra_core.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
 from electra_core.prepare import prepare
-from electra_core.sentences import split_document
-from electra_core.shards import SPLITS, Block, Manifest, ShardWriter
 from electra_core.tokenizer import load_tokenizer
-from electra_core.vocabulary import train_sentencepiece
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,11 +16,11 @@ import pytest
 from test_corpus import contents, copied, data, small_batches, text, tokenizer, wait_until  # noqa: F401
 
 from electra_core.cli import build_parser
+from electra_core.corpora.shards import Manifest
+from electra_core.corpora.vocabulary import train_sentencepiece
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.prepare import SAMPLE_CHARACTERS, prepare
-from electra_core.shards import Manifest
-from electra_core.vocabulary import train_sentencepiece
 
 # ------------------------------------------------------------------------------------------------ what goes wrong
 
@@ -108,7 +108,7 @@ def test_a_full_disk_and_no_permission(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("electra_core.shards._HashedFile.write", fail)
+    monkeypatch.setattr("electra_core.corpora.shards._HashedFile.write", fail)
     with pytest.raises(UserError, match=message):
         prepare([text], tmp_path / "out", tokenizer=tokenizer, quiet=True)
     assert not list(tmp_path.iterdir())
@@ -141,9 +141,9 @@ def imports(process: str) -> bool:
 def test_ctrl_c_leaves_nothing_of_standard_input(tokenizer: Path, tmp_path: Path, workers_have: str) -> None:
     """A real interrupt, of a run whose workers are still importing, or that waits for more input."""
     code = (
-        "import sys; from electra_core import corpus_writing, prepare\n"
+        "import sys; from electra_core import prepare; from electra_core.corpora import writing\n"
         "if __name__ == '__main__':\n"
-        "    corpus_writing.BATCH_CHARACTERS = 10_000\n"
+        "    writing.BATCH_CHARACTERS = 10_000\n"
         "    prepare.prepare(['-'], sys.argv[1], tokenizer=sys.argv[2], workers=2, heldout_fraction=0)"
     )
     (tmp_path / "run.py").write_text(code)
@@ -254,7 +254,7 @@ def test_prepare_shows_how_far_it_is(text: Path, tmp_path: Path, monkeypatch: py
 
         def note(self, **_: object) -> None: ...
 
-    monkeypatch.setattr("electra_core.corpus_writing.progress", Recorder)
+    monkeypatch.setattr("electra_core.corpora.writing.progress", Recorder)
     prepare([text], tmp_path / "out", vocab_size=300, sample_characters=50_000)
     size = text.stat().st_size
     assert [sum(seen[f"{title} {size} B"]) for title in ("reading a sample", "writing tokens")] == [size, size]

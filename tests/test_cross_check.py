@@ -26,13 +26,14 @@ from small_runs import make_data, train
 from test_engine import CASES, CONFIG, ENCODER
 from torch import Tensor
 
-from electra_core import cross_check, electra, model_dir
+from electra_core import electra, model_dir
 from electra_core.config import PRESETS, updated
-from electra_core.cross_check import check_pretraining, check_task_model
 from electra_core.electra import Generator
+from electra_core.execution import cross_check
+from electra_core.execution.cross_check import check_pretraining, check_task_model
+from electra_core.execution.placement import autocast_context
 from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
-from electra_core.placement import autocast_context
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -156,7 +157,7 @@ def test_half_precision_is_no_disagreement() -> None:
 
 def trained() -> Any:
     """The shipped pair, whose generator has favourites."""
-    folder = Path(cross_check.__file__).parent / "tiny"
+    folder = model_dir.shipped_model()
     config, _ = model_dir.load_config(folder / "discriminator")
     settings = dataclasses.replace(PRESETS["tiny"].pretrain, embedding_init="normal", position_init="normal")
     model = build_objective(config, settings)
@@ -223,7 +224,7 @@ def test_a_result_that_is_no_number_disagrees() -> None:
 
 
 def test_pretraining_goes_on_with_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import electra_core.pretrain_setup as module
+    import electra_core.pretraining.setup as module
 
     data = make_data(tmp_path)
     expected = train(data, tmp_path / "eager", {"engine": "eager"})

@@ -13,10 +13,11 @@ import pytest
 import tiny_model
 from reading import write_lines
 
-from electra_core.choices import ChoiceExample
-from electra_core.classify import Classify
-from electra_core.columns import Columns
-from electra_core.data_warnings import (
+from electra_core.downstream.choices import ChoiceExample
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.tagging import Tag
+from electra_core.finetune import finetune
+from electra_core.finetuning.data_warnings import (
     copies,
     header_as_example,
     labels_alike,
@@ -26,14 +27,13 @@ from electra_core.data_warnings import (
     unknown_words,
     unmarked_spans,
 )
-from electra_core.features import Features
-from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import BadRows, TextExample, read_texts
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.features import Features
+from electra_core.labelled_data.labelled import BadRows, TextExample, read_texts
+from electra_core.labelled_data.squad_files import QuestionExample
+from electra_core.labelled_data.tagged_files import TaggedExample
 from electra_core.predict import load
-from electra_core.squad_files import QuestionExample
-from electra_core.tagged_files import TaggedExample
-from electra_core.tagging import Tag
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16)
 
@@ -295,7 +295,7 @@ def test_warnings_are_seen_by_who_has_not_set_up_logging(model, tmp_path):
     with train.open("a") as file:
         file.write("no label\t\n" + "the film was good " * 30 + "\tpos\n")
     script = (
-        "from electra_core.finetune import *; from electra_core.classify import Classify\n"
+        "from electra_core.finetune import *; from electra_core.downstream.classify import Classify\n"
         f"settings = FinetuneSettings(epochs=1, skip_bad_rows=True)\n"
         f"data, out = {str(train)!r}, {str(tmp_path / 'out')!r}\n"
         f"finetune({str(model)!r}, Classify(), data, None, out, settings, quiet=True)"

@@ -13,9 +13,13 @@ import pytest
 
 from electra_core import cli, config, demo
 from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.corpora.docstrings import Document, Example, LabelledTask
 from electra_core.corpus import Corpus
 from electra_core.demo import Clock, Start, run_demo
-from electra_core.demo_report import (
+from electra_core.electra import Electra
+from electra_core.errors import UserError
+from electra_core.model_dir import load_config, save_pretrained, shipped_model
+from electra_core.reports.demo_report import (
     counting_accuracy,
     guessing_accuracy,
     judge_comparison,
@@ -23,12 +27,8 @@ from electra_core.demo_report import (
     pretraining_charts,
     unigram_loss,
 )
-from electra_core.docstrings import Document, Example, LabelledTask
-from electra_core.electra import Electra
-from electra_core.errors import UserError
-from electra_core.model_dir import load_config, save_pretrained, shipped_model
-from electra_core.passages import generated_passage
-from electra_core.plots import Dots
+from electra_core.reports.passages import generated_passage
+from electra_core.reports.plots import Dots
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 from electra_core.trace import trace
 
@@ -261,7 +261,7 @@ def test_charts_show_training_and_held_out_rows() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    from electra_core.vocabulary import train_sentencepiece
+    from electra_core.corpora.vocabulary import train_sentencepiece
 
     return train_sentencepiece([" ".join(COMMON), "the mountains river rises and the valley is given, here."], 70)
 

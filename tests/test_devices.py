@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from electra_core.config import updated
 from electra_core.electra import Generator
 from electra_core.errors import UserError
+from electra_core.execution.placement import resolve_device, resolve_precision
 from electra_core.initialisation import initialise
 from electra_core.objectives import build_objective
-from electra_core.placement import resolve_device, resolve_precision
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
 
 META = torch.device("meta")
@@ -36,7 +36,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("electra_core.placement.gpu_trouble", lambda place: None)
+    monkeypatch.setattr("electra_core.execution.placement.gpu_trouble", lambda place: None)
     assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, numbered from 0"):
         resolve_device("cuda:2")

@@ -29,9 +29,9 @@ from ranks import (
 )
 from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
-from electra_core.batches import Batches
 from electra_core.corpus import Corpus
-from electra_core.pretrain_setup import resolve_config
+from electra_core.pretraining.batches import Batches
+from electra_core.pretraining.setup import resolve_config
 
 CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9, "engine": "eager"}
 STATIC = {"engine": "static"}
@@ -276,7 +276,7 @@ def test_a_warning_that_all_have_is_logged_once(data: Path, alone: Path, tmp_pat
 BREAKS_ONCE = """
 import os, signal, sys
 from pathlib import Path
-from electra_core import batches
+from electra_core.pretraining import batches
 from electra_core.cli import main
 whole, flag, how = batches.Batches.__call__, Path(sys.argv[1]), sys.argv[2]
 def broken(self, step):

@@ -17,13 +17,13 @@ from small_runs import data, one_thread, rows, train  # noqa: F401
 from torch import Tensor, nn
 
 from electra_core.adam import ElectraAdam
-from electra_core.batches import Batches
 from electra_core.electra import Electra, PretrainBatch
-from electra_core.engine import static_steps
-from electra_core.guards import examine, left_out
+from electra_core.execution.engine import static_steps
+from electra_core.execution.static_batch import Shapes
 from electra_core.packing import from_lengths
-from electra_core.run_state import FAILED, read_state
-from electra_core.static_batch import Shapes
+from electra_core.pretraining.batches import Batches
+from electra_core.runs.guards import examine, left_out
+from electra_core.runs.state import FAILED, read_state
 from electra_core.training import Diverged, LateNumber, Loop, StepResult, training_steps
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if name == "graph":
         pretend_graphs.on_a_cpu(monkeypatch)
     if late:
-        for module in ("training", "engine"):
+        for module in ("training", "execution.engine"):
             monkeypatch.setattr(f"electra_core.{module}.LateNumber", OneLate)
     return name
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_core import docstrings
-from electra_core.docstrings import (
+from electra_core.corpora import docstrings
+from electra_core.corpora.docstrings import (
     AREAS,
     Document,
     area_of,
@@ -21,8 +21,8 @@ from electra_core.docstrings import (
     labelled_task,
     write_corpus,
 )
+from electra_core.corpora.sample import EXAMPLE_CHARACTERS, write_sample
 from electra_core.errors import UserError
-from electra_core.sample import EXAMPLE_CHARACTERS, write_sample
 
 LONG = "Words enough to pass for a document of the corpus, number %d."
 
@@ -79,7 +79,7 @@ def test_task_needs_two_areas() -> None:
 def test_reading_imports_nothing() -> None:
     """`documents()` in a fresh interpreter leaves torch and numpy unimported."""
     program = (
-        "import sys; from electra_core.docstrings import documents; next(documents());"
+        "import sys; from electra_core.corpora.docstrings import documents; next(documents());"
         "bad = [m for m in ('torch', 'numpy') if m in sys.modules]; sys.exit(' '.join(bad) or None)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -17,16 +17,17 @@ from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, one_thread, train
 from torch import Tensor
 
-from electra_core import muon, step_runners, training
+from electra_core import muon, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
-from electra_core.engine import choose_engine, static_steps
 from electra_core.errors import UserError
+from electra_core.execution import step_runners
+from electra_core.execution.engine import choose_engine, static_steps
+from electra_core.execution.static_batch import BUCKETS, Shapes, StaticInputs
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
 from electra_core.packing import from_lengths
-from electra_core.static_batch import BUCKETS, Shapes, StaticInputs
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps
 
 __all__ = ["one_thread"]  # a fixture of every test here
@@ -283,7 +284,7 @@ def from_text(tokens: int) -> PretrainBatch:
 def test_an_engine_that_does_not_work_falls_back_with_its_reason(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("electra_core.engine.gpu_problem", lambda *_: None)  # else: test_hardware.py
+    monkeypatch.setattr("electra_core.execution.engine.gpu_problem", lambda *_: None)  # else: test_hardware.py
     caplog.set_level(logging.WARNING, "electra_core")
     assert choose_engine("auto", CPU) == "eager" and not caplog.records
     assert choose_engine("graph", CPU) == "eager" and "need a GPU" in caplog.text
@@ -299,7 +300,7 @@ def test_an_engine_that_does_not_work_falls_back_with_its_reason(
 
 
 def test_processors_fast_at_bf16_train_in_fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import electra_core.engine as module
+    import electra_core.execution.engine as module
 
     monkeypatch.setattr(module, "has_fast_bf16", lambda: True)
     assert choose_engine("auto", CPU, dtype=torch.bfloat16) == "static"
@@ -324,7 +325,7 @@ def test_replayed_graphs_train_as_the_eager_engine(name: str) -> None:
 
 def test_pretrain_names_its_engine_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--accumulate 0` is resolved before the run is written down; the static step runs a whole run on a CPU."""
-    import electra_core.pretrain_setup as module
+    import electra_core.pretraining.setup as module
 
     data = make_data(tmp_path)
     eager = train(data, tmp_path / "eager", {"accumulate": 0})

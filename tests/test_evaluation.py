@@ -17,8 +17,8 @@ from torch import Tensor
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra, PretrainOutput
-from electra_core.evaluation import evaluate, heldout_loss
-from electra_core.pretrain_setup import resolve_config
+from electra_core.pretraining.evaluation import evaluate, heldout_loss
+from electra_core.pretraining.setup import resolve_config
 
 Pass = tuple[Any, int, PretrainOutput]
 """Batch, seed and output of a forward pass."""

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from electra_core.example_rules import Example, Span, cut, split_segments
 from electra_core.examples import Examples
-from electra_core.permutation import permute
+from electra_core.pretraining.example_rules import Example, Span, cut, split_segments
+from electra_core.pretraining.permutation import permute
 
 MAX_LENGTH = 32
 FIRST_WORD = 10

@@ -7,7 +7,7 @@ import torch
 
 from electra_core import tasks
 from electra_core.config import EncoderConfig
-from electra_core.filling import SIZES_PER_OCTAVE, filled, filled_size, wants_filling
+from electra_core.execution.filling import SIZES_PER_OCTAVE, filled, filled_size, wants_filling
 from electra_core.initialisation import initialise
 from electra_core.packing import pack
 
@@ -93,7 +93,7 @@ def test_logits_and_gradients_are_those_of_the_batch(kind, train, lengths, token
 def test_only_fast_bf16_wants_it(monkeypatch):
     ids = torch.zeros(3, dtype=torch.int64)
     for fast in (False, True):
-        monkeypatch.setattr("electra_core.filling.has_fast_bf16", lambda fast=fast: fast)
+        monkeypatch.setattr("electra_core.execution.filling.has_fast_bf16", lambda fast=fast: fast)
         assert not wants_filling(ids)
         with torch.autocast("cpu", dtype=torch.float16):
             assert not wants_filling(ids)

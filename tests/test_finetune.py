@@ -15,21 +15,22 @@ import tiny_model
 import torch
 from finetune_runs import QUICK, data, lines_file, model, run, weights  # noqa: F401
 
-from electra_core import finetune_seed, model_dir
+from electra_core import model_dir
 from electra_core.adam import ElectraAdam
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
 from electra_core.config import PRESETS
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import build_optimizer, evaluation_steps
-from electra_core.labelled import BadRows, TextExample
-from electra_core.metrics_log import read_metrics
-from electra_core.multilabel import MultiLabel
+from electra_core.finetuning import seed as finetune_seed
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.steps import build_optimizer, evaluation_steps
+from electra_core.labelled_data.labelled import BadRows, TextExample
 from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
+from electra_core.runs.metrics_log import read_metrics
 from electra_core.tasks import SequenceClassifier
 
 if sys.version_info >= (3, 11):

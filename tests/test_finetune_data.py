@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import tiny_model
 
-from electra_core import dev_split
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
-from electra_core.data_warnings import input_of
-from electra_core.downstream import Task
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError
-from electra_core.finetune_data import read_data
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import TextExample
-from electra_core.multilabel import MultiLabel
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
+from electra_core.finetuning import dev_split
+from electra_core.finetuning.data import read_data
+from electra_core.finetuning.data_warnings import input_of
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.labelled import TextExample
 
 SETTINGS = FinetuneSettings()
 

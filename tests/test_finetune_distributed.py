@@ -24,16 +24,16 @@ from ranks import (
     run_ranks,
 )
 
-from electra_core.choices import Choose
-from electra_core.classify import Classify
-from electra_core.distributed import Ranks
-from electra_core.finetune_data import encode_data, plan_batches, read_data
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import Job, _full_step, _parts, shares
-from electra_core.metrics_log import read_metrics
-from electra_core.multilabel import MultiLabel
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.execution.distributed import Ranks
+from electra_core.finetuning.data import encode_data, plan_batches, read_data
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.steps import Job, _full_step, _parts, shares
+from electra_core.runs.metrics_log import read_metrics
 from electra_core.tokenizer import load_tokenizer
 
 SETTINGS = replace(QUICK, epochs=2, learning_rate=5e-4, dropout=0.0, evaluations=2, precision="fp32")

@@ -11,10 +11,10 @@ import pytest
 import tiny_model
 from finetune_runs import QUICK, data, lines_file, model, run  # noqa: F401
 
-from electra_core.classify import Classify
-from electra_core.columns import Columns
+from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError, writing
-from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.columns import Columns
 from electra_core.tokenizer import WordPieceTokenizer
 
 

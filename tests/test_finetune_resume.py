@@ -18,15 +18,16 @@ import torch
 from finetune_runs import data, model  # noqa: F401
 from safetensors.torch import load_file
 
-from electra_core import finetune_folder, finetune_seed
-from electra_core.classify import Classify
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.metrics_log import read_metrics
-from electra_core.multilabel import MultiLabel
+from electra_core.finetuning import folder as finetune_folder
+from electra_core.finetuning import seed as finetune_seed
+from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.predict import evaluate, load
-from electra_core.squad import Answer
+from electra_core.runs.metrics_log import read_metrics
 
 SETTINGS = FinetuneSettings(
     epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
@@ -321,7 +322,7 @@ def test_the_model_of_an_overwritten_fine_tuning_answers_no_more(model, data, st
     def fails(*arguments, **options):
         raise UserError("no step is taken")
 
-    monkeypatch.setattr("electra_core.finetune_seed.finetuning_steps", fails)
+    monkeypatch.setattr("electra_core.finetuning.seed.finetuning_steps", fails)
     (stopped / "letter.txt").write_text("dear")
     assert {"model.safetensors", "config.json", "task.json", "vocab.txt"} <= {p.name for p in stopped.iterdir()}
     with pytest.raises(UserError, match="no step is taken"):
@@ -354,7 +355,7 @@ def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(model, data, tmp_path):
-    from electra_core.run_state import RunState
+    from electra_core.runs.state import RunState
 
     (tmp_path / "out").mkdir()
     with RunState(tmp_path / "out") as other:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from finetune_runs import QUICK, data, model  # noqa: F401 (fixtures)
 
-from electra_core.classify import Classify
-from electra_core.distributed import Ranks
-from electra_core.finetune_data import encode_data, plan_batches, read_data
-from electra_core.finetune_folder import Run
-from electra_core.finetune_steps import Job, _full_step, _parts, build_optimizer, finetuning_steps
+from electra_core.downstream.classify import Classify
+from electra_core.execution.distributed import Ranks
+from electra_core.finetuning.data import encode_data, plan_batches, read_data
+from electra_core.finetuning.folder import Run
+from electra_core.finetuning.steps import Job, _full_step, _parts, build_optimizer, finetuning_steps
 from electra_core.model_dir import load as load_model
 from electra_core.tasks import SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer

@@ -8,9 +8,9 @@ import torch
 from electra_core import flops
 from electra_core.config import OBJECTIVES, PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Discriminator, Electra, Generator, PretrainBatch
-from electra_core.meter import flops_per_token
 from electra_core.objectives import build_objective
 from electra_core.packing import from_lengths
+from electra_core.pretraining.meter import flops_per_token
 
 # google-research/electra, flops_computation.py, to every digit that the project's recipe prints.
 PAPER = {

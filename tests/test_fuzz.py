@@ -13,18 +13,18 @@ from fuzz_readers import READERS, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from electra_core.columns import Columns
 from electra_core.config import PRESETS, updated
+from electra_core.corpora.shards import SPLITS, Manifest, SplitCounts
+from electra_core.corpora.sources import find_sources
+from electra_core.corpora.text_files import read_documents
 from electra_core.errors import UserError
-from electra_core.labelled import read_texts
-from electra_core.mixing import open_data
-from electra_core.row_files import read_rows
-from electra_core.run_folder import read_config
-from electra_core.shards import SPLITS, Manifest, SplitCounts
-from electra_core.sources import find_sources
-from electra_core.squad_files import read_questions
-from electra_core.tagged_files import read_tagged
-from electra_core.text_files import read_documents
+from electra_core.files.row_files import read_rows
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import read_texts
+from electra_core.labelled_data.squad_files import read_questions
+from electra_core.labelled_data.tagged_files import read_tagged
+from electra_core.pretraining.mixing import open_data
+from electra_core.runs.folder import read_config
 
 INPUTS = 12
 

@@ -22,14 +22,14 @@ from electra_kernels import dispatch, triton_support, use
 from electra_kernels.fast_bf16 import has_gpu_bf16
 from electra_kernels.operators import architecture
 
-from electra_core import engine
 from electra_core.cli import main
-from electra_core.cross_check import _uses_kernels as uses_kernels
 from electra_core.errors import UserError
-from electra_core.memory import free_bytes, way_of
-from electra_core.meter import peak_flops
+from electra_core.execution import engine
+from electra_core.execution.cross_check import _uses_kernels as uses_kernels
+from electra_core.execution.memory import free_bytes, way_of
+from electra_core.execution.placement import _warn_once, resolve_device, resolve_precision
 from electra_core.muon import orthogonalise
-from electra_core.placement import _warn_once, resolve_device, resolve_precision
+from electra_core.pretraining.meter import peak_flops
 
 GPU = torch.device("cuda", 0)
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -270,7 +270,7 @@ def test_torch_compile_takes_the_answer_as_a_constant(monkeypatch: pytest.Monkey
 
 
 def trouble(machine: Machine, said: str | None) -> None:
-    machine.patch.setattr("electra_core.placement.gpu_trouble", lambda place: said)
+    machine.patch.setattr("electra_core.execution.placement.gpu_trouble", lambda place: said)
 
 
 NO_IMAGE = "CUDA error: no kernel image is available for execution on the device"
@@ -329,7 +329,7 @@ def test_a_peak_is_that_of_the_very_card(name: str, peak: float | None, machine:
 
 
 def test_what_torch_says_of_a_gpu_comes_as_a_line() -> None:
-    from electra_core.placement import gpu_trouble
+    from electra_core.execution.placement import gpu_trouble
 
     assert gpu_trouble(torch.device("cpu")) is None
     if not torch.cuda.is_available():

@@ -16,17 +16,17 @@ import tiny_model
 import torch
 from safetensors.torch import load_file
 
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
-from electra_core.columns import Columns
-from electra_core.downstream import Task, read_all
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.in_memory import as_files
+from electra_core.downstream.interface import Task, read_all
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError, on_command_line, option
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.in_memory import as_files
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.columns import Columns
 from electra_core.predict import Predictor, evaluate, load
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16, learning_rate=3e-3, precision="fp32")
 

@@ -12,17 +12,17 @@ import tiny_model
 import torch
 from finetune_runs import QUICK, data, model, run, weights  # noqa: F401
 
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
 from electra_core.config import EncoderConfig
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.encoder import Encoder
-from electra_core.finetune_model import starting_model
-from electra_core.kept_head import old_head, rows_by_name, told
+from electra_core.finetuning.kept_head import old_head, rows_by_name, told
+from electra_core.finetuning.model import starting_model
 from electra_core.model_dir import save_pretrained
-from electra_core.multilabel import MultiLabel
 from electra_core.predict import load
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 CONFIG = EncoderConfig(

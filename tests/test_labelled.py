@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from reading import write
 
-from electra_core.choices import read_choices
-from electra_core.classify import Classify
-from electra_core.columns import Columns
+from electra_core.downstream.choices import read_choices
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.named_tasks import for_reading
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError
-from electra_core.label_cells import label_text
-from electra_core.labelled import BadRows, read_texts
-from electra_core.named_tasks import for_reading
-from electra_core.squad import Answer
-from electra_core.squad_files import read_questions
-from electra_core.tagged_files import read_tagged
-from electra_core.tagging import Tag
-from electra_core.text_lines import read_lines
+from electra_core.files.text_lines import read_lines
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.label_cells import label_text
+from electra_core.labelled_data.labelled import BadRows, read_texts
+from electra_core.labelled_data.squad_files import read_questions
+from electra_core.labelled_data.tagged_files import read_tagged
 
 DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]

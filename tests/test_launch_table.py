@@ -20,7 +20,7 @@ from kernel_helpers import DEVICE
 from triton.runtime.jit import KernelInterface
 
 from benchmarks.compile_report import MODULES
-from electra_core.fake_step import KERNELS, LONG_ATTENTION, Recorder, launches
+from electra_core.execution.fake_step import KERNELS, LONG_ATTENTION, Recorder, launches
 
 BF16 = torch.bfloat16
 for module in MODULES:  # importing it registers its operators

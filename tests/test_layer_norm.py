@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
 from torch import Tensor
 
-from electra_core.fake_step import Recorder
+from electra_core.execution.fake_step import Recorder
 
 SEED = torch.tensor([31337, 5])
 STREAM = 3

@@ -11,7 +11,7 @@ from kernel_helpers import DEVICE, assert_within_budget
 from torch import Tensor, nn
 
 from electra_core import linear
-from electra_core.fake_step import Recorder
+from electra_core.execution.fake_step import Recorder
 from electra_core.linear import Linear
 
 

@@ -17,16 +17,17 @@ import torch
 from small_runs import ORIGINAL, SIZES, make_data
 from test_engine import CONFIG, ENCODER, batch_of
 
-from electra_core import commands_inspect, commands_train
 from electra_core.cli import build_parser, main
+from electra_core.commands import inspect as commands_inspect
+from electra_core.commands import train as commands_train
 from electra_core.config import PRESETS
-from electra_core.distributed import Ranks
 from electra_core.encoder import set_recompute
 from electra_core.errors import UserError, memory_trouble
-from electra_core.fake_step import StepTrace, trace_step
-from electra_core.memory import fitting_parts, measure_on_cpu, peak_with_graphs, predict
+from electra_core.execution.distributed import Ranks
+from electra_core.execution.fake_step import StepTrace, trace_step
+from electra_core.execution.memory import fitting_parts, measure_on_cpu, peak_with_graphs, predict
 from electra_core.objectives import build_objective
-from electra_core.pretrain_setup import open_job, with_agreed_parts
+from electra_core.pretraining.setup import open_job, with_agreed_parts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WIDE = replace(
@@ -147,7 +148,7 @@ def test_freed_memory_stays_the_processs(most: str, numbers: int) -> None:
     """In a process of its own: the same 64 or 16 MB cost new pages each time by default, and soon no more."""
     program = f"""
 import platform, resource, torch
-from electra_core.placement import keep_freed_memory
+from electra_core.execution.placement import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros({numbers})

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from reading import json_lines, refused, write
 
-from electra_core.choices import Choose, read_choices
+from electra_core.downstream.choices import Choose, read_choices
 from electra_core.errors import UserError
-from electra_core.squad_files import read_questions
+from electra_core.labelled_data.squad_files import read_questions
 
 ROW = {"question": "Who?", "context": "Ann met Bob", "answers": {"text": ["Bob"], "answer_start": [8]}}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from reading import json_lines, refused, write
 
-from electra_core.classify import Classify
-from electra_core.columns import Columns
+from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, read_texts
-from electra_core.row_files import read_rows
+from electra_core.files.row_files import read_rows
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows, read_texts
 
 
 def pairs(path: Path, bad: BadRows | None = None, **columns) -> list[tuple[str, str | None]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from reading import json_lines, refused, write
 
-from electra_core.columns import Columns
+from electra_core.downstream.tagging import Tag, spans, to_iob2
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.tagged_files import TaggedExample, from_text, read_tagged
 from electra_core.metrics import span_metrics
-from electra_core.tagged_files import TaggedExample, from_text, read_tagged
-from electra_core.tagging import Tag, spans, to_iob2
 
 
 def refusal(path: Path, columns: Columns | None = None, **more) -> str:

@@ -11,6 +11,17 @@ import numpy as np
 import official_squad
 import pytest
 
+from electra_core.downstream.squad_metrics import (
+    best_threshold,
+    exact_score,
+    f1_score,
+    normalise,
+    span_scores,
+    squad_metrics,
+)
+from electra_core.downstream.tagging import spans, to_iob2
+from electra_core.labelled_data.squad_files import read_questions
+from electra_core.labelled_data.tagged_files import read_tagged
 from electra_core.metrics import (
     answered,
     calibration,
@@ -22,10 +33,6 @@ from electra_core.metrics import (
     span_metrics,
     spread,
 )
-from electra_core.squad_files import read_questions
-from electra_core.squad_metrics import best_threshold, exact_score, f1_score, normalise, span_scores, squad_metrics
-from electra_core.tagged_files import read_tagged
-from electra_core.tagging import spans, to_iob2
 
 
 def test_classification_by_hand():

@@ -13,9 +13,9 @@ from electra_core.cli import main
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.examples import Examples
-from electra_core.mixing import BLOCK, MixedExamples, Mixture, examples_of, open_data
 from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
+from electra_core.pretraining.mixing import BLOCK, MixedExamples, Mixture, examples_of, open_data
 from electra_core.tokenizer import WordPieceTokenizer
 
 LENGTH = 32

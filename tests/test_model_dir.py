@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import electra_core
-from electra_core import hub_layout, model_dir, pretrained
+from electra_core import model_dir, pretrained
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.errors import UserError
+from electra_core.hub import layout as hub_layout
 from electra_core.initialisation import initialise
 from electra_core.packing import from_padded, to_padded
 

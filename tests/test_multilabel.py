@@ -16,18 +16,18 @@ from finetune_runs import QUICK, lines_file, model, run  # noqa: F401
 from multilabel_rows import examples, read, rows
 
 from electra_core import model_dir
-from electra_core.classify import Classify
 from electra_core.cli import main
-from electra_core.columns import Columns
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.task_files import save_task, task_to_json
 from electra_core.errors import UserError
-from electra_core.finetune_folder import _differences
-from electra_core.labelled import BadRows, MultiLabelExample, TextExample
+from electra_core.finetuning.folder import _differences
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample
 from electra_core.metrics import multilabel_metrics, per_label_metrics
-from electra_core.multilabel import MultiLabel
 from electra_core.packing import from_padded
 from electra_core.predict import Predictor, evaluate, load, predict_file
-from electra_core.task_files import save_task, task_to_json
-from electra_core.task_report import make_report, to_json
+from electra_core.reports.task_report import make_report, to_json
 from electra_core.tasks import SequenceClassifier, multilabel_loss
 from electra_core.tokenizer import load_tokenizer
 

@@ -10,16 +10,16 @@ import pytest
 from finetune_runs import QUICK, lines_file, model, run  # noqa: F401
 from multilabel_rows import examples, read, rows
 
-from electra_core import data_warnings, dev_split
-from electra_core.classify import Classify
-from electra_core.columns import Columns
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.named_tasks import choose_task, for_reading
+from electra_core.downstream.task_files import task_from_json, task_to_json
 from electra_core.errors import UserError
-from electra_core.finetune_data import read_data
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.labelled import BadRows
-from electra_core.multilabel import MultiLabel
-from electra_core.named_tasks import choose_task, for_reading
-from electra_core.task_files import task_from_json, task_to_json
+from electra_core.finetuning import data_warnings, dev_split
+from electra_core.finetuning.data import read_data
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows
 
 LABELS = ("calm", "loud", "odd")
 

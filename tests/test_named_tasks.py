@@ -7,14 +7,14 @@ import json
 import pytest
 from test_labelled import DATA
 
-from electra_core.columns import Columns
+from electra_core.downstream.named_tasks import NAMED, choose_task, find_task
+from electra_core.downstream.tagging import spans
+from electra_core.downstream.task_files import task_from_json, task_to_json
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows
-from electra_core.named_tasks import NAMED, choose_task, find_task
-from electra_core.squad_files import read_questions
-from electra_core.tagged_files import read_tagged
-from electra_core.tagging import spans
-from electra_core.task_files import task_from_json, task_to_json
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.squad_files import read_questions
+from electra_core.labelled_data.tagged_files import read_tagged
 
 
 def test_a_name_or_kind_with_the_users_columns():

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import tiny_model
 
-from electra_core import onnx_export
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
+from electra_core.conversion import onnx_export
+from electra_core.conversion.onnx_export import export
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.downstream.task_files import save_task
 from electra_core.errors import UserError
 from electra_core.initialisation import initialise
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
-from electra_core.multilabel import MultiLabel
-from electra_core.onnx_export import export
 from electra_core.predict import load
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
-from electra_core.task_files import save_task
 from electra_core.tokenizer import load_tokenizer
 
 onnx = pytest.importorskip("onnx")

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from benchmarks import bench_host
-from electra_core.fake_step import Recorder
+from electra_core.execution.fake_step import Recorder
 
 CALLS: list[str] = []
 

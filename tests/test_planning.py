@@ -1,6 +1,7 @@
 """Whole batches against one example at a time: plans, packed words, masks and random bits are the same.
 
-`example_rules.py`, `Slots.sentences`, `permute` and the loops below are the specification; what runs is arrays.
+`pretraining/example_rules.py`, `Slots.sentences`, `permute` and the loops below are the specification; what runs
+is arrays.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_examples import CLS, SEP, make_corpus
 
-from electra_core.batches import Ahead
-from electra_core.example_rules import MOST_SENTENCES
 from electra_core.examples import RULES, Examples
 from electra_core.host_random import BLOCK, philox_words
 from electra_core.masking import KEEP_PROBABILITY, mask_tokens
-from electra_core.mixing import MixedExamples
 from electra_core.packing import TokenBatch, pack
-from electra_core.permutation import mix, mix_all, permute, permute_all
-from electra_core.planning import Plan
-from electra_core.slots import Slots
+from electra_core.pretraining.batches import Ahead
+from electra_core.pretraining.example_rules import MOST_SENTENCES
+from electra_core.pretraining.mixing import MixedExamples
+from electra_core.pretraining.permutation import mix, mix_all, permute, permute_all
+from electra_core.pretraining.planning import Plan
+from electra_core.pretraining.slots import Slots
 
 MASK = 4
 SENTENCES = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 90)), min_size=1, max_size=80)

@@ -16,19 +16,19 @@ import torch
 from untrained_predictor import untrained
 
 from electra_core import predict as module
-from electra_core.choices import Choose
-from electra_core.classify import Classify, softmax
-from electra_core.columns import Columns
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, softmax
+from electra_core.downstream.named_tasks import find_task, write_submission
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.downstream.task_files import save_task
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows, TextExample
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows, TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
-from electra_core.named_tasks import find_task, write_submission
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
-from electra_core.squad import Answer
-from electra_core.tagging import Tag
-from electra_core.task_files import save_task
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
 

@@ -9,15 +9,15 @@ import pytest
 import tiny_model
 from untrained_predictor import untrained
 
-from electra_core import task_report
-from electra_core.features import Window
+from electra_core.corpora.vocabulary import train_sentencepiece
+from electra_core.downstream.squad import Answer, _Place
+from electra_core.downstream.tagging import Tag
+from electra_core.labelled_data.features import Window
+from electra_core.labelled_data.squad_files import QuestionExample
+from electra_core.labelled_data.tagged_files import from_text
 from electra_core.predict import evaluate
-from electra_core.squad import Answer, _Place
-from electra_core.squad_files import QuestionExample
-from electra_core.tagged_files import from_text
-from electra_core.tagging import Tag
+from electra_core.reports import task_report
 from electra_core.tokenizer import load_tokenizer
-from electra_core.vocabulary import train_sentencepiece
 
 STRANGE = [
     "Ann met 𝔅ob — and Eve's café, naïve?",

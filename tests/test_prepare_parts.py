@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 from test_corpus import contents, documents_of, small_batches, text, tokenizer, wait_until  # noqa: F401
 
-from electra_core import corpus_writing, hold_out
 from electra_core.cli import main
+from electra_core.corpora import hold_out
+from electra_core.corpora import writing as corpus_writing
+from electra_core.corpora.journal import Journal
+from electra_core.corpora.merge import merge
+from electra_core.corpora.shards import Manifest
+from electra_core.corpora.sources import Source, find_sources, share
+from electra_core.corpora.text_files import ReadReport, read_documents
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
-from electra_core.journal import Journal
-from electra_core.merge import merge
-from electra_core.new_folder import partial_folder
+from electra_core.files.new_folder import partial_folder
 from electra_core.prepare import prepare, train_tokenizer
-from electra_core.shards import Manifest
-from electra_core.sources import Source, find_sources, share
-from electra_core.text_files import ReadReport, read_documents
 from electra_core.tokenizer import WordPieceTokenizer
 
 OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "quiet": True}
@@ -116,7 +117,8 @@ def test_a_file_that_changed_is_noticed(tokenizer: Path, tmp_path: Path) -> None
 
 KILLED = """
 import os, signal, sys
-from electra_core import corpus_writing as module, prepare
+from electra_core.corpora import writing as module
+from electra_core import prepare
 
 def add(self, blocks, real=module.ShardedText._add, left=[int(sys.argv[4])]):
     left[0] -= 1
@@ -223,7 +225,7 @@ def test_killed_while_one_document_was_taken_out(
 
 WORKERS_OF_A_KILLED_PROCESS = """
 import multiprocessing, os, signal, sys
-from electra_core.encoding import Document, encode_all
+from electra_core.corpora.encoding import Document, encode_all
 from electra_core.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
@@ -249,7 +251,7 @@ def test_reading_goes_on_behind_any_document(
     name: str, limits: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit, value in limits.items():
-        monkeypatch.setattr(f"electra_core.text_files.{limit}", value)
+        monkeypatch.setattr(f"electra_core.corpora.text_files.{limit}", value)
     for folder in ("1", "2", "3"):
         (tmp_path / folder).mkdir()
         texts = [" ".join(f"{folder}w{i}" for i in range(40 * (j % 3) + 1)) for j in range(5)]

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from electra_core import examples, masking, training
 from electra_core.adam import ElectraAdam
-from electra_core.batches import Batches
 from electra_core.cli import main
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra
 from electra_core.errors import UserError
-from electra_core.metrics_log import MetricsLog
 from electra_core.optim import build_optimizer
-from electra_core.pretrain_setup import resolve_config
-from electra_core.run_folder import read_config
-from electra_core.run_state import FAILED, read_state
+from electra_core.pretraining.batches import Batches
+from electra_core.pretraining.setup import resolve_config
+from electra_core.runs.folder import read_config
+from electra_core.runs.metrics_log import MetricsLog
+from electra_core.runs.state import FAILED, read_state
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps
 
 # It learns ----------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ import io
 
 import pytest
 
-from electra_core.progress import progress
+from electra_core.runs.progress import progress
 
 
 def test_progress_lines_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("electra_core.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("electra_core.runs.progress.SECONDS_BETWEEN_LINES", 0.0)
     out = io.StringIO()
     with progress("reading", 2000, "B", stream=out) as bar:
         bar.update(500)
@@ -26,7 +26,7 @@ def test_progress_lines_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0])
-    monkeypatch.setattr("electra_core.progress.time.monotonic", lambda: next(clock, 10.0))
+    monkeypatch.setattr("electra_core.runs.progress.time.monotonic", lambda: next(clock, 10.0))
     out = io.StringIO()
     with progress("training", 200, "steps", before=100, stream=out) as bar:
         bar.update(50)

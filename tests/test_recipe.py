@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from electra_kernels import mlm_head, sample_and_replace
 from torch import nn
 
-from electra_core import finetune_steps, optim, tasks
+from electra_core import optim, tasks
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra, Generator, PretrainBatch
-from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetuning import steps as finetune_steps
+from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.masking import mask_tokens
 from electra_core.packing import from_lengths
 

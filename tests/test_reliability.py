@@ -25,10 +25,10 @@ from electra_core import checkpoint as module
 from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.errors import UserError
-from electra_core.guards import examine, spike, with_postmortem
-from electra_core.metrics_log import MetricsLog, read_metrics
-from electra_core.new_folder import new_folder, remove_leftovers
-from electra_core.run_state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
+from electra_core.files.new_folder import new_folder, remove_leftovers
+from electra_core.runs.guards import examine, spike, with_postmortem
+from electra_core.runs.metrics_log import MetricsLog, read_metrics
+from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
 from electra_core.training import Diverged, Loop
 
 ROOT = Path(__file__).parent.parent
@@ -232,7 +232,7 @@ def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_no_decision_hangs_on_a_clock_that_may_jump() -> None:
-    for file in Path(electra_core.__file__).parent.glob("*.py"):
+    for file in Path(electra_core.__file__).parent.rglob("*.py"):
         assert not re.search(r"\btime\.time\(|datetime\.now\(\)", file.read_text(encoding="utf-8")), file.name
 
 

@@ -15,8 +15,18 @@ from pathlib import Path
 import pytest
 
 from electra_core.detect import TokenScore
-from electra_core.plots import Dots, Rule, Series, dot_plot, duration, line_chart, median, nice_axis, number
-from electra_core.report import Passage, Report, to_html, to_terminal, write_report
+from electra_core.reports.plots import (
+    Dots,
+    Rule,
+    Series,
+    dot_plot,
+    duration,
+    line_chart,
+    median,
+    nice_axis,
+    number,
+)
+from electra_core.reports.report import Passage, Report, to_html, to_terminal, write_report
 
 VOID = {"meta", "link", "br", "line", "polyline"}
 

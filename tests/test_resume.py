@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file
 from small_runs import assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
 
-from electra_core import checkpoint, run_folder
+from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 from electra_core.errors import UserError
-from electra_core.stop_request import StopRequest
+from electra_core.runs import folder as run_folder
+from electra_core.runs.stop_request import StopRequest
 
 # It is interrupted --------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ def test_a_time_limit_saves_and_says_so(data: Path, base: Path, tmp_path: Path) 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from electra_core import batches
+from electra_core.pretraining import batches
 from electra_core.cli import main
 whole = batches.Batches.__call__
 def slow(self, step):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from electra_core.sentences import looks_wrapped, split_document, split_sentences
+from electra_core.corpora.sentences import looks_wrapped, split_document, split_sentences
 
 
 def test_sentences_of_a_paragraph() -> None:

@@ -17,7 +17,7 @@ from electra_core.cli import main
 from electra_core.config import PRESETS
 from electra_core.errors import UserError, on_command_line
 from electra_core.pretrain import pretrain
-from electra_core.start_pair import StartPair
+from electra_core.pretraining.start_pair import StartPair
 from electra_core.tokenizer import load_tokenizer
 
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0, "optimizer": "adamw"}
@@ -99,7 +99,7 @@ def test_counted_words_of_the_preset_do_not_stand_in_the_way(
     data: Path, base: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """The vocabulary may be too large to be counted; nobody counts where the pair has the words already."""
-    monkeypatch.setattr("electra_core.cooccurrence.LARGEST_VOCABULARY", 20)
+    monkeypatch.setattr("electra_core.pretraining.cooccurrence.LARGEST_VOCABULARY", 20)
     with pytest.raises(UserError, match="embedding_init: 'cooccurrence' needs a vocabulary of"):
         train(data, tmp_path / "new", sizes={"hidden_size": 32})
     train(data, tmp_path / "more", {"steps": 1}, sizes={"hidden_size": 32}, **pair(base))

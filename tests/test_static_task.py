@@ -18,26 +18,27 @@ from safetensors.torch import load_file
 from small_runs import one_thread
 from torch import Tensor
 
-from electra_core import engine, finetune_steps
-from electra_core.choices import Choose
-from electra_core.classify import Classify, Regress
 from electra_core.config import EncoderConfig
-from electra_core.downstream import Task
-from electra_core.fake_step import Recorder, loop_of
-from electra_core.features import UNLABELLED, Features, TaskBatch, batch_order
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.execution import engine
+from electra_core.execution.fake_step import Recorder, loop_of
+from electra_core.execution.step_runners import MOST_GRAPHS
 from electra_core.finetune import finetune
-from electra_core.finetune_folder import Run
-from electra_core.finetune_settings import FinetuneSettings
-from electra_core.finetune_steps import Job, build_optimizer, finetuning_steps
+from electra_core.finetuning import steps as finetune_steps
+from electra_core.finetuning.folder import Run
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.static_task import Part, TaskShapes
+from electra_core.finetuning.steps import Job, build_optimizer, finetuning_steps
 from electra_core.initialisation import initialise
-from electra_core.metrics_log import read_metrics
-from electra_core.multilabel import MultiLabel
+from electra_core.labelled_data.features import UNLABELLED, Features, TaskBatch, batch_order
 from electra_core.optim import make_capturable
 from electra_core.packing import from_lengths
-from electra_core.squad import Answer
-from electra_core.static_task import Part, TaskShapes
-from electra_core.step_runners import MOST_GRAPHS
-from electra_core.tagging import Tag
+from electra_core.runs.metrics_log import read_metrics
 from electra_core.training import take_step
 
 __all__ = ["one_thread"]  # a fixture of every test here

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from electra_core import status
 from electra_core.cli import main
-from electra_core.metrics_log import MetricsLog
-from electra_core.run_state import FINISHED, RUNNING, STOPPED, RunState
+from electra_core.runs import status
+from electra_core.runs.metrics_log import MetricsLog
+from electra_core.runs.state import FINISHED, RUNNING, STOPPED, RunState
 
 
 def make_run(folder: Path, loss: float, warnings: list[str] | None = None) -> Path:

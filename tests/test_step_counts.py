@@ -16,8 +16,15 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from electra_core.config import PRESETS
-from electra_core.fake_step import Recorder, built, full_shape, loop_of, multi_tensor_launches, trace_step
-from electra_core.static_batch import StaticInputs
+from electra_core.execution.fake_step import (
+    Recorder,
+    built,
+    full_shape,
+    loop_of,
+    multi_tensor_launches,
+    trace_step,
+)
+from electra_core.execution.static_batch import StaticInputs
 from electra_core.training import take_step
 
 COUNTS = Path(__file__).parents[1] / "benchmarks" / "results" / "step_counts_small.json"

@@ -25,14 +25,14 @@ import torch
 from small_runs import assert_same_run, base, data, one_thread, train
 from test_resume import SLOW_RUN
 
-from electra_core import meter
 from electra_core.cli import DIVERGED, main
 from electra_core.electra import Electra
-from electra_core.evaluation import health
-from electra_core.metrics_log import MetricsLog, read_metrics
-from electra_core.run_state import FAILED, read_state
-from electra_core.status import read_run
-from electra_core.stop_request import StopRequest
+from electra_core.pretraining import meter
+from electra_core.pretraining.evaluation import health
+from electra_core.runs.metrics_log import MetricsLog, read_metrics
+from electra_core.runs.state import FAILED, read_state
+from electra_core.runs.status import read_run
+from electra_core.runs.stop_request import StopRequest
 from electra_core.training import StepResult
 
 __all__ = ["base", "data", "one_thread"]  # fixtures

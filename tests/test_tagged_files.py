@@ -7,11 +7,11 @@ import json
 import pytest
 from reading import write
 
-from electra_core.columns import Columns
+from electra_core.downstream.tagging import spans, to_iob2
 from electra_core.errors import UserError
-from electra_core.labelled import BadRows
-from electra_core.tagged_files import read_tagged
-from electra_core.tagging import spans, to_iob2
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.tagged_files import read_tagged
 
 CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nPeter NNP B-NP I-PER\n"
 

@@ -12,12 +12,12 @@ import tiny_model
 import torch
 
 from electra_core import model_dir
-from electra_core.classify import Classify, Regress
 from electra_core.config import PRESETS, EncoderConfig
+from electra_core.downstream.classify import Classify, Regress
 from electra_core.electra import Discriminator, Electra
 from electra_core.encoder import set_recompute
 from electra_core.finetune import finetune
-from electra_core.finetune_settings import FinetuneSettings
+from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.initialisation import initialise
 from electra_core.model_dir import save_pretrained
 from electra_core.packing import from_lengths

@@ -8,19 +8,27 @@ from typing import Any
 
 import pytest
 
-from electra_core.choices import ChoiceExample, Choose
-from electra_core.classify import Classify, Regress
-from electra_core.downstream import Task
+from electra_core.downstream.choices import ChoiceExample, Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError
 from electra_core.finetune import _at_the_baseline
-from electra_core.labelled import BadRows, MultiLabelExample, TextExample
-from electra_core.multilabel import MultiLabel
+from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample
+from electra_core.labelled_data.squad_files import QuestionExample
+from electra_core.labelled_data.tagged_files import TaggedExample
 from electra_core.predict import Evaluation
-from electra_core.squad import Answer
-from electra_core.squad_files import QuestionExample
-from electra_core.tagged_files import TaggedExample
-from electra_core.tagging import Tag
-from electra_core.task_report import Table, TaskReport, make_report, to_html, to_json, to_text, write_report
+from electra_core.reports.task_report import (
+    Table,
+    TaskReport,
+    make_report,
+    to_html,
+    to_json,
+    to_text,
+    write_report,
+)
 
 
 def report_of(task: Task, examples: list, predictions: list) -> TaskReport:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from electra_core import tasks
-from electra_core.classify import Classify
 from electra_core.config import EncoderConfig
-from electra_core.features import (
+from electra_core.downstream.classify import Classify
+from electra_core.initialisation import initialise
+from electra_core.labelled_data.features import (
     UNLABELLED,
     Features,
     batch_order,
@@ -22,8 +23,7 @@ from electra_core.features import (
     truncate_pair,
     windows,
 )
-from electra_core.initialisation import initialise
-from electra_core.labelled import TextExample
+from electra_core.labelled_data.labelled import TextExample
 from electra_core.packing import pack, to_padded
 from electra_core.tokenizer import load_tokenizer
 

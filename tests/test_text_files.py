@@ -15,12 +15,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from electra_core import text_files, text_tables
-from electra_core.byte_files import ByteFile
-from electra_core.delimited import delimiter_of
+from electra_core.corpora import text_files, text_tables
+from electra_core.corpora.sources import find_sources
+from electra_core.corpora.text_files import ReadReport, document_hash, read_documents, spool
 from electra_core.errors import UserError
-from electra_core.sources import find_sources
-from electra_core.text_files import ReadReport, document_hash, read_documents, spool
+from electra_core.files.byte_files import ByteFile
+from electra_core.files.delimited import delimiter_of
 
 TEXT = "Title\nFirst line.\n\n \nSecond\u0085document\u2028here\x0c.\r\nIts end, naïve\n"
 DOCUMENTS = [["Title", "First line."], ["Second\u0085document\u2028here\x0c.", "Its end, naïve"]]

@@ -11,17 +11,17 @@ import pytest
 import tiny_model
 import torch
 
-from electra_core import token_cache
-from electra_core.choices import ChoiceExample, Choose
-from electra_core.classify import Classify, Regress
-from electra_core.downstream import Task, encode_all
-from electra_core.features import Features
-from electra_core.labelled import MultiLabelExample, TextExample
-from electra_core.multilabel import MultiLabel
-from electra_core.squad import Answer
-from electra_core.squad_files import QuestionExample
-from electra_core.tagged_files import TaggedExample
-from electra_core.tagging import Tag
+from electra_core.downstream.choices import ChoiceExample, Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.interface import Task, encode_all
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.finetuning import token_cache
+from electra_core.labelled_data.features import Features
+from electra_core.labelled_data.labelled import MultiLabelExample, TextExample
+from electra_core.labelled_data.squad_files import QuestionExample
+from electra_core.labelled_data.tagged_files import TaggedExample
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [TextExample(str(n), n, f"the film was great {n}", "dull" if n % 2 else None, "pos") for n in range(5)]

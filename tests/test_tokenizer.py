@@ -14,13 +14,13 @@ import sentencepiece
 from tokenizer_texts import TORTURE, wordpiece  # noqa: F401
 from transformers import AutoTokenizer
 
-from electra_core import vocabulary
+from electra_core.corpora import vocabulary
+from electra_core.corpora.sources import find_sources
+from electra_core.corpora.text_files import read_documents
+from electra_core.corpora.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 from electra_core.errors import UserError
-from electra_core.sources import find_sources
-from electra_core.text_files import read_documents
+from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer, load_tokenizer
-from electra_core.tokenizer_parts import SPECIAL_TOKENS
-from electra_core.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_tokenizer_by_its_model_s_name(
     wordpiece: WordPieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `from_pretrained` takes it."""
-    from electra_core import model_places
+    from electra_core.hub import model_places
 
     shipped = model_places.shipped_model()
     assert load_tokenizer("tiny").to_json() == load_tokenizer(shipped / "discriminator").to_json()

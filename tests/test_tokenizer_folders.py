@@ -9,10 +9,10 @@ import tokenizers
 from tokenizer_texts import TORTURE, wordpiece  # noqa: F401
 from transformers import AutoTokenizer
 
-from electra_core.encoding import WordEncoder
+from electra_core.corpora.encoding import WordEncoder
 from electra_core.errors import UserError
+from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
-from electra_core.tokenizer_parts import SPECIAL_TOKENS
 
 
 @pytest.mark.parametrize("lowercase", [True, False])

@@ -17,12 +17,12 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
-from electra_core.run_folder import write_config
+from electra_core.runs.folder import write_config
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
 from electra_core.trace import Trace, load_electra, trace
-from electra_core.trace_page import STAGES, to_html
-from electra_core.trace_terminal import to_terminal
-from electra_core.trace_words import percent, pieces_note, why_chosen
+from electra_core.tracing.page import STAGES, to_html
+from electra_core.tracing.terminal import to_terminal
+from electra_core.tracing.words import percent, pieces_note, why_chosen
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the quick brown fox jumps over a lazy dog . , and some more <b>".split()
 TEXT = (

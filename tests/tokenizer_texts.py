@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.tokenizer import WordPieceTokenizer
-from electra_core.tokenizer_parts import SPECIAL_TOKENS
 
 TORTURE = [
     "",

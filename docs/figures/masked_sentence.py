@@ -9,7 +9,7 @@ from style import MONO, save_svg, target
 
 import electra_core
 from electra_core.trace import TokenTrace, load_electra, trace
-from electra_core.trace_words import percent
+from electra_core.tracing.words import percent
 
 TEXT, SEED = "he was born in london and studied at the university of oxford.", 227  # both outcomes of a draw
 CHARACTER, ROW, LEFT, TOP, GAP = 8.1, 50.0, 118.0, 34.0, 8.0

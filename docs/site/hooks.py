@@ -108,7 +108,7 @@ def on_files(files: Any, *, config: Any, **_: Any) -> Any:
 
 def _shown_sources() -> list[Path]:
     """Both packages and the exercises, and whatever else a page links to."""
-    paths = {path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
+    paths = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     for page in (ROOT / "docs").glob("*.md"):
         paths |= {resolve(link) for link in LINK.findall(page.read_text(encoding="utf-8"))}
     return sorted(path for path in paths if path.is_file())

@@ -1,0 +1,128 @@
+"""task.json beside a fine-tuned model: what its outputs mean, and how its inputs are read.
+
+A task is a frozen dataclass of plain values (`interface.py`); the file holds these and "kind". A directory from
+the Hub has no such file; its task is then inferred from config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from electra_core import model_dir
+from electra_core.downstream.choices import Choose
+from electra_core.downstream.classify import Classify, Regress
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
+from electra_core.errors import UserError
+from electra_core.hub.layout import MULTI_LABEL
+from electra_core.hub.weight_files import read_json
+from electra_core.labelled_data.columns import Columns
+from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
+
+KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
+TASK_FILE = "task.json"
+SHORTEST = 8  # smallest allowed limit of tokens per sequence
+
+
+def save_task(task: Task, directory: Path) -> None:
+    """Writes task.json into a model directory."""
+    text = json.dumps(task_to_json(task), indent=2, ensure_ascii=False)
+    (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_task(directory: Path) -> Task:
+    """The task described by task.json in a model directory or, without one, inferred from config.json.
+
+    Raises:
+        UserError: a damaged file, or not a model of a downstream task.
+    """
+    file = directory / TASK_FILE
+    return task_from_json(read_json(directory, TASK_FILE), str(file)) if file.exists() else _guess_task(directory)
+
+
+def _guess_task(directory: Path) -> Task:
+    """The task of a directory written by another library, from its config.json."""
+    config, raw = model_dir.load_config(directory)
+    names = raw.get("architectures") or ["no architecture"]
+    kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
+    if kind is None:
+        raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
+    length = config.max_position_embeddings
+    labels = model_dir.read_labels(raw, str(directory / "config.json"))
+    if kind is Classify and raw.get("problem_type") == MULTI_LABEL:
+        return MultiLabel(labels=labels, max_length=length)
+    if kind is Classify and len(labels) == 1:
+        return Regress(scale=1.0, max_length=length)
+    has_labels = kind.model_class.architecture.endswith(("SequenceClassification", "TokenClassification"))
+    return kind(labels=labels if has_labels else (), max_length=length)  # type: ignore[call-arg]
+
+
+def load_model(task: Task, directory: Path) -> TaskModel:
+    """The model of a task's directory.
+
+    Raises:
+        UserError: no such directory, or a task.json that does not fit the model.
+    """
+    model = model_dir.load(task.model_class, directory)
+    where, positions = directory / TASK_FILE, model.config.max_position_embeddings
+    if not SHORTEST <= task.max_length <= positions:
+        raise UserError(f"{where}: max_length: expected {SHORTEST} to {positions}, got {task.max_length}")
+    wanted, got = len(model.labels), len(task.labels)
+    if isinstance(model, (SequenceClassifier, TokenClassifier)) and wanted != got:
+        raise UserError(f"{where}: labels: expected {wanted} as the model has, got {got}")
+    return model
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """Plain values from which `task_from_json` makes the task again."""
+    return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]
+
+
+def task_from_json(fields: Any, where: str) -> Task:
+    """The task that `task_to_json` described.
+
+    Raises:
+        UserError: an unknown kind or field, or a value of another type.
+    """
+    values = dict(fields) if isinstance(fields, dict) else {}
+    name = str(values.pop("kind", ""))
+    if name not in KINDS:
+        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
+    labels = values.get("labels", [])
+    if not isinstance(labels, (list, tuple)):
+        raise UserError(f"{where}: labels: expected a value like (), got {labels!r:.80}")
+    if not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{where}: labels: expected strings, got {labels!r:.80}")
+    try:
+        if isinstance(values.get("columns"), dict):
+            values["columns"] = Columns(**_with_tuples(values["columns"]))
+        task = KINDS[name](**_with_tuples(values))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: not the description of a task ({error})") from None
+    for key, value in values.items():
+        if not _is_like(getattr(task, key), usual := getattr(KINDS[name](), key)):
+            raise UserError(f"{where}: {key}: expected a value like {usual!r}, got {value!r:.80}")
+    return task
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a field may hold the value, judging by the type of its default."""
+    if usual is None:
+        return value is None or isinstance(value, bool)
+    if isinstance(usual, float):
+        return isinstance(value, (float, int)) and not isinstance(value, bool)
+    return type(value) is type(usual)
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with tuples, as a task has them, for JSON's lists."""
+    return {key: _as_tuple(value) for key, value in values.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,16 @@
+"""How and where a step is executed: engines, fixed shapes, devices, memory, several processes.
+
+placement      `--device` and `--precision`
+engine         eager, static, compile, graph
+step_runners   steps kernel by kernel, or replayed
+input_buffers  a step's inputs at fixed addresses
+static_batch   pre-training's batches in a few fixed shapes
+filling        rounds a batch's number of tokens up
+fake_step      a step traced without values: launches, kept bytes, memory
+memory         predicted, measured, made to fit
+machine        what this machine has
+cross_check    kernels against their twins, before a run relies on them
+torchrun       the variables that it sets
+distributed    one run on several processes
+sharding       models of which every rank stores a part
+"""

@@ -1,0 +1,138 @@
+"""Runs steps in fixed shapes (`engine.py`): kernel by kernel, or by replaying CUDA graphs.
+
+The first step of every shape runs eagerly (Triton compiles its kernels, the optimizer creates its
+state, and the step counts), the second is captured, and from then on the graph is replayed. The graphs of all
+shapes share one memory pool, because no two of them run at the same time. A pool only grows, and a larger shape
+cannot use the pieces left by a smaller one, so the largest shape is rehearsed and captured before the first step
+with a dummy step: its loss is NaN, so it changes nothing. An eager step needs memory of its own besides the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_core.errors import option
+from electra_core.execution.input_buffers import InputBuffers
+
+StepFunction = Callable[[Any], dict[str, Tensor]]
+"""`InputBuffers` -> scalars, which the next call may overwrite."""
+MOST_GRAPHS = 64
+"""Maximum number of graphs in a run, as each takes memory of its own; further shapes run kernel by kernel.
+Pre-training has at most 33 shapes, fine-tuning a few dozen."""
+log = logging.getLogger("electra_core")
+
+
+def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> GraphRunner | None:
+    """A `GraphRunner` that has captured the dummy step `in_vain`; None, with the reason logged, if CUDA cannot
+    capture it. (The dummy step changes nothing, and a step is not executed while it is captured.)"""
+    runner = GraphRunner(step_function, device)
+    try:
+        runner.rehearse(in_vain)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:  # ending a failed capture raises, too, and hides the cause
+            cause = cause.__context__
+        if isinstance(cause, torch.cuda.OutOfMemoryError):
+            raise cause from None  # kernel by kernel, the next step would need as much
+        with suppress(Exception):  # torch before 2.14 continues as if still capturing
+            torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        log.warning(
+            "%s: a step cannot be captured (%s); launching its kernels one by one instead",
+            option("engine", "graph"),
+            reason,
+        )
+        return None
+    return runner
+
+
+class PlainRunner:
+    """Runs static steps kernel by kernel, on any device."""
+
+    def __init__(self, step_function: StepFunction, device: torch.device):
+        self.step_function, self.device = step_function, device
+
+    def send(self, inputs: InputBuffers) -> None:
+        """Sets the next step's input."""
+        self.sent = inputs
+        if self.device.type != "cpu":
+            self.sent = inputs.on(self.device)
+            self.sent.copy_(inputs)
+
+    def run(self) -> dict[str, Tensor]:
+        """Takes the step whose input was sent last."""
+        return self.step_function(self.sent)
+
+
+class GraphRunner:
+    """Replays one CUDA graph for each shape."""
+
+    def __init__(self, step_function: StepFunction, device: torch.device):
+        self.step_function, self.device = step_function, device
+        self.compute, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.captured: dict[Hashable, CapturedStep] = {}
+
+    def send(self, inputs: InputBuffers) -> None:
+        """Sets the next step's input, in pinned memory; it is copied while this step is computed."""
+        with torch.cuda.stream(self.copies):
+            self.sent = inputs.on(self.device)
+            self.sent.copy_(inputs)
+
+    def rehearse(self, inputs: InputBuffers) -> None:
+        """Captures a shape with two dummy steps, so that the pool holds it in one piece."""
+        for _ in range(2):
+            self.send(inputs)
+            self.run()
+
+    def run(self) -> dict[str, Tensor]:
+        """Takes the step whose input was sent last; the caller's stream waits for it, and the next step
+        waits for what the caller does with the result."""
+        callers = torch.cuda.current_stream(self.device)
+        self.compute.wait_stream(callers)
+        self.compute.wait_stream(self.copies)
+        with torch.cuda.stream(self.compute):
+            scalars = self._step()(self.sent)
+        for tensor in (self.sent.integers, self.sent.floats):
+            tensor.record_stream(self.compute)
+        callers.wait_stream(self.compute)
+        return scalars
+
+    def _step(self) -> StepFunction:
+        key = self.sent.shape
+        if key not in self.captured:
+            if len(self.captured) == MOST_GRAPHS:
+                return self.step_function
+            inputs = self.sent.on(self.device)
+            self.captured[key] = CapturedStep(self.step_function, inputs, self.compute, self.pool)
+        return self.captured[key]
+
+
+class CapturedStep:
+    """One shape's step: eagerly the first time, captured the second time, replayed from then on."""
+
+    def __init__(self, step_function: StepFunction, inputs: InputBuffers, stream: torch.cuda.Stream, pool: Any):
+        self.step_function, self.inputs, self.stream, self.pool = step_function, inputs, stream, pool
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = False
+
+    def __call__(self, sent: InputBuffers) -> dict[str, Tensor]:
+        """Takes the step with the input `sent`, on the current stream."""
+        self.inputs.copy_(sent)
+        if not self.warm:
+            self.warm = True
+            return self.step_function(self.inputs)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            # Other threads (a checkpoint's writer) may use the device meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
+                self.scalars = self.step_function(self.inputs)
+        self.graph.replay()
+        return self.scalars

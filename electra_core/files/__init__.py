@@ -1,0 +1,11 @@
+"""Reading and writing files of any kind; nothing here knows of models or tasks.
+
+byte_files  bytes, compressed or not
+text_lines  lines of text files and of standard input
+delimited   CSV into cells
+row_files   rows as named cells: CSV, TSV, JSON lines, Parquet
+toml_files  TOML
+protobuf    protocol-buffer messages
+new_folder  a folder that appears complete or not at all
+unix        the modules that only Unix has
+"""

@@ -1,0 +1,223 @@
+"""Data for fine-tuning: adapts the task to settings and model; reads, splits, tokenises and batches examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from electra_kernels.rng import fold
+
+from electra_core.config import EncoderConfig
+from electra_core.downstream.classify import Classify, TextTask
+from electra_core.downstream.interface import Task, encode_all, read_all
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.tagging import Tag
+from electra_core.errors import UserError
+from electra_core.finetuning.data_warnings import (
+    copies,
+    different_labels,
+    header_as_example,
+    labels_alike,
+    labels_of_none,
+    labels_of_one,
+    labels_of_several,
+    labels_uncut,
+    many_cut,
+    rows_and_columns,
+    uneven_weights,
+    unknown_words,
+    unmarked_spans,
+    unseen_labels,
+)
+from electra_core.finetuning.dev_split import split
+from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.token_cache import cached
+from electra_core.labelled_data.features import Features, batch_order
+from electra_core.labelled_data.labelled import BadRows, label_counts
+from electra_core.labelled_data.notices import Say
+from electra_core.tokenizer import Tokenizer, load_tokenizer
+
+ORDER_STREAM = 1  # of a fine-tuning run's random numbers; stream 2 is dev_split's
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data that every seed trains and is evaluated on, encoded once."""
+
+    train: Features
+    dev: Features
+    dev_examples: Sequence[Any]
+    tokenizer: Tokenizer
+
+
+def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Task:
+    """The task with the changes that the settings ask for, its sequences limited to the model's positions.
+
+    Raises:
+        UserError: `truncate` is set for a task that treats long texts in its own way.
+    """
+    length = min(settings.max_length or task.max_length, config.max_position_embeddings)
+    changes: dict[str, Any] = {"max_length": length}
+    if settings.truncate:
+        if not hasattr(task, "truncate"):
+            raise UserError(f"truncate: no effect on {task.kind}, only on classification and regression")
+        changes["truncate"] = settings.truncate
+    return replace(task, **changes)  # type: ignore[type-var]
+
+
+def read_data(
+    task: Task, train: str | Path, dev: str | Path | None, settings: FinetuneSettings, say: Say
+) -> tuple[Task, list[Any], list[Any], list[BadRows]]:
+    """Reads training and dev examples; `say` gets what was skipped and what is odd about them.
+
+    Returns:
+        The task fitted to its training data, training examples, dev examples, the rows that were skipped.
+
+    Raises:
+        UserError: data unreadable or empty, bad rows (unless skipped), labels unseen in training.
+    """
+    read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
+    examples, skipped = read, [bad]
+    has_labels = isinstance(task, Classify | MultiLabel)
+    if isinstance(task, TextTask):
+        say(rows_and_columns(train, read, task.columns, bad.found, classes=has_labels))
+        if bad.found is not None:  # other files are read by the same names, whatever other columns they have
+            task = replace(task, columns=bad.found.named(task.columns))
+    if dev is None:
+        examples, dev_examples = split(read, train, by_label=has_labels)
+        task = _fitted(task, examples + dev_examples, train)
+    else:
+        task = _fitted(task, examples, train)
+        dev_examples, bad = read_all(task, dev, skip_bad_rows=settings.skip_bad_rows)
+        skipped.append(bad)
+    if settings.metric:
+        task = _chosen_by(task, settings.metric)
+    if settings.class_weights:
+        if not isinstance(task, Classify):
+            instead = "; a lower --threshold finds more of rare labels" if isinstance(task, MultiLabel) else ""
+            raise UserError(f"class_weights: no effect on {task.kind}, only on classification{instead}")
+        task = task.balanced(examples)
+    for bad in skipped:
+        if bad.count:
+            say(bad.summary())
+    odd = [*_other_than_classes(task, train, read)]
+    explained = any(odd)
+    odd += _odd(task, train, read)
+    if dev is not None:
+        odd.append(copies(examples, dev_examples))
+    if isinstance(task, Classify) and settings.class_weights:
+        odd.append(uneven_weights(task.labels, task.class_weights, label_counts(examples)))
+    if has_labels and not explained:
+        odd += unseen_labels(task.labels, examples, dev_examples, held_out=dev is None)
+    for warning in odd:
+        if warning:
+            say(f"warning: {warning}")
+    return task, examples, dev_examples, skipped
+
+
+def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> Iterator[str | None]:
+    """Warnings that labels may not be classes, which would also explain why the dev data lack some."""
+    if not isinstance(task, Classify | MultiLabel) or task.columns.labels:
+        return
+    if isinstance(task, MultiLabel):
+        yield labels_uncut(train, read)
+    yield header_as_example(train, read, task.columns)
+    yield labels_of_one(train, read)
+
+
+def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
+    """Warnings about anything else that is odd in the training data."""
+    if isinstance(task, Classify | MultiLabel):
+        odd = [different_labels(train, read)]
+        if not task.columns.labels:
+            of_several = None if isinstance(task, MultiLabel) else labels_of_several(train, task.labels)
+            odd += [of_several, labels_alike(train, label_counts(read)), labels_of_none(train, read)]
+        return odd
+    if isinstance(task, Tag):
+        tags = Counter(tag for example in read for tag in example.tags or ())
+        return [unmarked_spans(train, read, task.labels), labels_alike(train, tags)]
+    return []
+
+
+def _chosen_by(task: Task, metric: str) -> Task:
+    """The fitted task with another metric to choose the best evaluation by."""
+    if metric not in task.figures:
+        raise UserError(f"metric: expected one of {', '.join(task.figures)}, got {metric!r}")
+    return replace(task, metric=metric)  # type: ignore[type-var]
+
+
+def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:
+    """`task.fitted`, with the file's name in its error messages."""
+    try:
+        return task.fitted(examples)
+    except UserError as error:
+        raise UserError(f"{train}: {error}") from None
+
+
+def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
+    """The directory's tokenizer.
+
+    Raises:
+        UserError: it has more tokens than the model's vocabulary.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def encode_data(
+    task: Task,
+    train: Sequence[Any],
+    dev: Sequence[Any],
+    tokenizer: Tokenizer,
+    quiet: bool,
+    say: Say,
+    cache: str | Path | None = None,
+    *,
+    may_be_longer: bool = False,
+) -> Data:
+    """Both sets tokenised, or loaded from the cache folder; `say` gets how many examples were truncated.
+
+    Args:
+        may_be_longer: whether the model could read longer sequences.
+    """
+
+    def encoded(examples: Sequence[Any], training: bool) -> Features:
+        def encode() -> Features:
+            return encode_all(task, examples, tokenizer, training=training, quiet=quiet)
+
+        return cached(cache, task, examples, tokenizer, training, encode, say)
+
+    train_features, dev_features = encoded(train, True), encoded(dev, False)
+    if cut := train_features.truncated + dev_features.truncated:
+        say(many_cut(cut, len(train) + len(dev), task.max_length, may_be_longer=may_be_longer))
+    counts = [features.unknown(tokenizer.unk_id) for features in (train_features, dev_features)]
+    if warning := unknown_words(*map(sum, zip(*counts))):
+        say(f"warning: {warning}")
+    return Data(train_features, dev_features, dev, tokenizer)
+
+
+def plan_batches(train: Features, settings: FinetuneSettings, seed: int) -> list[list[np.ndarray]]:
+    """For every step, the batches (arrays of units) whose gradients it accumulates."""
+    batches: list[np.ndarray] = []
+    wanted, epoch = np.inf, 0
+    while len(batches) < wanted:
+        order = batch_order(
+            train.lengths,
+            batch_size=settings.batch_size,
+            tokens_per_batch=settings.tokens_per_batch,
+            seed=fold(seed, ORDER_STREAM),
+            epoch=epoch,
+        )
+        wanted = max(1, round(settings.epochs * len(order))) if epoch == 0 else wanted
+        batches += order
+        epoch += 1
+    batches = batches[: int(wanted)]
+    return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]

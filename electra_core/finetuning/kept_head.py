@@ -1,0 +1,156 @@
+"""Decides what a fine-tuning that starts from a fine-tuned model keeps of that model's head.
+
+An output means what its label says, whatever its position, so outputs are matched by the labels' names:
+
+    every label is known    the head is kept, its outputs in the order of the task's labels
+    some are                their outputs and the layer before are kept; the outputs of new labels are new
+    none is                 the whole head is new
+    a number (regress)      the head is kept, rescaled to the units of the training targets
+    questions, choices      the head is kept; its outputs mean the same whatever the data
+
+Names may differ in case and the like. LABEL_0, LABEL_1, ..., which `transformers` writes for unnamed classes,
+match the classes 0, 1, ... of data with just such labels, and no others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from electra_core.downstream.interface import Task
+from electra_core.errors import UserError
+from electra_core.hub.layout import MULTI_LABEL, read_labels
+from electra_core.hub.weight_files import open_weights
+from electra_core.labelled_data.label_cells import look_of
+from electra_core.model_dir import load_config
+from electra_core.tasks import QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier, initialise_head
+
+SHOWN_LABELS = 5
+"""Number of labels that a message names."""
+UNNAMED = re.compile(r"LABEL_(\d+)")
+
+
+@dataclass(frozen=True)
+class OldHead:
+    """The part of a saved model's head that a task can use."""
+
+    labels: tuple[str, ...]
+    """The outputs' names; empty if they have none, or if the only output is a number."""
+    rows: tuple[int | None, ...]
+    """For each of the task's labels the output to keep; None: a new one. Empty if all are kept as they are."""
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether anything of the head is kept."""
+        return not self.rows or any(row is not None for row in self.rows)
+
+
+def old_head(task: Task, directory: Path) -> OldHead | None:
+    """The head in a model directory, if it is of the task's kind; None if there is none or its outputs lack names.
+
+    Args:
+        task: fitted to its training data.
+    """
+    kind = task.model_class
+    _, raw = load_config(directory)
+    if kind.architecture not in (raw.get("architectures") or [kind.architecture]):
+        return None
+    outputs = open_weights(directory).shapes.get(f"{_last_layer(kind)}.weight", (0,))[0]
+    if not outputs:
+        return None
+    if not issubclass(kind, SequenceClassifier | TokenClassifier):
+        return OldHead((), ())
+    try:
+        labels = read_labels(raw, str(directory))
+    except UserError:
+        return None
+    if len({*labels}) != outputs or len(labels) != outputs:
+        return None
+    is_number = issubclass(kind, SequenceClassifier) and outputs == 1 and raw.get("problem_type") != MULTI_LABEL
+    if is_number or task.kind == "regress":
+        return OldHead((), ()) if is_number and task.kind == "regress" else None
+    return OldHead(labels, rows_by_name(labels, task.labels))
+
+
+def rows_by_name(known: Sequence[str], labels: Sequence[str]) -> tuple[int | None, ...]:
+    """For each label its index in `known`; None if it is not there.
+
+    An exact match comes first, then a label that looks the same (`look_of`), if there is only one.
+    """
+    known = _numbered(known, labels)
+    place = {label: index for index, label in enumerate(known)}
+    theirs, ours = _by_look({*known} - {*labels}), _by_look({*labels} - {*known})
+    alike = {label: place[theirs[look]] for look, label in ours.items() if look in theirs}
+    return tuple(place.get(label, alike.get(label)) for label in labels)
+
+
+def _numbered(known: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
+    """LABEL_0, LABEL_1, ... as 0, 1, ... if the task's labels are such numbers."""
+    numbers = [UNNAMED.fullmatch(label) for label in known]
+    if {*labels} != {str(index) for index in range(len(labels))}:
+        return known
+    return [number[1] for number in numbers if number] if all(numbers) else known
+
+
+def _by_look(labels: Iterable[str]) -> dict[str, str]:
+    """Look -> label, for looks that only one label has."""
+    looks = {label: look_of(label) for label in labels}
+    often = Counter(looks.values())
+    return {look: label for label, look in looks.items() if often[look] == 1}
+
+
+def told(task: Task, old: OldHead) -> str:
+    """Says what is kept, to follow the model's name in a message."""
+    if not old.rows:
+        return "the head is kept"
+    if not old.is_of_use:
+        return f"the head is new: it knows {_shown(old.labels)}, none of which is a label of the data"
+    new = [label for label, row in zip(task.labels, old.rows) if row is None]
+    known = len(task.labels) - len(new)
+    gone = [label for row, label in enumerate(old.labels) if row not in old.rows]
+    if not new and not gone:
+        return "the head is kept: the labels are the same"
+    changes = [f"{what} {_shown(labels)}" for what, labels in (("new:", new), ("left out:", gone)) if labels]
+    return f"the head is kept for {known} label{'s' if known > 1 else ''}; {'; '.join(changes)}"
+
+
+def _shown(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - SHOWN_LABELS:,} others" if len(labels) > SHOWN_LABELS else ""
+    return f"{', '.join(map(repr, labels[:SHOWN_LABELS]))}{more}"
+
+
+@torch.no_grad()
+def give_head(model: TaskModel, old: OldHead, task: Task, seed: int) -> None:
+    """Converts a model loaded with its own labels to the task's labels, in place; new weights are drawn from
+    `seed`, and are those of an entirely new head."""
+    if not old.rows:
+        task.as_trained(model)
+        return
+    last: Any = model.get_submodule(_last_layer(type(model)))
+    head = {name: value.clone() for name, value in model.named_parameters() if not name.startswith("encoder.")}
+    before = {name: head.pop(f"{_last_layer(type(model))}.{name}") for name in ("weight", "bias")}
+    last.out_features = len(task.labels)
+    last.weight = nn.Parameter(last.weight.new_empty(last.out_features, last.in_features))
+    last.bias = nn.Parameter(last.bias.new_empty(last.out_features))
+    model.labels = task.labels
+    initialise_head(model, seed)
+    if old.is_of_use:
+        for name, value in head.items():
+            model.get_parameter(name).copy_(value)
+    for place, row in enumerate(old.rows):
+        if row is not None:
+            last.weight[place], last.bias[place] = before["weight"][row], before["bias"][row]
+
+
+def _last_layer(kind: type[TaskModel]) -> str:
+    """The name of the layer whose rows are the outputs."""
+    if issubclass(kind, SequenceClassifier):
+        return "classifier.out_proj"
+    return "qa_outputs" if issubclass(kind, QuestionAnswerer) else "classifier"

@@ -1,0 +1,9 @@
+"""The Hub's layout of a model directory, for `model_dir.py` and `tokenizer.py`.
+
+layout            names of tensors, fields of config.json
+weight_files      safetensors and older formats
+meta_models       models without memory, to load into
+model_places      what `--model NAME` means
+tokenizer_config  the settings beside a vocabulary
+tokenizer_parts   special tokens, normalisation, pieces
+"""

@@ -1,0 +1,190 @@
+"""Reads and writes the tensors of a model directory: safetensors, sharded safetensors, old pytorch_model.bin.
+
+A directory may come from a stranger. So nothing is unpickled (an old .bin is read by torch's restricted reader,
+which knows only tensors), a link may not lead out of the directory, an index may name only files beside it, and
+sizes are compared with what the model needs before any memory is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from electra_core.errors import UserError
+from electra_core.files.byte_files import sha256_of
+
+SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+_LARGEST_JSON = 64 << 20  # bytes; the index of a very large model has a few hundred kilobytes
+_FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+class WeightFiles:
+    """The tensors of one directory: shapes first, then contents, one by one and straight into place."""
+
+    def __init__(self, directory: Path, shapes: dict[str, tuple[int, ...]]):
+        self.directory, self.shapes = directory, shapes
+
+    def copy_to(self, name: str, target: Tensor) -> None:
+        """Copies tensor `name` into `target`, which has its shape, converting to its dtype."""
+        raise NotImplementedError
+
+
+class _Safetensors(WeightFiles):
+    def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
+        self.file_of: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with _opened(file) as handle:
+                for name in handle.keys():
+                    piece = handle.get_slice(name)
+                    shapes[name], self.file_of[name] = tuple(piece.get_shape()), file
+                    if name not in of_any_dtype:
+                        _check_dtype(file, name, piece.get_dtype())
+        super().__init__(directory, shapes)
+
+    def copy_to(self, name: str, target: Tensor) -> None:
+        # Opened again for each tensor: the file is memory-mapped, and pages that were read count as this
+        # process's until it is closed. So loading needs the model's memory once, not twice.
+        with _opened(self.file_of[name]) as handle:
+            target.copy_(handle.get_tensor(name))
+
+
+class _Bin(WeightFiles):
+    def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
+        self.tensors: dict[str, Tensor] = {}
+        for file in files:
+            self.tensors.update(_restricted_load(file, of_any_dtype))
+        super().__init__(directory, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
+
+    def copy_to(self, name: str, target: Tensor) -> None:
+        target.copy_(self.tensors.pop(name))
+
+
+def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightFiles:
+    """Opens the weights in `directory`: safetensors if present, else an old pytorch_model.bin; whole or sharded.
+
+    Args:
+        of_any_dtype: names of tensors that need not be floats (a model's buffers).
+
+    Raises:
+        UserError: there are no weights, or they are damaged or unsafe.
+    """
+    for name, reader in ((SAFETENSORS, _Safetensors), (BIN, _Bin)):
+        if (directory / name).exists():
+            return reader(directory, [inside(directory, name)], of_any_dtype)
+        index = f"{name}.index.json"
+        if (directory / index).exists():
+            return reader(directory, _shards(directory, index), of_any_dtype)
+    raise UserError(f"{directory}: no weights (expected {SAFETENSORS} or {BIN})")
+
+
+def weights_digest(directory: Path) -> str:
+    """A digest of the weight files' bytes, which identifies a model directory's weights wherever they are."""
+    return sha256_of(*sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]))
+
+
+def inside(directory: Path, name: str) -> Path:
+    """`directory / name`, checked to be an existing file inside the directory.
+
+    Raises:
+        UserError: it is missing, not a file, or a link out of the directory. The Hub's cache, where
+            `models--NAME/snapshots/REVISION/` holds links into `models--NAME/blobs/`, is allowed.
+    """
+    path = directory / name
+    if Path(name).name != name or name in ("", ".."):
+        raise UserError(f"{directory}: {name!r} is not the name of a file in this directory")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    home, real = directory.resolve(), path.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        allowed.append(home.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise UserError(f"{path}: a link out of its directory; copy the file there if you trust it")
+    return path
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON object from a file of the directory.
+
+    Raises:
+        UserError: the file is missing, unreadable, too large, or not a JSON object.
+    """
+    path = inside(directory, name)
+    if path.stat().st_size > _LARGEST_JSON:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a {name}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON; absurdly deep nesting
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes safetensors as `transformers` expects them, and waits until they are on the disk.
+
+    Raises:
+        OSError: with its errno, such as that of a full disk (safetensors' own error has it only in its text).
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _shards(directory: Path, index: str) -> list[Path]:
+    weight_map = read_json(directory, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{directory / index}: expected a weight_map from tensors to files")
+    return [inside(directory, name) for name in sorted(set(weight_map.values()))]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged or not a safetensors file ({error})") from error
+
+
+def _check_dtype(file: Path, name: str, dtype: str) -> None:
+    if dtype not in _FLOATS and not name.endswith("position_ids"):
+        raise UserError(f"{file}: {name} has dtype {dtype}; expected one of {', '.join(_FLOATS)}")
+
+
+def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Tensor]:
+    """Reads an old pytorch_model.bin with the restricted unpickler, which makes tensors and calls nothing else."""
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+        first_line = (str(error).split("\n", 1)[0] or type(error).__name__)[:200]
+        raise UserError(f"{file}: not a file of plain tensors, nothing was executed ({first_line})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{file}: expected a dictionary of tensors")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            if not name.endswith("position_ids") and name not in of_any_dtype:
+                raise UserError(f"{file}: {name} is not a dense tensor of floats ({tensor.dtype})")
+    return tensors

@@ -1,0 +1,164 @@
+"""Evaluates a pre-training run: losses and metrics of both networks on held-out text, and warnings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from electra_core.config import PretrainConfig
+from electra_core.corpus import Corpus
+from electra_core.electra import PretrainBatch
+from electra_core.execution.distributed import Ranks
+from electra_core.masking import mask
+from electra_core.pretraining.mixing import examples_of
+
+HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
+BATCH_SIZE = 64
+
+
+class Outcome(NamedTuple):
+    """Results of both networks on a batch of held-out text; on the host."""
+
+    sums: list[float]
+    """Numbers of masked positions and of tokens, and the losses of the generator, of the discriminator and of
+    predicted tokens (NaN if the objective predicts none)."""
+    hits_M: Tensor
+    """bool: where the generator's top prediction is the original token; empty if it was never trained."""
+    logits: Tensor
+    """fp32: logits of the tokens on which the discriminator is evaluated: all tokens, but for `electra-15` the
+    masked ones, on which it is trained."""
+    replaced: Tensor
+    """bool: whether the same tokens were replaced."""
+
+
+@torch.no_grad()
+def evaluate(
+    electra: nn.Module,
+    heldout: Corpus,
+    config: PretrainConfig,
+    device: torch.device,
+    autocast: Any,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """Losses and metrics of both networks on held-out text; the same examples and masks every time.
+
+    Each of `ranks` takes a contiguous part of the batches. All get the same figures, those of a single process.
+    """
+    electra.eval()
+    ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
+    starts = range(0, config.eval_examples, BATCH_SIZE)
+    each = -(-len(starts) // ranks.size)
+    outcomes: list[Outcome] = []
+    for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
+        # A sharded model needs all ranks in every forward pass: a rank without a batch repeats the last one.
+        first = starts[min(turn, len(starts) - 1)]
+        indices = range(first, min(first + BATCH_SIZE, config.eval_examples))
+        tokens = examples.batch(examples.plan(indices))
+        batch = mask(tokens, indices, heldout.tokenizer, config, HELDOUT_SEED).to(device)
+        outcome = _outcome(electra, batch, config, HELDOUT_SEED + first, autocast)
+        if turn < len(starts):
+            outcomes.append(outcome)
+    if hasattr(electra, "reshard"):
+        electra.reshard()  # type: ignore[operator]  # FSDP keeps embeddings and heads whole for a backward pass
+    return _figures(outcomes, config, ranks)
+
+
+def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: int, autocast: Any) -> Outcome:
+    """One batch through both networks."""
+    with autocast:
+        output = electra(batch, seed)
+        hits_M = _mlm_hits(electra, batch) if _generates(config) else torch.empty(0, dtype=torch.bool)
+    word_loss = math.nan if output.word_loss is None else float(output.word_loss)
+    counts = len(batch.masked_positions_M), batch.tokens.num_tokens
+    judged = batch.masked_positions_M if config.objective == "electra-15" else slice(None)
+    return Outcome(
+        [*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss],
+        hits_M.cpu(),
+        output.rtd_logits_T[judged].float().cpu(),
+        output.is_replaced_T[judged].cpu(),
+    )
+
+
+def _generates(config: PretrainConfig) -> bool:
+    """Whether the generator is trained; with uniform draws it is not."""
+    return config.objective == "mlm" or not config.uniform_generator
+
+
+def _figures(outcomes: list[Outcome], config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
+    """Figures over the batches of all ranks, each of which has its own, or none."""
+
+    def joined(name: str, dtype: torch.dtype) -> Tensor:
+        return ranks.joined(torch.cat([torch.empty(0, dtype=dtype), *(getattr(o, name) for o in outcomes)]))
+
+    sums = torch.tensor([outcome.sums for outcome in outcomes], dtype=torch.float64)
+    masked, words, mlm_losses, rtd_losses, word_losses = ranks.joined(sums.flatten()).view(-1, 5).T.tolist()
+    figures = {"eval_mlm_loss": _weighted(mlm_losses, masked)}
+    if _generates(config):
+        figures["eval_mlm_accuracy"] = float(joined("hits_M", torch.bool).float().mean())
+    if not math.isnan(word_losses[0]):
+        predicted = words if config.objective == "all-tokens-mlm" else masked
+        figures["eval_word_loss"] = _weighted(word_losses, predicted)
+    replaced, score = joined("replaced", torch.bool), joined("logits", torch.float32)
+    if config.objective in ("electra", "electra-15") and 0 < replaced.float().mean() < 1:
+        loss = _weighted(rtd_losses, masked if config.objective == "electra-15" else words)
+        figures |= {"eval_rtd_loss": loss, **_detection(replaced, score)}
+    return figures
+
+
+def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
+    """How well the discriminator finds the `replaced` tokens, which must be some but not all of its tokens."""
+    fraction, said = float(replaced.float().mean()), score > 0
+    return {
+        "eval_rtd_accuracy": float((said == replaced).float().mean()),
+        "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
+        "eval_rtd_recall": float(said[replaced].float().mean()),
+        "eval_rtd_auc": _auc(replaced, score),
+        "eval_replaced_fraction": fraction,
+        "eval_base_rate_loss": -fraction * math.log(fraction) - (1 - fraction) * math.log(1 - fraction),
+    }
+
+
+def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
+    """The sum that training minimises, on held-out text; it decides which checkpoint is the best."""
+    return (
+        config.generator_weight * evaluation["eval_mlm_loss"]
+        + config.discriminator_weight * evaluation.get("eval_rtd_loss", 0.0)
+        + evaluation.get("eval_word_loss", 0.0)
+    )
+
+
+def health(evaluation: dict[str, float]) -> list[str]:
+    """Warnings about a run that does not learn; empty if all is well."""
+    warnings = []
+    if evaluation.get("eval_rtd_loss", 0.0) > 0.99 * evaluation.get("eval_base_rate_loss", math.inf):
+        warnings.append(
+            "The discriminator is at the base rate: its loss is the entropy of the replaced fraction, so it has "
+            "learned nothing about the text yet. Normal early on; if it stays there while the MLM loss falls, the "
+            "generator is too strong: a narrower one (--generator-hidden-size) or flatter draws (--temperature "
+            "above 1) leave it mistakes to find."
+        )
+    if evaluation.get("eval_replaced_fraction", 1.0) < 0.02:
+        warnings.append("The generator is too good: under 2% of the tokens are replaced. Use a smaller one.")
+    return warnings
+
+
+def _mlm_hits(electra: Any, batch: PretrainBatch) -> Tensor:
+    """bool [M]: where the generator's top prediction is the original token."""
+    masked = batch.tokens.with_ids(batch.masked_ids_T)
+    return electra.generator(masked, batch.masked_positions_M).argmax(-1) == batch.target_ids_M
+
+
+def _auc(replaced: Tensor, score: Tensor) -> float:
+    """Area under the ROC curve; NaN for a model that has diverged."""
+    from sklearn.metrics import roc_auc_score
+
+    if not score.isfinite().all():
+        return math.nan
+    return float(roc_auc_score(replaced.numpy(), score.numpy()))
+
+
+def _weighted(values: list[float], weights: list[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights)) / sum(weights)

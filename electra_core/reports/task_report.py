@@ -1,0 +1,360 @@
+"""Reports what a fine-tuned model gets right and wrong on labelled data, as text, JSON and HTML.
+
+For every task: the metrics, those of the best constant guess, and the worst mistakes (the most confident ones).
+For classes also the confusion matrix, figures per class, the calibration of the probabilities, and what is gained
+by answering only where the model is confident; for texts with several labels, figures per label and threshold;
+for spans, figures per type.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.squad_metrics import f1_score
+from electra_core.downstream.tagging import marks_spans, side_by_side
+from electra_core.errors import UserError, writing
+from electra_core.metrics import confusion_matrix, per_class_metrics, shown_name, span_metrics
+from electra_core.predict import Evaluation
+from electra_core.reports.multilabel_report import constant_labels, multilabel_tables
+from electra_core.reports.pages import page
+from electra_core.reports.report_tables import (
+    MANY_LABELS,
+    WORST,
+    Table,
+    answered_table,
+    calibration_table,
+    confusions_table,
+    label_table,
+    short,
+    table_of,
+    text_or_pair,
+)
+
+LINE_LENGTH = 100  # of a table's note
+CELL_LENGTH = 60  # in the terminal, in all columns but the last
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The evaluation of one model on one set of data."""
+
+    model: str
+    data: str
+    kind: str
+    examples: int
+    metrics: dict[str, float]
+    baseline: dict[str, float] = field(default_factory=dict)
+    """Figures of the constant guess (`constant_guess`)."""
+    tables: list[Table] = field(default_factory=list)
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+
+
+def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
+    """Analyses an evaluation; `model` and `data` are names for the title."""
+    baseline, tables = _ANALYSES[evaluation.task.kind](evaluation)
+    kind, count = evaluation.task.kind, len(evaluation.examples)
+    return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables, evaluation.task.labels)
+
+
+def _constant(evaluation: Evaluation) -> dict[str, float]:
+    return constant_guess(evaluation.task, evaluation.examples)[1]
+
+
+def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    labels = evaluation.task.labels
+    truth = [labels.index(example.label) for example in evaluation.examples]
+    predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
+    scores, right = [p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()
+    return _constant(evaluation), [
+        label_table("Per class", "", per_class_metrics(truth, predicted, labels), {*truth, *predicted}),
+        *_confusions(truth, predicted, labels),
+        calibration_table(scores, right),
+        answered_table(scores, right),
+        _worst_classes(evaluation),
+    ]
+
+
+def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    task = evaluation.task
+    assert isinstance(task, MultiLabel)
+    return _constant(evaluation), multilabel_tables(task, evaluation.examples, evaluation.predictions)
+
+
+def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]]:
+    """The best constant answer, in words, and its figures on these examples."""
+    guess: dict[str, Any]
+    if task.kind == "regress":
+        what, guess = "the mean", {"value": float(np.mean([float(example.label) for example in examples]))}
+    elif isinstance(task, MultiLabel):
+        what, guess = "the most frequent set of labels", constant_labels(task, examples)
+    elif task.kind == "qa":
+        what, guess = "no answer", {"answer": "", "nbest": [], "null_difference": 0.0}
+    elif task.kind == "tag":
+        what, most = "the tag O", "O"
+        if not marks_spans(task.labels):
+            what, most = "the most frequent tag", _most_frequent(tag for e in examples for tag in e.tags)
+        return what, task.score(examples, [{"tags": [most] * len(example.tags)} for example in examples])
+    else:
+        key, what = (
+            ("label", "the most frequent class")
+            if task.kind == "classify"
+            else ("choice", "the most frequent choice")
+        )
+        guess = {key: _most_frequent(example.label for example in examples)}
+    return what, task.score(examples, [guess] * len(examples))
+
+
+def _most_frequent(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
+    """The confusion matrix; with many labels it is only for programs, and the commonest pairs are added."""
+    counts, many = confusion_matrix(truth, predicted, len(labels)), len(labels) > MANY_LABELS
+    rows = [(label, *row) for label, row in zip(labels, counts)]
+    note, columns = "Rows are the truth, columns the prediction.", ("truth", *labels)
+    matrix = Table("Confusion", note, columns, rows, shaded=True, only_data=many)
+    return [matrix, confusions_table(truth, predicted, labels)] if many else [matrix]
+
+
+def _worst_classes(evaluation: Evaluation) -> Table:
+    wrong = [
+        (example, prediction)
+        for example, prediction in zip(evaluation.examples, evaluation.predictions)
+        if example.label != prediction["label"]
+    ]
+    wrong.sort(key=lambda pair: -pair[1]["score"])
+    rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong[:WORST]]
+    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; most confident first.",
+                 ("line", "truth", "prediction", "score", "text"), rows)  # fmt: skip
+
+
+def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    truth = [float(example.label) for example in evaluation.examples]
+    rows = sorted(
+        (
+            (e.place, t, p["value"], p["value"] - t, text_or_pair(e))
+            for e, t, p in zip(evaluation.examples, truth, evaluation.predictions)
+        ),
+        key=lambda row: -abs(row[3]),
+    )
+    columns = ("line", "truth", "prediction", "error", "text")
+    table = Table("Worst mistakes", "Largest errors first.", columns, rows[:WORST])
+    return _constant(evaluation), [table]
+
+
+def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    judged = [side_by_side(*pair) for pair in zip(evaluation.examples, evaluation.predictions)]
+    truth, predicted = [tags for _, tags, _ in judged], [tags for _, _, tags in judged]
+    labels = evaluation.task.labels
+    if marks_spans(labels):
+        spans = span_metrics(truth, predicted)[1]
+        table = table_of("Per type", "Whole spans, counted as conlleval does.", spans)
+    else:
+        right, got = [[labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted)]
+        table = label_table("Per tag", "", per_class_metrics(right, got, labels), {*right, *got})
+    return _constant(evaluation), [table, _worst_sentences(evaluation)]
+
+
+def _worst_sentences(evaluation: Evaluation) -> Table:
+    rows = []
+    for example, prediction in zip(evaluation.examples, evaluation.predictions):
+        wrong = [
+            f"{word}: {right} → {got}"
+            for word, right, got in zip(*side_by_side(example, prediction))
+            if right != got
+        ]
+        if wrong:
+            rows.append((example.line, len(wrong), short("; ".join(wrong)), short(" ".join(example.words))))
+    rows.sort(key=lambda row: -row[1])
+    note = f"{len(rows)} of {len(evaluation.examples)} sentences have mistakes; most mistakes first."
+    return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows[:WORST])
+
+
+def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    rows = []
+    for example, prediction in zip(evaluation.examples, evaluation.predictions):
+        gold = [text for text, _ in example.answers]
+        f1 = f1_score(gold, prediction["answer"])
+        if f1 < 1:
+            wanted = " | ".join(dict.fromkeys(gold)) or "(none)"
+            given = prediction["answer"] or "(none)"
+            rows.append(
+                (
+                    example.id or example.place,
+                    f1,
+                    prediction["score"],
+                    short(wanted),
+                    short(given),
+                    short(example.question),
+                )
+            )
+    rows.sort(key=lambda row: (row[1], -row[2]))
+    columns = ("id", "f1", "score", "truth", "prediction", "question")
+    note = (
+        f"{len(rows)} of {len(evaluation.examples)} answers are not exact; lowest F1 first, then most confident."
+    )
+    baseline = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
+    return baseline, [Table("Worst mistakes", note, columns, rows[:WORST])]
+
+
+def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    wrong = [
+        (e.line, p["score"], short(e.text), short(e.choices[e.label]), short(p["text"]))
+        for e, p in zip(evaluation.examples, evaluation.predictions)
+        if e.label != p["choice"]
+    ]
+    wrong.sort(key=lambda row: -row[1])
+    correct = [e.label == p["choice"] for e, p in zip(evaluation.examples, evaluation.predictions)]
+    scores = [p["score"] for p in evaluation.predictions]
+    note = f"{len(wrong)} of {len(correct)} are wrong; most confident first."
+    columns = ("line", "score", "text", "truth", "prediction")
+    return _constant(evaluation), [
+        calibration_table(scores, correct),
+        answered_table(scores, correct),
+        Table("Worst mistakes", note, columns, wrong[:WORST]),
+    ]
+
+
+_ANALYSES: dict[str, Callable[[Evaluation], tuple[dict[str, float], list[Table]]]] = {
+    "classify": _classes, "multilabel": _label_sets, "regress": _numbers, "tag": _tags, "qa": _answers,
+    "choose": _choices,
+}  # fmt: skip
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+# ---- the three forms -------------------------------------------------------------------------------------
+
+
+def to_json(report: TaskReport) -> dict[str, Any]:
+    """Plain values: tables as lists of rows by column name."""
+    tables = {
+        t.title.lower().replace(" ", "_"): [dict(zip(t.columns, row)) for row in t.rows] for t in report.tables
+    }
+    return {
+        "model": report.model,
+        "data": report.data,
+        "task": report.kind,
+        "examples": report.examples,
+        "metrics": report.metrics,
+        "constant_guess": report.baseline,
+        **tables,
+    }
+
+
+def to_text(report: TaskReport) -> str:
+    """The report for the terminal."""
+    lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
+    lines += _aligned(("", "model", "constant guess"), _metric_rows(report))
+    for table in _to_read(report):
+        heading = table.title + (f" - {table.note}" if table.note else "")
+        lines += ["", *textwrap.wrap(heading, LINE_LENGTH, subsequent_indent="  ")]
+        lines += _aligned(table.columns, table.rows)
+    return "\n".join(lines) + "\n"
+
+
+def _to_read(report: TaskReport) -> list[Table]:
+    return [table for table in report.tables if not table.only_data]
+
+
+def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
+    names = {name: shown_name(name, report.labels) for name in report.metrics}
+    return [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    cells = [[*(short(cell, CELL_LENGTH) for cell in row[:-1]), *row[-1:]] for row in cells]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    words = [_holds_words(rows, i) for i in range(len(columns))]
+    return [
+        "  " + "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(row, widths, words)).rstrip()
+        for row in cells
+    ]
+
+
+def _holds_words(rows: Sequence[tuple[Any, ...]], column: int) -> bool:
+    return any(isinstance(row[column], str) and row[column] for row in rows)
+
+
+def to_html(report: TaskReport) -> str:
+    """One self-contained page."""
+    title = f"{report.model} on {report.data}"
+    metrics = Table("", "", ("metric", "model", "constant guess"), _metric_rows(report))
+    parts = [
+        f"<header><h1>{escape(title)}</h1>",
+        f'<p class="lead">{report.examples:,} examples, task {report.kind}.</p></header>',
+        "<h2>Metrics</h2><p>For comparison, those of the best constant guess.</p>",
+        _html_table(metrics),
+    ]
+    for table in _to_read(report):
+        parts.append(f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>{_html_table(table)}")
+    return page(title, "\n".join(parts), styles=("task_report.css",))
+
+
+def _html_table(table: Table) -> str:
+    words = [_holds_words(table.rows, index) for index in range(len(table.columns))]
+    head = "".join(_html_cell("th", name, left) for name, left in zip(table.columns, words))
+    body = "".join(f"<tr>{_html_row(row, words, table.shaded)}</tr>" for row in table.rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _html_row(row: tuple[Any, ...], words: Sequence[bool], shaded: bool) -> str:
+    total = sum(value for value in row if isinstance(value, int)) if shaded else 0
+    cells = []
+    for value, left in zip(row, words):
+        share = value / total if total and isinstance(value, int) else None
+        cells.append(_html_cell("td", _cell(value), left, share))
+    return "".join(cells)
+
+
+def _html_cell(tag: str, text: str, words: bool, share: float | None = None) -> str:
+    style = ' class="words"' if words else ""
+    if share is not None:
+        style = f' class="shaded" style="--p:{share:.3f}"'
+    return f"<{tag}{style}>{escape(text)}</{tag}>"
+
+
+_FORMS: dict[str, Callable[[TaskReport], str]] = {
+    ".html": to_html,
+    ".json": lambda report: json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n",
+    ".txt": to_text,
+}
+
+
+def check_name(path: Path | str) -> None:
+    """Raises UserError if a report cannot have this name, so that it is known before the work and not after."""
+    path = Path(path)
+    if path.suffix not in _FORMS:
+        raise UserError(
+            f"{path}: expected a name that ends in .html, .json or .txt, got {path.suffix or 'no suffix'}"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written (no folder {path.parent})")
+
+
+def write_report(report: TaskReport, path: Path | str) -> None:
+    """Writes the report in the form that the file's suffix names: .html, .json or .txt.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    check_name(path)
+    with writing(str(path)):
+        path.write_text(_FORMS[path.suffix](report), encoding="utf-8")

@@ -1,0 +1,11 @@
+"""A run while it lasts and afterwards: its folder, log and state.
+
+folder            RUN: created, checked, saved to
+state             whether it is running, and how it ended
+checkpoint_files  which checkpoints there are
+metrics_log       RUN/metrics.jsonl
+progress          a bar, or lines where there is no terminal
+stop_request      signals and time limits
+guards            spikes of the loss, and a post-mortem
+status            what `electra status` shows
+"""

@@ -1,0 +1,129 @@
+"""Whether a run is running, and how it ended: a lock on RUN/.lock, and RUN/state.json beside the log.
+
+The training process holds the lock, and the operating system releases it when the process ends for any reason. So
+"running" is a fact, not a guess from a file's age; a second process on the same folder is refused; and a run
+whose state.json says "running" while no process holds the lock was killed. The lock is on a file opened for
+writing, not on the folder: on NFS, other machines would not see a folder's lock.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from electra_core.errors import UserError
+from electra_core.files.unix import fcntl
+
+LOCK = ".lock"
+RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "failed", "killed"
+
+
+class RunState:
+    """The lock on a run's folder during training, and state.json; a context around the training.
+
+    Leaving the context by an exception writes "failed" and its first line; otherwise call `end`.
+
+    Args:
+        run: an existing folder.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+
+    def __init__(self, run: Path):
+        self.path = run / "state.json"
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        self._release = weakref.finalize(self, os.close, descriptor)
+        if not _locked(descriptor):
+            self._release()
+            other = _read(self.path)
+            raise UserError(f"{run}: is being trained by process {other.get('pid', '?')} "
+                            f"on {other.get('host', '?')}; wait for it or stop it")  # fmt: skip
+        self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+
+    def begin(self, **facts: Any) -> None:
+        """Records that the run is running, and further `facts` (JSON values)."""
+        self._facts |= facts
+        self._write(RUNNING)
+
+    def end(self, step: int, stopped_by: str | None = None) -> None:
+        """Records that the run is finished, or what stopped it."""
+        self._facts["step"] = step
+        self._write(STOPPED if stopped_by else FINISHED, stopped_by)
+
+    def __enter__(self) -> RunState:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None:
+                reason = str(error).split("\n", 1)[0]
+                self._write(FAILED, f"{kind.__name__}: {reason}" if reason else kind.__name__)
+        except OSError:  # a full disk, most likely; the exception that led here tells more
+            pass
+        finally:
+            self._release()
+
+    def _write(self, state: str, reason: str | None = None) -> None:
+        # The time is for people; nothing is computed from it.
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        content = {"state": state, **({"reason": reason} if reason else {}), "written": now, **self._facts}
+        new = self.path.with_name(".state.json.new")
+        try:
+            new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(new, self.path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """The contents of state.json, "state" corrected by the lock: running, finished, stopped, failed or killed.
+
+    Empty for a folder without a state.json in which no process trains.
+    """
+    content = _read(run / "state.json")
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDONLY)
+    except FileNotFoundError:  # so no process holds it
+        return content | ({"state": KILLED} if content.get("state") == RUNNING else {})
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if content.get("state") == RUNNING:
+            content["state"] = KILLED
+    except BlockingIOError:
+        content["state"] = RUNNING
+    except OSError:  # no locks on this file system: rely on the file
+        pass
+    finally:
+        os.close(descriptor)
+    return content
+
+
+def _locked(descriptor: int) -> bool:
+    """Takes the lock; False if another process has it."""
+    for attempt in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:  # `read_state` holds it for a moment, a training process for long
+            time.sleep(0.05 * (attempt > 0))
+        except OSError:  # no locks on this file system: refuse no process
+            return True
+    return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

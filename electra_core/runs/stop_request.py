@@ -1,0 +1,88 @@
+"""Stops a run from outside: a signal or time limit is noted, and the loop responds between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from electra_core.execution import torchrun
+from electra_core.execution.distributed import Ranks
+
+
+class StopRequest(AbstractContextManager["StopRequest"]):
+    """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
+
+    A second signal ends the process at once, as if it were not caught; saved files stay intact. (In a notebook
+    or at Python's prompt, a second SIGINT is a KeyboardInterrupt, as usual there.) Under torchrun, a scheduler's
+    signal arrives twice, from the scheduler and from torchrun, so a second one within `SAME_SIGNAL` seconds counts
+    as the first.
+
+    Args:
+        ranks: the processes that train together; `agreed` is the reason for which they all stop.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    REASONS = ("time limit", *(number.name for number in SIGNALS))
+    SAME_SIGNAL = 5.0
+
+    def __init__(self, max_minutes: float | None = None, ranks: Ranks | None = None):
+        self.reason: str | None = None
+        self.ranks = ranks or Ranks()
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._previous: dict[signal.Signals, Any] = {}
+        self._signalled: float | None = None
+        self._told: Callable[[], Tensor] | None = None
+
+    def __enter__(self) -> StopRequest:
+        for number in self.SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: signals are left to the caller
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = self.REASONS[0]
+        return self.reason is not None
+
+    def agreed(self) -> str | None:
+        """The reason to stop, the same on all ranks at the same call; None to continue.
+
+        With several ranks, each call sends this rank's reason and returns what all ranks sent in the call before,
+        so no rank waits. A single process gets its own reason at once.
+        """
+        if self.ranks.size == 1:
+            return self.reason if self else None
+        wanted = [float(bool(self) and self.reason == reason) for reason in self.REASONS]
+        before, self._told = self._told, self.ranks.later_sum(torch.tensor(wanted))
+        counts = before().tolist() if before else []
+        return next((reason for reason, count in zip(self.REASONS, counts) if count), None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signalled is None:
+            self._signalled, self.reason = now, signal.Signals(number).name
+        elif not torchrun.hands_on_signals() or now - self._signalled > self.SAME_SIGNAL:
+            if number == signal.SIGINT and _has_a_prompt():
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _has_a_prompt() -> bool:
+    """Whether the process is an interactive session, which ending it would lose."""
+    return "ipykernel" in sys.modules or hasattr(sys, "ps1")
