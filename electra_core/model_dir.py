@@ -2,8 +2,8 @@
 
 What is saved here opens in `transformers` unchanged, and an ELECTRA directory of the Hub opens here unchanged:
 
-    config.json           sizes, kind of model, names of the labels      (`hub_layout`)
-    model.safetensors     the weights under the Hub's names              (`weight_files`)
+    config.json           sizes, kind of model, names of the labels      (`hub/layout.py`)
+    model.safetensors     the weights under the Hub's names              (`hub/weight_files.py`)
     tokenizer files       if a tokenizer is given
     README.md             a model card, if one is given
 

@@ -5,8 +5,8 @@ chooses the positions, the generator's logits give the candidates, `Electra.forw
 detects and computes the losses, and autograd gives each loss's gradient separately. Hooks read the shapes off the
 running model. Nothing is computed in a second way; a test checks the figures against each other.
 
-`trace_terminal` and `trace_page` show a `Trace`: as text, and as a page to step through. `trace_words` has the
-sentences that both use.
+`tracing/terminal.py` and `tracing/page.py` show a `Trace`: as text, and as a page to step through.
+`tracing/words.py` has the sentences that both use.
 """
 
 from __future__ import annotations

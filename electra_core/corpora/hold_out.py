@@ -1,6 +1,6 @@
 """Holds one document out if the draw has chosen none, as happens in a corpus of few documents.
 
-Each document is drawn by its own contents (`corpus_writing.assign`), so that neither the others nor the number of
+Each document is drawn by its own contents (`writing.assign`), so that neither the others nor the number of
 workers or parts matter. Only at the end is it known whether any was held out; the shards exist by then, and one
 document is taken out of them. The choice depends on the shards alone, so it is the same for a corpus made at once
 and for one merged from parts.

@@ -3,10 +3,10 @@
     torchrun --standalone --nproc-per-node 8 -m electra_core pretrain --data DATA --out RUN
 
 Every rank holds the model, computes its share of each step's batch (`batches.Batches`, in fine-tuning
-`finetune_steps.shares`) and ends the step with the same gradients, so that all make the same update. The losses of
-a batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are summed over
-ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of ranks, and shares
-of uneven length need no special case. (Fine-tuning draws dropout separately for each share.)
+`shares` of `finetuning/steps.py`) and ends the step with the same gradients, so that all make the same update. The
+losses of a batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are
+summed over ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of
+ranks, and shares of uneven length need no special case. (Fine-tuning draws dropout separately for each share.)
 
 - Eager steps: `Ranks.data_parallel` wraps the model in PyTorch's DistributedDataParallel, which sends gradients
   in buckets while the backward pass still computes others. The parts that a rank computes one after the other

@@ -1,7 +1,7 @@
 """The steps of a fine-tuning: their batches, precision, learning rate and engine.
 
 `finetuning_steps` yields one `StepResult` after the other, which `seed.py` consumes. All batches are
-known before the first step (`finetune_data.plan_batches`), and so is the largest one.
+known before the first step (`data.plan_batches`), and so is the largest one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from electra_core.optim import linear_schedule, parameter_groups
 from electra_core.tasks import TaskModel
 from electra_core.training import Loop, StepResult, training_steps
 
-TRAINING_STREAM = 0  # of a fine-tuning run's random numbers; see also finetune_data
+TRAINING_STREAM = 0  # of a fine-tuning run's random numbers; see also data.py
 
 
 @dataclass(frozen=True)

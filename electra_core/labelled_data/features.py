@@ -198,7 +198,7 @@ def batch_order(
     save work wherever lengths matter, at little cost in randomness), cut, and the batches shuffled again.
 
     The remainder is a smaller batch at a random place in its pool, so that its lengths are random, too; a mean
-    over batches must weight it (`finetune_steps`). Token budgets are filled evenly, and units stay whole.
+    over batches must weight it (`finetuning/steps.py`). Token budgets are filled evenly, and units stay whole.
 
     Args:
         batch_size: units per batch; not used if `tokens_per_batch` > 0 limits the tokens instead.
