@@ -47,6 +47,7 @@ from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 2048  # examples in memory at a time
+CHUNK_CHARACTERS = 1 << 24  # and about so many characters: each text may be a book
 OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
 """Keys of the dicts that a task's `from_value` accepts."""
 TOKENS_PER_BATCH = 8192
@@ -116,6 +117,15 @@ def _of_rows(message: str) -> str:
 def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether `value` is a table's row, with the table's own columns, and not a dict for a task's `from_value`."""
     return isinstance(value, dict) and not OWN_KEYS & value.keys()
+
+
+def _up_to(characters: int, examples: Iterable[Any]) -> Iterator[Any]:
+    """Examples, until they hold that many characters."""
+    for example in examples:
+        yield example
+        characters -= len(repr(example))
+        if characters <= 0:
+            return
 
 
 class Predictor:
@@ -205,13 +215,13 @@ class Predictor:
         )
 
     def stream(self, examples: Iterable[Any], source: str | Path = "") -> Iterator[tuple[Any, dict[str, Any]]]:
-        """(example, prediction) for each, in order, `CHUNK` in memory at a time.
+        """(example, prediction) for each, in order, `CHUNK` in memory at a time, fewer if they are long.
 
         Args:
             source: where the examples come from; "-": standard input, whose lines are answered as they arrive.
         """
         iterator = iter(examples)
-        while chunk := list(at_hand(iterator, CHUNK, source)):
+        while chunk := list(_up_to(CHUNK_CHARACTERS, at_hand(iterator, CHUNK, source))):
             yield from zip(chunk, self.predict(chunk))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from reading import json_lines, refused, write
 
 from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError
+from electra_core.files import row_files, text_lines
 from electra_core.files.row_files import read_rows
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.labelled import BadRows, read_texts
@@ -34,6 +36,30 @@ def test_names_of_columns_may_have_spaces_around_them(tmp_path):
 def test_two_columns_of_one_name_are_refused(tmp_path, name, separator):
     file = write(tmp_path / name, "text,label,text\nfine,1,other\n".replace(",", separator))
     assert "two columns are named 'text'" in refusal(file)
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    cells = pyarrow.array(["fine"])
+    parquet.write_table(pyarrow.Table.from_arrays([cells] * 2, names=["text", "text"]), tmp_path / "a.parquet")
+    assert "a.parquet: two columns are named 'text'" in refusal(tmp_path / "a.parquet")
+
+
+def test_a_wide_header_is_looked_through_once(tmp_path):
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    names = [Name(number) for number in range(1000)]
+    assert row_files._header(tmp_path, names) == names
+    assert compared <= 3 * len(names)
 
 
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
@@ -263,3 +289,24 @@ def test_nothing_is_said_of_leaving_out_all_there_is(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,2\ndull,3\n")
     with pytest.raises(UserError, match=r"'2'; known: 0, 1\) \(all 2 rows are bad\)$"):
         list(Classify(labels=("0", "1")).read(file, BadRows(file)))
+
+
+# ---- files that are small on the disk only
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.tsv.gz", "a.txt.gz"])
+def test_a_line_that_no_memory_holds_is_not_read_whole(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(text_lines, "MAX_ROW_BYTES", 1 << 16)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 1 << 14)
+    first = "[" if ".json." in name else '{"text": "fine"}' if "json" in name else "text"
+    content = f'{first}\n{{"text": "{"x" * (1 << 20)}"}}\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    assert f"{name}:2: the line is longer than 128 MiB; " in refusal(tmp_path / name)
+    (tmp_path / name).write_bytes(gzip.compress(content.replace(b"x" * 1000, b"") * 2))
+    assert "longer" not in refusal(tmp_path / name), "lines are measured one by one"
+
+
+def test_a_cell_of_many_lines_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
+    file = write(tmp_path / "a.csv", 'text,label\n"' + "a line\n" * 1000)
+    assert "a.csv:2: broken quoting (field larger than field limit (1000)" in refusal(file)

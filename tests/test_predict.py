@@ -73,6 +73,14 @@ def test_a_stream_takes_no_more_than_a_chunk_ahead(classifier, monkeypatch):
     assert next(taken) == 15
 
 
+def test_a_chunk_of_long_texts_has_fewer(classifier, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
+    taken = itertools.count()
+    endless = (TextExample("", next(taken), "ann met bob " * 40) for _ in itertools.repeat(None))
+    assert len(list(itertools.islice(classifier.stream(endless), 4))) == 4
+    assert next(taken) == 4  # two chunks of two texts
+
+
 def test_forms_of_input(classifier):
     single = classifier("ann")
     assert single == classifier(["ann"])[0] == classifier({"text": "ann"})

@@ -382,6 +382,14 @@ def test_bad_parquet_columns(tmp_path: Path, columns: dict, message: str) -> Non
         read(tmp_path / "a.parquet")
 
 
+def test_two_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
+    text = pyarrow.array(["x"])
+    columns = pyarrow.Table.from_arrays([text, text], names=["text", "text"])
+    pyarrow.parquet.write_table(columns, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are named 'text'; rename one of them"):
+        read(tmp_path / "a.parquet")
+
+
 def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         find_sources([tmp_path / "absent.txt"])

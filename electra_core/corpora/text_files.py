@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.corpora.sources import Source, text_kind
-from electra_core.corpora.text_tables import csv_texts, json_line_texts, json_texts
+from electra_core.corpora.text_tables import column_of, csv_texts, json_line_texts, json_texts
 from electra_core.errors import UserError
 from electra_core.files.byte_files import UTF16, ByteFile
+from electra_core.files.text_lines import MAX_ROW_BYTES
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
-MAX_ROW_BYTES = 1 << 27  # a row of JSON or of a table must fit into memory
 MAX_DOCUMENT_CHARACTERS = 1 << 22
 DOCUMENTS = ("blank-line", "file")
 """What ends a document in a `.txt` file. With "file" (the original's OpenWebText) blank lines are skipped."""
@@ -243,10 +243,7 @@ def _parquet_texts(file: ByteFile, path: Path, text_field: str) -> Iterator[str]
         try:
             table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK_BYTES)
             names = table.schema_arrow.names
-            if text_field not in names:
-                raise UserError(
-                    f"{file.name}: no column {text_field!r}; the columns are {', '.join(map(repr, names))}"
-                )
+            column_of(file.name, names, text_field)
             kind = table.schema_arrow.field(text_field).type
             if kind not in (pyarrow.string(), pyarrow.large_string()):
                 raise UserError(f"{file.name}: column {text_field!r} holds {kind}, not text")

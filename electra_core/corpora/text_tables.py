@@ -141,7 +141,7 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
     if header is None:
         return
     names = [cell.strip() for cell in header[1]]
-    column = _column(name, names, text_field)
+    column = column_of(name, names, text_field, " in the first line")
     for line, cells in rows:
         if len(cells) != len(names):
             hint = "" if tabs or len(cells) < len(names) else f"; cells that contain {delimiter!r} need quotes"
@@ -157,12 +157,11 @@ def _whole(name: str, rows: Iterator[Cells]) -> Iterator[tuple[int, list[str]]]:
         yield row.first, row.cells
 
 
-def _column(name: str, names: list[str], text_field: str) -> int:
-    """Index of the text's column."""
+def column_of(name: str, names: list[str], text_field: str, where: str = "") -> int:
+    """Index of the text's column; UserError if the file has none (`where` they are named), or two."""
     if text_field not in names:
-        raise UserError(
-            f"{name}: no column {text_field!r} in the first line; the columns are {', '.join(map(repr, names))}"
-        )
+        columns = ", ".join(map(repr, names))
+        raise UserError(f"{name}: no column {text_field!r}{where}; the columns are {columns}")
     if names.count(text_field) > 1:
         raise UserError(f"{name}: two columns are named {text_field!r}; rename one of them")
     return names.index(text_field)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,7 +38,7 @@ def delimiter_of(first_line: str) -> tuple[str, bool]:
 
 
 def split_cells(
-    lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int = sys.maxsize
+    lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int
 ) -> Iterator[Cells]:
     """Every row except blank ones and Excel's `sep=` line.
 

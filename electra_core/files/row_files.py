@@ -10,6 +10,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.files.byte_files import COMPRESSED_SUFFIXES
 from electra_core.files.delimited import delimiter_of, split_cells
-from electra_core.files.text_lines import check_exists, read_lines, text_problem
+from electra_core.files.text_lines import MAX_ROW_BYTES, check_exists, read_lines, text_problem
 
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if it should end the line: tr '\\r' '\\n' < OLD > NEW"
@@ -28,6 +29,7 @@ PLAIN_LINES = "a .txt holds one text per line; rename a file of columns to .csv 
 FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
 """Formats that a user may name for any file -> the suffix that stands for the same format."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET_ROWS = 256  # at a time: texts can be a megabyte each
 JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
 """The beginning of an array of rows; a plain text may also begin with a bracket."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -118,10 +120,14 @@ def _read_delimited(
 
 
 def _header(path: Path, names: list[str]) -> list[str]:
-    """The columns' names, checked for duplicates: rows are dicts, which would keep only one of two equal names."""
     if "\r" in "".join(names):
         raise UserError(f"{path}: {CARRIAGE_RETURNS}")
-    twice = next((name for name in names if name and names.count(name) > 1), None)
+    return _distinct(path, names)
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    """The columns' names, checked for duplicates: rows are dicts, which would keep only one of two equal names."""
+    twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
     if twice is not None:
         raise UserError(f"{path}: two columns are named {twice!r}; rename one of them")
     return names
@@ -143,7 +149,8 @@ def _split_cells(
     if first is None:
         return
     delimiter, spaced = ("\t", False) if kind == ".tsv" else delimiter_of(first)
-    for row in split_cells(itertools.chain(blank, [first], lines), delimiter, spaced, quoting=quoting):
+    whole = itertools.chain(blank, [first], lines)
+    for row in split_cells(whole, delimiter, spaced, quoting=quoting, most=MAX_ROW_BYTES):
         yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
@@ -222,7 +229,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            _distinct(path, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(number, cells)
