@@ -26,6 +26,9 @@ from electra_core.errors import (
     is_of_the_gpu,
     memory_trouble,
     on_command_line,
+    one_line,
+    printable,
+    reading_trouble,
     threads_quiet_about_disks,
 )
 from electra_core.execution import torchrun
@@ -40,7 +43,9 @@ WITHOUT_KERNELS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    output = logging.StreamHandler()
+    output.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO, handlers=[output])
     if torchrun.size() > 1:
         for handler in logging.getLogger().handlers:
             handler.addFilter(_SaidOnce())
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if (trouble := disk_trouble(error)) is None:
+        if (trouble := disk_trouble(error) or reading_trouble(error)) is None:
             raise
         return _failed(options, 2, f"{error.filename}: {trouble}" if error.filename else trouble)
     except Exception as error:
@@ -82,6 +87,14 @@ def _print_any_letter() -> None:
     """Prints characters that stdout's encoding (the locale's) lacks as escapes like \\u2026, as stderr does."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class _Printable(logging.Formatter):
+    """Lines that may quote files, names and labels."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone."""
+        return printable(super().format(record))
 
 
 class _SaidOnce(logging.Filter):
@@ -99,7 +112,7 @@ class _SaidOnce(logging.Filter):
 
 
 def _failed(options: argparse.Namespace, status: int, why: object) -> int:
-    line = f"electra {options.command}: {why}"
+    line = one_line(f"electra {options.command}: {why}")
     if is_to_say(line):
         print(line, file=sys.stderr)
     return status

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from electra_core.electra import Discriminator
+from electra_core.errors import printable
 from electra_core.packing import pack
 from electra_core.reports.pages import page
 from electra_core.tokenizer import Tokenizer
@@ -89,13 +90,14 @@ def to_terminal(text: str, scores: Sequence[TokenScore], *, colour: bool) -> str
     """
     parts: list[str] = []
     for gap, surface, score in _surfaces(text, scores):
-        parts.append(gap)
+        parts.append(printable(gap))
+        surface = printable(surface)
         if colour:
             parts.append(shade(surface, score.probability))
         else:
             marked = score.probability >= SUSPICIOUS
             parts.append(f"[{surface} {100 * score.probability:.0f}%]" if marked else surface)
-    return "".join(parts) + text[_end(scores) :]
+    return "".join(parts) + printable(text[_end(scores) :])
 
 
 def shade(text: str, probability: float) -> str:
@@ -158,7 +160,7 @@ def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
     'cat 75%, a 2%'
     """
     likely = sorted(scores, key=lambda score: -score.probability)[:count]
-    return ", ".join(f"{score.token.strip('▁')} {score.probability:.0%}" for score in likely)
+    return printable(", ".join(f"{score.token.strip('▁')} {score.probability:.0%}" for score in likely))
 
 
 def ends_openly(text: str, scores: Sequence[TokenScore]) -> bool:

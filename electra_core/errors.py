@@ -1,4 +1,6 @@
-"""Errors that the user can fix: exceptions with a clear one-line message, and words for disk and memory errors."""
+"""Errors that the user can fix: exceptions with a clear one-line message, and words for disk and memory errors.
+
+Also what makes text from files safe to print: `printable` and `one_line`."""
 
 from __future__ import annotations
 
@@ -52,6 +54,28 @@ def option(name: str, value: object = None) -> str:
     return name if value is None else f"{name}={value!r}"
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_OUR_LISTS = "\n  "
+"""Begins each entry of a list in a message."""
+LONGEST_MESSAGE = 2000  # characters
+
+
+def printable(text: str) -> str:
+    """`text` from a file or a name, for a terminal: control characters but tabs and line feeds become \\xNN.
+
+    Escape sequences could move the cursor, set the title, or write over what was printed before.
+    """
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def one_line(message: str) -> str:
+    """A message with control characters and line feeds as \\xNN, and its middle left out if it is very long."""
+    half = LONGEST_MESSAGE // 2
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:half]} … {message[-half:]}"
+    return _OUR_LISTS.join(part.replace("\n", "\\x0a") for part in printable(message).split(_OUR_LISTS))
+
+
 _DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is exceeded",
@@ -63,6 +87,19 @@ _DISK_TROUBLE = {
 def disk_trouble(error: BaseException | None) -> str | None:
     """Message for a disk that is full or over its quota; None for any other exception."""
     return _DISK_TROUBLE.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+_UNREADABLE = (errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.ELOOP)
+
+
+def reading_trouble(error: OSError) -> str | None:
+    """Message for a path that this user, or nobody, can read; None for any other error.
+
+    Most readers have their own. This one is for code that only asks whether a file exists.
+    """
+    if not isinstance(error, PermissionError) and error.errno not in _UNREADABLE:
+        return None
+    return f"cannot be read ({error.strerror or error})"
 
 
 # What torch's allocators, the CUDA and HIP runtimes and cuBLAS say; all of them in RuntimeErrors.
@@ -82,15 +119,23 @@ def memory_trouble(error: BaseException | None, command: str) -> str | None:
 
     Of the exceptions that led to `error` the first counts: one that ends a CUDA graph's capture may hide it.
     """
-    found = [e for e in _led_to(error) if isinstance(e, RuntimeError) and _MEMORY_TROUBLE.search(str(e))]
+    found = [e for e in _led_to(error) if _is_of_memory(e)]
     if not found:
         return None
-    said = str(found[-1]).strip().splitlines()[0]
+    said = (str(found[-1]).strip() or "out of memory").splitlines()[0]
+    on_the_cpu = isinstance(found[-1], MemoryError) or "alloc_cpu" in said
     way_out = _MORE_MEMORY.get(command)
-    if way_out is None or (way_out == _ELSEWHERE and "alloc_cpu" in said):
+    if way_out is None or (way_out == _ELSEWHERE and on_the_cpu):
         return said
     said = re.split(r" Including non-PyTorch| Of the allocated memory", said)[0]  # of torch's own bookkeeping
     return f"{said.rstrip('. ')}; {way_out}"
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Python's own error (of a file that decompresses to more than there is), or torch's."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _MEMORY_TROUBLE.search(str(error)) is not None
 
 
 def is_of_the_gpu(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from electra_core.config import PretrainConfig, updated
 from electra_core.electra import Electra, PretrainBatch
-from electra_core.errors import UserError
+from electra_core.errors import UserError, printable
 from electra_core.files.toml_files import read_table
 from electra_core.masking import MASKING_STREAM, mask
 from electra_core.model_dir import find_model, load_discriminator, load_generator
@@ -221,6 +221,11 @@ def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     return order_T / 2**32, coin_T / 2**32
 
 
+def _shown(tokenizer: Tokenizer, token_id: int) -> str:
+    """The token as people see it, on a terminal or a page."""
+    return printable(tokenizer.token(token_id))
+
+
 def _token_traces(
     batch: PretrainBatch, tokenizer: Tokenizer, seed: int, corrupted_ids_T: Tensor, logits_T: Tensor
 ) -> list[TokenTrace]:
@@ -232,14 +237,14 @@ def _token_traces(
     return [
         TokenTrace(
             position=t,
-            token=tokenizer.token(int(originals_T[t])),
+            token=_shown(tokenizer, int(originals_T[t])),
             token_id=int(originals_T[t]),
             special=int(originals_T[t]) in (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id),
             order=order_T[t].item(),
             chosen=t in chosen,
             coin=coin_T[t].item(),
-            seen=tokenizer.token(int(batch.masked_ids_T[t])),
-            corrupted=tokenizer.token(int(corrupted_ids_T[t])),
+            seen=_shown(tokenizer, int(batch.masked_ids_T[t])),
+            corrupted=_shown(tokenizer, int(corrupted_ids_T[t])),
             replaced=bool(replaced_T[t]),
             probability=logits_T[t].sigmoid().item(),
             rtd_loss=losses_T[t].item(),
@@ -263,7 +268,7 @@ def _draws(
         shown += [word for word in dict.fromkeys((drawn, original)) if word not in shown]
         found = {
             word: Candidate(
-                token=tokenizer.token(word) if word < tokenizer.vocab_size else f"#{word}",
+                token=_shown(tokenizer, word) if word < tokenizer.vocab_size else f"#{word}",
                 probability=p_V[word].item(),
                 rank=int((p_V > p_V[word]).sum()) + 1,
                 is_original=word == original,

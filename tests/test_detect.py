@@ -16,6 +16,7 @@ from electra_core.detect import (
     TokenScore,
     detect,
     ends_openly,
+    most_suspicious,
     replaced_probabilities,
     shade,
     to_html,
@@ -117,6 +118,15 @@ def test_terminal_keeps_the_text() -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == TEXT
     assert coloured.count("\x1b[0m") == 2, "the unlikely one is left alone"
     assert shade("x", 0.9) != shade("x", 0.5)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_text_cannot_steer_the_terminal(colour: bool) -> None:
+    text = "\x1b]0;a\x07 \x9bc b\x1b[2J"
+    scores = [TokenScore("\x1b[2Ja", 4, 5, 0.75), TokenScore("c", 7, 9, 0.75)]
+    shown = to_terminal(text, scores, colour=colour) + most_suspicious(scores)
+    assert not re.search(r"[\x07\x9b]|\x1b(?!\[[0-9;]*m)", shown)
+    assert r"\x1b]0;" in shown and r"\x07" in shown and r"\x9bc" in shown and shown.count(r"\x1b[2J") == 2
 
 
 def test_html_keeps_the_text_and_escapes_it() -> None:

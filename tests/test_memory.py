@@ -215,6 +215,12 @@ def test_every_way_to_say_that_memory_does_not_suffice(command: str, way_out: st
     assert set(re.findall(r"--[a-z-]+", line)) <= flags
 
 
+def test_python_may_run_out_of_memory_itself() -> None:
+    assert memory_trouble(MemoryError(), "status") == "out of memory"
+    assert memory_trouble(MemoryError("Unable to allocate 3 GiB"), "predict") == "Unable to allocate 3 GiB"
+    assert "; try a smaller --batch-size" in (memory_trouble(MemoryError(), "finetune") or "")
+
+
 @pytest.mark.parametrize(
     ("module", "said", "hinted"),
     [("triton.runtime.errors", "out of resource: shared memory", True), ("builtins", "shapes differ", False),

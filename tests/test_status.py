@@ -52,6 +52,12 @@ def test_status_shows_runs_beside_each_other_and_a_reference(
     )
 
 
+def test_a_log_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(make_run(tmp_path / "run", 5.0, ["\x1b[2Jfine"]))]) == 0
+    said = capsys.readouterr().out
+    assert r"warning: run: \x1b[2Jfine" in said and "\x1b" not in said
+
+
 def test_status_shows_each_run_once_and_tells_them_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,15 @@ def test_classes(classes):
     assert sum(row["count"] for row in found["calibration"]) == 5
 
 
+def test_labels_and_texts_cannot_steer_the_terminal():
+    label = "\x1b[31mneg"
+    examples = [TextExample(str(n), n, "a \x9b2J film", None, label) for n in range(4)]
+    predictions = [{"label": "pos", "score": 0.9, "scores": {}}] * 4
+    shown = to_text(report_of(Classify(labels=(label, "pos")), examples, predictions))
+    assert r"\x1b[31mneg" in shown and r"a \x9b2J film" in shown
+    assert "\x1b" not in shown and "\x9b" not in shown and shown.endswith("\n")
+
+
 def test_the_three_forms_hold_the_same(classes, tmp_path):
     for suffix in ("html", "json", "txt"):
         write_report(classes, tmp_path / f"report.{suffix}")

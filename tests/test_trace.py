@@ -104,6 +104,16 @@ def test_a_temperature_is_said(tokenizer: Tokenizer, temperature: float, note: s
         assert note is None or (f"at temperature {temperature:g}" in words and note in words)
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_vocabulary_cannot_steer_the_terminal(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, colour: bool
+) -> None:
+    monkeypatch.setattr(WordPieceTokenizer, "token", lambda _, token_id: f"\x1b[2J{token_id}")
+    shown = to_terminal(trace(build(), tokenizer, TEXT, model="\x1b[2Jmodel"), colour=colour)
+    assert "\x1b[2J" not in shown and r"\x1b[2Jmodel" in shown
+    assert shown.count(r"\x1b[2J") > 4 * len(TEXT.split()) and ("\x1b[1m" in shown) == colour
+
+
 def test_entropy_is_of_the_generators_own_distribution(tokenizer: Tokenizer) -> None:
     """Beside a loss at temperature 1 it is at temperature 1, whatever words are drawn at."""
     plain, flat = (trace(build(temperature=t), tokenizer, TEXT, seed=1).draws for t in (1.0, 3.0))

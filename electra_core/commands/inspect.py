@@ -12,7 +12,7 @@ from typing import Any
 
 from electra_core.commands.flags import MODEL_HELP, add_command, refuse_idle
 from electra_core.config import PRESETS
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, printable, writing
 
 SHIPPED_NAME = "tiny, from the package"
 
@@ -251,4 +251,4 @@ def _text(text: str) -> str:
 def _readable(value: Any) -> str:
     if isinstance(value, float) and value >= 1e6:
         return f"{value:.5g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))

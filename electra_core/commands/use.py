@@ -19,7 +19,7 @@ from electra_core.commands.flags import (
     inference_flags,
     refuse_idle,
 )
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, printable, writing
 from electra_core.files.row_files import FORMS
 
 AS_TRAINED = "the name in the training file, else a usual one, such as text"
@@ -140,7 +140,7 @@ def _submission(predictor: Any, options: Namespace) -> None:
         )
     known = {*named.task.labels, *(raw for raw, _ in getattr(named.task, "label_names", ()))}
     if foreign := [label for label in predictor.task.labels if label not in known]:
-        print(f"warning: {named.name} has no label {', '.join(foreign)}; written unchanged", file=sys.stderr)
+        _say(f"warning: {named.name} has no label {', '.join(foreign)}; written unchanged")
     if source.is_dir():
         source = named.find(source, "test")
     if options.skip_bad_rows:
@@ -157,13 +157,17 @@ def _say_what_was_lost(bad: Any, predictor: Any) -> None:
     from electra_core.finetuning.data_warnings import unknown_words
 
     if bad.count:
-        print(bad.summary(), file=sys.stderr)
+        _say(bad.summary())
     if predictor.truncated:
         limit = f"longer than {predictor.task.max_length} tokens"
-        print(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were truncated", file=sys.stderr)
+        _say(f"{bad.path}: {predictor.truncated} of the inputs are {limit} and were truncated")
     if warning := unknown_words(predictor.unknown, predictor.words):
         source = "standard input" if str(bad.path) == "-" else bad.path
-        print(f"warning: {source}: {warning}", file=sys.stderr)
+        _say(f"warning: {source}: {warning}")
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _predictor(options: Namespace, source: str) -> Any:

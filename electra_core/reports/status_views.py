@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, printable
 from electra_core.reports.pages import page
 from electra_core.reports.plots import Series, duration, line_chart, nice_axis, number
 from electra_core.runs.metrics_log import Row
@@ -59,7 +59,7 @@ def to_terminal(runs: Sequence[Status], reference: Reference | None, verdicts: S
         names = [f"{mark} {run.name}" for mark, run in zip(MARKS, runs)]
         parts.append("  ".join(names + ([f"{REFERENCE_MARK} {reference[0]}"] if reference else [])))
     warnings = [f"warning: {run.name}: {text}" for run in runs for text in run.warnings]
-    return "\n\n".join(part for part in [*parts, "\n".join(warnings), "\n".join(verdicts)] if part)
+    return printable("\n\n".join(part for part in [*parts, "\n".join(warnings), "\n".join(verdicts)] if part))
 
 
 def to_html(runs: Sequence[Status], reference: Reference | None, verdicts: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from electra_core.downstream.interface import Task
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad_metrics import f1_score
 from electra_core.downstream.tagging import marks_spans, side_by_side
-from electra_core.errors import UserError, writing
+from electra_core.errors import UserError, printable, writing
 from electra_core.metrics import confusion_matrix, per_class_metrics, shown_name, span_metrics
 from electra_core.predict import Evaluation
 from electra_core.reports.multilabel_report import constant_labels, multilabel_tables
@@ -265,7 +265,7 @@ def to_text(report: TaskReport) -> str:
         heading = table.title + (f" - {table.note}" if table.note else "")
         lines += ["", *textwrap.wrap(heading, LINE_LENGTH, subsequent_indent="  ")]
         lines += _aligned(table.columns, table.rows)
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines)) + "\n"
 
 
 def _to_read(report: TaskReport) -> list[Table]:

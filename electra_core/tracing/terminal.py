@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 from electra_core.detect import shade
+from electra_core.errors import printable
 from electra_core.masking import KEEP_PROBABILITY
 from electra_core.trace import Draw, TokenTrace, Trace
 from electra_core.tracing.words import (
@@ -40,7 +41,8 @@ def to_terminal(trace: Trace, *, colour: bool) -> str:
     lines: list[str] = []
     for number, (title, body) in enumerate(stages, 1):
         lines += ["", paint(f"{number}  {title}", BOLD), *(f"   {line}" for line in body(trace, paint))]
-    lines += ["", paint(f"seed {trace.seed}" + (f", model {trace.model}" if trace.model else ""), FAINT)]
+    model = f", model {printable(trace.model)}" if trace.model else ""
+    lines += ["", paint(f"seed {trace.seed}{model}", FAINT)]
     return "\n".join(lines[1:])
 
 
