@@ -220,6 +220,8 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(checkpoint_folders(folder)):
         try:
             meta = read_record(path)
+            if path.name != folder_name(meta["step"]):
+                raise ValueError(f"it is of step {meta['step']}")
             if meta["sha256"] != sha256_of(path / "state.safetensors"):
                 raise ValueError("the checksum does not match")
             return Checkpoint(path, int(meta["step"]), meta), damaged

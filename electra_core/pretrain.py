@@ -44,8 +44,9 @@ from electra_core.pretraining.setup import (
     with_agreed_engine,
     with_agreed_parts,
 )
-from electra_core.runs.folder import model_card, save_models
+from electra_core.runs.folder import is_finished, model_card, save_models
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
+from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress
 from electra_core.runs.stop_request import StopRequest
 from electra_core.training import Diverged, Loop, StepResult, training_steps
@@ -96,7 +97,8 @@ def pretrain(
         encoder_changes: fields of the discriminator's `EncoderConfig` that differ. Sizes not given follow from
             these (heads from a width, the generator's from the discriminator's: `sizes.py`).
         init_discriminator, init_generator: model directories to continue from, both or neither; not in `out`.
-        resume: continue from the newest intact checkpoint in `out`; without one, start from the beginning.
+        resume: continue from the newest intact checkpoint in `out`. If there never was one, start from the
+            beginning; if the run in `out` is finished and its checkpoints were removed, do nothing.
         overwrite: start anew in an `out` that is not empty.
         device: auto | cpu | cuda | cuda:N.
         max_minutes: save and stop after this long; 0: after one step.
@@ -116,6 +118,8 @@ def pretrain(
         lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from)
     )
     job = with_agreed_parts(job)
+    if resume and ranks.decided_by_first(lambda: is_finished(run, job.identity)):
+        return _finished(run, job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)
     job = with_agreed_engine(cross_checked(job, learner))
@@ -171,6 +175,14 @@ def pretrain(
     ranks.leave()
     seconds = time.monotonic() - started
     return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
+
+
+def _finished(run: Path, job: Job) -> PretrainResult:
+    """The result of a run that was finished before, from its log."""
+    job.ranks.leave()
+    rows = read_metrics(run / "metrics.jsonl")
+    tokens = max((int(row["tokens"]) for row in rows if is_figure(row.get("tokens"))), default=0)
+    return PretrainResult(run, job.config.steps, tokens, 0.0, last_evaluation(rows), None, [])
 
 
 def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[StepResult, None, None]:

@@ -347,6 +347,18 @@ def test_a_damaged_checkpoint_is_named(model, data, stopped, caplog):
     assert "the checksum does not match" in caplog.text
 
 
+def test_checkpoints_out_of_sight_are_not_taken_for_none(model, data, stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a run but no checkpoint of it"):
+        train(model, data, stopped, resume=True)
+    (stopped / "checkpoints").symlink_to(stopped / "not mounted")
+    for option in ("resume", "overwrite"):
+        with pytest.raises(UserError, match=r"checkpoints: links to .*, which is not there"):
+            train(model, data, stopped, **{option: True})
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
 def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):
     shutil.copytree(model, tmp_path / "run/discriminator")
     for out in (tmp_path / "run", tmp_path / "run/discriminator"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_the_three_forms_hold_the_same(classes, tmp_path):
     assert "text 4 &lt;script&gt;" in html and '<script>"' not in html and "text 4 <script>" not in html
     with pytest.raises(UserError, match=r"expected a name that ends in .html, .json or .txt, got .pdf"):
         write_report(classes, tmp_path / "report.pdf")
+
+
+@pytest.mark.parametrize("suffix", ["html", "json", "txt"])
+def test_a_model_whose_name_is_not_utf_8(classes, tmp_path, suffix):
+    named = replace(classes, model="m\udcff")  # as Python reads the byte 0xff in a file's name
+    write_report(named, tmp_path / f"report.{suffix}")
+    assert "m\\udcff" in (tmp_path / f"report.{suffix}").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def status(options: Namespace) -> None:
 def _write_page(file: str, html: str) -> None:
     """Writes a page, and says where on stderr."""
     with writing(f"--html {file}"):
-        Path(file).write_text(html, encoding="utf-8")
+        Path(file).write_text(html, encoding="utf-8", errors="backslashreplace")
     print(f"open {file} in a browser", file=sys.stderr)
 
 

@@ -29,6 +29,8 @@ from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import TASK_FILE, save_task, task_to_json
 from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks
+from electra_core.files.json_files import read_json
+from electra_core.files.new_file import write_new
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.hub.weight_files import SAFETENSORS, weights_digest
 from electra_core.labelled_data.columns import Columns
@@ -183,7 +185,7 @@ def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]])
 def finished_report(out: Path) -> dict[str, Any] | None:
     """metrics.json of a fine-tuning that was trained to its end; None if there is none."""
     try:
-        report = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        report = read_json(out / "metrics.json")
         return report if report["settings"] and not report["stopped_by"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -215,7 +217,7 @@ def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bo
     with writing(str(out)):
         (out / "metrics.json").unlink(missing_ok=True)  # it marks a finished training
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in dataclasses.asdict(settings).items()]
-        (out / "config.toml").write_text("".join(lines), encoding="utf-8")
+        write_new(out / "config.toml", "".join(lines))
     return state
 
 
@@ -233,4 +235,4 @@ def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_new(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -116,6 +116,7 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, 2, place)
         for index, (label, x, y) in enumerate(curves_of(name, runs, reference)):
+            label = label.encode(errors="backslashreplace").decode()  # matplotlib draws UTF-8 only
             axes.plot(x, y, label=label, linestyle="--" if index == len(runs) else "-", linewidth=1.5)
         axes.set(title=title(name), xlabel="step")
         axes.grid(alpha=0.3)

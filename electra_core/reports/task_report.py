@@ -357,4 +357,4 @@ def write_report(report: TaskReport, path: Path | str) -> None:
     path = Path(path)
     check_name(path)
     with writing(str(path)):
-        path.write_text(_FORMS[path.suffix](report), encoding="utf-8")
+        path.write_text(_FORMS[path.suffix](report), encoding="utf-8", errors="backslashreplace")

@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from electra_core.errors import UserError
+from electra_core.files.json_files import read_json
 
 
 def folder_name(step: int) -> str:
@@ -22,8 +26,21 @@ def folder_name(step: int) -> str:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Folders of the checkpoints under RUN/checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Folders of the checkpoints under RUN/checkpoints, oldest first.
+
+    Raises:
+        UserError: they cannot be seen, which must not be taken for a run without any.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / e.name for e in entries if e.name.startswith("step-") and e.is_dir())
+    except FileNotFoundError:
+        if folder.is_symlink():
+            where = os.readlink(folder)
+            raise UserError(f"{folder}: links to {where}, which is not there (not mounted?)") from None
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -50,8 +67,14 @@ def best_checkpoint(folders: Iterable[Path]) -> tuple[Path, float] | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The contents of state.json, checked against their own checksum."""
-    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    """The contents of state.json, checked against their own checksum.
+
+    Raises:
+        OSError, ValueError, KeyError: it is missing or damaged.
+    """
+    record: dict[str, Any] = read_json(path / "state.json")
+    if not isinstance(record, dict):
+        raise ValueError("state.json holds no record")
     if record.pop("sha256_of_this") != record_digest(record):
         raise ValueError("the checksum of state.json does not match")
     return record

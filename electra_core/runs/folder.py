@@ -28,12 +28,14 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import RULES
+from electra_core.files.new_file import write_new
 from electra_core.files.new_folder import remove_leftovers
-from electra_core.files.toml_files import read_toml
+from electra_core.files.toml_files import read_table, read_toml
 from electra_core.hub.weight_files import weights_digest
 from electra_core.model_dir import find_model, save_pretrained
-from electra_core.runs.checkpoint_files import remove_checkpoints
-from electra_core.runs.state import LOCK, RunState
+from electra_core.runs.checkpoint_files import checkpoint_folders, remove_checkpoints
+from electra_core.runs.metrics_log import is_figure
+from electra_core.runs.state import FINISHED, KILLED, LOCK, RunState, read_state
 
 log = logging.getLogger("electra_core")
 Pair = tuple[Path | str | None, Path | str | None]
@@ -77,10 +79,14 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
 
     Raises:
         UserError: RUN is not empty and is neither to be resumed nor overwritten; it is to be resumed but holds
-            no run, or no intact checkpoint.
+            no run, or no intact checkpoint, though it had one; its name is not UTF-8.
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file, expected a folder")
+    try:
+        str(run).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{run}: expected a name in UTF-8, as safetensors can open no other") from None
     if resume:
         checkpoint, damaged = newest_intact(run / "checkpoints")
         for line in damaged:
@@ -91,6 +97,8 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
             raise UserError(
                 f"{run}: not empty, but holds no run to resume; {option('overwrite')} starts one in it"
             )
+        if checkpoint is None and not overwrite and _had_checkpoint(run):
+            raise UserError(f"{run}: holds a run but no checkpoint of it; {option('overwrite')} starts a new one")
         if checkpoint is not None and (others := checkpoint.other_versions()):
             log.warning("%s: continues, but perhaps not bit for bit: %s", run, "; ".join(others))
         return checkpoint
@@ -105,6 +113,34 @@ def _is_foreign(run: Path) -> bool:
     """Whether there are files in the folder, but none of a run."""
     found = {path.name for path in run.iterdir()} if run.is_dir() else set()
     return bool(found - {"config.toml"}) and not found & _SIGNS
+
+
+def _had_checkpoint(run: Path) -> bool:
+    """Whether the run in RUN got beyond its first checkpoint, by what it left.
+
+    One that was killed before has neither steps in its state nor models, unless it was killed in the moment when
+    its first checkpoint and its models were being written. A finished one is nothing to resume.
+    """
+    facts = read_state(run)
+    state, step = facts.get("state"), facts.get("step", 0)
+    if is_figure(step) and step > 0:
+        return state != FINISHED
+    return state != KILLED and any((run / kind / "config.json").is_file() for kind in _HALVES)
+
+
+def is_finished(run: Path, identity: dict[str, Any]) -> bool:
+    """Whether RUN holds this run, finished, without its checkpoints. Then a line says so.
+
+    Raises:
+        UserError: the finished run has other settings than `identity`; or the checkpoints cannot be seen.
+    """
+    if read_state(run).get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
+        return False
+    saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
+    if differences := _differences(saved, identity):
+        raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
+    log.info("%s: already finished", run)
+    return True
 
 
 def make_run(
@@ -160,11 +196,7 @@ def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus)
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raises UserError with the differences if a checkpoint belongs to a run other than `identity`."""
     saved = checkpoint.meta["identity"]
-    differences = []
-    for table in ("pretrain", "discriminator"):
-        for name, value in identity[table].items():
-            if saved[table].get(name) != value:
-                differences.append(f"{name} was {saved[table].get(name)!r}, is now {value!r}")
+    differences = _differences(saved, identity)
     if saved["data"] != identity["data"]:
         differences.append("the corpus (or its tokenizer) differs")
     if saved.get("examples", 1) != identity["examples"]:
@@ -173,6 +205,16 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         )
     if differences:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
+
+
+def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """The settings that differ, in words."""
+    return [
+        f"{name} was {saved[table].get(name)!r}, is now {value!r}"
+        for table in ("pretrain", "discriminator")
+        for name, value in identity[table].items()
+        if saved[table].get(name) != value
+    ]
 
 
 def start_record(start_from: Pair) -> dict[str, list[str]]:
@@ -242,7 +284,7 @@ def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> 
         lines.append(f"[{table}]")
         lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]
         lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_new(path, "\n".join(lines))
 
 
 def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:

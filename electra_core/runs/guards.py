@@ -20,6 +20,7 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
+from electra_core.files.new_file import write_new
 from electra_core.optim import gradient_norm
 from electra_core.runs.progress import Progress
 from electra_core.training import Diverged, Loop, LossFunction, StepResult
@@ -92,7 +93,7 @@ def with_postmortem(
         found: dict[str, Any] = {"step": error.step + 1, "error": str(error), "seed": loop.seed}
         found["examples"] = {"first": first, "last": first + batch_size - 1}
         found |= examine(loop.model, loop.loss_function, parts, key, loop.autocast)
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_new(file, json.dumps(found, indent=1) + "\n")
         raise Diverged(f"{error}; {found['verdict']} ({file})", error.step) from None
 
 

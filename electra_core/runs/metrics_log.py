@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 import sys
 from collections import deque
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from electra_core.errors import UserError, option
+from electra_core.files.new_file import write_new
 from electra_core.files.unix import resource
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 ROWS_KEPT = 20  # newest losses, for `guards.spike`
+LARGEST = 1e100
+"""A larger number is no figure: with those below, a sum, a difference and a product of three fit a float."""
 
 
 class MetricsLog:
@@ -42,9 +44,7 @@ class MetricsLog:
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step] if first_step else []
         self.last_evaluation = last_evaluation(kept)
         self.recent_losses: deque[float] = deque((row["loss"] for row in kept if "loss" in row), maxlen=ROWS_KEPT)
-        new = folder / ".metrics.jsonl.new"
-        new.write_text("".join(json.dumps(without_nan(row)) + "\n" for row in kept), encoding="utf-8")
-        os.replace(new, self.path)
+        write_new(self.path, "".join(json.dumps(without_nan(row)) + "\n" for row in kept))
         self.tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
         self.wandb = _wandb_run(folder, wandb, first_step) if wandb else None
 
@@ -80,17 +80,40 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics.jsonl, with NaN for null; lines cut off by a crash, or otherwise not rows, are skipped."""
+    """Rows of a metrics.jsonl (`clean_row`); lines cut off by a crash, or otherwise not rows, are skipped."""
     rows = []
-    if path.exists():
+    if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                row = json.loads(line)
+                rows.append(clean_row(json.loads(line)))
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
+
+
+def clean_row(row: Any) -> Row:
+    """A row as training writes it, from a file that may be damaged or foreign: figures and warnings.
+
+    A figure is NaN for null and for a number that is not finite or too large. Other values are left out.
+
+    Raises:
+        ValueError: it is not a row: not an object, or without a whole number of steps.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not is_figure(row["step"]):
+        raise ValueError('expected an object with a "step"')
+    clean: Row = {}
+    for name, value in row.items():
+        if name == "warnings":
+            if isinstance(value, list) and all(isinstance(text, str) for text in value):
+                clean[name] = value
+        elif value is None or isinstance(value, int | float):
+            clean[name] = value if is_figure(value) else math.nan
+    return clean
+
+
+def is_figure(value: object) -> bool:
+    """Whether a value from a file is a number with which one can calculate."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
 def without_nan(figures: Row) -> Row:

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from electra_core.errors import UserError
+from electra_core.files.json_files import read_json
+from electra_core.files.new_file import write_new
 from electra_core.files.unix import fcntl
 
 LOCK = ".lock"
@@ -77,12 +79,7 @@ class RunState:
         # The time is for people; nothing is computed from it.
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         content = {"state": state, **({"reason": reason} if reason else {}), "written": now, **self._facts}
-        new = self.path.with_name(".state.json.new")
-        try:
-            new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(new, self.path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_new(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def read_state(run: Path) -> dict[str, Any]:
@@ -91,10 +88,12 @@ def read_state(run: Path) -> dict[str, Any]:
     Empty for a folder without a state.json in which no process trains.
     """
     content = _read(run / "state.json")
+    if not (run / LOCK).is_file():  # so no process holds it
+        return content | ({"state": KILLED} if content.get("state") == RUNNING else {})
     try:
         descriptor = os.open(run / LOCK, os.O_RDONLY)
-    except FileNotFoundError:  # so no process holds it
-        return content | ({"state": KILLED} if content.get("state") == RUNNING else {})
+    except OSError:  # somebody else's: rely on the file
+        return content
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if content.get("state") == RUNNING:
@@ -123,7 +122,7 @@ def _locked(descriptor: int) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -8,16 +8,18 @@ healthy is judged by the warnings in its log and by a reference curve: the rows 
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from electra_core.config import PRESETS
 from electra_core.errors import UserError
+from electra_core.files.json_files import read_json
 from electra_core.files.toml_files import read_table
 from electra_core.runs.checkpoint_files import best_checkpoint, checkpoint_folders
-from electra_core.runs.metrics_log import Row, last_evaluation, read_metrics, without_nan
+from electra_core.runs.metrics_log import Row, clean_row, is_figure, last_evaluation, read_metrics, without_nan
 from electra_core.runs.state import FINISHED, RUNNING, read_state
 
 SHIPPED_CURVE = Path(__file__).parents[1] / "tiny" / "curve.jsonl"
@@ -119,7 +121,7 @@ def read_run(path: Path) -> Status:
     trained = [row for row in rows if "tokens_per_second" in row]
     evaluated = [row["step"] for row in rows if last_evaluation([row])]
     step = max([int(row["step"]) for row in rows] + [_whole(state.get("step")) or 0])
-    checkpoints = checkpoint_folders(path / "checkpoints")
+    checkpoints = _checkpoints(path)
     best = best_checkpoint(checkpoints)
     running, steps = state.get("state") == RUNNING, _whole(state.get("steps"))
     return Status(
@@ -139,6 +141,13 @@ def read_run(path: Path) -> Status:
         best_checkpoint=_step_of(best[0]) if best else None,
         rows=rows,
     )
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    try:
+        return checkpoint_folders(run / "checkpoints")
+    except UserError:  # the rest can be shown without them
+        return []
 
 
 def reference_curve(source: str | None, run: Status) -> tuple[str, list[Row]] | None:
@@ -173,8 +182,8 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
     newest = next((row for row in reversed(run.rows) if any(name in row for name in JUDGED)), {})
     sentences = []
     for name, (direction, tolerance) in JUDGED.items():
-        points = [(float(row[axis]), float(row[name])) for row in reference if name in row and axis in row]
-        if name not in newest or not points or axis not in newest:
+        points = [(float(row[axis]), float(row[name])) for row in reference if _has(row, axis, name)]
+        if not points or not _has(newest, axis, name):
             continue
         at, value = float(newest[axis]), float(newest[name])
         if at < points[0][0]:
@@ -192,6 +201,11 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
     return sentences
 
 
+def _has(row: Row, *names: str) -> bool:
+    """Whether the row has these figures, none of them NaN."""
+    return all(is_figure(row.get(name)) for name in names)
+
+
 def interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
     """y at `x` by linear interpolation of `points` (ascending x); beyond them, the y of the nearest end."""
     if x <= points[0][0]:
@@ -206,7 +220,8 @@ def _seconds_left(rows: Sequence[Row], step: int, steps: int) -> float | None:
     """Remaining time at the newest row's tokens per second and the run's tokens per step."""
     for row in reversed(rows):
         if row.get("tokens") and row.get("tokens_per_second") and row["step"]:
-            return (steps - step) * row["tokens"] / row["step"] / row["tokens_per_second"]
+            seconds = float((steps - step) * row["tokens"] / row["step"] / row["tokens_per_second"])
+            return seconds if math.isfinite(seconds) else None
     return None
 
 
@@ -221,14 +236,13 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
 
 def _rows_of(path: Path) -> list[Row]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else None
+        path.stat()  # a missing log would be an empty one
+        content = read_json(path) if path.suffix == ".json" else read_metrics(path)
+        rows = content.get("rows") if isinstance(content, dict) else content
+        rows = [clean_row(row) for row in rows] if isinstance(rows, list) else []
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a reference curve ({error})") from None
-    rows = content.get("rows") if isinstance(content, dict) else content
-    if rows is None:
-        rows = read_metrics(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows) or not rows:
+    if not rows:
         raise UserError(f'{path}: not a reference curve (expected rows with a "step", as in metrics.jsonl)')
     return rows
 
@@ -239,7 +253,7 @@ def _preset(run: Path) -> str | None:
         name = read_table(run / "config.toml", "pretrain").get("model")
     except UserError:
         return None
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and name in PRESETS else None
 
 
 def _plain(name: str) -> str:
@@ -252,4 +266,4 @@ def _step_of(checkpoint: Path) -> int | None:
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and value == value else None
+    return int(value) if is_figure(value) else None
