@@ -203,6 +203,18 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def require_cuda() -> None:
+    """Raises an error if this process has used CUDA and cannot use it any more as before: an illegal access ends
+    everything; a failed capture of a CUDA graph may leave a generator that refuses, and its own stream current."""
+    if not torch.cuda.is_initialized():
+        return
+    torch.cuda.synchronize()
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        torch.rand(1, device="cuda")
+    if torch.cuda.current_stream() != torch.cuda.default_stream():
+        raise RuntimeError("a failed capture has left its stream as the current one")
+
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Environment for processes of which there is one per core."""
 

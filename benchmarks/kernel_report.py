@@ -98,10 +98,8 @@ def require_device(what: str, error: Exception) -> None:
     Raises:
         SystemExit: it does not, so everything that follows would fail, too.
     """
-    if not torch.cuda.is_initialized():
-        return
     try:
-        torch.cuda.synchronize()
+        harness.require_cuda()
     except Exception as lost:
         raise SystemExit(
             f"{what}: {in_a_line(error)}\nafter it, the GPU computes nothing more in this process "

@@ -45,6 +45,7 @@ from benchmarks.kernel_report import (
     keep,
     require_device,
 )
+from electra_core.execution.capture import capturing
 
 COLD_BYTES = 256 << 20  # at least twice the L2 cache of any GPU that this runs on (H200: 60 MB, B200: 126 MB)
 SECONDS = 0.5  # for all repetitions of one contender
@@ -110,10 +111,13 @@ def _submission(function: Callable[..., Any], inputs: Inputs) -> float:
 
 
 def _captured(function: Callable[..., Any], inputs: Inputs) -> Callable[..., Any] | None:
-    """Replay of a captured call on the same inputs; None if it cannot be captured (it may wait for the device)."""
+    """Replay of a captured call on the same inputs; None if it cannot be captured.
+
+    A call that waits for the device is not tried: every capture that fails has to be cleaned up after."""
     try:
+        _without_waiting(function, inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with capturing(graph, torch.cuda.graph_pool_handle()):
             function(*inputs)
         graph.replay()
         torch.cuda.synchronize()
@@ -121,6 +125,15 @@ def _captured(function: Callable[..., Any], inputs: Inputs) -> Callable[..., Any
         require_device("the capture of a CUDA graph", error)
         return None
     return lambda *_: graph.replay()
+
+
+def _without_waiting(function: Callable[..., Any], inputs: Inputs) -> None:
+    """Calls the function; raises RuntimeError where it waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _timing(times: list[float], peak: float | None, submit: float | None, note: str = "") -> Timing:

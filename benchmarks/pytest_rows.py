@@ -8,8 +8,8 @@ those that started and did not end come last.
 
 Several processes with the same folder of claims share the tests: each takes the next one that no process has
 claimed. (xdist does not survive many dying workers: its scheduler by groups fails when two are replaced at the
-same time.) After an error that leaves the GPU unusable, such as an illegal access, the process ends with `LOST`,
-because every later test in it would fail, too.
+same time.) After an error that leaves the GPU unusable, such as an illegal access or a capture of a CUDA graph
+that failed, the process ends with `LOST`, because every later test in it might fail, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from _pytest.runner import pytest_runtest_protocol
 
-from benchmarks.harness import add_row
+from benchmarks.harness import add_row, require_cuda
 from benchmarks.kernel_tests import GROUP, LOST, outcomes
 
 CHARACTERS = 3000
@@ -112,13 +112,9 @@ class Rows:
 
 
 def gpu_is_lost() -> bool:
-    """Whether CUDA was used in this process and no longer responds."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return False
+    """Whether CUDA was used in this process and no longer works there as before (`harness.require_cuda`)."""
     try:
-        torch.cuda.synchronize()
+        require_cuda()
     except Exception:  # AcceleratorError or RuntimeError, depending on the version
         return True
     return False

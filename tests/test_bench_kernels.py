@@ -122,6 +122,7 @@ def test_after_a_lost_gpu_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.M
 
     settled = options("--out", str(tmp_path / "out.json"), "--repetitions", "1")
     work, inputs = kernel_timing.Work(1.0), (torch.ones(2),)
+    pretend_graphs.on_a_cpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -196,7 +197,9 @@ def test_the_way_of_a_gpu_through_the_timing(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 1 + 1 + 3 + 3  # compiles, memory, submission, and the fewest repetitions
 
 
-def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slow_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a GPU has, replaced, and graphs that work on a CPU."""
     pretend_graphs.on_a_cpu(monkeypatch)
     for name, stand_in in {"synchronize": lambda: None, "_sleep": lambda _: None, "Event": FakeEvent}.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -204,6 +207,9 @@ def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.Mon
     monkeypatch.setattr(kernel_timing, "COLD_BYTES", 64)
     for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
+
+
+def test_more_launches_than_the_queue_takes_are_replayed(slow_host: None) -> None:
     calls: list[int] = []
 
     def many(x: torch.Tensor, reads: bool) -> torch.Tensor:
@@ -214,7 +220,7 @@ def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.Mon
     result = kernel_timing.run("case", "twin", many, (torch.ones(3), False), options(), kernel_timing.Work(1.0))
     (graph,) = pretend_graphs.Graph.made
     assert result.note == kernel_timing.REPLAYED and result.timing is not None
-    assert len(calls) == 1 + 1 + 3 + 1 and graph.replays == 1 + 2 + 3  # tried, submitted, timed
+    assert len(calls) == 1 + 1 + 3 + 1 + 1 and graph.replays == 1 + 2 + 3  # tried, submitted, timed
     assert result.timing.submit_milliseconds is not None and result.timing.submit_milliseconds >= 10
     settled = options()
     settled.ceilings = kernel_report.Ceilings(bytes_per_second=1e6, operations_per_second=1e9)
@@ -222,8 +228,25 @@ def test_more_launches_than_the_queue_takes_are_replayed(monkeypatch: pytest.Mon
     assert (
         result.note == kernel_timing.HOST_BOUND
         and result.of_ceiling is None
-        and len(pretend_graphs.Graph.made) == 2
-    )
+        and len(pretend_graphs.Graph.made) == 1
+    ), "it waits for the device, so its capture is not tried"
+    torch.ones(1).item()  # and who waits afterwards may
+
+
+def test_a_capture_that_fails_spoils_nothing_that_follows(slow_host: None) -> None:
+    """After it, other contenders draw, on the usual stream."""
+
+    def not_captured(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        if pretend_graphs.Left.pools:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return x + 1
+
+    inputs, work = (torch.ones(3),), kernel_timing.Work(1.0)
+    result = kernel_timing.run("case", "peer", not_captured, inputs, options(), work)
+    assert result.timing is not None and result.note == kernel_timing.HOST_BOUND
+    assert pretend_graphs.left_behind() == []
+    torch.randn(3)
 
 
 def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 placement      `--device` and `--precision`
 engine         eager, static, compile, graph
 step_runners   steps kernel by kernel, or replayed
+capture        of a CUDA graph, and what follows one that failed
 input_buffers  a step's inputs at fixed addresses
 static_batch   pre-training's batches in a few fixed shapes
 filling        rounds a batch's number of tokens up

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from electra_core.errors import option
+from electra_core.execution.capture import capturing
 from electra_core.execution.input_buffers import InputBuffers
 
 StepFunction = Callable[[Any], dict[str, Tensor]]
@@ -40,8 +40,6 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
             cause = cause.__context__
         if isinstance(cause, torch.cuda.OutOfMemoryError):
             raise cause from None  # kernel by kernel, the next step would need as much
-        with suppress(Exception):  # torch before 2.14 continues as if still capturing
-            torch._C._cuda_endAllocateToPool(device.index or 0, runner.pool)
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         log.warning(
             "%s: a step cannot be captured (%s); launching its kernels one by one instead",
@@ -129,10 +127,9 @@ class CapturedStep:
             self.warm = True
             return self.step_function(self.inputs)
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            # Other threads (a checkpoint's writer) may use the device meanwhile.
-            mode = "thread_local"
-            with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
+            graph = torch.cuda.CUDAGraph()
+            with capturing(graph, self.pool, self.stream):
                 self.scalars = self.step_function(self.inputs)
+            self.graph = graph
         self.graph.replay()
         return self.scalars
