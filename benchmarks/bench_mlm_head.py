@@ -107,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         both = {name: with_gradients(function, 3) for name, function in contenders.items()}
         exact = [t.detach().float().requires_grad_() if t.is_floating_point() else t for t in tensors]
         wanted = with_gradients(without_draw, 3)(*exact)
-        wanted = with_gradients(without_draw, 3)(*exact)
         both = agreeing(case, both, wanted, tensors, options, 3e-2 if on_gpu else 1e-3)
         forward: dict[str, Callable[..., Any]] = {name: torch.no_grad()(contenders[name]) for name in both}
         if on_gpu:

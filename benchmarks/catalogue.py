@@ -20,6 +20,10 @@ def is_baseline(contender: str) -> bool:
     return is_ours(contender) and "," not in contender
 
 
+LEFT_OUT = "left out:"
+"""What the note of a contender begins with that was not timed by choice; any other without a time has failed."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One program, with its arguments for a GPU, for a CPU and for a quick check on a CPU."""

@@ -6,11 +6,12 @@ import argparse
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import bench_attention, tune
+from benchmarks import bench_attention, catalogue, tune
 from benchmarks.bench_attention import Batch, Workload
 from benchmarks.kernel_report import Mismatch
 
@@ -44,9 +45,36 @@ def test_on_a_gpu_the_peers_that_count_are_there() -> None:
     }
     always = {"ours", "twin, eager", "SDPA, boolean mask", "aten FlashAttention 2, varlen"}
     equal = {"SDPA, FlashAttention", "SDPA, cuDNN"}
-    assert found["Small, 8 to 128, p=0.1"] == always
+    assert found["Small, 8 to 128, p=0.0"] == always
+    assert found["Small, 8 to 128, p=0.1"] == always - {"twin, eager"}
     assert found["Small, 128, p=0.1"] == always | equal | {"twin, torch.compile"}
     assert found["Base, 8192, p=0.0"] == always | equal
+
+
+def test_a_twin_that_takes_too_long_is_left_out_and_the_table_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_attention, "leaves_out_twin", lambda work, _: not work.is_equal)
+    results = bench_attention.main(["--device", "cpu", "--repetitions", "1"])
+    left_out = [row for row in results if row.timing is None]
+    assert [(row.case, row.contender) for row in left_out] == [("mixed", "twin, eager")]
+    assert left_out[0].note in capsys.readouterr().out and left_out[0].note.startswith(catalogue.LEFT_OUT)
+
+
+def test_a_workload_without_its_tensors_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = Batch.of
+
+    def full(work: Workload, *rest: Any) -> Batch:
+        if work.name == "equal 16":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return of(work, *rest)
+
+    monkeypatch.setattr(Batch, "of", staticmethod(full))
+    with pytest.raises(SystemExit, match=r"equal 16, ours \(twin\): cannot run: OutOfMemoryError"):
+        bench_attention.main(["--device", "cpu", "--repetitions", "1"])
+    assert "mixed forward" in capsys.readouterr().out
 
 
 def test_counts() -> None:

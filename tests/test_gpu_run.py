@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import gpu_run, gpu_summary
-from benchmarks.catalogue import BY_NAME
+from benchmarks.catalogue import BY_NAME, LEFT_OUT
 from benchmarks.gpu_pieces import PIECES, Piece
 from benchmarks.gpu_run import Run, run_pieces, start_process
 
@@ -273,6 +273,7 @@ RESULTS: dict[str, tuple[object, str]] = {
                     "note": "",
                 },
                 {"case": "c", "contender": "flash", "timing": None, "of_ceiling": None, "note": "cannot run: it"},
+                {"case": "c", "contender": "twin", "timing": None, "of_ceiling": None, "note": f"{LEFT_OUT} slow"},
             ]
         },
         "c: 2.000 ms, 2.50 times as fast as eager, 50% of the ceiling|c, flash: cannot run: it",
