@@ -100,7 +100,7 @@ def check(
     got = run("triton", qkv, dout, lengths, dtype, dropout_p)
     assert_within_budget("out", got[0], same[0], exact[0])
     for i, name in enumerate(("dq", "dk", "dv")):
-        assert_within_budget(name, got[1][:, i], same[1][:, i], exact[1][:, i])
+        assert_within_budget(name, got[1][:, i], same[1][:, i], exact[1][:, i], beside=exact[1])
 
 
 # ---------------------------------------------------------------- the twin is the formula
@@ -158,6 +158,32 @@ def test_other_scales_and_int64_offsets(implementation: str) -> None:
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_kernels_are_within_the_error_budget(lengths: list[int], dropout_p: float, dtype: torch.dtype) -> None:
     check(lengths, dtype, dropout_p)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_the_budget_of_a_gradient_of_zero_is_ulps_of_the_others(dtype: torch.dtype) -> None:
+    """A single key has the probability 1 whatever its logit is, so queries and keys get no gradient."""
+    qkv, dout = inputs([1])
+    _, grad = run("reference", qkv, dout, [1], torch.float64, device="cpu")
+    (query, key, value), largest = qkv.unbind(1), grad.abs().max()
+    error = (2 * torch.finfo(dtype).eps * largest).expand_as(dout)  # as of a probability a little off 1
+    slope = (dout * value).sum(-1, keepdim=True) / 4  # the formula without the mean that is to be subtracted
+    wrong = {"dq": slope * key, "dk": slope * query}
+    for exact in (torch.zeros_like(dout), grad[:, 0]):  # the latter is 0 up to the rounding of float64
+        assert exact.abs().max() < 1e-15
+        twins = exact.to(dtype)
+        assert_within_budget("dq", error.to(dtype), twins, exact, beside=grad)
+        with pytest.raises(AssertionError, match="dq: error"):
+            assert_within_budget("dq", error.to(dtype), twins, exact)
+        for name, got in (*wrong.items(), ("dq", 5 * error)):
+            with pytest.raises(AssertionError, match=f"{name}: error"):
+                assert_within_budget(name, got.to(dtype), twins, exact, beside=grad)
+
+
+def test_results_beside_it_loosen_no_other_budget() -> None:
+    exact = torch.full((2,), 1e-3, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="dq: error"):
+        assert_within_budget("dq", exact.float() + 1e-6, exact.float(), exact, beside=torch.ones(2))
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 5, 24, 48, 96])
