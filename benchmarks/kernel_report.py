@@ -102,7 +102,7 @@ def require_device(what: str, error: Exception) -> None:
         harness.require_cuda()
     except Exception as lost:
         raise SystemExit(
-            f"{what}: {in_a_line(error)}\nafter it, the GPU computes nothing more in this process "
+            f"{what}: {in_a_line(error)}\nafter it, the GPU cannot be used any more in this process "
             f"({in_a_line(lost)}); what was measured before is kept"
         ) from error
 
