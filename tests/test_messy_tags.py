@@ -326,6 +326,46 @@ def test_other_characters_are_words_of_their_own():
     assert from_text("(Ann) met\u2028“Bob”, 👍🏽!").words == words
 
 
+HIDDEN = (
+    "\u00ad",
+    "\u200b",
+    "\u200e",
+    "\u200f",
+    "\u202a",
+    "\u2060",
+    "\ufeff",
+    "\x00",
+    "\x1b",
+    "\x7f",
+    "\U000e0067",
+)
+
+
+@pytest.mark.parametrize("hidden", [*HIDDEN, "\u200b\u00ad"], ids=ascii)
+def test_characters_that_are_not_seen_neither_make_nor_cut_words(hidden):
+    """They may lie anywhere; a word does not begin or end with them, so that its place is that of what is seen."""
+    text = "$co$operate,$ state$-$of-the-$art$ cafe$\u0301s $ $$ 3$.14 ไ$ป 東$京 $👍🏽$!$".replace("$", hidden)
+    example = from_text(text)
+    seen = [word.replace(hidden, "") for word in example.words]
+    assert seen == ["cooperate", ",", "state-of-the-art", "cafe\u0301s", "3.14", *"ไป東京👍🏽!"]
+    assert [text[a:b] for a, b in example.offsets] == list(example.words)
+    assert not any(word.startswith(hidden) or word.endswith(hidden) for word in example.words)
+    assert from_text(hidden).words == from_text(f"{hidden} \u200d").words == ()
+
+
+def test_words_that_are_given_stay_as_they_are(tmp_path):
+    file = json_lines(tmp_path / "a.jsonl", {"tokens": ["\u00ad", "\ufeffAnn"]})
+    assert words_to_predict(file) == [["\u00ad", "\ufeffAnn"]]
+
+
+def test_a_span_has_the_place_of_what_is_seen(tmp_path):
+    text = "\ufeffAnn met B\u00adob\u200b."
+    given = [[0, 4, "PER"], [9, 14, "PER"]]  # with the mark before and the space behind
+    (example,) = read_tagged(json_lines(tmp_path / "a.jsonl", {"text": text, "entities": given}))
+    assert example.words == from_text(text).words == ("Ann", "met", "B\u00adob", ".")
+    assert example.tags == ("B-PER", "O", "B-PER", "O") and example.offsets == ((1, 4), (5, 8), (9, 13), (14, 15))
+
+
 def test_a_sentence_of_nothing_is_predicted_as_nothing(tmp_path):
     file = write(tmp_path / "a.jsonl", json.dumps({"text": ""}) + "\n")
     assert words_to_predict(file) == [[]]
@@ -392,13 +432,14 @@ def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
         ([{"start": 0, "end": "3", "label": "X"}], "expected spans as"),
         ([[0, 99, "X"]], "a span contains no word of the text"),
         ([[3, 4, "X"]], "a span contains no word of the text"),
+        ([[11, 12, "X"]], "a span contains no word of the text"),
         ([[0, 7, "X"], [4, 8, "Y"]], r"two spans overlap \(characters 0 to 7, and from 4\); nested spans are not"),
         (None, r"neither a list of words nor a text with entities \(expected \[\[start, end, type\], ...\]\)"),
     ],
-    ids=["too few", "text", "behind the end", "a space", "overlap", "none"],
+    ids=["too few", "text", "behind the end", "a space", "nothing seen", "overlap", "none"],
 )
 def test_spans_that_cannot_be_used(tmp_path, spans, message):
-    file = json_lines(tmp_path / "a.jsonl", {"text": "Ann met Bob", "entities": spans})
+    file = json_lines(tmp_path / "a.jsonl", {"text": "Ann met Bob\u200b", "entities": spans})
     with pytest.raises(UserError, match=f"a.jsonl:1: {message}"):
         list(read_tagged(file))
     assert [e.words for e in read_tagged(file, labelled=False)] == [("Ann", "met", "Bob")]

@@ -43,6 +43,29 @@ def test_spans_map_back_to_the_exact_characters(tmp_path):
     assert words["text"] == "Ann met Bob" and words["words"] == ["Ann", "met", "Bob"]
 
 
+def test_a_model_sees_a_text_without_what_is_not_seen(tmp_path):
+    """As `transformers` does; the characters of a span are those of the text as it was given."""
+    task = Tag(labels=("O", "B-X", "I-X"), max_length=64)
+    tagger = untrained(task, tmp_path)
+    clean, text = (
+        "ann met bob in a film .",
+        "\ufeffa\u00adnn met \u200b\x00 bob\u200f in a fi\u00ad\u200blm\u2060 .",
+    )
+    ids = [
+        task.encode([task.from_value(t, "1")], tagger.tokenizer).to_arrays()[0]["ids"].tolist()
+        for t in (clean, text)
+    ]
+    assert ids[0] == ids[1] and tagger.tokenizer.unk_id not in ids[1]
+    expected, got = tagger([clean, text])
+    assert got["tags"] == expected["tags"] and len(got["spans"]) == len(expected["spans"]) > 0
+    for ours, theirs in zip(got["spans"], expected["spans"]):
+        assert text[ours["start"] : ours["end"]] == ours["text"]
+        assert ours["text"][0].isprintable() and ours["text"][-1].isprintable()
+        assert ours["score"] == theirs["score"]
+    given = tagger([["ann", "\u00ad", "met"]])[0]
+    assert len(given["tags"]) == 3, "a word that was given has a tag"
+
+
 def test_texts_with_spans_are_judged_by_words_that_prediction_cuts(tmp_path):
     """The model's mistake of cutting elsewhere counts, and predictions are those for the bare text."""
     task = Tag(labels=("O", "B-X", "I-X"), max_length=64)

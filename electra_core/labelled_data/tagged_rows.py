@@ -25,8 +25,12 @@ SENTENCE_COLUMNS = ("Sentence #", "sentence_id", "sent_id", "sentence id", "sent
 WORD_COLUMNS = ("Word", "token", "form", "words", "tokens")
 TAG_COLUMNS = ("Tag", "ner_tag", "ner", "label", "pos_tag", "pos", "tags", "ner_tags", "labels")
 LAST_MARK = 0x1E94A  # the last combining mark of a script
-_MARKS = "".join(chr(code) for code in range(0x300, LAST_MARK + 1) if unicodedata.category(chr(code))[0] == "M")
-_JOINED = rf"[{_MARKS}\u200c\u200d\U000e0100-\U000e01ef]"  # with joiners and variation selectors
+_CHARACTERS = [chr(code) for code in range(LAST_MARK + 1)]
+_MARKS = "".join(c for c in _CHARACTERS if unicodedata.category(c)[0] == "M")
+_JOINERS = "\u200c\u200d"
+_CONTROLS = "".join(c for c in _CHARACTERS if unicodedata.category(c) in ("Cc", "Cf") and not c.isspace())
+_HIDDEN = _CONTROLS.replace(_JOINERS, "") + r"\U000e0001\U000e0020-\U000e007f"  # with the tags of flags
+_JOINED = rf"(?:[{_HIDDEN}]*[{_MARKS}{_JOINERS}\U000e0100-\U000e01ef])*"  # with joiners and variation selectors
 _THAI_LAO = r"\u0e01-\u0e3a\u0e40-\u0e4f\u0e81-\u0ecf\u0edc-\u0edf"
 _BURMESE_KHMER = r"\u1000-\u103f\u1050-\u108f\u109a-\u109f\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17dd"
 _KANA_HAN = (
@@ -35,10 +39,13 @@ _KANA_HAN = (
 )
 UNSPACED = _THAI_LAO + _BURMESE_KHMER + _KANA_HAN
 """Characters (except digits) of scripts without spaces between words, as ranges of a regular expression."""
-_LETTERS = rf"(?:[^\W{UNSPACED}]{_JOINED}*)+"  # \w leaves out combining accents and vowel signs
-WORD = re.compile(rf"{_LETTERS}(?:[-'’.,:/]{_LETTERS})*|[{UNSPACED}]{_JOINED}*|[^\w\s]{_JOINED}*")
+_LETTER = rf"[^\W{UNSPACED}]{_JOINED}"  # \w leaves out combining accents and vowel signs
+_LETTERS = rf"{_LETTER}(?:[{_HIDDEN}]*{_LETTER})*"
+_INNER = rf"(?:[{_HIDDEN}]*[-'’.,:/][{_HIDDEN}]*{_LETTERS})*"
+WORD = re.compile(rf"{_LETTERS}{_INNER}|[{UNSPACED}]{_JOINED}|[^\w\s{_HIDDEN}{_JOINERS}]{_JOINED}")
 """Words of raw text: letters and digits with inner hyphens, points and apostrophes; otherwise single characters,
-also in scripts without spaces, where no rule finds words, and a whole sentence would be one."""
+also in scripts without spaces, where no rule finds words, and a whole sentence would be one. Soft hyphens and
+others that are not seen may lie inside a word, but do not begin or end one."""
 
 Cells = tuple[int, list[str]]  # line number, and its cells
 Place = tuple[int, int]  # of a word: its first character, and the one after its last
@@ -117,7 +124,7 @@ def tags_of_spans(text: str, given: Any) -> tuple[list[Place], list[str], str]:
             start, end, kind = _span(item)
         except (KeyError, TypeError, ValueError):
             return [], [], f"expected spans as [start, end, type] or dicts of these (got {item!r:.60})"
-        if not (0 <= start < end <= len(text) and text[start:end].strip()):
+        if not (0 <= start < end <= len(text) and WORD.search(text, start, end)):
             return [], [], f"a span contains no word of the text ({item!r:.60})"
         spans.add((start, end, kind))
     for (start, end, _), (other, _, _) in itertools.pairwise(sorted(spans)):
