@@ -59,8 +59,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class SavesItself(Protocol):
     """A tokenizer, as far as this file needs it."""
 
-    def save(self, directory: str | Path) -> None:
-        """Writes its files into the directory."""
+    def save(self, directory: str | Path, *, max_length: int) -> None:
+        """Writes its files into the directory, for a model that reads up to `max_length` tokens."""
 
 
 def save_pretrained(
@@ -96,7 +96,7 @@ def save_pretrained(
         (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copymode(new / "config.json", new / SAFETENSORS)  # safetensors' files are for their owner only
         if tokenizer is not None:
-            tokenizer.save(new)
+            tokenizer.save(new, max_length=config["max_position_embeddings"])
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
         _move_into_place(new, directory)

@@ -24,10 +24,12 @@ from electra_core.files.text_lines import text_problem
 from electra_core.hub.model_places import find_model, is_name
 from electra_core.hub.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
 from electra_core.hub.tokenizer_parts import (
+    LONGEST_WORD,
     SPACE_MARK,
     SPECIAL_TOKENS,
     add_specials,
     bert_normalizer,
+    is_plain_wordpiece,
     pieces_model,
     sentencepiece_normalizer,
 )
@@ -35,7 +37,6 @@ from electra_core.hub.tokenizer_parts import (
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 XLM_R_FILE = "sentencepiece.bpe.model"
 BATCH_CHARACTERS = 1 << 22  # encoded at a time
-LONGEST_WORD = 100  # letters; WordPiece maps longer words to [UNK], as the Hub's tokenizers do
 
 # Part of the fingerprint: any difference in normalisation changes the ids of something in this text.
 _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u00a0x\u200by\u0085z a\u0301 [MASK]▁e-mail"
@@ -152,20 +153,26 @@ class Tokenizer:
         """The contents of `tokenizer.json`."""
         return self._engine.to_str(pretty=True)
 
-    def save(self, directory: str | Path) -> None:
-        """Writes the files from which this project, `tokenizers` and `transformers` load the tokenizer."""
+    def save(self, directory: str | Path, *, max_length: int = 512) -> None:
+        """Writes the files from which this project, `tokenizers` and `transformers` load the tokenizer.
+
+        Args:
+            directory: created if necessary.
+            max_length: the model's positions, to which `transformers` truncates.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "tokenizer.json", self.to_json() + "\n")
-        _write(directory / "tokenizer_config.json", json.dumps(self._hub_config(), indent=2) + "\n")
+        _write(directory / "tokenizer_config.json", json.dumps(self._hub_config(max_length), indent=2) + "\n")
 
-    def _hub_config(self) -> dict[str, Any]:
+    def _hub_config(self, max_length: int) -> dict[str, Any]:
         names = (f"{token.strip('[]').lower()}_token" for token in SPECIAL_TOKENS)
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         added = self._engine.get_added_tokens_decoder().values()
         more = [token.content for token in added if token.special and token.content not in SPECIAL_TOKENS]
-        config = {**dict(zip(names, SPECIAL_TOKENS)), "model_max_length": 512, "model_input_names": inputs}
-        return {**config, "additional_special_tokens": more} if more else config
+        config = {**dict(zip(names, SPECIAL_TOKENS)), "model_max_length": max_length, "model_input_names": inputs}
+        config |= {"additional_special_tokens": more} if more else {}
+        return {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -208,20 +215,22 @@ class WordPieceTokenizer(Tokenizer):
             raise UserError(f"{path}: not an ELECTRA WordPiece vocabulary, it has no {', '.join(missing)}")
         return cls.from_tokens(tokens, lowercase=lowercase)
 
-    def save(self, directory: str | Path) -> None:
-        super().save(directory)
+    def save(self, directory: str | Path, *, max_length: int = 512) -> None:
+        super().save(directory, max_length=max_length)
         lines = "".join(f"{token}\n" for token in self.tokens(range(self.vocab_size)))
         _write(Path(directory) / "vocab.txt", lines)
 
-    def _hub_config(self) -> dict[str, Any]:
-        normalizer = json.loads(self.to_json())["normalizer"] or {}
+    def _hub_config(self, max_length: int) -> dict[str, Any]:
+        config, normalizer = super()._hub_config(max_length), self._engine.normalizer
+        if not is_plain_wordpiece(self._engine):  # under BERT's class, transformers 5 would build BERT's
+            return config
         options = {
             "tokenizer_class": "ElectraTokenizer",
-            "do_lower_case": normalizer.get("lowercase", True),
-            "strip_accents": normalizer.get("strip_accents"),
-            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
         }
-        return {**super()._hub_config(), **options}
+        return {**config, **options}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -283,13 +292,10 @@ class SentencePieceTokenizer(Tokenizer):
             copy._engine.normalizer = normalizers.Sequence([*breaks, *filter(None, [normalizer])])
         return copy
 
-    def save(self, directory: str | Path) -> None:
-        super().save(directory)
+    def save(self, directory: str | Path, *, max_length: int = 512) -> None:
+        super().save(directory, max_length=max_length)
         if self._spiece_model is not None:
             (Path(directory) / "spiece.model").write_bytes(self._spiece_model)
-
-    def _hub_config(self) -> dict[str, Any]:
-        return {**super()._hub_config(), "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -354,6 +360,7 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     tokenizer = (WordPieceTokenizer if isinstance(engine.model, models.WordPiece) else SentencePieceTokenizer)(
         engine
     )
+    add_specials(engine)
     one, other, both = tokenizer.encode_batch(["a", "b", "a b"])
     if one + other != both:
         raise UserError("a text's ids differ from the ids of its words (byte-level without add_prefix_space?)")

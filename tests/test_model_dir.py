@@ -21,8 +21,10 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.hub import layout as hub_layout
+from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.initialisation import initialise
 from electra_core.packing import from_padded, to_padded
+from electra_core.tokenizer import WordPieceTokenizer, load_tokenizer
 
 SAME = EncoderConfig(
     vocab_size=60, embedding_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -276,6 +278,17 @@ def test_load_into_another_size_is_refused(tmp_path: Path) -> None:
     make("ElectraForPreTraining", SAME).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="hidden_size 16, not 24"):
         model_dir.load_into(make("ElectraForPreTraining", PROJECTED), tmp_path)
+
+
+@pytest.mark.parametrize("positions", [12, 1024])
+def test_transformers_truncates_to_the_models_positions(positions: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = make("ElectraForPreTraining", dataclasses.replace(SAME, max_position_embeddings=positions))
+    for tokenizer in (load_tokenizer("tiny"), WordPieceTokenizer.from_tokens([*SPECIAL_TOKENS, "the"])):
+        model.save_pretrained(tmp_path, tokenizer=tokenizer)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert theirs.model_max_length == positions
+        assert len(theirs("the " * 2000, truncation=True)["input_ids"]) == positions
 
 
 def test_saving_again_replaces_files_whole_and_keeps_others(tmp_path: Path) -> None:

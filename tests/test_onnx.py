@@ -107,6 +107,8 @@ def test_the_file_says_what_its_outputs_are(tmp_path):
     export(make(task, tmp_path), tmp_path / "onnx/model.onnx")
     about = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx").get_modelmeta().custom_metadata_map
     assert (about["task"], json.loads(about["labels"]), about["max_length"]) == ("classify", ["é", "b", "c"], "32")
+    beside = json.loads((tmp_path / "onnx/tokenizer_config.json").read_text("utf-8"))
+    assert beside["model_max_length"] == 64, "the model's positions"
 
 
 def test_the_pages_way_without_torch_gives_predicts_answers(tmp_path):

@@ -228,7 +228,7 @@ def export(source: str | Path, file: str | Path) -> float:
         raise UserError(f"{file}: not written; its logits differ from torch's by a relative {difference:.2g}")
     with writing(str(file)), temporary_folder(file) as new:  # each file is replaced whole
         (new / file.name).write_bytes(content)
-        tokenizer.save(new)
+        tokenizer.save(new, max_length=model.config.max_position_embeddings)
         save_task(task, new)
         for written in new.iterdir():
             written.replace(file.parent / written.name)

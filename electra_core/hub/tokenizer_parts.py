@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import tokenizers
-from tokenizers import AddedToken, models, normalizers, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPACE_MARK = "▁"  # SentencePiece's visible space, U+2581
+LONGEST_WORD = 100  # letters; WordPiece maps longer words to [UNK], as the Hub's tokenizers do
+
+_TRIMS = b'"trim_offsets":true'  # in the state of a post-processor, or of a part of it
 
 
 def bert_normalizer(lowercase: bool, accents: bool | None = None, chinese: bool = True) -> normalizers.Normalizer:
@@ -45,12 +48,39 @@ def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def add_specials(engine: tokenizers.Tokenizer) -> None:
-    """Registers the special tokens, and `[CLS] A [SEP] B [SEP]` with segments 0 and 1."""
-    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    engine.post_processor = processors.TemplateProcessing(
+    """Registers the special tokens, and `[CLS] A [SEP] B [SEP]` with segments 0 and 1.
+
+    A byte-level engine's post-processor may also see to it that a piece does not cover the space before its word:
+    that stays.
+    """
+    before = engine.post_processor
+    trims = before is not None and _TRIMS in before.__getstate__()
+    register(engine, [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    template = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, engine.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    trimmed = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    engine.post_processor = trimmed if trims else template
+
+
+def register(engine: tokenizers.Tokenizer, special: list[AddedToken]) -> None:
+    """Adds special tokens, except those that the engine has with settings of their own."""
+    known = {token.content for token in engine.get_added_tokens_decoder().values()}
+    engine.add_special_tokens([token for token in special if token.content not in known])
+
+
+def is_plain_wordpiece(engine: tokenizers.Tokenizer) -> bool:
+    """Whether case, accents, Chinese characters and the vocabulary are all that sets it apart from BERT's."""
+    normalizer, model = engine.normalizer, engine.model
+    return (
+        isinstance(normalizer, normalizers.BertNormalizer)
+        and normalizer.clean_text
+        and isinstance(engine.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and isinstance(model, models.WordPiece)
+        and (model.unk_token, model.continuing_subword_prefix) == ("[UNK]", "##")
+        and model.max_input_chars_per_word == LONGEST_WORD
     )
 
 
