@@ -22,7 +22,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from electra_core.errors import UserError
 from electra_core.files.text_lines import text_problem
 from electra_core.hub.model_places import find_model, is_name
-from electra_core.hub.tokenizer_config import add_words, check_words, follow_config, normalizer_of, read_config
+from electra_core.hub.tokenizer_config import (
+    add_words,
+    check_specials,
+    check_words,
+    follow_config,
+    normalizer_of,
+    read_config,
+)
 from electra_core.hub.tokenizer_parts import (
     LONGEST_WORD,
     SPACE_MARK,
@@ -205,7 +212,9 @@ class WordPieceTokenizer(Tokenizer):
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: invalid UTF-8 at byte {error.start:,}, so not a vocabulary") from None
-        tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+        while lines and not lines[-1].strip():
+            lines.pop()
+        tokens = [line.rstrip() or line for line in lines]  # `line`: only white space, so no text has it
         first: dict[str, int] = {}
         for number, token in enumerate(tokens, start=1):
             if first.setdefault(token, number) != number:
@@ -323,6 +332,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     config = read_config(path.parent)
+    check_specials(path, config)
     if path.suffix != ".json":
         check_words(path, config)
         engine = WordPieceTokenizer.from_vocab(path).engine
@@ -337,6 +347,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f"{path}: {error}") from None
     if isinstance(tokenizer, WordPieceTokenizer):
         follow_config(tokenizer.engine, config, path)
+    add_words(tokenizer.engine, config, path)
+    tokenizer = type(tokenizer)(tokenizer.engine)  # may have more words now
     spiece = path.with_name("spiece.model")
     if isinstance(tokenizer, SentencePieceTokenizer) and spiece.is_file():
         tokenizer._spiece_model = spiece.read_bytes()

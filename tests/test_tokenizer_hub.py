@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import tokenizers
 from tokenizer_texts import TORTURE, wordpiece  # noqa: F401
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from electra_core.errors import UserError
 from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer, tokenizer_from_json
 
@@ -20,7 +21,7 @@ TEXTS = [
     "[PHI] [phi] x[PHI] [the] troponin [MASK] sat",
     "a" * 150,
 ]
-ANY = {"tokenizer_class": "PreTrainedTokenizerFast"}
+ELECTRA, ANY = {"tokenizer_class": "ElectraTokenizer"}, {"tokenizer_class": "PreTrainedTokenizerFast"}
 USUAL = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS))
 
 
@@ -174,3 +175,146 @@ def test_the_specials_of_a_tokenizer_that_does_not_register_them() -> None:
     content = json.loads(trained("unigram").to_str())
     ours = tokenizer_from_json(json.dumps(content | {"added_tokens": []}))
     assert ours.encode("[MASK]") == [ours.mask_id]
+
+
+# ---- what lies beside a tokenizer.json or a vocab.txt
+
+
+@pytest.mark.parametrize("cased", [False, True])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"strip_accents": False},
+        {"strip_accents": True},
+        {"tokenize_chinese_chars": False},
+        {"tokenize_chinese_chars": False, "strip_accents": False, "do_lower_case": False},
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+    ],
+    ids=str,
+)
+def test_each_setting_that_the_config_names_is_followed(
+    wordpiece: Tokenizer,
+    said: dict,
+    cased: bool,
+    tmp_path: Path,
+) -> None:
+    engine = tokenizers.Tokenizer.from_str(wordpiece.to_json())
+    engine.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    case = {} if not cased or "do_lower_case" in said else {"do_lower_case": False}
+    write(tmp_path, tokenizer=json.loads(engine.to_str()), tokenizer_config=ELECTRA | said | case)
+    assert_same_ids(load_tokenizer(tmp_path), peer(tmp_path))
+
+
+def test_a_case_that_the_config_does_not_name_stays(wordpiece: Tokenizer, tmp_path: Path) -> None:
+    engine = tokenizers.Tokenizer.from_str(wordpiece.to_json())
+    engine.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=True)
+    write(tmp_path, tokenizer=json.loads(engine.to_str()), tokenizer_config={"tokenize_chinese_chars": False})
+    ours = load_tokenizer(tmp_path)
+    assert ours.tokens(ours.encode("Cats CAFÉ Café 東京")) == ["Cat", "##s", "[UNK]", "[UNK]", "[UNK]"]
+    normalizer = ours.engine.normalizer
+    assert (normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars) == (
+        False,
+        True,
+        False,
+    )
+
+
+PHI = {"content": "[PHI]", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+THE = PHI | {"content": "the"}
+NAMED = {
+    "in the map": {"special_tokens_map": {**USUAL, "additional_special_tokens": ["the", "[PHI]"]}},
+    "in the map with flags": {"special_tokens_map": {"mask_token": PHI | {"content": "[MASK]", "lstrip": True},
+                                                     "extra_special_tokens": [PHI, "the"]}},
+    "in a list of words, too": {"tokenizer_config": {"additional_special_tokens": ["[PHI]"]},
+                                "added_tokens": {"troponin": 20, "[PHI]": 21}},
+    "in the config": {"tokenizer_config": {"additional_special_tokens": ["[PHI]", "the"]}},
+    "in the config of version 5": {"tokenizer_config": {"extra_special_tokens": ["the", "[PHI]"]}},
+    "by their roles": {"tokenizer_config": {"extra_special_tokens": {"phi_token": "[PHI]", "the_token": "the"}}},
+    "with ids": {"tokenizer_config": {"added_tokens_decoder": {"20": PHI | {"special": True}, "5": THE},
+                                      "additional_special_tokens": ["[PHI]"]},
+                 "special_tokens_map": {"additional_special_tokens": ["[the]"], "cls_token": "older"}},
+    "in both": {"tokenizer_config": {"additional_special_tokens": ["[PHI]"]},
+                "special_tokens_map": {"additional_special_tokens": ["[PHI]"]}},
+    "none": {"tokenizer_config": {"additional_special_tokens": None}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("only_vocab", [True, False], ids=["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("beside", NAMED.values(), ids=NAMED)
+def test_special_tokens_are_those_that_the_files_name(
+    wordpiece: WordPieceTokenizer,
+    beside: dict,
+    only_vocab: bool,
+    tmp_path: Path,
+) -> None:
+    own = {} if only_vocab else {"tokenizer": json.loads(wordpiece.to_json())}
+    write(tmp_path, **own, **beside)
+    ours, theirs = load_tokenizer(tmp_path), peer(tmp_path)
+    assert_same_ids(ours, theirs)
+    ours.save(tmp_path / "out")
+    assert_same_ids(ours, peer(tmp_path / "out"))
+    assert_same_ids(load_tokenizer(tmp_path / "out"), theirs)
+
+
+def test_a_special_token_that_is_registered_keeps_its_flags(wordpiece: Tokenizer, tmp_path: Path) -> None:
+    engine = tokenizers.Tokenizer.from_str(wordpiece.to_json())
+    engine.add_tokens([AddedToken("[PHI]", single_word=True, special=True, normalized=False)])
+    write(
+        tmp_path,
+        tokenizer=json.loads(engine.to_str()),
+        tokenizer_config=ELECTRA | {"additional_special_tokens": ["[PHI]"]},
+    )
+    assert_same_ids(load_tokenizer(tmp_path), peer(tmp_path))
+
+
+@pytest.mark.parametrize("only_vocab", [True, False], ids=["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "beside, message",
+    [
+        ({"tokenizer_config": {"cls_token": "the"}},
+         r"cls_token in the files beside it: expected '\[CLS\]', got 'the'; other names are not supported"),
+        ({"special_tokens_map": {"mask_token": {"content": "<mask>"}}}, r"expected '\[MASK\]', got '<mask>'"),
+        ({"tokenizer_config": {"unk_token": ["x"]}}, r"expected '\[UNK\]', got \['x'\]"),
+        ({"tokenizer_config": {"additional_special_tokens": [5]}}, "list added tokens in an unknown format"),
+        ({"tokenizer_config": {"extra_special_tokens": 5}}, "list added tokens in an unknown format"),
+        ({"special_tokens_map": {"additional_special_tokens": [{"text": "x"}]}}, "in an unknown format"),
+        ({"special_tokens_map": []}, "special_tokens_map.json: "),
+        ({"tokenizer_config": {"added_tokens_decoder": {"99": PHI}}}, r"'\[PHI\]' has id 99 .*, expected 20"),
+    ],
+)  # fmt: skip
+def test_special_tokens_that_cannot_be_followed(
+    wordpiece: WordPieceTokenizer,
+    beside: dict,
+    message: str,
+    only_vocab: bool,
+    tmp_path: Path,
+) -> None:
+    own = {} if only_vocab else {"tokenizer": json.loads(wordpiece.to_json())}
+    write(tmp_path, **own, **beside)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [*lines, "", ""],
+        lambda lines: [*lines, " "],
+        lambda lines: [line + " " for line in lines],
+        lambda lines: [line + "\u3000\t\r" for line in lines],
+        lambda lines: [*lines, "\u2028", "\u3000", " ", "last"],
+    ],
+    ids=["blank lines", "a blank line", "trailing spaces", "other white space", "entries of white space"],
+)
+def test_white_space_at_the_end_of_a_vocabularys_lines(
+    wordpiece: Tokenizer, change: Callable, tmp_path: Path
+) -> None:
+    lines = (tmp_path / "vocab.txt").read_text("utf-8").splitlines()
+    write(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes("".join(f"{line}\n" for line in change(lines)).encode())
+    ours, theirs = load_tokenizer(tmp_path), peer(tmp_path)
+    texts = [*TEXTS, "last"]
+    assert ours.encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+    assert ours.encode("cats") == wordpiece.encode("cats")
+    assert ours.vocab_size == len(lines) + 4 * ("last" in change(lines))
