@@ -20,6 +20,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,12 +47,14 @@ from electra_core.hub.layout import (
     write_config,
 )
 from electra_core.hub.meta_models import check_parameters, needs_its_constructor, on_meta
-from electra_core.hub.model_places import find_model
+from electra_core.hub.model_places import find_model, hint_about
 from electra_core.hub.model_places import shipped_model as shipped_model
-from electra_core.hub.weight_files import SAFETENSORS, open_weights, read_json, write_weights
+from electra_core.hub.weight_files import SAFETENSORS, WeightFiles, open_weights, read_json, write_weights
 
 log = logging.getLogger("electra_core")
-_MOST_LISTED = 20  # tensors named in one error message
+_MOST_LISTED = 20  # tensors named in one message
+_TIED = "generator_lm_head.weight"
+_OF_ENCODER = re.compile(r"(electra\.)?(embeddings|embeddings_project|encoder)\.")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -116,7 +119,7 @@ def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """The sizes in a model directory's config.json, and all of its fields as they are."""
     directory = find_model(source)
     if not (directory / "config.json").exists():
-        raise UserError(f"{directory}: not a model directory (no config.json)")
+        raise UserError(f"{directory}: not a model directory (no config.json){hint_about(directory)}")
     raw = read_json(directory, "config.json")
     return read_config(raw, str(directory / "config.json")), raw
 
@@ -244,10 +247,26 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
             for stored, target in zip(names, parts(tensor, len(names))):
                 files.copy_to(stored, target)
     embeddings = model.encoder.embeddings  # type: ignore[union-attr]
+    if isinstance(model, electra.Generator):
+        _check_tied(model.encoder.embeddings.word_weight(), files)
     if isinstance(embeddings, DisentangledEmbeddings):  # the file holds the sum: subtract the other part
         own = embeddings.word_embeddings.weight
         own.sub_(embeddings.word_weight() - own)
     return new_head
+
+
+def _check_tied(words_VE: Tensor, files: WeightFiles) -> None:
+    """Raises UserError if the files hold an output layer of its own; old ones repeat the word embeddings there."""
+    if _TIED not in files.shapes:
+        return
+    own_VE = torch.empty_like(words_VE)
+    fits = files.shapes[_TIED] == tuple(own_VE.shape)
+    if fits:
+        files.copy_to(_TIED, own_VE)
+    if not fits or not torch.equal(own_VE, words_VE):
+        raise UserError(
+            f"{files.directory}: {_TIED} differs from the word embeddings; only a tied output layer is supported"
+        )
 
 
 def _filled_by_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -289,14 +308,20 @@ def _compare(
         raise UserError(f"{directory}: holds {what}, not {architecture(model)} with its pre-trained head")
     problems = [f"missing: {name} {list(expected[name])}" for name in missing]
     problems += [f"wrong shape: {name} {list(shapes[name])}, expected {list(expected[name])}" for name in wrong]
+    if not problems and not any(map(_OF_ENCODER.match, unexpected)):
+        if unexpected:
+            log.warning("%s: tensors that this model has no use for: %s", directory, _listed(unexpected, ", "))
+        return head if new_head else []
     problems += [f"unexpected: {name} {list(shapes[name])}" for name in unexpected]
-    if problems:
-        raise UserError(
-            f"{directory}: the weights do not match a {type(model).__name__} with this config.json\n  "
-            + "\n  ".join(problems[:_MOST_LISTED])
-            + (f"\n  and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else "")
-        )
-    return head if new_head else []
+    raise UserError(
+        f"{directory}: the weights do not match a {type(model).__name__} with this config.json\n  "
+        + _listed(problems, "\n  ")
+    )
+
+
+def _listed(items: Sequence[str], separator: str) -> str:
+    more = [f"and {len(items) - _MOST_LISTED} more"] if len(items) > _MOST_LISTED else []
+    return separator.join([*items[:_MOST_LISTED], *more])
 
 
 def _expendable(name: str) -> bool:

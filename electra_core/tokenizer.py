@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
+from electra_core.files.byte_files import refuse_pointer
 from electra_core.files.text_lines import text_problem
 from electra_core.hub.model_places import find_model, is_name
 from electra_core.hub.tokenizer_config import (
@@ -329,6 +330,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer")
+    refuse_pointer(path)
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     config = read_config(path.parent)

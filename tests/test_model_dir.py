@@ -191,6 +191,22 @@ def test_old_pickled_weights_and_an_old_config(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_layer_norms_by_their_names_of_2019(file: str, tmp_path: Path) -> None:
+    """gamma and beta; transformers, too, reads them."""
+    model = make("ElectraForSequenceClassification")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert sum("gamma" in name for name in tensors) == 1 + 2 * PROJECTED.num_hidden_layers
+    (save_file if file.endswith("safetensors") else torch.save)(tensors, tmp_path / file)
+    again = pretrained.SequenceClassifier.from_pretrained(tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert_same("ElectraForSequenceClassification", again, theirs_of("ElectraForSequenceClassification", tmp_path))
+
+
 def test_fields_that_config_leaves_out_are_those_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text('{"model_type": "electra"}')

@@ -17,6 +17,7 @@ from test_model_dir import PROJECTED, make
 
 import electra_core
 from electra_core.errors import UserError
+from electra_core.tokenizer import load_tokenizer
 
 # What may lie in a directory -------------------------------------------------------------------------------
 
@@ -80,6 +81,50 @@ def test_a_directory_that_claims_a_head_must_have_it(tmp_path: Path) -> None:
         electra_core.SequenceClassifier.from_pretrained(tmp_path)
 
 
+def test_tensors_of_no_use_are_named(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training code leaves such in a file. What the encoder does not have, though, its training did use."""
+    before = electra_core.Discriminator.from_pretrained(directory)
+    assert not caplog.records
+    edit_weights(
+        directory, **{"loss_fct.weight": torch.ones(2), "electra.pooler.dense.weight": torch.ones(24, 24)}
+    )
+    again = electra_core.Discriminator.from_pretrained(directory)
+    assert all(torch.equal(p, q) for p, q in zip(before.parameters(), again.parameters(), strict=True))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no use for" in line and "loss_fct.weight" in line and "electra.pooler.dense.weight" in line
+    edit_weights(directory, **{"electra.encoder.layer.3.output.dense.bias": torch.zeros(24)})
+    refused(directory, r"unexpected: electra.encoder.layer.3.output.dense.bias \[24\]")
+
+
+def test_an_output_layer_of_its_own(tmp_path: Path) -> None:
+    """transformers 5 would compute with it, 4 with the embeddings; here there is no place for it."""
+    make("ElectraForMaskedLM").save_pretrained(tmp_path)
+    words = load_file(tmp_path / "model.safetensors")["electra.embeddings.word_embeddings.weight"]
+    edit_weights(tmp_path, **{"generator_lm_head.weight": words.clone()})
+    electra_core.Generator.from_pretrained(tmp_path)
+    other = words.clone()
+    other[-1, -1] += 1
+    for own in (other, words[:-1].clone()):
+        edit_weights(tmp_path, **{"generator_lm_head.weight": own})
+        with pytest.raises(
+            UserError, match=r"generator_lm_head\.weight differs from the word embeddings; only a tied"
+        ):
+            electra_core.Generator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json", "vocab.txt"])
+def test_pointers_of_git_lfs(directory: Path, file: str) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 54221\n"
+    if file == "pytorch_model.bin":
+        (directory / "model.safetensors").unlink()
+    (directory / file).write_text(pointer)
+    if file != "vocab.txt":
+        refused(directory, f"{file}: a Git LFS pointer, not the file; run git lfs pull")
+    else:
+        with pytest.raises(UserError, match="a Git LFS pointer, not the file; run git lfs pull"):
+            load_tokenizer(directory)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, 2000, -1], ids=lambda n: f"{n} bytes")
 def test_truncated_weights(directory: Path, keep: int) -> None:
     path = directory / "model.safetensors"
@@ -129,12 +174,33 @@ def test_a_config_that_is_no_json_object(directory: Path, text: str) -> None:
     refused(directory, r"config\.json: (not valid JSON|expected a JSON object)")
 
 
-@pytest.mark.parametrize("labels", [{"0": "a", "2": "b"}, {}, {"0": "a", "1": 7}, ["a"], "ab"], ids=str)
-def test_labels_that_cannot_be(tmp_path: Path, labels: Any) -> None:
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ({"0": "a", "2": "b"}, 'expected names for "0", "1", ... without a gap'),
+        ({}, "expected names"),
+        (["a"], "expected names"),
+        ("ab", "expected names"),
+        ({"0": "a", "1": 7.5}, 'expected a name for "1", got 7.5'),
+        ({"0": None, "1": "a"}, 'expected a name for "0", got None'),
+        ({"0": "a", "1": "b", "2": "a"}, 'expected a name of its own for every output, got \'a\' for "0" and "2"'),
+    ],
+    ids=str,
+)
+def test_labels_that_cannot_be(tmp_path: Path, labels: Any, match: str) -> None:
     make("ElectraForTokenClassification").save_pretrained(tmp_path)
     edit_config(tmp_path, id2label=labels)
-    with pytest.raises(UserError, match="id2label: expected names"):
+    with pytest.raises(UserError, match=f"id2label: {match}"):
         electra_core.TokenClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels, names", [((0, 1, 2), ("0", "1", "2")), (("x", True, False), ("x", "True", "False"))]
+)
+def test_labels_that_are_numbers_are_texts(tmp_path: Path, labels: Any, names: tuple[str, ...]) -> None:
+    make("ElectraForTokenClassification").save_pretrained(tmp_path)
+    edit_config(tmp_path, id2label={str(index): label for index, label in enumerate(labels)})
+    assert electra_core.TokenClassifier.from_pretrained(tmp_path).labels == names
 
 
 class Bomb:
@@ -152,7 +218,8 @@ def test_nothing_in_a_pickle_is_executed(directory: Path, how: str, monkeypatch:
         (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     else:
         torch.save({"electra.embeddings.LayerNorm.weight": Bomb()}, directory / "pytorch_model.bin")
-    refused(directory, "not a file of plain tensors, nothing was executed")
+    message = refused(directory, "not a file of plain tensors, nothing was executed")
+    assert "weights_only" not in message and "Weights only" not in message, "torch's advice is to unpickle it"
     assert not (directory / "executed").exists()
 
 
@@ -219,8 +286,16 @@ def test_a_missing_shard(directory: Path) -> None:
 def test_empty_and_absent_directories(tmp_path: Path) -> None:
     refused(tmp_path, r"not a model directory \(no config.json\)")
     refused(tmp_path / "nothing", "no such model directory")
+    for number in (500, 1000):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "config.json").write_text("{}")
+    refused(tmp_path, r"no config.json\); .*checkpoint-1000 may be meant$")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, r"no config.json\); it holds an adapter \(PEFT\), to be merged")
     (tmp_path / "config.json").write_text('{"model_type": "electra"}')
-    refused(tmp_path, r"no weights \(expected model.safetensors")
+    refused(tmp_path, r"no weights \(expected model.safetensors or pytorch_model.bin\)$")
+    (tmp_path / "tf_model.h5").write_text("")
+    refused(tmp_path, r"no weights \(expected .*\); tf_model.h5 is TensorFlow's: save it anew .*from_tf=True")
     (tmp_path / "model.safetensors").mkdir()
     refused(tmp_path, "model.safetensors: no such file")
 

@@ -23,6 +23,8 @@ UTF16 = (
     'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
 )
 """Message for a file that begins with UTF-16's byte-order mark, as Excel's "Unicode text" does."""
+LFS_POINTER = b"version https://git-lfs"
+"""How the pointer begins that Git stores instead of a large file."""
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
 
 
@@ -34,6 +36,17 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError for the few lines that `git clone` leaves instead of a large file without git-lfs."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(LFS_POINTER))
+    except OSError:  # whoever reads the file says why
+        return
+    if begins == LFS_POINTER:
+        raise UserError(f"{path}: a Git LFS pointer, not the file; run git lfs pull in its folder")
 
 
 class ByteFile:

@@ -44,6 +44,8 @@ HEADS = (
 
 MULTI_LABEL = "multi_label_classification"
 """config.json's problem type for texts with any number of labels."""
+REGRESSION = "regression"
+"""config.json's problem type for numbers."""
 
 # The defaults of `transformers`' ElectraConfig for missing fields (its model is "small").
 HUB_DEFAULTS = EncoderConfig(
@@ -148,7 +150,7 @@ def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     if isinstance(model, SequenceClassifier) and model.multi_label:
         fields["problem_type"] = MULTI_LABEL
     elif isinstance(model, SequenceClassifier) and len(labels) == 1:
-        fields["problem_type"] = "regression"  # otherwise the Hub's pipelines apply a sigmoid to the number
+        fields["problem_type"] = REGRESSION  # otherwise the Hub's pipelines apply a sigmoid to the number
     return fields
 
 
@@ -191,7 +193,7 @@ def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The class names in a config.json, in order; the Hub's default is LABEL_0 and LABEL_1.
 
     Raises:
-        UserError: id2label does not number its labels 0, 1, ...
+        UserError: id2label does not number its labels 0, 1, ..., or two have the same name.
     """
     table = raw.get("id2label")
     if table is None:
@@ -200,6 +202,16 @@ def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
             raise UserError(f"{where}: num_labels: expected an integer from 1 to {_MOST}, got {count!r}")
         return tuple(f"LABEL_{index}" for index in range(count))
     numbers = {str(index) for index in range(len(table))} if isinstance(table, dict) else None
-    if not table or numbers != set(table) or not all(isinstance(label, str) for label in table.values()):
+    if not table or numbers != set(table):
         raise UserError(f'{where}: id2label: expected names for "0", "1", ... without a gap')
-    return tuple(table[str(index)] for index in range(len(table)))
+    for index, label in table.items():
+        if not isinstance(label, (str, int)):
+            raise UserError(f'{where}: id2label: expected a name for "{index}", got {label!r:.80}')
+    labels = tuple(str(table[str(index)]) for index in range(len(table)))
+    for index, label in enumerate(labels):
+        if (first := labels.index(label)) < index:
+            raise UserError(
+                f'{where}: id2label: expected a name of its own for every output, got {label!r:.80} for "{first}" '
+                f'and "{index}"; rename one'
+            )
+    return labels

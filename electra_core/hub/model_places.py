@@ -47,6 +47,21 @@ def shipped_model() -> Path:
     return Path(str(files("electra_core"))) / SHIPPED
 
 
+def hint_about(directory: Path) -> str:
+    """What a folder without config.json may be, to follow a message; "" if nothing is known."""
+    if (directory / "adapter_config.json").exists():
+        return "; it holds an adapter (PEFT), to be merged into its model first: merge_and_unload, save_pretrained"
+    if inner := [config.parent for config in directory.glob("*/config.json")]:
+        return f"; {max(inner, key=_by_number)} may be meant"
+    return ""
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    """Sort key of checkpoint-500, checkpoint-1000, ..., which transformers' Trainer writes."""
+    number = folder.name.rpartition("-")[2]
+    return (int(number) if number.isdecimal() else -1, folder.name)
+
+
 def _fetch(name: str, revision: str | None) -> Path:
     """Downloads a Hub repository into the Hub's own cache; weights as safetensors where it has them."""
     try:

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from electra_core.errors import UserError
-from electra_core.files.byte_files import sha256_of
+from electra_core.files.byte_files import refuse_pointer, sha256_of
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+_OF_OTHERS = {"tf_model.h5": ("TensorFlow", "from_tf"), "flax_model.msgpack": ("Flax", "from_flax")}
+"""Weights of other frameworks, and how transformers 4 reads them."""
+_OLD_LAYER_NORM = re.compile(r"\bLayerNorm\.(gamma|beta)$")
 _LARGEST_JSON = 64 << 20  # bytes; the index of a very large model has a few hundred kilobytes
 _FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -44,13 +47,13 @@ class WeightFiles:
 
 class _Safetensors(WeightFiles):
     def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
-        self.file_of: dict[str, Path] = {}
+        self.place_of: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with _opened(file) as handle:
-                for name in handle.keys():
-                    piece = handle.get_slice(name)
-                    shapes[name], self.file_of[name] = tuple(piece.get_shape()), file
+                for name, stored in _todays_names(handle.keys()).items():
+                    piece = handle.get_slice(stored)
+                    shapes[name], self.place_of[name] = tuple(piece.get_shape()), (file, stored)
                     if name not in of_any_dtype:
                         _check_dtype(file, name, piece.get_dtype())
         super().__init__(directory, shapes)
@@ -58,15 +61,17 @@ class _Safetensors(WeightFiles):
     def copy_to(self, name: str, target: Tensor) -> None:
         # Opened again for each tensor: the file is memory-mapped, and pages that were read count as this
         # process's until it is closed. So loading needs the model's memory once, not twice.
-        with _opened(self.file_of[name]) as handle:
-            target.copy_(handle.get_tensor(name))
+        file, stored = self.place_of[name]
+        with _opened(file) as handle:
+            target.copy_(handle.get_tensor(stored))
 
 
 class _Bin(WeightFiles):
     def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
         self.tensors: dict[str, Tensor] = {}
         for file in files:
-            self.tensors.update(_restricted_load(file, of_any_dtype))
+            tensors = _restricted_load(file, of_any_dtype)
+            self.tensors.update({name: tensors[stored] for name, stored in _todays_names(tensors).items()})
         super().__init__(directory, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
 
     def copy_to(self, name: str, target: Tensor) -> None:
@@ -88,7 +93,29 @@ def open_weights(directory: Path, of_any_dtype: Collection[str] = ()) -> WeightF
         index = f"{name}.index.json"
         if (directory / index).exists():
             return reader(directory, _shards(directory, index), of_any_dtype)
-    raise UserError(f"{directory}: no weights (expected {SAFETENSORS} or {BIN})")
+    raise UserError(f"{directory}: no weights (expected {SAFETENSORS} or {BIN}){_weights_of_others(directory)}")
+
+
+def _weights_of_others(directory: Path) -> str:
+    """What to do with another framework's weights in the directory; "" if there are none."""
+    for name, (framework, option) in _OF_OTHERS.items():
+        if (directory / name).exists():
+            how = f"from_pretrained(..., {option}=True)"
+            return f"; {name} is {framework}'s: save it anew from transformers 4, with {how}"
+    return ""
+
+
+def _todays_names(names: Iterable[str]) -> dict[str, str]:
+    """Today's name of each tensor -> its name in the file: models of 2019 call LayerNorm's parameters gamma and
+    beta."""
+    known = {*names}
+    renamed = {_OLD_LAYER_NORM.sub(_layer_norm_name, name): name for name in known if _OLD_LAYER_NORM.search(name)}
+    renamed = {name: stored for name, stored in renamed.items() if name not in known}
+    return {name: name for name in names if name not in renamed.values()} | renamed
+
+
+def _layer_norm_name(match: re.Match[str]) -> str:
+    return f"LayerNorm.{'weight' if match[1] == 'gamma' else 'bias'}"
 
 
 def weights_digest(directory: Path) -> str:
@@ -100,8 +127,8 @@ def inside(directory: Path, name: str) -> Path:
     """`directory / name`, checked to be an existing file inside the directory.
 
     Raises:
-        UserError: it is missing, not a file, or a link out of the directory. The Hub's cache, where
-            `models--NAME/snapshots/REVISION/` holds links into `models--NAME/blobs/`, is allowed.
+        UserError: it is missing, not a file, a Git LFS pointer, or a link out of the directory. The Hub's cache,
+            where `models--NAME/snapshots/REVISION/` holds links into `models--NAME/blobs/`, is allowed.
     """
     path = directory / name
     if Path(name).name != name or name in ("", ".."):
@@ -114,6 +141,7 @@ def inside(directory: Path, name: str) -> Path:
         allowed.append(home.parent.parent / "blobs")
     if not any(real.is_relative_to(place) for place in allowed):
         raise UserError(f"{path}: a link out of its directory; copy the file there if you trust it")
+    refuse_pointer(path)
     return path
 
 
@@ -180,6 +208,8 @@ def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Ten
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
         first_line = (str(error).split("\n", 1)[0] or type(error).__name__)[:200]
+        if re.search("weights.only", str(error), re.IGNORECASE):  # torch's advice is to read it all the same
+            first_line = "it holds something else, or is damaged"
         raise UserError(f"{file}: not a file of plain tensors, nothing was executed ({first_line})") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{file}: expected a dictionary of tensors")
