@@ -57,6 +57,15 @@ def generator_parameters(config: EncoderConfig) -> int:
     return encoder_parameters(config) + d * e + e + 2 * e + config.vocab_size
 
 
+def parameters(config: EncoderConfig, architecture: str) -> dict[str, int]:
+    """Number of weights by name, of a model of the Hub's kind `architecture`; of a task model its encoder's."""
+    if architecture == "ElectraForPreTraining":
+        return {"discriminator_parameters": discriminator_parameters(config)}
+    if architecture == "ElectraForMaskedLM":
+        return {"generator_parameters": generator_parameters(config)}
+    return {"encoder_parameters": encoder_parameters(config)}
+
+
 # The original's counting -----------------------------------------------------------------------------------
 
 
@@ -168,13 +177,15 @@ def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
     return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
 
 
-def summary(model: EncoderConfig, pretrain: PretrainConfig | None = None) -> dict[str, float]:
+def summary(
+    model: EncoderConfig, pretrain: PretrainConfig | None = None, architecture: str = "ElectraForPreTraining"
+) -> dict[str, float]:
     """What `electra flops` prints: parameters, and FLOPs if a pre-training run is given.
 
     The original's counting is given only for what its script covers: ELECTRA with its generator, and BERT.
     """
     figures: dict[str, float] = {
-        "discriminator_parameters": discriminator_parameters(model),
+        **parameters(model, architecture),
         "forward_flops_per_token": forward_flops(model, 1, model.max_position_embeddings),
     }
     if pretrain is not None:

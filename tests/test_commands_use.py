@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ import pytest
 import tiny_model
 
 from electra_core.cli import build_parser, main
+from electra_core.electra import Discriminator, Generator
 from electra_core.files.row_files import read_rows
 from electra_core.files.text_lines import at_hand
+from electra_core.model_dir import load_config, save_pretrained
 
 FINETUNE = ["finetune", "--task", "classify", "--device", "cpu", "--quiet", "--epochs", "1", "--batch-size", "16",
             "--cache", "none"]  # fmt: skip
@@ -53,6 +56,30 @@ def predict(folder: Path, source: str, *flags: str, model: str = "texts") -> int
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     (line,) = capsys.readouterr().err.strip().split("\n")
     return line
+
+
+def test_models_are_described_by_what_they_are(folder, tmp_path, capsys):
+    config = load_config(folder / "start")[0]
+    generator = Generator(config)
+    save_pretrained(generator, tmp_path)
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    encoder = sum(parameter.numel() for parameter in generator.encoder.parameters())
+    for model, name, number in ((tmp_path, "generator", count), (folder / "texts", "encoder", encoder)):
+        for command in ("info", "flops"):
+            assert main([command, "--model", str(model), "--json"]) == 0
+            figures = json.loads(capsys.readouterr().out)
+            assert {key: figures[key] for key in figures if key.endswith("_parameters")} == {
+                f"{name}_parameters": number
+            }
+
+
+def test_detect_takes_a_vocabulary_padded_in_the_model_only(tmp_path, capsys):
+    """30,528 rows for 30,522 tokens, as trainers round up."""
+    model = tiny_model.make_model(tmp_path)
+    config = load_config(model)[0]
+    save_pretrained(Discriminator(replace(config, vocab_size=config.vocab_size + 6)), model)
+    assert main(["detect", "the film was fine", "--model", str(model), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tokens"]) == 4
 
 
 # ---- columns

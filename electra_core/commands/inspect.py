@@ -37,18 +37,13 @@ def _detect_flags(commands: Any) -> None:
 def detect(options: Namespace) -> None:
     """Replaced-token probability of every token."""
     from electra_core import detect as detection
+    from electra_core.finetuning.data import matching_tokenizer
     from electra_core.finetuning.data_warnings import unknown_words
     from electra_core.model_dir import find_model, load_discriminator, shipped_model
-    from electra_core.tokenizer import load_tokenizer
 
     source = options.model or shipped_model() / "discriminator"
     text, discriminator = _text(options.text), load_discriminator(source)
-    tokenizer = load_tokenizer(find_model(source))
-    if tokenizer.vocab_size != discriminator.config.vocab_size:
-        raise UserError(
-            f"{source}: vocabulary sizes differ: {tokenizer.vocab_size:,} in the tokenizer, "
-            f"{discriminator.config.vocab_size:,} in the model"
-        )
+    tokenizer = matching_tokenizer(find_model(source), discriminator.config)
     scores = detection.detect(discriminator, tokenizer, text)
     if warning := unknown_words(sum(score.token == "[UNK]" for score in scores), len(scores)):
         print(f"warning: {warning}", file=sys.stderr)
@@ -127,13 +122,14 @@ def _machine() -> dict[str, Any]:
 
 
 def _model(source: str) -> dict[str, Any]:
-    from electra_core.flops import discriminator_parameters
+    from electra_core.flops import parameters
     from electra_core.model_dir import find_model, load_config
 
     directory = find_model(source)
     config, raw = load_config(directory)
-    facts: dict[str, Any] = {"directory": str(directory), "architecture": (raw.get("architectures") or ["?"])[0]}
-    return facts | {"discriminator_parameters": discriminator_parameters(config), **dataclasses.asdict(config)}
+    architecture = (raw.get("architectures") or ["?"])[0]
+    facts: dict[str, Any] = {"directory": str(directory), "architecture": architecture}
+    return facts | parameters(config, architecture) | dataclasses.asdict(config)
 
 
 def _memory(options: Namespace) -> None:
@@ -190,7 +186,8 @@ def flops(options: Namespace) -> None:
     else:
         from electra_core.model_dir import load_config
 
-        figures = summary(load_config(options.model)[0])
+        config, raw = load_config(options.model)
+        figures = summary(config, architecture=(raw.get("architectures") or ["?"])[0])
     if options.json:
         print(json.dumps(figures))
     else:
