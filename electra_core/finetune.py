@@ -19,6 +19,7 @@ other: each takes its share of every batch and of the dev data; rank 0 computes 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
 from electra_core.downstream.in_memory import Rows, as_files
-from electra_core.downstream.interface import Task
+from electra_core.downstream.interface import Task, check_segments
 from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
@@ -208,7 +209,10 @@ def _read(
 ) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
     """What `read_data` returns for the task adapted to the model, and the model's tokenizer."""
     tokenizer = matching_tokenizer(directory, config)
-    return *read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say), tokenizer
+    check_segments(task, config, directory)
+    read = read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say)
+    check_segments(task, config, directory, itertools.chain(read[1], read[2]))
+    return *read, tokenizer
 
 
 def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Say) -> str | None:

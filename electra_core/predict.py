@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.conversion.onnx_model import OnnxModel
+from electra_core.downstream.guessed import no_answer_note, read_guessed
 from electra_core.downstream.in_memory import Rows, as_files, rows_of
-from electra_core.downstream.interface import Task, encode_all, read_all
+from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, is_on_command_line
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import (
     autocast_context,
@@ -46,6 +48,7 @@ from electra_core.runs.progress import Progress, progress
 from electra_core.tasks import TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
+log = logging.getLogger("electra_core")
 CHUNK = 2048  # examples in memory at a time
 CHUNK_CHARACTERS = 1 << 24  # and about so many characters: each text may be a book
 OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
@@ -135,6 +138,7 @@ class Predictor:
         model: on the device that it should run on; or an exported model.
         precision: dtype of the computation; the logits are fp32.
         tokens_per_batch: see `run_model`; an exported model uses its own.
+        guessed: whether the task was inferred from config.json, so that `evaluate` matches the labels by name.
     """
 
     def __init__(
@@ -145,10 +149,11 @@ class Predictor:
         *,
         precision: torch.dtype = torch.float32,
         tokens_per_batch: int | None = None,
+        guessed: bool = False,
     ):
         self.model = model if isinstance(model, OnnxModel) else model.eval()
         self.task, self.tokenizer = task, tokenizer
-        self.precision, self.tokens_per_batch = precision, tokens_per_batch
+        self.precision, self.tokens_per_batch, self.guessed = precision, tokens_per_batch, guessed
         self.truncated = 0
         """Number of inputs so far that were truncated."""
         self.unknown = self.words = 0
@@ -200,6 +205,8 @@ class Predictor:
 
     def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:
         """Predictions for examples that the task has read."""
+        if not isinstance(self.model, OnnxModel):
+            check_segments(self.task, self.model.config, "inputs", examples)
         features = encode_all(self.task, examples, self.tokenizer)
         self.truncated += features.truncated
         unknown, words = features.unknown(self.tokenizer.unk_id)
@@ -230,6 +237,9 @@ def load(
 ) -> Predictor:
     """A fine-tuned model from its directory, ours or the Hub's; or an exported `NAME.onnx` (on the CPU).
 
+    Without task.json the task is guessed from config.json. A question answerer then always answers, until its task
+    says otherwise: `predictor.task = replace(predictor.task, unanswerable=True, null_threshold=0.0)`.
+
     On a CPU the process from then on keeps up to a gigabyte of freed memory (`placement.keep_freed_memory`). If
     the CPU computes in bf16, weights of the predictor's `model` are rounded (`linear.round_weights`); to work with
     the model as it was saved, use precision="fp32" or `from_pretrained`.
@@ -250,11 +260,16 @@ def load(
     task = load_task(directory)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)
-    model = load_model(task, directory).to(on_device)
+    model = load_model(task, directory)
+    check_segments(task, model.config, directory)
+    guessed = not (directory / TASK_FILE).exists()
+    if guessed and not is_on_command_line() and (note := no_answer_note(task)):
+        log.warning("%s: %s", directory, note)
+    model = model.to(on_device)
     dtype = resolve_precision(precision, on_device)
     round_weights(model, on_device, dtype)
     check_task_model(model, on_device, dtype, task.max_length, training=False)
-    return Predictor(model, task, load_tokenizer(directory), precision=dtype)
+    return Predictor(model, task, load_tokenizer(directory), precision=dtype, guessed=guessed)
 
 
 def _load_exported(file: Path) -> Predictor:
@@ -348,6 +363,9 @@ def evaluate(
 ) -> Evaluation:
     """Scores the model on labelled data.
 
+    If the model's task was guessed from config.json, the data's labels are matched with the model's by name, and
+    "no answer" is possible if the data hold such questions; a line says so.
+
     Args:
         source: a file, or rows in memory: dicts, or a table (pandas).
 
@@ -356,8 +374,17 @@ def evaluate(
         ValueError: rows are not dicts.
     """
     task = for_reading(predictor.task, Columns())
-    with as_files(lambda _: None, getattr(task, "columns", None), data=source) as (files, _):
-        examples, bad = read_all(task, files["data"], skip_bad_rows=skip_bad_rows)
-    with progress("evaluate", None, "tokens", quiet=quiet) as bar:
-        predictions = predictor.predict(examples, bar)
-    return Evaluation(predictor.task, predictor.task.score(examples, predictions), examples, predictions, bad)
+    with as_files(log.warning, getattr(task, "columns", None), data=source) as (files, say):
+        if predictor.guessed:
+            task, examples, bad, note = read_guessed(task, files["data"], skip_bad_rows=skip_bad_rows)
+            if note:
+                say(note)
+        else:
+            examples, bad = read_all(task, files["data"], skip_bad_rows=skip_bad_rows)
+    before, predictor.task = predictor.task, task
+    try:
+        with progress("evaluate", None, "tokens", quiet=quiet) as bar:
+            predictions = predictor.predict(examples, bar)
+    finally:
+        predictor.task = before
+    return Evaluation(task, task.score(examples, predictions), examples, predictions, bad)

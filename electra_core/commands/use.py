@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from argparse import Namespace
@@ -88,6 +89,7 @@ def _predict_flags(commands: Any) -> None:
 
 def predict(options: Namespace) -> None:
     """One line per input."""
+    from electra_core.downstream.guessed import no_answer_note
     from electra_core.predict import predict_file
 
     if options.submission:
@@ -97,6 +99,8 @@ def predict(options: Namespace) -> None:
         raise UserError(f"--output {options.output}: is also the input and would overwrite it; name another file")
     form = options.format or _form_of(options.output or "")
     predictor = _predictor(options, options.input)
+    if predictor.guessed and (note := no_answer_note(predictor.task)):
+        print(printable(f"{options.model}: {note}"), file=sys.stderr)
     with ExitStack() as stack:
 
         def opened() -> TextIO:
@@ -190,8 +194,12 @@ def _predictor(options: Namespace, source: str) -> Any:
 
 
 def _with_threshold(task: Any, threshold: float) -> Any:
+    if task.kind == "qa":
+        if not math.isfinite(threshold):
+            raise UserError(f"--threshold: expected a finite number, got {threshold:g}")
+        return dataclasses.replace(task, unanswerable=True, null_threshold=threshold)
     if not hasattr(task, "threshold"):
-        raise UserError(f"--threshold: no effect with a model for {task.kind}, only with one for multilabel")
+        raise UserError(f"--threshold: no effect with a model for {task.kind}, only with one for multilabel or qa")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: expected a probability from 0 to 1, got {threshold:g}")
     return dataclasses.replace(task, threshold=threshold)

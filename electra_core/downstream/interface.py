@@ -8,7 +8,7 @@ frozen dataclass of plain values; `task.json` in a model directory holds them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from electra_core.config import EncoderConfig
 from electra_core.errors import UserError
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.runs.progress import progress
-from electra_core.tasks import TaskModel
+from electra_core.tasks import MultipleChoice, QuestionAnswerer, TaskModel
 from electra_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -103,6 +104,19 @@ class Task(ABC):
 
     def as_trained(self, model: TaskModel) -> None:  # noqa: B027
         """Puts a saved model back into the form for training, in place: the inverse of `as_saved`."""
+
+
+def check_segments(task: Task, config: EncoderConfig, where: str | Path, examples: Iterable[Any] = ()) -> None:
+    """Raises UserError if the task, or one of the examples, has two texts and the model can read only one."""
+    if config.type_vocab_size > 1:
+        return
+    if issubclass(task.model_class, QuestionAnswerer | MultipleChoice) or any(
+        getattr(example, "pair", None) is not None for example in examples
+    ):
+        raise UserError(
+            f"{where}: the model reads single texts only (type_vocab_size is 1 in its config.json), not pairs, "
+            "questions or choices"
+        )
 
 
 def read_all(task: Task, path: Path | str, *, skip_bad_rows: bool = False) -> tuple[list[Any], BadRows]:

@@ -80,6 +80,26 @@ def are_marks_alone(tags: Collection[str]) -> bool:
     return marks <= MARKS and "O" in marks and not marks.isdisjoint("BI")
 
 
+def as_iob(labels: Sequence[str]) -> tuple[str, ...]:
+    """A model's labels as the tags of a file are read (PER-B and b-PER as B-PER, o as O); unchanged if they mark
+    no spans, or would no longer differ."""
+    spelled = _spelled({*labels})
+    tags = [spelled.get(label, label) for label in labels]
+    tags = [tag[0].upper() + tag[1:] for tag in tags] if marks_spans(tags) else []
+    return tuple(tags) if len({*tags}) == len(labels) else tuple(labels)
+
+
+def kind_of(tag: str) -> str | None:
+    """The span type of a tag, "" for a mark alone; None for O, and for tags that mark no span."""
+    marks = tag in MARKS or SPAN_TAG.fullmatch(tag)
+    return tag[2:] if marks and tag != "O" else None
+
+
+def with_kind(tag: str, kind: str | None) -> str:
+    """A span's tag with another type; O stays as it is."""
+    return tag if tag == "O" else _tag(tag[0], kind or "")
+
+
 def to_iob2(tags: Sequence[str]) -> list[str]:
     """IOB1, IOB2 or IOBES tags of one sentence -> IOB2."""
     result: list[str] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.interface import Task
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
-from electra_core.downstream.tagging import Tag
+from electra_core.downstream.tagging import Tag, as_iob
 from electra_core.errors import UserError
-from electra_core.hub.layout import MULTI_LABEL
+from electra_core.hub.layout import MULTI_LABEL, REGRESSION
 from electra_core.hub.weight_files import read_json
 from electra_core.labelled_data.columns import Columns
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 
+log = logging.getLogger("electra_core")
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
 TASK_FILE = "task.json"
 SHORTEST = 8  # smallest allowed limit of tokens per sequence
@@ -53,13 +55,33 @@ def _guess_task(directory: Path) -> Task:
     if kind is None:
         raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
     length = config.max_position_embeddings
+    if kind in (Answer, Choose):
+        return kind(max_length=length)  # type: ignore[call-arg]
     labels = model_dir.read_labels(raw, str(directory / "config.json"))
-    if kind is Classify and raw.get("problem_type") == MULTI_LABEL:
+    if kind is Tag:
+        return Tag(labels=as_iob(labels), max_length=length)
+    if raw.get("problem_type") == MULTI_LABEL:
         return MultiLabel(labels=labels, max_length=length)
-    if kind is Classify and len(labels) == 1:
-        return Regress(scale=1.0, max_length=length)
-    has_labels = kind.model_class.architecture.endswith(("SequenceClassification", "TokenClassification"))
-    return kind(labels=labels if has_labels else (), max_length=length)  # type: ignore[call-arg]
+    if len(labels) == 1:
+        return _regression(raw, directory, length)
+    if raw.get("problem_type") == REGRESSION:
+        raise UserError(
+            f'{directory / "config.json"}: problem_type "{REGRESSION}" with {len(labels)} outputs; only one '
+            "is supported"
+        )
+    return Classify(labels=labels, max_length=length)
+
+
+def _regression(raw: dict[str, Any], directory: Path, length: int) -> Regress:
+    """The task of a classifier with one output."""
+    if raw.get("problem_type") != REGRESSION:
+        log.warning(
+            '%s: one output, and problem_type is not "%s": its value is given as it is; the pipelines of '
+            "transformers apply a sigmoid",
+            directory / "config.json",
+            REGRESSION,
+        )
+    return Regress(scale=1.0, max_length=length)
 
 
 def load_model(task: Task, directory: Path) -> TaskModel:

@@ -14,9 +14,7 @@ match the classes 0, 1, ... of data with just such labels, and no others.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,16 @@ import torch
 from torch import nn
 
 from electra_core.downstream.interface import Task
+from electra_core.downstream.tagging import as_iob
 from electra_core.errors import UserError
-from electra_core.hub.layout import MULTI_LABEL, read_labels
+from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
 from electra_core.hub.weight_files import open_weights
-from electra_core.labelled_data.label_cells import look_of
+from electra_core.labelled_data.label_cells import rows_by_name
 from electra_core.model_dir import load_config
 from electra_core.tasks import QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier, initialise_head
 
 SHOWN_LABELS = 5
 """Number of labels that a message names."""
-UNNAMED = re.compile(r"LABEL_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -71,39 +69,14 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
         labels = read_labels(raw, str(directory))
     except UserError:
         return None
-    if len({*labels}) != outputs or len(labels) != outputs:
+    if len(labels) != outputs or (raw.get("problem_type") == REGRESSION and outputs > 1):
         return None
+    if issubclass(kind, TokenClassifier):
+        labels = as_iob(labels)
     is_number = issubclass(kind, SequenceClassifier) and outputs == 1 and raw.get("problem_type") != MULTI_LABEL
     if is_number or task.kind == "regress":
         return OldHead((), ()) if is_number and task.kind == "regress" else None
     return OldHead(labels, rows_by_name(labels, task.labels))
-
-
-def rows_by_name(known: Sequence[str], labels: Sequence[str]) -> tuple[int | None, ...]:
-    """For each label its index in `known`; None if it is not there.
-
-    An exact match comes first, then a label that looks the same (`look_of`), if there is only one.
-    """
-    known = _numbered(known, labels)
-    place = {label: index for index, label in enumerate(known)}
-    theirs, ours = _by_look({*known} - {*labels}), _by_look({*labels} - {*known})
-    alike = {label: place[theirs[look]] for look, label in ours.items() if look in theirs}
-    return tuple(place.get(label, alike.get(label)) for label in labels)
-
-
-def _numbered(known: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
-    """LABEL_0, LABEL_1, ... as 0, 1, ... if the task's labels are such numbers."""
-    numbers = [UNNAMED.fullmatch(label) for label in known]
-    if {*labels} != {str(index) for index in range(len(labels))}:
-        return known
-    return [number[1] for number in numbers if number] if all(numbers) else known
-
-
-def _by_look(labels: Iterable[str]) -> dict[str, str]:
-    """Look -> label, for looks that only one label has."""
-    looks = {label: look_of(label) for label in labels}
-    often = Counter(looks.values())
-    return {look: label for label, look in looks.items() if often[look] == 1}
 
 
 def told(task: Task, old: OldHead) -> str:

@@ -11,11 +11,14 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SEPARATOR = ","
 """Default separator between the labels in a cell; docs/decisions.md has the reason."""
+UNNAMED = re.compile(r"LABEL_(\d+)")
+"""What `transformers` calls a class that nobody named."""
 MARKS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 """Allowed values in a label's own column, in lower case."""
 
@@ -58,6 +61,33 @@ def look_of(label: str) -> str:
     seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
     look = re.sub(r"(?<=\d)\.0+$", "", " ".join(seen.casefold().split()))
     return {"true": "1", "false": "0"}.get(look, look)
+
+
+def rows_by_name(known: Sequence[str], labels: Sequence[str]) -> tuple[int | None, ...]:
+    """For each label its index in `known`; None if it is not there.
+
+    An exact match comes first, then a label that looks the same (`look_of`), if there is only one.
+    """
+    known = _numbered(known, labels)
+    place = {label: index for index, label in enumerate(known)}
+    theirs, ours = _by_look({*known} - {*labels}), _by_look({*labels} - {*known})
+    alike = {label: place[theirs[look]] for look, label in ours.items() if look in theirs}
+    return tuple(place.get(label, alike.get(label)) for label in labels)
+
+
+def _numbered(known: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
+    """LABEL_0, LABEL_1, ... as 0, 1, ... if the task's labels are such numbers."""
+    numbers = [UNNAMED.fullmatch(label) for label in known]
+    if {*labels} != {str(index) for index in range(len(labels))}:
+        return known
+    return [number[1] for number in numbers if number] if all(numbers) else known
+
+
+def _by_look(labels: Iterable[str]) -> dict[str, str]:
+    """Look -> label, for looks that only one label has."""
+    looks = {label: look_of(label) for label in labels}
+    often = Counter(looks.values())
+    return {look: label for label, look in looks.items() if often[look] == 1}
 
 
 def labels_of_cell(value: Any, separator: str = SEPARATOR) -> tuple[tuple[str, ...], str]:
