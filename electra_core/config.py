@@ -339,7 +339,7 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
                 value = float(value)
         if type(value) is not kinds[name]:
             expected, got = kinds[name].__name__, type(value).__name__
-            raise UserError(f"{where}: {key}: expected a value of type {expected}, got {value!r} ({got})")
+            raise UserError(f"{where}: {key}: expected a value of type {expected}, got {value!r:.80} ({got})")
         checked[name] = value
     try:
         return replace(config, **checked)  # type: ignore[type-var]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings
 from electra_core.errors import UserError
 from electra_core.files.new_folder import temporary_folder
+from electra_core.hub.folder_files import read_json
 from electra_core.hub.layout import (
     HEADS,
     MULTI_LABEL,
@@ -49,7 +51,7 @@ from electra_core.hub.layout import (
 from electra_core.hub.meta_models import check_parameters, needs_its_constructor, on_meta
 from electra_core.hub.model_places import find_model, hint_about
 from electra_core.hub.model_places import shipped_model as shipped_model
-from electra_core.hub.weight_files import SAFETENSORS, WeightFiles, open_weights, read_json, write_weights
+from electra_core.hub.weight_files import SAFETENSORS, WeightFiles, open_weights, write_weights
 
 log = logging.getLogger("electra_core")
 _MOST_LISTED = 20  # tensors named in one message
@@ -246,6 +248,9 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
         if name not in new_head and not (name in buffers and names[0] not in files.shapes):
             for stored, target in zip(names, parts(tensor, len(names))):
                 files.copy_to(stored, target)
+                if name not in buffers and not _is_finite(target):
+                    file, there = files.place_of[stored]
+                    raise UserError(f"{file}: {there}: expected numbers, got NaN or infinity")
     embeddings = model.encoder.embeddings  # type: ignore[union-attr]
     if isinstance(model, electra.Generator):
         _check_tied(model.encoder.embeddings.word_weight(), files)
@@ -267,6 +272,11 @@ def _check_tied(words_VE: Tensor, files: WeightFiles) -> None:
         raise UserError(
             f"{files.directory}: {_TIED} differs from the word embeddings; only a tied output layer is supported"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; takes one pass and no memory."""
+    return not tensor.numel() or all(math.isfinite(value) for value in tensor.aminmax())
 
 
 def _filled_by_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -310,9 +320,10 @@ def _compare(
     problems += [f"wrong shape: {name} {list(shapes[name])}, expected {list(expected[name])}" for name in wrong]
     if not problems and not any(map(_OF_ENCODER.match, unexpected)):
         if unexpected:
-            log.warning("%s: tensors that this model has no use for: %s", directory, _listed(unexpected, ", "))
+            names = _listed([f"{name:.200}" for name in unexpected], ", ")
+            log.warning("%s: tensors that this model has no use for: %s", directory, names)
         return head if new_head else []
-    problems += [f"unexpected: {name} {list(shapes[name])}" for name in unexpected]
+    problems += [f"unexpected: {name:.200} {list(shapes[name])}" for name in unexpected]
     raise UserError(
         f"{directory}: the weights do not match a {type(model).__name__} with this config.json\n  "
         + _listed(problems, "\n  ")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
-from electra_core.files.byte_files import refuse_pointer
 from electra_core.files.text_lines import text_problem
+from electra_core.hub.folder_files import read_bytes
 from electra_core.hub.model_places import find_model, is_name
 from electra_core.hub.tokenizer_config import (
     add_words,
@@ -39,9 +40,11 @@ from electra_core.hub.tokenizer_parts import (
     bert_normalizer,
     is_plain_wordpiece,
     pieces_model,
+    read_pieces,
     sentencepiece_normalizer,
 )
 
+log = logging.getLogger("electra_core")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 XLM_R_FILE = "sentencepiece.bpe.model"
 BATCH_CHARACTERS = 1 << 22  # encoded at a time
@@ -74,12 +77,21 @@ class Tokenizer:
         self._engine = engine
         self.special_ids: tuple[int, ...] = tuple(vocab[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
-        self.vocab_size = len(vocab)
+        self.vocab_size = max(vocab.values()) + 1
+        """One more than the largest id. Some ids below it may be nobody's: a `vocab.txt` that had an entry twice
+        became a `tokenizer.json` without the first of them."""
 
     @property
     def engine(self) -> tokenizers.Tokenizer:
         """The library's tokenizer behind this one; not to be changed."""
         return self._engine
+
+    def check_fits(self, words: int, where: str | Path) -> None:
+        """Raises UserError, which begins with `where`, if a model of `words` tokens cannot look up every id."""
+        if self.vocab_size > words:
+            raise UserError(
+                f"{where}: vocabulary sizes differ: {self.vocab_size:,} in the tokenizer, {words:,} in the model"
+            )
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without [CLS] and [SEP].
@@ -208,9 +220,7 @@ class WordPieceTokenizer(Tokenizer):
             UserError: the file is unreadable or not UTF-8, has an entry twice, or lacks a special token.
         """
         try:
-            lines = Path(path).read_bytes().decode("utf-8").split("\n")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            lines = read_bytes(Path(path)).decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: invalid UTF-8 at byte {error.start:,}, so not a vocabulary") from None
         while lines and not lines[-1].strip():
@@ -227,8 +237,10 @@ class WordPieceTokenizer(Tokenizer):
 
     def save(self, directory: str | Path, *, max_length: int = 512) -> None:
         super().save(directory, max_length=max_length)
-        lines = "".join(f"{token}\n" for token in self.tokens(range(self.vocab_size)))
-        _write(Path(directory) / "vocab.txt", lines)
+        by_id = {number: token for token, number in self._engine.get_vocab().items()}
+        if len(by_id) == self.vocab_size:  # otherwise lines have other numbers than ids
+            lines = "".join(f"{by_id[number]}\n" for number in range(self.vocab_size))
+            _write(Path(directory) / "vocab.txt", lines)
 
     def _hub_config(self, max_length: int) -> dict[str, Any]:
         config, normalizer = super()._hub_config(max_length), self._engine.normalizer
@@ -272,15 +284,13 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             UserError: not such a file, or one without our special tokens or with another normalisation.
         """
-        import sentencepiece
-
+        spiece_model = read_bytes(Path(path))
         try:
-            spiece_model = Path(path).read_bytes()
-            processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
-        except (OSError, RuntimeError) as error:
+            processor, pieces = read_pieces(spiece_model)
+        except ValueError as error:
             raise UserError(f"{path}: cannot be read as a SentencePiece model ({error})") from None
-        first = [processor.id_to_piece(index) for index in range(len(SPECIAL_TOKENS))]
-        if tuple(first) != SPECIAL_TOKENS:
+        first = tuple(pieces[: len(SPECIAL_TOKENS)])
+        if first != SPECIAL_TOKENS:
             raise UserError(f"{path}: begins with {', '.join(first)} instead of {', '.join(SPECIAL_TOKENS)}")
         found = processor.normalize(_PROBE).replace(SPACE_MARK, " ").split()
         for lowercase in (True, False):
@@ -330,7 +340,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer")
-    refuse_pointer(path)
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     config = read_config(path.parent)
@@ -341,10 +350,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         engine.normalizer = normalizer_of(config)
         add_words(engine, config, path)
         return WordPieceTokenizer(engine)
+    content = read_bytes(path)
     try:
-        tokenizer = tokenizer_from_json(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        tokenizer = tokenizer_from_json(content.decode("utf-8"))
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
     if isinstance(tokenizer, WordPieceTokenizer):
@@ -353,8 +361,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer = type(tokenizer)(tokenizer.engine)  # may have more words now
     spiece = path.with_name("spiece.model")
     if isinstance(tokenizer, SentencePieceTokenizer) and spiece.is_file():
-        tokenizer._spiece_model = spiece.read_bytes()
+        tokenizer._spiece_model = _spiece_model(spiece)
     return tokenizer
+
+
+def _spiece_model(path: Path) -> bytes | None:
+    """The contents of the `spiece.model` beside a `tokenizer.json`; None, with a warning, if it is not one."""
+    content = read_bytes(path)
+    try:
+        read_pieces(content)
+    except ValueError as error:
+        log.warning(f"{path}: not a SentencePiece model, so it is not used ({error})")
+        return None
+    return content
 
 
 def tokenizer_from_json(content: str) -> Tokenizer:
@@ -363,10 +382,8 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     Raises:
         UserError: not such a file, or of a kind that ELECTRA does not use.
     """
-    try:
+    with _library_errors("not a tokenizer.json"):
         engine = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"not a tokenizer.json ({error})") from None
     engine.no_padding()  # files from the Hub may ask for either; here the caller decides
     engine.no_truncation()
     if not isinstance(engine.model, models.WordPiece | models.Unigram | models.BPE):
@@ -384,14 +401,26 @@ def tokenizer_from_json(content: str) -> Tokenizer:
 @contextmanager
 def _valid_unicode(texts: Sequence[str]) -> Iterator[None]:
     """Turns the library's TypeError about surrogates (non-UTF-8 bytes on a command line, halves of a character in
-    JSON) into a UserError that says where the first one is."""
+    JSON) into a UserError that says where the first one is, and its other errors into one, too."""
     try:
-        yield
+        with _library_errors("this tokenizer cannot encode the text"):
+            yield
     except TypeError:
         problem = next(filter(None, (text_problem(text) for text in texts if isinstance(text, str))), None)
         if problem is None:
             raise
         raise UserError(f"the text is {problem}") from None
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Turns the library's errors into a UserError: plain Exceptions, and panics, which are not even Exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({error!s:.200})") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,11 @@ def test_wrong_dtypes(directory: Path) -> None:
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"embedding_size": 24}, "wrong shape"),
+        ({"architectures": 5}, "architectures: expected a list of names, got 5"),
+        ({"architectures": True}, "architectures: expected a list of names, got True"),
+        ({"architectures": {"a": 1}}, "architectures: expected a list of names, got {'a': 1}"),
+        ({"architectures": "ElectraForPreTraining"}, "architectures: expected a list of names"),
+        ({"architectures": [["x"]]}, "architectures: expected a list of names"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -181,6 +187,7 @@ def test_a_config_that_is_no_json_object(directory: Path, text: str) -> None:
         ({}, "expected names"),
         (["a"], "expected names"),
         ("ab", "expected names"),
+        (5, "expected names"),
         ({"0": "a", "1": 7.5}, 'expected a name for "1", got 7.5'),
         ({"0": None, "1": "a"}, 'expected a name for "0", got None'),
         ({"0": "a", "1": "b", "2": "a"}, 'expected a name of its own for every output, got \'a\' for "0" and "2"'),
@@ -201,6 +208,46 @@ def test_labels_that_are_numbers_are_texts(tmp_path: Path, labels: Any, names: t
     make("ElectraForTokenClassification").save_pretrained(tmp_path)
     edit_config(tmp_path, id2label={str(index): label for index, label in enumerate(labels)})
     assert electra_core.TokenClassifier.from_pretrained(tmp_path).labels == names
+
+
+def test_more_labels_than_any_model_has(tmp_path: Path) -> None:
+    make("ElectraForTokenClassification").save_pretrained(tmp_path)
+    edit_config(tmp_path, id2label=None, num_labels=1 << 24)
+    with pytest.raises(UserError, match="num_labels: expected an integer from 1 to 1048576"):
+        electra_core.TokenClassifier.from_pretrained(tmp_path)
+
+
+def test_long_values_are_not_printed_whole(directory: Path) -> None:
+    edit_config(directory, vocab_size=10**400, hidden_dropout_prob="x" * 5000, hidden_act="y" * 5000)
+    assert len(refused(directory, "hidden_act is 'yy")) < 500
+    edit_config(directory, hidden_act="gelu")
+    assert len(refused(directory, "vocab_size: expected .*got 1000")) < 500
+    edit_config(directory, vocab_size=50)
+    assert len(refused(directory, "hidden_dropout_prob: expected .* got 'xx")) < 500
+
+
+def test_long_names_are_not_printed_whole(directory: Path) -> None:
+    edit_weights(directory, **{"electra.encoder." + "x" * 5000: torch.zeros(1)})
+    assert len(refused(directory, r"unexpected: electra.encoder.xx[^\n]* \[1\]$")) < 1000
+    edit_weights(directory, **{"electra.encoder." + "x" * 5000: torch.zeros(1, dtype=torch.int64)})
+    assert len(refused(directory, "xx.* has dtype I64")) < 1000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_numbers(directory: Path, file: str, value: float) -> None:
+    bias = torch.zeros(24)
+    bias[7] = value
+    edit_weights(directory, **{LAYER + "output.dense.bias": bias})
+    if file == "pytorch_model.bin":
+        torch.save(load_file(directory / "model.safetensors"), directory / file)
+        (directory / "model.safetensors").unlink()
+    refused(directory, rf"{file}: {LAYER}output.dense.bias: expected numbers, got NaN or infinity")
+
+
+def test_a_number_that_becomes_infinite_in_fp32(directory: Path) -> None:
+    edit_weights(directory, **{LAYER + "output.dense.bias": torch.full((24,), 1e300, dtype=torch.float64)})
+    refused(directory, "output.dense.bias: expected numbers, got NaN or infinity")
 
 
 class Bomb:
@@ -233,6 +280,61 @@ def test_a_bin_of_something_else(directory: Path, value: Any) -> None:
     (directory / "model.safetensors").unlink()
     torch.save(value, directory / "pytorch_model.bin")
     refused(directory, "expected a dictionary of tensors|not a dense tensor of floats")
+
+
+@pytest.mark.parametrize("name", [1, ("a", "b"), None], ids=str)
+def test_a_bin_with_names_that_are_no_text(directory: Path, name: Any) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({**tensors, name: torch.zeros(2)}, directory / "pytorch_model.bin")
+    refused(directory, "expected a dictionary of tensors")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["meta", "nested", "sparse"])
+@pytest.mark.parametrize("name", ["classifier.x", "electra.embeddings.position_ids"])
+def test_a_bin_with_tensors_that_are_not_dense(directory: Path, kind: str, name: str) -> None:
+    odd = {
+        "meta": torch.zeros(2, device="meta"),
+        "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "sparse": torch.eye(3).to_sparse(),
+    }
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save({**tensors, name: odd[kind]}, directory / "pytorch_model.bin")
+    refused(directory, f"{name} is not a dense tensor of floats")
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_bin_of_either_format(directory: Path, as_zip: bool) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    file = directory / "pytorch_model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=as_zip)
+    loaded = electra_core.Discriminator.from_pretrained(directory)
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(loaded.encoder.get_parameter(name), tensors[f"electra.{name}"])
+
+
+def test_a_compressed_bin_which_could_need_any_memory(directory: Path) -> None:
+    file = directory / "pytorch_model.bin"
+    torch.save(load_file(directory / "model.safetensors"), file)
+    (directory / "model.safetensors").unlink()
+    with zipfile.ZipFile(file) as stored:
+        contents = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in contents.items():
+            packed.writestr(name, content)
+    refused(
+        directory, r"pytorch_model.bin: not a file of plain tensors, nothing was executed \(it is compressed\)"
+    )
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02e.", b"\x80\x02M.", b"PK\3\4"], ids=repr)
+def test_pickles_that_end_early(directory: Path, content: bytes) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(content)
+    refused(directory, "not a file of plain tensors")
 
 
 def test_a_file_that_cannot_be_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,11 +378,11 @@ def test_a_broken_index(directory: Path, index: Any) -> None:
     refused(directory, "expected a weight_map from tensors to files")
 
 
-def test_a_missing_shard(directory: Path) -> None:
+@pytest.mark.parametrize("shard", ["model-00001-of-00002.safetensors", "x" * 5000, "a\0b"], ids=len)
+def test_a_missing_shard(directory: Path, shard: str) -> None:
     (directory / "model.safetensors").unlink()
-    index = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(directory, "model-00001-of-00002.safetensors: no such file")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    refused(directory, f"{shard}: no such file")
 
 
 def test_empty_and_absent_directories(tmp_path: Path) -> None:

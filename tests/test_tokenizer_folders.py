@@ -1,5 +1,6 @@
 """Tokenizers as folders of the Hub and of others hold them: what is read, followed, refused, and written again."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,11 @@ from tokenizer_texts import TORTURE, wordpiece  # noqa: F401
 from transformers import AutoTokenizer
 
 from electra_core.corpora.encoding import WordEncoder
+from electra_core.corpora.vocabulary import train_sentencepiece, train_wordpiece
 from electra_core.errors import UserError
+from electra_core.files.protobuf import as_varint, fields
 from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
-from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
+from electra_core.tokenizer import TOKENIZER_FILES, Tokenizer, WordPieceTokenizer, load_tokenizer
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -87,7 +90,7 @@ def test_where_two_files_disagree_about_case_the_hub_is_followed(
          r"the added token '\[PHI\]' has id 25 in the files beside it, expected 20"),
         ({"added_tokens": {"a": "b"}}, "unknown format|has id b"),
         ({"tokenizer_config": {"added_tokens_decoder": {"20": "x"}}}, "unknown format"),
-        ({"tokenizer_config": []}, "tokenizer_config.json: cannot be read"),
+        ({"tokenizer_config": []}, "tokenizer_config.json: expected a JSON object, got list"),
     ],
 )  # fmt: skip
 def test_what_lies_beside_a_vocab_txt_and_cannot_be_followed(
@@ -135,6 +138,8 @@ def test_a_vocabulary_of_xlm_r_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("tokenizer_config.json", b"[" * 200_000, r"tokenizer_config.json: not valid JSON .*recursion"),
+        ("spiece.model", b"", r"spiece.model: cannot be read as a SentencePiece model \(no pieces\)"),
         ("vocab.txt", b"[PAD]\n[UNK]\nthe\n", r"vocab.txt: .*no \[CLS\], \[SEP\], \[MASK\]"),
         ("vocab.txt", b"[PAD]\nthe\nthe\n", "line 3: 'the' is already on line 2"),
         ("vocab.txt", b"[PAD]\n\xff\n", "invalid UTF-8 at byte 6"),
@@ -145,6 +150,8 @@ def test_a_vocabulary_of_xlm_r_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_hold_no_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name == "tokenizer_config.json":
+        WordPieceTokenizer.from_tokens(SPECIAL_TOKENS).save(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
@@ -164,3 +171,129 @@ def test_what_is_no_unicode_is_refused_wherever_it_is_encoded(wordpiece: Tokeniz
             encode(text)
     with pytest.raises(TypeError):  # the programmer's mistake
         wordpiece.encode(None)  # type: ignore[arg-type]
+
+
+# Of a stranger ---------------------------------------------------------------------------------------------------
+
+
+def saved_in(folder: Path, name: str) -> Path:
+    """A tokenizer's folder that is read by way of the named file."""
+    (train_sentencepiece(LINES, 20) if name == "spiece.model" else train_wordpiece(LINES, 60)).save(folder)
+    for beside in ("added_tokens.json", "special_tokens_map.json"):
+        (folder / beside).write_text("{}")
+    (folder / "config.json").write_text("{}")
+    if name in ("vocab.txt", "added_tokens.json"):
+        (folder / "tokenizer.json").unlink()
+    if name == "config.json":
+        (folder / "tokenizer_config.json").unlink()
+    return folder
+
+
+LINES = ["the cat sat on the mat and the dog ran"] * 20
+FILES = (
+    "tokenizer.json", "vocab.txt", "spiece.model", "tokenizer_config.json", "added_tokens.json", "config.json",
+    "special_tokens_map.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_is_a_link_to_somewhere_else(tmp_path: Path, name: str) -> None:
+    folder = saved_in(tmp_path / "model", name)
+    load_tokenizer(folder)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"^[^:]*model/{name}: a link out of its directory"):
+        load_tokenizer(folder)
+    if name in TOKENIZER_FILES:
+        with pytest.raises(UserError, match="a link out of its directory"):
+            load_tokenizer(folder / name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_hub_s_cache_holds_links_to_its_blobs(tmp_path: Path, name: str) -> None:
+    cache = tmp_path / "models--some--model"
+    snapshot = saved_in(cache / "snapshots" / "0123abc", name)
+    before = load_tokenizer(snapshot).fingerprint()
+    (cache / "blobs").mkdir()
+    for file in [*snapshot.iterdir()]:
+        file.rename(cache / "blobs" / file.name)
+        file.symlink_to(f"../../blobs/{file.name}")
+    assert load_tokenizer(snapshot).fingerprint() == before
+    (tmp_path / "named").symlink_to(snapshot)
+    assert load_tokenizer(tmp_path / "named").fingerprint() == before
+
+
+def test_a_spiece_model_that_is_none_is_not_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = saved_in(tmp_path / "model", "spiece.model")
+    load_tokenizer(folder).save(tmp_path / "before")
+    assert (tmp_path / "before" / "spiece.model").read_bytes() == (folder / "spiece.model").read_bytes()
+    (folder / "spiece.model").write_text("something private\n")
+    assert not caplog.records
+    load_tokenizer(folder).save(tmp_path / "after")
+    assert "spiece.model: not a SentencePiece model, so it is not used" in caplog.text
+    assert not (tmp_path / "after" / "spiece.model").exists()
+
+
+def spiece_with(folder: Path, few: bool = False, more: bytes = b"") -> Path:
+    """A spiece.model of three pieces, or with one more."""
+
+    def field(number: int, value: bytes) -> bytes:
+        return as_varint(number << 3 | 2) + as_varint(len(value)) + value
+
+    folder = saved_in(folder, "spiece.model")
+    content = [*fields((folder / "spiece.model").read_bytes())]
+    own = [field(1, part.value) for part in content if part.number == 1]
+    kept = [field(part.number, part.value) for part in content if part.number != 1]
+    if few:
+        own = [own[0], own[1], own[-1]]
+    if more:
+        own.append(field(1, field(1, more) + b"\x15\0\0\0\0"))
+    (folder / "spiece.model").write_bytes(b"".join([*own, *kept]))
+    return folder / "spiece.model"
+
+
+def test_a_spiece_model_with_few_pieces_or_strange_ones(tmp_path: Path) -> None:
+    few = spiece_with(tmp_path / "few", few=True)
+    with pytest.raises(UserError, match=r"begins with \[PAD\], \[UNK\], . instead of"):
+        load_tokenizer(few)
+    strange = spiece_with(tmp_path / "strange", more=b"\xff\xfe")
+    with pytest.raises(UserError, match=r"cannot be read as a SentencePiece model .*utf-8"):
+        load_tokenizer(strange)
+
+
+DAMAGES = {
+    "unknown of WordPiece": ("model", {"unk_token": "[FOO]"}, "cannot encode the text .*Missing .UNK. token"),
+    "a panic": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\4\0\0\0" + b"\xff" * 4).decode()},
+        "index out of bounds",
+    ),
+}
+
+
+@pytest.mark.parametrize("part, change, message", DAMAGES.values(), ids=DAMAGES)
+def test_what_only_encoding_shows(tmp_path: Path, part: str, change: dict, message: str) -> None:
+    folder = saved_in(tmp_path, "tokenizer.json")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = {token: number for token, number in content["model"]["vocab"].items() if token not in ("a", "b")}
+    content["model"]["vocab"] = {token: number for number, token in enumerate(vocab)}
+    content[part] = content[part] | change if part == "model" else change
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"tokenizer.json: .*{message}"):
+        load_tokenizer(folder)
+
+
+def test_ids_may_have_gaps(wordpiece: WordPieceTokenizer, tmp_path: Path) -> None:
+    """As in a tokenizer.json made from a vocab.txt that had an entry twice."""
+    content = json.loads(wordpiece.to_json())
+    content["model"]["vocab"]["sat"] = 40
+    (tmp_path / "gap").mkdir()
+    (tmp_path / "gap" / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path / "gap")
+    assert tokenizer.encode("the sat") == [5, 40] and tokenizer.vocab_size == 41
+    with pytest.raises(UserError, match=r"^M: vocabulary sizes differ: 41 in the tokenizer, 40 in the model$"):
+        tokenizer.check_fits(40, "M")
+    tokenizer.check_fits(41, "M")
+    tokenizer.save(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").fingerprint() == tokenizer.fingerprint()
+    assert not (tmp_path / "out" / "vocab.txt").exists()

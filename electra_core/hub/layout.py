@@ -53,7 +53,7 @@ HUB_DEFAULTS = EncoderConfig(
 )  # fmt: skip
 
 # Larger than any existing model: a config.json beyond these is damaged or hostile.
-_MOST, _MOST_LAYERS = 1 << 24, 1 << 10
+_MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 24, 1 << 10, 1 << 20
 
 
 def hub_names(name: str) -> tuple[str, ...]:
@@ -167,6 +167,8 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
         ("is_decoder", False),
     ):
         _expect(raw, key, only, where)
+    if not _are_names(names := raw.get("architectures") or []):
+        raise UserError(f"{where}: architectures: expected a list of names, got {names!r:.80}")
     known = {field.name for field in dataclasses.fields(EncoderConfig)}
     given = {key: value for key, value in raw.items() if key in known}
     if given.get("pad_token_id", 0) is None:
@@ -175,9 +177,13 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
     return updated(HUB_DEFAULTS, given, where)
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _expect(raw: Mapping[str, Any], key: str, only: Any, where: str) -> None:
     if raw.get(key, only) != only:
-        raise UserError(f"{where}: {key} is {raw[key]!r}; only {only!r} is supported")
+        raise UserError(f"{where}: {key} is {raw[key]!r:.80}; only {only!r} is supported")
 
 
 def _check_sizes(given: Mapping[str, Any], where: str) -> None:
@@ -186,7 +192,7 @@ def _check_sizes(given: Mapping[str, Any], where: str) -> None:
         most = _MOST_LAYERS if key == "num_hidden_layers" else _MOST
         least = 0 if key == "pad_token_id" else 1
         if isinstance(value := given.get(key), int) and not least <= value <= most:
-            raise UserError(f"{where}: {key}: expected an integer from {least} to {most}, got {value!r}")
+            raise UserError(f"{where}: {key}: expected an integer from {least} to {most}, got {value!r:.80}")
 
 
 def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -198,20 +204,22 @@ def read_labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     table = raw.get("id2label")
     if table is None:
         count = raw.get("num_labels", 2)
-        if not isinstance(count, int) or not 1 <= count <= _MOST:
-            raise UserError(f"{where}: num_labels: expected an integer from 1 to {_MOST}, got {count!r}")
+        if not isinstance(count, int) or not 1 <= count <= _MOST_LABELS:
+            expected = f"an integer from 1 to {_MOST_LABELS}"
+            raise UserError(f"{where}: num_labels: expected {expected}, got {count!r:.80}")
         return tuple(f"LABEL_{index}" for index in range(count))
-    numbers = {str(index) for index in range(len(table))} if isinstance(table, dict) else None
-    if not table or numbers != set(table):
+    numbers = {str(index) for index in range(len(table))} if isinstance(table, dict) else set()
+    if not numbers or numbers != set(table):
         raise UserError(f'{where}: id2label: expected names for "0", "1", ... without a gap')
     for index, label in table.items():
         if not isinstance(label, (str, int)):
             raise UserError(f'{where}: id2label: expected a name for "{index}", got {label!r:.80}')
     labels = tuple(str(table[str(index)]) for index in range(len(table)))
+    first: dict[str, int] = {}
     for index, label in enumerate(labels):
-        if (first := labels.index(label)) < index:
+        if first.setdefault(label, index) < index:
             raise UserError(
-                f'{where}: id2label: expected a name of its own for every output, got {label!r:.80} for "{first}" '
-                f'and "{index}"; rename one'
+                f"{where}: id2label: expected a name of its own for every output, got {label!r:.80} for "
+                f'"{first[label]}" and "{index}"; rename one'
             )
     return labels

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, normalizers
 
 from electra_core.errors import UserError
+from electra_core.hub.folder_files import read_json
 from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, register
 
 log = logging.getLogger("electra_core")
@@ -56,13 +56,7 @@ def _items(given: Any) -> list[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: cannot be read (expected an object, got {type(content).__name__})")
-    return content
+    return read_json(path.parent, path.name) if path.is_file() else {}
 
 
 def check_words(where: Path, config: dict[str, Any]) -> None:

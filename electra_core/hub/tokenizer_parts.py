@@ -14,6 +14,7 @@ and in both, any white space (and U+2581, which represents it inside pieces) bec
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
@@ -84,14 +85,28 @@ def is_plain_wordpiece(engine: tokenizers.Tokenizer) -> bool:
     )
 
 
-def pieces_model(spiece_model: bytes) -> models.Model:
-    """SentencePiece's pieces as the engine's model."""
+def read_pieces(spiece_model: bytes) -> tuple[Any, list[str]]:
+    """SentencePiece's processor for the bytes of a `spiece.model`, and its pieces in the order of their ids.
+
+    Raises:
+        ValueError: they are not such a file's.
+    """
     import sentencepiece
 
-    processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
-    size = processor.get_piece_size()
-    pieces = [processor.id_to_piece(index) for index in range(size)]
-    scores = [processor.get_score(index) for index in range(size)]
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
+        pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(str(error)) from None
+    if not pieces:  # as of an empty file, which the library takes for no file
+        raise ValueError("no pieces")
+    return processor, pieces
+
+
+def pieces_model(spiece_model: bytes) -> models.Model:
+    """SentencePiece's pieces as the engine's model."""
+    processor, pieces = read_pieces(spiece_model)
+    scores = [processor.get_score(index) for index in range(len(pieces))]
     # BPE's scores are the negated indices of the merges, 0, -1, ...; unigram's are log probabilities.
     if any(score != -index for index, score in enumerate(scores[len(SPECIAL_TOKENS) :])):
         return models.Unigram(list(zip(pieces, scores)), unk_id=processor.unk_id(), byte_fallback=False)

@@ -7,10 +7,9 @@ sizes are compared with what the model needs before any memory is allocated.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import re
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,23 +21,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from electra_core.errors import UserError
-from electra_core.files.byte_files import refuse_pointer, sha256_of
+from electra_core.files.byte_files import sha256_of
+from electra_core.hub.folder_files import inside, read_json
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 _OF_OTHERS = {"tf_model.h5": ("TensorFlow", "from_tf"), "flax_model.msgpack": ("Flax", "from_flax")}
 """Weights of other frameworks, and how transformers 4 reads them."""
 _OLD_LAYER_NORM = re.compile(r"\bLayerNorm\.(gamma|beta)$")
-_LARGEST_JSON = 64 << 20  # bytes; the index of a very large model has a few hundred kilobytes
 _FLOATS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
 
 
 class WeightFiles:
-    """The tensors of one directory: shapes first, then contents, one by one and straight into place."""
+    """The tensors of one directory: shapes first, then contents, one by one and straight into place.
 
-    def __init__(self, directory: Path, shapes: dict[str, tuple[int, ...]]):
-        self.directory, self.shapes = directory, shapes
+    `place_of` has for each tensor its file, and its name there.
+    """
+
+    def __init__(self, directory: Path, place_of: dict[str, tuple[Path, str]], shapes: dict[str, tuple[int, ...]]):
+        self.directory, self.place_of, self.shapes = directory, place_of, shapes
 
     def copy_to(self, name: str, target: Tensor) -> None:
         """Copies tensor `name` into `target`, which has its shape, converting to its dtype."""
@@ -47,16 +49,16 @@ class WeightFiles:
 
 class _Safetensors(WeightFiles):
     def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
-        self.place_of: dict[str, tuple[Path, str]] = {}
+        place_of: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
             with _opened(file) as handle:
                 for name, stored in _todays_names(handle.keys()).items():
                     piece = handle.get_slice(stored)
-                    shapes[name], self.place_of[name] = tuple(piece.get_shape()), (file, stored)
+                    shapes[name], place_of[name] = tuple(piece.get_shape()), (file, stored)
                     if name not in of_any_dtype:
                         _check_dtype(file, name, piece.get_dtype())
-        super().__init__(directory, shapes)
+        super().__init__(directory, place_of, shapes)
 
     def copy_to(self, name: str, target: Tensor) -> None:
         # Opened again for each tensor: the file is memory-mapped, and pages that were read count as this
@@ -69,10 +71,12 @@ class _Safetensors(WeightFiles):
 class _Bin(WeightFiles):
     def __init__(self, directory: Path, files: list[Path], of_any_dtype: Collection[str]):
         self.tensors: dict[str, Tensor] = {}
+        place_of: dict[str, tuple[Path, str]] = {}
         for file in files:
             tensors = _restricted_load(file, of_any_dtype)
-            self.tensors.update({name: tensors[stored] for name, stored in _todays_names(tensors).items()})
-        super().__init__(directory, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
+            for name, stored in _todays_names(tensors).items():
+                self.tensors[name], place_of[name] = tensors[stored], (file, stored)
+        super().__init__(directory, place_of, {name: tuple(tensor.shape) for name, tensor in self.tensors.items()})
 
     def copy_to(self, name: str, target: Tensor) -> None:
         target.copy_(self.tensors.pop(name))
@@ -123,48 +127,6 @@ def weights_digest(directory: Path) -> str:
     return sha256_of(*sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]))
 
 
-def inside(directory: Path, name: str) -> Path:
-    """`directory / name`, checked to be an existing file inside the directory.
-
-    Raises:
-        UserError: it is missing, not a file, a Git LFS pointer, or a link out of the directory. The Hub's cache,
-            where `models--NAME/snapshots/REVISION/` holds links into `models--NAME/blobs/`, is allowed.
-    """
-    path = directory / name
-    if Path(name).name != name or name in ("", ".."):
-        raise UserError(f"{directory}: {name!r} is not the name of a file in this directory")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    home, real = directory.resolve(), path.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        allowed.append(home.parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise UserError(f"{path}: a link out of its directory; copy the file there if you trust it")
-    refuse_pointer(path)
-    return path
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """A JSON object from a file of the directory.
-
-    Raises:
-        UserError: the file is missing, unreadable, too large, or not a JSON object.
-    """
-    path = inside(directory, name)
-    if path.stat().st_size > _LARGEST_JSON:
-        raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a {name}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON; absurdly deep nesting
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes safetensors as `transformers` expects them, and waits until they are on the disk.
 
@@ -199,22 +161,40 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _check_dtype(file: Path, name: str, dtype: str) -> None:
     if dtype not in _FLOATS and not name.endswith("position_ids"):
-        raise UserError(f"{file}: {name} has dtype {dtype}; expected one of {', '.join(_FLOATS)}")
+        raise UserError(f"{file}: {name:.200} has dtype {dtype}; expected one of {', '.join(_FLOATS)}")
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether torch reads the file as a zip (it may then be mapped into memory) or in its older format.
+
+    Raises:
+        ValueError: a compressed zip: it could need any amount of memory, and torch would map what is compressed.
+    """
+    with open(file, "rb") as start:
+        if start.read(4) != b"PK\3\4":  # as torch decides it
+            return False
+    with zipfile.ZipFile(file) as content:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in content.infolist()):
+            raise ValueError("it is compressed")
+    return True
 
 
 def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Tensor]:
     """Reads an old pytorch_model.bin with the restricted unpickler, which makes tensors and calls nothing else."""
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except Exception as error:  # what damages can make of a pickle fails in many ways
         first_line = (str(error).split("\n", 1)[0] or type(error).__name__)[:200]
         if re.search("weights.only", str(error), re.IGNORECASE):  # torch's advice is to read it all the same
             first_line = "it holds something else, or is damaged"
         raise UserError(f"{file}: not a file of plain tensors, nothing was executed ({first_line})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise UserError(f"{file}: expected a dictionary of tensors")
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or not tensor.is_floating_point():
-            if not name.endswith("position_ids") and name not in of_any_dtype:
-                raise UserError(f"{file}: {name} is not a dense tensor of floats ({tensor.dtype})")
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        may_be_any = name.endswith("position_ids") or name in of_any_dtype
+        if not is_dense or not (tensor.is_floating_point() or may_be_any):
+            raise UserError(f"{file}: {name:.200} is not a dense tensor of floats ({tensor.dtype})")
     return tensors
