@@ -260,7 +260,8 @@ def load(
     task = load_task(directory)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)
-    model = load_model(task, directory)
+    model, tokenizer = load_model(task, directory), load_tokenizer(directory)
+    tokenizer.check_fits(model.config.vocab_size, directory)
     check_segments(task, model.config, directory)
     guessed = not (directory / TASK_FILE).exists()
     if guessed and not is_on_command_line() and (note := no_answer_note(task)):
@@ -269,7 +270,7 @@ def load(
     dtype = resolve_precision(precision, on_device)
     round_weights(model, on_device, dtype)
     check_task_model(model, on_device, dtype, task.max_length, training=False)
-    return Predictor(model, task, load_tokenizer(directory), precision=dtype, guessed=guessed)
+    return Predictor(model, task, tokenizer, precision=dtype, guessed=guessed)
 
 
 def _load_exported(file: Path) -> Predictor:
@@ -279,7 +280,9 @@ def _load_exported(file: Path) -> Predictor:
     if not (file.parent / TASK_FILE).exists():
         raise UserError(f"{file}: expected {TASK_FILE} and the tokenizer beside it, as electra export writes them")
     task = load_task(file.parent)
-    return Predictor(OnnxModel(file, task.model_class), task, load_tokenizer(file.parent))
+    model, tokenizer = OnnxModel(file, task.model_class, len(task.labels)), load_tokenizer(file.parent)
+    model.check(tokenizer)
+    return Predictor(model, task, tokenizer)
 
 
 def predict_file(

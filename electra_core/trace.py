@@ -142,7 +142,9 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
     electra = Electra(discriminator.config, pretrain)
     electra.generator.load_state_dict(generator.state_dict())
     electra.discriminator.load_state_dict(discriminator.state_dict())
-    return electra, load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
+    tokenizer.check_fits(narrow.vocab_size, directory)
+    return electra, tokenizer
 
 
 def _run_config(file: Path) -> PretrainConfig:

@@ -25,7 +25,7 @@ from electra_core.initialisation import initialise
 from electra_core.model_dir import load as load_model
 from electra_core.model_dir import save_pretrained
 from electra_core.predict import load
-from electra_core.tokenizer import load_tokenizer
+from electra_core.tokenizer import WordPieceTokenizer, load_tokenizer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -161,6 +161,77 @@ def test_an_export_that_ends_early_leaves_the_earlier_one(tmp_path, monkeypatch)
         with pytest.raises(raised):
             export(other, tmp_path / "onnx" / "model.onnx")
         assert contents() == before
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path):
+    directory = make(TASKS[0], tmp_path)
+    export(directory, tmp_path / "onnx/model.onnx")
+    tokenizer = load_tokenizer(directory)
+    more = WordPieceTokenizer.from_tokens([*tokenizer.tokens(range(tokenizer.vocab_size)), "zebra"])
+    more.save(tmp_path / "onnx")
+    with pytest.raises(UserError, match=r"model.onnx: vocabulary sizes differ: 87 in the tokenizer, fewer in the"):
+        load(tmp_path / "onnx/model.onnx")
+    more.save(directory)
+    with pytest.raises(UserError, match="vocabulary sizes differ: 87 in the tokenizer, 86 in the model"):
+        export(directory, tmp_path / "other/model.onnx")
+    assert not (tmp_path / "other").exists()
+
+
+def without_segments(graph):
+    graph.input.remove(next(value for value in graph.input if value.name == "token_type_ids"))
+    for node in graph.node:
+        node.input[:] = ["input_ids" if name == "token_type_ids" else name for name in node.input]
+
+
+def with_narrow_ids(graph):
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+
+
+def with_another_output(graph):
+    graph.output[0].name = graph.node[-1].output[0] = "other"
+
+
+def with_logits_for_every_word(graph):
+    last = [node for node in graph.node if node.op_type == "LayerNormalization"][-1]
+    graph.node[-1].input[0] = last.output[0]
+    del graph.output[0].type.tensor_type.shape.dim[:]
+
+
+def with_no_numbers(graph):
+    for constant in graph.initializer:
+        if constant.data_type == onnx.TensorProto.FLOAT and len(constant.dims) == 1:
+            constant.raw_data = np.full(constant.dims, np.nan, dtype=np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (without_segments, "the graph cannot be run .*token_type_ids"),
+        (with_narrow_ids, "the graph cannot be run|not a model that onnxruntime can run"),
+        (with_another_output, "the graph cannot be run .*logits"),
+        (with_logits_for_every_word, r"logits: expected floats of shape \[1, 3\], got array"),
+        (with_no_numbers, "damaged, its logits are not finite numbers"),
+    ],
+)
+def test_graphs_of_something_else(tmp_path, change, message):
+    file = tmp_path / "onnx/model.onnx"
+    export(make(TASKS[0], tmp_path), file)
+    proto = onnx.load(file)
+    change(proto.graph)
+    onnx.save(proto, file)
+    with pytest.raises(UserError, match=f"model.onnx: ({message})"):
+        load(file)
+
+
+def test_a_text_that_the_graph_cannot_take(tmp_path):
+    file = tmp_path / "onnx/model.onnx"
+    export(make(TASKS[0], tmp_path), file)
+    fields = json.loads((tmp_path / "onnx/task.json").read_text())
+    (tmp_path / "onnx/task.json").write_text(json.dumps({**fields, "max_length": 1000}))
+    predictor = load(file)
+    predictor("ann met bob")
+    with pytest.raises(UserError, match=r"model.onnx: the graph cannot be run"):
+        predictor("the plot was awful " * 100)
 
 
 def test_users_errors(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import sys
 import types
 
@@ -17,11 +18,12 @@ from untrained_predictor import untrained
 
 from electra_core import predict as module
 from electra_core.downstream.choices import Choose
-from electra_core.downstream.classify import Classify, softmax
+from electra_core.downstream.classify import Classify, Regress, softmax
+from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.named_tasks import find_task, write_submission
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag
-from electra_core.downstream.task_files import save_task
+from electra_core.downstream.task_files import save_task, task_from_json, task_to_json
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.labelled import BadRows, TextExample
@@ -30,7 +32,7 @@ from electra_core.model_dir import save_pretrained
 from electra_core.packing import pack
 from electra_core.predict import Predictor, evaluate, load, predict_file
 from electra_core.tasks import SequenceClassifier
-from electra_core.tokenizer import load_tokenizer
+from electra_core.tokenizer import WordPieceTokenizer, load_tokenizer
 
 LABELS = ("neg", "pos")
 
@@ -253,6 +255,10 @@ DAMAGED_TASKS = {
     "numbers as labels": ({"labels": [1, 2]}, "labels: expected strings"),
     "columns as a list": ({"columns": []}, "columns: expected a value like Columns"),
     "another truncation": ({"truncate": "middle"}, "not the description of a task .truncate: expected one of"),
+    "a number as a column": ({"columns": {"text": 5}}, "columns: expected a value like Columns"),
+    "lists of numbers": ({"label_names": [[1]]}, r"label_names: expected a value like \(\), got \(\(1,\),\)"),
+    "texts as weights": ({"class_weights": ["x"]}, r"class_weights: expected a value like \(\)"),
+    "no length": ({"max_length": 0}, "max_length: expected more than 0, got 0"),
     "too few labels": ({"labels": ["a"]}, "labels: expected 2 as the model has, got 1"),
     "longer than the model": ({"max_length": 65}, "max_length: expected 8 to 64, got 65"),
     "too short": ({"max_length": 2}, "max_length: expected 8 to 64, got 2"),
@@ -269,6 +275,63 @@ def test_a_damaged_task_file_is_named(tmp_path, changes, message):
     fields = json.loads(file.read_text())
     file.write_text(json.dumps({**fields, **changes} if isinstance(changes, dict) else changes))
     with pytest.raises(UserError, match=f"task.json: {message}"):
+        load(tmp_path / "model")
+
+
+ODD_NUMBERS = {
+    "stride 0": (Answer(), {"stride": 0}, "stride: expected more than 0, got 0"),
+    "stride -1": (Answer(), {"stride": -1}, "stride: expected more than 0, got -1"),
+    "threshold NaN": (
+        Answer(),
+        {"null_threshold": math.nan},
+        "null_threshold: .*, got nan",
+    ),
+    "threshold inf": (
+        Answer(),
+        {"null_threshold": math.inf},
+        "null_threshold: .*, got inf",
+    ),
+    "threshold huge": (
+        Answer(),
+        {"null_threshold": 10**400},
+        "null_threshold: .*, got 1000",
+    ),
+    "scale 0": (Regress(scale=2.0), {"scale": 0}, "scale: expected more than 0, got 0"),
+    "scale NaN": (Regress(scale=2.0), {"scale": math.nan}, "scale: expected a value like 0.0, got nan"),
+    "offset inf": (Regress(scale=2.0), {"offset": -math.inf}, "offset: expected a value like 0.0, got -inf"),
+}
+
+
+@pytest.mark.parametrize("task, changes, message", ODD_NUMBERS.values(), ids=ODD_NUMBERS)
+def test_numbers_that_a_task_cannot_use(task, changes, message):
+    fields = json.loads(json.dumps(task_to_json(task)))
+    assert task_from_json(fields, "task.json") == task
+    with pytest.raises(UserError, match=f"task.json: {message}"):
+        task_from_json({**fields, **changes}, "task.json")
+
+
+EVERY_FIELD = [
+    Classify(
+        labels=("a", "b"), label_names=(("a", "A"),), class_weights=(1.0, 2.0), pairs=True, truncate="both",
+        columns=Columns(text=("t", "u"), label="l", header=True, encoding="cp1252"),
+    ),
+    MultiLabel(labels=("a",), columns=Columns(labels=("x", "y"), separator=";", quoting=False)),
+    Regress(offset=-1.5, scale=3),
+    Tag(labels=("O",)), Answer(null_threshold=-2), Choose(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("task", EVERY_FIELD, ids=lambda task: task.kind)
+def test_a_task_file_may_hold_whatever_a_task_does(task):
+    assert task_from_json(json.loads(json.dumps(task_to_json(task))), "task.json") == task
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path):
+    made = untrained(Classify(labels=("a", "b"), max_length=32), tmp_path / "pretrained")
+    more = WordPieceTokenizer.from_tokens([*made.tokenizer.tokens(range(made.tokenizer.vocab_size)), "zebra"])
+    save_pretrained(made.model, tmp_path / "model", tokenizer=more)
+    save_task(made.task, tmp_path / "model")
+    with pytest.raises(UserError, match="model: vocabulary sizes differ: 87 in the tokenizer, 86 in the model"):
         load(tmp_path / "model")
 
 

@@ -220,6 +220,7 @@ def export(source: str | Path, file: str | Path) -> float:
     task, tokenizer = load_task(directory), load_tokenizer(directory)
     _refuse_company(file, directory, task, tokenizer)
     model = load_model(task, directory)
+    tokenizer.check_fits(model.config.vocab_size, directory)
     proto = build(model)
     describe(proto, task)
     content = proto.SerializeToString()

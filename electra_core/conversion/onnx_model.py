@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from electra_core.errors import UserError
 from electra_core.labelled_data.features import Features, sorted_batches
 from electra_core.packing import to_padded
 from electra_core.runs.progress import Progress
-from electra_core.tasks import MultipleChoice, TaskModel
+from electra_core.tasks import MultipleChoice, QuestionAnswerer, TaskModel
+from electra_core.tokenizer import Tokenizer
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The graph's inputs (`onnx_export.py`), int64 [N, S] each."""
@@ -25,13 +27,32 @@ class OnnxModel:
 
     Args:
         kind: class of the model that it was exported from.
+        labels: number of its labels; 0 if its outputs have none.
 
     Raises:
         UserError: as `open_session`.
     """
 
-    def __init__(self, file: Path, kind: type[TaskModel]):
-        self.session, self.kind = open_session(str(file)), kind
+    def __init__(self, file: Path, kind: type[TaskModel], labels: int):
+        self.session, self.file, self.kind = open_session(str(file)), file, kind
+        self.columns = 2 if issubclass(kind, QuestionAnswerer) else max(1, labels)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Runs the graph once on few tokens.
+
+        Raises:
+            UserError: its inputs or outputs are others than those of an exported model of this kind, it gives NaN,
+                or the tokenizer has ids that the model lacks.
+        """
+        words, ones = tokenizer.vocab_size, np.ones((1, 3), dtype=np.int64)
+        if not np.isfinite(self._run((0 * ones, ones, 0 * ones))).all():
+            raise UserError(f"{self.file}: damaged, its logits are not finite numbers")
+        try:
+            self._run(((words - 1) * ones, ones, 0 * ones))
+        except UserError:
+            raise UserError(
+                f"{self.file}: vocabulary sizes differ: {words:,} in the tokenizer, fewer in the model"
+            ) from None
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
         """Logits of every unit, as from `predict.run_model`."""
@@ -42,7 +63,7 @@ class OnnxModel:
             tokens = batch.tokens
             mask = to_padded(tokens.input_ids_T.new_ones(tokens.num_tokens), tokens)
             padded = (to_padded(tokens.input_ids_T, tokens), mask, to_padded(tokens.segment_ids_T, tokens))
-            (logits,) = self.session.run(["logits"], {k: v.numpy() for k, v in zip(INPUTS, padded)})
+            logits = self._run([part.numpy() for part in padded])
             if per_token:
                 logits = logits[mask.numpy().astype(bool)]
             elif issubclass(self.kind, MultipleChoice):
@@ -53,6 +74,17 @@ class OnnxModel:
             if bar is not None:
                 bar.update(tokens.num_tokens)
         return outputs
+
+    def _run(self, padded: Sequence[np.ndarray]) -> np.ndarray:
+        """The graph's logits; UserError if it cannot be run or gives something else."""
+        try:
+            (logits,) = self.session.run(["logits"], dict(zip(INPUTS, padded)))
+        except Exception as error:  # the library's own exceptions, of many kinds
+            raise UserError(f"{self.file}: the graph cannot be run ({error!s:.200})") from None
+        shape = (*padded[0].shape[: 1 + self.kind.per_token], self.columns)
+        if not isinstance(logits, np.ndarray) or logits.dtype.kind != "f" or logits.shape != shape:
+            raise UserError(f"{self.file}: logits: expected floats of shape {list(shape)}, got {logits!r:.80}")
+        return logits
 
 
 def open_session(model: bytes | str) -> Any:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from electra_core import model_dir
 from electra_core.downstream.choices import Choose
@@ -20,8 +22,8 @@ from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag, as_iob
 from electra_core.errors import UserError
+from electra_core.hub.folder_files import read_json
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION
-from electra_core.hub.weight_files import read_json
 from electra_core.labelled_data.columns import Columns
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 
@@ -126,19 +128,32 @@ def task_from_json(fields: Any, where: str) -> Task:
         task = KINDS[name](**_with_tuples(values))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: not the description of a task ({error})") from None
-    for key, value in values.items():
-        if not _is_like(getattr(task, key), usual := getattr(KINDS[name](), key)):
+    kinds = get_type_hints(KINDS[name])
+    for key in values:
+        if not _fits(value := getattr(task, key), kinds[key]):
+            usual = getattr(KINDS[name](), key)
             raise UserError(f"{where}: {key}: expected a value like {usual!r}, got {value!r:.80}")
+        if (kinds[key] is int or key == "scale") and value <= 0:
+            raise UserError(f"{where}: {key}: expected more than 0, got {value!r:.80}")
     return task
 
 
-def _is_like(value: Any, usual: Any) -> bool:
-    """Whether a field may hold the value, judging by the type of its default."""
-    if usual is None:
-        return value is None or isinstance(value, bool)
-    if isinstance(usual, float):
-        return isinstance(value, (float, int)) and not isinstance(value, bool)
-    return type(value) is type(usual)
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a field of this type may hold the value; numbers are finite."""
+    inner = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        fields = get_type_hints(kind).items()
+        return type(value) is kind and all(_fits(getattr(value, key), of) for key, of in fields)
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_fits(value, one) for one in inner)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:
+        return type(value) in (float, int) and abs(value) <= sys.float_info.max
+    return type(value) is kind
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

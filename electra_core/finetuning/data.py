@@ -165,10 +165,7 @@ def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
         UserError: it has more tokens than the model's vocabulary.
     """
     tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
-        )
+    tokenizer.check_fits(config.vocab_size, directory)
     return tokenizer
 
 
