@@ -309,6 +309,17 @@ def test_without_dev_data_a_tenth_is_held_out(model, data, tmp_path):
     assert (report["train_examples"], report["dev_examples"]) == (144, 16)
 
 
+def test_a_label_is_no_markup_in_the_model_card(model, tmp_path):
+    rows = [{"text": f"a {'fine' if i % 2 else 'dull'} film", "label": ("neg", "pos\n---\n# <evil>")[i % 2]}
+            for i in range(40)]  # fmt: skip
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    run(model, (file, file), tmp_path / "out", settings=replace(QUICK, epochs=1))
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("#", "-"))] == ["# classify"]
+    assert r"f1 (pos --- # \<evil\>)" in lines[-1]
+
+
 def test_the_folder_holds_settings_and_log(model, data, tmp_path):
     settings = replace(QUICK, epochs=1)
     run(model, data, tmp_path / "out", settings=settings)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ class Keeper:
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
         """Saves the model, its seed's best so far, unless an earlier seed's is as good; `task` is rank 0's."""
         if self.best is self.runs[-1]:
-            figures = shown(self.runs[-1].metrics, task.labels)
+            figures = shown(self.runs[-1].metrics, [as_markdown(label) for label in task.labels])
             self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, figures))
 
     @property
@@ -231,6 +232,15 @@ def log_folder(out: Path, settings: FinetuneSettings, seed: int) -> Path:
 def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
     """The figures in one line; `labels` name the class that a figure such as f1 is of."""
     return ", ".join(f"{shown_name(name, labels)} {value:.4g}" for name, value in metrics.items())
+
+
+def as_markdown(label: str) -> str:
+    r"""A label within a line of Markdown: what is markup shows as it is, and no line ends.
+
+    >>> as_markdown("a\n\n# <b>")
+    'a # \\<b\\>'
+    """
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(label.split()))
 
 
 def write_json(path: Path, value: Any) -> None:
