@@ -204,6 +204,15 @@ def test_the_vocabulary_comes_along(electra: Electra, tmp_path: Path) -> None:
         assert electra_core.load_tokenizer(kind).encode("A b") == [1, 6], "a cased vocabulary has no A here"
 
 
+def test_a_vocabulary_larger_than_the_model_is_refused(electra: Electra, tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "vocab.txt").write_text("".join(word + "\n" for word in words))
+    write_bundle(tmp_path / "ckpt", variables_of(electra))
+    with pytest.raises(UserError, match=r"vocab.txt: .* differ: 31 in the tokenizer, 30 in the model"):
+        convert_tf.convert_checkpoint(tmp_path / "ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_number_of_heads_is_the_discriminator_s(electra: Electra, tmp_path: Path) -> None:
     """A checkpoint does not say it; the generator's is told by its own width."""
     write_bundle(tmp_path / "ckpt", variables_of(electra))
@@ -238,6 +247,14 @@ def test_checkpoints_of_other_things(tmp_path: Path) -> None:
     write_bundle(tmp_path / "head", {"discriminator_predictions/dense/kernel": np.zeros((2, 2), "float32")})
     with pytest.raises(UserError, match=r"not an ELECTRA checkpoint: '.*word_embeddings\.weight' is missing"):
         convert_tf.convert_checkpoint(tmp_path / "head", tmp_path / "out")
+
+
+def test_an_index_of_gigabytes_is_not_read(electra: Electra, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "ckpt", variables_of(electra))
+    with open(tmp_path / "ckpt.index", "r+b") as file:
+        file.truncate(6 << 30)  # sparse
+    with pytest.raises(UserError, match=r"ckpt.index: 6,442,450,944 bytes is too large"):
+        read_bundle(tmp_path / "ckpt")
 
 
 def test_damaged_checkpoints(electra: Electra, tmp_path: Path) -> None:

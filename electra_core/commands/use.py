@@ -245,3 +245,4 @@ def convert(options: Namespace) -> None:
     lowercase = not options.cased
     for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
         print(f"wrote {path}")
+    print("the checkpoint's checksums were not verified")

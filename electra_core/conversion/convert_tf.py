@@ -61,6 +61,8 @@ def convert_checkpoint(
         if not any(name.startswith(head) for name in stored):
             continue
         config = infer_config(stored, num_heads if kind is Discriminator else None)
+        if tokenizer is not None:
+            tokenizer.check_fits(config.vocab_size, vocab)
         model = kind(config, Encoder(config))
         _fill(model, stored, prefix)
         directory = Path(out) / kind.__name__.lower()

@@ -27,6 +27,7 @@ from electra_core.files.protobuf import fields, varint
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES, _BLOCK_TRAILER_BYTES = 48, 5
+_LARGEST_INDEX = 64 << 20  # bytes; a variable takes some fifty
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # DataType in types.proto; float to half
 
 
@@ -54,6 +55,8 @@ def read_bundle(prefix: Path) -> dict[str, Variable]:
     index = Path(f"{prefix}.index")
     if not index.is_file():
         raise UserError(f"{prefix}: no TensorFlow checkpoint ({index.name} is missing)")
+    if (size := index.stat().st_size) > _LARGEST_INDEX:
+        raise UserError(f"{index}: {size:,} bytes is too large for the index of a TensorFlow checkpoint")
     try:
         table = dict(_entries(index.read_bytes()))
         header = _by_number(table.pop(b""))
