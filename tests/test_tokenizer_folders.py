@@ -139,7 +139,7 @@ def test_a_vocabulary_of_xlm_r_is_named(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("tokenizer_config.json", b"[" * 200_000, r"tokenizer_config.json: not valid JSON .*recursion"),
-        ("spiece.model", b"", r"spiece.model: cannot be read as a SentencePiece model \(no pieces\)"),
+        ("spiece.model", b"", r"spiece.model: cannot be read as a SentencePiece model \(it is empty\)"),
         ("vocab.txt", b"[PAD]\n[UNK]\nthe\n", r"vocab.txt: .*no \[CLS\], \[SEP\], \[MASK\]"),
         ("vocab.txt", b"[PAD]\nthe\nthe\n", "line 3: 'the' is already on line 2"),
         ("vocab.txt", b"[PAD]\n\xff\n", "invalid UTF-8 at byte 6"),

@@ -93,13 +93,13 @@ def read_pieces(spiece_model: bytes) -> tuple[Any, list[str]]:
     """
     import sentencepiece
 
+    if not spiece_model:  # the library would take it for no file
+        raise ValueError("it is empty")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=spiece_model)
         pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
     except (RuntimeError, IndexError) as error:
         raise ValueError(str(error)) from None
-    if not pieces:  # as of an empty file, which the library takes for no file
-        raise ValueError("no pieces")
     return processor, pieces
 
 
