@@ -32,6 +32,7 @@ TOOLS = ("gcc", "cc", "nvcc", "ptxas", "cuobjdump", "compute-sanitizer", "ncu", 
 PACKAGES = (
     "torch", "triton", "transformers", "numpy", "scipy", "safetensors", "tokenizers", "sentencepiece",
     "scikit-learn", "tqdm", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "liger-kernel", "flash-attn",
+    "seqeval", "onnx", "onnxruntime", "pyarrow", "zstandard", "tensorboard",
 )  # fmt: skip
 
 

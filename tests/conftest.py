@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ if PTX:
 elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in deterministic mode asks for it
+SCORING_TAGS = "pip install 'electra-core[tag]'"
+"""What is said where seqeval is missing."""
 torch.set_float32_matmul_precision("highest")  # which NVIDIA's containers lower for all programs
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
@@ -34,6 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[object]:
+    """Skips tests that score tags, visibly, where seqeval is not installed."""
+    from electra_core.errors import UserError
+
+    try:
+        return (yield)
+    except UserError as error:
+        if SCORING_TAGS in str(error) and importlib.util.find_spec("seqeval") is None:
+            pytest.skip(str(error))
+        raise
 
 
 # Of the tests that run there, what the pretended device cannot: Triton's own launches, and compilation.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny_model
 from fuzz import damaged
 from safetensors.torch import save_file
@@ -144,8 +145,7 @@ def text(folder: Path) -> Reader:
 
 
 def compressed(folder: Path) -> Reader:
-    import zstandard
-
+    zstandard = pytest.importorskip("zstandard")
     content = TEXT.encode() * 20
     files = {
         "a.gz": gzip.compress(content, mtime=0),

@@ -259,6 +259,7 @@ def test_squad_scores_equal_the_official_ones_on_the_real_questions(version):
 
 
 def compare_with_seqeval(truth: list[list[str]], draw: random.Random) -> None:
+    pytest.importorskip("seqeval")
     from seqeval.metrics import accuracy_score, classification_report, precision_score, recall_score
     from seqeval.metrics import f1_score as seqeval_f1
 

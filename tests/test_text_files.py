@@ -10,10 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 
 from electra_core.corpora import text_files, text_tables
 from electra_core.corpora.sources import find_sources
@@ -21,6 +18,10 @@ from electra_core.corpora.text_files import ReadReport, document_hash, read_docu
 from electra_core.errors import UserError
 from electra_core.files.byte_files import ByteFile
 from electra_core.files.delimited import delimiter_of
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
 
 TEXT = "Title\nFirst line.\n\n \nSecond\u0085document\u2028here\x0c.\r\nIts end, naïve\n"
 DOCUMENTS = [["Title", "First line."], ["Second\u0085document\u2028here\x0c.", "Its end, naïve"]]
@@ -53,7 +54,7 @@ def as_bytes(kind: str) -> bytes:
         writer.writerows([("id", "text"), ("1; 2", rows[0]), ("3", ""), (), ('"4"', rows[1])])
         return table.getvalue().encode()
     stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": [rows[0], None, rows[1]]}), stream)
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": [rows[0], None, rows[1]]}), stream)
     return stream.getvalue()
 
 
@@ -377,7 +378,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> N
     ],
 )
 def test_bad_parquet_columns(tmp_path: Path, columns: dict, message: str) -> None:
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message):
         read(tmp_path / "a.parquet")
 
@@ -385,7 +386,7 @@ def test_bad_parquet_columns(tmp_path: Path, columns: dict, message: str) -> Non
 def test_two_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
     text = pyarrow.array(["x"])
     columns = pyarrow.Table.from_arrays([text, text], names=["text", "text"])
-    pyarrow.parquet.write_table(columns, tmp_path / "a.parquet")
+    parquet.write_table(columns, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: two columns are named 'text'; rename one of them"):
         read(tmp_path / "a.parquet")
 
