@@ -226,7 +226,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
         lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--text-column", "review"], "no text column 'review'",
     ),
-    "detect: another tokenizer": (other_tokenizer, "vocabulary sizes differ: [0-9]+ in the tokenizer, [0-9]+ in the model"),
+    "detect: another tokenizer": (other_tokenizer, "sizes differ: [0-9]+ in the tokenizer, [0-9]+ in the model"),
     "detect: broken weights": (broken_weights, "model.safetensors"),
     "info: not a model": (lambda f, s: ["info", "--model", str(f)], "config.json"),
     "flops: no such preset": (lambda f, s: ["flops", "--model", "huge"], "huge"),

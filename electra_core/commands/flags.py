@@ -103,9 +103,9 @@ def training_flags(command: argparse.ArgumentParser) -> None:
 def inference_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of commands that run a fine-tuned model over a file."""
     command.add_argument("--threshold", type=float, metavar="NUMBER",
-                         help="multilabel: lowest probability at which a label is assigned, normally 0.5; qa: allows "
-                              "'no answer', chosen if its score exceeds the best answer's by more than this, such "
-                              "as 0 (default: the model's)")  # fmt: skip
+                         help="multilabel: lowest probability at which a label is assigned, normally 0.5; qa: "
+                              "allows 'no answer', chosen if its score exceeds the best answer's by more than "
+                              "this, such as 0 (default: the model's)")  # fmt: skip
     command.add_argument("--skip-bad-rows", action="store_true", help="count unusable rows instead of stopping")
     command.add_argument("--device", default="auto", help=DEVICE_HELP)
     command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"),
