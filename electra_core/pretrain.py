@@ -3,7 +3,7 @@
 `pretrain` is the whole of it and reads from top to bottom: open the corpus, resolve the configuration, build or
 restore the model, then take steps and, between them, log, evaluate and save. `pretraining/setup.py` has what comes
 before the first step, `pretraining/batches.py` makes the batches, `pretraining/evaluation.py` evaluates the run,
-and `runs/folder.py` lists the contents of RUN.
+and `pretraining/run_folder.py` lists the contents of RUN.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from electra_core.optim import learning_rate
 from electra_core.pretraining.batches import Ahead, Batches
 from electra_core.pretraining.evaluation import evaluate, health, heldout_loss
 from electra_core.pretraining.meter import Meter, flops_per_token
+from electra_core.pretraining.run_folder import is_finished, model_card, save_models
 from electra_core.pretraining.setup import (
     Job,
     Learner,
@@ -44,7 +45,6 @@ from electra_core.pretraining.setup import (
     with_agreed_engine,
     with_agreed_parts,
 )
-from electra_core.runs.folder import is_finished, model_card, save_models
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress

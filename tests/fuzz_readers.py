@@ -38,7 +38,7 @@ from electra_core.labelled_data.squad_files import read_questions
 from electra_core.labelled_data.tagged_files import read_tagged
 from electra_core.model_dir import load
 from electra_core.prepare import prepare
-from electra_core.runs.folder import read_config
+from electra_core.pretraining.run_folder import read_config
 from electra_core.runs.metrics_log import read_metrics
 from electra_core.tokenizer import load_tokenizer
 

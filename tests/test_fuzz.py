@@ -24,7 +24,7 @@ from electra_core.labelled_data.labelled import read_texts
 from electra_core.labelled_data.squad_files import read_questions
 from electra_core.labelled_data.tagged_files import read_tagged
 from electra_core.pretraining.mixing import open_data
-from electra_core.runs.folder import read_config
+from electra_core.pretraining.run_folder import read_config
 
 INPUTS = 12
 

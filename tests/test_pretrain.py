@@ -23,8 +23,8 @@ from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.optim import build_optimizer
 from electra_core.pretraining.batches import Batches
+from electra_core.pretraining.run_folder import read_config
 from electra_core.pretraining.setup import resolve_config
-from electra_core.runs.folder import read_config
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.state import FAILED, read_state
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps

@@ -21,7 +21,8 @@ from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 from electra_core.errors import UserError
-from electra_core.runs import folder as run_folder
+from electra_core.pretraining import run_folder
+from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest
 
 # It is interrupted --------------------------------------------------------------------------------------------
@@ -288,11 +289,11 @@ def test_a_new_run_is_not_mixed_up_with_checkpoints_that_no_state_belongs_to(
 def test_going_on_with_another_version_is_told(
     base: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_folder.find_checkpoint(base, resume=True, overwrite=False)
+    find_checkpoint(base, resume=True, overwrite=False)
     assert not caplog.messages
     now = checkpoint.versions()
     monkeypatch.setattr(checkpoint, "versions", lambda: now | {name: "9.9"})
-    run_folder.find_checkpoint(base, resume=True, overwrite=False)
+    find_checkpoint(base, resume=True, overwrite=False)
     said = f"{base}: continues, but perhaps not bit for bit: {name} {now[name]}, now 9.9"
     assert caplog.messages == [said]
 

@@ -11,7 +11,7 @@ from small_runs import data, one_thread  # noqa: F401
 from electra_core.cli import main
 from electra_core.config import PRESETS, EncoderConfig, generator_config, updated
 from electra_core.errors import UserError
-from electra_core.runs.folder import read_config
+from electra_core.pretraining.run_folder import read_config
 from electra_core.sizes import with_followers
 
 

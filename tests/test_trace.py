@@ -17,7 +17,7 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
-from electra_core.runs.folder import write_config
+from electra_core.pretraining.run_folder import write_config
 from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
 from electra_core.trace import Trace, load_electra, trace
 from electra_core.tracing.page import STAGES, to_html

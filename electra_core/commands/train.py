@@ -281,7 +281,7 @@ def _pretrain_flags(commands: Any) -> None:
 def pretrain(options: Namespace) -> int:
     """Corpus -> RUN."""
     from electra_core.pretrain import pretrain
-    from electra_core.runs.folder import read_config
+    from electra_core.pretraining.run_folder import read_config
 
     changes, encoder_changes = read_config(options.config) if options.config else ({}, {})
     named = changes.pop("model", None)

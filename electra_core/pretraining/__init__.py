@@ -1,6 +1,7 @@
 """What surrounds the loop of `pretrain.py`: set-up, batches, evaluation, and which example has which number.
 
 setup          everything before the first step
+run_folder     RUN: checked before a run, and what is saved in it
 start_pair     a generator and discriminator to continue from
 cooccurrence   initial word embeddings from counts
 batches        masked examples of a step

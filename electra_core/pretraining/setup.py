@@ -37,18 +37,17 @@ from electra_core.optim import build_optimizer
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.cooccurrence import check_vocabulary, cooccurrence_embeddings, log_frequencies
 from electra_core.pretraining.mixing import open_data
-from electra_core.pretraining.start_pair import StartPair, check_sizes, read_pair, start_from_pair, with_pair_sizes
-from electra_core.runs.folder import (
+from electra_core.pretraining.run_folder import (
     Pair,
     check_identity,
     check_same_start,
     check_start,
-    find_checkpoint,
-    make_run,
     run_identity,
     start_record,
     write_config,
 )
+from electra_core.pretraining.start_pair import StartPair, check_sizes, read_pair, start_from_pair, with_pair_sizes
+from electra_core.runs.folder import find_checkpoint, make_run
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
 from electra_core.runs.state import RunState
@@ -292,7 +291,7 @@ def cross_checked(job: Job, learner: Learner) -> Job:
 
 
 def with_agreed_engine(job: Job) -> Job:
-    """The job with an engine that works on all ranks (`engine.agreed_engine`)."""
+    """The job with an engine that works on all ranks (`execution.engine.agreed_engine`)."""
     return replace(job, engine=agreed_engine(job.engine, job.ranks))
 
 

@@ -1,6 +1,6 @@
 """A run while it lasts and afterwards: its folder, log and state.
 
-folder            RUN: created, checked, saved to
+folder            RUN: created, locked, searched for a checkpoint
 state             whether it is running, and how it ended
 checkpoint_files  which checkpoints there are
 metrics_log       RUN/metrics.jsonl

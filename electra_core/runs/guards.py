@@ -3,7 +3,7 @@
 A step whose loss or gradient is not finite changes nothing (`training.py`); after too many in a row the run
 stops. `examine` then runs the last batch again with a hook on every module, and RUN/postmortem.json says which
 module's output was the first that was not finite, whether its inputs still were, and how large weights,
-gradients and outputs are, layer by layer. `evaluation.health` judges whether a run learns at all.
+gradients and outputs are, layer by layer. `pretraining.evaluation.health` judges whether a run learns at all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,215 @@
+"""RUN, the folder of a pre-training run: what it is checked for before a run, and what is saved in it.
+
+RUN/config.toml       the resolved configuration
+RUN/state.json        whether the run is running, and how it ended (`runs/state.py`)
+RUN/metrics.jsonl     a row every log_every steps, and one per evaluation
+RUN/checkpoints/      training state, for --resume
+RUN/discriminator/    model directory: the model to fine-tune afterwards
+RUN/generator/        model directory: the masked language model
+RUN/postmortem.json   the diagnosis of a run that diverged (`runs/guards.py`)
+
+`runs/folder.py` creates it and finds the checkpoint to resume from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from electra_core import __version__
+from electra_core.checkpoint import Checkpoint
+from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.corpus import Corpus
+from electra_core.errors import UserError, option
+from electra_core.examples import RULES
+from electra_core.files.new_file import write_new
+from electra_core.files.toml_files import read_table, read_toml
+from electra_core.hub.weight_files import weights_digest
+from electra_core.model_dir import find_model, save_pretrained
+from electra_core.runs.checkpoint_files import checkpoint_folders
+from electra_core.runs.folder import FOLDERS, HALVES
+from electra_core.runs.state import FINISHED, read_state
+
+log = logging.getLogger("electra_core")
+Pair = tuple[Path | str | None, Path | str | None]
+"""Model directories of a discriminator and a generator to start from; both or neither."""
+
+
+def check_start(run: Path, start_from: Pair) -> None:
+    """Checks that both models to start from are given, and that a new run in RUN does not touch them.
+
+    Raises:
+        UserError: only one is given; or one, or a file that it links to, lies where the new run removes or writes.
+    """
+    if (start_from[0] is None) != (start_from[1] is None):
+        raise UserError(f"{option('init_discriminator')}, {option('init_generator')}: give both or neither")
+    ours = [path.resolve() for path in (run, *(run / name for name in FOLDERS))]
+    for kind, source in zip(HALVES, start_from):
+        if source is None or not Path(source).is_dir():  # on the Hub, or missing, which is reported later
+            continue
+        if any(path.is_relative_to(place) for path in _real_paths(find_model(source, kind)) for place in ours):
+            raise UserError(
+                f"{run}: holds the model to start from ({option(f'init_{kind}', str(source))}); write the new run "
+                "to another folder"
+            )
+
+
+def _real_paths(directory: Path) -> Iterator[Path]:
+    """Paths of a model directory and its files, with links resolved."""
+    yield directory.resolve()
+    yield from (path.resolve() for path in directory.iterdir() if path.is_file())
+
+
+def is_finished(run: Path, identity: dict[str, Any]) -> bool:
+    """Whether RUN holds this run, finished, without its checkpoints. Then a line says so.
+
+    Raises:
+        UserError: the finished run has other settings than `identity`; or the checkpoints cannot be seen.
+    """
+    if read_state(run).get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
+        return False
+    saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
+    if differences := _differences(saved, identity):
+        raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
+    log.info("%s: already finished", run)
+    return True
+
+
+# What may differ between a run and its resumption: how it is watched, saved and computed.
+_FREE = {
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_every",
+    "eval_examples",
+    "log_every",
+    "accumulate",
+    "engine",
+    "recompute",
+    "sharding",
+}
+
+
+def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
+    """What must be the same to resume from a checkpoint; JSON values."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
+    encoder_settings = dataclasses.asdict(encoder)
+    return {
+        "pretrain": settings, "discriminator": encoder_settings, "data": corpus.fingerprint, "examples": RULES,
+    }  # fmt: skip
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Raises UserError with the differences if a checkpoint belongs to a run other than `identity`."""
+    saved = checkpoint.meta["identity"]
+    differences = _differences(saved, identity)
+    if saved["data"] != identity["data"]:
+        differences.append("the corpus (or its tokenizer) differs")
+    if saved.get("examples", 1) != identity["examples"]:
+        differences.append(
+            "it was started by a version that cuts text into other examples; finish it with that version"
+        )
+    if differences:
+        raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
+
+
+def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """The settings that differ, in words."""
+    return [
+        f"{name} was {saved[table].get(name)!r}, is now {value!r}"
+        for table in ("pretrain", "discriminator")
+        for name, value in identity[table].items()
+        if saved[table].get(name) != value
+    ]
+
+
+def start_record(start_from: Pair) -> dict[str, list[str]]:
+    """What a new run starts from, for its checkpoints: each model's name as given, and its weights' digest."""
+    given = {kind: source for kind, source in zip(HALVES, start_from) if source is not None}
+    return {kind: [str(source), weights_digest(find_model(source, kind))] for kind, source in given.items()}
+
+
+def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
+    """Checks that a checkpoint's run started from `start_from`; if none is given, any run may be resumed.
+
+    The weights decide, because the folders may have been moved; if the weights are not there, the name does.
+
+    Raises:
+        UserError: the run started from other weights, or from none.
+    """
+    began = checkpoint.meta.get("start")  # older versions did not write it
+    for kind, source in zip(HALVES, start_from):
+        if source is None or began is None:
+            continue
+        name, digest = began.get(kind, ("", ""))
+        found = weights_digest(find_model(source, kind)) if Path(source).is_dir() else None
+        if found == digest or (found is None and str(source) == name):
+            continue
+        named = name if name != str(source) else "other weights of that name"
+        raise UserError(
+            f"cannot resume {checkpoint.path}: {option(f'init_{kind}', str(source))}, but the run was started "
+            f"{f'with {named}' if name else 'without'} (to continue it, leave out {option('init_')}...)"
+        )
+
+
+def model_card(
+    run: Path, encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
+    evaluation: dict[str, float],
+) -> str:  # fmt: skip
+    """README.md of a model directory: where the weights come from."""
+    figures = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in evaluation.items())
+    return f"""---
+library_name: electra-core
+tags: [electra, replaced-token-detection]
+---
+# ELECTRA `{config.model}`, pre-trained with electra-core {__version__}
+
+Objective `{config.objective}`, {step:,} of {config.steps:,} steps of {config.batch_size} x {config.max_length}
+tokens ({tokens:,} tokens in all), seed {config.seed}, on a corpus of {corpus.num_tokens:,} tokens
+(fingerprint `{corpus.fingerprint[:16]}`), vocabulary of {encoder.vocab_size:,}.
+torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}.
+
+| held-out | value |
+|---|---|
+{figures}
+"""
+
+
+def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
+    """Writes RUN/discriminator and RUN/generator as model directories."""
+    for kind in HALVES:
+        part = getattr(electra, kind, None)
+        if part is not None:
+            save_pretrained(part, run / kind, tokenizer=corpus.tokenizer, card=card)
+
+
+def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> None:
+    """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]."""
+    lines = []
+    for table, values in (("pretrain", config), ("discriminator", encoder)):
+        lines.append(f"[{table}]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]
+        lines.append("")
+    write_new(path, "\n".join(lines))
+
+
+def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """([pretrain], [discriminator]) of a TOML file; keys outside a table count as [pretrain].
+
+    Raises:
+        UserError: no such file, or not TOML of that form.
+    """
+    tables = read_toml(path)
+    encoder = tables.pop("discriminator", {})
+    changes = tables.pop("pretrain", {})
+    for values in (encoder, changes):
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: [pretrain] and [discriminator] are tables")
+    encoder = {key: value for key, value in encoder.items() if key not in ("vocab_size", "pad_token_id")}
+    return {**tables, **changes}, encoder
