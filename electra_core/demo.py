@@ -44,9 +44,9 @@ from electra_core.labelled_data.notices import Say
 from electra_core.model_dir import shipped_model
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
+from electra_core.reports.demo_page import Report, to_terminal, write_report
 from electra_core.reports.demo_report import Findings, build_report, to_json
 from electra_core.reports.plots import duration
-from electra_core.reports.report import Report, to_terminal, write_report
 from electra_core.runs.metrics_log import read_metrics
 from electra_core.runs.progress import progress
 

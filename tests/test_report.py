@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from electra_core.detect import TokenScore
+from electra_core.reports.demo_page import Passage, Report, to_html, to_terminal, write_report
 from electra_core.reports.plots import (
     Dots,
     Rule,
@@ -26,7 +27,6 @@ from electra_core.reports.plots import (
     nice_axis,
     number,
 )
-from electra_core.reports.report import Passage, Report, to_html, to_terminal, write_report
 
 VOID = {"meta", "link", "br", "line", "polyline"}
 

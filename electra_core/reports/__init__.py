@@ -4,7 +4,7 @@ task_report        what a fine-tuned model gets right and wrong
 report_tables      its tables
 multilabel_report  its tables where a text may have several labels
 demo_report        what the demo found, as charts and warnings
-report             the demo's page
+demo_page          the demo's page
 passages           texts with replaced tokens, scored
 status_views       `electra status` as text, page and picture
 plots              plots as inline SVG

@@ -16,9 +16,9 @@ from electra_core.corpora.docstrings import Example, LabelledTask
 from electra_core.corpus import Corpus
 from electra_core.model_dir import load_config
 from electra_core.pretrain import PretrainResult
+from electra_core.reports.demo_page import Passage, Report
 from electra_core.reports.passages import generated_passage
 from electra_core.reports.plots import Dots, Rule, Series, duration, line_chart, median
-from electra_core.reports.report import Passage, Report
 from electra_core.runs.metrics_log import read_metrics
 from electra_core.trace import load_electra
 

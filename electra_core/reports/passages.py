@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from electra_core.detect import TokenScore
 from electra_core.electra import Electra
-from electra_core.reports.report import Passage
+from electra_core.reports.demo_page import Passage
 from electra_core.tokenizer import Tokenizer
 from electra_core.trace import trace
 
