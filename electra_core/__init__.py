@@ -1,6 +1,44 @@
 """electra_core: ELECTRA, from pre-training to fine-tuned models in the Hub's layout.
 
-The names below are imported when first used, so that `import electra_core` costs nothing.
+The names below are imported when first used, so that `import electra_core` costs nothing. The folders list their
+modules in their own `__init__.py`; what lies here, in reading order:
+
+packing         sequences laid end to end, without padding
+masking         which positions are masked
+encoder         embeddings and layers
+electra         generator, discriminator, and the step of the paper
+objectives      what the paper compares ELECTRA with
+training        one step, and the loop around it
+pretrain        from a prepared corpus to RUN
+
+config          every setting, and the presets
+sizes           what follows from them
+initialisation  first values of all parameters
+linear          products in the precision the processor is fastest at
+adam            the original's
+muon            the other optimizer
+optim           parameter groups, rates, clipping
+flops           counted in two ways
+host_random     the kernels' random numbers, in NumPy
+
+tokenizer       text to ids and back
+prepare         from text to a corpus
+corpus          reads it
+examples        makes examples of it
+checkpoint      all that an exact resume needs
+
+tasks           heads and losses
+finetune        from labelled data to a model
+predict         predictions and evaluation
+metrics         of downstream tasks
+model_dir       the Hub's directories, read and written
+pretrained      models that read and write them
+
+detect          which tokens were replaced
+trace           one step in slow motion
+demo            everything in minutes
+cli             `electra`
+errors          what the user can fix, in one line
 """
 
 from __future__ import annotations
@@ -12,6 +50,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+    from electra_core.conversion.convert_tf import convert_checkpoint
+    from electra_core.conversion.onnx_export import export
     from electra_core.downstream.choices import Choose
     from electra_core.downstream.classify import Classify, Regress
     from electra_core.downstream.multilabel import MultiLabel
@@ -59,6 +99,8 @@ _HOME = {
     "Regress": "downstream.classify",
     "Tag": "downstream.tagging",
     "choose_task": "downstream.named_tasks",
+    "convert_checkpoint": "conversion.convert_tf",
+    "export": "conversion.onnx_export",
 }
 
 __all__ = [
@@ -83,6 +125,8 @@ __all__ = [
     "TokenClassifier",
     "UserError",
     "choose_task",
+    "convert_checkpoint",
+    "export",
     "from_padded",
     "load_tokenizer",
     "pack",
