@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/state.safetensors    parameters and optimizer state, fp32
     RUN/checkpoints/step-00001000/state.json           step, configuration, fingerprints, versions, checksums
 
-A checkpoint is written to a temporary folder, flushed, and renamed (`new_folder`): a crash at any moment
+A checkpoint is written to a temporary folder, flushed, and renamed (`files/new_folder.py`): a crash at any moment
 leaves the older ones untouched. Training continues meanwhile: `snapshot` copies the state to host memory, and
 `CheckpointWriter` writes the copy in a thread. Model directories for later use are separate (`model_dir.py`).
 

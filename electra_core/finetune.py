@@ -91,7 +91,8 @@ def finetune(
         out: a new or empty folder, or one to continue (`resume`) or overwrite (`overwrite`).
         say: receives lines for the user, for instance `print`; by default they go to the logger "electra_core", of
             which Python shows only warnings unless logging is set up.
-        cache: folder in which tokenised data are kept for the next run (`token_cache`); None: nowhere.
+        cache: folder in which tokenised data are kept for the next run (`finetuning/token_cache.py`); None:
+            nowhere.
         on_evaluation: called with the figures of every evaluation, and "seed" and "step".
 
     Returns:

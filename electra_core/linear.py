@@ -168,7 +168,7 @@ class _CastTogether(torch.autograd.Function):
 
 def multiplies_by_itself(tensor: Tensor) -> bool:
     """Whether `Linear` does its own products: under bf16 autocast on a CPU, but not while torch.compile traces,
-    nor while a step is traced as a GPU would run it (`fake_step.trace_step`)."""
+    nor while a step is traced as a GPU would run it (`execution.fake_step.trace_step`)."""
     return (
         tensor.device.type == "cpu"
         and autocast_dtype(tensor) == torch.bfloat16

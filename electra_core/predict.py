@@ -240,13 +240,14 @@ def load(
     Without task.json the task is guessed from config.json. A question answerer then always answers, until its task
     says otherwise: `predictor.task = replace(predictor.task, unanswerable=True, null_threshold=0.0)`.
 
-    On a CPU the process from then on keeps up to a gigabyte of freed memory (`placement.keep_freed_memory`). If
-    the CPU computes in bf16, weights of the predictor's `model` are rounded (`linear.round_weights`); to work with
-    the model as it was saved, use precision="fp32" or `from_pretrained`.
+    On a CPU the process from then on keeps up to a gigabyte of freed memory
+    (`execution.placement.keep_freed_memory`). If the CPU computes in bf16, weights of the predictor's `model` are
+    rounded (`linear.round_weights`); to work with the model as it was saved, use precision="fp32" or
+    `from_pretrained`.
 
     Args:
         device: auto | cpu | cuda | cuda:N, or a torch.device for one of these.
-        precision: auto | bf16 | fp32 (`placement.resolve_precision`), or torch.bfloat16 | torch.float32.
+        precision: auto | bf16 | fp32 (`execution.placement.resolve_precision`), or torch.bfloat16 | torch.float32.
 
     Raises:
         UserError: no such directory, not a model of a downstream task, or no such device.

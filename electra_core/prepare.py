@@ -4,7 +4,7 @@ The text is read as a stream: once to draw the sample from which a vocabulary is
 given), once to be encoded. Everything is written to a folder beside the target, which takes its place at the very
 end; a killed run is resumed (`corpora/journal.py`).
 
-On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `merge.merge`.
+On many machines: `train_tokenizer` once, then `prepare(..., shard=(i, n))` on each, then `corpora.merge.merge`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def prepare(
         text_paths: a file or folder, several, or "-" for standard input; see `corpora/text_files.py`.
         tokenizer: "sentencepiece" or "wordpiece" trains one on the text; otherwise the path of one.
         vocab_size, model_type, lowercase: for training one; `model_type` is SentencePiece's "unigram" or "bpe".
-        lines: what the lines of a document are; see `sentences.split_document`.
+        lines: what the lines of a document are; see `corpora.sentences.split_document`.
         text_field: the field of JSON rows and the column of CSV, TSV and Parquet files that holds the text.
         documents: what ends a document in a `.txt` file: a "blank-line", or only the end of the "file".
         workers: number of processes; the result is the same, byte for byte, for any. With more than one, a script

@@ -5,8 +5,8 @@ loop logs, evaluates and saves. There is no trainer object; a run reads from top
 in `pretrain.py` and `finetuning/seed.py`.
 
 This is the loop to read, but not the only one. On GPUs that run the kernels, and for pre-training in bf16 on CPUs
-that are fast at it, `engine.static_steps` takes its place: the same step in fixed shapes, while the next batch is
-being prepared.
+that are fast at it, `execution.engine.static_steps` takes its place: the same step in fixed shapes, while the
+next batch is being prepared.
 
 A step's dropout and draws depend on `fold(seed, step)` alone, with a seed that the caller has folded for training;
 pre-training's examples and masks depend on the run's seed and the examples' numbers (`examples.py`, `masking.py`).

@@ -145,7 +145,7 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
     """What the flags of `column_flags` say; None for a flag that was not given.
 
     Args:
-        form: the file's format, whatever its name (`row_files.FORMS`).
+        form: the file's format, whatever its name (`files.row_files.FORMS`).
 
     Raises:
         UserError: a flag that has no effect on a `file` of this kind.

@@ -2,7 +2,7 @@
 
     .DATA.partial/journal.json    {"settings": what the run makes, "state": what is durable so far}
 
-The same command finds the folder (`new_folder.partial_folder`), truncates the files to the last entry, and
+The same command finds the folder (`files.new_folder.partial_folder`), truncates the files to the last entry, and
 continues with the next document; the result is the same, byte for byte. Another command, or the same one on files
 that have changed, finds that the settings differ and starts with an empty folder.
 """

@@ -50,7 +50,7 @@ def read_choices(
     or the choice itself. Without `labelled`, labels are not read.
 
     Raises:
-        UserError: as `labelled.read_texts`.
+        UserError: as `labelled_data.labelled.read_texts`.
     """
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)

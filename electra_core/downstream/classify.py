@@ -318,7 +318,8 @@ def _number(text: str) -> float | None:
 
 
 def _value(text: str) -> float | None:
-    """The text as a number; true and false are 1 and 0, as `label_cells.label_text` makes them of JSON's."""
+    """The text as a number; true and false are 1 and 0, as `labelled_data.label_cells.label_text` makes them of
+    JSON's."""
     return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
 
 

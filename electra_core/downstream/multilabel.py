@@ -60,7 +60,8 @@ class MultiLabel(TextTask):
         """Examples of a file or folder; a label that training did not see makes a bad row.
 
         Raises:
-            UserError: as `labelled.read_texts`; or the labels' own columns are not those of the model's labels.
+            UserError: as `labelled_data.labelled.read_texts`; or the labels' own columns are not those of the
+                model's labels.
         """
         examples = (_with_several(example) for example in self._read(path, bad, labelled))
         if not labelled:

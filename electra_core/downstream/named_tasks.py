@@ -197,7 +197,7 @@ def for_reading(task: Task, given: Columns, form: str = "") -> Task:
     training file or, if these are missing, the usual ones.
 
     Args:
-        form: the file's format, whatever its name (`row_files.FORMS`).
+        form: the file's format, whatever its name (`files.row_files.FORMS`).
 
     Raises:
         UserError: as `choose_task` for columns; or a form is given for tagging or questions.

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 8 -m electra_core pretrain --data DATA --out RUN
 
-Every rank holds the model, computes its share of each step's batch (`batches.Batches`, in fine-tuning
+Every rank holds the model, computes its share of each step's batch (`pretraining.batches.Batches`, in fine-tuning
 `shares` of `finetuning/steps.py`) and ends the step with the same gradients, so that all make the same update. The
 losses of a batch's shares *add up* to the whole batch's means (each share knows its weight), so gradients are
 summed over ranks, not averaged as is usual: the batch, its masks and its loss are the same for any number of

@@ -65,7 +65,7 @@ log = logging.getLogger("electra_core")
 
 
 class FixedShapes(Protocol):
-    """How a run's batches are filled up: `static_batch.Shapes`, `static_task.TaskShapes`."""
+    """How a run's batches are filled up: `static_batch.Shapes`, `finetuning.static_task.TaskShapes`."""
 
     def inputs(self, parts: Any, pinned: bool) -> Any:
         """Empty `InputBuffers` for `parts`, to be filled by their `fill(parts, seed, rate)`."""

@@ -2,9 +2,10 @@
 
 A batch holds as many tokens as its texts have, so T is hardly ever the same twice. Here one sequence of padding
 after the batch's own fills T up to a multiple of the longest sequence, rounded up to a power of two:
-batches hold texts of similar length (`features.batch_order`), so a step has one of a few dozen shapes. Attention
-stays within a sequence, no token moves to another row, on which dropout depends, and the filling sequence has no
-target, hence no gradient: losses and gradients are those of the unfilled batch, up to the order of sums.
+batches hold texts of similar length (`labelled_data.features.batch_order`), so a step has one of a few dozen
+shapes. Attention stays within a sequence, no token moves to another row, on which dropout depends, and the filling
+sequence has no target, hence no gradient: losses and gradients are those of the unfilled batch, up to the order of
+sums.
 
 The numbers of sequences and units are part of the shape: they differ in an epoch's last batch, or where batches
 are limited by tokens.

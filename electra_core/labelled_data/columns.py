@@ -79,7 +79,7 @@ class TrainedColumns(Columns):
     instead_of: tuple[str, ...] = ()
     """The training file's names for those: a first line that holds them is a header."""
     form: str = ""
-    """The file's format, whatever its name (`row_files.FORMS`)."""
+    """The file's format, whatever its name (`files.row_files.FORMS`)."""
 
 
 NO_COLUMN = "none"

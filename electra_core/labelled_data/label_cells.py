@@ -27,7 +27,7 @@ def label_text(value: Any) -> str | None:
     """A label as text: 1, 1.0, True and "1" give "1"; None, NaN and "" give None.
 
     "1.0" and "True" in a CSV stay as they are: only all its labels together tell what they mean
-    (`classify.Classify.read`).
+    (`downstream.classify.Classify.read`).
     """
     if isinstance(value, bool):
         return str(int(value))

@@ -1,4 +1,4 @@
-"""`electra trace`: what `trace.py` recorded, shown.
+"""`electra trace`: what `trace.py` records with, and how a trace is shown.
 
 probes    gradients and shapes of the running step
 words     sentences that both views share
