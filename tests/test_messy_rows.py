@@ -306,6 +306,17 @@ def test_a_line_that_no_memory_holds_is_not_read_whole(tmp_path, monkeypatch, na
     assert "longer" not in refusal(tmp_path / name), "lines are measured one by one"
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_a_line_of_an_uncompressed_file_may_be_as_long_as_the_file(tmp_path, monkeypatch, name):
+    """`json.dump(rows, file)` writes one line, whatever its length."""
+    monkeypatch.setattr(text_lines, "MAX_ROW_BYTES", 1 << 16)
+    monkeypatch.setattr(text_lines, "BLOCK_BYTES", 1 << 14)
+    text = "x" * (1 << 18)
+    row = json.dumps({"text": text, "label": "1"})
+    content = {"a.json": f"[{row}]", "a.jsonl": row, "a.csv": f"text,label\n{text},1"}[name]
+    assert pairs(write(tmp_path / name, content)) == [(text, "1")]
+
+
 def test_a_cell_of_many_lines_has_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
     file = write(tmp_path / "a.csv", 'text,label\n"' + "a line\n" * 1000)

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import select
 import sys
 import zlib
@@ -91,6 +92,11 @@ class ByteFile:
             return self.is_stdin and not select.select([self._raw], [], [], 0)[0]
         except (OSError, TypeError, ValueError):  # a program's stand-in for stdin, without a file descriptor
             return False
+
+    @property
+    def plain_size(self) -> int:
+        """Bytes of an uncompressed file; 0 if they cannot be known before: compressed, standard input, a pipe."""
+        return 0 if self.is_stdin or self._stream is not self._raw else os.fstat(self._raw.fileno()).st_size
 
     def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
         try:

@@ -19,9 +19,12 @@ from electra_core.errors import UserError
 from electra_core.files.byte_files import UTF16, ByteFile
 
 BLOCK_BYTES = 1 << 20
-MAX_ROW_BYTES = 1 << 27  # a row must fit into memory
+MAX_ROW_BYTES = 1 << 27  # a row must fit into memory, whatever its file is decompressed to
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-LONG_LINE = f"the line is longer than {MAX_ROW_BYTES >> 20} MiB; if it is a whole JSON file: jq . OLD > NEW"
+LONG_LINE = (
+    f"the line is longer than {MAX_ROW_BYTES >> 20} MiB; if it is a whole JSON file: decompress it, or "
+    "jq . OLD > NEW"
+)
 ASCII = b'a,;\t|"\n'
 
 Item = TypeVar("Item")
@@ -43,7 +46,7 @@ def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tupl
 
     Raises:
         UserError: the file is missing, unreadable, damaged, UTF-16 or binary, a line is longer than
-            MAX_ROW_BYTES, or the encoding is unknown.
+            MAX_ROW_BYTES and than its file on disk, or the encoding is unknown.
     """
     check_exists(source)
     _check_encoding(encoding)
@@ -96,12 +99,13 @@ def _byte_lines(file: ByteFile) -> Iterator[bytes]:
     parts: list[bytes] = []  # of a line that is longer than a block
     number, held = 1, 0  # the line that they begin, and their bytes
     lines: deque[bytes] = deque()
+    most = max(MAX_ROW_BYTES, file.plain_size)
     if file.is_stdin:
         _stdin.file, _stdin.lines = file, lines
     while block := file.read_some(BLOCK_BYTES):
         first, *others = block.split(b"\n")
         parts.append(first)
-        if (held := held + len(first)) > MAX_ROW_BYTES:  # a few MB of .gz can hold a line of gigabytes
+        if (held := held + len(first)) > most:  # a few MB of .gz can hold a line of gigabytes
             raise UserError(f"{file.name}:{number}: {LONG_LINE}")
         if others:
             lines.extend((b"".join(parts), *others[:-1]))
