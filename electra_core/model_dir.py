@@ -35,7 +35,7 @@ from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings
 from electra_core.errors import UserError
 from electra_core.files.new_folder import temporary_folder
-from electra_core.hub.folder_files import read_json
+from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.layout import (
     HEADS,
     MULTI_LABEL,
@@ -122,7 +122,7 @@ def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     directory = find_model(source)
     if not (directory / "config.json").exists():
         raise UserError(f"{directory}: not a model directory (no config.json){hint_about(directory)}")
-    raw = read_json(directory, "config.json")
+    raw = read_json_object(directory, "config.json")
     return read_config(raw, str(directory / "config.json")), raw
 
 

@@ -177,7 +177,8 @@ def test_absurd_configs(directory: Path, change: dict[str, Any], match: str) -> 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"model_type": "\ud800'])
 def test_a_config_that_is_no_json_object(directory: Path, text: str) -> None:
     (directory / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    refused(directory, r"config\.json: (not valid JSON|expected a JSON object)")
+    said = refused(directory, r"config\.json: (not valid JSON|expected a JSON object)")
+    assert "[[" not in text or "nested too deeply" in said
 
 
 @pytest.mark.parametrize(
@@ -335,6 +336,17 @@ def test_pickles_that_end_early(directory: Path, content: bytes) -> None:
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(content)
     refused(directory, "not a file of plain tensors")
+
+
+def test_a_lack_of_memory_is_not_the_files_fault(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    torch.save({}, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", no_memory)
+    with pytest.raises(MemoryError):
+        electra_core.Discriminator.from_pretrained(directory)
 
 
 def test_a_file_that_cannot_be_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,20 @@ def test_a_text_that_the_graph_cannot_take(tmp_path):
         predictor("the plot was awful " * 100)
 
 
+def test_a_lack_of_memory_is_not_the_graphs_fault(tmp_path, monkeypatch):
+    import onnxruntime
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    file = tmp_path / "onnx/model.onnx"
+    export(make(TASKS[0], tmp_path), file)
+    for method in ("run", "__init__"):
+        monkeypatch.setattr(onnxruntime.InferenceSession, method, no_memory)
+        with pytest.raises(MemoryError):
+            load(file)
+
+
 def test_users_errors(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "model.onnx")

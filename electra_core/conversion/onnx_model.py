@@ -79,6 +79,8 @@ class OnnxModel:
         """The graph's logits; UserError if it cannot be run or gives something else."""
         try:
             (logits,) = self.session.run(["logits"], dict(zip(INPUTS, padded)))
+        except MemoryError:
+            raise
         except Exception as error:  # the library's own exceptions, of many kinds
             raise UserError(f"{self.file}: the graph cannot be run ({error!s:.200})") from None
         shape = (*padded[0].shape[: 1 + self.kind.per_token], self.columns)
@@ -101,6 +103,8 @@ def open_session(model: bytes | str) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
     except Exception as error:  # the library's own exceptions, of many kinds
         name = model if isinstance(model, str) else "the exported graph"
         raise UserError(f"{name}: not a model that onnxruntime can run ({str(error)[:200]})") from None

@@ -22,7 +22,7 @@ from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag, as_iob
 from electra_core.errors import UserError
-from electra_core.hub.folder_files import read_json
+from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION
 from electra_core.labelled_data.columns import Columns
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
@@ -46,7 +46,11 @@ def load_task(directory: Path) -> Task:
         UserError: a damaged file, or not a model of a downstream task.
     """
     file = directory / TASK_FILE
-    return task_from_json(read_json(directory, TASK_FILE), str(file)) if file.exists() else _guess_task(directory)
+    return (
+        task_from_json(read_json_object(directory, TASK_FILE), str(file))
+        if file.exists()
+        else _guess_task(directory)
+    )
 
 
 def _guess_task(directory: Path) -> Task:

@@ -6,13 +6,13 @@ whatever is read from such a directory is read through `inside`.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.files.byte_files import refuse_pointer
+from electra_core.files.json_files import read_json
 
 _LARGEST_JSON = 64 << 20  # bytes; the index of a very large model has a few hundred kilobytes
 
@@ -51,7 +51,7 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_json(directory: Path, name: str) -> dict[str, Any]:
+def read_json_object(directory: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file of the directory.
 
     Raises:
@@ -61,10 +61,10 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST_JSON:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a {name}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON; absurdly deep nesting
+    except ValueError as error:  # also invalid UTF-8
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

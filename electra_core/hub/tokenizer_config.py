@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, normalizers
 
 from electra_core.errors import UserError
-from electra_core.hub.folder_files import read_json
+from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, register
 
 log = logging.getLogger("electra_core")
@@ -56,7 +56,7 @@ def _items(given: Any) -> list[Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path.parent, path.name) if path.is_file() else {}
+    return read_json_object(path.parent, path.name) if path.is_file() else {}
 
 
 def check_words(where: Path, config: dict[str, Any]) -> None:

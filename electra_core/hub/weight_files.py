@@ -22,7 +22,7 @@ from torch import Tensor
 
 from electra_core.errors import UserError
 from electra_core.files.byte_files import sha256_of
-from electra_core.hub.folder_files import inside, read_json
+from electra_core.hub.folder_files import inside, read_json_object
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 _OF_OTHERS = {"tf_model.h5": ("TensorFlow", "from_tf"), "flax_model.msgpack": ("Flax", "from_flax")}
@@ -144,7 +144,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _shards(directory: Path, index: str) -> list[Path]:
-    weight_map = read_json(directory, index).get("weight_map")
+    weight_map = read_json_object(directory, index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{directory / index}: expected a weight_map from tensors to files")
     return [inside(directory, name) for name in sorted(set(weight_map.values()))]
@@ -183,6 +183,8 @@ def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Ten
     """Reads an old pytorch_model.bin with the restricted unpickler, which makes tensors and calls nothing else."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except MemoryError:
+        raise
     except Exception as error:  # what damages can make of a pickle fails in many ways
         first_line = (str(error).split("\n", 1)[0] or type(error).__name__)[:200]
         if re.search("weights.only", str(error), re.IGNORECASE):  # torch's advice is to read it all the same
