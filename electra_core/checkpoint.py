@@ -119,15 +119,20 @@ class CheckpointWriter:
 
     A save's error is raised by the next call, or at the end: training has continued meanwhile, and the older
     checkpoints are untouched.
+
+    Args:
+        folder, keep: as for `save_checkpoint`.
+        resumed_from: step of the checkpoint that the run continues from.
+        saved: called in the thread with each checkpoint's step, once it is complete.
     """
 
-    def __init__(self, folder: Path, keep: int, resumed_from: int = 0):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, resumed_from: int = 0, saved: Callable[[int], None] | None = None):
+        self.folder, self.keep, self._saved = folder, keep, saved
         for path in _superfluous(folder, resumed_from, keep):  # left by a process killed while removing them
             if path < folder / folder_name(resumed_from):
                 shutil.rmtree(path, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._running: Future[Path] | None = None
+        self._running: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Starts writing `tensors` (a `snapshot`, which must not change any more) as the state after `step`.
@@ -138,7 +143,12 @@ class CheckpointWriter:
             UserError: the previous save failed.
         """
         self.wait()
-        self._running = self._thread.submit(save_checkpoint, self.folder, step, tensors, meta, self.keep)
+        self._running = self._thread.submit(self._save, step, tensors, meta)
+
+    def _save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        save_checkpoint(self.folder, step, tensors, meta, self.keep)
+        if self._saved is not None:
+            self._saved(step)
 
     def wait(self) -> None:
         """Waits until nothing is being written any more. Raises the error of a failed save."""

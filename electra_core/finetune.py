@@ -147,8 +147,8 @@ def finetune(
         state = ranks.only_first(
             lambda: make_out(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
         )
-        state.begin()
-        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks)
+        state.begin(saved=checkpoint.step if checkpoint is not None else 0)
+        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks, state.saved)
         with state, keeper.writer, StopRequest(ranks=ranks) as stop:
             stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
@@ -157,6 +157,7 @@ def finetune(
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
                 say(f"at the last step instead of the best: {shown(report['last_over_seeds'])}")
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
+            keeper.writer.wait()
             state.end(sum(run.steps for run in keeper.runs), stopped)
         if stopped:
             say(f"stopped by {stopped}; {out} holds the best model so far; {option('resume')} continues")

@@ -98,8 +98,8 @@ def pretrain(
             these (heads from a width, the generator's from the discriminator's: `sizes.py`).
         init_discriminator, init_generator: model directories to continue from, both or neither; not in `out`.
         resume: continue from the newest intact checkpoint in `out`. If there never was one, start from the
-            beginning; if the run in `out` is finished and its checkpoints were removed, do nothing.
-        overwrite: start anew in an `out` that is not empty.
+            beginning; if the run in `out` is finished and only its checkpoints were removed, do nothing.
+        overwrite: start anew in an `out` that is not empty, or with `resume` holds no checkpoint.
         device: auto | cpu | cuda | cuda:N.
         max_minutes: save and stop after this long; 0: after one step.
         quiet: show no progress bar.
@@ -118,7 +118,7 @@ def pretrain(
         lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from)
     )
     job = with_agreed_parts(job)
-    if resume and ranks.decided_by_first(lambda: is_finished(run, job.identity)):
+    if resume and not overwrite and ranks.decided_by_first(lambda: is_finished(run, job.identity)):
         return _finished(run, job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)

@@ -28,6 +28,7 @@ from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.predict import evaluate, load
 from electra_core.runs.metrics_log import read_metrics
+from electra_core.runs.state import read_state
 
 SETTINGS = FinetuneSettings(
     epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
@@ -357,6 +358,11 @@ def test_checkpoints_out_of_sight_are_not_taken_for_none(model, data, stopped):
         with pytest.raises(UserError, match=r"checkpoints: links to .*, which is not there"):
             train(model, data, stopped, **{option: True})
     assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_state_tells_of_checkpoints(stopped):
+    (folder,) = stopped.glob("checkpoints/step-*")
+    assert read_state(stopped)["saved"] == int(folder.name[5:])
 
 
 def test_the_model_to_fine_tune_is_not_overwritten(model, data, tmp_path):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def hide_behind_a_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("hide", "said"),
     [
-        (hide_behind_a_link, r"checkpoints: links to .*not mounted, which is not there"),
+        (
+            hide_behind_a_link,
+            r"links to .*not mounted, which is not there; mount it, or remove the link to start anew",
+        ),
         (hide_behind_a_file, r"checkpoints: cannot be read \(Not a directory\)"),
     ],
 )
@@ -95,6 +99,71 @@ def test_a_finished_run_is_finished_without_its_checkpoints(
     with pytest.raises(UserError, match="which is finished: steps was 8, is now 16"):
         train(data, run, {"steps": 16}, resume=True)
     assert contents(run) == before
+
+
+def test_a_finished_run_begins_anew_where_that_is_asked_for(
+    data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(base, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    train(data, run, {"steps": 4}, resume=True, overwrite=True)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
+    assert "already finished" not in caplog.text
+
+
+def test_a_finished_run_without_its_model_is_not_finished(data: Path, base: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(base, tmp_path / "run")
+    for name in ("checkpoints", "discriminator", "generator"):
+        shutil.rmtree(run / name)
+    before = contents(run)
+    with pytest.raises(UserError, match="is finished, but holds neither its model nor a checkpoint; overw"):
+        train(data, run, resume=True)
+    assert contents(run) == before
+
+
+def kill(train_it: Any, after: int) -> None:
+    """Ends `train_it` as SIGKILL would, at the row of the log that follows that of step `after`."""
+    pid = os.fork()
+    if pid == 0:
+        write = MetricsLog.write
+
+        def dies(log: MetricsLog, step: int, **figures: Any) -> None:
+            if step > after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(log, step, **figures)
+
+        MetricsLog.write = dies  # type: ignore[method-assign]
+        try:
+            train_it()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_killed_run_that_lost_its_checkpoints_is_not_begun_anew(
+    data: Path, base: Path, tmp_path: Path, resumed: bool
+) -> None:
+    run, often = tmp_path / "run", {"checkpoint_every": 2}
+    kill(lambda: train(data, run, often), after=6)  # the thread has written step 4, and perhaps 6
+    if resumed:
+        kill(lambda: train(data, run, often, resume=True), after=6)
+    assert read_state(run)["saved"] in (4, 6)
+    (run / "checkpoints").rename(tmp_path / "hidden")
+    before = contents(run)
+    with pytest.raises(UserError, match="holds a run but no checkpoint of it; overwrite starts a new one"):
+        train(data, run, often, resume=True)
+    assert contents(run) == before
+    (tmp_path / "hidden").rename(run / "checkpoints")
+    train(data, run, often, resume=True)
+    assert_same_run(run, base)
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_the_fact(data: Path, base: Path, tmp_path: Path) -> None:
+    kill(lambda: train(data, tmp_path / "run"), after=2)
+    assert read_state(tmp_path / "run")["saved"] == 0
+    train(data, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", base)
 
 
 @pytest.mark.parametrize("state", [STOPPED, KILLED, FAILED, "", "without steps"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,18 @@ class Keeper:
         checkpoint: the one to resume from; None for a new fine-tuning.
         identity: what must match for a checkpoint to be resumed (`identity`).
         ranks: the processes that train together; all have the same runs, and rank 0 writes.
+        saved: called with every checkpoint's step, once it is complete.
     """
 
     def __init__(
-        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], ranks: Ranks
-    ):
+        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], ranks: Ranks,
+        saved: Callable[[int], None],
+    ):  # fmt: skip
         self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
         first_step = checkpoint.step if checkpoint is not None else 0
-        self.writer = ranks.only_first(lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step))
+        self.writer = ranks.only_first(
+            lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step, saved)
+        )
 
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
         """Saves the model, its seed's best so far, unless an earlier seed's is as good; `task` is rank 0's."""

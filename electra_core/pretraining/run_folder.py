@@ -71,13 +71,19 @@ def is_finished(run: Path, identity: dict[str, Any]) -> bool:
     """Whether RUN holds this run, finished, without its checkpoints. Then a line says so.
 
     Raises:
-        UserError: the finished run has other settings than `identity`; or the checkpoints cannot be seen.
+        UserError: the finished run has other settings than `identity`, or its model is gone, too; or the
+            checkpoints cannot be seen.
     """
     if read_state(run).get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
         return False
     saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
     if differences := _differences(saved, identity):
         raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
+    if not (run / HALVES[0] / "config.json").is_file():
+        raise UserError(
+            f"{run}: is finished, but holds neither its model nor a checkpoint; {option('overwrite')} starts a "
+            "new one"
+        )
     log.info("%s: already finished", run)
     return True
 

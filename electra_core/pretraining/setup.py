@@ -361,8 +361,9 @@ def open_record(job: Job, run: Path, resumed: bool, first_step: int, wandb: str 
     """
     only_first = job.ranks.only_first
     state = only_first(lambda: make_run(run, resumed))
-    state.begin(step=first_step, steps=job.config.steps)
+    state.begin(step=first_step, steps=job.config.steps, saved=first_step)
     only_first(lambda: write_config(run / "config.toml", job.encoder, job.config))
     log = only_first(lambda: MetricsLog(run, first_step, wandb))
-    writer = only_first(lambda: CheckpointWriter(run / "checkpoints", job.config.keep_checkpoints, first_step))
+    keep = job.config.keep_checkpoints
+    writer = only_first(lambda: CheckpointWriter(run / "checkpoints", keep, first_step, state.saved))
     return Record(state, log, writer)

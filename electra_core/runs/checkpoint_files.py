@@ -37,7 +37,9 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     except FileNotFoundError:
         if folder.is_symlink():
             where = os.readlink(folder)
-            raise UserError(f"{folder}: links to {where}, which is not there (not mounted?)") from None
+            raise UserError(
+                f"{folder}: links to {where}, which is not there; mount it, or remove the link to start anew"
+            ) from None
         return []
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None

@@ -70,16 +70,18 @@ def _is_foreign(run: Path) -> bool:
 
 
 def _had_checkpoint(run: Path) -> bool:
-    """Whether the run in RUN got beyond its first checkpoint, by what it left.
+    """Whether a checkpoint of the run in RUN was ever complete, as its state says, and is needed to go on: a
+    finished one is nothing to resume.
 
-    One that was killed before has neither steps in its state nor models, unless it was killed in the moment when
-    its first checkpoint and its models were being written. A finished one is nothing to resume.
+    Earlier versions did not record it: one of their runs counts if it ended after its first step, or left models,
+    which one that was killed may have done before its first checkpoint was complete.
     """
     facts = read_state(run)
-    state, step = facts.get("state"), facts.get("step", 0)
-    if is_figure(step) and step > 0:
-        return state != FINISHED
-    return state != KILLED and any((run / kind / "config.json").is_file() for kind in HALVES)
+    saved = facts.get("saved", facts.get("step", 0))
+    if is_figure(saved) and saved > 0:
+        return facts.get("state") != FINISHED
+    has_models = any((run / kind / "config.json").is_file() for kind in HALVES)
+    return "saved" not in facts and facts.get("state") != KILLED and has_models
 
 
 def make_run(

@@ -55,6 +55,10 @@ class RunState:
         self._facts |= facts
         self._write(RUNNING)
 
+    def saved(self, step: int) -> None:
+        """Records that a checkpoint of `step` is complete, while the run is running."""
+        self.begin(saved=step)
+
     def end(self, step: int, stopped_by: str | None = None) -> None:
         """Records that the run is finished, or what stopped it."""
         self._facts["step"] = step
