@@ -68,7 +68,7 @@ class Corpus:
         Raises:
             UserError: the files under DATA/tokenizer belong to another tokenizer.
         """
-        tokenizer = load_tokenizer(self.directory / "tokenizer")
+        tokenizer = load_tokenizer((self.directory / "tokenizer" / "tokenizer.json").resolve())  # links are fine
         if tokenizer.fingerprint() != self.manifest.tokenizer_fingerprint:
             raise UserError(f"{self.directory}: this tokenizer is not the one that the corpus was made with")
         return tokenizer

@@ -35,7 +35,7 @@ from electra_core.downstream.interface import Task, check_segments
 from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
-from electra_core.finetuning.data import adapted, encode_data, matching_tokenizer, read_data
+from electra_core.finetuning.data import adapted, encode_data, read_data
 from electra_core.finetuning.folder import (
     Keeper,
     Run,
@@ -60,7 +60,7 @@ from electra_core.metrics import spread
 from electra_core.reports.task_report import constant_guess
 from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest
-from electra_core.tokenizer import Tokenizer
+from electra_core.tokenizer import Tokenizer, matching_tokenizer
 
 
 def finetune(
@@ -210,7 +210,7 @@ def _read(
     say: Say,
 ) -> tuple[Task, list[Any], list[Any], list[BadRows], Tokenizer]:
     """What `read_data` returns for the task adapted to the model, and the model's tokenizer."""
-    tokenizer = matching_tokenizer(directory, config)
+    tokenizer = matching_tokenizer(directory, config.vocab_size)
     check_segments(task, config, directory)
     read = read_data(adapted(task, settings, config), files["train"], files["dev"], settings, say)
     check_segments(task, config, directory, itertools.chain(read[1], read[2]))

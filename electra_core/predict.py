@@ -31,7 +31,7 @@ from electra_core.downstream.in_memory import Rows, as_files, rows_of
 from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
-from electra_core.errors import UserError, is_on_command_line
+from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import (
     autocast_context,
@@ -46,7 +46,7 @@ from electra_core.labelled_data.labelled import BadRows
 from electra_core.linear import round_weights
 from electra_core.runs.progress import Progress, progress
 from electra_core.tasks import TaskModel
-from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.tokenizer import Tokenizer, load_tokenizer, matching_tokenizer
 
 log = logging.getLogger("electra_core")
 CHUNK = 2048  # examples in memory at a time
@@ -156,6 +156,7 @@ class Predictor:
         self.precision, self.tokens_per_batch, self.guessed = precision, tokens_per_batch, guessed
         self.truncated = 0
         """Number of inputs so far that were truncated."""
+        self._said = False
         self.unknown = self.words = 0
         """Number of [UNK] among the inputs' tokens so far, and number of all."""
 
@@ -203,15 +204,26 @@ class Predictor:
         except UserError as error:
             raise UserError(_of_rows(str(error))) from None
 
-    def predict(self, examples: Sequence[Any], bar: Progress | None = None) -> list[dict[str, Any]]:
-        """Predictions for examples that the task has read."""
+    def predict(
+        self, examples: Sequence[Any], bar: Progress | None = None, *, task: Task | None = None
+    ) -> list[dict[str, Any]]:
+        """Predictions for examples that the task has read; `task`: another than the predictor's."""
+        if task is None:
+            task = self.task
+            self._say_what_is_guessed()
         if not isinstance(self.model, OnnxModel):
-            check_segments(self.task, self.model.config, "inputs", examples)
-        features = encode_all(self.task, examples, self.tokenizer)
+            check_segments(task, self.model.config, "inputs", examples)
+        features = encode_all(task, examples, self.tokenizer)
         self.truncated += features.truncated
         unknown, words = features.unknown(self.tokenizer.unk_id)
         self.unknown, self.words = self.unknown + unknown, self.words + words
-        return self.task.decode(examples, features, self.logits(features, bar))
+        return task.decode(examples, features, self.logits(features, bar))
+
+    def _say_what_is_guessed(self) -> None:
+        """Once: without task.json, every question gets an answer. (`evaluate` sees from the data whether it may.)"""
+        if self.guessed and not self._said and (note := no_answer_note(self.task)):
+            self._said = True
+            log.warning(note)
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
         """Logits of every unit (`run_model`)."""
@@ -261,12 +273,10 @@ def load(
     task = load_task(directory)
     on_device = resolve_device(device)
     keep_memory_between_batches(on_device)
-    model, tokenizer = load_model(task, directory), load_tokenizer(directory)
-    tokenizer.check_fits(model.config.vocab_size, directory)
+    model = load_model(task, directory)
+    tokenizer = matching_tokenizer(directory, model.config.vocab_size)
     check_segments(task, model.config, directory)
     guessed = not (directory / TASK_FILE).exists()
-    if guessed and not is_on_command_line() and (note := no_answer_note(task)):
-        log.warning("%s: %s", directory, note)
     model = model.to(on_device)
     dtype = resolve_precision(precision, on_device)
     round_weights(model, on_device, dtype)
@@ -385,10 +395,6 @@ def evaluate(
                 say(note)
         else:
             examples, bad = read_all(task, files["data"], skip_bad_rows=skip_bad_rows)
-    before, predictor.task = predictor.task, task
-    try:
-        with progress("evaluate", None, "tokens", quiet=quiet) as bar:
-            predictions = predictor.predict(examples, bar)
-    finally:
-        predictor.task = before
+    with progress("evaluate", None, "tokens", quiet=quiet) as bar:
+        predictions = predictor.predict(examples, bar, task=task)
     return Evaluation(task, task.score(examples, predictions), examples, predictions, bad)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
-from electra_core.files.text_lines import text_problem
 from electra_core.hub.folder_files import read_bytes
-from electra_core.hub.model_places import find_model, is_name
 from electra_core.hub.tokenizer_config import (
     add_words,
     check_specials,
@@ -31,6 +27,12 @@ from electra_core.hub.tokenizer_config import (
     follow_config,
     normalizer_of,
     read_config,
+)
+from electra_core.hub.tokenizer_loading import (
+    engine_of,
+    spiece_model_beside,
+    tokenizer_file,
+    valid_unicode,
 )
 from electra_core.hub.tokenizer_parts import (
     LONGEST_WORD,
@@ -44,9 +46,6 @@ from electra_core.hub.tokenizer_parts import (
     sentencepiece_normalizer,
 )
 
-log = logging.getLogger("electra_core")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
-XLM_R_FILE = "sentencepiece.bpe.model"
 BATCH_CHARACTERS = 1 << 22  # encoded at a time
 
 # Part of the fingerprint: any difference in normalisation changes the ids of something in this text.
@@ -99,7 +98,7 @@ class Tokenizer:
         Raises:
             UserError: the text has lone surrogates, which are not valid Unicode (as in all encoding methods).
         """
-        with _valid_unicode([text]):
+        with valid_unicode([text]):
             return self._engine.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -126,7 +125,7 @@ class Tokenizer:
         yield from self._encode(batch)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        with _valid_unicode(texts):
+        with valid_unicode(texts):
             encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -135,7 +134,7 @@ class Tokenizer:
 
         Ranges never move backwards, but a character that is written out ("½") may be covered by several tokens.
         """
-        with _valid_unicode([text]):
+        with valid_unicode([text]):
             encoding = self._engine.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -147,7 +146,9 @@ class Tokenizer:
         """The vocabulary's entry for an id: a word begins with "▁", or (WordPiece) without "##"."""
         token = self._engine.id_to_token(token_id) if token_id >= 0 else None
         if token is None:
-            raise ValueError(f"token_id: expected an id in [0, {self.vocab_size}), got {token_id}")
+            raise ValueError(
+                f"token_id: expected an id in [0, {self.vocab_size}), got {token_id}, which no token has"
+            )
         return token
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -325,21 +326,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: there is no tokenizer, or it is damaged or not for ELECTRA.
     """
-    path = Path(path)
-    if is_name(path) and path.suffix not in {Path(name).suffix for name in TOKENIZER_FILES}:
-        path = find_model(path)
-    if path.is_dir():
-        found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
-        if not found and (of_run := find_model(path)) != path:
-            return load_tokenizer(of_run)
-        if not found:
-            hint = f"; {path / 'tokenizer'} may be meant" if (path / "tokenizer").is_dir() else ""
-            if (path / XLM_R_FILE).is_file():
-                hint = f"; {XLM_R_FILE} is a vocabulary as XLM-R's, without ELECTRA's [CLS], [SEP] and [MASK]"
-            raise UserError(f"{path}: none of {', '.join(TOKENIZER_FILES)} in this folder{hint}")
-        path = found[0]
-    if not path.is_file():
-        raise UserError(f"{path}: no such tokenizer")
+    path = tokenizer_file(Path(path))
     if path.suffix == ".model":
         return SentencePieceTokenizer.from_file(path)
     config = read_config(path.parent)
@@ -359,21 +346,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         follow_config(tokenizer.engine, config, path)
     add_words(tokenizer.engine, config, path)
     tokenizer = type(tokenizer)(tokenizer.engine)  # may have more words now
-    spiece = path.with_name("spiece.model")
-    if isinstance(tokenizer, SentencePieceTokenizer) and spiece.is_file():
-        tokenizer._spiece_model = _spiece_model(spiece)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer._spiece_model = spiece_model_beside(path)
     return tokenizer
 
 
-def _spiece_model(path: Path) -> bytes | None:
-    """The contents of the `spiece.model` beside a `tokenizer.json`; None, with a warning, if it is not one."""
-    content = read_bytes(path)
-    try:
-        read_pieces(content)
-    except ValueError as error:
-        log.warning(f"{path}: not a SentencePiece model, so it is not used ({error})")
-        return None
-    return content
+def matching_tokenizer(directory: Path, words: int) -> Tokenizer:
+    """The tokenizer in the folder of a model of `words` tokens.
+
+    Raises:
+        UserError: as `load_tokenizer`, or it has more tokens than the model.
+    """
+    tokenizer = load_tokenizer(directory)
+    tokenizer.check_fits(words, directory)
+    return tokenizer
 
 
 def tokenizer_from_json(content: str) -> Tokenizer:
@@ -382,12 +368,7 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     Raises:
         UserError: not such a file, or of a kind that ELECTRA does not use.
     """
-    with _library_errors("not a tokenizer.json"):
-        engine = tokenizers.Tokenizer.from_str(content)
-    engine.no_padding()  # files from the Hub may ask for either; here the caller decides
-    engine.no_truncation()
-    if not isinstance(engine.model, models.WordPiece | models.Unigram | models.BPE):
-        raise UserError(f"expected a WordPiece, Unigram or BPE tokenizer, got {type(engine.model).__name__}")
+    engine = engine_of(content)
     tokenizer = (WordPieceTokenizer if isinstance(engine.model, models.WordPiece) else SentencePieceTokenizer)(
         engine
     )
@@ -396,31 +377,6 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     if one + other != both:
         raise UserError("a text's ids differ from the ids of its words (byte-level without add_prefix_space?)")
     return tokenizer
-
-
-@contextmanager
-def _valid_unicode(texts: Sequence[str]) -> Iterator[None]:
-    """Turns the library's TypeError about surrogates (non-UTF-8 bytes on a command line, halves of a character in
-    JSON) into a UserError that says where the first one is, and its other errors into one, too."""
-    try:
-        with _library_errors("this tokenizer cannot encode the text"):
-            yield
-    except TypeError:
-        problem = next(filter(None, (text_problem(text) for text in texts if isinstance(text, str))), None)
-        if problem is None:
-            raise
-        raise UserError(f"the text is {problem}") from None
-
-
-@contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """Turns the library's errors into a UserError: plain Exceptions, and panics, which are not even Exceptions."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{what} ({error!s:.200})") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from electra_core.files.toml_files import read_table
 from electra_core.masking import MASKING_STREAM, mask
 from electra_core.model_dir import find_model, load_discriminator, load_generator
 from electra_core.packing import pack
-from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.tokenizer import Tokenizer, matching_tokenizer
 from electra_core.tracing.probes import PartGradient, Shape, part_gradients, recorded_shapes
 
 CANDIDATES = 6
@@ -142,9 +142,7 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
     electra = Electra(discriminator.config, pretrain)
     electra.generator.load_state_dict(generator.state_dict())
     electra.discriminator.load_state_dict(discriminator.state_dict())
-    tokenizer = load_tokenizer(directory)
-    tokenizer.check_fits(narrow.vocab_size, directory)
-    return electra, tokenizer
+    return electra, matching_tokenizer(directory, narrow.vocab_size)
 
 
 def _run_config(file: Path) -> PretrainConfig:
@@ -224,8 +222,11 @@ def masking_numbers(num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _shown(tokenizer: Tokenizer, token_id: int) -> str:
-    """The token as people see it, on a terminal or a page."""
-    return printable(tokenizer.token(token_id))
+    """The token as people see it, on a terminal or a page; #ID where no token has the id."""
+    try:
+        return printable(tokenizer.token(token_id))
+    except ValueError:
+        return f"#{token_id}"
 
 
 def _token_traces(
@@ -270,7 +271,7 @@ def _draws(
         shown += [word for word in dict.fromkeys((drawn, original)) if word not in shown]
         found = {
             word: Candidate(
-                token=_shown(tokenizer, word) if word < tokenizer.vocab_size else f"#{word}",
+                token=_shown(tokenizer, word),
                 probability=p_V[word].item(),
                 rank=int((p_V > p_V[word]).sum()) + 1,
                 is_original=word == original,

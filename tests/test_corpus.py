@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import os
 import re
 import shutil
 import time
@@ -95,6 +96,12 @@ def test_starts_are_where_documents_begin(data: Path) -> None:
     for split in SPLITS:
         for shard in Corpus.open(data, split).shards:
             assert np.array_equal(shard.starts, shard.sentences[shard.documents])
+
+
+def test_a_corpus_may_be_made_of_links(data: Path, tmp_path: Path) -> None:
+    """As from `cp -rs`: one that nobody else can write into."""
+    shutil.copytree(data, tmp_path / "links", copy_function=os.symlink)
+    assert Corpus.open(tmp_path / "links").tokenizer.vocab_size == Corpus.open(data).tokenizer.vocab_size
 
 
 def test_a_corpus_of_version_1_opens(data: Path, copied: Path) -> None:

@@ -151,13 +151,23 @@ def test_classes_of_other_names_are_still_refused(tmp_path):
         evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, "positive"))
     message = str(caught.value)
     assert "dev.jsonl:1: the label is not one of the model's ('0'; known: NEGATIVE, POSITIVE)" in message
-    assert "and 1 more bad row" in message and "id2label in the model's config.json" in message
+    assert "and 1 more bad row" in message and "id2label" not in message, "the other label matched"
     skipped = evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, "positive"), skip_bad_rows=True)
     assert len(skipped.examples) == 1 and skipped.skipped.count == 2
-    with pytest.raises(UserError, match="all 3 rows are bad"):
+    with pytest.raises(UserError, match="all 3 rows are bad.*; write .* into id2label in the model's config.json"):
         evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, 1))
     with pytest.raises(UserError, match=r"no usable row \(.*dev.jsonl:1: the label is not"):
         evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, 1), skip_bad_rows=True)
+
+
+def test_a_row_with_another_number_does_not_keep_the_others_from_matching(tmp_path):
+    model = load(stranger(tmp_path / "model", SequenceClassifier, ("LABEL_0", "LABEL_1")))
+    result = evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, -1), skip_bad_rows=True)
+    assert [example.label for example in result.examples] == ["LABEL_0", "LABEL_1"] and result.skipped.count == 1
+    with pytest.raises(UserError, match=r"the label is not one of the model's \('-1'"):
+        evaluate(model, texts(tmp_path / "dev.jsonl", 0, 1, -1))
+    with pytest.raises(UserError, match="all 2 rows are bad"):
+        evaluate(model, texts(tmp_path / "one.jsonl", 1, 1))
 
 
 def test_several_labels_are_matched_too(tmp_path, caplog):
@@ -223,9 +233,6 @@ def test_tags_that_are_no_spans(tmp_path):
 
 def test_questions_without_an_answer_are_seen_in_the_data(tmp_path, caplog):
     model = load(stranger(tmp_path / "model", QuestionAnswerer))
-    (line,) = said(caplog)
-    assert 'every question gets an answer; "no answer"' in line and "unanswerable=True" in line
-    caplog.clear()
     plain = evaluate(model, tiny_model.questions(tmp_path / "a.json", 6))
     assert "best_f1" not in plain.metrics and not said(caplog)
     result = evaluate(model, tiny_model.questions(tmp_path / "b.json", 6, unanswerable=True))
@@ -233,8 +240,13 @@ def test_questions_without_an_answer_are_seen_in_the_data(tmp_path, caplog):
     (line,) = said(caplog)
     assert 'b.json: holds questions without an answer, so "no answer" is possible here' in line
     assert not model.task.unanswerable, "what else it is asked is not of that kind"
+    caplog.clear()
+    question = {"question": "who?", "context": "the film"}
+    assert model(question)["answer"] and model(question)["answer"]
+    (line,) = said(caplog)
+    assert 'every question gets an answer; "no answer"' in line and "unanswerable=True" in line
     model.task = replace(model.task, unanswerable=True, null_threshold=-1e9)
-    assert model({"question": "who?", "context": "the film"})["answer"] == ""
+    assert model(question)["answer"] == ""
 
 
 def test_no_answer_on_the_command_line(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from electra_core.corpora.encoding import WordEncoder
 from electra_core.corpora.vocabulary import train_sentencepiece, train_wordpiece
 from electra_core.errors import UserError
 from electra_core.files.protobuf import as_varint, fields
+from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS
-from electra_core.tokenizer import TOKENIZER_FILES, Tokenizer, WordPieceTokenizer, load_tokenizer
+from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, load_tokenizer
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -205,8 +208,16 @@ def test_no_file_is_a_link_to_somewhere_else(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"^[^:]*model/{name}: a link out of its directory"):
         load_tokenizer(folder)
     if name in TOKENIZER_FILES:
-        with pytest.raises(UserError, match="a link out of its directory"):
-            load_tokenizer(folder / name)
+        assert load_tokenizer(folder / name).vocab_size, "the user named this file himself"
+
+
+def test_a_folder_of_links_is_copied_as_its_refusal_says(tmp_path: Path) -> None:
+    folder = saved_in(tmp_path / "model", "tokenizer.json")
+    shutil.copytree(folder, tmp_path / "links", copy_function=os.symlink)
+    with pytest.raises(UserError, match=r"copy the folder: cp -rL .*links NEW$"):
+        load_tokenizer(tmp_path / "links")
+    shutil.copytree(tmp_path / "links", tmp_path / "copy")  # cp -rL
+    assert load_tokenizer(tmp_path / "copy").fingerprint() == load_tokenizer(folder).fingerprint()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -293,6 +304,8 @@ def test_ids_may_have_gaps(wordpiece: WordPieceTokenizer, tmp_path: Path) -> Non
     assert tokenizer.encode("the sat") == [5, 40] and tokenizer.vocab_size == 41
     with pytest.raises(UserError, match=r"^M: vocabulary sizes differ: 41 in the tokenizer, 40 in the model$"):
         tokenizer.check_fits(40, "M")
+    with pytest.raises(ValueError, match="got 39, which no token has"):
+        tokenizer.token(39)
     tokenizer.check_fits(41, "M")
     tokenizer.save(tmp_path / "out")
     assert load_tokenizer(tmp_path / "out").fingerprint() == tokenizer.fingerprint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -18,7 +19,7 @@ from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
 from electra_core.pretraining.run_folder import write_config
-from electra_core.tokenizer import Tokenizer, WordPieceTokenizer
+from electra_core.tokenizer import Tokenizer, WordPieceTokenizer, tokenizer_from_json
 from electra_core.trace import Trace, load_electra, trace
 from electra_core.tracing.page import STAGES, to_html
 from electra_core.tracing.terminal import to_terminal
@@ -151,6 +152,17 @@ def test_candidates_hold_the_original_and_the_drawn_word(result: Trace) -> None:
         assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1 + 1e-6
         assert draw.candidates[0].rank == 1
         assert 0 < draw.entropy <= math.log(len(WORDS)) + 1e-6
+
+
+def test_ids_that_no_token_has_are_shown_as_numbers() -> None:
+    """A model may have more words than the tokenizer, and the tokenizer's ids may have gaps."""
+    sparse = WordPieceTokenizer.from_tokens([*WORDS[:5], "the", "fox"])
+    content = json.loads(sparse.to_json())
+    content["model"]["vocab"]["the"] = 12
+    tokenizer = tokenizer_from_json(json.dumps(content))
+    draws = [d for seed in range(4) for d in trace(build(), tokenizer, "the fox the fox the", seed=seed).draws]
+    shown = {candidate.token for draw in draws for candidate in draw.candidates}
+    assert shown & {f"#{i}" for i in range(8, 12)} and shown & {f"#{i}" for i in range(13, len(WORDS))}
 
 
 def test_drawn_words_follow_the_shown_probabilities(tokenizer: Tokenizer) -> None:

@@ -89,7 +89,6 @@ def _predict_flags(commands: Any) -> None:
 
 def predict(options: Namespace) -> None:
     """One line per input."""
-    from electra_core.downstream.guessed import no_answer_note
     from electra_core.predict import predict_file
 
     if options.submission:
@@ -99,8 +98,6 @@ def predict(options: Namespace) -> None:
         raise UserError(f"--output {options.output}: is also the input and would overwrite it; name another file")
     form = options.format or _form_of(options.output or "")
     predictor = _predictor(options, options.input)
-    if predictor.guessed and (note := no_answer_note(predictor.task)):
-        print(printable(f"{options.model}: {note}"), file=sys.stderr)
     with ExitStack() as stack:
 
         def opened() -> TextIO:
@@ -226,7 +223,7 @@ def export(options: Namespace) -> None:
 
 def _convert_flags(commands: Any) -> None:
     command = add_command(
-        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories",
+        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories (checksums are not verified)",
         "electra convert --tf electra_small/ --out MODEL",
     )  # fmt: skip
     command.add_argument(
@@ -245,4 +242,3 @@ def convert(options: Namespace) -> None:
     lowercase = not options.cased
     for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
         print(f"wrote {path}")
-    print("the checkpoint's checksums were not verified")

@@ -32,7 +32,7 @@ from electra_core.errors import UserError, writing
 from electra_core.files.new_folder import temporary_folder
 from electra_core.packing import from_padded, to_padded
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
-from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.tokenizer import Tokenizer, load_tokenizer, matching_tokenizer
 
 OPSET = 17  # the first with LayerNormalization
 TOLERANCE = 1e-4  # largest allowed difference to torch's logits, relative to their size
@@ -217,10 +217,10 @@ def export(source: str | Path, file: str | Path) -> float:
     directory, file = model_dir.find_model(source), Path(file)
     if file.suffix != ".onnx":  # `predict` recognises it by this
         raise UserError(f"{file}: expected a name that ends in .onnx")
-    task, tokenizer = load_task(directory), load_tokenizer(directory)
-    _refuse_company(file, directory, task, tokenizer)
+    task = load_task(directory)
     model = load_model(task, directory)
-    tokenizer.check_fits(model.config.vocab_size, directory)
+    tokenizer = matching_tokenizer(directory, model.config.vocab_size)
+    _refuse_company(file, directory, task, tokenizer)
     proto = build(model)
     describe(proto, task)
     content = proto.SerializeToString()

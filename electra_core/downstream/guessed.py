@@ -97,7 +97,7 @@ def _names(known: Sequence[str], labels: Iterable[str]) -> dict[str, str]:
     labels = sorted(labels, key=label_order)
     shown = as_shown({label: label for label in known})
     names = {}
-    for label, row in zip(labels, rows_by_name(known, labels)):
+    for label, row in zip(labels, rows_by_name(known, labels, may_be_others=True)):
         if row is not None:
             names[label] = known[row]
         elif shown(label) in known:
@@ -127,7 +127,8 @@ def _is_known(task: Task, example: Any, names: Mapping[str, str], path: Path | s
     more = ", ..." if len(task.labels) > 2 * SHOWN else ""
     known = f"{', '.join(task.labels[: 2 * SHOWN])}{more}"
     bad.add(place, f"the label is not one of the model's ({unknown!r}; known: {known}{hint})")
-    bad.ways_out[RENAME] = None
+    if {*names} <= {"O"}:  # a single unknown label among others is rather a mistake
+        bad.ways_out[RENAME] = None
     return False
 
 

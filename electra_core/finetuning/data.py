@@ -39,7 +39,7 @@ from electra_core.finetuning.token_cache import cached
 from electra_core.labelled_data.features import Features, batch_order
 from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say
-from electra_core.tokenizer import Tokenizer, load_tokenizer
+from electra_core.tokenizer import Tokenizer
 
 ORDER_STREAM = 1  # of a fine-tuning run's random numbers; stream 2 is dev_split's
 
@@ -156,17 +156,6 @@ def _fitted(task: Task, examples: Sequence[Any], train: str | Path) -> Task:
         return task.fitted(examples)
     except UserError as error:
         raise UserError(f"{train}: {error}") from None
-
-
-def matching_tokenizer(directory: Path, config: EncoderConfig) -> Tokenizer:
-    """The directory's tokenizer.
-
-    Raises:
-        UserError: it has more tokens than the model's vocabulary.
-    """
-    tokenizer = load_tokenizer(directory)
-    tokenizer.check_fits(config.vocab_size, directory)
-    return tokenizer
 
 
 def encode_data(

@@ -34,19 +34,22 @@ def inside(directory: Path, name: str) -> Path:
     if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
         allowed.append(home.parent.parent / "blobs")
     if not any(real.is_relative_to(place) for place in allowed):
-        raise UserError(f"{path}: a link out of its directory; copy the file there if you trust it")
+        raise UserError(
+            f"{path}: a link out of its directory; if you trust it, copy the folder: cp -rL {directory} NEW"
+        )
     refuse_pointer(path)
     return path
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, which may not be a link out of its directory.
+    """The contents of a file, which may be a link: for one that the user named, or that `inside` has checked.
 
     Raises:
-        UserError: as `inside`, or it is unreadable.
+        UserError: it is missing, unreadable, or a Git LFS pointer.
     """
     try:
-        return inside(path.parent, path.name).read_bytes()
+        refuse_pointer(path)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -63,23 +63,25 @@ def look_of(label: str) -> str:
     return {"true": "1", "false": "0"}.get(look, look)
 
 
-def rows_by_name(known: Sequence[str], labels: Sequence[str]) -> tuple[int | None, ...]:
+def rows_by_name(
+    known: Sequence[str], labels: Sequence[str], *, may_be_others: bool = False
+) -> tuple[int | None, ...]:
     """For each label its index in `known`; None if it is not there.
 
-    An exact match comes first, then a label that looks the same (`look_of`), if there is only one.
+    An exact match comes first, then a label that looks the same (`look_of`), if there is only one. LABEL_1 is 1 if
+    the labels are 0, 1, ..., or, where they `may_be_others` (single bad rows), if a 0 is among them.
     """
-    known = _numbered(known, labels)
+    if {*labels} == {str(index) for index in range(len(labels))} or (may_be_others and "0" in labels):
+        known = _numbered(known)
     place = {label: index for index, label in enumerate(known)}
     theirs, ours = _by_look({*known} - {*labels}), _by_look({*labels} - {*known})
     alike = {label: place[theirs[look]] for look, label in ours.items() if look in theirs}
     return tuple(place.get(label, alike.get(label)) for label in labels)
 
 
-def _numbered(known: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
-    """LABEL_0, LABEL_1, ... as 0, 1, ... if the task's labels are such numbers."""
+def _numbered(known: Sequence[str]) -> Sequence[str]:
+    """LABEL_0, LABEL_1, ... as 0, 1, ...; other names as they are."""
     numbers = [UNNAMED.fullmatch(label) for label in known]
-    if {*labels} != {str(index) for index in range(len(labels))}:
-        return known
     return [number[1] for number in numbers if number] if all(numbers) else known
 
 

@@ -31,6 +31,7 @@ from electra_core.execution.engine import agreed_engine, choose_engine
 from electra_core.execution.memory import fitting_parts
 from electra_core.execution.placement import autocast_context, resolve_precision
 from electra_core.execution.sharding import shard
+from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.model_dir import find_model
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
@@ -52,7 +53,7 @@ from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
 from electra_core.runs.state import RunState
 from electra_core.sizes import with_followers
-from electra_core.tokenizer import TOKENIZER_FILES, load_tokenizer
+from electra_core.tokenizer import load_tokenizer
 
 log = logging.getLogger("electra_core")
 
