@@ -57,7 +57,8 @@ def option(name: str, value: object = None) -> str:
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _OUR_LISTS = "\n  "
 """Begins each entry of a list in a message."""
-LONGEST_MESSAGE = 2000  # characters
+LONGEST_MESSAGE = 6000  # characters
+LONGEST_ENTRY = 400
 
 
 def printable(text: str) -> str:
@@ -69,11 +70,17 @@ def printable(text: str) -> str:
 
 
 def one_line(message: str) -> str:
-    """A message with control characters and line feeds as \\xNN, and its middle left out if it is very long."""
-    half = LONGEST_MESSAGE // 2
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[:half]} … {message[-half:]}"
+    """A message with control characters and line feeds as \\xNN; if it is very long, or an entry of a list in it,
+    without the middle."""
+    first, *entries = message.split(_OUR_LISTS)
+    message = _OUR_LISTS.join([first, *(_shortened(entry, LONGEST_ENTRY) for entry in entries)])
+    message = _shortened(message, LONGEST_MESSAGE)
     return _OUR_LISTS.join(part.replace("\n", "\\x0a") for part in printable(message).split(_OUR_LISTS))
+
+
+def _shortened(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 _DISK_TROUBLE = {

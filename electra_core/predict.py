@@ -220,7 +220,7 @@ class Predictor:
         return task.decode(examples, features, self.logits(features, bar))
 
     def _say_what_is_guessed(self) -> None:
-        """Once: without task.json, every question gets an answer. (`evaluate` sees from the data whether it may.)"""
+        """Once: that every question gets an answer. (`evaluate` sees from the data whether each has one.)"""
         if self.guessed and not self._said and (note := no_answer_note(self.task)):
             self._said = True
             log.warning(note)

@@ -14,7 +14,7 @@ import tiny_model
 
 from electra_core.cli import main
 from electra_core.commands import use
-from electra_core.errors import LONGEST_MESSAGE, one_line, printable
+from electra_core.errors import LONGEST_ENTRY, LONGEST_MESSAGE, one_line, printable
 from electra_core.labelled_data.labelled import BadRows
 
 CLEAR = "\x1b[2J"
@@ -38,6 +38,17 @@ def test_a_long_value_loses_its_middle() -> None:
     said = one_line(f"--model {'x' * 10**6}: no such model; do this")
     assert len(said) < LONGEST_MESSAGE + 9
     assert said.startswith("--model xxx") and "x … x" in said and said.endswith("xxx: no such model; do this")
+
+
+def test_a_list_of_tensors_is_whole_but_for_names_that_are_too_long() -> None:
+    ours = (
+        "model: the weights do not match"
+        + "\n  missing: encoder.layer.attention.self.query.weight [256, 256]" * 40
+    )
+    assert one_line(ours) == ours
+    first, long, last = one_line(f"model: no\n  missing: {'x' * 10**6}\n  missing: a").split("\n")
+    assert (first, last) == ("model: no", "  missing: a") and "x … x" in long and len(long) < LONGEST_ENTRY + 9
+    assert len(one_line("\n  a" * 10**6)) < LONGEST_MESSAGE + 9
 
 
 def test_a_name_of_escape_sequences_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,12 +223,13 @@ def export(options: Namespace) -> None:
 
 def _convert_flags(commands: Any) -> None:
     command = add_command(
-        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories (checksums are not verified)",
+        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories",
         "electra convert --tf electra_small/ --out MODEL",
     )  # fmt: skip
     command.add_argument(
-        "--tf", required=True, metavar="CHECKPOINT", help="prefix of the checkpoint's files, or their folder"
-    )
+        "--tf", required=True, metavar="CHECKPOINT",
+        help="prefix of the checkpoint's files, or their folder (checksums are not verified)",
+    )  # fmt: skip
     command.add_argument("--out", required=True, metavar="DIR", help="folder for discriminator/ and generator/")
     command.add_argument("--num-heads", type=int, metavar="N",
                          help="attention heads (default: one per 64 of the hidden size)")  # fmt: skip

@@ -33,6 +33,7 @@ from electra_core.execution.distributed import Ranks
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.hub.weight_files import SAFETENSORS, weights_digest
 from electra_core.labelled_data.columns import Columns
 from electra_core.metrics import shown_name
@@ -40,7 +41,7 @@ from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.folder import make_run
 from electra_core.runs.state import RunState
 from electra_core.tasks import TaskModel
-from electra_core.tokenizer import TOKENIZER_FILES, Tokenizer
+from electra_core.tokenizer import Tokenizer
 
 KEPT_CHECKPOINTS = 1
 _FOLDERS = ("checkpoints", "tensorboard", "seed-*")
