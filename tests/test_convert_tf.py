@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import electra_core
+from electra_core.cli import main
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.conversion import convert_tf
 from electra_core.conversion.tf_bundle import read_bundle
@@ -191,6 +192,15 @@ def test_a_checkpoint_without_its_generator(electra: Electra, tmp_path: Path) ->
     write_bundle(tmp_path / "ckpt", variables)
     written = convert_tf.convert_checkpoint(tmp_path / "ckpt", tmp_path / "out")
     assert [directory.name for directory in written] == ["discriminator"]
+
+
+def test_a_script_can_read_what_the_command_wrote(
+    electra: Electra, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tmp_path / "ckpt", variables_of(electra))
+    assert main(["convert", "--tf", str(tmp_path / "ckpt"), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"wrote {tmp_path / 'out' / kind}" for kind in ("discriminator", "generator")]
 
 
 def test_the_vocabulary_comes_along(electra: Electra, tmp_path: Path) -> None:

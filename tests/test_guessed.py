@@ -233,6 +233,7 @@ def test_tags_that_are_no_spans(tmp_path):
 
 def test_questions_without_an_answer_are_seen_in_the_data(tmp_path, caplog):
     model = load(stranger(tmp_path / "model", QuestionAnswerer))
+    assert not said(caplog)
     plain = evaluate(model, tiny_model.questions(tmp_path / "a.json", 6))
     assert "best_f1" not in plain.metrics and not said(caplog)
     result = evaluate(model, tiny_model.questions(tmp_path / "b.json", 6, unanswerable=True))
@@ -247,6 +248,15 @@ def test_questions_without_an_answer_are_seen_in_the_data(tmp_path, caplog):
     assert 'every question gets an answer; "no answer"' in line and "unanswerable=True" in line
     model.task = replace(model.task, unanswerable=True, null_threshold=-1e9)
     assert model(question)["answer"] == ""
+
+
+def test_an_evaluation_leaves_the_predictor_its_task(tmp_path, monkeypatch):
+    """Also while it runs: another thread may predict with it."""
+    model, seen = load(stranger(tmp_path / "model", QuestionAnswerer)), []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda *given: [seen.append(model.task), logits(*given)][1])
+    result = evaluate(model, tiny_model.questions(tmp_path / "b.json", 6, unanswerable=True))
+    assert seen == [model.task] and result.task != model.task
 
 
 def test_no_answer_on_the_command_line(tmp_path, capsys, caplog):

@@ -169,6 +169,11 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path):
     tokenizer = load_tokenizer(directory)
     more = WordPieceTokenizer.from_tokens([*tokenizer.tokens(range(tokenizer.vocab_size)), "zebra"])
     more.save(tmp_path / "onnx")
+    with pytest.raises(UserError, match=r"model.onnx: vocabulary sizes differ: 87 in the tokenizer, 86 in the"):
+        load(tmp_path / "onnx/model.onnx")
+    proto = onnx.load(tmp_path / "onnx/model.onnx")
+    del proto.metadata_props[:]  # as earlier versions wrote it
+    onnx.save(proto, tmp_path / "onnx/model.onnx")
     with pytest.raises(UserError, match=r"model.onnx: vocabulary sizes differ: 87 in the tokenizer, fewer in the"):
         load(tmp_path / "onnx/model.onnx")
     more.save(directory)

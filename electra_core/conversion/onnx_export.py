@@ -7,7 +7,7 @@ see through packed batches. Other runtimes expect rectangles, so its inputs are 
     logits                                       float32, by the model:
         SequenceClassifier [N, C], TokenClassifier [N, S, C], QuestionAnswerer [N, S, 2], MultipleChoice [N, 1]
 
-The file's metadata hold the task, its labels and the maximum sequence length (`describe`).
+The file's metadata hold the task, its labels, the maximum sequence length and the vocabulary's size (`describe`).
 
 Left out on purpose: dropout, and half precision (runtimes have their own tools for that).
 """
@@ -165,16 +165,17 @@ def build(model: TaskModel) -> Any:
     return proto
 
 
-def describe(proto: Any, task: Task) -> None:
+def describe(proto: Any, task: Task, words: int) -> None:
     """Writes to the file's metadata what its outputs mean, for users who have only the graph.
 
     `task` is the task's kind, `labels` a JSON list in the order of the outputs, `max_length` the maximum number of
-    tokens per sequence, [CLS] and [SEP] included.
+    tokens per sequence, [CLS] and [SEP] included, `vocab_size` the number of `words` that the model knows.
     """
     from onnx import helper
 
     labels = json.dumps(list(task.labels), ensure_ascii=False)
-    helper.set_model_props(proto, {"task": task.kind, "labels": labels, "max_length": str(task.max_length)})
+    numbers = {"max_length": str(task.max_length), "vocab_size": str(words)}
+    helper.set_model_props(proto, {"task": task.kind, "labels": labels, **numbers})
 
 
 def largest_difference(model: TaskModel, session: Any) -> float:
@@ -222,7 +223,7 @@ def export(source: str | Path, file: str | Path) -> float:
     tokenizer = matching_tokenizer(directory, model.config.vocab_size)
     _refuse_company(file, directory, task, tokenizer)
     proto = build(model)
-    describe(proto, task)
+    describe(proto, task, model.config.vocab_size)
     content = proto.SerializeToString()
     difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class OnnxModel:
         self.columns = 2 if issubclass(kind, QuestionAnswerer) else max(1, labels)
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Runs the graph once on few tokens.
+        """Runs the graph on few tokens, and compares its number of words with the tokenizer's.
 
         Raises:
             UserError: its inputs or outputs are others than those of an exported model of this kind, it gives NaN,
@@ -47,6 +48,9 @@ class OnnxModel:
         words, ones = tokenizer.vocab_size, np.ones((1, 3), dtype=np.int64)
         if not np.isfinite(self._run((0 * ones, ones, 0 * ones))).all():
             raise UserError(f"{self.file}: damaged, its logits are not finite numbers")
+        known = self.session.get_modelmeta().custom_metadata_map.get("vocab_size", "")
+        if re.fullmatch("[0-9]{1,9}", known):
+            return tokenizer.check_fits(int(known), self.file)
         try:
             self._run(((words - 1) * ones, ones, 0 * ones))
         except UserError:
