@@ -76,11 +76,9 @@ class PretrainBatch:
     def counted_tokens(self) -> Tensor:
         """Float scalar on the device: the number of tokens with a weight above 0."""
         ids_T, weights_T = self.tokens.input_ids_T, self.token_weights_T
-        return (
-            ids_T.new_full((), len(ids_T), dtype=torch.float32)
-            if weights_T is None
-            else (weights_T > 0).sum().float()
-        )
+        if weights_T is None:
+            return ids_T.new_full((), len(ids_T), dtype=torch.float32)
+        return (weights_T > 0).sum().float()
 
     def mean_over_tokens(self, values_T: Tensor) -> Tensor:
         """Scalar: this part's contribution to the mean over the step's tokens."""

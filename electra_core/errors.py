@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,12 @@ def one_line(message: str) -> str:
 def _shortened(text: str, longest: int) -> str:
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """The first `most` items, for a message: "a, b and 3 others"."""
+    more = f" and {len(items) - most:,} others" if len(items) > most else ""
+    return f"{', '.join(items[:most])}{more}"
 
 
 _DISK_TROUBLE = {

@@ -83,7 +83,7 @@ class TextTask(Task):
             else:
                 bad.add(example.place, "a pair of texts instead of a single text (expected one text column)")
 
-    def _header_hint(self, path: Path | str, example: TextExample) -> str:
+    def header_hint(self, path: Path | str, example: TextExample) -> str:
         """A hint for the message about an unusable label: its line may be the header."""
         is_suspect = may_be_header(Path(path), example.line, self.columns)
         return "; if this line is the header: --header" if is_suspect else ""
@@ -161,7 +161,7 @@ class Classify(TextTask):
             if example.label is not None:
                 example = replace(example, label=shown(example.label))
                 if labelled and self.labels and example.label not in self.labels:
-                    known = f"known: {', '.join(self.labels[:10])}{self._header_hint(path, example)}"
+                    known = f"known: {', '.join(self.labels[:10])}{self.header_hint(path, example)}"
                     bad.add(example.place, f"the label is not in the training data ({example.label!r}; {known})")
                     continue
             yield example
@@ -241,7 +241,7 @@ class Regress(TextTask):
             if example.label is not None and _number(example.label) is None:
                 if labelled:
                     hint = "; a decimal comma?" if DECIMAL_COMMA.fullmatch(example.label) else ""
-                    hint += self._header_hint(path, example)
+                    hint += self.header_hint(path, example)
                     bad.add(example.place, f"the label is not a number ({example.label!r}{hint})")
                     continue
                 example = replace(example, label=None)

@@ -17,7 +17,7 @@ from electra_core.downstream.interface import Task, read_all
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag, kind_of, marks_spans, with_kind
-from electra_core.errors import UserError, is_on_command_line
+from electra_core.errors import UserError, is_on_command_line, listed
 from electra_core.labelled_data.label_cells import rows_by_name
 from electra_core.labelled_data.labelled import BadRows, labels_in
 
@@ -123,7 +123,7 @@ def _is_known(task: Task, example: Any, names: Mapping[str, str], path: Path | s
     if unknown is None:
         return True
     place = example.line if isinstance(task, Tag) else example.place
-    hint = task._header_hint(path, example) if isinstance(task, TextTask) else ""
+    hint = task.header_hint(path, example) if isinstance(task, TextTask) else ""
     more = ", ..." if len(task.labels) > 2 * SHOWN else ""
     known = f"{', '.join(task.labels[: 2 * SHOWN])}{more}"
     bad.add(place, f"the label is not one of the model's ({unknown!r}; known: {known}{hint})")
@@ -148,5 +148,4 @@ def _shown_label(task: Task, label: str) -> str:
 
 
 def _pairs(told: Mapping[str, str]) -> str:
-    pairs = [f"{label!r} is {name!r}" for label, name in told.items()]
-    return ", ".join(pairs[:SHOWN]) + (f" and {len(pairs) - SHOWN:,} others" if len(pairs) > SHOWN else "")
+    return listed([f"{label!r} is {name!r}" for label, name in told.items()], SHOWN)

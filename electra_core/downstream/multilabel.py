@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import WHOLE, TextTask, as_shown, label_order
-from electra_core.errors import UserError
+from electra_core.errors import UserError, listed
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.label_cells import labels_as_texts
 from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample, labels_in
@@ -71,8 +71,8 @@ class MultiLabel(TextTask):
         else:
             if self.columns.labels and {*self.columns.labels} != {*self.labels}:
                 raise UserError(
-                    f"{path}: expected one column per label of the model ({_shown(self.labels)}), got "
-                    f"{_shown(self.columns.labels)}"
+                    f"{path}: expected one column per label of the model ({listed(self.labels, SHOWN)}), got "
+                    f"{listed(self.columns.labels, SHOWN)}"
                 )
             yield from self._known(examples, path, bad)
 
@@ -84,7 +84,7 @@ class MultiLabel(TextTask):
         for example in examples:
             labels = tuple(dict.fromkeys(shown(label) for label in labels_in(example)))
             if unknown := next((label for label in labels if label not in known), None):
-                hint = f"known: {_shown(self.labels)}{self._header_hint(path, example)}"
+                hint = f"known: {listed(self.labels, SHOWN)}{self.header_hint(path, example)}"
                 bad.add(example.place, f"a label is not in the training data ({unknown!r}; {hint})")
             else:
                 yield replace(example, labels=labels)
@@ -99,7 +99,8 @@ class MultiLabel(TextTask):
             raise UserError("no training example has a label; there is nothing to learn")
         if set(counts.values()) == {len(examples)}:
             raise UserError(
-                f"every training example has the same labels ({_shown([*counts])}); there is nothing to learn"
+                f"every training example has the same labels ({listed([*counts], SHOWN)}); "
+                "there is nothing to learn"
             )
         return replace(task, labels=self.columns.labels or tuple(sorted(counts, key=label_order)))
 
@@ -181,9 +182,3 @@ def _without_fractions(examples: list[MultiLabelExample]) -> list[MultiLabelExam
         return examples
     whole = (dict.fromkeys(label.partition(".")[0] for label in labels_in(example)) for example in examples)
     return [replace(example, labels=tuple(labels)) for example, labels in zip(examples, whole)]
-
-
-def _shown(labels: Sequence[str]) -> str:
-    """The first labels, for a message."""
-    more = f" and {len(labels) - SHOWN:,} others" if len(labels) > SHOWN else ""
-    return f"{', '.join(labels[:SHOWN])}{more}"

@@ -46,11 +46,9 @@ def load_task(directory: Path) -> Task:
         UserError: a damaged file, or not a model of a downstream task.
     """
     file = directory / TASK_FILE
-    return (
-        task_from_json(read_json_object(directory, TASK_FILE), str(file))
-        if file.exists()
-        else _guess_task(directory)
-    )
+    if not file.exists():
+        return _guess_task(directory)
+    return task_from_json(read_json_object(directory, TASK_FILE), str(file))
 
 
 def _guess_task(directory: Path) -> Task:

@@ -12,7 +12,7 @@ from typing import Any
 
 from electra_core.downstream.choices import ChoiceExample
 from electra_core.downstream.tagging import marks_spans
-from electra_core.errors import option
+from electra_core.errors import listed, option
 from electra_core.labelled_data.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled_data.label_cells import look_of
 from electra_core.labelled_data.labelled import MultiLabelExample, TextExample, label_counts, labels_in
@@ -276,8 +276,7 @@ def unseen_labels(
 
 
 def _label_s(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - SHOWN_LABELS:,} others" if len(labels) > SHOWN_LABELS else ""
-    return f"the label{'s' if len(labels) > 1 else ''} {', '.join(map(repr, labels[:SHOWN_LABELS]))}{more}"
+    return f"the label{'s' if len(labels) > 1 else ''} {listed([*map(repr, labels)], SHOWN_LABELS)}"
 
 
 def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapping[str, int]) -> str | None:

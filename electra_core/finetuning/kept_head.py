@@ -14,7 +14,6 @@ match the classes 0, 1, ... of data with just such labels, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import nn
 
 from electra_core.downstream.interface import Task
 from electra_core.downstream.tagging import as_iob
-from electra_core.errors import UserError
+from electra_core.errors import UserError, listed
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
 from electra_core.hub.weight_files import open_weights
 from electra_core.labelled_data.label_cells import rows_by_name
@@ -84,19 +83,19 @@ def told(task: Task, old: OldHead) -> str:
     if not old.rows:
         return "the head is kept"
     if not old.is_of_use:
-        return f"the head is new: it knows {_shown(old.labels)}, none of which is a label of the data"
+        names = listed([*map(repr, old.labels)], SHOWN_LABELS)
+        return f"the head is new: it knows {names}, none of which is a label of the data"
     new = [label for label, row in zip(task.labels, old.rows) if row is None]
     known = len(task.labels) - len(new)
     gone = [label for row, label in enumerate(old.labels) if row not in old.rows]
     if not new and not gone:
         return "the head is kept: the labels are the same"
-    changes = [f"{what} {_shown(labels)}" for what, labels in (("new:", new), ("left out:", gone)) if labels]
+    changes = [
+        f"{what} {listed([*map(repr, labels)], SHOWN_LABELS)}"
+        for what, labels in (("new:", new), ("left out:", gone))
+        if labels
+    ]
     return f"the head is kept for {known} label{'s' if known > 1 else ''}; {'; '.join(changes)}"
-
-
-def _shown(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - SHOWN_LABELS:,} others" if len(labels) > SHOWN_LABELS else ""
-    return f"{', '.join(map(repr, labels[:SHOWN_LABELS]))}{more}"
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ BASIC = "basic"
 """BERT's own word splitting: at white space and punctuation."""
 NAMES = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
 """`cls_token` -> [CLS], and so on."""
+_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 MORE = ("extra_special_tokens", "additional_special_tokens")
 """Lists of further special tokens, as versions 5 and 4 of `transformers` call them."""
 
@@ -144,6 +145,3 @@ def _special(given: Any) -> AddedToken:
     flags = {name: bool(given[name]) for name in _FLAGS if name in given} if isinstance(given, dict) else {}
     content = given["content"] if isinstance(given, dict) else given
     return AddedToken(content, **{"normalized": False, **flags, "special": True})
-
-
-_FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")

@@ -41,9 +41,7 @@ def bert_normalizer(lowercase: bool, accents: bool | None = None, chinese: bool 
 
 def sentencepiece_normalizer(lowercase: bool) -> normalizers.Normalizer:
     """Our normaliser (see the file's header), which acts on each letter separately."""
-    clean = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=False, strip_accents=lowercase, lowercase=lowercase
-    )
+    clean = bert_normalizer(lowercase, accents=lowercase, chinese=False)
     spaces = normalizers.Replace(SPACE_MARK, " ")
     return normalizers.Sequence([normalizers.NFKD(), clean, spaces] if lowercase else [clean, spaces])
 
