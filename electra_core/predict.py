@@ -22,7 +22,6 @@ from typing import Any, TextIO, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from electra_core import model_dir
 from electra_core.conversion.onnx_model import OnnxModel
@@ -30,18 +29,14 @@ from electra_core.downstream.guessed import no_answer_note, read_guessed
 from electra_core.downstream.in_memory import Rows, as_files, rows_of
 from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
+from electra_core.downstream.run_model import run_model
 from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
 from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
-from electra_core.execution.placement import (
-    autocast_context,
-    keep_memory_between_batches,
-    resolve_device,
-    resolve_precision,
-)
+from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.files.text_lines import at_hand
 from electra_core.labelled_data.columns import Columns
-from electra_core.labelled_data.features import Features, TaskBatch, sorted_batches
+from electra_core.labelled_data.features import Features
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.linear import round_weights
 from electra_core.runs.progress import Progress, progress
@@ -53,61 +48,6 @@ CHUNK = 2048  # examples in memory at a time
 CHUNK_CHARACTERS = 1 << 24  # and about so many characters: each text may be a book
 OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
 """Keys of the dicts that a task's `from_value` accepts."""
-TOKENS_PER_BATCH = 8192
-GPU_TOKENS_PER_BATCH = 32768  # the host needs as long for a small batch as for a large one
-
-
-@torch.inference_mode()
-def run_model(
-    model: TaskModel,
-    features: Features,
-    *,
-    tokens_per_batch: int | None = None,
-    precision: torch.dtype = torch.float32,
-    bar: Progress | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> list[np.ndarray]:
-    """The logits (fp32) of every unit, in the order of `features`.
-
-    Args:
-        model: put into evaluation mode during the call.
-        tokens_per_batch: maximum, except for a single longer unit; None: 8,192, or 32,768 on a GPU.
-        precision: torch.bfloat16 means autocast.
-        share: (i, n): compute every n-th batch from the i-th on; the units of all others get empty arrays.
-
-    Returns:
-        Per unit: [1, C] from a classifier, [tokens, C] from a tagger, [tokens, 2] from a question answerer,
-        [choices] from a multiple-choice model.
-    """
-    device = next(model.parameters()).device
-    if tokens_per_batch is None:
-        tokens_per_batch = GPU_TOKENS_PER_BATCH if device.type == "cuda" else TOKENS_PER_BATCH
-    was_training = model.training
-    model.eval()
-    outputs: list[np.ndarray] = [np.empty(0)] * len(features)
-
-    def take(units: np.ndarray, batch: TaskBatch, logits: Tensor) -> None:
-        starts = batch.unit_starts
-        if model.per_token:
-            starts = batch.tokens.cu_seqlens[starts]
-        rows = logits.cpu().numpy()  # waits for a GPU
-        for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
-            outputs[unit] = rows[start:stop]
-        if bar is not None:
-            bar.update(batch.tokens.num_tokens)
-
-    before: tuple[np.ndarray, TaskBatch, Tensor] | None = None
-    for units in itertools.islice(sorted_batches(features.lengths, tokens_per_batch), share[0], None, share[1]):
-        batch = features.batch(units)
-        with autocast_context(device, precision):
-            logits = model(batch.tokens.to(device, non_blocking=True)).float()
-        if before is not None:
-            take(*before)  # one batch late, so that a GPU has the next to work on
-        before = units, batch, logits
-    if before is not None:
-        take(*before)
-    model.train(was_training)
-    return outputs
 
 
 def _of_rows(message: str) -> str:

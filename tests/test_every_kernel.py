@@ -14,6 +14,8 @@ from kernel_calls import CALLS, DRAWING, Call, seed_of
 from kernel_helpers import DEVICE
 from torch import Tensor
 
+from electra_core.execution.capture import capturing
+
 EVERY = pytest.mark.parametrize(("name", "make"), CALLS.items(), ids=CALLS)
 Make = Callable[[], Call]
 
@@ -46,7 +48,7 @@ def test_a_replayed_graph_draws_fresh_numbers(name: str, make: Make) -> None:
             call(seed)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, torch.cuda.graph_pool_handle()):
         captured = call(seed)
     for key in (1, 2):
         seed[0] = key

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from electra_core import linear, model_dir
 from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.interface import read_all
+from electra_core.downstream.run_model import run_model
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.linear import Linear, gelu_of
-from electra_core.predict import evaluate, load, run_model
+from electra_core.predict import evaluate, load
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
 

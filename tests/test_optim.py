@@ -13,6 +13,7 @@ from electra_core import muon, optim
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra
+from electra_core.execution.capture import capturing
 from electra_core.muon import Muon, orthogonalise
 
 TINY = EncoderConfig(
@@ -339,7 +340,7 @@ def test_kernel_on_a_gpu_is_the_formula_and_follows_the_rate_in_a_graph() -> Non
     fast.step()  # makes the state, outside of the graph
     slow.step()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, torch.cuda.graph_pool_handle()):
         fast.step()
     for scale in (1e-2, 5e-3, 0.0):
         optim.set_learning_rate(fast, scale)

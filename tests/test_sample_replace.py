@@ -15,6 +15,8 @@ from kernel_helpers import DEVICE, LARGE, dtype_id, skip_without_memory
 from scipy import stats
 from torch import Tensor
 
+from electra_core.execution.capture import capturing
+
 # NaN and infinity go in on purpose, and NumPy, under the interpreter, says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SEED = torch.tensor([987654321, 0])
@@ -258,7 +260,7 @@ def test_graph_replay_draws_fresh_numbers_without_synchronising() -> None:
     logits_MV, ids_T, positions_M, seed = arguments()
     sample_and_replace(logits_MV, ids_T, positions_M, seed=seed)  # compiles
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, torch.cuda.graph_pool_handle()):
         out = sample_and_replace(logits_MV, ids_T, positions_M, seed=seed)
     draws = []
     for key in range(20):

@@ -59,7 +59,7 @@ class OnnxModel:
             ) from None
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
-        """Logits of every unit, as from `predict.run_model`."""
+        """Logits of every unit, as from `downstream.run_model`."""
         outputs: list[np.ndarray] = [np.empty(0)] * len(features)
         per_token = self.kind.per_token
         for units in sorted_batches(features.lengths, TOKENS_PER_BATCH):

@@ -10,5 +10,6 @@ squad_metrics  exact match and F1, by SQuAD's rules
 named_tasks    GLUE, IMDb, CoNLL-2003, SQuAD
 task_files     task.json beside a fine-tuned model
 guessed        data for a model without task.json
+run_model      a model over many sequences
 in_memory      data in memory where a file is expected
 """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from electra_core.downstream.interface import Task
+from electra_core.downstream.run_model import run_model
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_task_model
 from electra_core.finetuning.data import plan_batches
@@ -16,7 +17,6 @@ from electra_core.finetuning.folder import Keeper, Run, log_folder
 from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.steps import Job, build_optimizer, evaluation_steps, finetuning_steps
 from electra_core.labelled_data.notices import Say
-from electra_core.predict import run_model
 from electra_core.runs.guards import left_out
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress

@@ -59,7 +59,8 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
     """Names of the columns of sentences, words and tags; None if the file is not such a table.
 
     Raises:
-        UserError: a labelled .csv is not such a table, or a labelled table has no tags.
+        UserError: the file is unreadable or empty, a labelled .csv is not such a table, or a labelled table has no
+            tags.
     """
     if format_of(path) not in DELIMITERS:
         return None
