@@ -131,7 +131,9 @@ def judge(
     out = work / "finetuned"
     shutil.rmtree(out, ignore_errors=True)
     begin, wall = clock(), time.monotonic()
-    finetune(model, kind, train, dev, out, settings, quiet=True, say=lambda line: None)
+    report = finetune(model, kind, train, dev, out, settings, quiet=True, say=lambda line: None)
+    if report["stopped_by"]:
+        raise SystemExit(f"stopped by {report['stopped_by']}; what this fine-tuning reached is left out")
     rows = [row for row in read_metrics(out / "metrics.jsonl") if f"dev_{study.metric}" in row]
     return {
         "metric": study.metric,

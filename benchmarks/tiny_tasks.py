@@ -111,6 +111,8 @@ def measure(options: argparse.Namespace, data: Path, name: str, random: bool) ->
             options.model, task, train, named.find(folder, "dev"), Path(scratch) / "model",
             FinetuneSettings(**settings), quiet=True, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
+    if report["stopped_by"]:
+        raise SystemExit(f"stopped by {report['stopped_by']}; what this fine-tuning reached is left out")
     seconds = time.monotonic() - started
     start = "random" if random else "pre-trained"
     return [

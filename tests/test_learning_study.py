@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import learning_study, learning_tasks, render, render_learning
+from benchmarks import learning_study, learning_tasks, render, render_learning, tiny_tasks
 from benchmarks.learning_plan import (
     BUDGETS,
     START,
@@ -90,6 +91,22 @@ def test_trials_are_as_long_for_every_objective_and_judged_by_rows_of_their_own(
         assert len(rows["tune"]) == len(rows["dev"]) == study.dev_examples + study.header
         shared = len(set(rows["train"]) & set(rows["tune"]))
         assert shared < 0.1 * len(rows["tune"]), "datelines and the like occur more than once"
+
+
+def test_a_fine_tuning_that_was_stopped_gives_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (learning_tasks, tiny_tasks):
+        monkeypatch.setattr(module, "finetune", lambda *_, **__: {"stopped_by": "SIGTERM", "seeds": []})
+    (tmp_path / "conll2003").mkdir()
+    for name in ("eng.train", "eng.testa"):
+        (tmp_path / "conll2003" / name).touch()
+    options = argparse.Namespace(model=tmp_path, seeds=1, epochs=1.0, train_examples=0)
+    with pytest.raises(SystemExit, match="stopped by SIGTERM"):
+        tiny_tasks.measure(options, tmp_path, "conll-2003", random=False)
+    (tmp_path / "tasks" / "docstrings").mkdir(parents=True)
+    for part in ("train", "dev"):
+        (tmp_path / "tasks" / "docstrings" / f"{part}.jsonl").touch()
+    with pytest.raises(SystemExit, match="stopped by SIGTERM"):
+        learning_tasks.judge(tmp_path, "docstrings", 0, {}, tmp_path, time.monotonic)
 
 
 def test_equal_flops() -> None:
