@@ -57,6 +57,41 @@ def test_each_signal_is_a_request_and_the_second_is_not(number: signal.Signals) 
     assert signal.getsignal(number) is before
 
 
+TWICE = """
+import os, signal, sys
+from electra_core.runs.stop_request import StopRequest
+with StopRequest() as stop:
+    for number in sys.argv[1:]:
+        if number == "later":
+            stop.SAME_SIGNAL = 0.0
+        else:
+            os.kill(os.getpid(), int(number))
+    print(stop.agreed())
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (("SIGTERM", "SIGTERM"), 0),
+        (("SIGUSR1", "SIGUSR1"), 0),
+        (("SIGTERM", "SIGUSR1"), 0),
+        (("SIGTERM", "later", "SIGTERM"), -signal.SIGTERM),
+        (("SIGINT", "SIGINT"), -signal.SIGINT),
+        (("SIGTERM", "SIGINT"), -signal.SIGINT),
+        (("SIGINT", "SIGTERM"), -signal.SIGTERM),
+    ],
+    ids=str,
+)
+def test_a_schedulers_signal_counts_once_though_it_comes_twice(sent: tuple[str, ...], status: int) -> None:
+    """From the scheduler itself and from the job's script, which passes it on, as SIGUSR1 perhaps."""
+    numbers = [name if name == "later" else str(int(signal.Signals[name])) for name in sent]
+    command = [sys.executable, "-c", TWICE, *numbers]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == status, ended.stderr
+    assert status or ended.stdout == f"{sent[0]}\n"
+
+
 def test_in_a_notebook_the_second_interrupt_is_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel with all its variables would end with the process."""
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
@@ -80,9 +115,9 @@ def test_the_second_signal_ends_at_once_and_harms_nothing(data: Path, base: Path
         while not flag.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         for _ in range(2):
-            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGINT)
             time.sleep(0.3)  # two that come at the same moment are one
-        assert process.wait(timeout=30) == -signal.SIGUSR1, "not after the step of a minute"
+        assert process.wait(timeout=30) == -signal.SIGINT, "not after the step of a minute"
     finally:
         process.kill()
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]

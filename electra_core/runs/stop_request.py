@@ -22,9 +22,10 @@ class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
 
     A second signal ends the process at once, as if it were not caught; saved files stay intact. (In a notebook
-    or at Python's prompt, a second SIGINT is a KeyboardInterrupt, as usual there.) Under torchrun, a scheduler's
-    signal arrives twice, from the scheduler and from torchrun, so a second one within `SAME_SIGNAL` seconds counts
-    as the first.
+    or at Python's prompt, a second SIGINT is a KeyboardInterrupt, as usual there.) But a scheduler's signal often
+    arrives twice: from the scheduler, which signals all processes of a job, and from the job's script or torchrun,
+    which pass it on, perhaps as another one. So SIGTERM or SIGUSR1 within `SAME_SIGNAL` seconds of the first
+    counts as the first; SIGINT, which people send, only under torchrun.
 
     Args:
         ranks: the processes that train together; `agreed` is the reason for which they all stop.
@@ -39,7 +40,7 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         self.ranks = ranks or Ranks()
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._previous: dict[signal.Signals, Any] = {}
-        self._signalled: float | None = None
+        self._first: tuple[int, float] | None = None
         self._told: Callable[[], Tensor] | None = None
 
     def __enter__(self) -> StopRequest:
@@ -73,14 +74,20 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         return next((reason for reason, count in zip(self.REASONS, counts) if count), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._signalled is None:
-            self._signalled, self.reason = now, signal.Signals(number).name
-        elif not torchrun.hands_on_signals() or now - self._signalled > self.SAME_SIGNAL:
+        if self._first is None:
+            self._first, self.reason = (number, time.monotonic()), signal.Signals(number).name
+        elif not self._is_the_first_again(number):
             if number == signal.SIGINT and _has_a_prompt():
                 raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def _is_the_first_again(self, number: int) -> bool:
+        """Whether this later signal is the first one, having come another way."""
+        assert self._first is not None
+        first, at = self._first
+        handed_on = torchrun.hands_on_signals() or signal.SIGINT not in (first, number)
+        return handed_on and time.monotonic() - at <= self.SAME_SIGNAL
 
 
 def _has_a_prompt() -> bool:
