@@ -48,7 +48,7 @@ from electra_core.pretraining.setup import (
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress
-from electra_core.runs.stop_request import StopRequest
+from electra_core.runs.stop_request import StopRequest, deadline_of
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples use small ones, and one for every epoch
@@ -82,6 +82,7 @@ def pretrain(
     overwrite: bool = False,
     device: str = "auto",
     max_minutes: float | None = None,
+    stop_at: float | None = None,
     quiet: bool = False,
     wandb: str | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
@@ -101,7 +102,9 @@ def pretrain(
             beginning; if the run in `out` is finished and only its checkpoints were removed, do nothing.
         overwrite: start anew in an `out` that is not empty, or with `resume` holds no checkpoint.
         device: auto | cpu | cuda | cuda:N.
-        max_minutes: save and stop after this long; 0: after one step.
+        max_minutes: save and stop this long after the call; 0: after one step.
+        stop_at: save and stop at this Unix time (seconds), such as ten minutes before a scheduler ends the job;
+            after one step if it is past.
         quiet: show no progress bar.
         wandb: Weights & Biases project to log to as well.
         on_evaluation: called with the figures of every evaluation, plus "step" and "tokens".
@@ -109,11 +112,12 @@ def pretrain(
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
     """
+    started = time.monotonic()
     run, place = Path(out), resolve_device(device)
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
     start_from = init_discriminator, init_generator
-    ranks.together(lambda: check_request(run, start_from, max_minutes))
+    ranks.together(lambda: check_request(run, start_from, max_minutes, stop_at))
     job = ranks.together(
         lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from)
     )
@@ -125,7 +129,7 @@ def pretrain(
     job = with_agreed_engine(cross_checked(job, learner))
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
-    stop, started = StopRequest(max_minutes, ranks), time.monotonic()
+    stop = StopRequest(deadline_of(started, max_minutes, stop_at), ranks)
     config, log = job.config, record.log
     meter = Meter(learner.tokens, flops_per_token(job.encoder, config), place, ranks.size)
     steps = _steps(job, learner, meter, run)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from small_runs import RUN, SIZES, write_text
 from electra_core.cli import build_parser, main
 from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
 from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.errors import UserError
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.pretrain import pretrain
 
 COMMANDS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
 
@@ -279,3 +282,22 @@ def test_prepare_says_what_comes_next(
     assert ("the text is a single document" in captured.err) == (documents == 1)
     assert caplog.messages == ([f"{text}: no known suffix, read as plain text"] if name == "t.md" else [])
     assert main([*PRETRAIN, "--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]) == status
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("1900000000", 1.9e9),
+        ("2030-03-17T17:46:40Z", 1.9e9),
+        ("2030-03-17T18:46:40+01:00", 1.9e9),
+        ("2030-03-17T17:46:40", datetime(2030, 3, 17, 17, 46, 40).timestamp()),
+    ],
+)
+def test_a_time_to_stop_at(given: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*arguments: object, **options: object) -> None:
+        raise UserError(f"stop_at is {options['stop_at']}")
+
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "pretrain", called)
+    with pytest.raises(UserError, match=f"^stop_at is {seconds}$"):
+        options = build_parser().parse_args(["pretrain", "--data", "D", "--out", "R", "--stop-at", given])
+        options.run(options)

@@ -29,6 +29,7 @@ from electra_core.files.new_folder import new_folder, remove_leftovers
 from electra_core.runs.guards import examine, spike, with_postmortem
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
 from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
+from electra_core.runs.stop_request import StopRequest, deadline_of
 from electra_core.training import Diverged, Loop
 
 ROOT = Path(__file__).parent.parent
@@ -232,8 +233,27 @@ def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_no_decision_hangs_on_a_clock_that_may_jump() -> None:
+    """The exception is `--stop-at`, a time of day, for only that says when a scheduler ends a job."""
     for file in Path(electra_core.__file__).parent.rglob("*.py"):
-        assert not re.search(r"\btime\.time\(|datetime\.now\(\)", file.read_text(encoding="utf-8")), file.name
+        readings = re.findall(r"\btime\.time\(|datetime\.now\(\)", file.read_text(encoding="utf-8"))
+        assert len(readings) == (2 if file.name == "stop_request.py" else 0), file.name
+
+
+def test_the_earlier_limit_counts_and_a_clock_that_is_set_later_moves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = {"monotonic": 1000.0, "time": 2e9}
+    monkeypatch.setattr("time.monotonic", lambda: clock["monotonic"])
+    monkeypatch.setattr("time.time", lambda: clock["time"])
+    assert deadline_of(900.0, None, None) is None
+    assert deadline_of(900.0, 5.0, None) == 1200.0, "from the beginning, not from now"
+    assert deadline_of(900.0, None, 2e9 + 60) == 1060.0
+    assert deadline_of(900.0, 5.0, 2e9 + 60) == 1060.0 and deadline_of(900.0, 2.0, 2e9 + 60) == 1020.0
+    stop = StopRequest(deadline_of(900.0, None, 2e9 + 60))
+    clock |= {"monotonic": 1059.0, "time": 3e9}
+    assert not stop
+    clock |= {"monotonic": 1061.0, "time": 1e9}
+    assert stop.agreed() == "time limit"
 
 
 # How a run stands ---------------------------------------------------------------------------------------------

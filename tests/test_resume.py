@@ -21,6 +21,7 @@ from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
 from electra_core.errors import UserError
+from electra_core.pretrain import pretrain
 from electra_core.pretraining import run_folder
 from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest
@@ -74,6 +75,27 @@ def test_a_time_limit_saves_and_says_so(data: Path, base: Path, tmp_path: Path) 
     assert (result.steps, result.stopped_by) == (1, "time limit")
     assert train(data, tmp_path / "run", resume=True).steps == 8
     assert_same_run(tmp_path / "run", base)
+
+
+def test_a_limit_counts_from_the_call_and_a_time_of_day_is_one_for_all_restarts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting words takes longer than the limit here; and a time that has come ends every restart alike."""
+    module, late, now = sys.modules[pretrain.__module__], [0.0], time.monotonic
+    opened = module.open_job
+    monkeypatch.setattr(time, "monotonic", lambda: now() + late[0])
+
+    def slow(*arguments: Any) -> Any:
+        late[0] += 3600.0
+        return opened(*arguments)
+
+    monkeypatch.setattr(module, "open_job", slow)
+    result = train(data, tmp_path / "run", max_minutes=30)
+    assert (result.steps, result.stopped_by) == (1, "time limit")
+    for steps in (2, 3):
+        result = train(data, tmp_path / "run", resume=True, stop_at=time.time())
+        assert (result.steps, result.stopped_by) == (steps, "time limit")
+    assert train(data, tmp_path / "run", resume=True, stop_at=time.time() + 9e4).stopped_by is None
 
 
 SLOW_RUN = """

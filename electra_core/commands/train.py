@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import Namespace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,10 @@ def _pretrain_flags(commands: Any) -> None:
         "--max-minutes", type=float, metavar="MINUTES", help="save and stop after so many minutes"
     )
     command.add_argument(
+        "--stop-at", metavar="TIME",
+        help="save and stop at this time: seconds since 1970, or such as 2030-12-31T18:00 (local time)",
+    )  # fmt: skip
+    command.add_argument(
         "--wandb", metavar="PROJECT", help="also log to Weights & Biases (needs the package wandb)"
     )
     training_flags(command)
@@ -276,6 +281,22 @@ def _pretrain_flags(commands: Any) -> None:
         config_flags(command.add_argument_group(heading), PretrainConfig, names, presets)
     encoders = [preset.discriminator for preset in PRESETS.values()]
     config_flags(command.add_argument_group("discriminator"), EncoderConfig, ENCODER_FLAGS, encoders)
+
+
+def _unix_time(text: str | None) -> float | None:
+    """--stop-at; without a zone it is local time."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()  # "Z" is new in Python 3.11
+    except (ValueError, OverflowError, OSError):
+        raise UserError(
+            f"--stop-at: expected seconds since 1970, or a time such as 2030-12-31T18:00, got {text!r}"
+        ) from None
 
 
 def pretrain(options: Namespace) -> int:
@@ -289,11 +310,12 @@ def pretrain(options: Namespace) -> int:
     changes |= given(options, PretrainConfig)
     encoder_changes |= given(options, EncoderConfig)
     _check_pretrain(options, model, changes, encoder_changes)
+    stop_at = _unix_time(options.stop_at)
     result = pretrain(
         options.data, options.out, mix=options.mix, model=model, changes=changes, encoder_changes=encoder_changes,
         init_discriminator=options.init_discriminator, init_generator=options.init_generator,
         resume=options.resume, overwrite=options.overwrite, device=options.device,
-        max_minutes=options.max_minutes, wandb=options.wandb, quiet=options.quiet,
+        max_minutes=options.max_minutes, stop_at=stop_at, wandb=options.wandb, quiet=options.quiet,
     )  # fmt: skip
     if torchrun.rank() != 0:
         return 0

@@ -52,6 +52,7 @@ from electra_core.runs.folder import find_checkpoint, make_run
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
 from electra_core.runs.state import RunState
+from electra_core.runs.stop_request import is_past
 from electra_core.sizes import with_followers
 from electra_core.tokenizer import load_tokenizer
 
@@ -98,14 +99,17 @@ class Job:
         return run_identity(self.encoder, self.config, self.corpus)
 
 
-def check_request(run: Path, start_from: Pair, max_minutes: float | None) -> None:
+def check_request(run: Path, start_from: Pair, max_minutes: float | None, stop_at: float | None) -> None:
     """Checks the arguments besides the configuration; nothing is written. For the arguments see `pretrain`.
 
     Raises:
-        UserError: only one of the two models to start from, or one that lies in RUN; an invalid `max_minutes`.
+        UserError: only one of the two models to start from, or one that lies in RUN; an invalid
+            `max_minutes` or `stop_at`.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"{option('max_minutes')}: expected a number of at least 0, got {max_minutes:g}")
+    if stop_at is not None and is_past(stop_at):
+        raise UserError(f"{option('stop_at')}: expected a time to come, in seconds since 1970, got {stop_at:.15g}")
     check_start(run, start_from)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from electra_core.execution import torchrun
 from electra_core.execution.distributed import Ranks
 
+OLDEST = 24 * 3600.0  # seconds
+
 
 class StopRequest(AbstractContextManager["StopRequest"]):
     """Notes SIGINT, SIGTERM, SIGUSR1 or a time limit, so that the loop can save and leave.
@@ -28,6 +30,7 @@ class StopRequest(AbstractContextManager["StopRequest"]):
     counts as the first; SIGINT, which people send, only under torchrun.
 
     Args:
+        deadline: the time limit, in `time.monotonic()`'s seconds (`deadline_of`).
         ranks: the processes that train together; `agreed` is the reason for which they all stop.
     """
 
@@ -35,10 +38,10 @@ class StopRequest(AbstractContextManager["StopRequest"]):
     REASONS = ("time limit", *(number.name for number in SIGNALS))
     SAME_SIGNAL = 5.0
 
-    def __init__(self, max_minutes: float | None = None, ranks: Ranks | None = None):
+    def __init__(self, deadline: float | None = None, ranks: Ranks | None = None):
         self.reason: str | None = None
         self.ranks = ranks or Ranks()
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.deadline = deadline
         self._previous: dict[signal.Signals, Any] = {}
         self._first: tuple[int, float] | None = None
         self._told: Callable[[], Tensor] | None = None
@@ -88,6 +91,27 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         first, at = self._first
         handed_on = torchrun.hands_on_signals() or signal.SIGINT not in (first, number)
         return handed_on and time.monotonic() - at <= self.SAME_SIGNAL
+
+
+def deadline_of(began: float, max_minutes: float | None, stop_at: float | None) -> float | None:
+    """The earlier of two time limits, in `time.monotonic()`'s seconds; None without either.
+
+    The time of day is read here and nowhere else: a scheduler says in it when a job ends, and all restarts within
+    the job have that end. It is converted once, so a clock that is set later moves nothing.
+
+    Args:
+        began: `time.monotonic()` when the run was started, from which `max_minutes` count.
+        stop_at: Unix time, in seconds.
+    """
+    limits = [] if max_minutes is None else [began + 60 * max_minutes]
+    if stop_at is not None:
+        limits.append(time.monotonic() + stop_at - time.time())
+    return min(limits, default=None)
+
+
+def is_past(stop_at: float) -> bool:
+    """Whether a Unix time is so long ago that it cannot be meant: `OLDEST` seconds, or it is no number."""
+    return not stop_at > time.time() - OLDEST
 
 
 def _has_a_prompt() -> bool:
