@@ -92,6 +92,17 @@ def test_a_schedulers_signal_counts_once_though_it_comes_twice(sent: tuple[str, 
     assert status or ended.stdout == f"{sent[0]}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"), [("LOCAL_RANK", "0", 75), ("TORCHELASTIC_RUN_ID", "none", 0)]
+)
+def test_only_torchrun_makes_a_stopped_run_end_with_0(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, status: int
+) -> None:
+    """Schedulers and earlier jobs leave a LOCAL_RANK, too."""
+    monkeypatch.setenv(name, value)
+    assert main(command(data, base, tmp_path / "run", "--max-minutes", "0")) == status
+
+
 def test_in_a_notebook_the_second_interrupt_is_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel with all its variables would end with the process."""
     monkeypatch.setitem(sys.modules, "ipykernel", sys)

@@ -420,7 +420,7 @@ def finetune(options: Namespace) -> int:
 def _stopped() -> int:
     """The exit status of a run that was stopped."""
     # torchrun turns every other status into 1, and with --max-restarts would start all ranks again.
-    return 0 if torchrun.is_used() else STOPPED
+    return 0 if torchrun.hands_on_signals() else STOPPED
 
 
 def _is_data_set(folder: Path) -> bool:
