@@ -46,9 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = logging.StreamHandler()
     output.setFormatter(_Printable())
     logging.basicConfig(level=logging.INFO, handlers=[output])
-    if torchrun.size() > 1:
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_SaidOnce())
     _print_any_letter()
     parser = build_parser()
     options = parser.parse_args(arguments)
@@ -56,8 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        if options.command not in ("pretrain", "finetune") and torchrun.size() > 1:
-            raise UserError("runs in a single process; torchrun is for pretrain and finetune")
+        if torchrun.is_one_of_several():
+            if options.command not in ("pretrain", "finetune"):
+                raise UserError("runs in a single process; torchrun is for pretrain and finetune")
+            for handler in logging.getLogger().handlers:
+                handler.addFilter(_SaidOnce())
         with threads_quiet_about_disks(), on_command_line():
             return options.run(options) or 0
     except AnotherRankFailed:  # the other rank prints the reason

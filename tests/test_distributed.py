@@ -6,10 +6,12 @@ The processes talk over gloo, as they do on machines without GPUs; NCCL has not 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from ranks import (
 )
 from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
+from electra_core.cli import main
 from electra_core.corpus import Corpus
+from electra_core.execution import distributed
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.setup import resolve_config
 
@@ -84,6 +88,11 @@ def assert_like(ours: Path, theirs: Path) -> None:
     for part in ("discriminator", "generator"):
         sizes = [(run / part / "model.safetensors").stat().st_size for run in (ours, theirs)]
         assert sizes[0] == sizes[1]
+
+
+def small_flags() -> list[tuple[str, str]]:
+    """CHANGES and SIZES as flags of `electra pretrain`."""
+    return [(f"--{name.replace('_', '-')}", str(value)) for name, value in (CHANGES | SIZES).items()]
 
 
 def until(folder: Path, run: Path, step: int) -> Path:
@@ -272,6 +281,80 @@ def test_a_warning_that_all_have_is_logged_once(data: Path, alone: Path, tmp_pat
     assert [status for status, _ in reports] == [0, 0]
     assert "".join(text for _, text in reports).count("--engine graph: CUDA graphs need a GPU") == 1
 
+
+# Variables that nobody meant ----------------------------------------------------------------------------------
+
+TORCHRUNS = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+CLEAR = ("WORLD_SIZE", *TORCHRUNS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "8"}, "WORLD_SIZE: is 8, but RANK, MASTER_ADDR, MASTER_PORT are missing; .* unset"),
+        (TORCHRUNS | {"WORLD_SIZE": "8", "MASTER_PORT": ""}, "WORLD_SIZE: .* but MASTER_PORT is missing"),
+        (TORCHRUNS | {"WORLD_SIZE": "many"}, "WORLD_SIZE: .* number from 1 .* got 'many'; unset it"),
+        (TORCHRUNS | {"WORLD_SIZE": "0"}, "WORLD_SIZE: .* number from 1 .* got '0'"),
+        (TORCHRUNS | {"WORLD_SIZE": "2", "RANK": "-1"}, "RANK: .* number from 0 .* got '-1'"),
+        (TORCHRUNS | {"WORLD_SIZE": "2", "RANK": "2"}, "RANK: expected a number below WORLD_SIZE=2, got 2"),
+        (TORCHRUNS | {"WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT: .* got 'http'"),
+    ],
+    ids=str,
+)
+def test_ranks_that_cannot_meet_are_told_what_is_missing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str], said: str,
+) -> None:  # fmt: skip
+    for name in CLEAR:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    command = ["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert re.match(f"electra pretrain: {said}", line), line
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": ""}, {"WORLD_SIZE": "2"}, {"RANK": "3"}], ids=str)
+def test_leftover_variables_stand_in_nobodys_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+) -> None:  # fmt: skip
+    for name in CLEAR:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["info", "--json"]) == 0
+    assert capsys.readouterr().out
+    if "2" not in variables.values():
+        command = ["pretrain", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+        more = [word for pair in small_flags() for word in pair]
+        assert main([*command, *more, "--max-minutes", "0"]) == 75
+        assert "stopped by time limit" in capsys.readouterr().out
+
+
+def test_other_commands_refuse_to_run_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (TORCHRUNS | {"WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["info"]) == 2
+    assert "runs in a single process" in capsys.readouterr().err
+
+
+def test_who_waits_for_the_others_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=3))
+    for name, value in (TORCHRUNS | {"WORLD_SIZE": "8", "MASTER_PORT": "0"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError):
+        distributed.join_ranks(torch.device("cpu"))
+    assert caplog.messages == ["waiting for 8 processes at localhost:0; to run alone, unset WORLD_SIZE"]
+
+
+# Restarts -----------------------------------------------------------------------------------------------------
 
 BREAKS_ONCE = """
 import os, signal, sys

@@ -37,7 +37,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 def is_to_say(text: str) -> bool:
     """Whether this process should print `text`: it is the only one, or the first of several to want to."""
-    if torchrun.size() == 1:
+    if not torchrun.keeps_the_store() or torchrun.size() == 1:
         return True
     from electra_core.execution.distributed import is_first_to_say
 

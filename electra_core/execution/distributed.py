@@ -25,10 +25,12 @@ run (torchrun restarts all ranks, and `--resume` continues the run).
 from __future__ import annotations
 
 import json
+import logging
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from threading import Timer
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,10 +43,13 @@ from electra_core.execution import torchrun
 from electra_core.execution.sharding import is_sharded
 from electra_core.linear import cast_one_by_one
 
+log = logging.getLogger("electra_core")
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others before it gives up. torchrun ends a failed run within seconds; this is for
 failures that only the network notices. Not short, as others wait while rank 0 counts words or writes models."""
+PATIENCE = timedelta(seconds=30)
+"""How long rank 0 waits for the others to start before it says so."""
 
 
 _left: list[Any] = []
@@ -196,24 +201,45 @@ class Ranks:
 def join_ranks(device: torch.device) -> Ranks:
     """Connects the ranks that torchrun started; without torchrun, this process is the only one.
 
-    CPUs communicate over gloo, GPUs over NCCL. After a restart, torchrun's store still has the addresses of
-    processes that are gone, and a rank that reads one before it is replaced waits for it in vain. So on one
-    machine, where all ranks know the number of the start, each start has its own names. (Machines may count
-    differently: docs/scaling.md.)
+    CPUs communicate over gloo, GPUs over NCCL. If the others do not come, rank 0 says so. After a
+    restart, torchrun's store still has the addresses of processes that are gone, and a rank that
+    reads one before it is replaced waits for it in vain. So on one machine, where all ranks know the number of the
+    start, each start has its own names. (Machines may count differently: docs/scaling.md.)
+
+    Raises:
+        UserError: torchrun's variables are incomplete.
     """
+    torchrun.check()
     if torchrun.size() == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if dist.is_initialized():  # by a run that ended in an error, which a script caught on all ranks
         _abandon()
-    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
-    if torchrun.is_on_one_machine():
-        store = dist.PrefixStore(f"start {torchrun.start()}", store)
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    with _impatient():
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
+        if torchrun.is_on_one_machine():
+            store = dist.PrefixStore(f"start {torchrun.start()}", store)
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks(rank, size)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A context in which rank 0 waits for the others, and says so if it takes `PATIENCE`."""
+    waiting = (
+        f"waiting for {torchrun.size()} processes at {torchrun.meeting_point()}; to run alone, unset WORLD_SIZE"
+    )
+    timer = Timer(PATIENCE.total_seconds(), log.warning, [waiting])
+    timer.daemon = True
+    if torchrun.rank() == 0:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _abandon() -> None:

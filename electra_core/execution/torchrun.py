@@ -1,11 +1,14 @@
 """Reads the environment variables that torchrun sets for its processes; nothing else reads them.
 
-A process that was not started this way is rank 0 of 1.
+A process that was not started this way is rank 0 of 1. Schedulers and earlier jobs may leave some of the variables
+behind, so none is believed alone.
 """
 
 from __future__ import annotations
 
 import os
+
+from electra_core.errors import UserError
 
 
 def is_used() -> bool:
@@ -15,17 +18,62 @@ def is_used() -> bool:
 
 def local_rank() -> int:
     """This process's number among those on its machine; only if `is_used()`."""
-    return int(os.environ["LOCAL_RANK"])
+    return _number("LOCAL_RANK") or 0
 
 
 def rank() -> int:
     """This process's number among all."""
-    return int(os.environ.get("RANK", "0"))
+    return (_number("RANK") or 0) if size() > 1 else 0
 
 
 def size() -> int:
-    """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes.
+
+    Raises:
+        UserError: the variable is no number.
+    """
+    return _number("WORLD_SIZE", least=1) or 1
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several; a WORLD_SIZE alone may be a leftover."""
+    return size() > 1 and (is_used() or "RANK" in os.environ)
+
+
+def check() -> None:
+    """Checks that several processes could meet.
+
+    Raises:
+        UserError: variables are missing, or make no sense.
+    """
+    if size() == 1:
+        return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        are = "are" if len(missing) > 1 else "is"
+        raise UserError(
+            f"WORLD_SIZE: is {size()}, but {', '.join(missing)} {are} missing; start the processes with torchrun, "
+            "or unset WORLD_SIZE to run alone"
+        )
+    if rank() >= size():
+        raise UserError(f"RANK: expected a number below WORLD_SIZE={size()}, got {rank()}")
+    _number("MASTER_PORT")
+
+
+def meeting_point() -> str:
+    """Where the processes meet: HOST:PORT."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
+def _number(name: str, least: int = 0) -> int | None:
+    """The variable's number; None if it is not set, or empty."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return None
+    if not (value.isdecimal() and value.isascii() and int(value) >= least):
+        raise UserError(
+            f"{name}: expected a number from {least} in this variable, got {value!r}; unset it to run alone"
+        )
+    return int(value)
 
 
 def is_on_one_machine() -> bool:
