@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from electra_core import checkpoint as module
 from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.errors import UserError
-from electra_core.files.new_folder import new_folder, remove_leftovers
+from electra_core.files.new_folder import new_folder, partial_folder, remove_leftovers
 from electra_core.runs.guards import examine, spike, with_postmortem
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
 from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
@@ -60,12 +61,53 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
 
     killed_child(killed)
-    assert len(names(tmp_path)) == 1 and names(tmp_path)[0].endswith(".tmp")
+    left = names(tmp_path)[0]
+    assert left.endswith(".tmp") and names(tmp_path) == [left, f"{left}.lock"]
     with new_folder(tmp_path / "data") as folder:
         (folder / "whole").write_text("x")
         remove_leftovers(tmp_path)
         assert folder.is_dir(), "a writer that lives is left alone"
     assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["whole"]
+
+
+@pytest.fixture
+def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as Linux has them on NFS: an exclusive one needs a descriptor open for writing (flock(2))."""
+    whole = fcntl.flock
+
+    def flock(descriptor: int, kind: int) -> None:
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        whole(descriptor, kind)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def test_folders_are_locked_on_nfs_too(nfs: None, tmp_path: Path) -> None:
+    test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path / "new")
+    with partial_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+        with pytest.raises(UserError, match="another process is writing"), partial_folder(tmp_path / "out"):
+            pass
+        assert (folder / "file").exists()
+    assert names(tmp_path) == ["new", "out"]
+
+
+def test_many_writers_of_one_folder_leave_one(tmp_path: Path) -> None:
+    """Locks are taken, given back and removed all the time; no writer loses its folder to another."""
+    script = """
+import sys
+from pathlib import Path
+from electra_core.files.new_folder import temporary_folder, remove_leftovers
+for turn in range(150):
+    with temporary_folder(Path(sys.argv[1]) / "data") as folder:
+        (folder / "file").write_text("x")
+        remove_leftovers(folder.parent)
+        assert [path.name for path in folder.iterdir()] == ["file"]
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert names(tmp_path) == []
 
 
 def test_without_locks_a_leftover_of_the_same_number_is_in_nobody_s_way(
@@ -79,10 +121,14 @@ def test_without_locks_a_leftover_of_the_same_number_is_in_nobody_s_way(
     monkeypatch.setattr("fcntl.flock", no_locks)
     left = f".data.{os.getpid()}.tmp"
     (tmp_path / left).mkdir()
+    (tmp_path / f"{left}.lock").touch()
     for content in ("first", "second"):
         with new_folder(tmp_path / "data") as folder:
             (folder / "file").write_text(content)
-        assert names(tmp_path) == [left, "data"] and (tmp_path / "data" / "file").read_text() == content
+        assert (
+            names(tmp_path) == [left, f"{left}.lock", "data"]
+            and (tmp_path / "data" / "file").read_text() == content
+        )
 
 
 def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:

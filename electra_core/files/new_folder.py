@@ -1,9 +1,13 @@
 """Creates a folder that appears complete or not at all, however the writing process ends.
 
-It is filled as `.NAME.PID.tmp` beside its target, and then renamed. The writer holds a lock on that folder, which
-the kernel releases with the process, so the next writer can tell leftovers of a killed writer (and removes them)
-from a folder being written. On file systems without locks leftovers stay, but nothing else is lost: a later
-process with the same PID, as is common in containers, takes the next number.
+It is filled as `.NAME.PID.tmp` beside its target, and then renamed. The writer holds a lock on the file
+`.NAME.PID.tmp.lock`, which the kernel releases with the process, so the next writer can tell leftovers of a killed
+writer (and removes them) from a folder being written. On file systems without locks leftovers stay, but nothing
+else is lost: a later process with the same PID, as is common in containers, takes the next number.
+
+The lock is on a file open for writing, not on the folder: NFS gives an exclusive lock only on those (flock(2)). It
+lies beside the folder, so that it holds until after the renaming, and the finished folder has no trace of it.
+Whoever holds it may remove the file; whoever locks one that was removed meanwhile tries again.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ _USERS_ERRORS = {
     errno.ENOTDIR: "a part of this path is a file",
     errno.EEXIST: "a part of this path is a file",
 }
-_LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
+_LEFTOVER = re.compile(r"\.(.+)\.\d+\.(tmp|tmp\.lock|old)", re.DOTALL)
 """NAME is compared afterwards: a pattern for each name would stay in the cache of `re`."""
 
 
@@ -62,11 +66,13 @@ def partial_folder(target: Path, journal: str = "") -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     partial = target.with_name(f".{target.name}.partial")
     try:
-        _make(partial)
+        _make(target.parent)
         remove_leftovers(target.parent, target.name)
-        lock = os.open(partial, os.O_RDONLY)
+        lock = _locked(partial)
+        if lock is None:
+            raise UserError(f"{target}: another process is writing this")
         try:
-            _lock_partial(lock, target)
+            _make(partial)
             try:
                 yield partial
                 sync_folder(partial)
@@ -76,18 +82,9 @@ def partial_folder(target: Path, journal: str = "") -> Iterator[Path]:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
         finally:
-            os.close(lock)
+            _unlock(partial, lock, may_stay=True)
     except OSError as error:
         raise users_error(target, error) from None
-
-
-def _lock_partial(descriptor: int, target: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{target}: another process is writing this") from None
-    except OSError:  # a file system without locks
-        pass
 
 
 @contextmanager
@@ -106,7 +103,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
+            _unlock(temporary, lock)
     except OSError as error:
         raise users_error(target, error) from None
 
@@ -131,11 +128,15 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """
     found = [(path, match) for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
     found = [(path, match) for path, match in found if name in (None, match[1])]
-    for path, match in sorted(found, reverse=True):  # .tmp before .old
+    for temporary in {
+        path.with_name(path.name.removesuffix(".lock")) for path, match in found if match[2] != "old"
+    }:
+        _remove_if_abandoned(temporary)
+    for path, match in found:
         target = folder / match[1]
-        if match[2] == "tmp":
-            _remove_if_abandoned(path)
-        elif target.exists():
+        if match[2] != "old":
+            continue
+        if target.exists():
             shutil.rmtree(path, ignore_errors=True)
         elif not path.with_suffix(".tmp").exists():  # otherwise a process is between the two renames of `_replace`
             path.rename(target)
@@ -151,35 +152,71 @@ def sync_folder(folder: Path) -> None:
 
 
 def _claim(target: Path) -> tuple[Path, int]:
-    """Makes a folder beside `target` and locks it; returns it and the descriptor that holds the lock."""
+    """Locks and makes a folder beside `target`; returns it and the descriptor that holds the lock."""
     number = os.getpid()
     while True:
         temporary, number = target.with_name(f".{target.name}.{number}.tmp"), number + 1
+        lock = _locked(temporary)
+        if lock is None:  # another machine's process
+            continue
         try:
             temporary.mkdir()
-        except FileExistsError:  # another machine's process, or a leftover on a file system without locks
-            continue
-        descriptor = os.open(temporary, os.O_RDONLY)
-        with suppress(OSError):  # no locks here; or another process is about to remove the folder
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink and temporary.exists():
-            return temporary, descriptor
-        os.close(descriptor)
+        except OSError as error:
+            _unlock(temporary, lock)
+            if isinstance(error, FileExistsError):  # the same, or a leftover, on a file system without locks
+                continue
+            raise
+        return temporary, lock
 
 
 def _remove_if_abandoned(temporary: Path) -> None:
     """Removes a folder whose writer is dead: its lock is free."""
     try:
-        descriptor = os.open(temporary, os.O_RDONLY)
-    except OSError:
+        lock = _locked(temporary, to_write=False)
+    except OSError:  # somebody else's, or just finished
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if lock is not None:
         shutil.rmtree(temporary, ignore_errors=True)
-    except OSError:  # its writer is alive, or there are no locks
-        pass
-    finally:
-        os.close(descriptor)
+        _unlock(temporary, lock)
+
+
+def _locked(folder: Path, to_write: bool = True) -> int | None:
+    """The descriptor that holds the lock on a temporary folder; None if another process holds it.
+
+    Args:
+        to_write: makes the lock's file, and where there are no locks, an unlocked descriptor will do. Otherwise
+            the file must exist (FileNotFoundError), and the result without locks is None.
+    """
+    file = _lock_of(folder)
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if to_write else 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if to_write and not isinstance(error, BlockingIOError):
+                return descriptor
+            os.close(descriptor)
+            return None
+        with suppress(OSError):  # (a count of links would not do: NFS keeps a removed file under another name)
+            if os.path.samestat(os.stat(file), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # removed by the process that had it before
+
+
+def _unlock(folder: Path, descriptor: int, may_stay: bool = False) -> None:
+    """Lets go of a temporary folder's lock and removes its file, unless the folder could not be removed.
+
+    Args:
+        may_stay: whether the folder may be there still.
+    """
+    with suppress(OSError):  # a disk that has become read-only: an exception on its way tells more
+        if may_stay or not folder.exists():
+            _lock_of(folder).unlink()
+    os.close(descriptor)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _replace(target: Path, temporary: Path) -> None:
