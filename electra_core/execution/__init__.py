@@ -9,6 +9,7 @@ static_batch   pre-training's batches in a few fixed shapes
 filling        rounds a batch's number of tokens up
 fake_step      a step traced without values: launches, kept bytes, memory
 memory         predicted, measured, made to fit
+host_memory    what a process may take of main memory
 machine        what this machine has
 cross_check    kernels against their twins, before a run relies on them
 torchrun       the variables that it sets

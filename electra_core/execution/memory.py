@@ -7,7 +7,6 @@ fragmentation and libraries' workspaces; `MARGIN` is reserved for those.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +15,9 @@ from electra_kernels.dispatch import gpu_problem
 
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.errors import UserError
+from electra_core.execution import torchrun
 from electra_core.execution.fake_step import StepTrace, built, full_shape, loop_of, trace_step
+from electra_core.execution.host_memory import available_bytes
 from electra_core.execution.placement import resolve_precision
 from electra_core.execution.static_batch import StaticInputs
 from electra_core.training import take_step
@@ -105,17 +106,17 @@ def _fill_with_words(inputs: StaticInputs, vocabulary: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that are free on `device` now.
+    """Bytes of memory that this process may take on `device` now; of main memory, its share among the processes
+    that torchrun started on this machine.
 
     Raises:
         UserError: the system does not report it (macOS does not).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        raise UserError("accumulate: this system does not report its free memory; give a number above 0") from None
+    if (free := available_bytes()) is None:
+        raise UserError("accumulate: this system does not report its free memory; give a number above 0")
+    return free // torchrun.local_size()
 
 
 def fitting_parts(

@@ -35,6 +35,11 @@ def size() -> int:
     return _number("WORLD_SIZE", least=1) or 1
 
 
+def local_size() -> int:
+    """Number of processes on this machine, according to torchrun."""
+    return (_number("LOCAL_WORLD_SIZE", least=1) or 1) if size() > 1 else 1
+
+
 def is_one_of_several() -> bool:
     """Whether this process was started as one of several; a WORLD_SIZE alone may be a leftover."""
     return size() > 1 and (is_used() or "RANK" in os.environ)
