@@ -330,6 +330,37 @@ def test_state_is_a_fact_of_lock_and_file(tmp_path: Path) -> None:
     assert read_state(tmp_path)["state"] == KILLED, "what is not there nobody holds"
 
 
+def test_without_locks_a_second_run_is_told_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what state.json says: a process of this machine can be asked for; another may be dead as well."""
+
+    def no_locks(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    told = f"{tmp_path}: this file system has no locks: a second job here would not be noticed"
+    with RunState(tmp_path) as state:
+        state.begin(steps=8)
+    RunState(tmp_path)  # "running" by this very process, which ended without a word
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    facts = json.loads((tmp_path / "state.json").read_text())
+    for pid in (dead.pid, 0, -1, 2**70, "1", None):
+        (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": pid}))
+        RunState(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": 7, "host": "elsewhere"}))
+    RunState(tmp_path)
+    assert all(message.startswith(told) for message in caplog.messages) and len(caplog.messages) == 9
+    assert caplog.messages[0] == told
+    assert caplog.messages[-1] == f"{told}; state.json says that process 7 on elsewhere trains it"
+    (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": os.getppid()}))
+    with pytest.raises(UserError, match=f"trained by process {os.getppid()} on .*remove state.json if"):
+        RunState(tmp_path)
+    (tmp_path / "state.json").unlink()
+    RunState(tmp_path)
+
+
 def test_the_log_survives_what_a_crash_left_in_it(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write(1, loss=3.0)

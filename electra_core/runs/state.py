@@ -4,12 +4,18 @@ The training process holds the lock, and the operating system releases it when t
 "running" is a fact, not a guess from a file's age; a second process on the same folder is refused; and a run
 whose state.json says "running" while no process holds the lock was killed. The lock is on a file opened for
 writing, not on the folder: on NFS, other machines would not see a folder's lock.
+
+On a file system without locks (Lustre, if it is mounted so) nobody is refused by the kernel. There a run says in a
+line that a second one would not be noticed, and refuses to start only beside a process of the same machine that
+state.json names and that is alive. A process of another machine may have been killed just before its job was
+requeued, so it is named but refuses nothing.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import socket
 import time
@@ -23,6 +29,7 @@ from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
 from electra_core.files.unix import fcntl
 
+log = logging.getLogger("electra_core")
 LOCK = ".lock"
 RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running", "finished", "stopped", "failed", "killed"
 
@@ -43,12 +50,32 @@ class RunState:
         self.path = run / "state.json"
         descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         self._release = weakref.finalize(self, os.close, descriptor)
-        if not _locked(descriptor):
-            self._release()
-            other = _read(self.path)
-            raise UserError(f"{run}: is being trained by process {other.get('pid', '?')} "
-                            f"on {other.get('host', '?')}; wait for it or stop it")  # fmt: skip
         self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+        got = _locked(descriptor)
+        try:
+            if got is False:
+                raise UserError(f"{run}: is being trained by {_named(_read(self.path))}; wait for it or stop it")
+            if got is None:
+                self._do_without(run)
+        except UserError:
+            self._release()
+            raise
+
+    def _do_without(self, run: Path) -> None:
+        """Judges by state.json, where there are no locks, whether another process trains.
+
+        Raises:
+            UserError: it does, on this machine.
+        """
+        other, said = _read(self.path), ""
+        if other.get("state") == RUNNING:
+            said = f"; state.json says that {_named(other)} trains it"
+            if other.get("host") == self._facts["host"] and _is_another(other.get("pid")):
+                raise UserError(
+                    f"{run}: is being trained by {_named(other)}, says its state.json; wait for it or stop it, or "
+                    "remove state.json if that process is another program's"
+                )
+        log.warning("%s: this file system has no locks: a second job here would not be noticed%s", run, said)
 
     def begin(self, **facts: Any) -> None:
         """Records that the run is running, and further `facts` (JSON values)."""
@@ -111,17 +138,34 @@ def read_state(run: Path) -> dict[str, Any]:
     return content
 
 
-def _locked(descriptor: int) -> bool:
-    """Takes the lock; False if another process has it."""
+def _locked(descriptor: int) -> bool | None:
+    """Takes the lock; False if another process has it, None if this file system has none."""
     for attempt in range(20):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:  # `read_state` holds it for a moment, a training process for long
             time.sleep(0.05 * (attempt > 0))
-        except OSError:  # no locks on this file system: refuse no process
-            return True
+        except OSError:
+            return None
     return False
+
+
+def _is_another(pid: Any) -> bool:
+    """Whether another process of this machine has the number."""
+    if not isinstance(pid, int) or pid <= 0 or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _named(state: dict[str, Any]) -> str:
+    return f"process {state.get('pid', '?')} on {state.get('host', '?')}"
 
 
 def _read(path: Path) -> dict[str, Any]:
