@@ -27,6 +27,7 @@ from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.errors import UserError
 from electra_core.files.new_folder import new_folder, partial_folder, remove_leftovers
+from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.guards import examine, spike, with_postmortem
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
 from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
@@ -328,6 +329,31 @@ def test_state_is_a_fact_of_lock_and_file(tmp_path: Path) -> None:
     assert names(tmp_path) == [".lock", "state.json"]
     (tmp_path / ".lock").unlink()
     assert read_state(tmp_path)["state"] == KILLED, "what is not there nobody holds"
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # the script of a job
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "16", "RANK": "0"},
+            False,
+        ),  # torchrun on each of two machines
+    ],
+    ids=str,
+)
+def test_a_command_that_srun_starts_twice_is_told_why_it_meets_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: bool
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with RunState(tmp_path):
+        for meets in (RunState, lambda run: find_checkpoint(run, resume=False, overwrite=False)):
+            with pytest.raises(UserError) as error:
+                meets(tmp_path)
+            assert ("srun started this command 2 times: use --ntasks-per-node=1" in str(error.value)) == told
 
 
 def test_without_locks_a_second_run_is_told_or_refused(

@@ -12,7 +12,7 @@ memory         predicted, measured, made to fit
 host_memory    what a process may take of main memory
 machine        what this machine has
 cross_check    kernels against their twins, before a run relies on them
-torchrun       the variables that it sets
+torchrun       the variables that it sets, and srun
 distributed    one run on several processes
 sharding       models of which every rank stores a part
 """

@@ -1,4 +1,4 @@
-"""Reads the environment variables that torchrun sets for its processes; nothing else reads them.
+"""Reads the environment variables that torchrun sets for its processes, and srun; nothing else reads them.
 
 A process that was not started this way is rank 0 of 1. Schedulers and earlier jobs may leave some of the variables
 behind, so none is believed alone.
@@ -84,6 +84,20 @@ def _number(name: str, least: int = 0) -> int | None:
 def is_on_one_machine() -> bool:
     """Whether all processes are on this machine, according to torchrun."""
     return os.environ.get("GROUP_WORLD_SIZE") == "1"
+
+
+def hint_about_srun() -> str:
+    """For a message that another process uses the folder: srun started the command several times, without torchrun
+    between; empty if it did not.
+
+    It is no error by itself, as each of them may have a folder of its own.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if not tasks.isdecimal() or int(tasks) < 2 or size() > 1:
+        return ""
+    return (
+        f" (srun started this command {tasks} times: use --ntasks-per-node=1, with torchrun for several processes)"
+    )
 
 
 def start() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from electra_core.checkpoint import Checkpoint, newest_intact
 from electra_core.errors import UserError, option
+from electra_core.execution import torchrun
 from electra_core.files.new_folder import remove_leftovers
 from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.metrics_log import is_figure
@@ -58,7 +59,8 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
         return checkpoint
     if run.exists() and any(run.iterdir()) and not overwrite:
         raise UserError(
-            f"{run}: not empty; {option('resume')} continues the run in it, {option('overwrite')} starts a new one"
+            f"{run}: not empty{torchrun.hint_about_srun()}; {option('resume')} continues the run in it, "
+            f"{option('overwrite')} starts a new one"
         )
     return None
 

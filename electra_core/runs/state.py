@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from electra_core.errors import UserError
+from electra_core.execution import torchrun
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
 from electra_core.files.unix import fcntl
@@ -54,7 +55,10 @@ class RunState:
         got = _locked(descriptor)
         try:
             if got is False:
-                raise UserError(f"{run}: is being trained by {_named(_read(self.path))}; wait for it or stop it")
+                raise UserError(
+                    f"{run}: is being trained by {_named(_read(self.path))}; wait for it or stop it"
+                    f"{torchrun.hint_about_srun()}"
+                )
             if got is None:
                 self._do_without(run)
         except UserError:
@@ -67,9 +71,9 @@ class RunState:
         Raises:
             UserError: it does, on this machine.
         """
-        other, said = _read(self.path), ""
+        other, said = _read(self.path), torchrun.hint_about_srun()
         if other.get("state") == RUNNING:
-            said = f"; state.json says that {_named(other)} trains it"
+            said += f"; state.json says that {_named(other)} trains it"
             if other.get("host") == self._facts["host"] and _is_another(other.get("pid")):
                 raise UserError(
                     f"{run}: is being trained by {_named(other)}, says its state.json; wait for it or stop it, or "
