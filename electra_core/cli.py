@@ -24,6 +24,7 @@ from electra_core.errors import (
     UserError,
     disk_trouble,
     is_of_the_gpu,
+    lost_rank,
     memory_trouble,
     on_command_line,
     one_line,
@@ -76,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(options, 2, f"{error.filename}: {trouble}" if error.filename else trouble)
     except Exception as error:
+        if torchrun.is_one_of_several() and (lost := lost_rank(error)) is not None:
+            why = f"rank {torchrun.rank()}: lost another rank, which may say why ({lost})"
+            return _failed(options, 1, why)
         if (trouble := memory_trouble(error, options.command)) is not None:
             return _failed(options, 2, trouble)
         if is_of_the_gpu(error):

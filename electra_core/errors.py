@@ -151,6 +151,19 @@ def _is_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _MEMORY_TROUBLE.search(str(error)) is not None
 
 
+# What gloo and NCCL say, in RuntimeErrors, when the process at the other end has gone.
+_LOST = re.compile(
+    r"Connection (closed by|reset by) peer|Socket closed|Broken pipe|ncclRemoteError|remote process exited", re.I
+)
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """The first line of an error about another process of the run that has gone; None for any other exception."""
+    if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
+        return None
+    return str(error).strip().splitlines()[0]
+
+
 def is_of_the_gpu(error: BaseException) -> bool:
     """Whether Triton or the GPU's runtime raised `error` or a cause of it: the kernels may then be at fault."""
     texts = ("Triton Error", "CUDA error", "HIP error")

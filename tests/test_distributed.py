@@ -34,6 +34,7 @@ from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 from electra_core.cli import main
 from electra_core.corpus import Corpus
 from electra_core.execution import distributed
+from electra_core.pretrain import pretrain
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.setup import resolve_config
 
@@ -398,7 +399,40 @@ def test_a_failing_process_ends_the_others(data: Path, alone: Path, tmp_path: Pa
     ended = torchrun(0, tmp_path / "breaks.py", *arguments)
     assert ended.returncode == 1 and time.monotonic() - began < 230, "not after the timeout of half an hour"
     assert "RuntimeError: broken on purpose" in ended.stderr
+    assert "[rank1]: Traceback" in ended.stderr and "[rank0]: Traceback" not in ended.stderr
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1] == "step-00000004"
+
+
+LOST = (
+    "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3248. This is typically",
+    "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:6538: Connection reset by peer. This is\nmore",
+    "NCCL error: remote process exited or there was a network error, NCCL version 2.27\nncclRemoteError: ...",
+)
+
+
+@pytest.mark.parametrize("said", [*LOST, "broken on purpose"])
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_rank_that_lost_another_says_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, size: str
+) -> None:
+    """The one that ended has said why; a traceback below would hide it."""
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(sys.modules[pretrain.__module__], "pretrain", broken)
+    for name, value in (TORCHRUNS | {"RANK": "1", "WORLD_SIZE": size}).items():
+        monkeypatch.setenv(name, value)
+    command = ["pretrain", "--data", "DATA", "--out", "RUN"]
+    if said not in LOST or size == "1":
+        with pytest.raises(RuntimeError):
+            main(command)
+        return
+    assert main(command) == 1
+    first = said.split("\n")[0]
+    assert capsys.readouterr().err == (
+        f"electra pretrain: rank 1: lost another rank, which may say why ({first})\n"
+    )
 
 
 @pytest.mark.parametrize("how", ["killed", "exits"])
