@@ -98,6 +98,24 @@ def test_a_limit_counts_from_the_call_and_a_time_of_day_is_one_for_all_restarts(
     assert train(data, tmp_path / "run", resume=True, stop_at=time.time() + 9e4).stopped_by is None
 
 
+def test_the_folder_of_the_data_is_not_read_after_the_start(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mapped stays readable; a name may not: a job's scratch disk is cleared, a mount lost."""
+    module, copy = sys.modules[pretrain.__module__], tmp_path / "data"
+    opened = module.open_job
+    shutil.copytree(data, copy)
+
+    def removed(*arguments: Any) -> Any:
+        job = opened(*arguments)
+        shutil.rmtree(copy)
+        return job
+
+    monkeypatch.setattr(module, "open_job", removed)
+    train(copy, tmp_path / "run")
+    assert_same_run(tmp_path / "run", base)
+
+
 SLOW_RUN = """
 import sys, time
 from pathlib import Path

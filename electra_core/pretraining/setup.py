@@ -128,6 +128,7 @@ def open_job(
             f"{heldout.directory}: no held-out text; prepare more documents, or with a larger "
             f"{option('heldout_fraction')}"
         )
+    _ = heldout.tokenizer  # read now, not at the first evaluation: the disk may be gone by then
     pair = read_pair(*start_from)
     model, changes, encoder_changes = with_pair_sizes(model, changes, encoder_changes, pair, tell=ranks.first)
     encoder, config = resolve_config(model, changes, encoder_changes, corpus, pair)
