@@ -32,7 +32,7 @@ from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
 from electra_core.downstream.in_memory import Rows, as_files
 from electra_core.downstream.interface import Task, check_segments
-from electra_core.errors import UserError, option, writing
+from electra_core.errors import UserError, is_on_command_line, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.finetuning.data import adapted, encode_data, read_data
@@ -59,7 +59,7 @@ from electra_core.labelled_data.notices import Say, to_log
 from electra_core.metrics import spread
 from electra_core.reports.task_report import constant_guess
 from electra_core.runs.folder import find_checkpoint
-from electra_core.runs.stop_request import StopRequest
+from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
 
 
@@ -82,6 +82,7 @@ def finetune(
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
     SIGINT and SIGTERM end it after the current step; `out` then holds the best model so far, and `resume` goes on.
+    For a caller in Python, SIGINT is a KeyboardInterrupt once that is saved; after SIGTERM, "stopped_by" says so.
 
     Args:
         model: directory of a pre-trained (or fine-tuned) model, a run, or a name on the Hub.
@@ -102,6 +103,7 @@ def finetune(
         UserError: data or model cannot be used (nothing is written then), the checkpoint or finished model is of
             another fine-tuning, or the loss diverges.
         ValueError: task or settings have the wrong type, or rows are not dicts.
+        KeyboardInterrupt: SIGINT ended it, not on the command line.
     """
     if not isinstance(task, Task):
         raise ValueError(
@@ -159,13 +161,15 @@ def finetune(
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
             keeper.writer.wait()
             state.end(sum(run.steps for run in keeper.runs), stopped)
-        if stopped:
-            say(f"stopped by {stopped}; {out} holds the best model so far; {option('resume')} continues")
-        else:
+        saved = f"{out} holds the best model so far"
+        if stopped and is_on_command_line():
+            say(f"stopped by {stopped}; {saved}; --resume continues")
+        elif not stopped:
             keeper.remove_checkpoints()
             if warning := _at_the_baseline(job, report["best"]):
                 say(f"warning: {warning}")
     ranks.leave()
+    tell_python(stopped, saved, say)
     return report
 
 

@@ -27,6 +27,7 @@ from electra_core.execution.engine import static_steps
 from electra_core.execution.placement import keep_freed_memory, resolve_device
 from electra_core.execution.sharding import gathered
 from electra_core.execution.static_batch import Shapes
+from electra_core.labelled_data.notices import to_log
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
 from electra_core.pretraining.batches import Ahead, Batches
@@ -48,7 +49,7 @@ from electra_core.pretraining.setup import (
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress
-from electra_core.runs.stop_request import StopRequest, deadline_of
+from electra_core.runs.stop_request import StopRequest, deadline_of, tell_python
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples use small ones, and one for every epoch
@@ -64,7 +65,7 @@ class PretrainResult:
     seconds: float
     evaluation: dict[str, float]
     stopped_by: str | None
-    """None if all steps were done, else the signal or limit that ended the run; --resume continues it."""
+    """None if all steps were done, else the signal or limit that ended the run; resuming continues it."""
     warnings: list[str]
 
 
@@ -111,6 +112,7 @@ def pretrain(
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
+        KeyboardInterrupt: SIGINT ended it, not on the command line; all is saved.
     """
     started = time.monotonic()
     run, place = Path(out), resolve_device(device)
@@ -177,6 +179,7 @@ def pretrain(
         record.writer.wait()
         record.state.end(step, reason)
     ranks.leave()
+    tell_python(reason, f"{run} holds step {step}", to_log if ranks.first else lambda line: None)
     seconds = time.monotonic() - started
     return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from electra_core.downstream.classify import Classify
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
-from electra_core.errors import UserError
+from electra_core.errors import UserError, on_command_line
 from electra_core.finetune import finetune
 from electra_core.finetuning import folder as finetune_folder
 from electra_core.finetuning import seed as finetune_seed
@@ -61,6 +61,13 @@ def killed() -> None:
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(model, data, out: Path, settings: FinetuneSettings = SETTINGS) -> dict:
+    """The report of a training that `interrupt` ends."""
+    with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
+        train(model, data, out, settings)
+    return json.loads((out / "metrics.json").read_text())
 
 
 def without_times(value):
@@ -108,7 +115,7 @@ def test_a_stopped_run_holds_the_best_so_far_and_ends_the_same(model, data, tmp_
         out = tmp_path / f"out{step}"
         with monkeypatch.context() as patch:
             at_step(patch, step, interrupt)
-            report = train(model, data, out)
+            report = interrupted(model, data, out)
         assert report["stopped_by"] == "SIGINT" and report["seeds"][0]["steps"] == step
         assert evaluate(load(out), data[1]).metrics["accuracy"] == pytest.approx(report["best"]["accuracy"])
         train(model, data, out, resume=True)
@@ -120,10 +127,27 @@ def test_a_seed_that_is_stopped_before_its_first_evaluation_is_no_result(model, 
     train(model, data, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         at_step(patch, 2, interrupt, seed=1)
-        report = train(model, data, tmp_path / "out", settings)
+        report = interrupted(model, data, tmp_path / "out", settings)
     assert [run["seed"] for run in report["seeds"]] == [0] and report["stopped_by"] == "SIGINT"
     train(model, data, tmp_path / "out", settings, resume=True)
     assert_same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_after_another_signal_python_gets_the_report_and_a_warning(model, data, tmp_path, monkeypatch, caplog):
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    report = finetune(model, Classify(), *data, tmp_path / "out", SETTINGS, quiet=True)
+    assert report["stopped_by"] == "SIGTERM"
+    (line,) = [record for record in caplog.records if "stopped by" in record.getMessage()]
+    assert line.levelname == "WARNING" and "resume=True continues" in line.getMessage()
+
+
+def test_on_the_command_line_an_interrupt_is_no_exception(model, data, tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, interrupt)
+    lines: list[str] = []
+    with on_command_line():
+        report = train(model, data, tmp_path / "out", say=lines.append)
+    assert report["stopped_by"] == "SIGINT"
+    assert [line for line in lines if "stopped by SIGINT" in line and "--resume continues" in line]
 
 
 def test_early_stopping_counts_on(model, data, tmp_path, monkeypatch):
@@ -198,7 +222,7 @@ def test_sigkill_of_the_command(model, data, tmp_path):
 def stopped(model, data, tmp_path, monkeypatch) -> Path:
     with monkeypatch.context() as patch:
         at_step(patch, 13, interrupt)
-        train(model, data, tmp_path / "out")
+        interrupted(model, data, tmp_path / "out")
     return tmp_path / "out"
 
 

@@ -70,9 +70,26 @@ def test_resume_of_a_finished_run_changes_nothing(data: Path, base: Path, tmp_pa
     assert_same_run(run, base)
 
 
-def test_a_time_limit_saves_and_says_so(data: Path, base: Path, tmp_path: Path) -> None:
+def test_an_interrupt_in_python_is_one_once_all_is_saved(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = iter([None, "SIGINT"])
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda self: next(signals))
+        with pytest.raises(
+            KeyboardInterrupt, match=r"stopped by SIGINT; .*run holds step 2; resume=True continues"
+        ):
+            train(data, tmp_path / "run")
+    train(data, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", base)
+
+
+def test_a_time_limit_saves_and_says_so(
+    data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = train(data, tmp_path / "run", max_minutes=0.0)
     assert (result.steps, result.stopped_by) == (1, "time limit")
+    assert "warning: stopped by time limit; " in caplog.text
     assert train(data, tmp_path / "run", resume=True).steps == 8
     assert_same_run(tmp_path / "run", base)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from electra_core.errors import is_on_command_line
 from electra_core.execution import torchrun
 from electra_core.execution.distributed import Ranks
 
@@ -117,3 +118,25 @@ def is_past(stop_at: float) -> bool:
 def _has_a_prompt() -> bool:
     """Whether the process is an interactive session, which ending it would lose."""
     return "ipykernel" in sys.modules or hasattr(sys, "ps1")
+
+
+def tell_python(reason: str | None, saved: str, say: Callable[[str], None]) -> None:
+    """Tells a caller in Python, once all is saved, that the run ended early; the command line has its exit status.
+
+    Ctrl-C is then a KeyboardInterrupt, as anywhere in Python: a loop over several runs ends with the one that was
+    interrupted, and nobody takes its result for a finished one.
+
+    Args:
+        reason: what ended the run; None: nothing.
+        saved: what there is now, for the message.
+        say: receives the message for any other reason than Ctrl-C, as a warning.
+
+    Raises:
+        KeyboardInterrupt: the reason is SIGINT.
+    """
+    if reason is None or is_on_command_line():
+        return
+    line = f"stopped by {reason}; {saved}; resume=True continues"
+    if reason == signal.SIGINT.name:
+        raise KeyboardInterrupt(line)
+    say(f"warning: {line}")
