@@ -123,7 +123,7 @@ def finetune(
     done, checkpoint = _earlier(out, resume, overwrite, ranks)
     if resume and done is None and checkpoint is None:
         say(f"{out}: nothing to resume; starting at step 0")
-    with as_files(say, getattr(task, "columns", None), train=train, dev=dev) as (files, say_of_them):
+    with as_files(say, task, train=train, dev=dev) as (files, say_of_them):
         read = ranks.together(lambda: _read(task, directory, config, files, settings, say_of_them))
     task, train_examples, dev_examples, skipped, tokenizer = read
     prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]

@@ -26,7 +26,7 @@ import torch
 from electra_core import model_dir
 from electra_core.conversion.onnx_model import OnnxModel
 from electra_core.downstream.guessed import no_answer_note, read_guessed
-from electra_core.downstream.in_memory import Rows, as_files, rows_of
+from electra_core.downstream.in_memory import Rows, as_files, row_of, rows_of
 from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.run_model import run_model
@@ -107,7 +107,7 @@ class Predictor:
         context (qa), or a text and a list of endings (choose). All tasks also accept dicts with "text" and "pair",
         "text" or "tokens" (tag), "question" and "context", "text" and "choices", or the columns that the model was
         trained on. A table (pandas, Polars, Arrow) is read by its columns, like a file, and gives a prediction for
-        each row.
+        each row; one row of a table of pandas gives one.
 
         Raises:
             ValueError: an input has another form, or an empty text (which only a tagger accepts). The message
@@ -117,8 +117,12 @@ class Predictor:
         if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
             one = self._of_table([inputs])[0] if _is_row(inputs) else self.task.from_value(inputs, "1")
             return self.predict([one])[0]
+        if (row := row_of(inputs, getattr(self.task, "columns", None))) is not None:
+            return self.predict(self._of_table([row]))[0]
         if (rows := rows_of(inputs)) is not None:
             return self.predict(self._of_table(rows))
+        if hasattr(inputs, "to_pylist"):  # a column of Arrow
+            inputs = inputs.to_pylist()
         if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
             raise ValueError(f"inputs: expected a list of inputs or a single text, got {type(inputs).__name__}")
         values = list(inputs)
@@ -138,7 +142,7 @@ class Predictor:
         if not rows:
             return []
         try:
-            with as_files(lambda _: None, getattr(self.task, "columns", None), inputs=rows) as (files, _):
+            with as_files(lambda _: None, self.task, inputs=rows) as (files, _):
                 bad = BadRows(files["inputs"])
                 return list(for_reading(self.task, Columns()).read(files["inputs"], bad, labelled=False))
         except UserError as error:
@@ -328,7 +332,7 @@ def evaluate(
         ValueError: rows are not dicts.
     """
     task = for_reading(predictor.task, Columns())
-    with as_files(log.warning, getattr(task, "columns", None), data=source) as (files, say):
+    with as_files(log.warning, task, data=source) as (files, say):
         if predictor.guessed:
             task, examples, bad, note = read_guessed(task, files["data"], skip_bad_rows=skip_bad_rows)
             if note:

@@ -6,8 +6,10 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from datetime import date, datetime
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from uuid import UUID
 
 import numpy as np
@@ -119,7 +121,7 @@ def test_what_nobody_reads_may_be_anything(tmp_path: Path) -> None:
         "day": date(2020, 3, 23),
     }
     row |= {"id": UUID(int=7), ("a", "b"): object(), "nested": [{3}]}
-    with as_files(print, Columns(), dev=[row]) as (files, _):
+    with as_files(print, Classify(), dev=[row]) as (files, _):
         (line,) = files["dev"].read_text().splitlines()
     assert json.loads(line) == {
         "text": "a film", "label": 1, "seen": None, "when": "2020-03-23T12:00:00", "day": "2020-03-23",
@@ -128,9 +130,112 @@ def test_what_nobody_reads_may_be_anything(tmp_path: Path) -> None:
     for columns, name in ((Columns("seen"), "seen"), (Columns(label=("x", "3")), "seen"), (Columns(), "Text")):
         with (
             pytest.raises(ValueError, match=f"dev: row 1: column '{name}': expected texts.*, got set"),
-            as_files(print, columns, dev=[{"text": "a", "label": 1, name: {1}}]),
+            as_files(print, Classify(columns=columns), dev=[{"text": "a", "label": 1, name: {1}}]),
         ):
             pass
+
+
+class HubData(list[dict[str, Any]]):
+    """As far as a data set of the Hub's library is asked: classes are numbers, and `features` names them."""
+
+    features: ClassVar = {
+        "text": SimpleNamespace(dtype="string"),
+        "label": SimpleNamespace(names=["neg", "neu", "pos"]),
+        "tags": SimpleNamespace(feature=SimpleNamespace(names=["O", "B-PER"])),  # of a list
+        "older": [SimpleNamespace(names=["no", "yes"])],
+    }
+
+
+def test_classes_of_the_hubs_data_have_their_names() -> None:
+    rows = HubData(
+        [
+            {"text": "a", "label": 2, "tags": [0, 1], "older": [1, 0]},
+            {"text": "b", "label": -1, "tags": np.array([1]), "older": []},
+            {"text": "c", "label": np.int64(0), "tags": None, "older": None},
+        ]
+    )
+
+    def read(task: Task | None, column: str = "label") -> list[Any]:
+        with as_files(print, task, dev=rows) as (files, _):
+            return [json.loads(line)[column] for line in files["dev"].read_text().splitlines()]
+
+    assert read(None) == read(Classify()) == read(Classify(labels=("NEG", "POS", "x"))) == ["pos", None, "neg"]
+    assert read(None, "tags") == [["O", "B-PER"], ["B-PER"], None]
+    assert read(None, "older") == [["yes", "no"], [], None]
+    assert read(Regress()) == read(Classify(labels=("LABEL_0", "LABEL_1"))) == [2, -1, 0], "they are numbers there"
+
+
+def test_a_model_learns_the_names_of_the_hubs_data(model: Path, tmp_path: Path) -> None:
+    rows = HubData({**row, "label": 2 * (row["label"] == "pos")} for row in reviews(tmp_path, 16))
+    finetune(model, Classify(), rows, rows, tmp_path / "out", QUICK, quiet=True)
+    predictor = load(tmp_path / "out")
+    assert predictor.task.labels == ("neg", "pos")
+    assert evaluate(predictor, rows).metrics["accuracy"] >= 0
+
+
+def test_what_holds_rows_is_asked_for_them(model: Path, tmp_path: Path) -> None:
+    class LazyFrame:
+        columns = ("text",)
+
+    for data, message in (
+        (
+            {"test": HubData(), "train": HubData()},
+            r"a dict of data sets \(test, train\); give one, data\['train'\]",
+        ),
+        ({"text": ["a"], "label": ["b"]}, r"got a dict \(text, label\); give a list with a dict for each row"),
+        (LazyFrame(), r"got a LazyFrame; call its collect\(\) first"),
+    ):
+        with pytest.raises(ValueError, match=f"^train: expected .*{message}$"):
+            finetune(model, Classify(), data, None, tmp_path / "out", QUICK)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^inputs: expected rows or a table, got a LazyFrame"):
+        predictor_of(Classify())(LazyFrame())
+
+
+def test_a_label_of_an_enum_is_its_value() -> None:
+    class Mood(Enum):
+        GOOD = "good"
+
+    class Grade(int, Enum):
+        BEST = 1
+
+    with as_files(print, dev=[{"label": Mood.GOOD}, {"label": Grade.BEST}, {"label": [Mood.GOOD]}]) as (files, _):
+        labels = [json.loads(line)["label"] for line in files["dev"].read_text().splitlines()]
+    assert labels == ["good", 1, ["good"]]
+
+
+class Series:
+    """As far as a Series of pandas is asked: a row of a table, whose index are the columns, or a column."""
+
+    def __init__(self, cells: dict[Any, Any]) -> None:
+        self.index, self._cells = list(cells), cells
+
+    def to_dict(self) -> dict[Any, Any]:
+        return self._cells
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cells.values())
+
+
+def test_a_row_of_a_table_is_one_input_and_a_column_several() -> None:
+    predictor = predictor_of(
+        Classify(labels=("0", "1"), columns=Columns("review", None, "sentiment"), pairs=False)
+    )
+    wanted = predictor("a fine film")
+    assert predictor(Series({"stars": 3, "text": "other", "review": "a fine film"})) == wanted
+    assert predictor(Series({"stars": 3, "text": "a fine film"})) == wanted
+    assert predictor(Series({0: "a fine film", 1: "dull"})) == predictor(["a fine film", "dull"])
+    assert predictor(Series({"7a": "a fine film", "7b": "dull"})) == predictor(["a fine film", "dull"])
+    with pytest.raises(UserError, match=r"^inputs: "):
+        predictor(Series({"stars": 3, "label": "x"}))
+
+
+def test_a_column_of_arrow_is_several_inputs() -> None:
+    class Column:
+        def to_pylist(self) -> list[str]:
+            return ["a fine film", "dull"]
+
+    predictor = predictor_of(Classify(labels=("0", "1"), pairs=False))
+    assert predictor(Column()) == predictor(["a fine film", "dull"])
 
 
 class Table:

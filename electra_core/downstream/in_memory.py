@@ -10,17 +10,26 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from electra_core.downstream.choices import ANSWER_NAMES, CHOICE_LISTS, CHOICE_TEXT_NAMES, ENDING
-from electra_core.errors import UserError, is_on_command_line
-from electra_core.labelled_data.columns import ALL_FLAGS, LABEL_COLUMNS_FLAG, USUAL_NAMES, Columns, alternatives
+from electra_core.downstream.interface import Task
+from electra_core.errors import UserError, is_on_command_line, listed
+from electra_core.labelled_data.columns import (
+    ALL_FLAGS,
+    LABEL_COLUMNS_FLAG,
+    USUAL_NAMES,
+    ColumnName,
+    Columns,
+    alternatives,
+)
 from electra_core.labelled_data.notices import Say
 from electra_core.labelled_data.squad_files import ONE_ANSWER
 from electra_core.labelled_data.tagged_files import TAG_LISTS, WORD_LISTS
@@ -52,13 +61,13 @@ IN_PYTHON = {
 
 @contextmanager
 def as_files(
-    say: Say, asked: Columns | None = None, **data: str | Path | Rows | None
+    say: Say, task: Task | None = None, **data: str | Path | Rows | None
 ) -> Iterator[tuple[dict[str, Any], Say]]:
     """Gives paths unchanged, and rows in memory as temporary files that exist inside the context.
 
     Args:
         say: receives lines for the user.
-        asked: the columns that the task reads by other than the usual names. Other columns need not fit into JSON.
+        task: what the rows are for. Columns that it does not read need not fit into JSON.
         data: sources by name, which names the files, also in messages.
 
     Yields:
@@ -80,15 +89,21 @@ def as_files(
         paths: dict[str, Any] = {}
         for name, source in data.items():
             in_memory = source is not None and not isinstance(source, (str, os.PathLike))
-            paths[name] = _written(source, name, Path(folder), asked) if in_memory else source  # type: ignore[arg-type]
+            paths[name] = _written(source, name, Path(folder), task) if in_memory else source  # type: ignore[arg-type]
         try:
             yield paths, lambda line: say(told(line))
         except UserError as error:
             raise UserError(told(str(error))) from None
 
 
-def rows_of(table: Any) -> list[dict[str, Any]] | None:
-    """The rows of a pandas, Polars or Arrow table (iterating over one gives columns); None for anything else."""
+def rows_of(table: Any, name: str = "inputs") -> list[dict[str, Any]] | None:
+    """The rows of a pandas, Polars or Arrow table (iterating over one gives columns); None for anything else.
+
+    Raises:
+        ValueError: a table that is not computed yet; the message calls it `name`.
+    """
+    if type(table).__name__ == "LazyFrame":
+        raise ValueError(f"{name}: expected rows or a table, got a LazyFrame; call its collect() first")
     if not hasattr(table, "columns"):
         return None
     for method, how in (("to_dicts", ()), ("to_pylist", ()), ("to_dict", ("records",))):
@@ -97,10 +112,27 @@ def rows_of(table: Any) -> list[dict[str, Any]] | None:
     return None
 
 
-def _written(rows: Rows, name: str, folder: Path, asked: Columns | None) -> Path:
-    path = folder / f"{name}.jsonl"
-    if (table := rows_of(rows)) is not None:
+def row_of(value: Any, columns: Columns | None) -> dict[str, Any] | None:
+    """The cells of one row of a pandas table, `table.iloc[0]`: a Series, which is known by its index, the names of
+    columns. None for anything else, such as a column.
+
+    Args:
+        columns: those that the task reads by other than the usual names.
+    """
+    if not hasattr(value, "index") or not callable(getattr(value, "to_dict", None)) or hasattr(value, "columns"):
+        return None
+    named = {name for role in _roles(columns) for name in alternatives(role)}
+    is_row = any(isinstance(name, str) and (name in named or name.lower() in READ) for name in value.index)
+    return value.to_dict() if is_row else None
+
+
+def _written(rows: Rows, name: str, folder: Path, task: Task | None) -> Path:
+    path, asked = folder / f"{name}.jsonl", getattr(task, "columns", None)
+    names = _class_names(rows, task)
+    if (table := rows_of(rows, name)) is not None:
         rows = table
+    if isinstance(rows, Mapping):
+        raise ValueError(f"{name}: {_of_a_dict(rows)}")
     if not isinstance(rows, Iterable):
         raise ValueError(f"{name}: expected a file or rows, got {type(rows).__name__}")
     with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
@@ -111,6 +143,8 @@ def _written(rows: Rows, name: str, folder: Path, asked: Columns | None) -> Path
                 )
             cells = []
             for place, (column, value) in enumerate(row.items(), 1):
+                if column in names:
+                    value = _by_name(_plain(value), names[column])
                 try:
                     cell = json.dumps(_plain(value), default=_plain)
                 except (TypeError, ValueError) as error:
@@ -122,10 +156,50 @@ def _written(rows: Rows, name: str, folder: Path, asked: Columns | None) -> Path
     return path
 
 
+def _of_a_dict(data: Mapping[str, Any]) -> str:
+    """What is wrong with a dict where rows are expected: it holds data sets (the Hub's DatasetDict) or columns."""
+    if data and all(hasattr(part, "features") or hasattr(part, "columns") for part in data.values()):
+        first = "train" if "train" in data else next(iter(data))
+        return f"expected rows, got a dict of data sets ({', '.join(map(str, data))}); give one, data[{first!r}]"
+    return f"expected rows, got a dict ({listed([*map(str, data)], 5)}); give a list with a dict for each row"
+
+
+def _class_names(rows: Any, task: Task | None) -> dict[str, Sequence[str]]:
+    """Column -> names of its classes, where a data set of the Hub (`features`) stores their numbers.
+
+    Numbers stay where names would not help: for a task of numbers, and for a model that has none of the names
+    (it may have been trained on the numbers).
+    """
+    features = getattr(rows, "features", None)
+    if not isinstance(features, Mapping) or getattr(task, "kind", "") == "regress":
+        return {}
+    known = {label.casefold() for label in getattr(task, "labels", ())}
+    found = {}
+    for column, kind in features.items():
+        kind = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)  # of a list
+        names = getattr(kind, "names", None)
+        if names and (not known or known & {str(name).casefold() for name in names}):
+            found[column] = names
+    return found
+
+
+def _by_name(value: Any, names: Sequence[str]) -> Any:
+    """A class's number, or a list of them, by name; -1, the Hub's sign for a missing label, is None."""
+    if isinstance(value, list):
+        return [_by_name(item, names) for item in value]
+    if type(value) is not int or not -1 <= value < len(names):
+        return value
+    return None if value == -1 else names[value]
+
+
+def _roles(asked: Columns | None) -> tuple[ColumnName, ...]:
+    """The names of the columns that were asked for."""
+    return () if asked is None else (asked.text, asked.pair, asked.label, asked.labels, asked.id)
+
+
 def _may_be_read(column: str, place: int, asked: Columns | None) -> bool:
     """Whether a task may read a column: it has a usual name or was named, perhaps by its number from 1."""
-    roles = () if asked is None else (asked.text, asked.pair, asked.label, asked.labels, asked.id)
-    named = {name for role in roles for name in alternatives(role)}
+    named = {name for role in _roles(asked) for name in alternatives(role)}
     return column in named or str(place) in named or column.lower() in READ or bool(ENDING.fullmatch(column))
 
 
@@ -133,6 +207,8 @@ def _plain(value: Any) -> Any:
     """A value in a form for JSON: NumPy's as Python's, NaN (missing in pandas) as None, dates in ISO form."""
     if isinstance(value, (float, str, int, list, dict, type(None))) and type(value).__module__ == "builtins":
         return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, Enum):
+        return _plain(value.value)
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     if isinstance(value, tuple):
