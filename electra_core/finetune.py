@@ -35,6 +35,7 @@ from electra_core.downstream.interface import Task, check_segments
 from electra_core.errors import UserError, is_on_command_line, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
+from electra_core.execution.torch_state import for_training
 from electra_core.finetuning.data import adapted, encode_data, read_data
 from electra_core.finetuning.folder import (
     Keeper,
@@ -63,6 +64,7 @@ from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
 
 
+@for_training()
 def finetune(
     model: str | Path,
     task: Task,

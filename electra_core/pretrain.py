@@ -27,6 +27,7 @@ from electra_core.execution.engine import static_steps
 from electra_core.execution.placement import keep_freed_memory, resolve_device
 from electra_core.execution.sharding import gathered
 from electra_core.execution.static_batch import Shapes
+from electra_core.execution.torch_state import for_training
 from electra_core.labelled_data.notices import to_log
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
@@ -69,6 +70,7 @@ class PretrainResult:
     warnings: list[str]
 
 
+@for_training()
 def pretrain(
     data: Path | str | Sequence[Path | str],
     out: Path | str,

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,34 @@ def test_every_task_is_learned_and_its_directory_predicts_the_same(name, model, 
     assert report["best"][report["metric"]] >= enough
     again = evaluate(load(tmp_path / "out"), files[1])
     assert again.metrics == pytest.approx({k: v for k, v in report["best"].items() if k not in ("seed", "step")})
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_what_a_caller_has_set_in_torch_changes_nothing(model, data, tmp_path, random_start):
+    """In an earlier cell of the notebook, perhaps."""
+    settings = replace(QUICK, epochs=1, dropout=0.1, random_start=random_start)
+    run(model, data, tmp_path / "plain", settings=settings)
+    for name, state in (
+        ("no_grad", torch.no_grad()),
+        ("inference", torch.inference_mode()),
+        ("float64", default_dtype(torch.float64)),
+    ):
+        with state:
+            run(model, data, tmp_path / name, settings=settings)
+            figures = evaluate(load(tmp_path / name), data[1]).metrics
+            assert torch.get_default_dtype() == (torch.float64 if name == "float64" else torch.float32)
+        assert figures == evaluate(load(tmp_path / "plain"), data[1]).metrics
+        ours, theirs = weights(tmp_path / name), weights(tmp_path / "plain")
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_number_is_learned(model, data, tmp_path):

@@ -191,6 +191,17 @@ def test_same_seed_same_run_bit_for_bit(data: Path, base: Path, tmp_path: Path) 
     assert_same_run(tmp_path / "again", base)
 
 
+def test_what_a_caller_has_set_in_torch_changes_nothing(data: Path, base: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            train(data, tmp_path / "run")
+            assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_run(tmp_path / "run", base)
+
+
 def test_no_two_uses_of_randomness_share_a_key(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

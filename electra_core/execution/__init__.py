@@ -11,6 +11,7 @@ fake_step      a step traced without values: launches, kept bytes, memory
 memory         predicted, measured, made to fit
 host_memory    what a process may take of main memory
 machine        what this machine has
+torch_state    torch's settings that a caller may have changed
 cross_check    kernels against their twins, before a run relies on them
 torchrun       the variables that it sets, and srun
 distributed    one run on several processes
