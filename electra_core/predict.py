@@ -35,7 +35,7 @@ from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.execution.torch_state import in_fp32
-from electra_core.files.text_lines import at_hand
+from electra_core.files.text_lines import at_hand, text_problem
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import Features
 from electra_core.labelled_data.labelled import BadRows
@@ -61,6 +61,14 @@ def _of_rows(message: str) -> str:
 def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether `value` is a table's row, with the table's own columns, and not a dict for a task's `from_value`."""
     return isinstance(value, dict) and not OWN_KEYS & value.keys()
+
+
+def _text_problem_in(value: Any) -> str:
+    """Why an input holds a text that is not valid Unicode; "" if it does not."""
+    if isinstance(value, str):
+        return text_problem(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, map(_text_problem_in, parts)), "")
 
 
 def _up_to(characters: int, examples: Iterable[Any]) -> Iterator[Any]:
@@ -101,6 +109,14 @@ class Predictor:
         self.unknown = self.words = 0
         """Number of [UNK] among the inputs' tokens so far, and number of all."""
 
+    def __repr__(self) -> str:
+        labels = [f"{len(self.task.labels)} labels"] if self.task.labels else []
+        place = "as ONNX"
+        if not isinstance(self.model, OnnxModel):
+            precision = "bf16" if self.precision == torch.bfloat16 else "fp32"
+            place = f"{precision} on {next(self.model.parameters()).device}"
+        return f"Predictor({', '.join([self.task.kind, *labels, f'{self.task.max_length} tokens', place])})"
+
     def __call__(self, inputs: Any) -> Any:
         """Predictions for a list of inputs, or one for a single input: a text, a dict, or a tuple (`Task.is_one`).
 
@@ -113,7 +129,8 @@ class Predictor:
         Raises:
             ValueError: an input has another form, or an empty text (which only a tagger accepts). The message
                 names its place in a list.
-            UserError: a text is not valid Unicode (lone surrogates), or a table lacks the columns.
+            UserError: a text is not valid Unicode (lone surrogates; the message names its place in a list), or a
+                table lacks the columns.
         """
         if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
             one = self._of_table([inputs])[0] if _is_row(inputs) else self.task.from_value(inputs, "1")
@@ -129,7 +146,14 @@ class Predictor:
         values = list(inputs)
         if values and all(map(_is_row, values)):
             return self.predict(self._of_table(values))
-        return self.predict([self._from_value(value, position) for position, value in enumerate(values)])
+        examples = [self._from_value(value, position) for position, value in enumerate(values)]
+        try:
+            return self.predict(examples)
+        except UserError:
+            for position, value in enumerate(values):
+                if problem := _text_problem_in(value):
+                    raise UserError(f"inputs[{position}]: the text is {problem}") from None
+            raise
 
     def _from_value(self, value: Any, position: int) -> Any:
         """The example for a value; a ValueError names its place in the list."""
@@ -307,15 +331,22 @@ def _write_csv(sink: TextIO, row: dict[str, Any], header: list[str]) -> list[str
     return header
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """A model's predictions for labelled examples, and their figures."""
+    """A model's predictions for labelled examples, and their figures.
+
+    `print(to_text(make_report(evaluation)))` shows more of them (`reports/task_report.py`).
+    """
 
     task: Task
     metrics: dict[str, float]
     examples: list[Any]
     predictions: list[dict[str, Any]]
     skipped: BadRows
+
+    def __repr__(self) -> str:
+        figures = [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        return f"Evaluation({', '.join([self.task.kind, f'{len(self.examples):,} examples', *figures])})"
 
 
 def evaluate(

@@ -115,6 +115,22 @@ def test_a_wrong_input_of_many_is_named_by_its_place(classifier):
         Predictor(classifier.model, Choose(), classifier.tokenizer)([("ann", ["met", ""])])
 
 
+def test_half_a_character_is_named_by_its_place(classifier):
+    with pytest.raises(
+        UserError, match=r"^inputs\[2\]: the text is not valid UTF-8 \(lone surrogate U\+D800 at character 3\)$"
+    ):
+        classifier(["ann", "bob", "a \ud800"])
+    with pytest.raises(UserError, match=r"^inputs\[1\]: the text is not valid UTF-8"):
+        classifier([("ann", "bob"), {"text": "ann", "pair": "\ud800"}])
+
+
+def test_what_a_notebook_shows_of_a_model_and_its_figures_is_one_line(classifier, tmp_path):
+    assert repr(classifier) == "Predictor(classify, 2 labels, 64 tokens, fp32 on cpu)"
+    result = evaluate(classifier, tiny_model.reviews(tmp_path / "dev.tsv", 30))
+    shown = f"Evaluation(classify, 30 examples, accuracy {result.metrics['accuracy']:.4g}, "
+    assert repr(result).startswith(shown) and len(repr(result)) < 200
+
+
 def test_files_in_and_out(classifier, tmp_path):
     rows = ["a fine film", "", "the plot, was awful"]
     files = {

@@ -65,11 +65,11 @@ class SplitCounts:
 class Manifest:
     """DATA/manifest.json."""
 
-    tokenizer_fingerprint: str
+    tokenizer_fingerprint: str = field(repr=False)
     vocab_size: int
     splits: Mapping[str, SplitCounts]
     """Counts of each split, "train" and "heldout"."""
-    files: Mapping[str, FileEntry]
+    files: Mapping[str, FileEntry] = field(repr=False)
     """Entries by file name, without the tokenizer's files, which have their own fingerprint."""
     settings: Mapping[str, Any]
     """How the corpus was made: tells `prepare` whether it is finished, and `merge` which parts belong together."""

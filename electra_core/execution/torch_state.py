@@ -28,6 +28,6 @@ def in_fp32() -> Iterator[None]:
 
 @contextmanager
 def for_training() -> Iterator[None]:
-    """A context for training: in fp32, and with gradients, also inside `torch.no_grad` or `torch.inference_mode`."""
+    """For training: in fp32 and with gradients, even inside `torch.no_grad` or `torch.inference_mode`."""
     with in_fp32(), torch.inference_mode(False), torch.enable_grad():
         yield
