@@ -46,12 +46,40 @@ def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's, which every format can hold; anything else as it is."""
+    if type(value).__module__ == "builtins" or not callable(getattr(value, "item", None)):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):  # several numbers
+        return value
+
+
+def make_plain(config: Any, error: type[Exception]) -> None:
+    """Puts the values of a dataclass of settings into Python's own types, in its `__post_init__`.
+
+    Raises:
+        error: a value of another type than the default's; for a float, an int will do.
+    """
+    for field in dataclasses.fields(config):
+        value, kind = plain(getattr(config, field.name)), type(field.default)
+        is_bool = isinstance(value, bool)
+        if is_bool != (kind is bool) or not isinstance(value, (float, int) if kind is float else kind):
+            raise error(f"{field.name}: {_another_type(kind, value)}")
+        object.__setattr__(config, field.name, value)
+
+
+def _another_type(kind: type, value: object) -> str:
+    return f"expected a value of type {kind.__name__}, got {value!r:.80} ({type(value).__name__})"
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of one transformer encoder (a generator or a discriminator).
 
     Raises:
-        ValueError: a size, probability or epsilon out of its range.
+        ValueError: a size, probability or epsilon of another type or out of its range.
     """
 
     vocab_size: int = 30522
@@ -82,6 +110,7 @@ class EncoderConfig:
     """Id of [PAD]; kept for the Hub's config.json, never used inside the model."""
 
     def __post_init__(self) -> None:
+        make_plain(self, ValueError)
         for name in SIZES:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -185,6 +214,7 @@ class PretrainConfig:
     """On several processes: none (each holds the whole model) | fsdp (each stores a part of it; FSDP2)."""
 
     def __post_init__(self) -> None:
+        make_plain(self, UserError)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("sharding", self.sharding, ("none", "fsdp"))
         if self.sharding == "fsdp" and self.optimizer == "muon":
@@ -334,12 +364,12 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
         name = key.replace("-", "_")
         if name not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{_nearest(name, list(kinds))}")
+        value = plain(value)
         if kinds[name] is float and type(value) is int:
             with suppress(OverflowError):  # too large: reported below
                 value = float(value)
         if type(value) is not kinds[name]:
-            expected, got = kinds[name].__name__, type(value).__name__
-            raise UserError(f"{where}: {key}: expected a value of type {expected}, got {value!r:.80} ({got})")
+            raise UserError(f"{where}: {key}: {_another_type(kinds[name], value)}")
         checked[name] = value
     try:
         return replace(config, **checked)  # type: ignore[type-var]

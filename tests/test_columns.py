@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reading import refused, write_lines
 
@@ -38,6 +39,16 @@ def refusal(file: Path, columns: Columns, **more) -> str:
 def test_a_header_is_what_it_is_said_to_be(tmp_path, header, first):
     file = write_lines(tmp_path / "a.csv", "Kommentar,Note", "fein,1", "schlecht,0")
     assert next(read_texts(file, Columns("1", None, "2", header=header))).text == first
+
+
+def test_a_column_is_named_by_a_number_too(tmp_path):
+    file = write_lines(tmp_path / "a.tsv", "1\ta film\tpos", "2\ta plot\tneg")
+    for columns in (Columns(2, label=3, id=1), Columns(np.int64(2), label=[3], id=("7", 1))):
+        assert read(file, columns) == read(file, Columns("2", None, "3", "1"))
+    assert Columns(0).text == "0" and Columns(labels=(0, "b")).labels == ("0", "b")
+    for role, given in (("text", 1.0), ("pair", True), ("label", {"a"}), ("id", [None]), ("text", b"text")):
+        with pytest.raises(ValueError, match=f"^{role}: expected a column's name or its number from 1, got "):
+            Columns(**{role: given})
 
 
 def test_a_file_without_header_and_columns_without_names(tmp_path):

@@ -7,10 +7,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_model
+import torch
 from finetune_runs import QUICK, data, lines_file, model, run  # noqa: F401
 
+from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError, writing
 from electra_core.finetuning.settings import FinetuneSettings
@@ -122,6 +125,31 @@ def test_settings_out_of_range_are_named_with_their_range(name, value, expected)
     with pytest.raises(UserError) as caught:
         FinetuneSettings(**{name: value})
     assert str(caught.value) == f"{name}: expected {expected}, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    "config, error", [(FinetuneSettings, UserError), (PretrainConfig, UserError), (EncoderConfig, ValueError)]
+)
+def test_settings_are_of_pythons_types(config, error):
+    """What JSON and TOML can hold; an array of NumPy or a tensor has its own."""
+    whole, real, of_type = "batch_size", "learning_rate", "expected a value of type"
+    if config is EncoderConfig:
+        whole, real = "hidden_size", "layer_norm_eps"
+    for number in (np.int64(48), torch.tensor(48)):
+        assert type(getattr(config(**{whole: number}), whole)) is int
+    for number in (np.float64(0.5), np.float32(0.5), torch.tensor(0.5)):
+        assert type(getattr(config(**{real: number}), real)) is float
+    assert getattr(config(**{real: 1}), real) == 1, "an int is a number, too"
+    for name, value, said in (
+        (real, "1e-4", f"{of_type} float, got '1e-4' (str)"),
+        (real, None, f"{of_type} float, got None (NoneType)"),
+        (real, True, f"{of_type} float, got True (bool)"),
+        (whole, 48.0, f"{of_type} int, got 48.0 (float)"),
+        (whole, np.array([48, 48]), f"{of_type} int, got array([48, 48]) (ndarray)"),
+    ):
+        with pytest.raises(error) as caught:
+            config(**{name: value})
+        assert str(caught.value) == f"{name}: {said}"
 
 
 def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path):

@@ -271,7 +271,11 @@ DAMAGED_TASKS = {
     "numbers as labels": ({"labels": [1, 2]}, "labels: expected strings"),
     "columns as a list": ({"columns": []}, "columns: expected a value like Columns"),
     "another truncation": ({"truncate": "middle"}, "not the description of a task .truncate: expected one of"),
-    "a number as a column": ({"columns": {"text": 5}}, "columns: expected a value like Columns"),
+    "a fraction as a column": (
+        {"columns": {"text": 5.5}},
+        "not the description of a task .text: expected a column",
+    ),
+    "a number as an encoding": ({"columns": {"encoding": 5}}, "columns: expected a value like Columns"),
     "lists of numbers": ({"label_names": [[1]]}, r"label_names: expected a value like \(\), got \(\(1,\),\)"),
     "texts as weights": ({"class_weights": ["x"]}, r"class_weights: expected a value like \(\)"),
     "no length": ({"max_length": 0}, "max_length: expected more than 0, got 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from electra_core.config import EncoderConfig
+from electra_core.config import EncoderConfig, make_plain
 from electra_core.errors import UserError
 
 
@@ -72,6 +72,7 @@ class FinetuneSettings:
         from electra_core.labelled_data.features import TRUNCATIONS  # imports torch: too slow for --help
 
         object.__setattr__(self, "freeze", str(self.freeze))  # may be an int in Python
+        make_plain(self, UserError)
         positive, not_negative = "a number above 0", "a number from 0"
         checks = {
             "epochs": (0 < self.epochs < math.inf, positive),

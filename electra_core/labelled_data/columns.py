@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from electra_core.config import plain
 from electra_core.errors import UserError
 from electra_core.files.row_files import (
     DELIMITERS,
@@ -34,8 +35,10 @@ LABEL_NAMES = (
 ID_NAMES = ("id", "idx", "index", "guid", "pairID")
 USUAL_NAMES = (*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *LABEL_NAMES, *ID_NAMES)
 
-ColumnName = str | tuple[str, ...] | None
-"""A column's name or its number from 1; of several, the first that the file has counts; None: the usual names."""
+ColumnName = str | int | tuple[str, ...] | None
+"""A column's name or its number from 1; of several, the first that the file has counts; None: the usual names.
+
+An int is its digits, so in a table of pandas without names, whose columns are called 0, 1, 2, it is the name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Columns:
     """For such texts: what separates the labels in a cell (`label_cells.SEPARATOR` if None)."""
 
     def __post_init__(self) -> None:
+        for role in ALL_FLAGS:
+            object.__setattr__(self, role, _as_name(role, getattr(self, role)))
         if isinstance(self.labels, str) or (self.labels is not None and not self.labels):
             raise ValueError(f"labels: expected column names, such as ('toxic', 'threat'), got {self.labels!r}")
         if self.labels is not None and self.label is not None:
@@ -67,7 +72,8 @@ class Columns:
             )
         if self.separator == "":
             raise ValueError("separator: expected at least one character, got ''")
-        object.__setattr__(self, "labels", None if self.labels is None else tuple(dict.fromkeys(self.labels)))
+        labels = None if self.labels is None else tuple(str(name) for name in dict.fromkeys(self.labels))
+        object.__setattr__(self, "labels", labels)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,21 @@ def for_another_file(columns: Columns, given: Columns, form: str = "") -> Traine
 
 def alternatives(name: ColumnName) -> tuple[str, ...]:
     """A column's possible names as a tuple."""
-    return (name,) if isinstance(name, str) else name or ()
+    return (str(name),) if isinstance(name, (str, int)) else name or ()
+
+
+def _as_name(role: str, given: Any) -> str | tuple[str, ...] | None:
+    """A column's name, or several; numbers as digits.
+
+    Raises:
+        ValueError: something else; the message names the role.
+    """
+    name = plain(given)
+    if isinstance(name, (list, tuple)) and name and None not in name:
+        return tuple(str(_as_name(role, one)) for one in name)
+    if isinstance(name, bool) or not isinstance(name, str | int | None):
+        raise ValueError(f"{role}: expected a column's name or its number from 1, got {given!r:.80}")
+    return str(name) if isinstance(name, int) else name
 
 
 def may_be_usual(columns: Columns, role: str) -> bool:
