@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,17 +83,41 @@ def _maker() -> str:
 def products_in_bf16(wanted: bool) -> Iterator[None]:
     """If `wanted`, fp32 matrix products inside round their operands to bf16, on CPUs with AMX.
 
-    This is torch's own setting and holds for the whole process while it is on.
+    This is torch's own setting and holds for the whole process while it is on: until the last of several threads
+    leaves, which puts back what the first has found.
     """
     if not wanted:
         yield
         return
-    setting: Any = torch.backends.mkldnn
-    before, setting.matmul.fp32_precision = setting.matmul.fp32_precision, "bf16"
+    _enter()
     try:
         yield
     finally:
-        setting.matmul.fp32_precision = before
+        _leave()
+
+
+_switch = threading.Lock()
+_inside = 0
+_found = ""
+"""What the setting was before the first thread entered."""
+
+
+def _enter() -> None:
+    global _inside, _found
+    setting: Any = torch.backends.mkldnn
+    with _switch:
+        if not _inside:
+            _found, setting.matmul.fp32_precision = setting.matmul.fp32_precision, "bf16"
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside
+    setting: Any = torch.backends.mkldnn
+    with _switch:
+        _inside -= 1
+        if not _inside:
+            setting.matmul.fp32_precision = _found
 
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:

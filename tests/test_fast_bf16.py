@@ -241,6 +241,18 @@ def test_the_maker_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> N
     assert fast_bf16._maker() == "AuthenticAMD"
 
 
+def test_the_switch_is_put_back_by_the_last_thread() -> None:
+    """One that enters while another is inside finds bf16, which is not what to put back."""
+    setting, first, second = torch.backends.mkldnn.matmul, products_in_bf16(True), products_in_bf16(True)
+    before = setting.fp32_precision
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert setting.fp32_precision == "bf16", "the second is still inside"
+    second.__exit__(None, None, None)
+    assert setting.fp32_precision == before
+
+
 def test_the_switch_is_put_back() -> None:
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision

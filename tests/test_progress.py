@@ -34,6 +34,29 @@ def test_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch
     assert line == "training: 150/200 steps, 75%, 5.00 steps/s, 00:10 elapsed, 00:10 left"
 
 
+def test_lines_are_ever_farther_apart_and_the_last_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("electra_core.runs.progress.time.monotonic", lambda: now)
+    out = io.StringIO()
+    hours = 24
+    with progress("training", 3600 * hours, "steps", stream=out) as bar:
+        for _ in range(3600 * hours // 5):
+            now += 5
+            bar.note(loss="1.5")
+            bar.update(5)
+    lines = out.getvalue().strip().split("\n")
+    assert [line.split(", ")[3] for line in lines[:3]] == ["00:10 elapsed", "00:20 elapsed", "00:30 elapsed"]
+    assert 150 < len(lines) < 250 and lines[-1] != lines[-2], "a line every 10 seconds would be 8,640"
+
+
+def test_what_was_written_at_the_end_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("electra_core.runs.progress.SECONDS_BETWEEN_LINES", 0.0)
+    out = io.StringIO()
+    with progress("reading", 1, stream=out) as bar:
+        bar.update(1)
+    assert out.getvalue().count("\n") == 1
+
+
 def test_progress_bar_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

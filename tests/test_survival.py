@@ -242,7 +242,7 @@ def test_a_run_that_diverges_exits_with_a_status_of_its_own(
     [
         ({"rtd_loss": 0.20, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, None),
         ({"rtd_loss": 0.369, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "at the base rate"),
-        ({"rtd_loss": 0.368, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "narrower one (--generator-"),
+        ({"rtd_loss": 0.368, "base_rate_loss": 0.37, "replaced_fraction": 0.12}, "narrower one (generator hidden"),
         ({"rtd_loss": 0.05, "base_rate_loss": 0.09, "replaced_fraction": 0.017}, "is too good"),
         ({"mlm_loss": 3.0}, None),
     ],

@@ -131,14 +131,17 @@ def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
 
 
 def health(evaluation: dict[str, float]) -> list[str]:
-    """Warnings about a run that does not learn; empty if all is well."""
+    """Warnings about a run that does not learn; empty if all is well.
+
+    They are logged, so they name settings neither as flags nor as in Python: a run's log is the same from both.
+    """
     warnings = []
     if evaluation.get("eval_rtd_loss", 0.0) > 0.99 * evaluation.get("eval_base_rate_loss", math.inf):
         warnings.append(
             "The discriminator is at the base rate: its loss is the entropy of the replaced fraction, so it has "
             "learned nothing about the text yet. Normal early on; if it stays there while the MLM loss falls, the "
-            "generator is too strong: a narrower one (--generator-hidden-size) or flatter draws (--temperature "
-            "above 1) leave it mistakes to find."
+            "generator is too strong: a narrower one (generator hidden size) or flatter draws (temperature above "
+            "1) leave it mistakes to find."
         )
     if evaluation.get("eval_replaced_fraction", 1.0) < 0.02:
         warnings.append("The generator is too good: under 2% of the tokens are replaced. Use a smaller one.")

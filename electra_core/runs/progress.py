@@ -11,6 +11,8 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+"""At first; it grows to `MOST_SECONDS_BETWEEN_LINES` with the time that has passed, of which it is a twentieth."""
+MOST_SECONDS_BETWEEN_LINES = 600.0
 
 
 class Progress(Protocol):
@@ -55,19 +57,22 @@ class _Bar:
 
 
 class _Lines:
-    """For log files: a line at most every `SECONDS_BETWEEN_LINES`, with rate and time left, and one at the end."""
+    """For log files: lines with rate and time left, farther and farther apart, and one at the end."""
 
     def __init__(self, title: str, total: int | None, unit: str, stream: TextIO, before: int) -> None:
         self._title, self._total, self._unit, self._stream = title, total, unit, stream
         self._done = self._before = before
         self._start = self._last = time.monotonic()
         self._figures: dict[str, object] = {}
+        self._written: tuple[int, dict[str, object]] | None = None
         self._said: set[str] = set()
 
     def update(self, amount: int = 1) -> None:
         self._done += amount
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
+        now = time.monotonic()
+        wait = min((now - self._start) / 20, MOST_SECONDS_BETWEEN_LINES)
+        if now - self._last >= max(SECONDS_BETWEEN_LINES, wait):
+            self._last = now
             self.write()
 
     def note(self, **figures: object) -> None:
@@ -78,7 +83,13 @@ class _Lines:
             self._said.add(line)
             print(line, file=self._stream, flush=True)
 
+    def end(self) -> None:
+        """Writes the last line, unless it has just been written."""
+        if self._written != (self._done, self._figures):
+            self.write()
+
     def write(self) -> None:
+        self._written = self._done, self._figures
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._before) / elapsed
         parts = [tqdm.format_sizeof(self._done)]
@@ -114,4 +125,4 @@ def progress(
     else:
         lines = _Lines(title, total, unit, stream, before)
         yield lines
-        lines.write()
+        lines.end()
