@@ -251,6 +251,27 @@ def test_the_block_with_pandas_runs_where_it_is_installed(
     assert {*namespace["table"]["topic"]} <= {"internet", "money"} and len(namespace["table"]) == 3
 
 
+def test_the_server_runs_where_fastapi_is_installed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi")
+    client_of = pytest.importorskip("fastapi.testclient").TestClient
+    page = list(blocks(DOCS / "service.md"))
+    (block,) = (block for block in page if block.reason == "needs fastapi")
+    training = next(c for b in page for c in shell_commands(b) if c.startswith("electra finetune "))
+    shutil.copytree(base, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    run(training, monkeypatch, only_flags=False)
+    namespace: dict[str, Any] = {}
+    exec(compile(block.text, f"service.md:{block.line}", "exec"), namespace)
+    client = client_of(namespace["app"])
+    assert client.post("/topics", json={"texts": ["no connection"]}).json()[0]["topic"] in ("internet", "money")
+    for bad in ("", "a \ud800"):
+        body, kind = json.dumps({"texts": ["fine", bad]}), {"content-type": "application/json"}
+        answer = client.post("/topics", content=body, headers=kind)
+        assert answer.status_code == 422 and answer.json()["detail"].startswith("inputs[1]: "), answer.text
+
+
 def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None:
     """Runs one command, or checks what can be checked of it."""
     if command.startswith("echo "):
