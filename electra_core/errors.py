@@ -16,6 +16,10 @@ from pathlib import Path
 class UserError(Exception):
     """A clear one-line message for the user; the command line prints it and exits with status 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback through the package: the line, in a notebook too."""
+        return [f"{type(self).__name__}: {one_line(str(self))}"]
+
 
 class AnotherRankFailed(UserError):
     """A UserError that another process of the run has found, and reports."""

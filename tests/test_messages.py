@@ -14,7 +14,7 @@ import tiny_model
 
 from electra_core.cli import main
 from electra_core.commands import use
-from electra_core.errors import LONGEST_ENTRY, LONGEST_MESSAGE, one_line, printable
+from electra_core.errors import LONGEST_ENTRY, LONGEST_MESSAGE, AnotherRankFailed, UserError, one_line, printable
 from electra_core.labelled_data.labelled import BadRows
 
 CLEAR = "\x1b[2J"
@@ -32,6 +32,12 @@ def test_a_message_is_one_line_but_for_our_own_lists() -> None:
     ours = "model: the weights do not match\n  missing: a\n  unexpected: b"
     assert one_line(ours) == ours
     assert one_line(f"a\nb{CLEAR}: no such file") == f"a\\x0ab{CLEAR_SHOWN}: no such file"
+
+
+def test_a_notebook_shows_the_line_alone() -> None:
+    """IPython's protocol for an exception that shows itself."""
+    assert UserError(f"{CLEAR}: no such file")._render_traceback_() == [f"UserError: {CLEAR_SHOWN}: no such file"]
+    assert AnotherRankFailed("a")._render_traceback_() == ["AnotherRankFailed: a"]
 
 
 def test_a_long_value_loses_its_middle() -> None:
