@@ -104,6 +104,13 @@ def test_a_corpus_may_be_made_of_links(data: Path, tmp_path: Path) -> None:
     assert Corpus.open(tmp_path / "links").tokenizer.vocab_size == Corpus.open(data).tokenizer.vocab_size
 
 
+def test_a_manifest_is_shown_without_its_checksums(data: Path) -> None:
+    manifest = replace(Manifest.read(data / "manifest.json"), tokenizer_fingerprint="printed by nobody")
+    shown = repr(manifest)
+    assert f"vocab_size={manifest.vocab_size}" in shown and manifest.tokenizer_fingerprint not in shown
+    assert not any(entry.sha256 in shown for entry in manifest.files.values())
+
+
 def test_a_corpus_of_version_1_opens(data: Path, copied: Path) -> None:
     content = json.loads((copied / "manifest.json").read_text())
     new = Corpus.open(copied)
