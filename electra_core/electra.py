@@ -63,6 +63,8 @@ class PretrainBatch:
     """This part's tokens / tokens of the whole step, so that the parts' losses add up to the step's means."""
     masked_share: float | Tensor = 1.0
     """This part's masked positions / those of the whole step."""
+    sequence_share: float | Tensor = 1.0
+    """This part's sequences / those of the whole step."""
     token_weights_T: Tensor | None = None
     """Float [T], sums to 1; None: 1/T each. Filling tokens (`execution/static_batch.py`) have 0."""
     masked_weights_M: Tensor | None = None
@@ -72,6 +74,19 @@ class PretrainBatch:
     def target_ids_M(self) -> Tensor:
         """int64 [M]: the original token ids at the masked positions."""
         return self.tokens.input_ids_T[self.masked_positions_M]
+
+    @property
+    def first_tokens_N(self) -> Tensor:
+        """int64 [N]: row of each sequence's first token, [CLS]; of an empty filling sequence the last row."""
+        return self.tokens.cu_seqlens[:-1].long().clamp(max=self.tokens.num_tokens - 1)
+
+    @property
+    def sequence_weights_N(self) -> Tensor:
+        """Float [N], sums to 1: the same for each of the batch's own sequences, 0 for filling ones."""
+        own_N = (self.tokens.lengths > 0).float()
+        if self.token_weights_T is not None:
+            own_N = own_N * (self.token_weights_T[self.first_tokens_N] > 0)
+        return own_N / own_N.sum()
 
     def counted_tokens(self) -> Tensor:
         """Float scalar on the device: the number of tokens with a weight above 0."""
@@ -91,6 +106,10 @@ class PretrainBatch:
         if not len(values_M):  # a mean of nothing is NaN
             return values_M.sum()
         return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
+
+    def mean_over_sequences(self, values_N: Tensor) -> Tensor:
+        """Scalar: this part's contribution to the mean over the step's sequences."""
+        return (values_N * self.sequence_weights_N).sum() * self.sequence_share
 
     def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
         """`seed` for randomness per token (dropout), and for randomness per masked position (draws)."""
@@ -263,6 +282,11 @@ class Discriminator(nn.Module):
 
 class Electra(nn.Module):
     """Generator and discriminator with what they share, and the joint objective.
+
+    A batch may hold filling tokens and filling sequences, some of them empty (the engines `static`, `compile` and
+    `graph`; `execution/static_batch.py`). They have weight 0 in `mean_over_tokens`, `mean_over_masked` and
+    `mean_over_sequences` of the batch. A subclass that adds a loss takes its mean there, and the contributions of a
+    step's parts add up. A loss in which sequences compete leaves out those whose `sequence_weights_N` is 0.
 
     Raises:
         ValueError: arguments that are not the two configurations; another objective

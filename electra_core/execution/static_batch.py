@@ -7,8 +7,8 @@ maximum of N sequences, T to the next multiple of a `BUCKETS`-th of a full batch
   affect no other token, and no token of the batch moves to another row (on which dropout depends).
 - Filling masked positions all point to the last token, which is always a filling token.
 
-Both have weight 0 in every mean, hence no gradient. Losses and gradients are those of the unfilled batch, up to
-the order of sums.
+All have weight 0 in every mean (`PretrainBatch.mean_over_...`), hence no gradient. Losses and gradients are those
+of the unfilled batch, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -127,14 +127,14 @@ class StaticInputs(InputBuffers):
 
 def _sizes(shape: Shape) -> tuple[int, int]:
     """Numbers of integers and of floats of one part; `_views` splits them in this order."""
-    return 4 * shape.tokens + shape.masked + shape.sequences + 1 + 2, shape.tokens + shape.masked + 2
+    return 4 * shape.tokens + shape.masked + shape.sequences + 1 + 2, shape.tokens + shape.masked + 3
 
 
 def _views(integers: Tensor, floats: Tensor, shape: Shape) -> PretrainBatch:
     tokens, sequences, masked, longest = shape
     *text, positions_M, cu_seqlens, first = integers.split([tokens] * 4 + [masked, sequences + 1, 2])
     input_ids_T, segment_ids_T, position_ids_T, masked_ids_T = text
-    token_weights_T, masked_weights_M, shares = floats.split([tokens, masked, 2])
+    token_weights_T, masked_weights_M, shares = floats.split([tokens, masked, 3])
     return PretrainBatch(
         TokenBatch(input_ids_T, segment_ids_T, position_ids_T, cu_seqlens, longest),
         masked_ids_T,
@@ -143,6 +143,7 @@ def _views(integers: Tensor, floats: Tensor, shape: Shape) -> PretrainBatch:
         first_masked=first[1],
         token_share=shares[0],
         masked_share=shares[1],
+        sequence_share=shares[2],
         token_weights_T=token_weights_T,
         masked_weights_M=masked_weights_M,
     )
@@ -161,5 +162,5 @@ def _fill(views: PretrainBatch, part: PretrainBatch, shape: Shape) -> None:
     assert views.token_weights_T is not None and views.masked_weights_M is not None
     for weights, count in ((views.token_weights_T, tokens), (views.masked_weights_M, masked)):
         weights[:count], weights[count:] = 1.0 / count, 0.0
-    for name in ("first_token", "first_masked", "token_share", "masked_share"):
+    for name in ("first_token", "first_masked", "token_share", "masked_share", "sequence_share"):
         getattr(views, name).fill_(getattr(part, name))

@@ -73,6 +73,7 @@ class Batches:
             first_masked=int(masked[:begin].sum()),
             token_share=float(lengths[begin:end].sum() / lengths.sum()),
             masked_share=float(masked[begin:end].sum() / masked.sum()),
+            sequence_share=(end - begin) / len(lengths),
         )
         return batch.to(self.device)
 
