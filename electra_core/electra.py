@@ -285,8 +285,8 @@ class Electra(nn.Module):
 
     A batch may hold filling tokens and filling sequences, some of them empty (the engines `static`, `compile` and
     `graph`; `execution/static_batch.py`). They have weight 0 in `mean_over_tokens`, `mean_over_masked` and
-    `mean_over_sequences` of the batch. A subclass that adds a loss takes its mean there, and the contributions of a
-    step's parts add up. A loss in which sequences compete leaves out those whose `sequence_weights_N` is 0.
+    `mean_over_sequences` of the batch. A subclass that adds a loss takes its mean there; the contributions of a
+    step's parts then add up. A loss in which sequences compete leaves out those whose `sequence_weights_N` is 0.
 
     Raises:
         ValueError: arguments that are not the two configurations; another objective

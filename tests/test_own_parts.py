@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import RUN, data, one_thread  # noqa: F401
-from torch import Tensor
+from small_runs import data, one_thread, train  # noqa: F401
+from torch import Tensor, nn
 
-from electra_core.config import PretrainConfig
+from electra_core import encoder
+from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.execution.static_batch import Shapes
@@ -49,3 +50,20 @@ def test_means_over_sequences_add_up_and_leave_out_filling_ones(
     torch.testing.assert_close(eager, expected)
     torch.testing.assert_close(static, expected)
     assert emptied or accumulate == 1
+
+
+class GatedLayer(encoder.Layer):
+    """A layer with a parameter that the Hub's layout has no name for."""
+
+    def __init__(self, config: EncoderConfig, first: int) -> None:
+        super().__init__(config, first)
+        self.gate = nn.Linear(config.hidden_size, 1)
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_the_first_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "Layer", GatedLayer)
+    with pytest.raises(ValueError, match=r"discriminator: cannot be saved .*gate"):
+        train(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -31,6 +31,8 @@ from electra_core.execution.engine import agreed_engine, choose_engine
 from electra_core.execution.memory import fitting_parts
 from electra_core.execution.placement import autocast_context, resolve_precision
 from electra_core.execution.sharding import shard
+from electra_core.hub.layout import hub_tensors
+from electra_core.hub.meta_models import check_parameters
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.model_dir import find_model
 from electra_core.objectives import build_objective
@@ -48,7 +50,7 @@ from electra_core.pretraining.run_folder import (
     write_config,
 )
 from electra_core.pretraining.start_pair import StartPair, check_sizes, read_pair, start_from_pair, with_pair_sizes
-from electra_core.runs.folder import find_checkpoint, make_run
+from electra_core.runs.folder import HALVES, find_checkpoint, make_run
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
 from electra_core.runs.state import RunState
@@ -266,8 +268,10 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
 
     Raises:
         UserError: a checkpoint or model directory that does not fit.
+        ValueError: as `check_savable`.
     """
     electra: Any = build_objective(job.encoder, job.config)
+    check_savable(electra)
     if not job.sharded:
         electra.to(job.device)
     if checkpoint is None:
@@ -282,6 +286,20 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     checkpoint.restore(electra, optimizer)
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
     return Learner(electra, optimizer, checkpoint.step, tokens, skipped, checkpoint.meta.get("start"))
+
+
+def check_savable(electra: Any) -> None:
+    """Raises ValueError if a half of the model could not be saved at the run's end: better now than then."""
+    for kind in HALVES:
+        part = getattr(electra, kind, None)
+        if part is None:
+            continue
+        try:
+            check_parameters(part)
+            hub_tensors(part)
+        except (KeyError, ValueError) as error:
+            reason = f"no place for {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{kind}: cannot be saved in the Hub's layout: {reason}") from None
 
 
 def cross_checked(job: Job, learner: Learner) -> Job:
