@@ -1,6 +1,6 @@
 """Training state on disk: everything needed to resume bit for bit, written completely or not at all.
 
-    RUN/checkpoints/step-00001000/state.safetensors    parameters and optimizer state, fp32
+    RUN/checkpoints/step-00001000/state.safetensors    parameters, persistent buffers, optimizer state
     RUN/checkpoints/step-00001000/state.json           step, configuration, fingerprints, versions, checksums
 
 A checkpoint is written to a temporary folder, flushed, and renamed (`files/new_folder.py`): a crash at any moment
@@ -18,6 +18,7 @@ All decisions about a checkpoint depend on its step and its contents, none on a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ from electra_core.execution.distributed import Ranks
 from electra_core.execution.sharding import gathered, placed_like
 from electra_core.files.byte_files import sha256_of
 from electra_core.files.new_folder import new_folder
+from electra_core.hub.layout import persistent_buffers
 from electra_core.hub.weight_files import write_weights
 from electra_core.optim import load_state_tensors, state_tensors
 from electra_core.runs.checkpoint_files import (
@@ -47,6 +49,8 @@ from electra_core.runs.checkpoint_files import (
     read_record,
     record_digest,
 )
+
+log = logging.getLogger("electra_core")
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,30 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Restores parameters and optimizer state, bit for bit.
+        """Restores parameters, persistent buffers and optimizer state, bit for bit.
+
+        A checkpoint of before buffers were saved leaves them as the model's constructor made them, with a warning.
 
         Raises:
             UserError: the state belongs to another model or optimizer.
         """
         tensors = load_file(self.path / "state.safetensors")
         model_state = _with_prefix(tensors, "model/")
-        parameters = dict(model.named_parameters())
-        if different := sorted(parameters.keys() ^ model_state.keys()):
+        buffers = dict(persistent_buffers(model))
+        ours = dict(model.named_parameters()) | buffers
+        if new := sorted(buffers.keys() - model_state.keys()):
+            log.warning("%s: holds no %s; starting with the model's own", self.path, ", ".join(new))
+        if different := sorted((ours.keys() ^ model_state.keys()) - set(new)):
             raise UserError(
                 f"{self.path}: belongs to another model ({len(different)} tensors differ: {different[0]}, ...)"
             )
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                if parameter.shape != model_state[name].shape:
-                    raise UserError(f"{self.path}: {name} has shape {tuple(model_state[name].shape)}, "
-                                    f"expected {tuple(parameter.shape)}")  # fmt: skip
-                parameter.copy_(placed_like(model_state[name], parameter))
+            for name, tensor in ours.items():
+                value = model_state.get(name, tensor)
+                if tensor.shape != value.shape:
+                    raise UserError(f"{self.path}: {name} has shape {tuple(value.shape)}, "
+                                    f"expected {tuple(tensor.shape)}")  # fmt: skip
+                tensor.copy_(placed_like(value, tensor))
         try:
             load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
         except ValueError as error:
@@ -99,12 +109,14 @@ def versions() -> dict[str, str]:
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True) -> dict[str, Tensor]:
-    """Copies in host memory of all parameters ("model/...") and optimizer state ("optimizer/...").
+    """Copies in host memory of all parameters and persistent buffers ("model/...") and optimizer state
+    ("optimizer/..."). Of several ranks, the first one's buffers are saved, and restored on all.
 
     Args:
         keep: False on ranks that do not save; they help to gather sharded tensors, and keep nothing.
     """
-    tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
+    ours = (*model.named_parameters(), *persistent_buffers(model))
+    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in ours}
     tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
     copies = {}
     for name, value in tensors.items():

@@ -267,4 +267,6 @@ def _whole(job: Job, electra: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter, part in zip(model.parameters(), electra.parameters(), strict=True):
             parameter.copy_(gathered(part))
+        for buffer, ours in zip(model.buffers(), electra.buffers(), strict=True):
+            buffer.copy_(ours)
     return model

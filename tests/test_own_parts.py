@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small_runs import data, one_thread, train  # noqa: F401
+from small_runs import data, one_thread, state, train  # noqa: F401
 from torch import Tensor, nn
 
-from electra_core import encoder
+from electra_core import electra, encoder, objectives
+from electra_core.adam import ElectraAdam
+from electra_core.checkpoint import newest_intact, save_checkpoint, snapshot
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
+from electra_core.errors import UserError
 from electra_core.execution.static_batch import Shapes
+from electra_core.optim import parameter_groups
 from electra_core.pretraining.batches import Batches
 
-CONFIG = PretrainConfig(batch_size=8, max_length=24)
+CONFIG = PretrainConfig(
+    batch_size=8, max_length=24, generator_hidden_size=8, generator_attention_heads=1,
+    generator_intermediate_size=16, generator_layers=1,
+)  # fmt: skip
+TINY = EncoderConfig(
+    vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=24, max_position_embeddings=24,
+)  # fmt: skip
 
 
 def lengths_and_first_ids(batch: PretrainBatch) -> Tensor:
@@ -31,7 +45,7 @@ def test_means_over_sequences_add_up_and_leave_out_filling_ones(
     size: int,
 ) -> None:
     corpus, cpu = Corpus.open(data), torch.device("cpu")
-    config = PretrainConfig(batch_size=8, max_length=24, accumulate=accumulate)
+    config = replace(CONFIG, accumulate=accumulate)
     (whole,) = Batches(corpus, CONFIG, cpu)(3)
     expected = lengths_and_first_ids(whole).mean()
     eager, static, emptied = 0.0, 0.0, 0
@@ -67,3 +81,51 @@ def test_a_model_that_could_not_be_saved_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=r"discriminator: cannot be saved .*gate"):
         train(data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Counting(electra.Electra):
+    """Counts its training steps, and keeps something random."""
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig) -> None:
+        super().__init__(config, pretrain)
+        self.register_buffer("queue", torch.randn(4))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, batch: PretrainBatch, seed: Any) -> electra.PretrainOutput:
+        if self.training:
+            self.steps += 1
+            self.queue.add_(float(self.steps))
+        return super().forward(batch, seed)
+
+
+def test_buffers_are_resumed_with(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "Electra", Counting)
+    train(data, tmp_path / "run", {"steps": 4, "checkpoint_every": 2})
+    saved = state(tmp_path / "run", 4)
+    assert saved["model/steps"] == 4 and saved["model/steps"].dtype == torch.int64
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000004")
+    train(data, tmp_path / "run", {"steps": 4, "checkpoint_every": 2}, resume=True)
+    again = state(tmp_path / "run", 4)
+    assert torch.equal(again["model/queue"], saved["model/queue"]) and again["model/steps"] == 4
+
+
+def test_a_checkpoint_without_buffers_leaves_them_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, counting = (
+        kind(TINY, replace(CONFIG, seed=seed)) for kind, seed in ((electra.Electra, 0), (Counting, 1))
+    )
+    save_checkpoint(tmp_path, 1, snapshot(plain, ElectraAdam(named(plain))), {}, keep=1)
+    found, _ = newest_intact(tmp_path)
+    assert found is not None
+    found.restore(counting, ElectraAdam(named(counting)))
+    assert "holds no queue, steps; starting with the model's own" in caplog.text
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), counting.parameters(), strict=True))
+    with pytest.raises(UserError, match="belongs to another model"):
+        save_checkpoint(tmp_path, 2, snapshot(counting, ElectraAdam(named(counting))), {}, keep=1)
+        newest_intact(tmp_path)[0].restore(plain, ElectraAdam(named(plain)))  # type: ignore[union-attr]
+
+
+def named(model: nn.Module) -> Any:
+    return parameter_groups(model, learning_rate=1e-3, weight_decay=0.0)

@@ -110,10 +110,10 @@ class Ranks:
         return [next((a for a in arrays if a.size), arrays[0]) for arrays in zip(*lists)] if self.first else []
 
     def share(self, model: nn.Module) -> None:
-        """Copies rank 0's parameters to all ranks, in place."""
+        """Copies rank 0's parameters and buffers to all ranks, in place."""
         if self.size > 1:
-            for parameter in model.parameters():
-                dist.broadcast(parameter.data, src=0)
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor.data, src=0)
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """The module to call in training, so that backward leaves the gradients summed over all ranks.
