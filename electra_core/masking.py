@@ -7,11 +7,15 @@ section 2 all become [MASK], and 80/10/10 is mentioned as BERT's. All chosen pos
 predicted, sampled and replaced.
 
 The choice is a pure function of (seed, index of the example, position in the example).
+
+Another choice (`pretrain(..., mask=...)`) has the signature of `mask` and the same two properties: it is a pure
+function of its arguments, and it masks exactly `masked_counts` positions of each example, or all that are not
+special if there are fewer. `pretraining/batches.py` relies on this where it divides a batch, and checks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +34,10 @@ MASKING_STREAM = 3
 NEVER = 1 << 60  # sorts after every key: 32 random bits, then 24 bits of position
 
 
+MaskFunction = Callable[[TokenBatch, Sequence[int], Tokenizer, PretrainConfig, int], PretrainBatch]
+"""(examples, their numbers, tokenizer, configuration, seed) -> the batch with its masked positions: see `mask`."""
+
+
 def mask(
     tokens: TokenBatch, indices: Sequence[int], tokenizer: Tokenizer, config: PretrainConfig, seed: int
 ) -> PretrainBatch:
@@ -39,10 +47,15 @@ def mask(
         indices,
         seed=seed,
         mask_id=tokenizer.mask_id,
-        special_ids=[tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id],
+        special_ids=special_ids(tokenizer),
         fraction=config.mask_fraction,
         max_predictions=config.max_predictions,
     )
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are never masked: [CLS], [SEP], [MASK]."""
+    return [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
 
 
 def mask_tokens(
@@ -93,6 +106,22 @@ def masked_counts(lengths_N: Tensor, fraction: float, max_predictions: int) -> T
     """int64 [N]: how many positions are masked in sequences of these lengths. The product is fp32, as in the
     original, where 0.15 x 190 is 28.500002 and rounds to 29."""
     return (lengths_N * fraction).round().long().clamp(max=max_predictions).clamp(min=1)
+
+
+def check_masked(batch: PretrainBatch, counts_N: Tensor, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless counts_N[n] positions of each sequence n are masked, or, if it has fewer tokens
+    that are not special, those."""
+    borders = torch.searchsorted(batch.masked_positions_M.contiguous(), batch.tokens.cu_seqlens.long())
+    if torch.equal(found_N := borders.diff(), counts_N):
+        return
+    candidates_N = _candidates(batch.tokens, special_ids(tokenizer)).sum(1)
+    if (wrong_W := (found_N != counts_N.minimum(candidates_N)).nonzero()).numel():
+        first = int(wrong_W[0])
+        raise ValueError(
+            f"mask: expected {int(counts_N[first])} masked positions in a sequence of "
+            f"{int(batch.tokens.lengths[first])} tokens, ascending, got {int(found_N[first])}; mask exactly "
+            "masking.masked_counts(lengths, config.mask_fraction, config.max_predictions)"
+        )
 
 
 def _candidates(tokens: TokenBatch, special_ids: Sequence[int]) -> Tensor:

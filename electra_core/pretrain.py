@@ -29,9 +29,10 @@ from electra_core.execution.sharding import gathered
 from electra_core.execution.static_batch import Shapes
 from electra_core.execution.torch_state import for_training
 from electra_core.labelled_data.notices import to_log
+from electra_core.masking import MaskFunction, mask
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
-from electra_core.pretraining.batches import Ahead, Batches
+from electra_core.pretraining.batches import Ahead
 from electra_core.pretraining.evaluation import evaluate, health, heldout_loss
 from electra_core.pretraining.meter import Meter, flops_per_token
 from electra_core.pretraining.run_folder import is_finished, model_card, save_models
@@ -89,6 +90,7 @@ def pretrain(
     quiet: bool = False,
     wandb: str | None = None,
     on_evaluation: Callable[[dict[str, float]], None] | None = None,
+    mask: MaskFunction = mask,
 ) -> PretrainResult:
     """Pre-train a preset on a prepared corpus.
 
@@ -111,6 +113,8 @@ def pretrain(
         quiet: show no progress bar.
         wandb: Weights & Biases project to log to as well.
         on_evaluation: called with the figures of every evaluation, plus "step" and "tokens".
+        mask: chooses the masked positions, of held-out text too; `masking.py` says what it has to heed. A run is
+            resumed with the function of the same name only.
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
@@ -123,7 +127,7 @@ def pretrain(
     start_from = init_discriminator, init_generator
     ranks.together(lambda: check_request(run, start_from, max_minutes, stop_at))
     job = ranks.together(
-        lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from)
+        lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from, mask)
     )
     job = with_agreed_parts(job)
     if resume and not overwrite and ranks.decided_by_first(lambda: is_finished(run, job.identity)):
@@ -161,7 +165,7 @@ def pretrain(
             due = last or step % config.eval_every == 0
             if evaluated := due or reason == "time limit":
                 begin = time.monotonic()
-                evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks)
+                evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
                 warnings = [*health(evaluation), *(left_out(result) if last else ())]
                 if due:  # else not logged: the log stays that of an uninterrupted run
                     log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
@@ -213,7 +217,7 @@ def _steps(job: Job, learner: Learner, meter: Meter, run: Path) -> Generator[Ste
     source: Callable[[int], list[PretrainBatch]] = job.batches
     take: Callable[..., Iterator[StepResult]] = training_steps
     if engine != "eager":  # in fixed shapes, from batches on the host
-        source = Batches(job.corpus, config, torch.device("cpu"), ranks.rank, ranks.size)
+        source = job.batches.on(torch.device("cpu"))
         shapes, capture = Shapes.of_run(config, ranks.size), engine == "graph"
         if device.type == "cpu":
             keep_freed_memory()  # steps share a few shapes, so memory that one frees fits the next

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from small_runs import data, one_thread, state, train  # noqa: F401
 from torch import Tensor, nn
 
-from electra_core import electra, encoder, objectives
+from electra_core import electra, encoder, load_tokenizer, masking, objectives, pack
 from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import newest_intact, save_checkpoint, snapshot
 from electra_core.config import EncoderConfig, PretrainConfig
@@ -22,6 +23,7 @@ from electra_core.errors import UserError
 from electra_core.execution.static_batch import Shapes
 from electra_core.optim import parameter_groups
 from electra_core.pretraining.batches import Batches
+from electra_core.pretraining.evaluation import HELDOUT_SEED
 
 CONFIG = PretrainConfig(
     batch_size=8, max_length=24, generator_hidden_size=8, generator_attention_heads=1,
@@ -129,3 +131,68 @@ def test_a_checkpoint_without_buffers_leaves_them_as_they_are(
 
 def named(model: nn.Module) -> Any:
     return parameter_groups(model, learning_rate=1e-3, weight_decay=0.0)
+
+
+# Masks --------------------------------------------------------------------------------------------------------
+
+
+def first_words(tokens: Any, indices: Any, tokenizer: Any, config: PretrainConfig, seed: int) -> PretrainBatch:
+    """The first words of each example, as many as usual: the same with any seed."""
+    counts = masking.masked_counts(tokens.lengths.long(), config.mask_fraction, config.max_predictions)
+    free = ~torch.isin(tokens.input_ids_T, torch.tensor(masking.special_ids(tokenizer)))
+    begins = tokens.cu_seqlens.tolist()
+    places = [
+        begin + free[begin:end].nonzero().squeeze(1)[:count]
+        for begin, end, count in zip(begins, begins[1:], counts.tolist())
+    ]
+    positions = torch.cat(places)
+    return PretrainBatch(tokens, tokens.input_ids_T.index_fill(0, positions, tokenizer.mask_id), positions)
+
+
+def every_second(tokens: Any, indices: Any, tokenizer: Any, config: PretrainConfig, seed: int) -> PretrainBatch:
+    """The usual positions, but half of them."""
+    usual = masking.mask(tokens, indices, tokenizer, config, seed)
+    return replace(usual, masked_positions_M=usual.masked_positions_M[::2])
+
+
+def test_a_mask_of_ones_own_is_trained_and_evaluated_with(data: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def spied(tokens: Any, indices: Any, tokenizer: Any, config: PretrainConfig, seed: int) -> PretrainBatch:
+        seen.append("held out" if seed == HELDOUT_SEED else "trained")
+        return first_words(tokens, indices, tokenizer, config, seed)
+
+    one = train(data, tmp_path / "one", {"steps": 2, "engine": "eager"}, mask=functools.partial(spied))
+    assert seen == ["trained", "trained", "held out"]
+    usual = train(data, tmp_path / "usual", {"steps": 2, "engine": "eager"})
+    assert one.evaluation["eval_mlm_loss"] != usual.evaluation["eval_mlm_loss"]
+    for engine, accumulate in (("eager", 2), ("static", 1), ("static", 2)):
+        other = train(
+            data, tmp_path / f"{engine} {accumulate}", {"steps": 2, "engine": engine, "accumulate": accumulate},
+            mask=first_words,
+        )  # fmt: skip
+        assert other.evaluation == pytest.approx(one.evaluation, rel=1e-3)
+
+
+def test_a_run_is_resumed_with_its_mask_only(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", {"steps": 4}, mask=first_words, max_minutes=0)
+    with pytest.raises(
+        UserError, match=r"mask was \w+\.first_words, is now electra_core\.masking\.mask"
+    ):
+        train(data, tmp_path / "run", {"steps": 4}, resume=True)
+    assert train(data, tmp_path / "run", {"steps": 4}, resume=True, mask=first_words).steps == 4
+
+
+def test_a_mask_of_another_number_of_words_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mask: expected \d masked positions in a sequence of \d+ tokens"):
+        train(data, tmp_path / "run", mask=every_second)
+
+
+def test_fewer_are_masked_where_there_are_fewer_words() -> None:
+    tokenizer = load_tokenizer("tiny")
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    tokens = pack([[cls, 7, *[sep] * 18], [cls, *range(5, 23), sep]])
+    batch = masking.mask(tokens, range(2), tokenizer, CONFIG, seed=0)
+    counts = masking.masked_counts(tokens.lengths.long(), CONFIG.mask_fraction, CONFIG.max_predictions)
+    assert counts.tolist() == [3, 3] and len(batch.masked_positions_M) == 4
+    masking.check_masked(batch, counts, tokenizer)

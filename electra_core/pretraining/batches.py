@@ -15,7 +15,7 @@ from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
 from electra_core.examples import Plan
-from electra_core.masking import mask, masked_counts
+from electra_core.masking import MaskFunction, check_masked, mask, masked_counts
 from electra_core.pretraining.mixing import examples_of
 
 PLANNED_AHEAD = 1024
@@ -29,14 +29,19 @@ class Batches:
 
     All parts together have the same examples, masks and random rows for any `world_size` and
     `config.accumulate`.
+
+    Args:
+        mask: chooses the masked positions (`masking.py` says what it has to heed). A batch with another number of
+            them is a ValueError: the parts' shares would be wrong.
     """
 
     def __init__(
-        self, corpus: Corpus, config: PretrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
-    ):
+        self, corpus: Corpus, config: PretrainConfig, device: torch.device, rank: int = 0, world_size: int = 1,
+        mask: MaskFunction = mask,
+    ):  # fmt: skip
         self.examples = examples_of(corpus, config.max_length, config.seed)
         self.config, self.device = config, device
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.mask = rank, world_size, mask
         self._ahead: tuple[int, Any] = (-1, None)
         if config.batch_size % (config.accumulate * world_size):
             raise UserError(
@@ -49,6 +54,11 @@ class Batches:
         mine = range(self.rank * self.config.accumulate, (self.rank + 1) * self.config.accumulate)
         planned = self._planned(step)
         return [self._part(step, planned, part * each, (part + 1) * each) for part in mine]
+
+    def on(self, device: torch.device, accumulate: int | None = None) -> Batches:
+        """The same batches on another device, or in another number of parts."""
+        config = self.config if accumulate is None else replace(self.config, accumulate=accumulate)
+        return Batches(self.examples.corpus, config, device, self.rank, self.world_size, self.mask)
 
     def _planned(self, step: int) -> Plan:
         """The step's examples, planned together with those of the steps after it, which is cheaper."""
@@ -64,9 +74,11 @@ class Batches:
         """The step's examples `begin` to `end`, masked, with their position and share in its whole batch."""
         first, config, tokenizer = step * self.config.batch_size, self.config, self.examples.corpus.tokenizer
         tokens = self.examples.batch(planned[begin:end])
-        batch = mask(tokens, range(first + begin, first + end), tokenizer, config, config.seed)
+        batch = self.mask(tokens, range(first + begin, first + end), tokenizer, config, config.seed)
         lengths = planned.lengths
-        masked = masked_counts(torch.from_numpy(lengths), config.mask_fraction, config.max_predictions).numpy()
+        counts = masked_counts(torch.from_numpy(lengths), config.mask_fraction, config.max_predictions)
+        check_masked(batch, counts[begin:end], tokenizer)
+        masked = counts.numpy()
         batch = replace(
             batch,
             first_token=int(lengths[:begin].sum()),

@@ -12,7 +12,7 @@ from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.execution.distributed import Ranks
-from electra_core.masking import mask
+from electra_core.masking import MaskFunction, mask
 from electra_core.pretraining.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
@@ -42,8 +42,11 @@ def evaluate(
     device: torch.device,
     autocast: Any,
     ranks: Ranks | None = None,
+    mask: MaskFunction = mask,
 ) -> dict[str, float]:
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
+
+    `mask` chooses the masked positions, as in `Batches`; the held-out examples have numbers of their own, from 0.
 
     Each of `ranks` takes a contiguous part of the batches. All get the same figures, those of a single process.
     """

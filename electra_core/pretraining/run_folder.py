@@ -14,6 +14,7 @@ RUN/postmortem.json   the diagnosis of a run that diverged (`runs/guards.py`)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import platform
@@ -32,6 +33,7 @@ from electra_core.examples import RULES
 from electra_core.files.new_file import write_new
 from electra_core.files.toml_files import read_table, read_toml
 from electra_core.hub.weight_files import weights_digest
+from electra_core.masking import MaskFunction, mask
 from electra_core.model_dir import find_model, save_pretrained
 from electra_core.runs.checkpoint_files import checkpoint_folders
 from electra_core.runs.folder import FOLDERS, HALVES
@@ -102,13 +104,24 @@ _FREE = {
 }
 
 
-def run_identity(encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What must be the same to resume from a checkpoint; JSON values."""
+def run_identity(
+    encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, mask: MaskFunction = mask
+) -> dict[str, Any]:
+    """What must be the same to resume from a checkpoint; JSON values. A mask function is known by its name."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     encoder_settings = dataclasses.asdict(encoder)
     return {
         "pretrain": settings, "discriminator": encoder_settings, "data": corpus.fingerprint, "examples": RULES,
+        "mask": _name(mask),
     }  # fmt: skip
+
+
+def _name(function: Any) -> str:
+    """`module.function`; of a partial the function's, of another callable object its class's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -121,6 +134,8 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         differences.append(
             "it was started by a version that cuts text into other examples; finish it with that version"
         )
+    if (was := saved.get("mask", _name(mask))) != identity["mask"]:  # older versions had only this one
+        differences.append(f"mask was {was}, is now {identity['mask']}")
     if differences:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
 

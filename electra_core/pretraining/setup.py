@@ -34,6 +34,7 @@ from electra_core.execution.sharding import shard
 from electra_core.hub.layout import hub_tensors
 from electra_core.hub.meta_models import check_parameters
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
+from electra_core.masking import MaskFunction, mask
 from electra_core.model_dir import find_model
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
@@ -98,7 +99,7 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume from a checkpoint; JSON values."""
-        return run_identity(self.encoder, self.config, self.corpus)
+        return run_identity(self.encoder, self.config, self.corpus, self.batches.mask)
 
 
 def check_request(run: Path, start_from: Pair, max_minutes: float | None, stop_at: float | None) -> None:
@@ -118,6 +119,7 @@ def check_request(run: Path, start_from: Pair, max_minutes: float | None, stop_a
 def open_job(
     data: Data, mix: Sequence[float] | None, model: str | None, changes: dict[str, Any],
     encoder_changes: dict[str, Any], device: torch.device, ranks: Ranks, start_from: Pair = (None, None),
+    mask: MaskFunction = mask,
 ) -> Job:  # fmt: skip
     """Opens the corpus and resolves the configuration; nothing is written. For the arguments see `pretrain`.
 
@@ -148,7 +150,7 @@ def open_job(
     if config.accumulate == 0:
         parts = fitting_parts(encoder, config, device, ranks.size, engine)
         config = replace(config, accumulate=parts)
-    batches = Batches(corpus, config, device, ranks.rank, ranks.size)
+    batches = Batches(corpus, config, device, ranks.rank, ranks.size, mask)
     return Job(corpus, heldout, encoder, config, batches, device, dtype, engine, ranks)
 
 
@@ -168,10 +170,8 @@ def with_agreed_parts(job: Job) -> Job:
     most = int(job.ranks.joined(torch.tensor([job.config.accumulate])).max())
     if most == job.config.accumulate:
         return job
-    config = replace(job.config, accumulate=most)
-    return replace(
-        job, config=config, batches=Batches(job.corpus, config, job.device, job.ranks.rank, job.ranks.size)
-    )
+    batches = job.batches.on(job.device, accumulate=most)
+    return replace(job, config=batches.config, batches=batches)
 
 
 def resolve_config(
