@@ -67,7 +67,8 @@ class PretrainResult:
     seconds: float
     evaluation: dict[str, float]
     stopped_by: str | None
-    """None if all steps were done, else the signal or limit that ended the run; resuming continues it."""
+    """None if all steps were done, else what ended the run (a signal, "time limit", "on_evaluation"); resuming
+    continues it."""
     warnings: list[str]
 
 
@@ -89,7 +90,7 @@ def pretrain(
     stop_at: float | None = None,
     quiet: bool = False,
     wandb: str | None = None,
-    on_evaluation: Callable[[dict[str, float]], None] | None = None,
+    on_evaluation: Callable[[dict[str, float]], object] | None = None,
     mask: MaskFunction = mask,
 ) -> PretrainResult:
     """Pre-train a preset on a prepared corpus.
@@ -112,7 +113,8 @@ def pretrain(
             after one step if it is past.
         quiet: show no progress bar.
         wandb: Weights & Biases project to log to as well.
-        on_evaluation: called with the figures of every evaluation, plus "step" and "tokens".
+        on_evaluation: called with the figures of every evaluation, plus "step" and "tokens". If it returns
+            something true, the run saves and stops as at a time limit; of several ranks, the first one's counts.
         mask: chooses the masked positions, of held-out text too; `masking.py` says what it has to heed. A run is
             resumed with the function of the same name only.
 
@@ -170,8 +172,10 @@ def pretrain(
                 if due:  # else not logged: the log stays that of an uninterrupted run
                     log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
-                if on_evaluation is not None:
-                    on_evaluation({"step": step, "tokens": meter.tokens, **evaluation})
+                figures = {"step": step, "tokens": meter.tokens, **evaluation}
+                wish = on_evaluation is not None and bool(on_evaluation(figures))
+                if ranks.decided_by_first(partial(bool, wish)) and not last:
+                    reason = reason or "on_evaluation"
                 if last and not math.isfinite(heldout_loss(evaluation, config)):
                     # Thrown into the generator, so that the run ends as after bad steps: with a post-mortem.
                     steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))

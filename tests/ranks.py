@@ -63,6 +63,13 @@ def pretrain_rank(data: Path, out: Path, changes: dict[str, Any], sizes: dict[st
     return result.steps, result.tokens, result.evaluation, result.stopped_by
 
 
+def pretrain_until_told(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], sayer: int) -> Any:
+    """`pretrain_rank` on whose rank `sayer` the first evaluation is enough."""
+    rank = int(os.environ["RANK"])
+    steps, _, _, why = pretrain_rank(data, out, changes, sizes, {"on_evaluation": lambda _: rank == sayer})
+    return steps, why
+
+
 def pretrain_captured(
     data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], options: dict[str, Any]
 ) -> Any:

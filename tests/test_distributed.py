@@ -25,6 +25,7 @@ from ranks import (
     local_share,
     pretrain_captured,
     pretrain_rank,
+    pretrain_until_told,
     run_ranks,
     stop_one,
     with_nan_on_rank_1,
@@ -234,6 +235,14 @@ def test_one_stops_all_stop_at_the_same_step(data: Path, tmp_path: Path) -> None
     reports = run_ranks(2, stop_one, data, tmp_path / "run", CHANGES | {"eval_every": 100}, SIZES)
     assert reports == [(2, "time limit")] * 2, "one step later than it was known"
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(("sayer", "expected"), [(0, (4, "on_evaluation")), (1, (8, None))])
+def test_the_first_ones_answer_to_an_evaluation_stops_all(
+    data: Path, tmp_path: Path, sayer: int, expected: Any
+) -> None:
+    reports = run_ranks(2, pretrain_until_told, data, tmp_path / "run", CHANGES | {"eval_every": 4}, SIZES, sayer)
+    assert reports == [expected] * 2
 
 
 @pytest.mark.parametrize("engine", ["eager", "static"])

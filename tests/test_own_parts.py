@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import data, one_thread, state, train  # noqa: F401
+from small_runs import assert_same_run, base, data, one_thread, state, train  # noqa: F401
 from torch import Tensor, nn
 
 from electra_core import electra, encoder, load_tokenizer, masking, objectives, pack
@@ -24,6 +24,7 @@ from electra_core.execution.static_batch import Shapes
 from electra_core.optim import parameter_groups
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.evaluation import HELDOUT_SEED
+from electra_core.runs.state import STOPPED, read_state
 
 CONFIG = PretrainConfig(
     batch_size=8, max_length=24, generator_hidden_size=8, generator_attention_heads=1,
@@ -176,9 +177,7 @@ def test_a_mask_of_ones_own_is_trained_and_evaluated_with(data: Path, tmp_path: 
 
 def test_a_run_is_resumed_with_its_mask_only(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", {"steps": 4}, mask=first_words, max_minutes=0)
-    with pytest.raises(
-        UserError, match=r"mask was \w+\.first_words, is now electra_core\.masking\.mask"
-    ):
+    with pytest.raises(UserError, match=r"mask was \w+\.first_words, is now electra_core\.masking\.mask"):
         train(data, tmp_path / "run", {"steps": 4}, resume=True)
     assert train(data, tmp_path / "run", {"steps": 4}, resume=True, mask=first_words).steps == 4
 
@@ -196,3 +195,22 @@ def test_fewer_are_masked_where_there_are_fewer_words() -> None:
     counts = masking.masked_counts(tokens.lengths.long(), CONFIG.mask_fraction, CONFIG.max_predictions)
     assert counts.tolist() == [3, 3] and len(batch.masked_positions_M) == 4
     masking.check_masked(batch, counts, tokenizer)
+
+
+# Stopping -----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_to_an_evaluation_stops_the_run_and_it_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def enough(figures: dict[str, float]) -> bool:
+        seen.append(figures["step"])
+        return figures["eval_mlm_loss"] < 100
+
+    result = train(data, tmp_path / "run", on_evaluation=enough)
+    assert (result.stopped_by, result.steps, seen) == ("on_evaluation", 4, [4])
+    told = read_state(tmp_path / "run")
+    assert told["state"] == STOPPED and told["reason"] == "on_evaluation"
+    result = train(data, tmp_path / "run", on_evaluation=enough, resume=True)
+    assert (result.stopped_by, result.steps, seen) == (None, 8, [4, 8]), "at the last step nothing is left to stop"
+    assert_same_run(tmp_path / "run", base)
