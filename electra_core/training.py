@@ -43,7 +43,9 @@ class Loop:
     model: nn.Module
     """The model to train; put in training mode before every step."""
     optimizer: torch.optim.Optimizer
-    """One that reads `found_inf` (see adam.py): torch's fused ones and ours."""
+    """Its groups' rates are set before every step: the schedule's times the group's `lr_scale` (1 if it has none).
+    One that reads `found_inf` (see adam.py), as torch's fused ones and ours do, skips a step that is not finite by
+    itself; of any other, `step` is then not called, for which the host waits for the device once per step."""
     loss_function: LossFunction
     """Its losses for the parts of a step add up to the step's loss."""
     schedule: Callable[[int], float]
@@ -108,12 +110,8 @@ def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Itera
 
     Raises:
         Diverged: see `stop_if_diverged`.
-        ValueError: an optimizer that cannot skip steps, no trainable parameters, or a step without parts.
+        ValueError: no trainable parameters, or a step without parts.
     """
-    if not getattr(loop.optimizer, "_step_supports_amp_scaling", False):
-        raise ValueError(
-            f"optimizer: expected one that reads found_inf (fused=True), got {type(loop.optimizer).__name__}"
-        )
     if not loop.parameters:
         raise ValueError("model: expected a parameter that requires a gradient, got none")
     in_a_row, count = torch.tensor(float(loop.skipped_before), device=loop.parameters[0].device), LateNumber()
@@ -136,9 +134,9 @@ class Done(NamedTuple):
 
 
 def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor) -> Done:
-    """Forward, backward, clipping and update. Nothing in it waits for the device. If `seed` and `rate` are
-    device tensors, nothing comes from the host either, and a CUDA graph can capture all of it
-    (`execution/engine.py`)."""
+    """Forward, backward, clipping and update. Nothing in it waits for the device, if the optimizer
+    `reads_found_inf`. If `seed` and `rate` are device tensors, nothing comes from the host either, and a CUDA
+    graph can capture all of it (`execution/engine.py`)."""
     return update(loop, rate, loop.ranks.summed(backward(loop, parts, seed)))
 
 
@@ -153,11 +151,19 @@ def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
     gradient_norm = clip_gradients(loop.parameters, loop.clip_norm)
     skipped = ~torch.isfinite(loss + gradient_norm)
     set_learning_rate(optimizer, rate)
-    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-    optimizer.step()
-    del optimizer.found_inf  # type: ignore[attr-defined]  # or a later step of the caller's own would still heed it
+    if reads_found_inf(optimizer):
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]  # or a later step of the caller's own would heed it
+    elif not bool(skipped):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Done(loss, figures, gradient_norm, skipped)
+
+
+def reads_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` changes nothing where the optimizer's attribute `found_inf` is 1 (see adam.py)."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 class LateNumber:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS
+from electra_core.execution.engine import static_steps
 from electra_core.optim import build_optimizer, state_tensors
 from electra_core.training import LateNumber, Loop, StepResult, training_steps
 
@@ -80,14 +81,25 @@ def test_every_step_is_taken_at_the_rate_of_the_schedule() -> None:
     assert moved == pytest.approx([0.0, 0.5, 0.75], rel=1e-5)
 
 
-def test_an_optimizer_that_cannot_drop_a_step_is_refused() -> None:
-    network = small_network()
+def test_an_optimizer_that_cannot_drop_a_step_itself() -> None:
+    """Its step is left out; in fixed shapes, where nothing may wait for the device, it is refused."""
+    network = nn.Linear(4, 8)
+    optimizer = torch.optim.SGD(
+        [{"params": [network.weight]}, {"params": [network.bias], "lr_scale": 0.5}], momentum=0.9
+    )
     loop = Loop(
-        network, torch.optim.SGD(network.parameters()), lambda batch, seed: (torch.ones(()), {}),
-        schedule=lambda step: 0.01, steps=1, seed=0, clip_norm=1.0,
+        network, optimizer, lambda factor, seed: (network(torch.ones(4)).sum() * factor, {}),
+        schedule=lambda step: 0.01, steps=4, seed=0, clip_norm=1.0,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="optimizer: expected one that reads found_inf"):
-        next(training_steps(loop, lambda step: [step]))
+    moved, before = [], network.weight.clone()
+    for result in training_steps(loop, lambda step: [math.nan if step == 1 else 1.0]):
+        moved.append(not torch.equal(network.weight, before))
+        before = network.weight.detach().clone()
+        assert bool(result.skipped) == (result.step == 2)
+    assert moved == [True, False, True, True] and network.weight.isfinite().all()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.005]
+    with pytest.raises(ValueError, match=r"optimizer: expected .* fixed shapes .* got SGD; .*_step_supports_amp"):
+        next(static_steps(loop, lambda step: [1.0], shapes=None, device=torch.device("cpu"), capture=False))  # type: ignore[arg-type]
 
 
 def test_a_dropped_step_is_not_heeded_afterwards() -> None:

@@ -52,6 +52,7 @@ from electra_core.training import (
     Loop,
     StepResult,
     backward,
+    reads_found_inf,
     stop_if_diverged,
     take_step,
     update,
@@ -169,7 +170,15 @@ def static_steps(
 
     Raises:
         Diverged: as `training_steps`.
+        ValueError: an optimizer that cannot skip a step on the device.
     """
+    if not reads_found_inf(loop.optimizer):
+        raise ValueError(
+            "optimizer: expected one that reads found_inf on the device, as steps in fixed shapes need (the "
+            f"engines static, compile and graph), got {type(loop.optimizer).__name__}; pass fused=True to "
+            "torch's, set _step_supports_amp_scaling = True in one of yours that does (adam.py), or use "
+            "training_steps"
+        )
     if loop.first_step >= loop.steps:
         return
     make_capturable(loop.optimizer, device)
