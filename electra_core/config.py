@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from electra_core.errors import UserError
 
 OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
+OWN_OBJECTIVES: list[str] = []
+"""Names of the objectives that this program has added (`objectives.register`)."""
 TYINGS = ("embeddings", "disentangled", "none", "all")
 SHORTEST_EXAMPLE = 8
 """Lower bound of `max_length`, in tokens, [CLS] and [SEP] included."""
@@ -36,9 +38,10 @@ SIZES = (
 """Sizes of an encoder, each at least 1."""
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str, allowed: tuple[str, ...], hint: str = "") -> None:
     if value not in allowed:
-        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{_nearest(value, allowed)}")
+        near = _nearest(value, allowed) or hint
+        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{near}")
 
 
 def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
@@ -215,7 +218,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         make_plain(self, UserError)
-        _one_of("objective", self.objective, OBJECTIVES)
+        if self.objective not in OWN_OBJECTIVES:
+            own = "; an objective of one's own exists only in the program that registers it: resume its run there"
+            _one_of("objective", self.objective, OBJECTIVES, own)
         _one_of("sharding", self.sharding, ("none", "fsdp"))
         if self.sharding == "fsdp" and self.optimizer == "muon":
             raise UserError("sharding: fsdp splits matrices, and muon needs them whole; use electra-adam or adamw")

@@ -23,7 +23,7 @@ objectives.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -158,6 +158,9 @@ class PretrainOutput:
     """[T]: positive means "replaced"."""
     word_loss: Tensor | None = None
     """Scalar: loss of the model that is kept, if its objective predicts tokens (objectives.py)."""
+    more: dict[str, Tensor] = field(default_factory=dict)
+    """Further scalars for the log and the evaluation, by name, as an objective of one's own has them. Like losses,
+    they are this part's contributions, which add up; what is no part of `loss` is detached."""
 
 
 # DDP with a static graph attaches its hooks to the tensors in a model's output. Unregistered, this class would
@@ -294,6 +297,12 @@ class Electra(nn.Module):
     """
 
     objective: ClassVar[str] = "electra"
+    judges: ClassVar[str | None] = "tokens"
+    """Where `rtd_logits_T` tells which are replaced: at all "tokens", the "masked" ones, or nowhere (None)."""
+    predicts: ClassVar[str | None] = None
+    """Where the model that is kept predicts words (`word_loss`), likewise."""
+    has_generator: ClassVar[bool] = True
+    """Whether the generator is another model than the one that is kept."""
     generator_class: ClassVar[type[Generator]] = Generator
     discriminator_class: ClassVar[type[Discriminator]] = Discriminator
 

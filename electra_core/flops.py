@@ -13,6 +13,7 @@ products alone, at 2 operations per multiply-add; the backward pass has two prod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 
@@ -150,19 +151,20 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
 
     ELECTRA's discriminator judges all tokens; BERT and `replace-mlm` predict tokens at the masked positions,
     `all-tokens-mlm` at every position, which is most of its cost with a small model and a large vocabulary. With
-    `uniform_generator`, the generator exists but does not run. The MFU is this number divided by the step's
-    seconds and the chip's peak FLOP/s.
+    `uniform_generator`, the generator exists but does not run. What an objective of one's own computes besides is
+    not counted. The MFU is this number divided by the step's seconds and the chip's peak FLOP/s.
     """
+    objective = _objective(pretrain)
     tokens = float(pretrain.batch_size * pretrain.max_length)
     pairs, masked = tokens * pretrain.max_length, tokens * pretrain.mask_fraction
     forward = forward_flops(model, tokens, pairs)
-    if pretrain.objective in ("electra", "electra-15"):
+    if objective.judges:
         forward += rtd_head_flops(model, tokens)
-    elif pretrain.objective == "all-tokens-mlm":
+    if objective.predicts == "tokens":
         forward += mlm_head_flops(model, tokens) + 2 * tokens * model.hidden_size
-    else:
+    elif objective.predicts:
         forward += mlm_head_flops(model, masked)
-    if pretrain.objective != "mlm" and not pretrain.uniform_generator:
+    if objective.has_generator and not pretrain.uniform_generator:
         generator = generator_config(model, pretrain)
         forward += forward_flops(generator, tokens, pairs) + mlm_head_flops(generator, masked)
     return 3 * forward
@@ -173,8 +175,14 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
 
 def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
     """The run that a configuration describes, as ELECTRA's, or BERT's for `mlm`."""
-    generator = None if pretrain.objective == "mlm" else generator_config(model, pretrain)
+    generator = generator_config(model, pretrain) if _objective(pretrain).has_generator else None
     return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
+
+
+def _objective(pretrain: PretrainConfig) -> Any:
+    from electra_core.objectives import objective_class  # torch takes seconds to import
+
+    return objective_class(pretrain.objective)
 
 
 def summary(

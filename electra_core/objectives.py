@@ -13,11 +13,13 @@ directories are the same. Where it predicts tokens, its loss has weight 1: the p
 size of a binary loss. `PretrainOutput.rtd_loss` and `rtd_logits_T` are then 0, except that the copy mechanism
 returns its own decision (copy or not) as these logits. As in `Electra`, the losses of a step's parts add up to the
 whole batch's.
+
+`register` adds an objective of one's own (docs/changing.md).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ from electra_kernels import mlm_head
 from electra_kernels.rng import Seed
 from torch import Tensor, nn
 
-from electra_core.config import EncoderConfig, PretrainConfig, generator_config
+from electra_core.config import OBJECTIVES, OWN_OBJECTIVES, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import (
     Electra,
     Generator,
@@ -42,14 +44,46 @@ from electra_core.packing import TokenBatch
 
 def build_objective(config: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
     """The model that `pretrain.objective` names: (PretrainBatch, seed) -> PretrainOutput."""
-    kinds: dict[str, type[nn.Module]] = {
-        "electra": Electra,
-        "electra-15": Electra15,
-        "mlm": MaskedLM,
-        "replace-mlm": ReplaceMLM,
-        "all-tokens-mlm": AllTokensMLM,
-    }
-    return kinds[pretrain.objective](config, pretrain)
+    return objective_class(pretrain.objective)(config, pretrain)
+
+
+def objective_class(name: str) -> Any:
+    """The class of the objective of that name. Its `judges`, `predicts` and `has_generator` (see `Electra`) decide
+    how it is evaluated and which FLOPs are counted."""
+    ours = (Electra, Electra15, MaskedLM, ReplaceMLM, AllTokensMLM)
+    return {kind.objective: kind for kind in ours}.get(name) or _own[name]
+
+
+_own: dict[str, Any] = {}
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+def register(kind: Kind) -> Kind:
+    """Makes an objective of one's own known by its class attribute `objective`, as a decorator.
+
+    Then `PretrainConfig(objective=...)` and `pretrain(changes={"objective": ...})` know it, in this program.
+    Held-out figures and FLOPs follow from its attributes `judges`, `predicts` and `has_generator`; a subclass of
+    `Electra` inherits them. The best checkpoint is the one with the lowest `loss` on held-out text. Registering
+    another class of the same name replaces the first.
+
+    Raises:
+        ValueError: no name of its own, or not one of these attributes.
+    """
+    name = vars(kind).get("objective")
+    if not isinstance(name, str) or name in OBJECTIVES:
+        raise ValueError(
+            f"{kind.__name__}: expected a class attribute `objective` with a name of its own, got {name!r}"
+        )
+    for attribute, allowed in (
+        ("judges", ("tokens", "masked", None)), ("predicts", ("tokens", "masked", None)),
+        ("has_generator", (True, False)),
+    ):  # fmt: skip
+        if (value := getattr(kind, attribute, "nothing")) not in allowed:
+            raise ValueError(f"{kind.__name__}.{attribute}: expected one of {allowed}, got {value!r}")
+    _own[name] = kind
+    if name not in OWN_OBJECTIVES:
+        OWN_OBJECTIVES.append(name)
+    return kind
 
 
 class Corrupted(NamedTuple):
@@ -81,7 +115,7 @@ def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, 
 class Electra15(Electra):
     """ELECTRA with the discriminator's loss at the masked positions alone."""
 
-    objective = "electra-15"
+    objective, judges = "electra-15", "masked"
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
         """One step's losses; `rtd_loss` is the mean over the M masked positions."""
@@ -99,6 +133,8 @@ class Electra15(Electra):
 
 class MaskedLM(nn.Module):
     """BERT: one model of the discriminator's size, without a generator."""
+
+    objective, judges, predicts, has_generator = "mlm", None, "masked", False
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
@@ -125,6 +161,11 @@ class MaskedLM(nn.Module):
 class ReplaceMLM(nn.Module):
     """Masked language modelling on text in which a generator's draws replace [MASK]."""
 
+    objective: ClassVar[str] = "replace-mlm"
+    judges: ClassVar[str | None] = None
+    predicts: ClassVar[str | None] = "masked"
+    has_generator: ClassVar[bool] = True
+
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
@@ -150,6 +191,8 @@ class AllTokensMLM(ReplaceMLM):
 
     p(w at t) = c_t [w = input token t] + (1 - c_t) softmax_t(w),   c_t = sigmoid(copy . h_t)
     """
+
+    objective, predicts = "all-tokens-mlm", "tokens"
 
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__(config, pretrain)

@@ -247,7 +247,11 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
         "replaced_fraction": batch.mean_over_tokens(output.is_replaced_T.float()),
         "tokens": batch.counted_tokens(),
     }
-    return figures if output.word_loss is None else figures | {"word_loss": output.word_loss.detach()}
+    if output.word_loss is not None:
+        figures["word_loss"] = output.word_loss.detach()
+    if taken := sorted(output.more.keys() & (figures.keys() | {"word_loss", "skipped"})):
+        raise ValueError(f"PretrainOutput.more: expected other names than the log's own, got {taken[0]!r}")
+    return figures | {name: value.detach() for name, value in output.more.items()}
 
 
 def _save(

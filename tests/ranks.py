@@ -63,6 +63,13 @@ def pretrain_rank(data: Path, out: Path, changes: dict[str, Any], sizes: dict[st
     return result.steps, result.tokens, result.evaluation, result.stopped_by
 
 
+def pretrain_own(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """`pretrain_rank` where each rank has registered the objective "contrastive"."""
+    import contrastive  # noqa: F401
+
+    return pretrain_rank(data, out, changes, sizes, {})
+
+
 def pretrain_until_told(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], sayer: int) -> Any:
     """`pretrain_rank` on whose rank `sayer` the first evaluation is enough."""
     rank = int(os.environ["RANK"])

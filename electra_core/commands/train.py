@@ -335,6 +335,7 @@ def _check_pretrain(
     options: Namespace, model: str | None, changes: dict[str, Any], encoder_changes: dict[str, Any]
 ) -> None:
     """Raises UserError for flags without effect, given the others. (A `--config` file may hold any setting.)"""
+    from electra_core.objectives import objective_class
     from electra_core.pretraining.start_pair import read_pair
     from electra_core.sizes import with_followers
 
@@ -346,9 +347,10 @@ def _check_pretrain(
     changes, _ = with_followers(preset, changes, encoder_changes)
     config = updated(preset.pretrain, changes, "configuration")
     objective = f"with --objective {config.objective}"
-    if config.objective == "mlm":
+    kind = objective_class(config.objective)
+    if not kind.has_generator:
         refuse_idle(options, OF_A_GENERATOR, f"{objective}, which has no generator")
-    if config.objective not in ("electra", "electra-15"):
+    if not kind.judges:
         refuse_idle(options, ("discriminator_weight",), f"{objective}, which predicts tokens")
     if config.uniform_generator:
         refuse_idle(options, ("temperature", "generator_weight"), "with --uniform-generator")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from electra_core.config import PretrainConfig
+from electra_core.config import OBJECTIVES, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.execution.distributed import Ranks
@@ -23,15 +23,16 @@ class Outcome(NamedTuple):
     """Results of both networks on a batch of held-out text; on the host."""
 
     sums: list[float]
-    """Numbers of masked positions and of tokens, and the losses of the generator, of the discriminator and of
-    predicted tokens (NaN if the objective predicts none)."""
+    """Numbers of masked positions, of tokens, of sequences; the losses of the generator, of the discriminator
+    and of predicted tokens (NaN if the objective predicts none); the whole loss, and what the objective adds."""
     hits_M: Tensor
     """bool: where the generator's top prediction is the original token; empty if it was never trained."""
     logits: Tensor
-    """fp32: logits of the tokens on which the discriminator is evaluated: all tokens, but for `electra-15` the
-    masked ones, on which it is trained."""
+    """fp32: logits of the tokens on which the discriminator is evaluated, those that the objective judges."""
     replaced: Tensor
     """bool: whether the same tokens were replaced."""
+    more: list[str]
+    """Names of what the objective adds (`PretrainOutput.more`)."""
 
 
 @torch.no_grad()
@@ -47,6 +48,9 @@ def evaluate(
     """Losses and metrics of both networks on held-out text; the same examples and masks every time.
 
     `mask` chooses the masked positions, as in `Batches`; the held-out examples have numbers of their own, from 0.
+
+    An objective of one's own (registered, or with `PretrainOutput.more`) also has the whole `eval_loss` and an
+    `eval_NAME` for each of `more`: means over the batches, weighted by their numbers of sequences.
 
     Each of `ranks` takes a contiguous part of the batches. All get the same figures, those of a single process.
     """
@@ -66,48 +70,56 @@ def evaluate(
             outcomes.append(outcome)
     if hasattr(electra, "reshard"):
         electra.reshard()  # type: ignore[operator]  # FSDP keeps embeddings and heads whole for a backward pass
-    return _figures(outcomes, config, ranks)
+    return _figures(outcomes, electra, config, ranks, outcome.more)
 
 
 def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: int, autocast: Any) -> Outcome:
     """One batch through both networks."""
     with autocast:
         output = electra(batch, seed)
-        hits_M = _mlm_hits(electra, batch) if _generates(config) else torch.empty(0, dtype=torch.bool)
+        hits_M = _mlm_hits(electra, batch) if _generates(electra, config) else torch.empty(0, dtype=torch.bool)
     word_loss = math.nan if output.word_loss is None else float(output.word_loss)
-    counts = len(batch.masked_positions_M), batch.tokens.num_tokens
-    judged = batch.masked_positions_M if config.objective == "electra-15" else slice(None)
+    counts = len(batch.masked_positions_M), batch.tokens.num_tokens, batch.tokens.num_sequences
+    judged = batch.masked_positions_M if electra.judges == "masked" else slice(None)
+    whole = (output.loss, *output.more.values())
     return Outcome(
-        [*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss],
+        [*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss, *map(float, whole)],
         hits_M.cpu(),
         output.rtd_logits_T[judged].float().cpu(),
         output.is_replaced_T[judged].cpu(),
+        list(output.more),
     )
 
 
-def _generates(config: PretrainConfig) -> bool:
+def _generates(electra: Any, config: PretrainConfig) -> bool:
     """Whether the generator is trained; with uniform draws it is not."""
-    return config.objective == "mlm" or not config.uniform_generator
+    return not (electra.has_generator and config.uniform_generator)
 
 
-def _figures(outcomes: list[Outcome], config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
+def _figures(
+    outcomes: list[Outcome], electra: Any, config: PretrainConfig, ranks: Ranks, more: list[str]
+) -> dict[str, float]:
     """Figures over the batches of all ranks, each of which has its own, or none."""
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
         return ranks.joined(torch.cat([torch.empty(0, dtype=dtype), *(getattr(o, name) for o in outcomes)]))
 
     sums = torch.tensor([outcome.sums for outcome in outcomes], dtype=torch.float64)
-    masked, words, mlm_losses, rtd_losses, word_losses = ranks.joined(sums.flatten()).view(-1, 5).T.tolist()
+    columns = ranks.joined(sums.flatten()).view(-1, 7 + len(more)).T.tolist()
+    masked, words, sequences, mlm_losses, rtd_losses, word_losses, *whole = columns
     figures = {"eval_mlm_loss": _weighted(mlm_losses, masked)}
-    if _generates(config):
+    if _generates(electra, config):
         figures["eval_mlm_accuracy"] = float(joined("hits_M", torch.bool).float().mean())
     if not math.isnan(word_losses[0]):
-        predicted = words if config.objective == "all-tokens-mlm" else masked
+        predicted = words if electra.predicts == "tokens" else masked
         figures["eval_word_loss"] = _weighted(word_losses, predicted)
     replaced, score = joined("replaced", torch.bool), joined("logits", torch.float32)
-    if config.objective in ("electra", "electra-15") and 0 < replaced.float().mean() < 1:
-        loss = _weighted(rtd_losses, masked if config.objective == "electra-15" else words)
+    if electra.judges and 0 < replaced.float().mean() < 1:
+        loss = _weighted(rtd_losses, masked if electra.judges == "masked" else words)
         figures |= {"eval_rtd_loss": loss, **_detection(replaced, score)}
+    if more or config.objective not in OBJECTIVES:
+        names = (f"eval_{name}" for name in ("loss", *more))
+        figures |= {name: _weighted(values, sequences) for name, values in zip(names, whole, strict=True)}
     return figures
 
 
@@ -125,7 +137,10 @@ def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
 
 
 def heldout_loss(evaluation: dict[str, float], config: PretrainConfig) -> float:
-    """The sum that training minimises, on held-out text; it decides which checkpoint is the best."""
+    """The sum that training minimises, on held-out text; it decides which checkpoint is the best. An objective of
+    one's own has an `eval_loss`, which is it."""
+    if "eval_loss" in evaluation:
+        return evaluation["eval_loss"]
     return (
         config.generator_weight * evaluation["eval_mlm_loss"]
         + config.discriminator_weight * evaluation.get("eval_rtd_loss", 0.0)

@@ -22,7 +22,7 @@ import torch
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, agreed_on
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.corpus import Corpus
-from electra_core.electra import Generator
+from electra_core.electra import Electra, Generator
 from electra_core.encoder import Layer, set_recompute
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_pretraining
@@ -324,7 +324,7 @@ def _start(electra: Any, job: Job, start_from: Pair, quiet: bool) -> dict[str, l
     record of the given weights."""
     discriminator, generator = start_from
     if discriminator is not None and generator is not None:
-        if job.config.objective != "electra":
+        if not isinstance(electra, Electra):
             raise UserError(
                 f"{option('init_discriminator')}: objective {job.config.objective!r} cannot start from a pair"
             )

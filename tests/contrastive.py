@@ -1,0 +1,35 @@
+"""An objective of one's own, for tests: COCO-LM's sequence loss beside ELECTRA's (registered on import)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from electra_kernels.rng import Seed
+from torch import Tensor
+
+from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.objectives import register
+
+
+@register
+class Contrastive(Electra):
+    """The corrupted and the masked form of a text find each other among those of the batch."""
+
+    objective = "contrastive"
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        output, token_seed = super().forward(batch, seed), batch.seeds(seed)[0]
+
+        def first_ND(ids_T: Tensor) -> Tensor:
+            text = batch.tokens.with_ids(ids_T)
+            hidden_ND = self.discriminator.encoder(text, token_seed, batch.first_tokens_N)
+            return F.normalize(hidden_ND.float(), dim=1)
+
+        logits_NN = first_ND(output.corrupted_ids_T) @ first_ND(batch.masked_ids_T).T / 0.07
+        logits_NN = logits_NN.masked_fill(batch.sequence_weights_N == 0, -1e4)  # filling: nobody's rivals
+        rows_N = torch.arange(len(logits_NN), device=logits_NN.device)
+        loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
+        hits = batch.mean_over_sequences((logits_NN.argmax(1) == rows_N).float())
+        return replace(output, loss=output.loss + loss, more={"contrastive_loss": loss, "found": hits})
