@@ -182,7 +182,8 @@ class CheckpointWriter:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int
 ) -> Path:
-    """Writes the state after `step` steps, then removes all checkpoints but the newest `keep` and the best.
+    """Writes the state after `step` steps, then removes all checkpoints but the newest `keep` and the best (with a
+    `keep` of 0, all but the newest).
 
     Checkpoints of later steps are removed, too: this run resumed before them because they are damaged.
 
@@ -255,8 +256,8 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:
     newest = folder / folder_name(step)
     here = [path for path in checkpoint_folders(folder) if path <= newest]
-    kept = set(here[-keep:])
-    if best := best_checkpoint(here):
+    kept = set(here[-max(1, keep) :])
+    if keep and (best := best_checkpoint(here)):
         kept.add(best[0])
     return [path for path in checkpoint_folders(folder) if path not in kept]
 

@@ -24,7 +24,7 @@ SHORTEST_EXAMPLE = 8
 
 LEAST = {
     "seed": 0, "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
-    "checkpoint_every": 1, "keep_checkpoints": 1, "eval_every": 1, "eval_examples": 1, "log_every": 1,
+    "checkpoint_every": 1, "keep_checkpoints": 0, "eval_every": 1, "eval_examples": 1, "log_every": 1,
     "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
     "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
 }  # fmt: skip
@@ -199,7 +199,7 @@ class PretrainConfig:
     checkpoint_every: int = 10_000
     """Steps between checkpoints of the training state."""
     keep_checkpoints: int = 2
-    """Number of the newest checkpoints that stay on disk."""
+    """Number of the newest checkpoints that stay on disk; 0: the newest until the run has finished, then none."""
     eval_every: int = 2_500
     """Steps between evaluations on held-out text."""
     eval_examples: int = 512

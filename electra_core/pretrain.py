@@ -48,6 +48,7 @@ from electra_core.pretraining.setup import (
     with_agreed_engine,
     with_agreed_parts,
 )
+from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress
@@ -188,6 +189,8 @@ def pretrain(
         ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
         record.writer.wait()
         record.state.end(step, reason)
+        if reason is None and config.keep_checkpoints == 0:
+            ranks.only_first(lambda: remove_checkpoints(run / "checkpoints"))
     ranks.leave()
     tell_python(reason, f"{run} holds step {step}", to_log if ranks.first else lambda line: None)
     seconds = time.monotonic() - started

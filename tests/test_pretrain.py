@@ -116,7 +116,7 @@ def test_of_uniform_draws_no_accuracy_is_told(data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("steps", 0), ("eval_examples", 0), ("keep_checkpoints", 0), ("max_length", 2), ("warmup_steps", -5),
+        ("steps", 0), ("eval_examples", 0), ("keep_checkpoints", -1), ("max_length", 2), ("warmup_steps", -5),
         ("clip_norm", 0.0), ("temperature", 0.0), ("temperature", math.nan), ("learning_rate", -1e-3),
         ("weight_decay", -0.1), ("adam_beta2", 1.0), ("mask_fraction", 0.5), ("learning_rate", math.inf),
         ("clip_norm", math.inf), ("discriminator_weight", math.nan), ("generator_layers", 0),
@@ -284,6 +284,20 @@ def test_old_checkpoints_are_removed_new_ones_kept(data: Path, tmp_path: Path) -
     train(data, tmp_path / "run", {"checkpoint_every": 1, "keep_checkpoints": 3, "steps": 5})
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004", "step-00000005"], "and nothing temporary"
+
+
+def test_of_a_finished_run_none_may_be_kept(data: Path, base: Path, tmp_path: Path) -> None:
+    """While it runs there is one, from which it can go on."""
+    settings = {"checkpoint_every": 2, "keep_checkpoints": 0}
+    checkpoints = tmp_path / "run" / "checkpoints"
+    train(data, tmp_path / "run", settings, on_evaluation=lambda figures: True)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000004"]
+    train(data, tmp_path / "run", settings, resume=True)
+    assert not checkpoints.exists()
+    weights = "discriminator/model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (base / weights).read_bytes()
+    again = train(data, tmp_path / "run", settings, resume=True)
+    assert (again.steps, again.seconds, again.stopped_by) == (8, 0.0, None), "nothing is left to do"
 
 
 # It diverges --------------------------------------------------------------------------------------------------
