@@ -188,10 +188,12 @@ class Generator(nn.Module):
     Without a given encoder the model is initialised from torch's random generator (`initialisation.started`).
     """
 
+    encoder_class: ClassVar[type[Encoder]] = Encoder
+
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
-        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.encoder = encoder if encoder is not None else self.encoder_class(config)
         self.generator_predictions = GeneratorPredictions(config)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         if encoder is None:
@@ -264,10 +266,12 @@ class Discriminator(nn.Module):
     Without a given encoder the model is initialised from torch's random generator (`initialisation.started`).
     """
 
+    encoder_class: ClassVar[type[Encoder]] = Encoder
+
     def __init__(self, config: EncoderConfig, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
-        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.encoder = encoder if encoder is not None else self.encoder_class(config)
         self.discriminator_predictions = DiscriminatorPredictions(config)
         if encoder is None:
             started(self)
@@ -315,8 +319,9 @@ class Electra(nn.Module):
                 f"pretrain: expected the objective {self.objective!r}, got {pretrain.objective!r}, whose model "
                 "objectives.build_objective(config, pretrain) makes"
             )
-        self.generator = self.generator_class(for_generator, Encoder(for_generator))
-        encoder = discriminator_encoder(config, pretrain, self.generator.encoder)
+        of_generator = self.generator_class.encoder_class(for_generator)
+        self.generator = self.generator_class(for_generator, of_generator)
+        encoder = discriminator_encoder(config, pretrain, of_generator, self.discriminator_class.encoder_class)
         self.discriminator = self.discriminator_class(config, encoder)
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
@@ -365,8 +370,10 @@ def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Ten
     return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 
 
-def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder) -> Encoder:
-    """The discriminator's encoder, which shares with the generator's what `pretrain.tying` names."""
+def discriminator_encoder(
+    config: EncoderConfig, pretrain: PretrainConfig, generator: Encoder, kind: type[Encoder] = Encoder
+) -> Encoder:
+    """The discriminator's encoder, of this `kind`; it shares with the generator's what `tying` names."""
     if pretrain.tying == "all":
         if generator.config != config:
             raise ValueError("tying: 'all' needs a generator of the discriminator's sizes")
@@ -376,4 +383,4 @@ def discriminator_encoder(config: EncoderConfig, pretrain: PretrainConfig, gener
         embeddings = generator.embeddings
     elif pretrain.tying == "disentangled":
         embeddings = DisentangledEmbeddings(config, generator.embeddings)
-    return Encoder(config, embeddings, DISCRIMINATOR_STREAM)
+    return kind(config, embeddings, DISCRIMINATOR_STREAM)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from typing import ClassVar
 
 import torch
 from electra_kernels import attention, dropout_add_layer_norm_twice, embedding_layer_norm
@@ -109,13 +110,20 @@ class SelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: attention, then feed-forward, each with a residual and a LayerNorm."""
+    """One transformer layer: attention, then feed-forward, each with a residual and a LayerNorm.
+
+    A class of your own takes the attention's place as `Layer.attention_class`, the layer's as
+    `Encoder.layer_class`, the encoder's as a model's `encoder_class`; set it before models are built
+    (docs/changing_models.md).
+    """
+
+    attention_class: ClassVar[type[SelfAttention]] = SelfAttention
 
     def __init__(self, config: EncoderConfig, first_stream: int):
         super().__init__()
         width = config.hidden_size
         self.dropout_p, self.eps = config.hidden_dropout_prob, config.layer_norm_eps
-        self.attention = SelfAttention(config, first_stream + ATTENTION_STREAM)
+        self.attention = self.attention_class(config, first_stream + ATTENTION_STREAM)
         self.attention_norm = nn.LayerNorm(width, eps=self.eps)
         self.intermediate = Linear(width, config.intermediate_size)
         self.output = Linear(config.intermediate_size, width)
@@ -134,15 +142,15 @@ class Layer(nn.Module):
         everything after attention treats each token by itself."""
         branch_TD = self.attention(hidden_TD, batch, seed, rows_R)
         residual_TD = rows_of(residual_TD, rows_R)
-        hidden_TD, residual_TD = self._add_norm(
+        hidden_TD, residual_TD = self.add_norm(
             branch_TD, bias_after(self.attention.dense), residual_TD, self.attention_norm, seed, self.streams[0]
         )
         branch_TD = product_of(self.output, gelu_of(self.intermediate, hidden_TD))
-        return self._add_norm(
+        return self.add_norm(
             branch_TD, bias_after(self.output), residual_TD, self.output_norm, seed, self.streams[1]
         )
 
-    def _add_norm(
+    def add_norm(
         self, branch_TD: Tensor, bias_D: Tensor | None, residual_TD: Tensor, norm: nn.LayerNorm, seed: Seed | None,
         stream: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -169,6 +177,8 @@ class Encoder(nn.Module):
         first_stream: the first of this encoder's streams of random numbers.
     """
 
+    layer_class: ClassVar[type[Layer]] = Layer
+
     def __init__(self, config: EncoderConfig, embeddings: Embeddings | None = None, first_stream: int = 0):
         super().__init__()
         check_config("config", config, EncoderConfig)
@@ -178,7 +188,7 @@ class Encoder(nn.Module):
         same = config.embedding_size == config.hidden_size
         self.embeddings_project = None if same else Linear(config.embedding_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            Layer(config, first_stream + (index + 1) * STREAMS_PER_LAYER)
+            self.layer_class(config, first_stream + (index + 1) * STREAMS_PER_LAYER)
             for index in range(config.num_hidden_layers)
         )
 

@@ -8,6 +8,9 @@ dropout and LayerNorm count too; every sequence is full, and 15.625% of its toke
 **Modern counting**, as for model FLOPs utilisation (MFU; Chowdhery et al. 2022, PaLM, appendix B): matrix
 products alone, at 2 operations per multiply-add; the backward pass has two products for each one, so training is
 3 x forward; lookups are free; the true fraction of masked tokens is counted.
+
+Both count the layers of `encoder.py`, from a configuration. Layers of other classes (`Encoder.layer_class`)
+differ, and with them a run's `mfu`; `electra flops` refuses their folders.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Saves and loads model directories in the Hub's ELECTRA layout.
 
-What is saved here opens in `transformers` unchanged, and an ELECTRA directory of the Hub opens here unchanged:
+What is saved here opens in `transformers` unchanged, and an ELECTRA directory of the Hub opens here unchanged (an
+encoder with classes of the user's own is not an ELECTRA, and opens only where the same classes are set):
 
     config.json           sizes, kind of model, names of the labels      (`hub/layout.py`)
     model.safetensors     the weights under the Hub's names              (`hub/weight_files.py`)
@@ -41,6 +42,8 @@ from electra_core.hub.layout import (
     HEADS,
     MULTI_LABEL,
     architecture,
+    changed_classes,
+    classes_named,
     hub_names,
     hub_tensors,
     parts,
@@ -88,7 +91,8 @@ def save_pretrained(
 
     Raises:
         ValueError: another kind of model (for an Electra, save its `discriminator` and its `generator`), or one
-            whose parameters are not those of its kind, as with adapters or pruning, or are sharded.
+            whose parameters are not those of its kind, as with adapters or pruning, or are sharded; or the encoder
+            has other classes than this program would load it with.
         UserError: `directory` is a file.
     """
     directory = Path(directory)
@@ -147,8 +151,8 @@ def load(
         revision: of a repository on the Hub.
 
     Raises:
-        UserError: not a model directory, another kind of model, or weights that are missing, unexpected, of the
-            wrong shape or unreadable; the message lists them.
+        UserError: not a model directory, another kind of model, an encoder with classes that are not set here, or
+            weights that are missing, unexpected, of the wrong shape or unreadable; the message lists them.
     """
     directory = find_model(source, _part_of_run(kind), revision)
     config, raw = load_config(directory)
@@ -240,6 +244,7 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
     Returns:
         Names of the head's parameters if the directory does not have this head, otherwise [].
     """
+    _check_classes(model, directory, raw)
     buffers = dict(persistent_buffers(model))
     files = open_weights(directory, {stored for name in buffers for stored in hub_names(name)})
     new_head = _compare(model, directory, raw, files.shapes, another_head)
@@ -260,6 +265,19 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
         own = embeddings.word_embeddings.weight
         own.sub_(embeddings.word_weight() - own)
     return new_head
+
+
+def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any]) -> None:
+    """Raises UserError if the directory's encoder has classes of its user's own that the model's has not. (A model
+    with such classes may start from the weights of an ELECTRA.)"""
+    named = classes_named(raw, str(directory / "config.json"))
+    here = sorted({*changed_classes(model.encoder).values()})  # type: ignore[arg-type]
+    if named and named != here:
+        raise UserError(
+            f"{directory}: its encoder has classes of its user's own, {', '.join(named)}, which this program has "
+            "not set; load it where Layer.attention_class, Encoder.layer_class or the model's encoder_class is it"
+            + (f" (here: {', '.join(here)})" if here else "")
+        )
 
 
 def _check_tied(words_VE: Tensor, files: WeightFiles) -> None:

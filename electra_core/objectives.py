@@ -37,7 +37,6 @@ from electra_core.electra import (
     discriminator_encoder,
     replace_tokens,
 )
-from electra_core.encoder import Encoder
 from electra_core.initialisation import initialise
 from electra_core.packing import TokenBatch
 
@@ -139,7 +138,7 @@ class MaskedLM(nn.Module):
     def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
         super().__init__()
         self.config = pretrain
-        self.discriminator = Generator(config, Encoder(config))
+        self.discriminator = Generator(config, Generator.encoder_class(config))
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     @property
@@ -170,8 +169,10 @@ class ReplaceMLM(nn.Module):
         super().__init__()
         self.config = pretrain
         for_generator = generator_config(config, pretrain)
-        self.generator = Generator(for_generator, Encoder(for_generator))
-        self.discriminator = Generator(config, discriminator_encoder(config, pretrain, self.generator.encoder))
+        kind = Generator.encoder_class
+        self.generator = Generator(for_generator, kind(for_generator))
+        encoder = discriminator_encoder(config, pretrain, self.generator.encoder, kind)
+        self.discriminator = Generator(config, encoder)
         initialise(self, config.initializer_range, pretrain.seed, pretrain.position_init)
 
     def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:

@@ -54,6 +54,7 @@ class TaskModel(nn.Module):
     """The Hub's name for this kind of model, for config.json."""
     per_token: ClassVar[bool] = False
     """Whether the logits' rows are tokens; otherwise they are sequences."""
+    encoder_class: ClassVar[type[Encoder]] = Encoder
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class TaskModel(nn.Module):
         if isinstance(labels, str) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"labels: expected a list of names, got {labels!r}")
         self.config, self.labels = config, names
-        self.encoder = encoder if encoder is not None else started(Encoder(config))
+        self.encoder = encoder if encoder is not None else started(self.encoder_class(config))
         self.classifier_dropout = classifier_dropout
 
     @property

@@ -123,13 +123,16 @@ def _machine() -> dict[str, Any]:
 
 def _model(source: str) -> dict[str, Any]:
     from electra_core.flops import parameters
+    from electra_core.hub.layout import classes_named
     from electra_core.model_dir import find_model, load_config
 
     directory = find_model(source)
     config, raw = load_config(directory)
     architecture = (raw.get("architectures") or ["?"])[0]
     facts: dict[str, Any] = {"directory": str(directory), "architecture": architecture}
-    return facts | parameters(config, architecture) | dataclasses.asdict(config)
+    changed = classes_named(raw, str(directory / "config.json"))
+    counted = {"changed_classes": ", ".join(changed)} if changed else parameters(config, architecture)
+    return facts | counted | dataclasses.asdict(config)
 
 
 def _memory(options: Namespace) -> None:
@@ -184,9 +187,13 @@ def flops(options: Namespace) -> None:
         preset = PRESETS[options.model]
         figures = summary(preset.discriminator, preset.pretrain)
     else:
+        from electra_core.hub.layout import classes_named
         from electra_core.model_dir import load_config
 
         config, raw = load_config(options.model)
+        if changed := classes_named(raw, options.model):
+            names = ", ".join(changed)
+            raise UserError(f"{options.model}: only ELECTRA's own layers can be counted; its encoder has {names}")
         figures = summary(config, architecture=(raw.get("architectures") or ["?"])[0])
     if options.json:
         print(json.dumps(figures))

@@ -30,6 +30,7 @@ from electra_core.downstream.task_files import load_model, load_task, save_task
 from electra_core.encoder import Encoder, Layer
 from electra_core.errors import UserError, writing
 from electra_core.files.new_folder import temporary_folder
+from electra_core.hub.layout import changed_classes
 from electra_core.packing import from_padded, to_padded
 from electra_core.tasks import ClassificationHead, MultipleChoice, SequenceClassifier, TaskModel
 from electra_core.tokenizer import Tokenizer, load_tokenizer, matching_tokenizer
@@ -211,15 +212,16 @@ def export(source: str | Path, file: str | Path) -> float:
         The largest relative difference between onnxruntime's logits and torch's.
 
     Raises:
-        UserError: `source` is not a fine-tuned model, a library is missing, the file cannot be written or is not
-            called NAME.onnx, the folder holds another model, or the difference is beyond `TOLERANCE` (then nothing
-            is written).
+        UserError: `source` is not a fine-tuned model or has classes of its user's own, a library is missing, the
+            file cannot be written or is not called NAME.onnx, the folder holds another model, or the difference is
+            beyond `TOLERANCE` (then nothing is written).
     """
     directory, file = model_dir.find_model(source), Path(file)
     if file.suffix != ".onnx":  # `predict` recognises it by this
         raise UserError(f"{file}: expected a name that ends in .onnx")
     task = load_task(directory)
     model = load_model(task, directory)
+    _refuse_own_classes(model, directory)
     tokenizer = matching_tokenizer(directory, model.config.vocab_size)
     _refuse_company(file, directory, task, tokenizer)
     proto = build(model)
@@ -235,6 +237,15 @@ def export(source: str | Path, file: str | Path) -> float:
         for written in new.iterdir():
             written.replace(file.parent / written.name)
     return difference
+
+
+def _refuse_own_classes(model: TaskModel, directory: Path) -> None:
+    """Raises UserError for classes that the graph knows nothing of."""
+    own = sorted({*changed_classes(model.encoder).values()})
+    if not type(model).__module__.startswith("electra_core."):
+        own.insert(0, type(model).__name__)
+    if own:
+        raise UserError(f"{directory}: only this package's classes can be exported, got {', '.join(own)}")
 
 
 def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from electra_core import model_dir
 from electra_core.downstream.interface import Task
-from electra_core.encoder import Encoder
 from electra_core.errors import UserError
 from electra_core.finetuning.kept_head import give_head, old_head
 from electra_core.finetuning.settings import FinetuneSettings
@@ -42,7 +41,7 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
     if settings.dropout >= 0:
         p = settings.dropout
         config = replace(model.config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
-        other = task.model_class(config, task.labels, encoder=Encoder(config))
+        other = task.model_class(config, task.labels, encoder=task.model_class.encoder_class(config))
         other.load_state_dict(model.state_dict())
         model = other
     if settings.random_start:

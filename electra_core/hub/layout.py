@@ -11,6 +11,9 @@ encoder.layers.N.output.*               electra.encoder.layer.N.output.dense.*
 encoder.layers.N.output_norm.*          electra.encoder.layer.N.output.LayerNorm.*
 output_bias                             generator_lm_head.bias
 heads                                   the same names
+
+An encoder with classes of the user's own (`changed_classes`) computes something else from such tensors. Its folder
+is no ELECTRA: it has another `model_type` and the classes' names, and its further parameters keep our names.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 """config.json's problem type for numbers."""
 
+ELECTRA, CHANGED = "electra", "changed-electra"
+"""config.json's kind of model: the Hub's, and one whose encoder has other classes."""
+
 # The defaults of `transformers`' ElectraConfig for missing fields (its model is "small").
 HUB_DEFAULTS = EncoderConfig(
     embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
@@ -57,7 +63,8 @@ _MOST, _MOST_LAYERS, _MOST_LABELS = 1 << 24, 1 << 10, 1 << 20
 
 
 def hub_names(name: str) -> tuple[str, ...]:
-    """The Hub's name of our parameter; three names, query, key and value, for a fused `qkv`."""
+    """The Hub's name of our parameter; three names, query, key and value, for a fused `qkv`. What a changed layer
+    adds keeps its name."""
     if name == "output_bias":
         return ("generator_lm_head.bias",)
     if not name.startswith("encoder."):
@@ -69,7 +76,7 @@ def hub_names(name: str) -> tuple[str, ...]:
     module, kind = ".".join(parts[3:-1]), parts[-1]
     if module == "attention.qkv":
         return tuple(f"{layer}attention.self.{part}.{kind}" for part in ("query", "key", "value"))
-    return (f"{layer}{_IN_LAYER[module]}.{kind}",)
+    return (f"{layer}{_IN_LAYER[module]}.{kind}",) if module in _IN_LAYER else (name,)
 
 
 def to_hub(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,11 +129,19 @@ def architecture(model: nn.Module | type[nn.Module]) -> str:
     raise ValueError(f"model: expected a Discriminator, Generator or task model, got {kind.__name__}")
 
 
+def changed_classes(encoder: nn.Module) -> dict[str, str]:
+    """Names of the classes of an encoder's modules that are neither ours nor torch's, by the modules' names."""
+    kinds = {name: type(module) for name, module in encoder.named_modules()}
+    known = "electra_core", "torch"
+    return {name: kind.__name__ for name, kind in kinds.items() if kind.__module__.partition(".")[0] not in known}
+
+
 def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     """The contents of config.json for a model."""
     config: EncoderConfig = model.config  # type: ignore[assignment]
+    changed = sorted({*changed_classes(model.encoder).values()})  # type: ignore[arg-type]
     fields: dict[str, Any] = dataclasses.asdict(config) | {
-        "model_type": "electra",
+        "model_type": CHANGED if changed else ELECTRA,
         "architectures": [architecture(model)],
         "hidden_act": "gelu",
         "dtype": str(dtype).removeprefix("torch."),
@@ -151,7 +166,7 @@ def write_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
         fields["problem_type"] = MULTI_LABEL
     elif isinstance(model, SequenceClassifier) and len(labels) == 1:
         fields["problem_type"] = REGRESSION  # otherwise the Hub's pipelines apply a sigmoid to the number
-    return fields
+    return fields | ({"changed_classes": changed} if changed else {})
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
@@ -160,7 +175,8 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
     Raises:
         UserError: another kind of model, an option that this implementation lacks, or an impossible value.
     """
-    _expect(raw, "model_type", "electra", where)
+    if not classes_named(raw, where):
+        _expect(raw, "model_type", ELECTRA, where)
     for key, only in (
         ("hidden_act", "gelu"),
         ("position_embedding_type", "absolute"),
@@ -175,6 +191,19 @@ def read_config(raw: Mapping[str, Any], where: str) -> EncoderConfig:
         del given["pad_token_id"]
     _check_sizes(given, where)
     return updated(HUB_DEFAULTS, given, where)
+
+
+def classes_named(raw: Mapping[str, Any], where: str) -> list[str]:
+    """The classes of its user's own that the encoder described by a config.json has; none in an ELECTRA.
+
+    Raises:
+        UserError: a changed encoder's classes are not named.
+    """
+    if raw.get("model_type") != CHANGED:
+        return []
+    if not (names := raw.get("changed_classes")) or not _are_names(names):
+        raise UserError(f"{where}: changed_classes: expected a list of names, got {names!r:.80}")
+    return sorted(names)
 
 
 def _are_names(value: Any) -> bool:

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from electra_core import tasks
-from electra_core.encoder import Encoder
 from electra_core.execution.sharding import is_sharded
-from electra_core.hub.layout import architecture
+from electra_core.hub.layout import architecture, changed_classes
 
 Built = TypeVar("Built", bound=nn.Module)
+CLASSES = (
+    "a class of your own is saved and loaded once it is Layer.attention_class, Encoder.layer_class or the model's "
+    "encoder_class; or keep torch.save(model.state_dict(), FILE)"
+)
+"""What to do with a model whose encoder has other classes."""
 
 
 def on_meta(kind: Callable[..., Built], *arguments: Any, **options: Any) -> Built:
@@ -53,11 +57,12 @@ def needs_its_constructor(model: nn.Module) -> bool:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raises ValueError for parameters that have no place in a directory, which could not be loaded again."""
+    """Raises ValueError for parameters and classes that could not be loaded again from a directory."""
     architecture(model)  # raises for an Electra, which has no encoder
-    kind = type(model)
+    kind: Any = type(model)
     found = model.state_dict()
-    expected = {f"encoder.{name}": t for name, t in on_meta(Encoder, model.config).state_dict().items()}
+    encoder = on_meta(kind.encoder_class, model.config)
+    expected = {f"encoder.{name}": t for name, t in encoder.state_dict().items()}
     if kind.__module__.startswith("electra_core."):  # a subclass may have parts of its own beside the encoder
         head = {"labels": model.labels} if isinstance(model, tasks.TaskModel) else {}
         expected |= on_meta(kind, model.config, **head).state_dict()
@@ -73,10 +78,22 @@ def check_parameters(model: nn.Module) -> None:
     if odd:
         raise ValueError(
             f"model: expected the parameters of a {kind.__name__} of its config, but it {odd[0]}; merge or remove "
-            "what changed it (adapters, prune.remove, parametrize.remove_parametrizations), then save"
+            f"what changed it (adapters, prune.remove, parametrize.remove_parametrizations), then save; {CLASSES}"
         )
     if spread := [name for name, tensor in found.items() if is_sharded(tensor)]:
         raise ValueError(
             f"model: expected whole parameters, but {spread[0]} is a DTensor, spread over processes; gather them "
             "(full_tensor) into a model that is not sharded, and save that"
+        )
+    _check_classes(kind.__name__, model.encoder, encoder)  # type: ignore[arg-type]
+
+
+def _check_classes(kind: str, ours: nn.Module, expected: nn.Module) -> None:
+    """Raises ValueError if an encoder has other classes than the one expected, which this program would load."""
+    classes, theirs = changed_classes(ours), changed_classes(expected)
+    if differing := [name for name in {**classes, **theirs} if classes.get(name) != theirs.get(name)]:
+        got, wanted = (type(dict(encoder.named_modules()).get(differing[0])) for encoder in (ours, expected))
+        raise ValueError(
+            f"model: expected a {kind} as this program would load it, but "
+            f"{f'encoder.{differing[0]}'.rstrip('.')} is of class {got.__name__}, not {wanted.__name__}; {CLASSES}"
         )

@@ -23,7 +23,7 @@ from electra_core.checkpoint import Checkpoint, CheckpointWriter, agreed_on
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra, Generator
-from electra_core.encoder import Layer, set_recompute
+from electra_core.encoder import Encoder, set_recompute
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_pretraining
 from electra_core.execution.distributed import Ranks
@@ -278,7 +278,8 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
         start = job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
         job.ranks.share(electra)
     if job.sharded:
-        shard(electra, [module for module in electra.modules() if isinstance(module, Layer)], job.device)
+        encoders = [module for module in electra.modules() if isinstance(module, Encoder)]
+        shard(electra, [layer for encoder in encoders for layer in encoder.layers], job.device)
     set_recompute(electra, job.config.recompute)
     optimizer = build_optimizer(electra, job.config)
     if checkpoint is None:
