@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from electra_core.downstream.named_tasks import choose_task
     from electra_core.downstream.squad import Answer
     from electra_core.downstream.tagging import Tag
+    from electra_core.downstream.task_files import register_task
     from electra_core.errors import UserError
     from electra_core.finetuning.settings import FinetuneSettings
     from electra_core.labelled_data.columns import Columns
@@ -101,6 +102,7 @@ _HOME = {
     "choose_task": "downstream.named_tasks",
     "convert_checkpoint": "conversion.convert_tf",
     "export": "conversion.onnx_export",
+    "register_task": "downstream.task_files",
 }
 
 __all__ = [
@@ -130,6 +132,7 @@ __all__ = [
     "from_padded",
     "load_tokenizer",
     "pack",
+    "register_task",
     "to_padded",
 ]
 

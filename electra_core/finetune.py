@@ -31,7 +31,8 @@ from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
 from electra_core.downstream.in_memory import Rows, as_files
-from electra_core.downstream.interface import Task, check_segments
+from electra_core.downstream.interface import Task, baseline, check_segments
+from electra_core.downstream.task_files import check_registered
 from electra_core.errors import UserError, is_on_command_line, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
@@ -58,7 +59,6 @@ from electra_core.finetuning.token_cache import fingerprint
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.labelled_data.notices import Say, to_log
 from electra_core.metrics import spread
-from electra_core.reports.task_report import constant_guess
 from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
@@ -104,7 +104,8 @@ def finetune(
     Raises:
         UserError: data or model cannot be used (nothing is written then), the checkpoint or finished model is of
             another fine-tuning, or the loss diverges.
-        ValueError: task or settings have the wrong type, or rows are not dicts.
+        ValueError: task or settings have the wrong type, the task is of a class that is not registered
+            (`register_task`), or rows are not dicts.
         KeyboardInterrupt: SIGINT ended it, not on the command line.
     """
     if not isinstance(task, Task):
@@ -112,6 +113,7 @@ def finetune(
             f"task: expected a task, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
             f"{task!r:.50}"
         )
+    check_registered(task)
     if not isinstance(settings, FinetuneSettings | None):
         raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
     out, place = Path(out), resolve_device(device)
@@ -286,9 +288,10 @@ def _report(
 
 def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
     """A warning if the model is no better than a constant guess, otherwise None."""
-    metric, (what, constant) = job.task.metric, constant_guess(job.task, job.data.dev_examples)
-    if best[metric] > constant[metric]:
+    metric, guess = job.task.metric, baseline(job.task, job.data.dev_examples)
+    if guess is None or best[metric] > guess[1][metric]:
         return None
+    what, constant = guess
     return (
         f"a constant guess ({what}) does as well on the dev data ({metric} {constant[metric]:.4g}); "
         f"try more {option('epochs')} or another {option('learning_rate')}"

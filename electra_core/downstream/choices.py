@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import softmax
-from electra_core.downstream.interface import Task
+from electra_core.downstream.interface import Task, most_frequent
 from electra_core.files.row_files import Row
 from electra_core.files.text_lines import text_problem
 from electra_core.labelled_data.columns import TEXT_NAMES, Columns, id_of, names_of, table
@@ -219,3 +219,7 @@ class Choose(Task):
         """accuracy"""
         right = [example.label == prediction["choice"] for example, prediction in zip(examples, predictions)]
         return {"accuracy": float(np.mean(right))}
+
+    def constant_guess(self, examples: Sequence[ChoiceExample]) -> tuple[str, list[dict[str, Any]]]:
+        """The most frequent choice."""
+        return "the most frequent choice", [{"choice": most_frequent(e.label for e in examples)}] * len(examples)

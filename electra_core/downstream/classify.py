@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from electra_core.downstream.interface import Task
+from electra_core.downstream.interface import Task, most_frequent
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
@@ -213,6 +213,10 @@ class Classify(TextTask):
         predicted = [self.labels.index(prediction["label"]) for prediction in predictions]
         return classification_metrics(truth, predicted, len(self.labels))
 
+    def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:
+        """The most frequent class."""
+        return "the most frequent class", [{"label": most_frequent(e.label for e in examples)}] * len(examples)
+
 
 @dataclass(frozen=True)
 class Regress(TextTask):
@@ -301,6 +305,11 @@ class Regress(TextTask):
         """pearson, spearman, their mean, mse and mae (mean squared and mean absolute error)."""
         truth = [float(example.label or "nan") for example in examples]
         return regression_metrics(truth, [prediction["value"] for prediction in predictions])
+
+    def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:
+        """The mean."""
+        mean = float(np.mean([float(example.label or "nan") for example in examples]))
+        return "the mean", [{"value": mean}] * len(examples)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ frozen dataclass of plain values; `task.json` in a model directory holds them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -34,7 +35,8 @@ class Task(ABC):
     """Base of all tasks. Each has its own type of example (`TextExample`, ...); predictions are dicts for JSON."""
 
     kind: ClassVar[str]
-    """The task's name on the command line: classify, multilabel, regress, tag, qa, choose."""
+    """The task's name on the command line: classify, multilabel, regress, tag, qa, choose, or that of a class of
+    your own (`task_files.register_task`)."""
     model_class: ClassVar[type[TaskModel]]
     """The model that solves it."""
     labels: tuple[str, ...]
@@ -94,6 +96,11 @@ class Task(ABC):
     def score(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Figures of merit by name; `metric` is among them."""
 
+    def constant_guess(self, examples: Sequence[Any]) -> tuple[str, list[dict[str, Any]]] | None:
+        """The best answer that looks at no input, in words, and its prediction for each of these examples; None:
+        there is nothing to compare with."""
+        return None
+
     def tuned(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> Self:
         """The task with what is tuned on the dev data after training (a threshold)."""
         return self
@@ -104,6 +111,18 @@ class Task(ABC):
 
     def as_trained(self, model: TaskModel) -> None:  # noqa: B027
         """Puts a saved model back into the form for training, in place: the inverse of `as_saved`."""
+
+
+def baseline(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]] | None:
+    """The task's constant guess, in words, and its figures on these examples; None if the task has none."""
+    if (guess := task.constant_guess(examples)) is None:
+        return None
+    return guess[0], task.score(examples, guess[1])
+
+
+def most_frequent(values: Iterable[Any]) -> Any:
+    """The value that occurs most often; of equally frequent ones the first."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def check_segments(task: Task, config: EncoderConfig, where: str | Path, examples: Iterable[Any] = ()) -> None:

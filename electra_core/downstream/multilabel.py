@@ -152,6 +152,16 @@ class MultiLabel(TextTask):
         scores = [[prediction["scores"][label] for label in self.labels] for prediction in predictions]
         return truth, predicted, np.array(scores, dtype=float).reshape(truth.shape)
 
+    def constant_guess(self, examples: Sequence[MultiLabelExample]) -> tuple[str, list[dict[str, Any]]]:
+        """The most frequent set of labels, with each label's frequency as its score."""
+        sets = Counter(frozenset(labels_in(example)) for example in examples)
+        counts = Counter(label for example in examples for label in labels_in(example))
+        guess = {
+            "labels": [label for label in self.labels if label in sets.most_common(1)[0][0]],
+            "scores": {label: counts[label] / len(examples) for label in self.labels},
+        }
+        return "the most frequent set of labels", [guess] * len(examples)
+
     @contextmanager
     def as_saved(self, model: TaskModel) -> Iterator[Self]:
         """Makes config.json say that a text may have any number of labels."""

@@ -182,6 +182,10 @@ class Answer(Task):
                 figures |= {name: 100 * best / max(1, len(gold)), f"{name}_threshold": threshold}
         return figures
 
+    def constant_guess(self, examples: Sequence[QuestionExample]) -> tuple[str, list[dict[str, Any]]]:
+        """No answer."""
+        return "no answer", [{"answer": "", "nbest": [], "null_difference": 0.0}] * len(examples)
+
     def tuned(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Answer:
         """The task with the null threshold that gives the best F1 on these (development) examples."""
         if not self.unanswerable:

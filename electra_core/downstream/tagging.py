@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import softmax
-from electra_core.downstream.interface import Task
+from electra_core.downstream.interface import Task, most_frequent
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import UNLABELLED, Features, TaskBatch, windows
@@ -277,6 +277,13 @@ class Tag(Task):
         index_of = {tag: index for index, tag in enumerate(self.labels)}
         flat = [index_of[tag] for tags in truth for tag in tags]
         return classification_metrics(flat, [index_of[t] for tags in predicted for t in tags], len(self.labels))
+
+    def constant_guess(self, examples: Sequence[TaggedExample]) -> tuple[str, list[dict[str, Any]]]:
+        """The tag O; the most frequent one where tags mark no spans."""
+        what, tag = "the tag O", "O"
+        if not marks_spans(self.labels):
+            what, tag = "the most frequent tag", most_frequent(tag for e in examples for tag in e.tags or ())
+        return what, [{"tags": [tag] * len(example.tags or ())} for example in examples]
 
 
 def as_to_predict(example: TaggedExample) -> TaggedExample:

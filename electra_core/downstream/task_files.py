@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from electra_core import model_dir
 from electra_core.downstream.choices import Choose
@@ -28,9 +28,49 @@ from electra_core.labelled_data.columns import Columns
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 
 log = logging.getLogger("electra_core")
+Kind = TypeVar("Kind", bound=Task)
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
+"""The kinds that task.json may name: ours, and those of `register_task`."""
+_OURS = tuple(KINDS.values())
 TASK_FILE = "task.json"
 SHORTEST = 8  # smallest allowed limit of tokens per sequence
+
+
+def register_task(kind: type[Kind]) -> type[Kind]:
+    """Makes a task of your own known by its `kind`: `load` and `evaluate` read its folders, and `choose_task` and
+    `--task` know its name. A decorator, above `@dataclass(frozen=True)`; a class defined again replaces itself.
+
+    Raises:
+        ValueError: not a frozen dataclass derived from `Task`, or `kind` is no name, or another task's.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Task) and "__dataclass_params__" in vars(kind)):
+        raise ValueError(
+            f"kind: expected a class derived from Task, with @dataclass(frozen=True), got {kind!r:.80}"
+        )
+    name = getattr(kind, "kind", None)
+    if not isinstance(name, str) or name != name.lower():
+        raise ValueError(f"{kind.__name__}.kind: expected a name in lower case, got {name!r}")
+    if not _is_same(KINDS.get(name, kind), kind):
+        raise ValueError(
+            f"{kind.__name__}.kind: expected a name of its own, got {name!r}, {KINDS[name].__name__}'s"
+        )
+    KINDS[name] = kind
+    return kind
+
+
+def check_registered(task: Task) -> None:
+    """Raises ValueError for a task whose folder could not be opened, or only as another task's."""
+    name = getattr(task, "kind", None)
+    if name not in KINDS or not _is_same(KINDS[name], type(task)):
+        raise ValueError(
+            f"task: {type(task).__name__} is not registered, so its folder could not be opened; put "
+            "@register_task above the class, and give it a `kind` of its own"
+        )
+
+
+def _is_same(kind: type[Task], other: type[Task]) -> bool:
+    """Whether two classes are the same, one perhaps defined again (in a notebook)."""
+    return (kind.__module__, kind.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def save_task(task: Task, directory: Path) -> None:
@@ -55,7 +95,7 @@ def _guess_task(directory: Path) -> Task:
     """The task of a directory written by another library, from its config.json."""
     config, raw = model_dir.load_config(directory)
     names = raw.get("architectures") or ["no architecture"]
-    kind = next((kind for kind in KINDS.values() if kind.model_class.architecture in names), None)
+    kind = next((kind for kind in _OURS if kind.model_class.architecture in names), None)
     if kind is None:
         raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
     length = config.max_position_embeddings
@@ -118,7 +158,10 @@ def task_from_json(fields: Any, where: str) -> Task:
     values = dict(fields) if isinstance(fields, dict) else {}
     name = str(values.pop("kind", ""))
     if name not in KINDS:
-        raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}")
+        raise UserError(
+            f"{where}: kind: expected one of {', '.join(KINDS)}, got {name!r}; a task of your own needs "
+            "@register_task"
+        )
     labels = values.get("labels", [])
     if not isinstance(labels, (list, tuple)):
         raise UserError(f"{where}: labels: expected a value like (), got {labels!r:.80}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from electra_core.downstream.multilabel import MultiLabel
-from electra_core.labelled_data.labelled import MultiLabelExample, labels_in
+from electra_core.labelled_data.labelled import MultiLabelExample
 from electra_core.metrics import multilabel_f1, per_label_metrics
 from electra_core.reports.report_tables import WORST, Table, calibration_table, label_table, table_of, text_or_pair
 
@@ -30,16 +29,6 @@ def multilabel_tables(
         calibration_table(sure.tolist(), right.tolist(), " over all labels of all texts"),
         _worst(task, examples, truth, predicted, scores),
     ]
-
-
-def constant_labels(task: MultiLabel, examples: Sequence[MultiLabelExample]) -> dict[str, Any]:
-    """What to predict without looking at a text: the most frequent set of labels, with each label's frequency."""
-    sets = Counter(frozenset(labels_in(example)) for example in examples)
-    counts = Counter(label for example in examples for label in labels_in(example))
-    return {
-        "labels": [label for label in task.labels if label in sets.most_common(1)[0][0]],
-        "scores": {label: counts[label] / len(examples) for label in task.labels},
-    }
 
 
 def _thresholds(truth: np.ndarray, scores: np.ndarray) -> Table:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -19,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from electra_core.downstream.interface import Task
+from electra_core.downstream.interface import baseline
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad_metrics import f1_score
 from electra_core.downstream.tagging import marks_spans, side_by_side
 from electra_core.errors import UserError, printable, writing
 from electra_core.metrics import confusion_matrix, per_class_metrics, shown_name, span_metrics
 from electra_core.predict import Evaluation
-from electra_core.reports.multilabel_report import constant_labels, multilabel_tables
+from electra_core.reports.multilabel_report import multilabel_tables
 from electra_core.reports.pages import page
 from electra_core.reports.report_tables import (
     MANY_LABELS,
@@ -55,7 +54,7 @@ class TaskReport:
     examples: int
     metrics: dict[str, float]
     baseline: dict[str, float] = field(default_factory=dict)
-    """Figures of the constant guess (`constant_guess`)."""
+    """Figures of the constant guess; empty if the task has none."""
     tables: list[Table] = field(default_factory=list)
     labels: tuple[str, ...] = ()
     """Names of the classes."""
@@ -63,13 +62,19 @@ class TaskReport:
 
 def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
     """Analyses an evaluation; `model` and `data` are names for the title."""
-    baseline, tables = _ANALYSES[evaluation.task.kind](evaluation)
     kind, count = evaluation.task.kind, len(evaluation.examples)
-    return TaskReport(model, data, kind, count, evaluation.metrics, baseline, tables, evaluation.task.labels)
+    constant, tables = _ANALYSES.get(kind, _figures_alone)(evaluation)
+    return TaskReport(model, data, kind, count, evaluation.metrics, constant, tables, evaluation.task.labels)
 
 
 def _constant(evaluation: Evaluation) -> dict[str, float]:
-    return constant_guess(evaluation.task, evaluation.examples)[1]
+    guess = baseline(evaluation.task, evaluation.examples)
+    return guess[1] if guess is not None else {}
+
+
+def _figures_alone(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+    """For a kind of task that is not analysed further."""
+    return _constant(evaluation), []
 
 
 def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -90,34 +95,6 @@ def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     task = evaluation.task
     assert isinstance(task, MultiLabel)
     return _constant(evaluation), multilabel_tables(task, evaluation.examples, evaluation.predictions)
-
-
-def constant_guess(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]]:
-    """The best constant answer, in words, and its figures on these examples."""
-    guess: dict[str, Any]
-    if task.kind == "regress":
-        what, guess = "the mean", {"value": float(np.mean([float(example.label) for example in examples]))}
-    elif isinstance(task, MultiLabel):
-        what, guess = "the most frequent set of labels", constant_labels(task, examples)
-    elif task.kind == "qa":
-        what, guess = "no answer", {"answer": "", "nbest": [], "null_difference": 0.0}
-    elif task.kind == "tag":
-        what, most = "the tag O", "O"
-        if not marks_spans(task.labels):
-            what, most = "the most frequent tag", _most_frequent(tag for e in examples for tag in e.tags)
-        return what, task.score(examples, [{"tags": [most] * len(example.tags)} for example in examples])
-    else:
-        key, what = (
-            ("label", "the most frequent class")
-            if task.kind == "classify"
-            else ("choice", "the most frequent choice")
-        )
-        guess = {key: _most_frequent(example.label for example in examples)}
-    return what, task.score(examples, [guess] * len(examples))
-
-
-def _most_frequent(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
 
 
 def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
@@ -206,8 +183,8 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     note = (
         f"{len(rows)} of {len(evaluation.examples)} answers are not exact; lowest F1 first, then most confident."
     )
-    baseline = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
-    return baseline, [Table("Worst mistakes", note, columns, rows[:WORST])]
+    constant = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
+    return constant, [Table("Worst mistakes", note, columns, rows[:WORST])]
 
 
 def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -260,7 +237,7 @@ def to_json(report: TaskReport) -> dict[str, Any]:
 def to_text(report: TaskReport) -> str:
     """The report for the terminal."""
     lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
-    lines += _aligned(("", "model", "constant guess"), _metric_rows(report))
+    lines += _aligned(("", *_metric_columns(report)), _metric_rows(report))
     for table in _to_read(report):
         heading = table.title + (f" - {table.note}" if table.note else "")
         lines += ["", *textwrap.wrap(heading, LINE_LENGTH, subsequent_indent="  ")]
@@ -272,9 +249,14 @@ def _to_read(report: TaskReport) -> list[Table]:
     return [table for table in report.tables if not table.only_data]
 
 
+def _metric_columns(report: TaskReport) -> tuple[str, ...]:
+    return ("model", "constant guess") if report.baseline else ("model",)
+
+
 def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
     names = {name: shown_name(name, report.labels) for name in report.metrics}
-    return [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
+    rows = [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
+    return [row[: 1 + len(_metric_columns(report))] for row in rows]
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -295,11 +277,12 @@ def _holds_words(rows: Sequence[tuple[Any, ...]], column: int) -> bool:
 def to_html(report: TaskReport) -> str:
     """One self-contained page."""
     title = f"{report.model} on {report.data}"
-    metrics = Table("", "", ("metric", "model", "constant guess"), _metric_rows(report))
+    metrics = Table("", "", ("metric", *_metric_columns(report)), _metric_rows(report))
+    compared = "<p>For comparison, those of the best constant guess.</p>" if report.baseline else ""
     parts = [
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="lead">{report.examples:,} examples, task {report.kind}.</p></header>',
-        "<h2>Metrics</h2><p>For comparison, those of the best constant guess.</p>",
+        f"<h2>Metrics</h2>{compared}",
         _html_table(metrics),
     ]
     for table in _to_read(report):

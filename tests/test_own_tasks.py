@@ -1,0 +1,168 @@
+"""Tasks that users write: registered, they train, are loaded, evaluated and reported as ours are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import make_model, reviews
+
+import electra_core
+from electra_core import Classify, FinetuneSettings, SequenceClassifier, UserError, cli, register_task
+from electra_core.conversion.onnx_export import export
+from electra_core.downstream.named_tasks import choose_task
+from electra_core.downstream.task_files import KINDS, task_from_json, task_to_json
+from electra_core.finetune import finetune
+from electra_core.predict import evaluate, load
+from electra_core.reports.task_report import make_report, to_html, to_text
+
+
+class Flipped(SequenceClassifier):
+    def forward(self, batch: Any, seed: Any = None) -> torch.Tensor:
+        return -super().forward(batch, seed)
+
+
+@dataclass(frozen=True)
+class Sure(Classify):
+    """Predicts a label without a score."""
+
+    kind: ClassVar[str] = "sure"
+    model_class: ClassVar[Any] = Flipped
+    sure: float = 2.0
+
+    def decode(self, examples: Any, features: Any, outputs: Any) -> list[dict[str, Any]]:
+        return [{"label": self.labels[int(np.argmax(row[0]))]} for row in outputs]
+
+
+@dataclass(frozen=True)
+class Alone(Sure):
+    """With nothing to compare it with."""
+
+    kind: ClassVar[str] = "alone"
+
+    def constant_guess(self, examples: Any) -> None:
+        return None
+
+
+@pytest.fixture(autouse=True)
+def only_ours() -> Iterator[None]:
+    """Takes back what a test registers."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)
+
+
+def trained(task: Classify, folder: Path, **options: Any) -> dict[str, Any]:
+    make_model(folder / "model")
+    reviews(folder / "train.tsv", 24)
+    settings = FinetuneSettings(epochs=1, batch_size=8, max_length=16)
+    files = folder / "train.tsv", folder / "train.tsv"
+    return finetune(folder / "model", task, *files, folder / "out", settings, quiet=True, **options)
+
+
+@pytest.mark.parametrize("kind", [Sure, Alone])
+def test_a_registered_task_is_one_of_ours(
+    kind: type[Sure], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert register_task(kind) is kind and register_task(kind) is kind
+    report = trained(kind(sure=3.0), tmp_path)
+    assert report["task"] == kind.kind and "accuracy" in report["best"]
+    predictor = load(tmp_path / "out")
+    assert type(predictor.task) is kind and predictor.task.sure == 3.0 and type(predictor.model) is Flipped
+    assert predictor("a fine film")["label"] in ("neg", "pos")
+    evaluation = evaluate(predictor, tmp_path / "train.tsv")
+    assert evaluation.metrics["accuracy"] == pytest.approx(report["best"]["accuracy"])
+    assert type(choose_task(kind.kind)[0]) is kind
+    files = "--model", str(tmp_path / "out"), "--data", str(tmp_path / "train.tsv")
+    assert cli.main(["evaluate", *files, "--report", str(tmp_path / "report.json"), "--quiet"]) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["metrics"]["accuracy"] == pytest.approx(report["best"]["accuracy"])
+    assert found["constant_guess"].get("accuracy") == (0.5 if kind is Sure else None)
+    for shown in (to_text(make_report(evaluation)), to_html(make_report(evaluation))):
+        assert "accuracy" in shown and ("constant guess" in shown) == (kind is Sure)
+
+
+def test_training_says_at_once_that_a_task_is_not_registered(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task: Sure is not registered, .*@register_task above the class"):
+        trained(Sure(), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_that_is_another_task_s_is_refused(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Nameless(Classify):
+        pass
+
+    with pytest.raises(
+        ValueError, match=r"Nameless\.kind: expected a name of its own, got 'classify', Classify's"
+    ):
+        register_task(Nameless)
+    with pytest.raises(ValueError, match="task: Nameless is not registered"):
+        trained(Nameless(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, "sure", type("Bare", (Classify,), {"kind": "bare"})])
+def test_what_is_no_task_is_refused(kind: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"kind: expected a class derived from Task, with @dataclass\(frozen=True\)"
+    ):
+        register_task(kind)
+
+
+def test_a_name_in_upper_case_could_not_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sure, "kind", "Sure")
+    with pytest.raises(ValueError, match=r"Sure\.kind: expected a name in lower case, got 'Sure'"):
+        register_task(Sure)
+
+
+def test_a_class_defined_again_replaces_itself() -> None:
+    def define() -> Any:
+        @register_task
+        @dataclass(frozen=True)
+        class Mine(Classify):
+            kind: ClassVar[str] = "mine"
+
+        return Mine
+
+    first, second = define(), define()
+    assert KINDS["mine"] is second is not first
+    assert type(task_from_json(task_to_json(first()), "task.json")) is second
+
+
+def test_a_folder_of_a_task_that_is_not_registered_here(tmp_path: Path) -> None:
+    register_task(Sure)
+    trained(Sure(), tmp_path)
+    del KINDS["sure"]
+    with pytest.raises(UserError, match=r"task\.json: kind: expected one of .*, got 'sure'; .*@register_task"):
+        load(tmp_path / "out")
+
+
+def test_a_registered_task_does_not_claim_folders_of_the_hub(tmp_path: Path) -> None:
+    @register_task
+    @dataclass(frozen=True)
+    class Bare(Classify):
+        kind: ClassVar[str] = "bare-encoder"
+        model_class: ClassVar[Any] = type("Plain", (Flipped,), {"architecture": "ElectraForPreTraining"})
+
+    make_model(tmp_path / "model")
+    with pytest.raises(UserError, match="ElectraForPreTraining is not fine-tuned for a task"):
+        load(tmp_path / "model")
+
+
+def test_export_names_the_model_s_class(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    register_task(Sure)
+    trained(Sure(), tmp_path)
+    with pytest.raises(UserError, match="only this package's classes can be exported, got Flipped"):
+        export(tmp_path / "out", tmp_path / "x.onnx")
+
+
+def test_the_name_is_public() -> None:
+    assert electra_core.register_task is register_task and "register_task" in electra_core.__all__
