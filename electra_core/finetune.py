@@ -20,6 +20,7 @@ other: each takes its share of every batch and of the dev data; rank 0 computes 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -104,10 +105,15 @@ def finetune(
     Raises:
         UserError: data or model cannot be used (nothing is written then), the checkpoint or finished model is of
             another fine-tuning, or the loss diverges.
-        ValueError: task or settings have the wrong type, the task is of a class that is not registered
+        ValueError: model, task or settings have the wrong type, the task's class is not registered
             (`register_task`), or rows are not dicts.
         KeyboardInterrupt: SIGINT ended it, not on the command line.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"model: expected a folder or a name, got {type(model).__name__}; save the model (save_pretrained) "
+            "and give its folder, or train it as it is with training.training_steps"
+        )
     if not isinstance(task, Task):
         raise ValueError(
             f"task: expected a task, such as Classify() or choose_task(name)[0], got {type(task).__name__} "

@@ -362,8 +362,13 @@ def evaluate(
 
     Raises:
         UserError: the file is unreadable or empty, there are bad rows, or labels that the model does not have.
-        ValueError: rows are not dicts.
+        ValueError: not a Predictor, or rows are not dicts.
     """
+    if not isinstance(predictor, Predictor):
+        raise ValueError(
+            f"predictor: expected what predict.load(folder) returns, got {type(predictor).__name__} "
+            f"{predictor!r:.50}"
+        )
     task = for_reading(predictor.task, Columns())
     with as_files(log.warning, task, data=source) as (files, say):
         if predictor.guessed:

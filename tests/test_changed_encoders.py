@@ -63,8 +63,8 @@ class NormedEncoder(Encoder):
         super().__init__(*arguments)
         self.final_norm = nn.LayerNorm(self.config.hidden_size)
 
-    def _hidden_states(self, *arguments: Any) -> Any:
-        return self.final_norm(super()._hidden_states(*arguments))
+    def forward(self, batch: Any, seed: Any = None, rows_R: Any = None) -> Any:
+        return self.final_norm(super().forward(batch, seed, rows_R))
 
 
 class Normed(electra_core.Discriminator):

@@ -332,6 +332,9 @@ def test_complaints_name_the_row(model: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             finetune(model, task, train, None, tmp_path / "a", settings)  # type: ignore[arg-type]
+    loaded: Any = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"model: expected a folder or a name, got Linear; .*training_steps"):
+        finetune(loaded, Classify(), train, None, tmp_path / "a", QUICK)
     assert not (tmp_path / "a").exists()
 
 

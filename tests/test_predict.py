@@ -204,6 +204,14 @@ def test_what_cannot_be_predicted_opens_no_output(tmp_path):
     assert bad.count == 1 and [sink.getvalue() for sink in opened] == [""]
 
 
+@pytest.mark.parametrize("given", ["a folder", SequenceClassifier])
+def test_evaluation_of_something_that_does_not_predict(given):
+    with pytest.raises(
+        ValueError, match=r"predictor: expected what predict\.load\(folder\) returns, got (str|type) "
+    ):
+        evaluate(given, [{"text": "a", "label": "b"}])
+
+
 def test_evaluation_scores_its_own_predictions(classifier, tmp_path):
     file = tiny_model.reviews(tmp_path / "dev.tsv", 30)
     result = evaluate(classifier, file)
