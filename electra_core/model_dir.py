@@ -274,8 +274,8 @@ def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any]) -> No
     here = sorted({*changed_classes(model.encoder).values()})  # type: ignore[arg-type]
     if named and named != here:
         raise UserError(
-            f"{directory}: its encoder has classes of its user's own, {', '.join(named)}, which this program has "
-            "not set; load it where Layer.attention_class, Encoder.layer_class or the model's encoder_class is it"
+            f"{directory}: its encoder has classes of its user's own, {', '.join(named)}, which are not set here; "
+            "set Layer.attention_class, Encoder.layer_class or the model's encoder_class before you load it"
             + (f" (here: {', '.join(here)})" if here else "")
         )
 

@@ -10,22 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_runs import ORIGINAL, data, one_thread, train  # noqa: F401
+from test_docs import DOCS, blocks
 from test_model_dir import PROJECTED, make
 from tiny_model import make_model
 from torch import nn
 
 import electra_core
-from electra_core import cli
+from electra_core import cli, electra, tasks
 from electra_core.config import PretrainConfig
 from electra_core.conversion.onnx_export import export
 from electra_core.downstream.classify import Classify
 from electra_core.downstream.task_files import save_task
 from electra_core.encoder import Encoder, Layer, SelfAttention, rows_of
 from electra_core.errors import UserError
-from electra_core.execution.sharding import is_sharded
+from electra_core.finetune import finetune
+from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.hub.layout import CHANGED
 from electra_core.linear import Linear, bias_after, product_of
 from electra_core.packing import pack
+from electra_core.predict import load
 from electra_core.tokenizer import load_tokenizer
 
 BATCH = pack([[2, 17, 23, 44, 3], [2, 9, 3]])
@@ -82,6 +85,20 @@ CLASSES = pytest.mark.parametrize(
      ({"attention_class": Negative, "layer_class": Gated}, ["Gated", "Negative"])],
     ids=["attention", "layer", "both"],
 )  # fmt: skip
+
+
+def test_the_page_s_hook_gives_the_weights_that_attention_uses() -> None:
+    (hook,) = (block for block in blocks(DOCS / "changing_models.md") if "def keep_weights" in block.text)
+    page: dict[str, Any] = {"torch": torch, "pack": pack, "Discriminator": electra_core.Discriminator}
+    exec(hook.text, page)
+    attention, seen = page["model"].encoder.layers[1].attention, []
+    attention.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        page["model"](pack([[2, 17, 23, 44, 3]]))
+        (hidden_TD, output_TD), weights_HSS = seen[0], page["maps"][1]
+        _, _, values = attention.qkv(hidden_TD).view(-1, 3, attention.num_heads, attention.head_size).unbind(1)
+        context_TD = torch.einsum("hst,thk->shk", weights_HSS, values).flatten(1)
+        torch.testing.assert_close(product_of(attention.dense, context_TD), output_TD)
 
 
 @CLASSES
@@ -197,10 +214,16 @@ def test_pre_training_with_changed_layers(
     tmp_path: Path,
 ) -> None:
     set_classes(monkeypatch, attention_class=Negative, layer_class=Gated)
+    for kind in (electra.Discriminator, electra.Generator, tasks.TaskModel):
+        monkeypatch.setattr(kind, "encoder_class", NormedEncoder)
     train(data, tmp_path / "run", {**ORIGINAL, "steps": 2, "objective": objective})
-    kind = electra_core.Discriminator if objective == "electra" else electra_core.Generator
-    model = kind.from_pretrained(tmp_path / "run" / "discriminator")
-    assert type(model.encoder.layers[0]) is Gated and not any(map(is_sharded, model.parameters()))
+    opened: Any = electra_core.Discriminator if objective == "electra" else electra_core.Generator
+    model = opened.from_pretrained(tmp_path / "run" / "discriminator")
+    assert type(model.encoder) is NormedEncoder and type(model.encoder.layers[0]) is Gated
+    rows = [{"text": "the cat", "label": "a"}, {"text": "a dog", "label": "b"}] * 4
+    settings = FinetuneSettings(epochs=1, max_length=8, dropout=0.1)
+    finetune(tmp_path / "run", Classify(), rows, rows, tmp_path / "out", settings, quiet=True)
+    assert type(load(tmp_path / "out").model.encoder) is NormedEncoder
 
 
 def test_export_names_the_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

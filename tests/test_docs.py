@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from electra_core import cli
+from electra_core.downstream.task_files import KINDS
+from electra_core.encoder import Encoder, Layer
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -210,6 +212,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_classes() -> Iterator[None]:
+    """Takes back the classes that a page sets and the tasks that it registers."""
+    attention, layer, kinds = Layer.attention_class, Encoder.layer_class, dict(KINDS)
+    yield
+    Layer.attention_class, Encoder.layer_class = attention, layer
+    KINDS.clear()
+    KINDS.update(kinds)
+
+
+@pytest.mark.usefixtures("own_classes")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_run(
     page: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -226,7 +239,7 @@ def test_blocks_run(
     for block in found:
         if block.language == "python":
             if not block.reason:
-                exec(compile(block.text, f"{page.name}:{block.line}", "exec"), namespace)
+                exec(compile(block.text, f"{page.name}:{block.line}", "exec", dont_inherit=True), namespace)
             continue
         for command in shell_commands(block):
             try:
