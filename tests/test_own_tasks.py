@@ -89,6 +89,35 @@ def test_a_registered_task_is_one_of_ours(
         assert "accuracy" in shown and ("constant guess" in shown) == (kind is Sure)
 
 
+class OneScore(SequenceClassifier):
+    """With fewer outputs than labels."""
+
+    def __init__(self, config: Any, labels: Any = ("0", "1"), **more: Any) -> None:
+        super().__init__(config, labels, **more)
+        self.classifier.out_proj = torch.nn.Linear(config.hidden_size, 1)
+        self.thresholds = torch.nn.Parameter(torch.zeros(len(self.labels) - 1))
+
+    def forward(self, batch: Any, seed: Any = None) -> torch.Tensor:
+        score_N1 = super().forward(batch, seed) - self.thresholds
+        return torch.cat((-score_N1, score_N1), dim=1)
+
+
+@dataclass(frozen=True)
+class Scored(Sure):
+    kind: ClassVar[str] = "scored"
+    model_class: ClassVar[Any] = OneScore
+
+
+def test_a_head_of_another_form_is_new_where_a_classifier_s_would_be_kept(tmp_path: Path) -> None:
+    trained(Classify(), tmp_path)
+    register_task(Scored)
+    files, settings = (tmp_path / "train.tsv",) * 2, FinetuneSettings(epochs=1, batch_size=8, max_length=16)
+    said: list[str] = []
+    for model, out in (("out", "scored"), ("scored", "again")):
+        finetune(tmp_path / model, Scored(), *files, tmp_path / out, settings, quiet=True, say=said.append)
+    assert load(tmp_path / "again").model.thresholds.shape == (1,) and not any("head is" in line for line in said)
+
+
 def test_training_says_at_once_that_a_task_is_not_registered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"task: Sure is not registered, .*@register_task above the class"):
         trained(Sure(), tmp_path)

@@ -25,6 +25,7 @@ from electra_core.downstream.interface import Task
 from electra_core.downstream.tagging import as_iob
 from electra_core.errors import UserError, listed
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
+from electra_core.hub.meta_models import on_meta
 from electra_core.hub.weight_files import open_weights
 from electra_core.labelled_data.label_cells import rows_by_name
 from electra_core.model_dir import load_config
@@ -56,7 +57,7 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
         task: fitted to its training data.
     """
     kind = task.model_class
-    _, raw = load_config(directory)
+    config, raw = load_config(directory)
     if kind.architecture not in (raw.get("architectures") or [kind.architecture]):
         return None
     outputs = open_weights(directory).shapes.get(f"{_last_layer(kind)}.weight", (0,))[0]
@@ -64,6 +65,9 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
         return None
     if not issubclass(kind, SequenceClassifier | TokenClassifier):
         return OldHead((), ())
+    last = dict(on_meta(kind, config, task.labels).named_modules()).get(_last_layer(kind))
+    if getattr(last, "out_features", 0) != len(task.labels):  # a class of the user's own with another head
+        return None
     try:
         labels = read_labels(raw, str(directory))
     except UserError:
