@@ -22,6 +22,7 @@ from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
 from electra_core.execution.static_batch import Shapes
 from electra_core.optim import parameter_groups
+from electra_core.pretraining import setup
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.evaluation import HELDOUT_SEED
 from electra_core.runs.state import STOPPED, read_state
@@ -70,7 +71,7 @@ def test_means_over_sequences_add_up_and_leave_out_filling_ones(
 
 
 class GatedLayer(encoder.Layer):
-    """A layer with a parameter that the Hub's layout has no name for."""
+    """A layer with a further parameter."""
 
     def __init__(self, config: EncoderConfig, first: int) -> None:
         super().__init__(config, first)
@@ -80,7 +81,12 @@ class GatedLayer(encoder.Layer):
 def test_a_model_that_could_not_be_saved_is_refused_before_the_first_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "Layer", GatedLayer)
+    def replaced(config: EncoderConfig, pretrain: PretrainConfig) -> electra.Electra:
+        model = electra.Electra(config, pretrain)
+        model.discriminator.encoder.layers[0] = GatedLayer(config, 0)
+        return model
+
+    monkeypatch.setattr(setup, "build_objective", replaced)
     with pytest.raises(ValueError, match=r"discriminator: cannot be saved .*gate"):
         train(data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
