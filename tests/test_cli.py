@@ -17,9 +17,10 @@ import pytest
 import tiny_model
 from small_runs import RUN, SIZES, write_text
 
+from electra_core import flops, model_dir
 from electra_core.cli import build_parser, main
 from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
-from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.errors import UserError
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.pretrain import pretrain
@@ -227,7 +228,9 @@ def test_detect(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     page = tmp_path / "page.html"
     arguments = ["detect", "the cat sat on the mat", "--model", str(spine.folder / "run")]
     assert main([*arguments, "--json", "--html", str(page)]) == 0
-    assert json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)
+    assert "".join(token["token"].removeprefix("##") for token in told["tokens"]) == "thecatsatonthemat"
+    assert all(0 < token["probability"] < 1 for token in told["tokens"])
     assert "<html" in page.read_text(encoding="utf-8")
 
 
@@ -240,8 +243,13 @@ def test_info(spine: Spine, kind: str, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("model", ["small", "run"])
 def test_flops(spine: Spine, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["flops", "--model", model if model == "small" else str(spine.folder / model), "--json"]) == 0
-    assert all(value >= 0 for value in json.loads(capsys.readouterr().out).values() if isinstance(value, float))
+    if model == "small":
+        expected = flops.summary(PRESETS["small"].discriminator, PRESETS["small"].pretrain)
+    else:
+        model = str(spine.folder / model)
+        expected = flops.summary(model_dir.load_config(model)[0])
+    assert main(["flops", "--model", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_trace(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

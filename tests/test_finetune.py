@@ -26,6 +26,7 @@ from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError
 from electra_core.finetuning import seed as finetune_seed
+from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.steps import build_optimizer, evaluation_steps
 from electra_core.labelled_data.labelled import BadRows, TextExample
@@ -141,13 +142,21 @@ def test_the_same_seed_gives_the_same_model(model, data, tmp_path):
     assert not torch.equal(first["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
 
 
-def test_training_drops_as_much_as_the_settings_say(model, data, tmp_path):
+def test_training_drops(model, data, tmp_path):
     losses = []
     for dropout in (0.0, 0.5):
         out = tmp_path / str(dropout)
         run(model, data, out, settings=replace(QUICK, epochs=0.1, dropout=dropout))
         losses.append(read_metrics(out / "metrics.jsonl")[0]["loss"])  # of one batch, before anything is learned
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5, -1.0], ids=["none", "half", "as the model"])
+def test_training_drops_as_much_as_the_settings_say(dropout, tmp_path):
+    model = tiny_model.make_model(tmp_path, dropout=0.2)
+    encoder = starting_model(Classify(labels=("a", "b")), model, replace(QUICK, dropout=dropout), seed=0).encoder
+    expected = 0.2 if dropout < 0 else dropout
+    assert encoder.config.hidden_dropout_prob == encoder.config.attention_probs_dropout_prob == expected
 
 
 @pytest.mark.parametrize(
