@@ -136,17 +136,35 @@ def test_the_folder_of_the_data_is_not_read_after_the_start(
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from electra_core.pretraining import batches
 from electra_core.cli import main
-whole = batches.Batches.__call__
-def slow(self, step):
-    if step >= 5:
+from electra_core.pretraining import batches
+from electra_core.runs.stop_request import StopRequest
+agreed, whole, asked = StopRequest.agreed, batches.Batches.__call__, []
+def counted(self):
+    asked.append(self)
+    if len(asked) == 5:
         Path(sys.argv[1]).touch()
-        time.sleep(0.3)
+    return agreed(self)
+def slow(self, step):
+    end = time.monotonic() + 120
+    while step >= 5 and not (asked and asked[0].reason) and time.monotonic() < end:
+        time.sleep(0.02)
+    if step >= 5:
+        Path(sys.argv[1] + "-seen").touch()
+        time.sleep(float(sys.argv[2]))
     return whole(self, step)
-batches.Batches.__call__ = slow
-sys.exit(main(sys.argv[2:]))
+StopRequest.agreed, batches.Batches.__call__ = counted, slow
+sys.exit(main(sys.argv[3:]))
 """
+"""`electra` with arguments FLAG SECONDS ...: after 5 steps of pre-training it makes the file FLAG and waits for a
+signal, in the middle of the 6th; then it makes FLAG-seen and goes on after so many seconds."""
+
+
+def wait_for(flag: Path, process: subprocess.Popen[Any]) -> None:
+    """Until there is the file, or the process has ended."""
+    end = time.monotonic() + 240
+    while not flag.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
@@ -154,21 +172,19 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on(data: Path, base: Path, 
     arguments = ["pretrain", "--data", str(data), "--out", str(out), "--model", "tiny", "--device", "cpu"]
     arguments += ["--config", str(base / "config.toml")]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, str(flag), *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", SLOW_RUN, str(flag), "0", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 120
-        while not flag.exists() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_for(flag, process)
         process.send_signal(signal.SIGTERM)
-        said, complained = process.communicate(timeout=120)
+        said, complained = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 75, complained
     assert "SIGTERM" in said and "--resume" in said
     saved = sorted(path.name for path in (out / "checkpoints").iterdir())
-    assert "step-00000006" <= saved[-1] < "step-00000008", "in the middle, between two regular ones"
+    assert saved == ["step-00000004", "step-00000006"], "in the middle, between two regular ones"
     assert main([*arguments, "--resume", "--quiet"]) == 0
     assert_same_run(out, base)
 
