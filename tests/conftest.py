@@ -26,6 +26,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS in determi
 SCORING_TAGS = "pip install 'electra-core[tag]'"
 """What is said where seqeval is missing."""
 torch.set_float32_matmul_precision("highest")  # which NVIDIA's containers lower for all programs
+with contextlib.suppress(ImportError):  # a GPU's machine may do without
+    from hypothesis import settings
+
+    settings.register_profile("electra", derandomize=True, deadline=None)  # a change alone may fail a test
+    settings.register_profile("search", deadline=None)  # `--hypothesis-profile=search`: other examples every time
+    settings.load_profile("electra")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores only wait for one another
     torch.set_num_threads(1)
 

@@ -45,7 +45,7 @@ def positions_by_sequence(batch: PretrainBatch) -> list[list[int]]:
     return [positions[chosen].tolist() for chosen, positions in parts]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(5, 60), min_size=1, max_size=6), st.floats(0.05, 0.6), st.integers(1, 40),
     st.integers(0, 2**63 - 1),

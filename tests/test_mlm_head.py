@@ -125,7 +125,7 @@ def test_gradcheck(path: str) -> None:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(rows=st.integers(0, 5), vocabulary=st.integers(1, 300), size=st.integers(1, 40), kind=st.booleans())
 def test_any_shape(rows: int, vocabulary: int, size: int, kind: bool) -> None:
     *leaves, targets_M, grad_M = (t.to(DEVICE) for t in inputs(rows, vocabulary, size))

@@ -144,7 +144,7 @@ def test_layer_norm_is_within_the_error_budget(
         assert_within_budget(name, *values)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(any),
     heads=st.integers(1, 3),

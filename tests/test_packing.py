@@ -34,7 +34,7 @@ def test_the_header_s_picture() -> None:
     assert batch.cu_seqlens.dtype == torch.int32, "what the kernels read"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequences, st.randoms(use_true_random=False))
 def test_pack_and_split_are_inverses(ids: list[list[int]], draw) -> None:  # type: ignore[no-untyped-def]
     segments = [[draw.randint(0, 1) for _ in sequence] for sequence in ids]
@@ -47,7 +47,7 @@ def test_pack_and_split_are_inverses(ids: list[list[int]], draw) -> None:  # typ
     assert_same(from_lengths(flat, batch.segment_ids_T, [len(sequence) for sequence in ids]), batch)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequences)
 def test_padded_and_packed_are_inverses(ids: list[list[int]]) -> None:
     batch = pack(ids)

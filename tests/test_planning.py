@@ -36,7 +36,7 @@ DOCUMENTS = st.lists(SENTENCES, min_size=1, max_size=12)
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(DOCUMENTS, st.integers(1, 3), st.integers(8, 70), SEEDS, st.integers(0, 2**40))
 def test_a_plan_is_what_the_rules_say_one_by_one(
     documents: list[list[int]], shards: int, max_length: int, seed: int, first: int
@@ -85,7 +85,7 @@ def test_parts_of_a_plan() -> None:
         plan[30]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(DOCUMENTS, DOCUMENTS, SEEDS, st.integers(1, 1023))
 def test_a_mixture_too(one: list[list[int]], other: list[list[int]], seed: int, weight: int) -> None:
     corpora = [make_corpus(one), make_corpus(other, min(2, len(other)))]
@@ -96,7 +96,7 @@ def test_a_mixture_too(one: list[list[int]], other: list[list[int]], seed: int, 
     assert list(examples.plan(indices)) == [examples.one(index) for index in indices]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(DOCUMENTS, SEEDS)
 def test_the_words_of_a_batch(documents: list[list[int]], seed: int) -> None:
     """[CLS] first [SEP] second [SEP], put together one by one."""
@@ -120,7 +120,7 @@ def assert_same_batch(got: TokenBatch, wanted: TokenBatch) -> None:
     assert got.max_seqlen == wanted.max_seqlen
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=50), min_size=1, max_size=70),
     st.floats(0.05, 0.6), st.integers(1, 40), SEEDS, st.integers(0, 2**40),
@@ -147,7 +147,7 @@ def test_masks_of_a_batch(sequences: list[list[int]], fraction: float, most: int
     assert batch.masked_ids_T.tolist() == ids_T
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**63 - 1), st.integers(1, 300), st.lists(st.integers(0, 2**62), min_size=1, max_size=9))
 def test_host_bits_are_the_kernels(key: int, columns: int, rows: list[int]) -> None:
     row = torch.tensor(rows)[:, None]
@@ -161,7 +161,7 @@ def test_host_bits_of_several_blocks() -> None:
     assert all((philox_words(9, columns, rows[n : n + 1])[:, 0] == whole[:, n]).all() for n in rows)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 5000), st.lists(SEEDS, min_size=1, max_size=20), st.data())
 def test_permutations(size: int, seeds: list[int], data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, size - 1), min_size=len(seeds), max_size=len(seeds)))

@@ -150,7 +150,7 @@ def test_gradcheck(path: str) -> None:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(tokens=st.integers(0, 60), size=st.integers(1, 40), weighted=st.booleans(), seed=st.integers(0, 99))
 def test_any_shape(tokens: int, size: int, weighted: bool, seed: int) -> None:
     data = inputs(max(tokens, 1), size, "some-zero" if weighted else "none", seed)

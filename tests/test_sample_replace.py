@@ -167,7 +167,7 @@ def test_kernel_draws_the_twins_ids(vocabulary: int, dtype: torch.dtype) -> None
     assert ids[2] == vocabulary - 1 and ids[3] < vocabulary // 2
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=st.integers(0, 3), vocabulary=st.integers(1, 400), key=st.integers(-(2**63), 2**63 - 1))
 def test_kernel_draws_the_twins_ids_for_any_shape(rows: int, vocabulary: int, key: int) -> None:
     logits_MV = random_logits(rows, vocabulary, seed=key % 1000)

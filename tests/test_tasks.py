@@ -292,7 +292,7 @@ def test_the_longer_of_a_pair_gives_first():
     assert truncate_pair(a, a, 8, "tail") == (a[-4:], a[-4:])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60))
 def test_a_pair_is_cut_as_in_the_original(first, second, size):
     """google-research/electra takes tokens off one at a time: the longer text's, of equal ones the second's."""
@@ -303,7 +303,7 @@ def test_a_pair_is_cut_as_in_the_original(first, second, size):
     assert [len(ids) for ids in cut] == kept
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 300), st.integers(1, 50), st.data())
 def test_every_token_is_owned_once_where_its_context_is_best(length, size, data):
     stride = data.draw(st.integers(1, size))
