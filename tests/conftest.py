@@ -58,10 +58,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[object]:
         raise
 
 
-# Of the tests that run there, what the pretended device cannot: Triton's own launches, and compilation.
-HOST_ONLY = ("compile", "opcheck", "test_triton_", "test_the_launch_that_tells", "test_mask_dump_equals")
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """With ELECTRA_ELSEWHERE: kernel tests on a device that does not mix with the host's."""
@@ -70,7 +66,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return
     from elsewhere import elsewhere
 
-    if any(text in item.name for text in HOST_ONLY):
+    if "host_only" in item.keywords:
         pytest.skip("not on the pretended device")
     # Autocast does not know it.
     autocast = mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext())

@@ -307,6 +307,7 @@ def test_sequences_of_8192(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- dropout
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("seed", [11, SEED], ids=["int", "tensor-with-first-row"])
 def test_mask_dump_equals_the_twin_bit_for_bit(seed: rng.Seed) -> None:
     for dropout_p in (0.1, 0.5):

@@ -19,6 +19,7 @@ def operator_arguments(lengths: list[int], dtype: torch.dtype = torch.float32) -
     return qkv, offsets(lengths).to(DEVICE), SEED.to(DEVICE), max(lengths), 0.3, 1, 0.25
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])
 def test_opcheck(lengths: list[int]) -> None:
     arguments = operator_arguments(lengths)
@@ -30,6 +31,7 @@ def test_opcheck(lengths: list[int]) -> None:
     torch.library.opcheck(attention_triton.backward.custom, (dout, *saved, qkv.detach(), *others))  # type: ignore[attr-defined]
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("lengths", [[5, 9], [34, 3]], ids=["short", "general"])
 def test_compiles_without_a_graph_break(lengths: list[int]) -> None:
     qkv, dout = inputs(lengths)
@@ -46,6 +48,7 @@ def test_compiles_without_a_graph_break(lengths: list[int]) -> None:
     assert torch.equal(out, expected[0]) and torch.equal(grad, expected[1])
 
 
+@pytest.mark.host_only
 def test_twin_compiles_whole_when_lengths_are_equal() -> None:
     qkv = inputs([8, 8])[0].float()
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")

@@ -131,12 +131,14 @@ def test_nan_stays_where_it_is(path: str) -> None:
     assert bias_gelu(x, bias).isnan().nonzero().tolist() == [[2, 3]]
 
 
+@pytest.mark.host_only
 def test_opcheck() -> None:
     x, bias, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
     torch.library.opcheck(bias_gelu_triton.backward.custom, (dout, x, bias))
     torch.library.opcheck(bias_gelu_triton.forward.custom, (x.requires_grad_(), bias.requires_grad_()))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_compiles_without_a_graph_break(implementation: str) -> None:
     *leaves, dout = (t.to(DEVICE).float() for t in inputs(5, 16))

@@ -138,6 +138,7 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
 
 
+@pytest.mark.host_only
 def test_opcheck_and_compile() -> None:
     ids, leaves, dout = inputs(4, 16)
     ids, leaves = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE).float() for leaf in leaves]

@@ -24,6 +24,7 @@ def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.host_only
 def test_the_launch_that_tells_whether_triton_works() -> None:
     """If it failed on a GPU that is in order, no kernel would ever be taken there."""
     probe_triton.launch(torch.device(DEVICE))

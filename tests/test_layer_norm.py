@@ -218,6 +218,7 @@ def test_nan_stays_in_its_row(path: str) -> None:
     assert ours(x, *others, dropout_p=0.0).isnan().all(1).tolist() == [False, False, True, False]
 
 
+@pytest.mark.host_only
 def test_opcheck() -> None:
     x, residual, weight, bias, x_bias, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
     numbers = (1e-6, 0.25, SEED.to(DEVICE), STREAM)
@@ -228,6 +229,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(layer_norm_triton.forward.custom, (*leaves[:4], None, *numbers))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 def test_compiles_without_a_graph_break(implementation: str, dropout_p: float) -> None:

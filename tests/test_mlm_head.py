@@ -243,6 +243,7 @@ def operator_arguments() -> list[Tensor]:
     return [*(leaf.to(DEVICE, torch.float32) for leaf in leaves), targets_M.to(DEVICE), SEED.to(DEVICE)]
 
 
+@pytest.mark.host_only
 def test_opcheck() -> None:
     arguments = operator_arguments()
     loss_M, _, logsumexp_M = mlm_head_triton.forward(*arguments, 1, 0.5)
@@ -251,6 +252,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(mlm_head_triton.forward.custom, (*leaves, *arguments[3:], 1, 0.5))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_compiles_without_a_graph_break(implementation: str) -> None:
     *leaves, targets_M, seed = operator_arguments()

@@ -77,6 +77,7 @@ def _words_kernel(p_seed, p_words, stream, plane, ROWS: tl.constexpr, COLUMNS: t
     tl.store(p_first + 3, word3.to(tl.int64))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("seed", SEEDS)
 def test_triton_draws_the_same_bits(seed: rng.Seed) -> None:
     got = torch.full((8, 4, 4), -1, device=DEVICE)
@@ -102,6 +103,7 @@ def _keep_kernel(
     tl.store(p_keep + rows[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], keep.to(tl.int8))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("dropout_p", [0.0, 1e-5, 0.1, 0.5, 0.999])
 def test_triton_keeps_what_the_specification_keeps(dropout_p: float) -> None:
     seed = rng.seed_tensor(torch.tensor([77, 2**31]))
@@ -182,6 +184,7 @@ def test_a_seed_without_a_first_row_counts_from_0(seed: rng.Seed) -> None:
     assert rng.seed_tensor(seed).tolist() == [5, 0] and rng.seed_tensor(torch.tensor([5, 7])).tolist() == [5, 7]
 
 
+@pytest.mark.host_only
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_compiled_code_takes_another_seed_at_every_call() -> None:
     def kept(rows_T: Tensor, seed: int) -> Tensor:

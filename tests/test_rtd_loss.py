@@ -234,6 +234,7 @@ def test_inputs_need_not_be_contiguous(path: str) -> None:
 # ---------------------------------------------------------------- integration and errors
 
 
+@pytest.mark.host_only
 def test_opcheck() -> None:
     data = {name: t.to(DEVICE) for name, t in inputs(9, 8, "some-zero").items()}
     leaves = [data[name].float().requires_grad_() for name in ("logits", "hidden", "weight", "bias")]
@@ -248,6 +249,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(rtd_loss_triton.rtd_head_backward.custom, (grad, *leaves[1:], *saved_head))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_compiles_without_a_graph_break(implementation: str) -> None:
     data = {name: t.to(DEVICE) for name, t in inputs(9, 8).items()}

@@ -233,12 +233,14 @@ def arguments(rows: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return logits_MV, torch.arange(9, device=DEVICE), torch.tensor([8, 1, 4], device=DEVICE), SEED.to(DEVICE)
 
 
+@pytest.mark.host_only
 def test_opcheck() -> None:
     from electra_kernels import sample_replace_triton
 
     torch.library.opcheck(sample_replace_triton.sample_and_replace.custom, (*arguments(), 2, 0.5))
 
 
+@pytest.mark.host_only
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
 def test_compiles_without_a_graph_break(implementation: str) -> None:
     def step(logits_MV: Tensor, ids_T: Tensor, positions_M: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
