@@ -1,8 +1,8 @@
 """Turns documents into blocks of ids, in one process or several; the result does not depend on how many.
 
 In all of our tokenizers, a text's ids are those of its words (runs without a space) laid end to end. Natural text
-repeats its words, so each is encoded once and looked up from then on: several times faster than the tokenizer
-library alone, with the same ids (tests compare them, `benchmarks/bench_prepare.py` measures).
+repeats its words, so each is encoded once and looked up from then on, with the ids of the tokenizer library alone
+(tests compare them).
 """
 
 from __future__ import annotations
