@@ -38,7 +38,6 @@ from benchmarks import tiny_run
 from benchmarks.harness import environment
 from electra_core.runs.metrics_log import read_metrics
 
-CLOCK = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}  # columns of the log that differ between equal runs
 SAVES = {"prepare": ("data",), "pretrain": ("step", "step", "discriminator", "generator")}
 MOST_SECONDS = 120  # for one process that is not killed
 
@@ -189,7 +188,7 @@ def check_same(story: Path, whole: Path) -> None:
     for path in sorted(ours):
         one, two = story / path, whole / path
         if path.name == "metrics.jsonl":
-            same = _rows(one) == _rows(two)
+            same = tiny_run.without_clock(one) == tiny_run.without_clock(two)
         elif path.name == "state.safetensors":
             same = _same_tensors(load_file(one), load_file(two))
         elif path == Path("run/state.json"):  # has a process id and a date
@@ -204,10 +203,6 @@ def _files(folder: Path) -> list[Path]:
     """All files except TensorBoard's, because every process writes its own."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in paths if "tensorboard" not in path.parts]
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in read_metrics(path)]
 
 
 def _same_tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""The smallest possible pre-training run (1 layer, 16 wide, some 60 words), for endurance tests.
+"""The smallest possible pre-training run (1 layer, 16 wide, some 60 words), for endurance tests and the suite's.
 
 Its corpus is made here and its commands are those a user types. `start` runs them in processes forked from this
 one, which has imported torch already, so that no time of a run is spent on imports.
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from electra_core.cli import main
+from electra_core.runs.metrics_log import read_metrics
 
 WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
 SIZES = (
@@ -53,6 +54,12 @@ def pretrain_command(data: Path, out: Path, steps: int, *more: str) -> list[str]
     """`electra pretrain` of the smallest model."""
     return ["pretrain", "--data", str(data), "--out", str(out), "--model", "tiny", "--steps", str(steps),
             *SIZES, *more]  # fmt: skip
+
+
+def without_clock(log: Path) -> list[dict[str, float]]:
+    """Rows of a run's log without the columns that differ between equal runs."""
+    clock = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}
+    return [{name: value for name, value in row.items() if name not in clock} for row in read_metrics(log)]
 
 
 def start(arguments: list[str], log: Path) -> int:

@@ -6,7 +6,6 @@ for bit on one thread; the machine's own number of threads is put back afterward
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.tiny_run import without_clock, write_text
 from electra_core.prepare import prepare
 from electra_core.pretrain import pretrain
-from electra_core.runs.metrics_log import read_metrics
 
-WORDS = "the a cat dog sat ran on by mat door of red big old and saw it . , was in house tree king son".split()
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 1, "hidden_size": 16, "embedding_size": 16, "num_attention_heads": 2,
     "intermediate_size": 32, "max_position_embeddings": 32, "hidden_dropout_prob": 0.1,
@@ -42,28 +40,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write_text(path: Path, seed: int = 0, documents: int = 120) -> Path:
-    """Documents of sentences in which words come in a preferred order."""
-    draw = random.Random(seed)
-    lines = []
-    for _ in range(documents):
-        for _ in range(draw.randint(3, 8)):
-            at, words = draw.randrange(len(WORDS)), []
-            for _ in range(draw.randint(3, 9)):
-                words.append(WORDS[at])
-                at = (at + draw.choice((1, 1, 1, 2, 7))) % len(WORDS)
-            lines.append(" ".join(words))
-        lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def make_data(folder: Path, seed: int = 0) -> Path:
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"bcdefghijklmnopqrstuvwxyz"]
-    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
     prepare(
-        [write_text(folder / "text.txt", seed)], folder / "data", tokenizer=folder / "vocab.txt", lines="sentence",
-        heldout_fraction=0.1, quiet=True,
+        [write_text(folder / "text.txt", seed=seed)], folder / "data", tokenizer=folder / "vocab.txt",
+        lines="sentence", heldout_fraction=0.1, quiet=True,
     )  # fmt: skip
     return folder / "data"
 
@@ -89,8 +69,7 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(run: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what the clock decides."""
-    clock = {"tokens_per_second", "data_wait", "memory_mb", "mfu"}
-    return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(run / "metrics.jsonl")]
+    return without_clock(run / "metrics.jsonl")
 
 
 def regular_rows(run: Path) -> list[dict[str, float]]:

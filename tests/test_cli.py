@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import pytest
 import tiny_model
-from small_runs import RUN, SIZES, write_text
+from small_runs import RUN, SIZES
 
+from benchmarks.tiny_run import write_text
 from electra_core import flops, model_dir
 from electra_core.cli import build_parser, main
 from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
