@@ -33,8 +33,3 @@ def run(model, data, out, task=None, settings=QUICK, **more):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def lines_file(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n")
-    return path

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune_runs import lines_file
+from reading import write_lines
 
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.labelled_data.columns import Columns
@@ -24,4 +24,4 @@ def read(file: Any, task: MultiLabel | None = None, **columns: Any) -> list[tupl
 
 
 def rows(path: Path, values: list[Any]) -> Path:
-    return lines_file(path, *(json.dumps({"text": f"row {n}", "labels": v}) for n, v in enumerate(values)))
+    return write_lines(path, *(json.dumps({"text": f"row {n}", "labels": v}) for n, v in enumerate(values)))

@@ -28,10 +28,6 @@ def read(file: Path, columns: Columns, *, labelled: bool = True, given: Columns 
     return [(e.text, e.pair, e.label) for e in task.read(file, BadRows(file), labelled=labelled)]
 
 
-def refusal(file: Path, columns: Columns, **more) -> str:
-    return refused(read, file, columns, **more)
-
-
 # ---- header
 
 
@@ -53,22 +49,22 @@ def test_a_column_is_named_by_a_number_too(tmp_path):
 
 def test_a_file_without_header_and_columns_without_names(tmp_path):
     file = write_lines(tmp_path / "a.csv", "I hated it 6890,0", "I loved it,1")
-    said = refusal(file, Columns())
+    said = refused(read, file, Columns())
     assert (
         "no column has a usual name for the text and the label; the columns are I hated it 6890, 0; name one"
         in said
     )
     assert "name one with --text-column and --label-column" in said
     assert said.endswith("(if the first line is not a header: --no-header, and the column's number from 1)")
-    assert refusal(file, Columns(header=False)).endswith(" and --label-column, by number, from 1")
-    one = refusal(file, Columns(label="2", header=False))
+    assert refused(read, file, Columns(header=False)).endswith(" and --label-column, by number, from 1")
+    one = refused(read, file, Columns(label="2", header=False))
     assert "no column has a usual name for the text; " in one and "--label" not in one
-    absent = refusal(
-        write_lines(tmp_path / "b.csv", "text,label", "a,b"), Columns(), given=Columns("body", None, "stars")
+    absent = refused(
+        read, write_lines(tmp_path / "b.csv", "text,label", "a,b"), Columns(), given=Columns("body", None, "stars")
     )
     assert "no text column 'body' and no label column 'stars'; the columns are text, label; name others" in absent
     assert absent.endswith("name others with --text-column and --label-column")
-    assert "--no-header" not in refusal(write_lines(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
+    assert "--no-header" not in refused(read, write_lines(tmp_path / "a.jsonl", '{"a": "b", "c": "d"}'), Columns())
     assert len(read(file, Columns("1", None, "2", header=False))) == 2
 
 
@@ -115,11 +111,11 @@ def test_what_cuts_a_csv_is_found(tmp_path, separator):
 def test_columns_that_another_name_of_the_file_would_show(tmp_path):
     quoted = write_lines(tmp_path / "a.tsv", '"text"\t"label"', '"fine"\t"1"')
     for columns in (Columns(), Columns(text="text", label="label")):
-        assert refusal(quoted, columns).endswith("only a .csv may have quoted cells")
+        assert refused(read, quoted, columns).endswith("only a .csv may have quoted cells")
     assert read(quoted.rename(tmp_path / "a.csv"), Columns()) == [("fine", None, "1")]
     plain = write_lines(tmp_path / "a.txt", "text\tlabel", "fine\t1")
     for columns in (Columns(), Columns(text="text", label="label")):
-        assert refusal(plain, columns).endswith(
+        assert refused(read, plain, columns).endswith(
             "a .txt holds one text per line; rename a file of columns to .csv or .tsv"
         )
 
@@ -156,27 +152,27 @@ def test_usual_names_may_have_capitals(tmp_path):
     )
     both = write_lines(tmp_path / "c.csv", "Text,text,label", "no,yes,1")
     assert read(both, Columns()) == [("yes", None, "1")]
-    assert "no column has a usual name for the text" in refusal(
-        write_lines(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
+    assert "no column has a usual name for the text" in refused(
+        read, write_lines(tmp_path / "d.csv", "Text,TEXT,label", "a,b,1"), Columns()
     )
 
 
 def test_of_several_usual_names_none_is_taken(tmp_path):
     trained = Columns("review_text", None, "stars")
     several = write_lines(tmp_path / "a.csv", "text,comment,label", "fine,other,1")
-    assert refusal(several, trained).endswith(
+    assert refused(read, several, trained).endswith(
         "no text column 'review_text'; the columns are text, comment, label; name another with --text-column"
     )
     assert read(several, trained, given=Columns(text="comment")) == [("other", None, "1")]
     labels = write_lines(tmp_path / "b.csv", "text,label,score", "fine,1,0.5")
-    assert "no label column 'stars'" in refusal(labels, trained)
+    assert "no label column 'stars'" in refused(read, labels, trained)
     assert read(labels, trained, labelled=False) == [("fine", None, None)]
 
 
 def test_a_column_that_is_named_for_the_file_must_be_there(tmp_path):
     file = write_lines(tmp_path / "a.csv", "text,label", "fine,1")
     for columns in (Columns(), Columns("review_text")):
-        assert "no text column 'satz'" in refusal(file, columns, given=Columns(text="satz"))
+        assert "no text column 'satz'" in refused(read, file, columns, given=Columns(text="satz"))
 
 
 def test_pairs_stand_in_together(tmp_path):
@@ -184,10 +180,10 @@ def test_pairs_stand_in_together(tmp_path):
     usual = write_lines(tmp_path / "a.csv", "sentence1,sentence2,label", "fine,dull,1")
     assert read(usual, trained) == [("fine", "dull", "1")]
     two = write_lines(tmp_path / "c.csv", "sentence1,sentence2,question1,question2,label", "fine,dull,who,what,1")
-    assert "no text column 'premisse'" in refusal(two, trained), "which pair is meant, nobody knows"
+    assert "no text column 'premisse'" in refused(read, two, trained), "which pair is meant, nobody knows"
     half = write_lines(tmp_path / "b.csv", "premisse,sentence2,label", "fine,dull,1")
-    assert "no pair column 'hypothese'" in refusal(half, trained)
-    assert refusal(half, trained).endswith("name another with --text-pair-column")
+    assert "no pair column 'hypothese'" in refused(read, half, trained)
+    assert refused(read, half, trained).endswith("name another with --text-pair-column")
     assert read(half, trained, given=Columns(pair="sentence2")) == [("fine", "dull", "1")]
 
 
@@ -301,14 +297,14 @@ def test_a_column_of_ids_is_named_or_none_is(tmp_path):
     said = (
         "a.csv:4: duplicate id (8); if that column does not hold row ids: --id-column none; --skip-bad-rows skips"
     )
-    assert said in refusal(file, Columns())
+    assert said in refused(read, file, Columns())
     assert ids(file, Columns(id="key")) == ["a", "b", "c"]
     assert ids(file, Columns(id="none")) == ids(file, Columns(text="3", id="none")) == ["2", "3", "4"]
     with pytest.raises(
         UserError, match="no id column 'nr'; the columns are id, key, text, label; name another with --id-column"
     ):
         ids(file, Columns(id="nr"))
-    assert "no id column 'nr'" in refusal(file, Columns(), given=Columns(id="nr"))
+    assert "no id column 'nr'" in refused(read, file, Columns(), given=Columns(id="nr"))
     assert read(write_lines(tmp_path / "b.csv", "text,label", "fine,1"), Columns(id="key")) == [
         ("fine", None, "1")
     ]
@@ -363,10 +359,10 @@ def test_the_training_files_columns_come_first_in_any_case(tmp_path):
 
 def test_a_file_without_header_is_told_the_way_out(tmp_path):
     file = write_lines(tmp_path / "a.csv", "bad dull film,0", "fine one,1")
-    said = refusal(file, Columns(text="text", label="label"))
+    said = refused(read, file, Columns(text="text", label="label"))
     assert "no text column 'text'" in said and "--no-header, and the column's number from 1" in said
     named = write_lines(tmp_path / "b.csv", "review,label", "fine one,1")
-    assert "--no-header" not in refusal(named, Columns(), given=Columns(text="nope"))
+    assert "--no-header" not in refused(read, named, Columns(), given=Columns(text="nope"))
 
 
 # ---- encoding
@@ -383,7 +379,7 @@ def test_a_table_may_have_another_encoding(tmp_path, name, separator):
     lines = (line.replace(",", separator) for line in ("text,Größe", "„schön“,1", "fine,0"))
     file, asked = in_cp1252(tmp_path / name, *lines), Columns(label="Größe", encoding="cp1252")
     assert read(file, Columns(), given=asked) == [("„schön“", None, "1"), ("fine", None, "0")]
-    said = refusal(file, asked)  # of the training file
+    said = refused(read, file, asked)  # of the training file
     assert "no label column 'Größe'" in said and "if Excel or Windows wrote it: --encoding cp1252" in said
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, data, lines_file, model, run, weights  # noqa: F401
+from finetune_runs import QUICK, data, model, run, weights  # noqa: F401
+from reading import write_lines
 
 from electra_core import model_dir
 from electra_core.adam import ElectraAdam
@@ -323,8 +324,8 @@ def test_numbers_that_nothing_can_be_learned_from(labels, message, recwarn):
 
 @pytest.mark.parametrize("task", [Classify(), Regress(), Regress(scale=2.0), Classify(labels=("0", "1"))])
 def test_single_texts_and_pairs_are_not_mixed_up(task, tmp_path):
-    singles = lines_file(tmp_path / "singles.csv", "text,label", "a,0", "b,1")
-    pairs = lines_file(tmp_path / "pairs.csv", "text1,text2,label", "a,b,0", "b,a,1")
+    singles = write_lines(tmp_path / "singles.csv", "text,label", "a,0", "b,1")
+    pairs = write_lines(tmp_path / "pairs.csv", "text1,text2,label", "a,b,0", "b,a,1")
     for own, other, message in ((singles, pairs, "a pair of texts"), (pairs, singles, "a single text")):
         assert len(list(task.read(other, BadRows(other)))) == 2  # before training, both are fine
         fitted = task.fitted(list(task.read(own, BadRows(own))))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, data, lines_file, model, run  # noqa: F401
+from finetune_runs import QUICK, data, model, run  # noqa: F401
+from reading import write_lines
 
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.downstream.classify import Classify
@@ -24,13 +25,13 @@ from electra_core.tokenizer import WordPieceTokenizer
 def test_users_errors_leave_nothing_behind(model, data, tmp_path):
     cases = {
         "dev.tsv:2: the label is not in the training data ('maybe'; known: neg, pos)": (
-            (data[0], lines_file(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
+            (data[0], write_lines(tmp_path / "dev.tsv", "sentence\tlabel", "a film\tmaybe")), {},
         ),
         "there is nothing to learn": (
-            (lines_file(tmp_path / "one.tsv", "sentence\tlabel", "a film\tpos"), data[1]), {},
+            (write_lines(tmp_path / "one.tsv", "sentence\tlabel", "a film\tpos"), data[1]), {},
         ),
         "the columns are sentence, label": (data, {"task": Classify(columns=Columns(text="satz"))}),
-        "empty.tsv: holds no rows": ((data[0], lines_file(tmp_path / "empty.tsv", "sentence\tlabel")), {}),
+        "empty.tsv: holds no rows": ((data[0], write_lines(tmp_path / "empty.tsv", "sentence\tlabel")), {}),
         "no such model directory": (data, {"model": tmp_path / "nowhere"}),
     }  # fmt: skip
     for message, (files, more) in cases.items():
@@ -60,7 +61,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(data, tmp_path):
 
 def test_skipped_rows_and_cut_texts_are_counted(model, data, tmp_path):
     rows = data[0].read_text().rstrip("\n").split("\n")
-    files = lines_file(tmp_path / "train.tsv", *rows, "no label\t", " \tpos"), data[1]
+    files = write_lines(tmp_path / "train.tsv", *rows, "no label\t", " \tpos"), data[1]
     lines = []
     settings = replace(QUICK, epochs=1, skip_bad_rows=True, max_length=8)
     report = run(model, files, tmp_path / "out", settings=settings, say=lines.append)
@@ -153,7 +154,7 @@ def test_settings_are_of_pythons_types(config, error):
 
 
 def test_few_steps_and_a_model_that_only_guesses_are_said(model, data, tmp_path):
-    alike = lines_file(
+    alike = write_lines(
         tmp_path / "alike.tsv", "sentence\tlabel", *["a film\tpos", "a film\tpos", "a film\tneg"] * 8
     )
     for settings, files, expected in (

@@ -9,14 +9,9 @@ import pytest
 from reading import json_lines, refused, write
 
 from electra_core.downstream.choices import Choose, read_choices
-from electra_core.errors import UserError
 from electra_core.labelled_data.squad_files import read_questions
 
 ROW = {"question": "Who?", "context": "Ann met Bob", "answers": {"text": ["Bob"], "answer_start": [8]}}
-
-
-def refusal(path: Path, **more) -> str:
-    return refused(read_questions, path, **more)
 
 
 def in_squad(path: Path, **qa) -> Path:
@@ -41,13 +36,15 @@ def test_a_json_file_may_hold_rows(tmp_path, content):
 )
 def test_answers_in_another_form_are_not_taken_for_none(tmp_path, answers):
     file = json_lines(tmp_path / "a.jsonl", {**ROW, "answers": answers})
-    assert "a.jsonl:1: expected a list of answers, or text and answer_start of equal length" in refusal(file)
+    assert "a.jsonl:1: expected a list of answers, or text and answer_start of equal length" in refused(
+        read_questions, file
+    )
 
 
 def test_to_predict_answers_do_not_matter(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", {**ROW, "answers": {"text": ["Eve"], "answer_start": [0]}}, ROW)
     assert [example.answers for example in read_questions(file, labelled=False)] == [None, None]
-    assert "a.jsonl:1: the answer is not in the context ('Eve')" in refusal(file)
+    assert "a.jsonl:1: the answer is not in the context ('Eve')" in refused(read_questions, file)
 
 
 def test_questions_without_ids_are_called_by_their_place(tmp_path):
@@ -59,7 +56,7 @@ def test_questions_without_ids_are_called_by_their_place(tmp_path):
     file = in_squad(tmp_path / "a.json", question="Who?", answers=[])
     assert [example.id for example in read_questions(file)] == [place]
     file = in_squad(tmp_path / "a.json", question="Who?", answers=[], id="\ud800")
-    assert f"a.json:{place}: id: not valid UTF-8" in refusal(file)
+    assert f"a.json:{place}: id: not valid UTF-8" in refused(read_questions, file)
 
 
 @pytest.mark.parametrize("start", [3, -5, "8", 8.0, 10**9, None])
@@ -88,11 +85,11 @@ def test_one_answer_in_a_table(tmp_path):
     for file in (write(tmp_path / "a.csv", rows), write(tmp_path / "a.tsv", rows.replace(",", "\t"))):
         assert [e.answers for e in read_questions(file)] == [(("Bob", 8),), (("Bob", 8),), ()]
     file = write(tmp_path / "a.csv", "question,context,answer\nWho?,Ann met Bob,Eve\nWho?,Ann met Bob,Bob\n")
-    assert "a.csv:2: the answer is not in the context ('Eve')" in refusal(file)
+    assert "a.csv:2: the answer is not in the context ('Eve')" in refused(read_questions, file)
 
 
 def test_the_form_of_answers_is_told_where_they_are_missing(tmp_path):
-    said = refusal(json_lines(tmp_path / "a.jsonl", {**ONE, "solution": "Bob"}, ROW))
+    said = refused(read_questions, json_lines(tmp_path / "a.jsonl", {**ONE, "solution": "Bob"}, ROW))
     assert 'a.jsonl:1: the answers are missing (expected answers: {"text": [...], "answer_start": [...]}' in said
     assert "or answer: a text, empty where there is none)" in said
     assert next(read_questions(json_lines(tmp_path / "a.jsonl", {**ROW, "answer": "Ann"}))).answers == (
@@ -103,13 +100,6 @@ def test_the_form_of_answers_is_told_where_they_are_missing(tmp_path):
 # ---- multiple choice
 
 CHOICE = {"question": "Which?", "choices": ["x", "y", "z"], "label": 2}
-
-
-def refused_choice(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        list(read_choices(path))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -130,20 +120,20 @@ def test_a_label_may_be_the_choice_itself(tmp_path, label, expected):
     file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "label": label})
     assert next(read_choices(file)).label == expected
     twice = json_lines(tmp_path / "b.jsonl", {"question": "Which?", "choices": ["no", "no"], "label": "no"})
-    assert "the label matches no choice ('no' of 2)" in refused_choice(twice)
+    assert "the label matches no choice ('no' of 2)" in refused(read_choices, twice)
 
 
 @pytest.mark.parametrize("label", ["ß", "²", "-1", "3", 3, "D", "xy"])
 def test_labels_that_name_no_choice(tmp_path, label):
     file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "label": label})
-    assert f"a.jsonl:1: the label matches no choice ('{label}' of 3" in refused_choice(file)
+    assert f"a.jsonl:1: the label matches no choice ('{label}' of 3" in refused(read_choices, file)
     assert next(read_choices(file, labelled=False)).label is None
 
 
 def test_a_label_that_is_not_among_the_names(tmp_path):
     choices = {"text": ["x", "y"], "label": ["1", "2"]}
     file = json_lines(tmp_path / "a.jsonl", {"question": "Which?", "choices": choices, "answerKey": "0"})
-    assert "the label matches no choice ('0' of 2; their names are 1, 2)" in refused_choice(file)
+    assert "the label matches no choice ('0' of 2; their names are 1, 2)" in refused(read_choices, file)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +141,9 @@ def test_a_label_that_is_not_among_the_names(tmp_path):
 )
 def test_choices_are_texts(tmp_path, choice, what):
     file = json_lines(tmp_path / "a.jsonl", {**CHOICE, "choices": ["x", choice, "z"]})
-    assert f"a.jsonl:1: a choice is {what}" in refused_choice(file) and "(choice 1)" in refused_choice(file)
+    assert f"a.jsonl:1: a choice is {what}" in refused(read_choices, file) and "(choice 1)" in refused(
+        read_choices, file
+    )
 
 
 def test_rows_of_hellaswag(tmp_path):

@@ -21,10 +21,6 @@ def pairs(path: Path, bad: BadRows | None = None, **columns) -> list[tuple[str, 
     return [(e.text, e.label) for e in read_texts(path, Columns(**columns), bad)]
 
 
-def refusal(path: Path, **columns) -> str:
-    return refused(pairs, path, **columns)
-
-
 # ---- CSV and TSV
 
 
@@ -35,7 +31,7 @@ def test_names_of_columns_may_have_spaces_around_them(tmp_path):
 @pytest.mark.parametrize("name, separator", [("a.csv", ","), ("a.tsv", "\t")])
 def test_two_columns_of_one_name_are_refused(tmp_path, name, separator):
     file = write(tmp_path / name, "text,label,text\nfine,1,other\n".replace(",", separator))
-    assert "two columns are named 'text'" in refusal(file)
+    assert "two columns are named 'text'" in refused(pairs, file)
 
 
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
@@ -43,7 +39,7 @@ def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     cells = pyarrow.array(["fine"])
     parquet.write_table(pyarrow.Table.from_arrays([cells] * 2, names=["text", "text"]), tmp_path / "a.parquet")
-    assert "a.parquet: two columns are named 'text'" in refusal(tmp_path / "a.parquet")
+    assert "a.parquet: two columns are named 'text'" in refused(pairs, tmp_path / "a.parquet")
 
 
 def test_a_wide_header_is_looked_through_once(tmp_path):
@@ -80,7 +76,7 @@ def test_excels_first_line_names_what_separates(tmp_path):
 
 def test_a_header_within_a_file_is_no_example(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfine,1\ntext, label\ndull,0\n")
-    assert "a.csv:3: repeated header" in refusal(file)
+    assert "a.csv:3: repeated header" in refused(pairs, file)
     assert pairs(file, BadRows(file, skip=True)) == [("fine", "1"), ("dull", "0")]
     assert pairs(write(tmp_path / "b.csv", "fine,1\nfine,1\n"), text="1", label="2") == [("fine", "1")] * 2
     assert len(list(read_rows(write(tmp_path / "c.csv", "text\ntext\n"), header=True))) == 1
@@ -93,12 +89,12 @@ def test_columns_without_a_name_may_be_several(tmp_path):
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_lines_that_end_in_a_carriage_return_alone(tmp_path, name):
     content = "text,label\rfine,1\rdull,0\r".replace(",", "\t" if name == "a.tsv" else ",")
-    assert "carriage return inside a line" in refusal(write(tmp_path / name, content))
+    assert "carriage return inside a line" in refused(pairs, write(tmp_path / name, content))
 
 
 def test_what_an_open_quote_swallows_is_said(tmp_path):
     file = write(tmp_path / "a.csv", 'text,label\nfine,1\n"open,1\nlost,0\n"good" one,1\ndull,0\n')
-    assert "a.csv:3: broken quoting" in refusal(file) and "lines 3 to 5 are lost" in refusal(file)
+    assert "a.csv:3: broken quoting" in refused(pairs, file) and "lines 3 to 5 are lost" in refused(pairs, file)
     assert pairs(file, BadRows(file, skip=True)) == [("fine", "1"), ("dull", "0")]
 
 
@@ -110,13 +106,13 @@ def test_separators_inside_quotes_do_not_count(tmp_path):
 @pytest.mark.parametrize("name", ["²", "0", "3"])
 def test_numbers_that_name_no_column(tmp_path, name):
     file = write(tmp_path / "a.csv", "fine,1\n")
-    assert f"no text column '{name}'" in refusal(file, text=name, label="2", header=False)
+    assert f"no text column '{name}'" in refused(pairs, file, text=name, label="2", header=False)
 
 
 def test_bad_rows_are_counted_in_words(tmp_path):
     for more, words in enumerate(("'text'); --skip", "(and 1 more bad row); --skip", "(and 2 more bad rows); ")):
         file = write(tmp_path / "a.csv", "text,label\n" + ",1\n" * (more + 1) + "fine,1\n")
-        assert words in refusal(file)
+        assert words in refused(pairs, file)
 
 
 def test_quotes_may_stand_behind_a_space(tmp_path):
@@ -131,8 +127,8 @@ def test_spaces_at_the_start_of_a_cell_count(tmp_path):
 
 def test_a_tsv_with_cells_in_quotes_is_told_from_a_broken_one(tmp_path):
     file = write(tmp_path / "a.tsv", 'text\tlabel\n"fine\nfine"\t1\n')
-    assert "a.tsv:2: expected 2 columns, got 1 (quotes in a TSV are ordinary characters" in refusal(file)
-    assert "quotes" not in refusal(write(file, "text\tlabel\nfine\n"))
+    assert "a.tsv:2: expected 2 columns, got 1 (quotes in a TSV are ordinary characters" in refused(pairs, file)
+    assert "quotes" not in refused(pairs, write(file, "text\tlabel\nfine\n"))
 
 
 def test_columns_may_be_numbers_in_a_file_with_a_header(tmp_path):
@@ -165,7 +161,7 @@ def test_half_a_character_anywhere_makes_a_bad_row(tmp_path, field, as_array):
         write(file, json.dumps(rows))
     else:
         json_lines(file, *rows)
-    assert "a.json:2: not valid UTF-8 (lone surrogate U+D800" in refusal(file)
+    assert "a.json:2: not valid UTF-8 (lone surrogate U+D800" in refused(pairs, file)
 
 
 def test_the_first_row_may_lack_what_the_others_have(tmp_path):
@@ -183,7 +179,9 @@ def test_the_first_row_may_lack_what_the_others_have(tmp_path):
 @pytest.mark.parametrize("label", [["a", "b"], {"a": 1}])
 def test_labels_are_single_values(tmp_path, label):
     file = json_lines(tmp_path / "a.jsonl", {"text": "fine", "label": label})
-    assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one string or number" in refusal(file)
+    assert f"a.jsonl:1: the label is a {type(label).__name__}, expected one string or number" in refused(
+        pairs, file
+    )
 
 
 def test_a_label_may_be_the_same_number_in_another_form(tmp_path):
@@ -202,7 +200,7 @@ def test_only_in_a_file_without_ids_is_a_row_called_by_its_line(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", *rows)
     assert [example.id for example in read_texts(file)] == ["", "", "", "7", "2"]
     json_lines(file, *rows, rows[3])
-    assert "a.jsonl:6: duplicate id (7)" in refusal(file)
+    assert "a.jsonl:6: duplicate id (7)" in refused(pairs, file)
     file = write(tmp_path / "a.csv", "id,text\n7,good film\n8,bad film\n ,third\n")
     assert [example.id for example in read_texts(file, labelled=False)] == ["7", "8", ""]
     file = write(tmp_path / "b.csv", 'text,label\n"two\nlines",1\n,0\nthird,0\n')
@@ -214,12 +212,12 @@ def test_only_in_a_file_without_ids_is_a_row_called_by_its_line(tmp_path):
 
 def test_cells_that_hold_no_text(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", '{"text": NaN, "label": 1}')
-    assert "a.jsonl:1: column 'text' is missing" in refusal(file)
+    assert "a.jsonl:1: column 'text' is missing" in refused(pairs, file)
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
     parquet.write_table(pyarrow.table({"text": [b"fine"], "label": [1]}), tmp_path / "a.parquet")
-    assert "a.parquet:1: column 'text' holds a bytes, expected text" in refusal(tmp_path / "a.parquet")
+    assert "a.parquet:1: column 'text' holds a bytes, expected text" in refused(pairs, tmp_path / "a.parquet")
 
 
 # ---- folders
@@ -273,19 +271,21 @@ def test_a_folder_of_texts_to_predict_needs_no_labels(tmp_path):
 
 def test_a_file_in_a_windows_encoding_is_told_how_to_become_utf_8(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfein,1\nschön,0\nübel,0\n".encode("cp1252"))
-    said = refusal(file)
+    said = refused(pairs, file)
     assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if Excel or Windows" in said
     assert "wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
     bad = BadRows(file, skip=True)
     assert pairs(file, bad) == [("fein", "1")] and "iconv -f CP1252" in bad.summary()
     lone = json_lines(tmp_path / "a.jsonl", {"text": "\ud800", "label": 1}, {"text": "fine", "label": 1})
-    assert "lone surrogate" in refusal(lone) and "iconv" not in refusal(lone)
+    assert "lone surrogate" in refused(pairs, lone) and "iconv" not in refused(pairs, lone)
 
 
 def test_nothing_is_said_of_leaving_out_all_there_is(tmp_path):
-    said = refusal(write(tmp_path / "a.csv", "text,label\nfein,\nübel,\n"))
+    said = refused(pairs, write(tmp_path / "a.csv", "text,label\nfein,\nübel,\n"))
     assert said.endswith("a.csv:2: the label is missing (all 2 rows are bad)")
-    assert refusal(write(tmp_path / "a.csv", "text,label\nfein,\n")).endswith("a.csv:2: the label is missing")
+    assert refused(pairs, write(tmp_path / "a.csv", "text,label\nfein,\n")).endswith(
+        "a.csv:2: the label is missing"
+    )
     file = write(tmp_path / "a.csv", "text,label\nfine,2\ndull,3\n")
     with pytest.raises(UserError, match=r"'2'; known: 0, 1\) \(all 2 rows are bad\)$"):
         list(Classify(labels=("0", "1")).read(file, BadRows(file)))
@@ -301,9 +301,9 @@ def test_a_line_that_no_memory_holds_is_not_read_whole(tmp_path, monkeypatch, na
     first = "[" if ".json." in name else '{"text": "fine"}' if "json" in name else "text"
     content = f'{first}\n{{"text": "{"x" * (1 << 20)}"}}\n'.encode()
     (tmp_path / name).write_bytes(gzip.compress(content))
-    assert f"{name}:2: the line is longer than 128 MiB; " in refusal(tmp_path / name)
+    assert f"{name}:2: the line is longer than 128 MiB; " in refused(pairs, tmp_path / name)
     (tmp_path / name).write_bytes(gzip.compress(content.replace(b"x" * 1000, b"") * 2))
-    assert "longer" not in refusal(tmp_path / name), "lines are measured one by one"
+    assert "longer" not in refused(pairs, tmp_path / name), "lines are measured one by one"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
@@ -320,4 +320,4 @@ def test_a_line_of_an_uncompressed_file_may_be_as_long_as_the_file(tmp_path, mon
 def test_a_cell_of_many_lines_has_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
     file = write(tmp_path / "a.csv", 'text,label\n"' + "a line\n" * 1000)
-    assert "a.csv:2: broken quoting (field larger than field limit (1000)" in refusal(file)
+    assert "a.csv:2: broken quoting (field larger than field limit (1000)" in refused(pairs, file)

@@ -16,10 +16,6 @@ from electra_core.labelled_data.tagged_files import TaggedExample, from_text, re
 from electra_core.metrics import span_metrics
 
 
-def refusal(path: Path, columns: Columns | None = None, **more) -> str:
-    return refused(read_tagged, path, columns, **more)
-
-
 def words_to_predict(path: Path, columns: Columns | None = None) -> list[list[str]]:
     return [list(example.words) for example in read_tagged(path, columns, labelled=False)]
 
@@ -40,8 +36,12 @@ def test_a_word_may_hold_a_space_that_does_not_break(tmp_path):
 @pytest.mark.parametrize("number", ["0", "²", "-1", "tag"])
 def test_columns_of_conll_are_numbers_from_one(tmp_path, number):
     file = write(tmp_path / "a.conll", "Ann O\n")
-    assert f"label column: expected a number from 1, got '{number}'" in refusal(file, Columns(label=number))
-    assert f"text column: expected a number from 1, got '{number}'" in refusal(file, Columns(text=number))
+    assert f"label column: expected a number from 1, got '{number}'" in refused(
+        read_tagged, file, Columns(label=number)
+    )
+    assert f"text column: expected a number from 1, got '{number}'" in refused(
+        read_tagged, file, Columns(text=number)
+    )
 
 
 def test_words_may_stand_in_another_column(tmp_path):
@@ -53,7 +53,7 @@ def test_words_may_stand_in_another_column(tmp_path):
 def test_words_alone_are_enough_for_a_prediction(tmp_path):
     file = write(tmp_path / "a.conll", "Ann\nmet\n\nBob\n")
     assert words_to_predict(file, Columns(label="4")) == [["Ann", "met"], ["Bob"]]
-    assert "a word without a tag" in refusal(file, Columns(label="4"))
+    assert "a word without a tag" in refused(read_tagged, file, Columns(label="4"))
 
 
 CONLLU = """\
@@ -111,12 +111,12 @@ def test_a_comment_has_other_columns_than_words(tmp_path):
     (example,) = read_tagged(write(tmp_path / "b.conll", comments))
     assert (example.words, example.tags) == (("Ann",), ("B-PER",))
     within = write(tmp_path / "c.conll", "Ann B-PER\n# O O\nmet O\n")
-    assert "c.conll:1: expected 2 columns as before, got 3 (line 2)" in refusal(within)
+    assert "c.conll:1: expected 2 columns as before, got 3 (line 2)" in refused(read_tagged, within)
 
 
 def test_an_empty_column_of_conllu_is_no_tag(tmp_path):
     file = write(tmp_path / "a.conllu", CONLLU.replace("\tVERB\t", "\t\t"))
-    assert "a.conllu:4: an empty column (line 5)" in refusal(file)
+    assert "a.conllu:4: an empty column (line 5)" in refused(read_tagged, file)
 
 
 CONLLU_PLUS = """\
@@ -162,21 +162,21 @@ def test_lists_of_words_under_another_name(tmp_path):
     assert [(e.words, e.tags) for e in read_tagged(file, columns)] == [(("Ann", "met"), ("1", "0"))]
     assert words_to_predict(file, columns) == [["Ann", "met"]]
     assert words_to_predict(write(tmp_path / "a.txt", "Ann met\n"), columns) == [["Ann", "met"]]
-    assert "no list of words (expected in tokens or words)" in refusal(file)
+    assert "no list of words (expected in tokens or words)" in refused(read_tagged, file)
 
 
 @pytest.mark.parametrize("tag", [None, "", float("nan"), ["O"]])
 def test_tags_that_are_none(tmp_path, tag):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a", "b"], "tags": ["O", tag]})
-    assert "a.jsonl:1: a tag is empty or not text (tag 2: " in refusal(file)
+    assert "a.jsonl:1: a tag is empty or not text (tag 2: " in refused(read_tagged, file)
     assert words_to_predict(file) == [["a", "b"]]  # to predict, tags do not matter
 
 
 def test_half_characters(tmp_path):
     file = json_lines(tmp_path / "a.jsonl", {"tokens": ["a"], "tags": ["B-\ud800"]})
-    assert "a.jsonl:1: not valid UTF-8" in refusal(file)
+    assert "a.jsonl:1: not valid UTF-8" in refused(read_tagged, file)
     json_lines(file, {"text": "Ann \ud800"})
-    assert "a.jsonl:1: not valid UTF-8" in refusal(file, labelled=False)
+    assert "a.jsonl:1: not valid UTF-8" in refused(read_tagged, file, labelled=False)
 
 
 def test_texts_to_predict_in_a_csv_or_tsv(tmp_path):
@@ -186,9 +186,11 @@ def test_texts_to_predict_in_a_csv_or_tsv(tmp_path):
     tsv = write(tmp_path / "a.tsv", "sentence\tid\nAnn met Bob, twice\t7\n")
     assert words_to_predict(tsv) == [["Ann", "met", "Bob", ",", "twice"]]
     assert words_to_predict(write(tmp_path / "b.tsv", "Ann\tO\nmet\tO\n")) == [["Ann", "met"]]  # CoNLL columns
-    assert "expected one row per word, columns Sentence #, Word, Tag, got id, sentence; " in refusal(csv)
+    assert "expected one row per word, columns Sentence #, Word, Tag, got id, sentence; " in refused(
+        read_tagged, csv
+    )
     no_text = write(tmp_path / "b.csv", "satz\nfein\n")
-    assert "b.csv:2: no list of words" in refusal(no_text, labelled=False)
+    assert "b.csv:2: no list of words" in refused(read_tagged, no_text, labelled=False)
     assert words_to_predict(no_text, Columns(text="satz")) == [["fein"]]
 
 
@@ -401,9 +403,9 @@ def test_rows_of_words_that_cannot_be_used(tmp_path):
     assert [e.words for e in read_tagged(file, bad=bad)] == [("Eve",)]
     assert bad.first[0].endswith("a.csv:2: an empty column (line 3)")
     assert bad.first[1].endswith("a.csv:4: expected 4 columns, got 5 (line 4)")
-    said = refusal(write(tmp_path / "a.csv", "Sentence #,Word\n1,EU\n"))
+    said = refused(read_tagged, write(tmp_path / "a.csv", "Sentence #,Word\n1,EU\n"))
     assert "a.csv: expected one row per word, columns Sentence #, Word, Tag, got Sentence #, Word;" in said
-    assert "holds no rows" in refusal(write(tmp_path / "a.csv", "Sentence #,Word,Tag\n"))
+    assert "holds no rows" in refused(read_tagged, write(tmp_path / "a.csv", "Sentence #,Word,Tag\n"))
     twice = write(tmp_path / "a.tsv", "EU\tO\tO\nis\tO\tO\n")
     assert next(read_tagged(twice)).words == ("EU", "is")
 

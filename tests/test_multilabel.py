@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, lines_file, model, run  # noqa: F401
+from finetune_runs import QUICK, model, run  # noqa: F401
 from multilabel_rows import examples, read, rows
+from reading import write_lines
 
 from electra_core import model_dir
 from electra_core.cli import main
@@ -115,7 +116,7 @@ def test_labels_are_those_above_the_threshold_the_most_probable_first(model: Pat
 
 def test_a_csv_of_predictions_is_read_again(model: Path, tmp_path: Path) -> None:
     sink = io.StringIO()
-    predict_file(pipeline(model), lines_file(tmp_path / "a.txt", "the film", "ann"), sink, form="csv")
+    predict_file(pipeline(model), write_lines(tmp_path / "a.txt", "the film", "ann"), sink, form="csv")
     header, first, _ = csv.reader(io.StringIO(sink.getvalue()))
     assert header == ["id", "labels", "scores_calm", "scores_loud", "scores_odd"]
     assert first[1] == '["loud", "odd"]'
@@ -186,7 +187,7 @@ def test_the_three_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     train = tiny_model.several_labels(tmp_path / "train.jsonl", 60)
     read_rows = [json.loads(line) for line in train.read_text().splitlines()]
     names = ("praise", "blame", "person")
-    table = lines_file(
+    table = write_lines(
         tmp_path / "train.csv", "comment_text,praise,blame,person",
         *(",".join([row["text"], *(str(int(name in row["labels"])) for name in names)]) for row in read_rows),
     )  # fmt: skip
@@ -260,7 +261,7 @@ def test_columns_of_an_earlier_version_are_the_same_ones() -> None:
 
 
 def test_pairs_and_texts_without_labels(model: Path, tmp_path: Path) -> None:
-    file = lines_file(tmp_path / "a.jsonl", '{"text": "a", "pair": "b"}')
+    file = write_lines(tmp_path / "a.jsonl", '{"text": "a", "pair": "b"}')
     (example,) = MultiLabel(labels=LABELS).read(file, BadRows(file), labelled=False)
     assert isinstance(example, MultiLabelExample) and (example.pair, example.labels) == ("b", None)
     features = MultiLabel(labels=LABELS).encode([example], load_tokenizer(model))

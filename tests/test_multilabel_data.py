@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_runs import QUICK, lines_file, model, run  # noqa: F401
+from finetune_runs import QUICK, model, run  # noqa: F401
 from multilabel_rows import examples, read, rows
+from reading import write_lines
 
 from electra_core.downstream.classify import Classify
 from electra_core.downstream.multilabel import MultiLabel
@@ -65,22 +66,22 @@ def test_cells_of_no_use_are_named(value: Any, problem: str, tmp_path: Path) -> 
 
 
 def test_a_row_without_the_field_is_bad(tmp_path: Path) -> None:
-    file = lines_file(tmp_path / "a.jsonl", '{"text": "a", "labels": ["x"]}', '{"text": "b"}')
+    file = write_lines(tmp_path / "a.jsonl", '{"text": "a", "labels": ["x"]}', '{"text": "b"}')
     with pytest.raises(UserError, match=r"a.jsonl:2: the label is missing \(no field 'labels'; an empty list"):
         read(file)
 
 
 def test_labels_between_other_separators(tmp_path: Path) -> None:
-    file = lines_file(tmp_path / "a.tsv", "text\tlabel", "one\tbig, small | odd", "two\t", "three\todd")
+    file = write_lines(tmp_path / "a.tsv", "text\tlabel", "one\tbig, small | odd", "two\t", "three\todd")
     assert read(file, separator="|") == [("big, small", "odd"), (), ("odd",)]
 
 
 def test_a_column_for_each_label(tmp_path: Path) -> None:
-    file = lines_file(
+    file = write_lines(
         tmp_path / "a.csv", "id,comment,toxic,other,threat", "7,a,1,x,0", "8,b,0.0,y,1.0", "9,c,False,z,FALSE"
     )
     assert read(file, labels=("threat", "toxic")) == [("toxic",), ("threat",), ()]
-    headless = lines_file(tmp_path / "b.csv", "a,1,0", "b,1,1")
+    headless = write_lines(tmp_path / "b.csv", "a,1,0", "b,1,1")
     assert read(headless, text="1", labels=["2", "3", "2"], header=False) == [("2",), ("2", "3")]
 
 
@@ -94,7 +95,7 @@ def test_a_column_for_each_label(tmp_path: Path) -> None:
     ],
 )
 def test_columns_that_hold_neither_0_nor_1(cell: str, problem: str, tmp_path: Path) -> None:
-    file = lines_file(tmp_path / "a.csv", "text,toxic,threat", "a,1,0", f"b,{cell},1")
+    file = write_lines(tmp_path / "a.csv", "text,toxic,threat", "a,1,0", f"b,{cell},1")
     with pytest.raises(UserError, match=f"a.csv:3: {problem}"):
         read(file, labels=("toxic", "threat"))
 
@@ -116,7 +117,7 @@ def test_columns_that_hold_neither_0_nor_1(cell: str, problem: str, tmp_path: Pa
 )
 def test_columns_that_are_not_there(columns: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        read(lines_file(tmp_path / "a.csv", "text,toxic,threat", "a,1,0"), **columns)
+        read(write_lines(tmp_path / "a.csv", "text,toxic,threat", "a,1,0"), **columns)
 
 
 def test_a_model_of_columns_reads_a_file_s_one_usual_column(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_model_of_columns_reads_a_file_s_one_usual_column(tmp_path: Path) -> N
     assert read(file, for_reading(trained, Columns())) == [("odd",), ()]  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no label columns 'calm', 'odd'"):
         read(file, for_reading(trained, Columns(labels=("calm", "odd"))))  # type: ignore[arg-type]
-    other = lines_file(tmp_path / "b.csv", "text,odd,calm", "a,1,0")
+    other = write_lines(tmp_path / "b.csv", "text,odd,calm", "a,1,0")
     of_one = MultiLabel(labels=("calm", "odd"), columns=Columns(label="tags"))
     assert read(other, for_reading(of_one, Columns(labels=("calm", "odd")))) == [("odd",)]  # type: ignore[arg-type]
 
@@ -145,10 +146,10 @@ def test_folders_have_one_label_a_text(tmp_path: Path) -> None:
 
 
 def test_numbers_as_pandas_writes_them_are_the_same_labels(tmp_path: Path) -> None:
-    train = lines_file(tmp_path / "a.csv", "text,label", "a,1.0", "b,", "c,2.0")
+    train = write_lines(tmp_path / "a.csv", "text,label", "a,1.0", "b,", "c,2.0")
     assert read(train) == [("1",), (), ("2",)]
     task = MultiLabel(labels=("1", "2"))
-    assert read(lines_file(tmp_path / "b.csv", "text,label", "a,2.0", 'b,"1,2"'), task) == [("2",), ("1", "2")]
+    assert read(write_lines(tmp_path / "b.csv", "text,label", "a,2.0", 'b,"1,2"'), task) == [("2",), ("1", "2")]
 
 
 def test_what_training_learns_of_the_labels() -> None:
@@ -169,7 +170,7 @@ def test_a_label_that_training_had_not_makes_a_bad_row(tmp_path: Path) -> None:
         UserError, match=r"a.jsonl:2: a label is not in the training data \('new'; known: calm, loud"
     ):
         read(rows(tmp_path / "a.jsonl", [["odd"], ["odd", "new"]]), MultiLabel(labels=LABELS))
-    file = lines_file(tmp_path / "a.csv", "text,calm,loud", "a,1,0")
+    file = write_lines(tmp_path / "a.csv", "text,calm,loud", "a,1,0")
     task = MultiLabel(labels=LABELS, columns=Columns(labels=("calm", "loud")))
     with pytest.raises(UserError, match=r"one column per label of the model \(calm, loud, odd\), got calm, loud"):
         read(file, task)
@@ -212,7 +213,7 @@ def test_columns_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
 
 def test_the_data_are_told_of(tmp_path: Path) -> None:
     said: list[str] = []
-    file = lines_file(tmp_path / "a.csv", "text,a,b,c", *(f"row {n},{n % 2},{int(n > 14)},0" for n in range(30)))
+    file = write_lines(tmp_path / "a.csv", "text,a,b,c", *(f"row {n},{n % 2},{int(n > 14)},0" for n in range(30)))
     task = MultiLabel(columns=Columns(labels=("a", "b", "c")))
     read_data(task, file, None, FinetuneSettings(), said.append)
     assert said[0] == f"{file}: 30 rows, text 'text', labels by column (a 15, b 15; 8 without a label)"
