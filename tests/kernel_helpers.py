@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from electra_kernels import use
 from torch import Tensor
 
 # Compiled kernels need neither a GPU (`ptx_machine`) nor the tiny tiles that the interpreter gets.
@@ -69,6 +72,32 @@ def assert_within_budget(
     error = (got - exact).abs().max().item()
     allowed = 2 * (same_precision - exact).abs().max().item() + small
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def value_and_gradients(
+    function: Callable[..., Tensor], leaves: Sequence[Tensor], dout: Tensor, *more: Any, **options: Any
+) -> list[Tensor]:
+    """What `function(*leaves, *more, **options)` returns, and for its gradient `dout` that of each leaf."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    out = function(*leaves, *more, **options)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
+
+
+def implementations(*small: tuple[ModuleType, str, int]) -> Any:
+    """A fixture that chooses the twin, then the kernels.
+
+    Args:
+        small: (module, name, value) of block sizes and numbers of programs, so that tiny shapes use all loops.
+    """
+
+    @pytest.fixture(params=["reference", "triton"])
+    def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        for constant in small:
+            monkeypatch.setattr(*constant)
+        with use(request.param):
+            yield request.param
+
+    return path
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,7 +10,15 @@ import torch.nn.functional as F
 from electra_kernels import bias_gelu, bias_gelu_triton, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    assert_within_budget,
+    dtype_id,
+    implementations,
+    poisoned_memory,
+    value_and_gradients,
+)
 from torch import Tensor
 
 # (T, F), and why.
@@ -24,13 +31,7 @@ SHAPES = {
 NAMES = ("out", "dx", "dbias")
 
 
-@pytest.fixture(params=["reference", "triton"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Chooses the implementation; small blocks and few programs, so that tiny shapes use all loops."""
-    monkeypatch.setattr(bias_gelu_triton, "ELEMENTS", 1024)
-    monkeypatch.setattr(bias_gelu_triton, "PROGRAMS", 4)
-    with use(request.param):
-        yield request.param
+path = implementations((bias_gelu_triton, "ELEMENTS", 1024), (bias_gelu_triton, "PROGRAMS", 4))
 
 
 def inputs(tokens: int, size: int) -> list[Tensor]:
@@ -46,12 +47,6 @@ def inputs(tokens: int, size: int) -> list[Tensor]:
 def naive(x_TF: Tensor, bias_F: Tensor) -> Tensor:
     """As PyTorch computes it."""
     return F.gelu(x_TF + bias_F)
-
-
-def value_and_gradients(function: Callable[..., Tensor], leaves: Sequence[Tensor], dout: Tensor) -> list[Tensor]:
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

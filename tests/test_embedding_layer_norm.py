@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ import torch.nn.functional as F
 from electra_kernels import embedding_layer_norm, embedding_layer_norm_triton, layer_norm_triton, rng, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    assert_within_budget,
+    dtype_id,
+    implementations,
+    poisoned_memory,
+    value_and_gradients,
+)
 from torch import Tensor
 
 SEED = torch.tensor([99, 4])
@@ -25,13 +34,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["reference", "triton"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Chooses the implementation; small blocks and few programs, so that tiny shapes use all loops."""
-    monkeypatch.setattr(layer_norm_triton, "ELEMENTS", 256)
-    monkeypatch.setattr(embedding_layer_norm_triton, "PROGRAMS", 3)
-    with use(request.param):
-        yield request.param
+path = implementations((layer_norm_triton, "ELEMENTS", 256), (embedding_layer_norm_triton, "PROGRAMS", 3))
 
 
 def inputs(tokens: int, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -57,28 +60,16 @@ def ours(ids: Sequence[Tensor], *leaves: Tensor, dropout_p: float) -> Tensor:
     return embedding_layer_norm(*ids, *leaves, seed=SEED.to(DEVICE), **options)  # type: ignore[arg-type]
 
 
-def value_and_gradients(
-    function: Callable[..., Tensor],
-    ids: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    dout: Tensor,
-    dropout_p: float,
-) -> list[Tensor]:
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    out = function(ids, *leaves, dropout_p=dropout_p)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_value_and_gradients(path: str, shape: tuple[int, int], dropout_p: float, dtype: torch.dtype) -> None:
     ids, leaves, dout = inputs(*shape)
     leaves, dout = [leaf.to(dtype) for leaf in leaves], dout.to(dtype)
-    exact = value_and_gradients(naive, ids, [leaf.double() for leaf in leaves], dout, dropout_p)
+    exact = value_and_gradients(partial(naive, ids), [leaf.double() for leaf in leaves], dout, dropout_p=dropout_p)
     ids, leaves, dout = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE) for leaf in leaves], dout.to(DEVICE)
-    same = value_and_gradients(naive, ids, leaves, dout, dropout_p)
-    got = value_and_gradients(ours, ids, leaves, dout, dropout_p)
+    same = value_and_gradients(partial(naive, ids), leaves, dout, dropout_p=dropout_p)
+    got = value_and_gradients(partial(ours, ids), leaves, dout, dropout_p=dropout_p)
     for name, *values in zip(NAMES, got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
@@ -101,16 +92,15 @@ def test_any_shape(tokens: int, size: int, dropout_p: float) -> None:
     results = []
     for implementation in ("triton", "reference"):
         with use(implementation):  # type: ignore[arg-type]
-            results.append(value_and_gradients(ours, ids, leaves, dout.to(DEVICE), dropout_p))
+            results.append(value_and_gradients(partial(ours, ids), leaves, dout.to(DEVICE), dropout_p=dropout_p))
     for kernel, twin in zip(*results, strict=True):
         torch.testing.assert_close(kernel, twin, rtol=1e-9, atol=1e-9)
 
 
 def test_no_tokens(path: str) -> None:
     ids, leaves, dout = inputs(0, 8)
-    results = value_and_gradients(
-        ours, [i.to(DEVICE) for i in ids], [leaf.to(DEVICE) for leaf in leaves], dout.to(DEVICE), 0.1
-    )
+    leaves, function = [leaf.to(DEVICE) for leaf in leaves], partial(ours, [i.to(DEVICE) for i in ids])
+    results = value_and_gradients(function, leaves, dout.to(DEVICE), dropout_p=0.1)
     assert results[0].shape == (0, 8) and all((gradient == 0).all() for gradient in results[1:])
 
 
@@ -123,7 +113,7 @@ def test_half_precision_from_fp32_tables(path: str) -> None:
     out = embedding_layer_norm(*ids, *leaves, eps=EPS, dtype=torch.float16)
     gradients = torch.autograd.grad(out, leaves, dout.to(DEVICE).half())
     assert out.dtype == torch.float16 and all(gradient.dtype == torch.float32 for gradient in gradients)
-    exact = value_and_gradients(naive, inputs(6, 16)[0], inputs(6, 16)[1], dout, 0.0)
+    exact = value_and_gradients(partial(naive, inputs(6, 16)[0]), inputs(6, 16)[1], dout, dropout_p=0.0)
     for got, wanted in zip((out, *gradients), exact, strict=True):
         torch.testing.assert_close(got.cpu().double(), wanted, rtol=2e-3, atol=2e-3)
 
@@ -133,7 +123,7 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     ids, leaves = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE).float() for leaf in leaves]
     before = [leaf.clone() for leaf in leaves]
     with poisoned_memory():
-        runs = [value_and_gradients(ours, ids, leaves, dout.to(DEVICE), 0.2) for _ in range(2)]
+        runs = [value_and_gradients(partial(ours, ids), leaves, dout.to(DEVICE), dropout_p=0.2) for _ in range(2)]
     assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(*runs, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
 
@@ -149,7 +139,8 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(embedding_layer_norm_triton.forward.custom, (*ids, *needing, *numbers, torch.float32))
     with use("triton"):
         compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-        for a, b in zip(*(value_and_gradients(f, ids, leaves, dout, 0.2) for f in (compiled, ours)), strict=True):
+        both = (value_and_gradients(partial(f, ids), leaves, dout, dropout_p=0.2) for f in (compiled, ours))
+        for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b)
 
 

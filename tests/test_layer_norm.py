@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,7 +10,15 @@ import torch.nn.functional as F
 from electra_kernels import dropout_add_layer_norm, dropout_add_layer_norm_twice, layer_norm_triton, rng, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import (
+    DEVICE,
+    DTYPES,
+    assert_within_budget,
+    dtype_id,
+    implementations,
+    poisoned_memory,
+    value_and_gradients,
+)
 from torch import Tensor
 
 from electra_core.execution.fake_step import Recorder
@@ -28,13 +35,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["reference", "triton"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Chooses the implementation; small blocks and few programs, so that tiny shapes use all loops."""
-    monkeypatch.setattr(layer_norm_triton, "ELEMENTS", 512)
-    monkeypatch.setattr(layer_norm_triton, "PROGRAMS", 3)
-    with use(request.param):
-        yield request.param
+path = implementations((layer_norm_triton, "ELEMENTS", 512), (layer_norm_triton, "PROGRAMS", 3))
 
 
 def inputs(tokens: int, size: int, seed: int = 0) -> list[Tensor]:
@@ -69,14 +70,6 @@ def for_two_readers(*leaves: Tensor, dropout_p: float, seed: Tensor | None = Non
     return dropout_add_layer_norm_twice(*tensors, x_bias_D=x_bias, **numbers)  # type: ignore[arg-type]
 
 
-def value_and_gradients(
-    function: Callable[..., Tensor], leaves: Sequence[Tensor], dout: Tensor, dropout_p: float
-) -> list[Tensor]:
-    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    out = function(*leaves, dropout_p=dropout_p)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
-
-
 NAMES = ("out", "dx", "dresidual", "dweight", "dbias", "dx_bias")
 
 
@@ -86,10 +79,10 @@ NAMES = ("out", "dx", "dresidual", "dweight", "dbias", "dx_bias")
 def test_value_and_gradients(path: str, shape: tuple[int, int], dropout_p: float, dtype: torch.dtype) -> None:
     *leaves, dout = inputs(*shape)
     leaves, dout = [leaf.to(dtype) for leaf in leaves], dout.to(dtype)
-    exact = value_and_gradients(naive, [leaf.double() for leaf in leaves], dout, dropout_p)
+    exact = value_and_gradients(naive, [leaf.double() for leaf in leaves], dout, dropout_p=dropout_p)
     device, dout = [leaf.to(DEVICE) for leaf in leaves], dout.to(DEVICE)
-    same = value_and_gradients(naive, device, dout, dropout_p)
-    got = value_and_gradients(ours, device, dout, dropout_p)
+    same = value_and_gradients(naive, device, dout, dropout_p=dropout_p)
+    got = value_and_gradients(ours, device, dout, dropout_p=dropout_p)
     for name, *values in zip(NAMES, got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
@@ -104,10 +97,10 @@ def test_gradients_of_two_readers(path: str, readers: str, dropout_p: float, dty
     leaves = [leaf.to(dtype) for leaf in leaves]
     sent = {"both": douts, "first": douts[:1], "second": douts[1:]}[readers]
     exact = value_and_gradients(
-        naive, [leaf.double() for leaf in leaves], sum(d.double() for d in sent), dropout_p
+        naive, [leaf.double() for leaf in leaves], sum(d.double() for d in sent), dropout_p=dropout_p
     )  # type: ignore[arg-type]
     device = [leaf.to(DEVICE) for leaf in leaves]
-    same = value_and_gradients(naive, device, sum(sent).to(DEVICE), dropout_p)  # type: ignore[union-attr]
+    same = value_and_gradients(naive, device, sum(sent).to(DEVICE), dropout_p=dropout_p)  # type: ignore[union-attr]
     device = [leaf.clone().requires_grad_() for leaf in device]
     outs = for_two_readers(*device, dropout_p=dropout_p)
     assert torch.equal(*outs)
@@ -131,8 +124,8 @@ def test_two_readers_take_one_launch_less() -> None:
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_without_a_bias_for_x(path: str, dropout_p: float) -> None:
     *leaves, x_bias, dout = (t.to(DEVICE).float() for t in inputs(9, 24))
-    none = value_and_gradients(lambda *t, dropout_p: ours(*t, None, dropout_p=dropout_p), leaves, dout, dropout_p)  # type: ignore[arg-type]
-    zero = value_and_gradients(ours, [*leaves, torch.zeros_like(x_bias)], dout, dropout_p)
+    none = value_and_gradients(lambda *t: ours(*t, None, dropout_p=dropout_p), leaves, dout)  # type: ignore[arg-type]
+    zero = value_and_gradients(ours, [*leaves, torch.zeros_like(x_bias)], dout, dropout_p=dropout_p)
     for a, b in zip(none, zero[:-1], strict=True):  # which has a gradient of x_bias, too
         torch.testing.assert_close(a, b)
 
@@ -150,7 +143,7 @@ def test_any_shape(tokens: int, size: int, dropout_p: float) -> None:
     results = []
     for implementation in ("triton", "reference"):
         with use(implementation):  # type: ignore[arg-type]
-            results.append(value_and_gradients(ours, leaves, dout, dropout_p))
+            results.append(value_and_gradients(ours, leaves, dout, dropout_p=dropout_p))
     for kernel, twin in zip(*results, strict=True):
         torch.testing.assert_close(kernel, twin, rtol=1e-9, atol=1e-9)
 
@@ -158,7 +151,7 @@ def test_any_shape(tokens: int, size: int, dropout_p: float) -> None:
 def test_dropout_decides_as_specified(path: str) -> None:
     """With a residual that marks nothing else, exactly the kept values of x reach its gradient."""
     *leaves, dout = (t.to(DEVICE).float() for t in inputs(11, 40))
-    _, dx, dresidual, *_ = value_and_gradients(ours, leaves, dout, 0.3)
+    _, dx, dresidual, *_ = value_and_gradients(ours, leaves, dout, dropout_p=0.3)
     keep = rng.keep_mask(SEED, torch.arange(11), 40, 0.3, STREAM).to(DEVICE)
     torch.testing.assert_close(dx, dresidual * keep * rng.keep_scale(0.3))
     assert 0.6 < keep.float().mean() < 0.8
@@ -176,9 +169,9 @@ def test_a_split_batch_drops_what_the_whole_one_does(path: str) -> None:
 
 def test_dtypes_may_differ(path: str) -> None:
     x, *others, dout = (t.to(DEVICE).float() for t in inputs(6, 24))
-    got = value_and_gradients(ours, (x.half(), *others), dout.half(), 0.2)
+    got = value_and_gradients(ours, (x.half(), *others), dout.half(), dropout_p=0.2)
     assert [t.dtype for t in got] == [torch.float16] * 2 + [torch.float32] * 4
-    exact = value_and_gradients(naive, [t.cpu().double() for t in (x.half(), *others)], dout.cpu(), 0.2)
+    exact = value_and_gradients(naive, [t.cpu().double() for t in (x.half(), *others)], dout.cpu(), dropout_p=0.2)
     for value, wanted in zip(got, exact, strict=True):
         torch.testing.assert_close(value.cpu().double(), wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())
 
@@ -241,7 +234,8 @@ def test_compiles_without_a_graph_break(implementation: str, dropout_p: float) -
 
     with use(implementation):  # type: ignore[arg-type]
         compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
-        for a, b in zip(*(value_and_gradients(f, leaves, dout, dropout_p) for f in (compiled, both)), strict=True):
+        found = (value_and_gradients(f, leaves, dout, dropout_p=dropout_p) for f in (compiled, both))
+        for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -8,7 +8,7 @@ runs both kinds at any width, so the same tests cover both; a GPU would spill on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ from kernel_helpers import (
     dtype_id,
     poisoned_memory,
     skip_without_memory,
+    value_and_gradients,
 )
 from torch import Tensor
 
@@ -88,14 +89,6 @@ def naive(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, targets_M: Te
     return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
 
-def loss_and_gradients(
-    function: Callable[..., Tensor], leaves: Sequence[Tensor], targets_M: Tensor, grad_M: Tensor
-) -> list[Tensor]:
-    leaves = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
-    loss_M = function(*leaves, targets_M)
-    return [loss_M.detach(), *torch.autograd.grad(loss_M, leaves, grad_M.to(loss_M.dtype))]
-
-
 def ours(*tensors: Tensor) -> Tensor:
     return mlm_head(*tensors, seed=SEED.to(DEVICE)).loss_M
 
@@ -108,10 +101,10 @@ def ours(*tensors: Tensor) -> Tensor:
 def test_loss_and_gradients(path: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     *leaves, targets_M, grad_M = inputs(*shape)
     rounded = [leaf.to(dtype) for leaf in leaves]  # all three computations see the same numbers
-    exact = loss_and_gradients(naive, [leaf.double() for leaf in rounded], targets_M, grad_M)
+    exact = value_and_gradients(naive, [leaf.double() for leaf in rounded], grad_M, targets_M)
     device = [t.to(DEVICE) for t in (*rounded, targets_M, grad_M)]
-    same = loss_and_gradients(naive, device[:3], *device[3:])
-    got = loss_and_gradients(ours, device[:3], *device[3:])
+    same = value_and_gradients(naive, device[:3], device[4], device[3])
+    got = value_and_gradients(ours, device[:3], device[4], device[3])
     for name, *values in zip(("loss", "dhidden", "dembedding", "dbias"), got, same, exact, strict=True):
         assert_within_budget(name, *values)
 
@@ -132,14 +125,14 @@ def test_any_shape(rows: int, vocabulary: int, size: int, kind: bool) -> None:
     kernels = mlm_head_narrow_triton if kind else wide
     with pytest.MonkeyPatch.context() as patch, use("triton"):
         patch.setattr(mlm_head_triton, "_kernels", lambda hidden_ME: kernels)
-        got = loss_and_gradients(ours, tuple(leaves), targets_M, grad_M)
-    for a, b in zip(got, loss_and_gradients(naive, tuple(leaves), targets_M, grad_M), strict=True):
+        got = value_and_gradients(ours, tuple(leaves), grad_M, targets_M)
+    for a, b in zip(got, value_and_gradients(naive, tuple(leaves), grad_M, targets_M), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 def test_no_rows(path: str) -> None:
     *leaves, targets_M, _ = (t.to(DEVICE) for t in inputs(0, 10, 8))
-    loss_M, *gradients = loss_and_gradients(ours, tuple(leaves), targets_M, torch.zeros(0, device=DEVICE))
+    loss_M, *gradients = value_and_gradients(ours, tuple(leaves), torch.zeros(0, device=DEVICE), targets_M)
     assert loss_M.shape == (0,) and all((g == 0).all() for g in gradients)
 
 
@@ -147,10 +140,10 @@ def test_half_hidden_beside_fp32_parameters(path: str) -> None:
     """What autocast gives: fp16 hidden, fp32 parameters; each gradient comes back in its own dtype."""
     hidden_ME, embedding_VE, bias_V, targets_M, grad_M = (t.to(DEVICE) for t in inputs(6, 150, 16))
     leaves = hidden_ME.half(), embedding_VE.half().float(), bias_V.float()
-    loss_M, *gradients = loss_and_gradients(ours, leaves, targets_M, grad_M)
+    loss_M, *gradients = value_and_gradients(ours, leaves, grad_M, targets_M)
     assert loss_M.dtype == torch.float32
     assert [g.dtype for g in gradients] == [torch.float16, torch.float32, torch.float32]
-    exact = loss_and_gradients(naive, tuple(leaf.double() for leaf in leaves), targets_M, grad_M)
+    exact = value_and_gradients(naive, tuple(leaf.double() for leaf in leaves), grad_M, targets_M)
     for got, wanted in zip((loss_M, *gradients), exact, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from electra_kernels import rtd_head, rtd_loss, rtd_loss_and_counts, rtd_loss_triton, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, poisoned_memory
+from kernel_helpers import DEVICE, DTYPES, assert_within_budget, dtype_id, implementations, poisoned_memory
 from torch import Tensor
 
 # NaN and infinity go in on purpose, and NumPy, under the interpreter, says so.
@@ -27,15 +27,12 @@ TOKENS = {
 WEIGHTS = ("none", "some-zero")
 
 
-@pytest.fixture(params=["reference", "triton"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Chooses the implementation; small blocks and few programs, so that tiny shapes use all loops."""
-    monkeypatch.setattr(rtd_loss_triton, "BLOCK_T", 64)
-    monkeypatch.setattr(rtd_loss_triton, "HEAD_ELEMENTS", 512)
-    monkeypatch.setattr(rtd_loss_triton, "PROGRAMS", 5)
-    monkeypatch.setattr(rtd_loss_triton, "FINISH_BLOCK", 4)
-    with use(request.param):
-        yield request.param
+path = implementations(
+    (rtd_loss_triton, "BLOCK_T", 64),
+    (rtd_loss_triton, "HEAD_ELEMENTS", 512),
+    (rtd_loss_triton, "PROGRAMS", 5),
+    (rtd_loss_triton, "FINISH_BLOCK", 4),
+)
 
 
 def inputs(tokens: int, size: int = 24, weights: str = "none", seed: int = 0) -> dict[str, Tensor]:
