@@ -189,7 +189,7 @@ def test_results_beside_it_loosen_no_other_budget() -> None:
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 5, 24, 48, 96])
 @pytest.mark.parametrize("lengths", [[13], [40, 7]], ids=["short", "general"])
 def test_head_dims(lengths: list[int], head_dim: int) -> None:
-    check(lengths, torch.float32, 0.3, heads=3, head_dim=head_dim)
+    check(lengths, torch.float32, 0.3, head_dim=head_dim)
 
 
 @settings(max_examples=8)

@@ -142,7 +142,7 @@ def job_of(task: Task, **settings: Any) -> tuple[Job, Any]:
     return Job(task, Path(), chosen, data, CPU, torch.float32), made
 
 
-def plan_of(job: Job, steps: int = 5) -> list[list[np.ndarray]]:
+def plan_of(job: Job, steps: int = 3) -> list[list[np.ndarray]]:
     half = len(job.data.train) // 2
     return [[np.arange(half) + half * (step % 2)] for step in range(steps)]
 
@@ -162,8 +162,8 @@ def test_a_replayed_step_keeps_nothing_of_the_one_captured(name: str, monkeypatc
             results.append([(float(step.loss), float(step.gradient_norm)) for step in steps])
         weights.append(made.state_dict())
     (graph,) = pretend_graphs.Graph.made  # the largest shape is the only one
-    assert graph.replays == 1 + 5
-    assert results[0] == results[1] and len({loss for loss, _ in results[0]}) == 5
+    assert graph.replays == 1 + 3
+    assert results[0] == results[1] and len({loss for loss, _ in results[0]}) == 3
     for path, value in weights[0].items():
         assert torch.equal(weights[1][path], value), path
 
