@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import json
 import lzma
 import re
@@ -44,6 +45,8 @@ SMALL = {
     "info": "",
 }
 """Commands that run here, and what makes them small. Others are checked by their flags."""
+SMALL_MEMORY = "--model tiny --batch 2 --length 16"
+"""The same for `info --memory`, which traces a step of a preset."""
 MEASURED = (
     "results",
     "decisions",
@@ -87,8 +90,17 @@ def shell_commands(block: Block) -> list[str]:
     if block.language not in ("", "sh", "bash", "console", "shell"):
         return []
     text = re.sub(r"\\\n\s*", "", block.text)
-    starts = ("electra ", "python ", "make ", "echo ", "torchrun ", "pip ", "$ ")
-    return [line.removeprefix("$ ").strip() for line in text.split("\n") if line.startswith(starts)]
+    return [line.removeprefix("$ ").strip() for line in text.split("\n") if line.startswith(STARTS)]
+
+
+STARTS = ("electra ", "python ", "make ", "echo ", "torchrun ", "srun ", "OMP_NUM_THREADS=", "pip ", "$ ")
+
+
+def indented_commands(page: Path) -> list[str]:
+    """Commands of the blocks without a fence, which made a page's figures; what may be left out is in brackets."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = [line[4:] for line in re.sub(r"\\\n\s*", "", text).split("\n") if line.startswith("    ")]
+    return [re.sub(r" \(.*|[][]", "", line) for line in lines if line.startswith(STARTS)]
 
 
 def prose(page: Path) -> str:
@@ -249,6 +261,12 @@ def test_blocks_run(
                 raise AssertionError(f"{page.name}, line {block.line}: {command}: {error!r}\n{told}") from error
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_without_a_fence_have_flags_that_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in indented_commands(page):
+        run(command, monkeypatch, only_flags=True)
+
+
 def test_the_block_with_pandas_runs_where_it_is_installed(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +310,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(shlex.split(text)[1].encode() + b"\n")))
     words = [word for word in shlex.split(command, comments=True) if word not in ("&", "nohup")]
     words = words[: words.index(">")] if ">" in words else words
+    words = list(itertools.dropwhile(lambda word: word == "srun" or re.match(r"\w+=", word), words))
     if not words or any("..." in word or "…" in word for word in words):
         return
     if words[0] == "make":
@@ -300,13 +319,19 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch, only_flags: bool) -> None
             assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
     elif words[0] == "python":
         check_python(words[1:])
+    elif words[0] == "torchrun":
+        run_electra(words[words.index("electra_core") + 1 :], only_flags=True)
     elif words[0] == "electra":
         run_electra(words[1:], only_flags)
 
 
 def check_python(words: list[str]) -> None:
     if words[0] == "-m":
-        assert importlib.util.find_spec(words[1]) is not None, f"no module {words[1]}"
+        found = importlib.util.find_spec(words[1])
+        assert found is not None, f"no module {words[1]}"
+        if words[1].startswith("benchmarks."):  # read, not run: their imports take seconds
+            known = re.findall(r'"(--[\w-]+)"', Path(str(found.origin)).read_text(encoding="utf-8"))
+            assert {word for word in words if word.startswith("--")} <= {*known}, f"{words[1]}: flags are {known}"
     elif words[0] != "-c":
         assert (ROOT / words[0]).is_file(), f"no file {words[0]}"
 
@@ -316,7 +341,8 @@ def run_electra(words: list[str], only_flags: bool) -> None:
         cli.build_parser().parse_args(words)
         return
     fresh = ["--overwrite"] if words[0] == "pretrain" and "--resume" not in words else []
-    status = cli.main([*words, *shlex.split(SMALL[words[0]]), *fresh])
+    small = SMALL_MEMORY if "--memory" in words else SMALL[words[0]]
+    status = cli.main([*words, *shlex.split(small), *fresh])
     assert status == 0, f"exit status {status}"
 
 
@@ -324,7 +350,9 @@ def test_wrong_blocks_are_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -
     """The checks themselves can fail."""
     monkeypatch.chdir(base)
     for wrong in ("electra pretrain --data DATA --out X --batchsize 2", "electra trance x", "make nothing",
-                  "python -m benchmarks.nothing", "python docs/nothing.py"):  # fmt: skip
+                  "python -m benchmarks.nothing", "python docs/nothing.py",
+                  "python -m benchmarks.bench_step --batches 2",
+                  "srun torchrun -m electra_core pretrain --data DATA --out X --batchsize 2"):  # fmt: skip
         for only_flags in (True, False):
             with pytest.raises((AssertionError, SystemExit, ModuleNotFoundError)):
                 run(wrong, monkeypatch, only_flags)
