@@ -52,31 +52,34 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
     return _svg(title, max(left + width + right, 20 + _width(title)), 50 + step * len(rows), parts)
 
 
-def curves(title: str, x_label: str, y_label: str, series: Sequence[Curve], from_zero: bool = False) -> str:
-    """Curves of scores against compute; `from_zero` for rates, whose axis starts at zero."""
+def curves(
+    title: str, x_label: str, y_label: str, series: Sequence[Curve], from_zero: bool = False, log_x: bool = False
+) -> str:
+    """Curves of scores against compute; `from_zero` for what is flat where it looks flat, `log_x` for sizes."""
     left, top, width, height = 60, 45, 480, 260
     points = [(x, y) for curve in series for x, values in curve.points for y in values]
     if not points:
         return _svg(title, 760, 80, ['<text x="20" y="55" class="soft">not yet measured</text>'])
-    x0, x1 = min(0.0, *(x for x, _ in points)), max(x for x, _ in points) or 1.0
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+    xs, scale = sorted({x for x, _ in points}), math.log10 if log_x else float
+    x0, x1 = (scale(xs[0]), scale(xs[-1])) if log_x else (min(0.0, xs[0]), xs[-1] or 1.0)
+    y0, y1 = 0.0 if from_zero else min(y for _, y in points), max(y for _, y in points)
     pad = 0.08 * (y1 - y0) or 0.05
-    y0, y1 = 0.0 if from_zero else y0 - pad, y1 + pad
+    y0, y1 = y0 if from_zero else y0 - pad, y1 + pad
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + width * (x - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)
+        return left + width * (scale(x) - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)
 
     parts = [f'<text x="{left + width / 2}" y="{top + height + 40}" class="soft">{escape(x_label)}</text>']
     parts.append(f'<text x="{left - 50}" y="{top - 8}" class="soft">{escape(y_label)}</text>')
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x_value, y_value = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
-        x, y = at(x_value, y_value)
-        below, beside = f'x="{x:.1f}" y="{top + height + 18}"', f'x="{left - 6}" y="{y + 4:.1f}"'
-        parts += [
-            f'<path d="M{left} {y:.1f}h{width}" class="line"/>',
-            f'<text {beside} text-anchor="end" class="soft">{y_value:.3g}</text>',
-            f'<text {below} text-anchor="middle" class="soft">{_short(x_value)}</text>',
-        ]
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    for y_value in (y0 + share * (y1 - y0) for share in shares):
+        y = at(xs[0], y_value)[1]
+        parts.append(f'<path d="M{left} {y:.1f}h{width}" class="line"/>')
+        beside = f'x="{left - 6}" y="{y + 4:.1f}" text-anchor="end"'
+        parts.append(f'<text {beside} class="soft">{_short(y_value)}</text>')
+    for x_value in xs if log_x else (x0 + share * (x1 - x0) for share in shares):
+        below = f'x="{at(x_value, y0)[0]:.1f}" y="{top + height + 18}" text-anchor="middle"'
+        parts.append(f'<text {below} class="soft">{_short(x_value)}</text>')
     for index, curve in enumerate(series):
         parts += _curve(curve, index % TONES, at)
         y = top + 10 + 20 * index
@@ -103,7 +106,9 @@ def _width(words: str) -> int:
 
 
 def _short(value: float) -> str:
-    return "0" if value == 0 else f"{value:.2g}" if math.log10(abs(value)) > 4 else f"{value:.3g}"
+    if abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2g}"
 
 
 def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
