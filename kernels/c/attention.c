@@ -8,27 +8,43 @@
 
 /* ---------------------------------------------------------------- small matrix products */
 
-/* C [m, LANES * vectors] (+)= A [m, k] B [k, LANES * vectors]; A has any strides, rows of B and C are contiguous. */
+/* Floats in one of the processor's vectors, and vectors of a row of C: at most half the registers hold four rows of C.
+   GCC keeps anything wider, or more, in memory. */
+#if defined(__AVX512F__)
+#define WIDTH 16
+#elif defined(__AVX__)
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define VECTORS 4
+#else
+#define VECTORS 2
+#endif
+typedef float part __attribute__((vector_size(4 * WIDTH), aligned(4)));
+
+/* C [m, WIDTH * vectors] (+)= A [m, k] B [k, WIDTH * vectors]; A has any strides, rows of B and C are contiguous. */
 INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                   int64_t b_row, int64_t m, int64_t k, int add, const int vectors) {
     for (int64_t i = 0; i < m;) {
         const int rows = m - i >= 4 ? 4 : 1;
-        floats total[4][4];
+        part total[4][4];
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++)
-                total[r][v] = add ? *(floats *)(C + (i + r) * c_row + v * LANES) : (floats){0};
+                total[r][v] = add ? *(part *)(C + (i + r) * c_row + v * WIDTH) : (part){0};
         if (rows == 4) {
             for (int64_t p = 0; p < k; p++)
                 for (int r = 0; r < 4; r++)
                     for (int v = 0; v < vectors; v++)
-                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(floats *)(B + p * b_row + v * LANES);
+                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(part *)(B + p * b_row + v * WIDTH);
         } else {
             for (int64_t p = 0; p < k; p++)
                 for (int v = 0; v < vectors; v++)
-                    total[0][v] += A[i * a_row + p * a_column] * *(floats *)(B + p * b_row + v * LANES);
+                    total[0][v] += A[i * a_row + p * a_column] * *(part *)(B + p * b_row + v * WIDTH);
         }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) *(floats *)(C + (i + r) * c_row + v * LANES) = total[r][v];
+            for (int v = 0; v < vectors; v++) *(part *)(C + (i + r) * c_row + v * WIDTH) = total[r][v];
         i += rows;
     }
 }
@@ -36,8 +52,8 @@ INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_
 /* The same for n columns, a multiple of LANES. */
 static void product(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                     int64_t b_row, int64_t m, int64_t n, int64_t k, int add) {
-    for (int64_t j = 0; j < n; j += 4 * LANES) {
-        switch (least(4, (n - j) / LANES)) {
+    for (int64_t j = 0; j < n; j += VECTORS * WIDTH) {
+        switch (least(VECTORS, (n - j) / WIDTH)) {
             case 1: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 1); break;
             case 2: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 2); break;
             case 3: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 3); break;

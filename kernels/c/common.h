@@ -20,7 +20,6 @@
 #define LANES 16 /* numbers in a vector; processors with narrower vectors split it */
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint64_t longs __attribute__((vector_size(4 * LANES)));
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
@@ -65,20 +64,6 @@ static inline dropout_t read_dropout(const int64_t *seed, int64_t stream, int32_
     return (dropout_t){{(uint32_t)key, (uint32_t)(key >> 32), (uint32_t)seed[1], (uint32_t)stream}, threshold, scale};
 }
 
-/* High (returned) and low halves of the 32 x 32 -> 64 bit products a b, for even and odd lanes separately. */
-INLINE words multiply(words a, uint32_t b, words *low) {
-#ifdef __AVX512F__ /* the same in half the instructions */
-    __m512i factor = _mm512_set1_epi64(b), even = _mm512_mul_epu32((__m512i)a, factor);
-    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
-    *low = (words)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0x80);
-    return (words)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0x31);
-#else
-    longs even = ((longs)a & 0xFFFFFFFF) * (uint64_t)b, odd = ((longs)a >> 32) * (uint64_t)b;
-    *low = (words)((even & 0xFFFFFFFF) | odd << 32);
-    return (words)(even >> 32 | (odd & 0xFFFFFFFF00000000));
-#endif
-}
-
 #ifdef __clang__
 #define ZIP(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else /* before 12, GCC knows no other name */
@@ -100,6 +85,15 @@ INLINE void turn_square(words *rows) {
     }
 }
 
+#ifdef __AVX512F__
+/* High (returned) and low halves of the 32 x 32 -> 64 bit products a b. */
+INLINE words multiply(words a, uint32_t b, words *low) {
+    __m512i factor = _mm512_set1_epi64(b), even = _mm512_mul_epu32((__m512i)a, factor);
+    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
+    *low = (words)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0x80);
+    return (words)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0x31);
+}
+
 /* `NUMBERS` 16-bit random numbers of one row, from column `first` on, in the order of the columns. */
 INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
     const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -116,6 +110,26 @@ INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint3
                     ZIP_HIGH(even[1], odd[1])};
     memcpy(numbers, all, sizeof all);
 }
+#else
+/* The same number by number, from which compilers make vectors of the processor's width. */
+INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
+    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES], all[4 * LANES];
+    uint32_t k0 = seed.key_low, k1 = seed.key_high;
+    for (int i = 0; i < LANES; i++)
+        c0[i] = first / 8 + i, c1[i] = row + seed.first_row, c2[i] = seed.stream, c3[i] = plane;
+    for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+        for (int i = 0; i < LANES; i++) {
+            uint64_t a = (uint64_t)c0[i] * 0xD2511F53u, b = (uint64_t)c2[i] * 0xCD9E8D57u;
+            c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ k0, c1[i] = (uint32_t)b;
+            c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ k1, c3[i] = (uint32_t)a;
+        }
+    for (int i = 0; i < LANES; i++) {
+        all[4 * i] = c0[i], all[4 * i + 1] = c1[i];
+        all[4 * i + 2] = c2[i], all[4 * i + 3] = c3[i];
+    }
+    memcpy(numbers, all, sizeof all);
+}
+#endif
 
 /* Dropout's factors for one row, `columns` rounded up to NUMBERS: `scale` where it keeps a value, else 0. */
 static inline void keep_row(float *keep, int64_t columns, dropout_t dropout, uint32_t row, uint32_t plane) {
