@@ -1,17 +1,21 @@
 """On a CPU: the loops in C compared with the twins and with PyTorch, forward and backward, with dropout.
 
-    python -m benchmarks.bench_native [--threads 1] [--rounds 7] [--calls 10] [--out FILE]
+    python -m benchmarks.bench_native [--threads 1] [--rounds 7] [--calls 10] [--march haswell] [--out FILE]
 
 Attention and dropout + residual sum + LayerNorm of ELECTRA-Small in training, in fp32 and bf16. "PyTorch" is
 `scaled_dot_product_attention` on a rectangular batch (sequences of equal length, so without padding), and dropout,
 sum and `layer_norm` one after the other. Before timing, all three must give the same values and gradients without
 dropout, and loops and twin, which drop the same values, also with it.
+
+`--march` builds the loops for an older processor (haswell: AVX2, no AVX-512). PyTorch is held to the same by
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 in the environment.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +69,26 @@ def using(implementation: str, operation: Operation) -> Operation:
             return operation(*inputs)
 
     return run
+
+
+@contextmanager
+def loops_for(processor: str | None) -> Iterator[None]:
+    """Inside, the loops in C are those for another processor, unless it is None.
+
+    Raises:
+        SystemExit: they cannot be built.
+    """
+    here = native._load
+    if processor is not None:
+        try:
+            built = native.load_for(processor)
+        except native.NativeError as error:
+            raise SystemExit(f"--march: {error}") from None
+        native._load = lambda: built  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        native._load = here
 
 
 def with_gradients(operation: Operation, inputs: Sequence[Tensor], dout: Tensor) -> list[Tensor]:
@@ -144,14 +168,17 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=10, help="calls per round")
     parser.add_argument("--shapes", nargs="+", default=[(16, 128), (4, 512)], metavar="SEQUENCESxTOKENS",
                         type=lambda text: tuple(map(int, text.split("x"))))  # fmt: skip
+    parser.add_argument("--march", metavar="PROCESSOR", help="builds the loops for another processor than this")
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if problem := native.problem():
         raise SystemExit(f"no loops in C: {problem}")
-    found = report(options)
+    with loops_for(options.march):
+        found = report(options)
     if options.out:
-        write_report(options.out, found, CPU, dropout=DROPOUT, calls=options.calls)
+        facts = {"march": options.march} if options.march else {}
+        write_report(options.out, found, CPU, dropout=DROPOUT, calls=options.calls, **facts)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 `auto` (the default) runs the Triton kernels on GPUs that they support, and the plain-PyTorch twin everywhere else.
 The exception on a CPU: operations with dropout (that is, training) or in bf16 run loops in C where these could be
 built (`native`), because PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in
-fp32. If a GPU's kernels (`triton_support`) or a CPU's loops cannot run, the reason is logged once. float64 on a
-GPU, a precision for checking results, takes the twin. `use("triton")` runs the kernels on any GPU that can launch
-them. `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
+fp32. Loops without threads are for fp32 on one thread, and for bf16. If a GPU's kernels (`triton_support`) or a
+CPU's loops cannot run, the reason is logged once. float64 on a GPU, a precision for checking results, takes the
+twin. `use("triton")` runs the kernels on any GPU that can launch them. `TRITON_INTERPRET=1`, set before triton is
+imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
 from __future__ import annotations
@@ -107,13 +108,15 @@ def interpreting() -> bool:
 
 
 def available() -> dict[str, str]:
-    """Implementation -> "yes", or why it cannot run here (for Triton: on the current GPU, in fp32)."""
+    """Implementation -> "yes" (and if need be with what limits), or why it cannot run here (for Triton: on the
+    current GPU, in fp32)."""
     problem = triton_problem()
     if problem is None and torch.cuda.is_available():
         problem = gpu_problem(torch.device("cuda"), torch.float32)
     elif problem is None and not interpreting():
         problem = "no CUDA device is visible; TRITON_INTERPRET=1 runs the kernels on a CPU, for tests"
-    return {"reference": "yes", "native": native.problem() or "yes", "triton": problem or "yes"}
+    on_one_thread = f"yes, on one thread: {native.one_thread()}" if native.one_thread() else "yes"
+    return {"reference": "yes", "native": native.problem() or on_one_thread, "triton": problem or "yes"}
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
@@ -150,6 +153,16 @@ def native_problem() -> str | None:
     return problem
 
 
+@torch.compiler.assume_constant_result
+def lacks_threads() -> bool:
+    """Whether the loops in C run on one thread where PyTorch has several (logged once)."""
+    threads, reason = torch.get_num_threads(), native.one_thread()
+    if reason is None or threads == 1:
+        return False
+    _say_once(f"the loops in C use 1 of {threads} threads, so fp32 takes plain PyTorch: {reason}")
+    return True
+
+
 def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_is_faster: bool = False) -> bool:
     """Whether a call on `tensor` goes to the loops in C, after `use_triton` returned False.
 
@@ -167,7 +180,7 @@ def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_
     if _choice == "native" and not runnable:
         reason = native_problem() or f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
         raise RuntimeError(f"native was asked for but cannot run: {reason}")
-    return runnable
+    return runnable and not (_choice == "auto" and lacks_threads() and not in_bf16)
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -1,12 +1,13 @@
 """Builds and loads the loops in C (folder `c`) that make training on a CPU fast.
 
-The machine's own C compiler (`cc`, or the one that CC names) builds them within seconds when a model first trains
-on a CPU. The library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache), under a digest of the
-sources, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins run
-instead: the same dropout decisions, the same values up to rounding. `problem` returns the reason.
+The machine's own C compiler (the command in CC, else `cc` or `gcc`) builds them within seconds when a model first
+trains on a CPU. The library is kept in the user's cache folder (XDG_CACHE_HOME, else ~/.cache), under a digest of
+the sources, the compiler, its options and the processor. Without a compiler, or with ELECTRA_NATIVE=0, the twins
+run instead: the same dropout decisions, the same values up to rounding. `problem` returns the reason.
 
 Neither Python's nor PyTorch's headers are needed: pointers and sizes go through `ctypes`. The loops share
-PyTorch's OpenMP threads, because the library leaves OpenMP's (GOMP's) symbols for the process to resolve.
+PyTorch's OpenMP threads, because the library leaves OpenMP's (GOMP's) symbols for the process to resolve. Clang's
+have other names, which PyTorch seldom has: what it builds runs on one thread, and `one_thread` says so.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from electra_kernels import rng
@@ -31,10 +34,9 @@ PLAIN = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 NATIVE = (*PLAIN, "-march=native")
 WIDE = (*NATIVE, "-mprefer-vector-width=512")
 # The vector width is an option on x86 only, not every ARM compiler knows `native`, and OpenMP's symbols may be
-# missing from the process. The first set of options that works is used.
-ATTEMPTS = tuple(
-    (*options, threads) for threads in ("-fopenmp", "-fopenmp-simd") for options in (WIDE, NATIVE, PLAIN)
-)
+# missing from the process. The first that works is used, and threads come before the rest.
+PROCESSOR = (WIDE, NATIVE, PLAIN)
+THREADS, ONE_THREAD = ("-fopenmp", "-fopenmp-simd")
 DTYPES = (torch.float32, torch.bfloat16)
 SWITCHED_OFF = "ELECTRA_NATIVE=0 is set"
 
@@ -43,9 +45,26 @@ class NativeError(Exception):
     """The library could not be built or loaded; the message says why."""
 
 
+class Loaded(NamedTuple):
+    """The loops, with the compiler and the options that built them; or `problem`, why there are none."""
+
+    library: ctypes.CDLL | None
+    problem: str | None = None
+    compiler: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 def problem() -> str | None:
     """Why the loops in C cannot run here, or None. Builds them on first use."""
-    return _load()[1]
+    return _load().problem
+
+
+def one_thread() -> str | None:
+    """Why the loops in C run on one thread, however many PyTorch has; or None."""
+    loaded = _load()
+    if ONE_THREAD not in loaded.options:
+        return None
+    return f"{shlex.join(loaded.compiler)} has another OpenMP than PyTorch, which usually has GCC's"
 
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
@@ -54,7 +73,7 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
     Raises:
         MemoryError: the function could not allocate its scratch space.
     """
-    library = _load()[0]
+    library = _load().library
     assert library is not None, "callers ask `problem` first"
     if getattr(library, function)(*(_as_c(value) for value in arguments)):
         raise MemoryError(f"{function}: no memory for its scratch space")
@@ -64,13 +83,13 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 def has_bf16_products() -> bool:
     """Whether `attention_in_bf16` can run: it was built for a processor with AVX-512 BF16, and if that has AMX,
     Linux lets this process use it."""
-    return _has_bf16_products()
+    library = _load().library
+    return library is not None and _has_bf16_products(library)
 
 
 @functools.cache
-def _has_bf16_products() -> bool:
-    library = _load()[0]
-    return library is not None and bool(library.have_bf16_products())
+def _has_bf16_products(library: ctypes.CDLL) -> bool:
+    return bool(library.have_bf16_products())
 
 
 def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:
@@ -92,47 +111,75 @@ def _as_c(value: Any) -> Any:
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """(library, None), or (None, why not)."""
+def _load() -> Loaded:
     if os.environ.get("ELECTRA_NATIVE", "1") == "0":
-        return None, SWITCHED_OFF
+        return Loaded(None, SWITCHED_OFF)
+    if not hasattr(os, "RTLD_NOW"):
+        return Loaded(None, "they are built on Unix alone")
+    try:
+        compilers = _compilers()
+    except NativeError as error:
+        return Loaded(None, str(error))
     reasons = []
-    for options in ATTEMPTS:
+    for threads, compiler, options in itertools.product((THREADS, ONE_THREAD), compilers, PROCESSOR):
         try:
-            return _build_and_load(options), None
+            return _build_and_load(compiler, (*options, threads))
         except (NativeError, OSError, subprocess.SubprocessError) as error:
             reasons.append(str(error))
-    return None, reasons[0]
+    return Loaded(None, reasons[0])
 
 
-def _build_and_load(options: tuple[str, ...]) -> ctypes.CDLL:
-    if not hasattr(os, "RTLD_NOW"):
-        raise NativeError("they are built on Unix alone")
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise NativeError("no C compiler (cc) was found")
-    command = [compiler, *options]
-    version = _run([compiler, "--version"])
+def load_for(processor: str) -> Loaded:
+    """The loops as another `processor` would run them (a name that `-march` knows); for tests and benchmarks.
+
+    Raises:
+        NativeError: they cannot be built.
+    """
+    here = _load()
+    options = [f"-march={processor}" if option == "-march=native" else option for option in here.options]
+    if here.problem or f"-march={processor}" not in options:
+        raise NativeError(here.problem or f"{shlex.join(here.compiler)} has no -march=native to replace")
+    return _build_and_load(here.compiler, tuple(options))
+
+
+def _compilers() -> list[tuple[str, ...]]:
+    """The commands to try, with their arguments: the one in CC, else all that this machine has."""
+    try:
+        asked_for = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise NativeError(f"CC: expected a command, got {os.environ['CC']} ({error})") from None
+    commands = [asked_for] if asked_for else [["cc"], ["gcc"]]
+    found = [(path, *arguments) for name, *arguments in commands if (path := shutil.which(name))]
+    if not found:
+        raise NativeError(f"no C compiler ({' or '.join(name for name, *_ in commands)}) was found")
+    return found
+
+
+def _build_and_load(compiler: tuple[str, ...], options: tuple[str, ...]) -> Loaded:
+    version = _run([*compiler, "--version"])
     texts = [source.read_text(encoding="utf-8") for source in SOURCES]
-    facts = "\n".join([*command, version, _processor(), *texts])
+    facts = "\n".join([*compiler, *options, version, _processor(), *texts])
     library = _cache_folder() / f"native-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
     if not library.exists():
-        _build(command, library)
+        _build(compiler, options, library)
     loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     for name in ("layer_norm_forward", "layer_norm_backward"):
         getattr(loaded, name).restype = None
-    return loaded
+    return Loaded(loaded, None, compiler, options)
 
 
-def _build(command: list[str], library: Path) -> None:
+def _build(compiler: tuple[str, ...], options: tuple[str, ...], library: Path) -> None:
     """Compiles next to `library` and renames the result, so that no process loads half a library."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         sources = [str(source) for source in SOURCES if source.suffix == ".c"]
-        _run([*command, "-c", *sources], folder)
+        _run([*compiler, *options, "-c", *sources], folder)
         # Linked without OpenMP's library: PyTorch's, already loaded in this process, has the symbols.
         objects = [path.name for path in sorted(Path(folder).glob("*.o"))]
-        _run([command[0], "-shared", *objects, "-lm", "-o", "native.so"], folder)
-        Path(folder, "native.so").replace(library)
+        _run([*compiler, "-shared", *objects, "-lm", "-o", "native.so"], folder)
+        built = Path(folder, "native.so")
+        if not built.exists():
+            raise NativeError(f"{shlex.join(compiler)} made no library")
+        built.replace(library)
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
@@ -141,7 +188,8 @@ def _run(command: list[str], folder: str | None = None) -> str:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise NativeError(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[0])}")
+        telling = [line for sign in ("error:", "error") for line in lines if sign in line]
+        raise NativeError(f"{command[0]} failed: {(telling or lines)[0]}")
     return done.stdout
 
 

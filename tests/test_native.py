@@ -6,10 +6,9 @@ They are what trains on a CPU, and optional: without a C compiler the twins run,
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,8 @@ from torch import Tensor
 from benchmarks import bench_native
 
 pytestmark = pytest.mark.skipif(native.problem() is not None, reason=f"no loops in C: {native.problem()}")
+needs_threads = pytest.mark.skipif(native.one_thread() is not None, reason=f"{native.one_thread()}")
+needs_avx2 = pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="the processor has no AVX2")
 
 SEED = torch.tensor([0x123456789ABCDEF, 2**32 - 7])  # rows wrap around 32 bits
 STREAM = 11
@@ -90,9 +91,9 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "pairs":
         if not torch.cpu._is_avx512_bf16_supported():
             pytest.skip("the processor has no AVX-512 BF16")
-        library = native._build_and_load((*native.ATTEMPTS[0], "-mno-amx-bf16"))
-        monkeypatch.setattr(native, "_load", lambda: (library, None))
-        monkeypatch.setattr(native, "_has_bf16_products", lambda: bool(library.have_bf16_products()))
+        here = native._load()
+        without_tiles = native._build_and_load(here.compiler, (*here.options, "-mno-amx-bf16"))
+        monkeypatch.setattr(native, "_load", lambda: without_tiles)
         assert native.has_bf16_products()
     return str(request.param)
 
@@ -248,31 +249,41 @@ def test_what_the_loops_cannot_do_takes_the_twin_or_is_said() -> None:
         dropout_add_layer_norm(*arguments, eps=1e-6)
 
 
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The loops are looked for again in the test, and once more after it."""
+    native._load.cache_clear()
+    yield
+    monkeypatch.undo()
+    native._load.cache_clear()
+    dispatch._say_once.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("variables", "reason"),
-    [({"ELECTRA_NATIVE": "0"}, "ELECTRA_NATIVE=0 is set"), ({"CC": "no-such-compiler"}, "no C compiler")],
-    ids=["switched-off", "no-compiler"],
+    [
+        ({"ELECTRA_NATIVE": "0"}, "ELECTRA_NATIVE=0 is set"),
+        ({"CC": "no-such-compiler -m64"}, "no C compiler (no-such-compiler) was found"),
+        ({"CC": "", "PATH": "/no-such-folder"}, "no C compiler (cc or gcc) was found"),
+        ({"CC": "gcc '-m64"}, "CC: expected a command, got gcc '-m64 (No closing quotation)"),
+        ({"CC": "true"}, "/true made no library"),
+    ],
+    ids=["switched-off", "no-such-compiler", "none", "no-command", "no-library"],
 )
 def test_without_them_the_twins_run_and_say_why_once(
-    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    afresh: None,
+) -> None:  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    native._load.cache_clear()
-    try:
-        assert reason in available()["native"] and not caplog.messages
-        x, residual, weight, bias, dout = leaves((5, 16), (5, 16), (16,), (16,), (5, 16))
-        got = run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
-        twin = run_layer_norm("reference", (x, residual, weight, bias, dout), 0.1)
-        assert all(torch.equal(a, b) for a, b in zip(got, twin, strict=True))
-        run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
-        asked_for = "ELECTRA_NATIVE" in variables
-        line = "this CPU computes without the loops in C, which is slower: no C compiler (cc) was found"
-        assert caplog.messages == ([] if asked_for else [line])
-    finally:
-        monkeypatch.undo()
-        native._load.cache_clear()
-        dispatch._say_once.cache_clear()
+    assert available()["native"].endswith(reason) and not caplog.messages
+    x, residual, weight, bias, dout = leaves((5, 16), (5, 16), (16,), (16,), (5, 16))
+    got = run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
+    twin = run_layer_norm("reference", (x, residual, weight, bias, dout), 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(got, twin, strict=True))
+    run_layer_norm("auto", (x, residual, weight, bias, dout), 0.1)
+    line = f"this CPU computes without the loops in C, which is slower: {available()['native']}"
+    assert caplog.messages == ([] if "ELECTRA_NATIVE" in variables else [line])
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -283,7 +294,7 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path, monkeypatch)
         native._cache_folder()
 
 
-def test_a_user_without_a_home_trains_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_trains_without_them(monkeypatch: pytest.MonkeyPatch, afresh: None) -> None:
     """In a container a user may have a number and nothing else."""
 
     def no_home() -> Path:
@@ -291,28 +302,21 @@ def test_a_user_without_a_home_trains_without_them(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    native._load.cache_clear()
-    try:
-        assert "XDG_CACHE_HOME can name one" in (native.problem() or "")
-    finally:
-        monkeypatch.undo()
-        native._load.cache_clear()
+    assert "XDG_CACHE_HOME can name one" in (native.problem() or "")
 
 
-def test_on_windows_they_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_they_are_not_built(monkeypatch: pytest.MonkeyPatch, afresh: None) -> None:
     monkeypatch.delattr("os.RTLD_NOW")
-    with pytest.raises(native.NativeError, match="Unix alone"):
-        native._build_and_load(native.ATTEMPTS[0])
+    assert native.problem() == "they are built on Unix alone"
 
 
-def compiler(folder: Path, refuses: str) -> str:
-    """A C compiler that does not know some options, and says so in Latin-1 behind a line that tells nothing."""
-    path = folder / "cc"
-    said = r"In file included from caf\351.c:\n\351: error: unrecognized option\n"
+def compiler(folder: Path, refuses: str, name: str = "cc") -> str:
+    """A C compiler that does not know some options, and says so in Latin-1 behind lines that tell nothing."""
+    path = folder / name
+    said = r"In file included from caf\351.c:\nerrors are fatal\n\351: error: unrecognized option\n"
     refuse = f'case "$option" in {refuses}) printf "{said}" >&2; exit 1;; esac'
-    path.write_text(
-        f'#!/bin/sh\nfor option; do {refuse}; done\nexec {shutil.which("cc")} "$@"\n', encoding="utf-8"
-    )
+    real = " ".join(native._load().compiler)
+    path.write_text(f'#!/bin/sh\nfor option; do {refuse}; done\nexec {real} "$@"\n', encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
@@ -323,17 +327,79 @@ def compiler(folder: Path, refuses: str) -> str:
     ids=["arm", "old-arm"],
 )
 def test_a_compiler_for_another_processor_still_gives_threads(
-    refuses: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuses: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
 ) -> None:
     monkeypatch.setenv("CC", compiler(tmp_path, refuses))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for options in native.ATTEMPTS:
-        try:
-            native._build_and_load(options)
-            break
-        except native.NativeError as error:
-            assert "\ufffd: error: unrecognized option" in str(error)
-    assert {"-fopenmp", kept} <= set(options)
+    native._load.cache_clear()
+    assert {"-fopenmp", kept} <= set(native._load().options)
+
+
+def test_the_reason_is_the_line_that_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, "-O3"))
+    native._load.cache_clear()
+    assert native.problem() == f"{tmp_path / 'cc'} failed: \ufffd: error: unrecognized option"
+
+
+@needs_threads
+def test_a_command_with_arguments_is_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    monkeypatch.setenv("CC", f"env LANGUAGE=C '{compiler(tmp_path, '-none')}'")
+    native._load.cache_clear()
+    assert native.problem() is None and native._load().compiler[1:] == ("LANGUAGE=C", str(tmp_path / "cc"))
+
+
+@needs_threads
+def test_without_threads_fp32_takes_the_twin_where_torch_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, afresh: None
+) -> None:
+    """As with Clang, whose OpenMP is not PyTorch's."""
+    monkeypatch.setenv("CC", compiler(tmp_path, "-fopenmp"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._load.cache_clear()
+    reason = f"{tmp_path / 'cc'} has another OpenMP than PyTorch, which usually has GCC's"
+    assert available()["native"] == f"yes, on one thread: {reason}"
+    x, bf16 = torch.ones(2, 16), torch.ones(2, 16, dtype=torch.bfloat16)
+
+    def takes(tensor: Tensor) -> bool:
+        return dispatch.use_native(tensor, dropout_p=0.1, supported=True)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert takes(x) and takes(bf16) and not caplog.messages
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert not takes(x) and takes(bf16) and not takes(x)
+    assert caplog.messages == [f"the loops in C use 1 of 4 threads, so fp32 takes plain PyTorch: {reason}"]
+    with use("native"):
+        assert takes(x)
+
+
+@needs_threads
+def test_gcc_is_preferred_to_a_compiler_without_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    compiler(tmp_path, "-fopenmp")
+    gcc = compiler(tmp_path, "-none", "gcc")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._load.cache_clear()
+    assert native._load().compiler == (gcc,) and native.one_thread() is None
+
+
+@needs_avx2
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_loops_for_older_processors(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AVX-512, and without AVX, products have other vectors, and random numbers other code."""
+    here, older = native._load(), native.load_for(processor)
+    assert older.library is not here.library and f"-march={processor}" in older.options
+    monkeypatch.setattr(native, "_load", lambda: older)
+    for dtype in DTYPES:
+        test_attention_is_within_the_error_budget([5, 0, 33, 150], 0.2, dtype, 48, "fp32")
+        test_layer_norm_is_within_the_error_budget((70, 300), 0.2, dtype)
+    test_dropout_decides_as_specified(0.1)
 
 
 def test_gcc_11_is_not_asked_for_what_it_lacks() -> None:
@@ -363,3 +429,17 @@ def test_the_benchmark_compares_ways_that_agree(tmp_path: Path, monkeypatch: pyt
     assert {row["peer"] for row in compared} == {"twin", "PyTorch"} and len(compared) == 8
     with pytest.raises(SystemExit, match="it: differ by 1"):
         bench_native.check([torch.zeros(2)], [torch.ones(2)], "it")
+
+
+@needs_avx2
+def test_the_benchmark_of_loops_for_another_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, here = tmp_path / "native.json", native._load()
+    ran = []
+    monkeypatch.setattr(bench_native, "report", lambda options: ran.append(native._load()) or [])
+    monkeypatch.setattr(sys, "argv", ["bench_native", "--march", "haswell", "--out", str(out)])
+    bench_native.main()
+    assert "-march=haswell" in ran[0].options and native._load() is here
+    assert json.loads(out.read_text())["march"] == "haswell"
+    monkeypatch.setattr(sys, "argv", ["bench_native", "--march", "abacus"])
+    with pytest.raises(SystemExit, match=r"--march: .* failed: .*error: .*abacus"):
+        bench_native.main()
