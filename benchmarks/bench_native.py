@@ -177,7 +177,7 @@ def main() -> None:
     with loops_for(options.march):
         found = report(options)
     if options.out:
-        facts = {"march": options.march} if options.march else {}
+        facts = {"march": options.march or "native", "pytorch": torch.backends.cpu.get_cpu_capability()}
         write_report(options.out, found, CPU, dropout=DROPOUT, calls=options.calls, **facts)
 
 

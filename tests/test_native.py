@@ -439,7 +439,8 @@ def test_the_benchmark_of_loops_for_another_processor(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["bench_native", "--march", "haswell", "--out", str(out)])
     bench_native.main()
     assert "-march=haswell" in ran[0].options and native._load() is here
-    assert json.loads(out.read_text())["march"] == "haswell"
+    facts = json.loads(out.read_text())
+    assert (facts["march"], facts["pytorch"]) == ("haswell", torch.backends.cpu.get_cpu_capability())
     monkeypatch.setattr(sys, "argv", ["bench_native", "--march", "abacus"])
     with pytest.raises(SystemExit, match=r"--march: .* failed: .*error: .*abacus"):
         bench_native.main()

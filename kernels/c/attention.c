@@ -22,29 +22,29 @@
 #else
 #define VECTORS 2
 #endif
-typedef float part __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
 /* C [m, WIDTH * vectors] (+)= A [m, k] B [k, WIDTH * vectors]; A has any strides, rows of B and C are contiguous. */
 INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                   int64_t b_row, int64_t m, int64_t k, int add, const int vectors) {
     for (int64_t i = 0; i < m;) {
         const int rows = m - i >= 4 ? 4 : 1;
-        part total[4][4];
+        floats total[4][4];
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++)
-                total[r][v] = add ? *(part *)(C + (i + r) * c_row + v * WIDTH) : (part){0};
+                total[r][v] = add ? *(floats *)(C + (i + r) * c_row + v * WIDTH) : (floats){0};
         if (rows == 4) {
             for (int64_t p = 0; p < k; p++)
                 for (int r = 0; r < 4; r++)
                     for (int v = 0; v < vectors; v++)
-                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(part *)(B + p * b_row + v * WIDTH);
+                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(floats *)(B + p * b_row + v * WIDTH);
         } else {
             for (int64_t p = 0; p < k; p++)
                 for (int v = 0; v < vectors; v++)
-                    total[0][v] += A[i * a_row + p * a_column] * *(part *)(B + p * b_row + v * WIDTH);
+                    total[0][v] += A[i * a_row + p * a_column] * *(floats *)(B + p * b_row + v * WIDTH);
         }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) *(part *)(C + (i + r) * c_row + v * WIDTH) = total[r][v];
+            for (int v = 0; v < vectors; v++) *(floats *)(C + (i + r) * c_row + v * WIDTH) = total[r][v];
         i += rows;
     }
 }

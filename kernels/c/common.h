@@ -17,8 +17,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define LANES 16 /* numbers in a vector; processors with narrower vectors split it */
-typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+#define LANES 16 /* numbers in a vector of AVX-512, and a whole number of vectors on other processors */
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -111,7 +110,7 @@ INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint3
     memcpy(numbers, all, sizeof all);
 }
 #else
-/* The same number by number, from which compilers make vectors of the processor's width. */
+/* The same number by number. Compilers make vectors of the processor's width of this, but take wider ones apart. */
 INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
     uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES], all[4 * LANES];
     uint32_t k0 = seed.key_low, k1 = seed.key_high;
