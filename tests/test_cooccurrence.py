@@ -111,6 +111,34 @@ def test_same_seed_same_vectors() -> None:
     assert torch.equal(ours, again) and not torch.allclose(ours, other)
 
 
+def test_lapack_s_choice_of_signs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of Q and singular vectors may have either sign, and libraries differ in it."""
+    corpus, generator = corpus_of(language(3000)), torch.Generator().manual_seed(7)
+    here = cooccurrence_embeddings(corpus, 16, 1.0, seed=0)
+    qr, svd, flipped = torch.linalg.qr, torch.linalg.svd, []
+
+    def signs(size: int) -> torch.Tensor:
+        flipped.append(torch.randint(0, 2, (size,), generator=generator) * 2.0 - 1)
+        return flipped[-1]
+
+    def other_qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, r = qr(matrix)
+        sign = signs(len(r))
+        return q * sign, sign[:, None] * r
+
+    def other_svd(matrix: torch.Tensor, **options: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        u, s, vh = svd(matrix, **options)
+        sign = signs(len(s))
+        return u * sign, s, sign[:, None] * vh
+
+    monkeypatch.setattr(torch.linalg, "qr", other_qr)
+    monkeypatch.setattr(torch.linalg, "svd", other_svd)
+    for _ in range(3):
+        torch.testing.assert_close(cooccurrence_embeddings(corpus, 16, 1.0, seed=0), here)
+    assert (torch.cat(flipped) < 0).any()
+    assert cooccurrence._signs(torch.tensor([0.0, -0.0, -2.0, 3.0])).tolist() == [1, 1, -1, 1], "0 wipes no column"
+
+
 def test_truncated_svd_is_torch_s_own() -> None:
     """U sqrt(S) up to the signs of its columns: so its product with itself is U S U^T."""
     generator = torch.Generator().manual_seed(0)

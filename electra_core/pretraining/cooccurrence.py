@@ -68,8 +68,8 @@ def cooccurrence_embeddings(corpus: Corpus, width: int, rms: float, seed: int) -
     counts_VV = count_neighbours(corpus, vocab_size)
     ppmi_VV = _positive_mutual_information(counts_VV)
     vectors_VE = _truncated_svd(ppmi_VV, width, generator)
-    rotation, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
-    vectors_VE = vectors_VE @ rotation
+    rotation, factor = torch.linalg.qr(torch.randn(width, width, generator=generator))
+    vectors_VE = vectors_VE @ (rotation * _signs(factor.diagonal()))
 
     unseen = counts_VV.sum(1) == 0
     unseen[list(corpus.tokenizer.special_ids)] = True
@@ -128,10 +128,19 @@ def _positive_mutual_information(counts_VV: Tensor) -> Tensor:
 
 
 def _truncated_svd(matrix_VV: Tensor, width: int, generator: torch.Generator, passes: int = 3) -> Tensor:
-    """[V, width]: U sqrt(S), by subspace iteration from a random start (Halko, Martinsson and Tropp 2011)."""
+    """[V, width]: U sqrt(S), by subspace iteration from a random start (Halko, Martinsson and Tropp 2011).
+
+    The largest number of each column is positive.
+    """
     oversampled = min(width + 32, len(matrix_VV))
     basis = torch.randn(len(matrix_VV), oversampled, generator=generator)
     for _ in range(passes):
         basis, _ = torch.linalg.qr(matrix_VV @ (matrix_VV.T @ basis))
     u, s, _ = torch.linalg.svd(basis.T @ matrix_VV, full_matrices=False)
-    return ((basis @ u) * s.sqrt())[:, :width].contiguous()
+    vectors = ((basis @ u) * s.sqrt())[:, :width]
+    return vectors * _signs(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    """1 or -1 each. Multiplied by them, columns do not depend on LAPACK, which is free to choose their signs."""
+    return torch.where(numbers < 0, -1.0, 1.0)
