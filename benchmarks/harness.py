@@ -273,14 +273,30 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+EXTENSIONS = {
+    "flags": ("avx2", "avx512f", "avx512_bf16", "amx_bf16"),
+    "Features": ("asimddp", "sve", "sve2", "bf16", "i8mm", "svebf16"),  # on ARM
+}
+
+
+def processor_name() -> str:
+    """The processor's name; on ARM, where Linux knows no names, its maker's number and its own (0x41/0xd40)."""
+    facts = _cpuinfo()
+    if "model name" in facts:
+        return facts["model name"]
+    if {"CPU implementer", "CPU part"} <= facts.keys():
+        return f"{platform.machine()} {facts['CPU implementer']}/{facts['CPU part']}"
+    return platform.machine() if facts else platform.processor() or platform.machine()
+
+
 def _processor() -> str:
     """The processor's name, and the extensions that determine how fast it multiplies."""
     facts = _cpuinfo()
     if not facts:
-        return platform.processor() or platform.machine()
-    flags = facts.get("flags", "").split()
-    extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    return f"{facts.get('model name', platform.machine())} ({', '.join(extensions)})"
+        return processor_name()
+    known = next((key for key in EXTENSIONS if key in facts), "flags")
+    extensions = [name for name in EXTENSIONS[known] if name in facts.get(known, "").split()]
+    return f"{processor_name()} ({', '.join(extensions)})"
 
 
 def _generation() -> dict[str, str]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 from pathlib import Path
 
 import torch
 
+from benchmarks.harness import processor_name
 from electra_core.corpus import Corpus
 from electra_core.model_dir import load_discriminator, load_generator, save_pretrained
 from electra_core.runs.metrics_log import read_metrics
@@ -85,8 +85,8 @@ enough to be pre-trained on one CPU core in an hour.
 - text: {options.text}
 - training tokens: {", ".join(f"{c.num_tokens:,} (corpus fingerprint `{c.fingerprint[:16]}`)" for c in corpora)}
 - commit `{options.commit}`, seed 0; every setting is in `config.toml` beside the two models
-- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, {options.threads}, {_processor()};
-  weights stored in bf16
+- {rows[-1]["step"]:,} steps; torch {torch.__version__}, {options.precision}, {options.threads},
+  {processor_name()}; weights stored in bf16
 - how the recipe was found: `docs/tiny_history.md`
 
 ## Held-out text during training
@@ -101,13 +101,6 @@ Losses in nats. A masked LM that knows frequencies and copying, but no context, 
 ## Fine-tuned
 
 {results}"""
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

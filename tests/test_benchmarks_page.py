@@ -167,6 +167,33 @@ def test_which_machine(name: str, device: str, processor: str | None, letter: st
     assert shown.startswith(f"{letter}: " if letter else device) and (letter or processor or "") in shown
 
 
+ON_ARM = """processor\t: 0
+BogoMIPS\t: 125.00
+Features\t: fp asimd evtstrm aes {features}
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: {part}
+"""
+
+
+def test_machines_with_arm_processors_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux has neither `flags` nor `model name` for them."""
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(harness, "CPUINFO", info)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    shown = []
+    for part, features in (("0xd40", "asimddp sve i8mm bf16"), ("0xd4f", "asimddp sve i8mm bf16"), ("0xd0c", "")):
+        info.write_text(ON_ARM.format(part=part, features=features))
+        shown.append(harness.environment(harness.torch.device("cpu"))["device"])
+    assert shown == [
+        "aarch64 0x41/0xd40 (asimddp, sve, bf16, i8mm)",
+        "aarch64 0x41/0xd4f (asimddp, sve, bf16, i8mm)",
+        "aarch64 0x41/0xd0c ()",
+    ]
+    assert harness.processor_name() == "aarch64 0x41/0xd0c"
+
+
 def test_new_results_tell_generations_of_a_processor_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
