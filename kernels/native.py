@@ -6,12 +6,14 @@ the sources, the compiler, its options and the processor. Without a compiler, or
 run instead: the same dropout decisions, the same values up to rounding. `problem` returns the reason.
 
 Neither Python's nor PyTorch's headers are needed: pointers and sizes go through `ctypes`. The loops share
-PyTorch's OpenMP threads, because the library leaves OpenMP's (GOMP's) symbols for the process to resolve. Clang's
-have other names, which PyTorch seldom has: what it builds runs on one thread, and `one_thread` says so.
+PyTorch's OpenMP threads, because the library leaves OpenMP's (GOMP's) symbols for the process to resolve; where
+PyTorch keeps them to itself (its wheels for ARM), `_share_openmp` makes them everybody's. Clang's have other
+names, which PyTorch seldom has: what it builds runs on one thread, and `one_thread` says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -120,6 +122,7 @@ def _load() -> Loaded:
         compilers = _compilers()
     except NativeError as error:
         return Loaded(None, str(error))
+    _share_openmp()
     reasons = []
     for threads, compiler, options in itertools.product((THREADS, ONE_THREAD), compilers, PROCESSOR):
         try:
@@ -127,6 +130,12 @@ def _load() -> Loaded:
         except (NativeError, OSError, subprocess.SubprocessError) as error:
             reasons.append(str(error))
     return Loaded(None, reasons[0])
+
+
+def _share_openmp() -> None:
+    """Makes the symbols of GCC's OpenMP, if it is loaded, everybody's: some wheels load it for PyTorch alone."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
 
 
 def load_for(processor: str) -> Loaded:

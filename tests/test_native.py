@@ -5,6 +5,7 @@ They are what trains on a CPU, and optional: without a C compiler the twins run,
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -341,6 +342,33 @@ def test_the_reason_is_the_line_that_tells_it(
     monkeypatch.setenv("CC", compiler(tmp_path, "-O3"))
     native._load.cache_clear()
     assert native.problem() == f"{tmp_path / 'cc'} failed: \ufffd: error: unrecognized option"
+
+
+@needs_threads
+def test_openmp_that_is_loaded_for_another_library_alone_gives_threads() -> None:
+    """PyTorch's wheels for ARM load it so. A process without PyTorch, in which it is nobody's yet."""
+    built = native._load()
+    assert built.library is not None
+    openmp = [*built.compiler, "-print-file-name=libgomp.so.1"]
+    path = Path(subprocess.run(openmp, capture_output=True, text=True, check=True).stdout.strip())
+    if not path.is_absolute():
+        pytest.skip("the compiler has no libgomp.so.1")
+    program = f"""
+import contextlib, ctypes, os
+{inspect.getsource(native._share_openmp)}
+def loads():
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL({built.library._name!r}, mode=os.RTLD_NOW | os.RTLD_LOCAL))
+    return False
+_share_openmp()
+before = loads()
+openmp = ctypes.CDLL({str(path)!r}, mode=os.RTLD_NOW | os.RTLD_LOCAL)
+alone = loads()
+_share_openmp()
+print(before, alone, loads())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("False False True\n", "")
 
 
 @needs_threads
