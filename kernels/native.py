@@ -22,6 +22,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -35,16 +36,23 @@ SOURCES = sorted(Path(__file__).with_name("c").glob("*.[ch]"))
 PLAIN = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 NATIVE = (*PLAIN, "-march=native")
 WIDE = (*NATIVE, "-mprefer-vector-width=512")
+X86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 # The vector width is an option on x86 only, not every ARM compiler knows `native`, and OpenMP's symbols may be
 # missing from the process. The first that works is used, and threads come before the rest.
-PROCESSOR = (WIDE, NATIVE, PLAIN)
+PROCESSOR = (WIDE, NATIVE, PLAIN) if X86 else (NATIVE, PLAIN)
 THREADS, ONE_THREAD = ("-fopenmp", "-fopenmp-simd")
 DTYPES = (torch.float32, torch.bfloat16)
+LONGEST = 300
+"""Seconds that a command of the compiler may take; usual are a few."""
 SWITCHED_OFF = "ELECTRA_NATIVE=0 is set"
 
 
 class NativeError(Exception):
     """The library could not be built or loaded; the message says why."""
+
+
+class TooSlowError(NativeError):
+    """The compiler took too long, as it would with any options."""
 
 
 class Loaded(NamedTuple):
@@ -123,13 +131,15 @@ def _load() -> Loaded:
     except NativeError as error:
         return Loaded(None, str(error))
     _share_openmp()
-    reasons = []
+    reason = ""
     for threads, compiler, options in itertools.product((THREADS, ONE_THREAD), compilers, PROCESSOR):
         try:
             return _build_and_load(compiler, (*options, threads))
-        except (NativeError, OSError, subprocess.SubprocessError) as error:
-            reasons.append(str(error))
-    return Loaded(None, reasons[0])
+        except (NativeError, OSError) as error:
+            reason = str(error)
+            if isinstance(error, TooSlowError):
+                break
+    return Loaded(None, reason)  # of the plainest options: others may fail for a reason of their own
 
 
 def _share_openmp() -> None:
@@ -192,14 +202,29 @@ def _build(compiler: tuple[str, ...], options: tuple[str, ...], library: Path) -
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", timeout=300, cwd=folder
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    """What it prints.
+
+    Raises:
+        NativeError: it failed.
+        TooSlowError: it took longer than `LONGEST`. Its children are ended, too: `cc` leaves the work to `cc1`.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", cwd=folder, start_new_session=True
+    ) as process:
+        try:
+            printed, complaints = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            advice = "ELECTRA_NATIVE=0 saves the wait"
+            raise TooSlowError(f"{command[0]} took longer than {LONGEST} s; {advice}") from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        lines = complaints.strip().splitlines() or [f"status {process.returncode}"]
         telling = [line for sign in ("error:", "error") for line in lines if sign in line]
         raise NativeError(f"{command[0]} failed: {(telling or lines)[0]}")
-    return done.stdout
+    return printed
 
 
 def _processor() -> str:
@@ -208,7 +233,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
     except OSError:
         lines = []
-    kept = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    on_arm = ("Features", "CPU implementer", "CPU variant", "CPU part")
+    kept = sorted({line for line in lines if line.startswith(("model name", "flags", *on_arm))})
     return "\n".join([platform.machine(), platform.system(), platform.node() if not kept else "", *kept])
 
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -344,6 +345,54 @@ def test_the_reason_is_the_line_that_tells_it(
     assert native.problem() == f"{tmp_path / 'cc'} failed: \ufffd: error: unrecognized option"
 
 
+def test_the_reason_is_that_of_the_plainest_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    """On ARM the compiler refuses an option of x86, which says nothing of why there are no loops."""
+    compiler(tmp_path, "-mprefer*")
+    monkeypatch.setattr(native, "PROCESSOR", (native.WIDE, native.PLAIN))
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(native, "SOURCES", [tmp_path / "loops.c"])
+    (tmp_path / "loops.c").write_text("#error the loops are for a compiler that knows __asm\n", encoding="utf-8")
+    native._load.cache_clear()
+    assert "the loops are for a compiler" in (native.problem() or "")
+
+
+def test_a_width_of_vectors_is_asked_for_on_x86_alone() -> None:
+    wide = [any(option.startswith("-mprefer-vector-width") for option in options) for options in native.PROCESSOR]
+    assert wide == ([True, False, False] if native.X86 else [False, False])
+
+
+def test_a_compiler_that_takes_too_long_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    """`cc` starts `cc1`, which does the work. No other options are tried: they would take as long."""
+    slow, marks = tmp_path / "cc", tmp_path / "starts"
+    begin = f'echo "$$" >> {marks}; sleep 600 & echo "$!" >> {marks}; wait'
+    slow.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{begin}\n', encoding="utf-8")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "LONGEST", 5)
+    native._load.cache_clear()
+    assert native.problem() == f"{slow} took longer than 5 s; ELECTRA_NATIVE=0 saves the wait"
+    started = marks.read_text(encoding="utf-8").split()
+    assert len(started) == 2, "one compiler and its child"
+    until = time.monotonic() + 60  # SIGKILL is not at once
+    while (left := [pid for pid in started if runs(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
+
+
+def runs(pid: str) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has asked about since is a zombie."""
+    try:
+        status = Path("/proc", pid, "stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 @needs_threads
 def test_openmp_that_is_loaded_for_another_library_alone_gives_threads() -> None:
     """PyTorch's wheels for ARM load it so. A process without PyTorch, in which it is nobody's yet."""
@@ -369,6 +418,21 @@ print(before, alone, loads())
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ran.stdout, ran.stderr) == ("False False True\n", "")
+
+
+def test_a_library_is_of_one_kind_of_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On ARM makers number their parts each for themselves."""
+    made = set()
+    for maker, variant, part in (("0x41", "0x1", "0xd40"), ("0x51", "0x1", "0xd40"), ("0x41", "0x2", "0xd40")):
+        lines = (
+            "processor\t: 0",
+            f"CPU implementer\t: {maker}",
+            f"CPU variant\t: {variant}",
+            f"CPU part\t: {part}",
+        )
+        monkeypatch.setattr(Path, "read_text", lambda *_, lines=lines, **__: "\n".join(lines))
+        made.add(native._processor())
+    assert len(made) == 3
 
 
 @needs_threads
