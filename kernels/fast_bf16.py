@@ -10,7 +10,7 @@
 `has_fast_bf16` is true only of the first two rows. All of them accumulate in fp32.
 
 An fp32 product whose operands already are bf16 numbers loses nothing in bf16. With AMX, `products_in_bf16` lets
-oneDNN compute it so, fp32 in, fp32 out; without, oneDNN has no such product and computes in fp32.
+oneDNN compute it so, fp32 in, fp32 out; without, oneDNN has no such product on x86 and computes in fp32.
 
 A product that sums over the tokens, dW = dyᵀ x, reads one operand across its rows, which with AMX costs oneDNN as
 much as the product itself. `product_over_rows` first transposes the smaller operand by a loop in C (`c/turn.c`).
