@@ -139,6 +139,7 @@ def load(
     labels: Sequence[str] | None = None,
     seed: int = 0,
     revision: str | None = None,
+    same_classes: bool = False,
 ) -> Model:
     """A model of `kind` from a model directory (see `find_model`), in fp32, on the CPU, in evaluation mode.
 
@@ -149,6 +150,8 @@ def load(
     Args:
         labels: names of the classes, for a head with another number of classes than the file's.
         revision: of a repository on the Hub.
+        same_classes: refuse an ELECTRA's weights for an encoder with classes of yours; otherwise it starts from
+            them, and a warning says so.
 
     Raises:
         UserError: not a model directory, another kind of model, an encoder with classes that are not set here, or
@@ -162,6 +165,7 @@ def load(
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed % 2**63)
             model = kind(config, **options)
+    _check_classes(model, directory, raw, same_classes)
     new_head = _fill(model, directory, raw, another_head=labels is not None)
     if new_head:
         tasks.initialise_head(model, seed)  # type: ignore[arg-type]
@@ -234,6 +238,7 @@ def load_into(model: nn.Module, source: str | Path) -> None:
     ]
     if differing:
         raise UserError(f"{directory}: the model has {'; '.join(differing)}")
+    _check_classes(model, directory, raw)
     _fill(model, directory, raw, another_head=False)
 
 
@@ -244,7 +249,6 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
     Returns:
         Names of the head's parameters if the directory does not have this head, otherwise [].
     """
-    _check_classes(model, directory, raw)
     buffers = dict(persistent_buffers(model))
     files = open_weights(directory, {stored for name in buffers for stored in hub_names(name)})
     new_head = _compare(model, directory, raw, files.shapes, another_head)
@@ -267,9 +271,9 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
     return new_head
 
 
-def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any]) -> None:
-    """Raises UserError if the directory's encoder has classes of its user's own that the model's has not. (A model
-    with such classes may start from the weights of an ELECTRA.)"""
+def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any], same_classes: bool = False) -> None:
+    """Raises UserError if the directory's encoder has classes of its user's own that the model's has not. A model
+    with such classes may start from the weights of an ELECTRA, with a warning, unless `same_classes`."""
     named = classes_named(raw, str(directory / "config.json"))
     here = sorted({*changed_classes(model.encoder).values()})  # type: ignore[arg-type]
     if named and named != here:
@@ -278,6 +282,13 @@ def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any]) -> No
             "set Layer.attention_class, Encoder.layer_class or the model's encoder_class before you load it"
             + (f" (here: {', '.join(here)})" if here else "")
         )
+    if here and not named and same_classes:
+        raise UserError(
+            f"{directory}: was trained with ELECTRA's own classes, not with those set here, {', '.join(here)}; "
+            "set them back (Layer.attention_class = SelfAttention, Encoder.layer_class = Layer)"
+        )
+    if here and not named:
+        log.warning("%s: an encoder with %s starts from an ELECTRA's weights", directory, ", ".join(here))
 
 
 def _check_tied(words_VE: Tensor, files: WeightFiles) -> None:

@@ -226,6 +226,38 @@ def test_pre_training_with_changed_layers(
     assert type(load(tmp_path / "out").model.encoder) is NormedEncoder
 
 
+def test_a_plain_model_is_a_start_and_not_a_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fine-tuned ELECTRA opened in silence where classes were set, and predicted something else."""
+    rows = [{"text": text, "label": label} for text, label in (("a fine film", "pos"), ("dull", "neg"))] * 4
+    settings = FinetuneSettings(epochs=1, batch_size=4, max_length=12)
+
+    def warned() -> list[str]:
+        lines = [line.partition(": ")[2] for line in caplog.messages if "starts from" in line]
+        caplog.clear()
+        return lines
+
+    make_model(tmp_path / "pretrained")
+    finetune(tmp_path / "pretrained", Classify(), rows, rows, tmp_path / "plain", settings, quiet=True)
+    load(tmp_path / "plain")
+    set_classes(monkeypatch, attention_class=Negative)
+    with pytest.raises(
+        UserError, match=r"plain: was trained with ELECTRA's own classes, .*Negative; set them back"
+    ):
+        load(tmp_path / "plain")
+    assert not warned()
+    electra_core.SequenceClassifier.from_pretrained(tmp_path / "plain")
+    assert warned() == ["an encoder with Negative starts from an ELECTRA's weights"]
+    model = electra_core.Discriminator.from_pretrained(tmp_path / "pretrained")
+    electra_core.model_dir.load_into(model, tmp_path / "pretrained")
+    assert warned() == ["an encoder with Negative starts from an ELECTRA's weights"] * 2
+    finetune(tmp_path / "plain", Classify(), rows, rows, tmp_path / "changed", settings, quiet=True)
+    load(tmp_path / "changed")
+    electra_core.SequenceClassifier.from_pretrained(tmp_path / "changed")
+    assert not warned(), "it has the classes that it was trained with"
+
+
 def test_export_names_the_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_classes(monkeypatch, attention_class=Negative)
     folder = make_model(tmp_path / "pretrained")

@@ -132,9 +132,10 @@ def load_model(task: Task, directory: Path) -> TaskModel:
     """The model of a task's directory.
 
     Raises:
-        UserError: no such directory, or a task.json that does not fit the model.
+        UserError: no such directory, an encoder with other classes than those set here, or a task.json that does
+            not fit the model.
     """
-    model = model_dir.load(task.model_class, directory)
+    model = model_dir.load(task.model_class, directory, same_classes=True)
     where, positions = directory / TASK_FILE, model.config.max_position_embeddings
     if not SHORTEST <= task.max_length <= positions:
         raise UserError(f"{where}: max_length: expected {SHORTEST} to {positions}, got {task.max_length}")
