@@ -16,6 +16,7 @@ from tiny_model import make_model, reviews
 import electra_core
 from electra_core import Classify, FinetuneSettings, SequenceClassifier, UserError, cli, register_task
 from electra_core.conversion.onnx_export import export
+from electra_core.downstream.classify import softmax
 from electra_core.downstream.named_tasks import choose_task
 from electra_core.downstream.task_files import KINDS, task_from_json, task_to_json
 from electra_core.finetune import finetune
@@ -38,6 +39,9 @@ class Sure(Classify):
 
     def decode(self, examples: Any, features: Any, outputs: Any) -> list[dict[str, Any]]:
         return [{"label": self.labels[int(np.argmax(row[0]))]} for row in outputs]
+
+    def constant_guess(self, examples: Any) -> tuple[str, list[dict[str, Any]]] | None:
+        return super().constant_guess(examples)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,50 @@ def test_a_registered_task_is_one_of_ours(
         assert "accuracy" in shown and ("constant guess" in shown) == (kind is Sure)
 
 
+class Probabilities:
+    """What `decode` gives under a name of one's own, and a figure of it."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return ("right",)
+
+    def decode(self, examples: Any, features: Any, outputs: Any) -> list[dict[str, Any]]:
+        return [{"label": self.labels[0], "p": dict(zip(self.labels, softmax(row[0])))} for row in outputs]
+
+    def score(self, examples: Any, predictions: Any) -> dict[str, float]:
+        return {"right": float(np.mean([p["p"][e.label] for e, p in zip(examples, predictions)]))}
+
+
+@dataclass(frozen=True)
+class Brier(Probabilities, Classify):
+    kind: ClassVar[str] = "brier"
+    metric: str = "right"
+
+
+@dataclass(frozen=True)
+class OfScores(Classify):
+    """Another figure of what `Classify.decode` gives."""
+
+    kind: ClassVar[str] = "of-scores"
+    metric: str = "right"
+    figures = Probabilities.figures  # type: ignore[assignment]
+
+    def score(self, examples: Any, predictions: Any) -> dict[str, float]:
+        assert all(p["score"] == p["scores"][p["label"]] == max(p["scores"].values()) for p in predictions)
+        return {"right": float(np.mean([p["scores"][e.label] for e, p in zip(examples, predictions)]))}
+
+
+@pytest.mark.parametrize("kind", [Brier, OfScores])
+def test_figures_of_more_than_the_label(kind: type[Classify], tmp_path: Path) -> None:
+    """A constant guess of another form than the predictions ended in a KeyError after the training."""
+    assert 0 < trained(register_task(kind)(), tmp_path)["best"]["right"] < 1
+    report = make_report(evaluate(load(tmp_path / "out"), tmp_path / "train.tsv"))
+    assert report.baseline == ({} if kind is Brier else pytest.approx({"right": 0.5}))
+    assert "right" in to_text(report)
+
+
 class OneScore(SequenceClassifier):
     """With fewer outputs than labels."""
 
@@ -129,8 +177,9 @@ def test_a_kind_that_is_another_task_s_is_refused(tmp_path: Path) -> None:
     class Nameless(Classify):
         pass
 
+    owner = r"electra_core\.downstream\.classify\.Classify"
     with pytest.raises(
-        ValueError, match=r"Nameless\.kind: expected a name of its own, got 'classify', Classify's"
+        ValueError, match=rf"Nameless\.kind: expected a name of its own, got 'classify', {owner}'s"
     ):
         register_task(Nameless)
     with pytest.raises(ValueError, match="task: Nameless is not registered"):

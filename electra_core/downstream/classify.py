@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -214,8 +215,12 @@ class Classify(TextTask):
         return classification_metrics(truth, predicted, len(self.labels))
 
     def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:
-        """The most frequent class."""
-        return "the most frequent class", [{"label": most_frequent(e.label for e in examples)}] * len(examples)
+        """The most frequent class, with each class's frequency as its score."""
+        counts = Counter(example.label for example in examples)
+        scores = {label: counts[label] / len(examples) for label in self.labels}
+        label = most_frequent(e.label for e in examples)
+        guess = {"label": label, "score": counts[label] / len(examples), "scores": scores}
+        return "the most frequent class", [guess] * len(examples)
 
 
 @dataclass(frozen=True)

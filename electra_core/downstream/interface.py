@@ -98,7 +98,11 @@ class Task(ABC):
 
     def constant_guess(self, examples: Sequence[Any]) -> tuple[str, list[dict[str, Any]]] | None:
         """The best answer that looks at no input, in words, and its prediction for each of these examples; None:
-        there is nothing to compare with."""
+        there is nothing to compare with.
+
+        The predictions have the form that `decode` gives them. So a class that changes `decode` has its own
+        constant guess or none: an inherited one is not used.
+        """
         return None
 
     def tuned(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> Self:
@@ -115,9 +119,16 @@ class Task(ABC):
 
 def baseline(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]] | None:
     """The task's constant guess, in words, and its figures on these examples; None if the task has none."""
+    if _distance(type(task), "decode") < _distance(type(task), "constant_guess"):
+        return None
     if (guess := task.constant_guess(examples)) is None:
         return None
     return guess[0], task.score(examples, guess[1])
+
+
+def _distance(kind: type, name: str) -> int:
+    """How far up the classes that `kind` derives from an attribute is defined; 0: in `kind` itself."""
+    return next(place for place, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def most_frequent(values: Iterable[Any]) -> Any:

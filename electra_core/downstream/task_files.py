@@ -51,9 +51,8 @@ def register_task(kind: type[Kind]) -> type[Kind]:
     if not isinstance(name, str) or name != name.lower():
         raise ValueError(f"{kind.__name__}.kind: expected a name in lower case, got {name!r}")
     if not _is_same(KINDS.get(name, kind), kind):
-        raise ValueError(
-            f"{kind.__name__}.kind: expected a name of its own, got {name!r}, {KINDS[name].__name__}'s"
-        )
+        owner = f"{KINDS[name].__module__}.{KINDS[name].__qualname__}"
+        raise ValueError(f"{kind.__name__}.kind: expected a name of its own, got {name!r}, {owner}'s")
     KINDS[name] = kind
     return kind
 
