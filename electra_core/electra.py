@@ -317,7 +317,8 @@ class Electra(nn.Module):
         if pretrain.objective != self.objective:
             raise ValueError(
                 f"pretrain: expected the objective {self.objective!r}, got {pretrain.objective!r}, whose model "
-                "objectives.build_objective(config, pretrain) makes"
+                "objectives.build_objective(config, pretrain) makes; or give "
+                f"dataclasses.replace(pretrain, objective={self.objective!r})"
             )
         of_generator = self.generator_class.encoder_class(for_generator)
         self.generator = self.generator_class(for_generator, of_generator)

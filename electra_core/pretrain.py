@@ -128,7 +128,7 @@ def pretrain(
     ranks = join_ranks(place)
     quiet = quiet or not ranks.first
     start_from = init_discriminator, init_generator
-    ranks.together(lambda: check_request(run, start_from, max_minutes, stop_at))
+    ranks.together(lambda: check_request(run, start_from, max_minutes, stop_at, mask))
     job = ranks.together(
         lambda: open_job(data, mix, model, changes or {}, encoder_changes or {}, place, ranks, start_from, mask)
     )

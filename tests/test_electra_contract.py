@@ -24,6 +24,11 @@ def test_another_objective_is_another_model(objective: str) -> None:
     assert type(make(objective)) is not Electra
     with pytest.raises(ValueError, match="objective 'electra-15', got 'electra'"):
         Electra15(CONFIG, PRETRAIN)
+    own = type("Own", (Electra,), {"objective": "own"})
+    with pytest.raises(
+        ValueError, match=r"objective 'own', .*; or give dataclasses\.replace\(pretrain, objective='own'\)"
+    ):
+        own(CONFIG, PRETRAIN)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,12 @@ def test_a_mask_of_another_number_of_words_is_refused(data: Path, tmp_path: Path
         train(data, tmp_path / "run", mask=every_second)
 
 
+def test_a_mask_that_is_no_function_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^mask: expected a function .*masking\.mask, got 'spans'"):
+        train(data, tmp_path / "run", mask="spans")
+    assert not (tmp_path / "run").exists()
+
+
 def test_fewer_are_masked_where_there_are_fewer_words() -> None:
     tokenizer = load_tokenizer("tiny")
     cls, sep = tokenizer.cls_id, tokenizer.sep_id

@@ -101,13 +101,18 @@ class Job:
         return run_identity(self.encoder, self.config, self.corpus, self.batches.mask)
 
 
-def check_request(run: Path, start_from: Pair, max_minutes: float | None, stop_at: float | None) -> None:
+def check_request(
+    run: Path, start_from: Pair, max_minutes: float | None, stop_at: float | None, mask: MaskFunction
+) -> None:
     """Checks the arguments besides the configuration; nothing is written. For the arguments see `pretrain`.
 
     Raises:
         UserError: only one of the two models to start from, or one that lies in RUN; an invalid
             `max_minutes` or `stop_at`.
+        ValueError: `mask` is no function.
     """
+    if not callable(mask):
+        raise ValueError(f"mask: expected a function with the signature of masking.mask, got {mask!r:.80}")
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"{option('max_minutes')}: expected a number of at least 0, got {max_minutes:g}")
     if stop_at is not None and is_past(stop_at):
