@@ -107,7 +107,7 @@ def finetune(
             another fine-tuning, or the loss diverges.
         ValueError: model, task or settings have the wrong type, the task's class is not registered
             (`register_task`), or rows are not dicts.
-        KeyboardInterrupt: SIGINT ended it, not on the command line.
+        KeyboardInterrupt: SIGINT came, not on the command line; all is saved.
     """
     if not isinstance(model, str | os.PathLike):
         raise ValueError(
@@ -171,7 +171,7 @@ def finetune(
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
             keeper.writer.wait()
             state.end(sum(run.steps for run in keeper.runs), stopped)
-        saved = f"{out} holds the best model so far"
+        saved = f"{out} holds the best model{' so far' if stopped else ''}"
         if stopped and is_on_command_line():
             say(f"stopped by {stopped}; {saved}; --resume continues")
         elif not stopped:
@@ -179,7 +179,7 @@ def finetune(
             if warning := _at_the_baseline(job, report["best"]):
                 say(f"warning: {warning}")
     ranks.leave()
-    tell_python(stopped, saved, say)
+    tell_python(stopped, stop.reason, saved, say)
     return report
 
 

@@ -121,7 +121,7 @@ def pretrain(
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
-        KeyboardInterrupt: SIGINT ended it, not on the command line; all is saved.
+        KeyboardInterrupt: SIGINT came, not on the command line; all is saved.
     """
     started = time.monotonic()
     run, place = Path(out), resolve_device(device)
@@ -192,7 +192,7 @@ def pretrain(
         if reason is None and config.keep_checkpoints == 0:
             ranks.only_first(lambda: remove_checkpoints(run / "checkpoints"))
     ranks.leave()
-    tell_python(reason, f"{run} holds step {step}", to_log if ranks.first else lambda line: None)
+    tell_python(reason, stop.reason, f"{run} holds step {step}", to_log if ranks.first else lambda line: None)
     seconds = time.monotonic() - started
     return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
 

@@ -142,6 +142,13 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "pretrain: time limit": (pretrain_with("--max-minutes", "-1"), "--max-minutes: expected .* got -1"),
     "pretrain: time of stopping": (pretrain_with("--stop-at", "600"), "--stop-at: expected a time .* got 600"),
     "pretrain: time without a job's end": (pretrain_with("--stop-at=-600"), "--stop-at: expected .* got -600"),
+    "pretrain: a day long ago": (
+        pretrain_with("--stop-at", "2020-01-01T18:00"), "--stop-at: expected a time .* got '2020-01-01T18:00'",
+    ),
+    "pretrain: milliseconds": (
+        pretrain_with("--stop-at", "1900000000000"), "--stop-at: .* within ten years, got 19.* .in seconds",
+    ),
+    "pretrain: never": (pretrain_with("--stop-at", "inf"), "--stop-at: .* within ten years, got inf"),
     "pretrain: no time": (pretrain_with("--stop-at", "noon"), "--stop-at: expected seconds.*18:00, got 'noon'"),
     "pretrain: over its discriminator": (over_its_start("--init-discriminator"), "holds the model to start from"),
     "pretrain: over its generator": (over_its_start("--init-generator"), "holds the model to start from"),

@@ -20,11 +20,11 @@ from small_runs import assert_same_run, base, data, make_data, one_thread, rows,
 from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
-from electra_core.errors import UserError
+from electra_core.errors import UserError, on_command_line
 from electra_core.pretrain import pretrain
 from electra_core.pretraining import run_folder
 from electra_core.runs.folder import find_checkpoint
-from electra_core.runs.stop_request import StopRequest
+from electra_core.runs.stop_request import StopRequest, tell_python
 
 # It is interrupted --------------------------------------------------------------------------------------------
 
@@ -84,6 +84,37 @@ def test_an_interrupt_in_python_is_one_once_all_is_saved(
     assert_same_run(tmp_path / "run", base)
 
 
+def test_an_interrupt_that_comes_too_late_to_stop_the_run_is_one(
+    data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that a sweep ends. It comes after the last step, while the model is evaluated."""
+
+    def interrupt(figures: dict[str, float]) -> None:
+        if figures["step"] == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    said = r"^it came too late to stop this run, which is finished; .*run holds step 8$"
+    with pytest.raises(KeyboardInterrupt, match=said):
+        train(data, tmp_path / "run", on_evaluation=interrupt)
+    assert_same_run(tmp_path / "run", base)
+    assert train(data, tmp_path / "run", resume=True).stopped_by is None
+
+
+def test_an_interrupt_counts_though_something_else_stops_the_run(data: Path, tmp_path: Path) -> None:
+    def interrupt(figures: dict[str, float]) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped by on_evaluation; .*run holds step 4; resume=True"):
+        train(data, tmp_path / "run", on_evaluation=interrupt)
+
+
+def test_on_the_command_line_the_exit_status_says_it_all() -> None:
+    with on_command_line():
+        for reason in (None, "SIGINT", "SIGTERM"):
+            tell_python(reason, "SIGINT", "OUT holds the model", pytest.fail)
+
+
 def test_a_time_limit_saves_and_says_so(
     data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,7 +169,7 @@ import sys, time
 from pathlib import Path
 from electra_core.cli import main
 from electra_core.pretraining import batches
-from electra_core.runs.stop_request import StopRequest
+from electra_core.runs.stop_request import StopRequest, tell_python
 agreed, whole, asked = StopRequest.agreed, batches.Batches.__call__, []
 def counted(self):
     asked.append(self)

@@ -285,6 +285,8 @@ def _pretrain_flags(commands: Any) -> None:
 
 def _unix_time(text: str | None) -> float | None:
     """--stop-at; without a zone it is local time."""
+    from electra_core.runs.stop_request import check_time
+
     if text is None:
         return None
     try:
@@ -292,11 +294,13 @@ def _unix_time(text: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()  # "Z" is new in Python 3.11
+        seconds = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()  # "Z" is new in Python 3.11
     except (ValueError, OverflowError, OSError):
         raise UserError(
             f"--stop-at: expected seconds since 1970, or a time such as 2030-12-31T18:00, got {text!r}"
         ) from None
+    check_time(seconds, text)
+    return seconds
 
 
 def pretrain(options: Namespace) -> int:

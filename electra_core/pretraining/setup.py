@@ -54,7 +54,7 @@ from electra_core.runs.folder import HALVES, find_checkpoint, make_run
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
 from electra_core.runs.state import RunState
-from electra_core.runs.stop_request import is_past
+from electra_core.runs.stop_request import check_time
 from electra_core.sizes import with_followers
 from electra_core.tokenizer import load_tokenizer
 
@@ -115,8 +115,8 @@ def check_request(
         raise ValueError(f"mask: expected a function with the signature of masking.mask, got {mask!r:.80}")
     if max_minutes is not None and not max_minutes >= 0:
         raise UserError(f"{option('max_minutes')}: expected a number of at least 0, got {max_minutes:g}")
-    if stop_at is not None and is_past(stop_at):
-        raise UserError(f"{option('stop_at')}: expected a time to come, in seconds since 1970, got {stop_at:.15g}")
+    if stop_at is not None:
+        check_time(stop_at)
     check_start(run, start_from)
 
 

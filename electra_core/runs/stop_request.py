@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from electra_core.errors import is_on_command_line
+from electra_core.errors import UserError, is_on_command_line, option
 from electra_core.execution import torchrun
 from electra_core.execution.distributed import Ranks
 
 OLDEST = 24 * 3600.0  # seconds
+FARTHEST = 10 * 365 * 24 * 3600.0  # seconds
 
 
 class StopRequest(AbstractContextManager["StopRequest"]):
@@ -110,9 +111,26 @@ def deadline_of(began: float, max_minutes: float | None, stop_at: float | None) 
     return min(limits, default=None)
 
 
-def is_past(stop_at: float) -> bool:
-    """Whether a Unix time is so long ago that it cannot be meant: `OLDEST` seconds, or it is no number."""
-    return not stop_at > time.time() - OLDEST
+def check_time(stop_at: Any, typed: str = "") -> None:
+    """Checks a Unix time at which to stop.
+
+    Args:
+        typed: how the user gave it, if not as this number.
+
+    Raises:
+        UserError: not a number, or so long ago (`OLDEST` seconds) or so far away (`FARTHEST`) that it cannot be
+            meant.
+    """
+    if isinstance(stop_at, bool) or not isinstance(stop_at, int | float):
+        got = f"{type(stop_at).__name__} {stop_at!r:.80}"
+        raise UserError(f"{option('stop_at')}: expected seconds since 1970, got {got}")
+    ahead, got = stop_at - time.time(), repr(typed) if typed else f"{stop_at:.15g}"
+    if not ahead > -OLDEST:
+        raise UserError(f"{option('stop_at')}: expected a time to come, in seconds since 1970, got {got}")
+    if ahead > FARTHEST:
+        raise UserError(
+            f"{option('stop_at')}: expected a time within ten years, got {got} (in seconds, not milliseconds?)"
+        )
 
 
 def _has_a_prompt() -> bool:
@@ -120,7 +138,7 @@ def _has_a_prompt() -> bool:
     return "ipykernel" in sys.modules or hasattr(sys, "ps1")
 
 
-def tell_python(reason: str | None, saved: str, say: Callable[[str], None]) -> None:
+def tell_python(reason: str | None, caught: str | None, saved: str, say: Callable[[str], None]) -> None:
     """Tells a caller in Python, once all is saved, that the run ended early; the command line has its exit status.
 
     Ctrl-C is then a KeyboardInterrupt, as anywhere in Python: a loop over several runs ends with the one that was
@@ -128,15 +146,19 @@ def tell_python(reason: str | None, saved: str, say: Callable[[str], None]) -> N
 
     Args:
         reason: what ended the run; None: nothing.
+        caught: `StopRequest.reason`: what this process was asked by, perhaps too late to stop anything.
         saved: what there is now, for the message.
         say: receives the message for any other reason than Ctrl-C, as a warning.
 
     Raises:
-        KeyboardInterrupt: the reason is SIGINT.
+        KeyboardInterrupt: SIGINT came, though it may have ended nothing.
     """
-    if reason is None or is_on_command_line():
+    interrupted = signal.SIGINT.name in (reason, caught)
+    if is_on_command_line() or (reason is None and not interrupted):
         return
+    if reason is None:
+        raise KeyboardInterrupt(f"it came too late to stop this run, which is finished; {saved}")
     line = f"stopped by {reason}; {saved}; resume=True continues"
-    if reason == signal.SIGINT.name:
+    if interrupted:
         raise KeyboardInterrupt(line)
     say(f"warning: {line}")
