@@ -78,15 +78,17 @@ def default_dtype(dtype):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("random_start", [False, True])
-def test_what_a_caller_has_set_in_torch_changes_nothing(model, data, tmp_path, random_start):
+def test_what_a_caller_has_set_in_torch_changes_nothing(model, data, tmp_path, random_start, precision):
     """In an earlier cell of the notebook, perhaps."""
-    settings = replace(QUICK, epochs=1, dropout=0.1, random_start=random_start)
+    settings = replace(QUICK, epochs=1, dropout=0.1, random_start=random_start, precision=precision)
     run(model, data, tmp_path / "plain", settings=settings)
     for name, state in (
         ("no_grad", torch.no_grad()),
         ("inference", torch.inference_mode()),
         ("float64", default_dtype(torch.float64)),
+        ("autocast", torch.autocast("cpu", dtype=torch.bfloat16)),
     ):
         with state:
             run(model, data, tmp_path / name, settings=settings)
@@ -387,6 +389,20 @@ def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch)
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert report["stopped_by"] == "SIGINT" and len(report["seeds"]) == 1 and report["seeds"][0]["steps"] == 12
     assert evaluate(load(tmp_path / "out"), data[1]).metrics["accuracy"] == report["best"]["accuracy"]
+
+
+def test_an_interrupt_after_the_last_step_is_one_too(model, data, tmp_path):
+    settings, asked = replace(QUICK, epochs=1), []
+
+    def interrupt(figures):
+        asked.append(figures["step"])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    told = r"^it came too late to stop this run, which is finished; \S+out holds the best model$"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        run(model, data, tmp_path / "out", settings=settings, on_evaluation=interrupt)
+    report = run(model, data, tmp_path / "out", settings=settings, resume=True, on_evaluation=interrupt)
+    assert report["stopped_by"] is None and len(asked) == 1, "it was finished"
 
 
 def test_without_seqeval_only_tags_are_left_out(tmp_path, monkeypatch):

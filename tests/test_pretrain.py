@@ -202,6 +202,19 @@ def test_what_a_caller_has_set_in_torch_changes_nothing(data: Path, base: Path, 
     assert_same_run(tmp_path / "run", base)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_callers_autocast_changes_nothing(data: Path, tmp_path: Path, precision: str) -> None:
+    """And is there afterwards. In bf16, training inside another autocast would keep its first copy of weights."""
+    changes = {"precision": precision}
+    train(data, tmp_path / "plain", changes)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", dtype=torch.float16):
+        train(data, tmp_path / "run", changes)
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+        assert torch.autocast_decrement_nesting() == 1 and torch.autocast_increment_nesting() == 2
+    assert not torch.is_autocast_enabled("cpu")
+    assert_same_run(tmp_path / "run", tmp_path / "plain")
+
+
 def test_no_two_uses_of_randomness_share_a_key(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

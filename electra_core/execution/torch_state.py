@@ -1,7 +1,7 @@
 """torch's settings for a whole process that a caller may have changed, and that training and loading rely on.
 
-A notebook's earlier cell may have turned gradients off or made float64 the default. Both functions are contexts,
-and as decorators hold for a function.
+A notebook's earlier cell may have turned gradients off or made float64 the default. The functions are contexts,
+and as decorators hold for a function. `torch.set_default_device` is not covered.
 """
 
 from __future__ import annotations
@@ -28,6 +28,29 @@ def in_fp32() -> Iterator[None]:
 
 @contextmanager
 def for_training() -> Iterator[None]:
-    """For training: in fp32 and with gradients, even inside `torch.no_grad` or `torch.inference_mode`."""
-    with in_fp32(), torch.inference_mode(False), torch.enable_grad():
+    """For training: in fp32 and with gradients, even inside `torch.no_grad`, `inference_mode` or `autocast`."""
+    with in_fp32(), torch.inference_mode(False), torch.enable_grad(), without_autocast():
         yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A context as outside of any `torch.autocast`; one that begins inside is an outermost one.
+
+    `torch.autocast(..., enabled=False)` would not do. Only the end of an outermost one drops the copies that it
+    made of parameters: in one inside another, all steps would compute with the copies of the first.
+    """
+    before = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+    depth = 0
+    while torch.autocast_decrement_nesting() >= 0:
+        depth += 1
+    torch.autocast_increment_nesting()
+    try:
+        for device in before:
+            torch.set_autocast_enabled(device, False)
+        yield
+    finally:
+        for device, enabled in before.items():
+            torch.set_autocast_enabled(device, enabled)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
