@@ -124,7 +124,7 @@ class Predictor:
         context (qa), or a text and a list of endings (choose). All tasks also accept dicts with "text" and "pair",
         "text" or "tokens" (tag), "question" and "context", "text" and "choices", or the columns that the model was
         trained on. A table (pandas, Polars, Arrow) is read by its columns, like a file, and gives a prediction for
-        each row; one row of a table of pandas gives one.
+        each row; one row of a table of pandas with named columns gives one.
 
         Raises:
             ValueError: an input has another form, or an empty text (which only a tagger accepts). The message

@@ -42,7 +42,18 @@ def test_a_column_is_named_by_a_number_too(tmp_path):
     for columns in (Columns(2, label=3, id=1), Columns(np.int64(2), label=[3], id=("7", 1))):
         assert read(file, columns) == read(file, Columns("2", None, "3", "1"))
     assert Columns(0).text == "0" and Columns(labels=(0, "b")).labels == ("0", "b")
-    for role, given in (("text", 1.0), ("pair", True), ("label", {"a"}), ("id", [None]), ("text", b"text")):
+    assert Columns(labels=(1, "1", np.int64(2))).labels == ("1", "2")
+    for labels in (5, (), "toxic", ("a", None), ("a", ["b"])):
+        with pytest.raises(ValueError, match=r"^labels: expected column names, such as .*, got "):
+            Columns(labels=labels)
+    for role, given in (
+        ("text", 1.0),
+        ("labels", (1, True)),
+        ("pair", True),
+        ("label", {"a"}),
+        ("id", [None]),
+        ("text", b"text"),
+    ):
         with pytest.raises(ValueError, match=f"^{role}: expected a column's name or its number from 1, got "):
             Columns(**{role: given})
 

@@ -206,8 +206,8 @@ def test_a_label_of_an_enum_is_its_value() -> None:
 class Series:
     """As far as a Series of pandas is asked: a row of a table, whose index are the columns, or a column."""
 
-    def __init__(self, cells: dict[Any, Any]) -> None:
-        self.index, self._cells = list(cells), cells
+    def __init__(self, cells: dict[Any, Any], name: Any = 0) -> None:
+        self.index, self.name, self._cells = list(cells), name, cells
 
     def to_dict(self) -> dict[Any, Any]:
         return self._cells
@@ -225,6 +225,10 @@ def test_a_row_of_a_table_is_one_input_and_a_column_several() -> None:
     assert predictor(Series({"stars": 3, "text": "a fine film"})) == wanted
     assert predictor(Series({0: "a fine film", 1: "dull"})) == predictor(["a fine film", "dull"])
     assert predictor(Series({"7a": "a fine film", "7b": "dull"})) == predictor(["a fine film", "dull"])
+    assert predictor(Series({"stars": 3, "text": "a fine film"}, name="7a")) == wanted
+    for name in ("review", "Text", None):  # a column, indexed by words
+        column = Series({"film": "a fine film", "text": "dull"}, name)
+        assert predictor(column) == predictor(["a fine film", "dull"])
     with pytest.raises(UserError, match=r"^inputs: "):
         predictor(Series({"stars": 3, "label": "x"}))
 

@@ -113,8 +113,9 @@ def rows_of(table: Any, name: str = "inputs") -> list[dict[str, Any]] | None:
 
 
 def row_of(value: Any, columns: Columns | None) -> dict[str, Any] | None:
-    """The cells of one row of a pandas table, `table.iloc[0]`: a Series, which is known by its index, the names of
-    columns. None for anything else, such as a column.
+    """The cells of one row of a pandas table, `table.iloc[0]`: a Series whose index are the names of columns, and
+    whose own name is the row's. None for anything else, such as a column: its name is a column's, and its index
+    may be words, one of which is "text".
 
     Args:
         columns: those that the task reads by other than the usual names.
@@ -122,7 +123,12 @@ def row_of(value: Any, columns: Columns | None) -> dict[str, Any] | None:
     if not hasattr(value, "index") or not callable(getattr(value, "to_dict", None)) or hasattr(value, "columns"):
         return None
     named = {name for role in _roles(columns) for name in alternatives(role)}
-    is_row = any(isinstance(name, str) and (name in named or name.lower() in READ) for name in value.index)
+
+    def is_read(name: Any) -> bool:
+        return isinstance(name, str) and (name in named or name.lower() in READ)
+
+    own = getattr(value, "name", None)
+    is_row = own is not None and not is_read(own) and any(map(is_read, value.index))
     return value.to_dict() if is_row else None
 
 

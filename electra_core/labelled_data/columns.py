@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,13 @@ class Columns:
     def __post_init__(self) -> None:
         for role in ALL_FLAGS:
             object.__setattr__(self, role, _as_name(role, getattr(self, role)))
-        if isinstance(self.labels, str) or (self.labels is not None and not self.labels):
-            raise ValueError(f"labels: expected column names, such as ('toxic', 'threat'), got {self.labels!r}")
+        object.__setattr__(self, "labels", _as_names(self.labels))
         if self.labels is not None and self.label is not None:
             raise ValueError(
                 "labels: the labels' own columns, or the one column that holds them (label), not both"
             )
         if self.separator == "":
             raise ValueError("separator: expected at least one character, got ''")
-        labels = None if self.labels is None else tuple(str(name) for name in dict.fromkeys(self.labels))
-        object.__setattr__(self, "labels", labels)
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,21 @@ def _as_name(role: str, given: Any) -> str | tuple[str, ...] | None:
     if isinstance(name, bool) or not isinstance(name, str | int | None):
         raise ValueError(f"{role}: expected a column's name or its number from 1, got {given!r:.80}")
     return str(name) if isinstance(name, int) else name
+
+
+def _as_names(given: Any) -> tuple[str, ...] | None:
+    """The columns of 0 and 1, each once, as `_as_name` has them; None: there are none.
+
+    Raises:
+        ValueError: something else than several names or numbers.
+    """
+    if given is None:
+        return None
+    is_several = isinstance(given, Iterable) and not isinstance(given, str)
+    names = [_as_name("labels", name) for name in given] if is_several else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"labels: expected column names, such as ('toxic', 'threat'), got {given!r:.80}")
+    return tuple(dict.fromkeys(str(name) for name in names))
 
 
 def may_be_usual(columns: Columns, role: str) -> bool:
