@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if torchrun.is_one_of_several():
             if options.command not in ("pretrain", "finetune"):
-                raise UserError("runs in a single process; torchrun is for pretrain and finetune")
+                raise UserError(
+                    "runs in a single process; torchrun is for pretrain and finetune; without torchrun, unset "
+                    "WORLD_SIZE and RANK"
+                )
             for handler in logging.getLogger().handlers:
                 handler.addFilter(_SaidOnce())
         with threads_quiet_about_disks(), on_command_line():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
 
 from electra_core.cli import main
 from electra_core.corpus import Corpus
+from electra_core.errors import UserError
 from electra_core.execution import distributed
 from electra_core.pretrain import pretrain
 from electra_core.pretraining.batches import Batches
@@ -308,6 +310,7 @@ CLEAR = ("WORLD_SIZE", *TORCHRUNS)
         (TORCHRUNS | {"WORLD_SIZE": "2", "RANK": "-1"}, "RANK: .* number from 0 .* got '-1'"),
         (TORCHRUNS | {"WORLD_SIZE": "2", "RANK": "2"}, "RANK: expected a number below WORLD_SIZE=2, got 2"),
         (TORCHRUNS | {"WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT: .* got 'http'"),
+        (TORCHRUNS | {"WORLD_SIZE": "2", "MASTER_PORT": "65536"}, "MASTER_PORT: .* number below 65536, got 65536"),
     ],
     ids=str,
 )
@@ -349,7 +352,16 @@ def test_other_commands_refuse_to_run_twice(
     for name, value in (TORCHRUNS | {"WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
     assert main(["info"]) == 2
-    assert "runs in a single process" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "runs in a single process" in said and "without torchrun, unset WORLD_SIZE and RANK" in said
+
+
+def test_a_module_run_with_a_wrong_number_is_told_so_in_a_line() -> None:
+    """`python -m electra_core` asks for torchrun's variables before anything else."""
+    environment = os.environ | TORCHRUNS | {"WORLD_SIZE": "abc"}
+    command = [sys.executable, "-m", "electra_core", "info"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and re.fullmatch("electra info: WORLD_SIZE: .* got 'abc'.*\n", ended.stderr)
 
 
 def test_who_waits_for_the_others_says_so(
@@ -359,9 +371,20 @@ def test_who_waits_for_the_others_says_so(
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=3))
     for name, value in (TORCHRUNS | {"WORLD_SIZE": "8", "MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(
+        UserError, match=r"^localhost:0: only some of 8 processes came within 0.05 minutes; .*\(.+\)$"
+    ):
         distributed.join_ranks(torch.device("cpu"))
     assert caplog.messages == ["waiting for 8 processes at localhost:0; to run alone, unset WORLD_SIZE"]
+
+
+def test_who_finds_the_port_taken_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in (TORCHRUNS | {"WORLD_SIZE": "2", "MASTER_PORT": str(port)}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^localhost:{port}: another program uses this port; .*MASTER_PORT"):
+            distributed.join_ranks(torch.device("cpu"))
 
 
 # Restarts -----------------------------------------------------------------------------------------------------

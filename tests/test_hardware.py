@@ -286,6 +286,8 @@ def test_a_gpu_that_torch_was_not_built_for(machine: Machine, caplog: pytest.Log
     with pytest.raises(UserError, match=r"^device cuda: .*not built for Tesla P100.*the device cpu"):
         resolve_device("cuda")
     machine.patch.setenv("LOCAL_RANK", "0")
+    assert resolve_device("auto") == torch.device("cpu"), "a leftover"
+    machine.patch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="not built for Tesla P100"):
         resolve_device("auto")
 

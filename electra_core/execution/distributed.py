@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from electra_core.errors import AnotherRankFailed, UserError
+from electra_core.errors import AnotherRankFailed, UserError, lost_rank
 from electra_core.execution import torchrun
 from electra_core.execution.sharding import is_sharded
 from electra_core.linear import cast_one_by_one
@@ -207,7 +207,7 @@ def join_ranks(device: torch.device) -> Ranks:
     start, each start has its own names. (Machines may count differently: docs/scaling.md.)
 
     Raises:
-        UserError: torchrun's variables are incomplete.
+        UserError: torchrun's variables are incomplete, or only some of the ranks came.
     """
     torchrun.check()
     if torchrun.size() == 1:
@@ -217,13 +217,32 @@ def join_ranks(device: torch.device) -> Ranks:
     if dist.is_initialized():  # by a run that ended in an error, which a script caught on all ranks
         _abandon()
     with _impatient():
-        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
-        if torchrun.is_on_one_machine():
-            store = dist.PrefixStore(f"start {torchrun.start()}", store)
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        try:
+            return _met("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+        except dist.DistError as error:
+            if lost_rank(error) is not None:
+                raise
+            raise UserError(_not_met(str(error).strip().split("\n")[0])) from None
+
+
+def _met(backend: str) -> Ranks:
+    """Connects the ranks."""
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
+    if torchrun.is_on_one_machine():
+        store = dist.PrefixStore(f"start {torchrun.start()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks(rank, size)
+
+
+def _not_met(said: str) -> str:
+    """What to tell of torch's error, whose first line is `said`."""
+    if "EADDRINUSE" in said:
+        return f"{torchrun.meeting_point()}: another program uses this port; choose another MASTER_PORT"
+    return (
+        f"{torchrun.meeting_point()}: only some of {torchrun.size()} processes came within "
+        f"{TIMEOUT.total_seconds() / 60:g} minutes; to run alone, unset WORLD_SIZE ({said})"
+    )
 
 
 @contextmanager

@@ -11,9 +11,18 @@ import os
 from electra_core.errors import UserError
 
 
-def is_used() -> bool:
-    """Whether torchrun, or a script in its place, started this process."""
+def may_be_used() -> bool:
+    """Whether torchrun, or a script in its place, may have started this process; never an error."""
     return "LOCAL_RANK" in os.environ
+
+
+def is_used() -> bool:
+    """Whether torchrun, or a script in its place, started this process as one of several.
+
+    Raises:
+        UserError: WORLD_SIZE is no number.
+    """
+    return size() > 1 and may_be_used()
 
 
 def local_rank() -> int:
@@ -61,7 +70,8 @@ def check() -> None:
         )
     if rank() >= size():
         raise UserError(f"RANK: expected a number below WORLD_SIZE={size()}, got {rank()}")
-    _number("MASTER_PORT")
+    if (port := _number("MASTER_PORT") or 0) >= 1 << 16:
+        raise UserError(f"MASTER_PORT: expected a number below {1 << 16}, got {port}")
 
 
 def meeting_point() -> str:
