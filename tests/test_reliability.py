@@ -31,7 +31,7 @@ from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.guards import examine, spike, with_postmortem
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
 from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
-from electra_core.runs.stop_request import StopRequest, deadline_of
+from electra_core.runs.stop_request import StopRequest, check_time, deadline_of
 from electra_core.training import Diverged, Loop
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,40 @@ def test_without_locks_a_leftover_of_the_same_number_is_in_nobody_s_way(
             names(tmp_path) == [left, f"{left}.lock", "data"]
             and (tmp_path / "data" / "file").read_text() == content
         )
+
+
+def test_another_users_leftover_of_the_same_number_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, whole = f".data.{os.getpid()}.tmp", os.open
+
+    def not_ours(path: Any, *how: Any, **more: Any) -> int:
+        if str(path).endswith(f"{left}.lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", not_ours)
+    with pytest.raises(UserError, match="no permission to write here"), new_folder(tmp_path / "data"):
+        pass
+    (tmp_path / left).mkdir()
+    (tmp_path / f"{left}.lock").write_bytes(b"")
+    with new_folder(tmp_path / "data") as folder:
+        (folder / "file").touch()
+    assert names(tmp_path) == [left, f"{left}.lock", "data"] and names(tmp_path / "data") == ["file"]
+
+
+def test_what_an_earlier_version_left_is_removed_and_its_model_put_back(tmp_path: Path) -> None:
+    """It locked the temporary folder itself; such a one is left alone as long as its writer lives."""
+    for name in (".data.77.tmp", ".data.77.old", ".data.78.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name[-3:]).touch()
+    writes = os.open(tmp_path / ".data.78.tmp", os.O_RDONLY)
+    fcntl.flock(writes, fcntl.LOCK_EX)
+    remove_leftovers(tmp_path, "data")
+    assert names(tmp_path) == [".data.78.tmp", "data"] and names(tmp_path / "data") == ["old"]
+    os.close(writes)
+    remove_leftovers(tmp_path, "data")
+    assert names(tmp_path) == ["data"]
 
 
 def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
@@ -377,14 +411,21 @@ def test_without_locks_a_second_run_is_told_or_refused(
         RunState(tmp_path)
     (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": 7, "host": "elsewhere"}))
     RunState(tmp_path)
-    assert all(message.startswith(told) for message in caplog.messages) and len(caplog.messages) == 9
-    assert caplog.messages[0] == told
+    assert caplog.messages[:-1] == [told] * 8, "neither this process nor a dead one trains it"
     assert caplog.messages[-1] == f"{told}; state.json says that process 7 on elsewhere trains it"
     (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": os.getppid()}))
     with pytest.raises(UserError, match=f"trained by process {os.getppid()} on .*remove state.json if"):
         RunState(tmp_path)
     (tmp_path / "state.json").unlink()
     RunState(tmp_path)
+
+
+def test_a_time_to_stop_at_is_a_number() -> None:
+    for given in ("18:00", True, None, [1.9e9]):
+        with pytest.raises(
+            UserError, match=f"^stop_at: expected seconds since 1970.* got {type(given).__name__} "
+        ):
+            check_time(given)
 
 
 def test_the_log_survives_what_a_crash_left_in_it(tmp_path: Path) -> None:

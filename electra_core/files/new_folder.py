@@ -156,7 +156,12 @@ def _claim(target: Path) -> tuple[Path, int]:
     number = os.getpid()
     while True:
         temporary, number = target.with_name(f".{target.name}.{number}.tmp"), number + 1
-        lock = _locked(temporary)
+        try:
+            lock = _locked(temporary)
+        except PermissionError:
+            if _lock_of(temporary).exists():  # another user's leftover
+                continue
+            raise
         if lock is None:  # another machine's process
             continue
         try:
@@ -173,11 +178,28 @@ def _remove_if_abandoned(temporary: Path) -> None:
     """Removes a folder whose writer is dead: its lock is free."""
     try:
         lock = _locked(temporary, to_write=False)
-    except OSError:  # somebody else's, or just finished
+    except FileNotFoundError:
+        _remove_if_abandoned_earlier(temporary)
+        return
+    except OSError:  # somebody else's
         return
     if lock is not None:
         shutil.rmtree(temporary, ignore_errors=True)
         _unlock(temporary, lock)
+
+
+def _remove_if_abandoned_earlier(temporary: Path) -> None:
+    """As `_remove_if_abandoned`, for a folder without the lock's file: an earlier version's, which locked the
+    folder itself, or one whose writer has just finished (then its path leads elsewhere by now)."""
+    with suppress(OSError):  # somebody else's, being written, or on a file system without such locks
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_new = _lock_of(temporary).exists()
+            if not is_new and os.path.samestat(os.stat(temporary), os.fstat(descriptor)):
+                shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def _locked(folder: Path, to_write: bool = True) -> int | None:

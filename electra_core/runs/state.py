@@ -73,8 +73,9 @@ class RunState:
         """
         other, said = _read(self.path), torchrun.hint_about_srun()
         if other.get("state") == RUNNING:
-            said += f"; state.json says that {_named(other)} trains it"
-            if other.get("host") == self._facts["host"] and _is_another(other.get("pid")):
+            if other.get("host") != self._facts["host"]:
+                said += f"; state.json says that {_named(other)} trains it"
+            elif _is_another(other.get("pid")):
                 raise UserError(
                     f"{run}: is being trained by {_named(other)}, says its state.json; wait for it or stop it, or "
                     "remove state.json if that process is another program's"
