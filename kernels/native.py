@@ -44,6 +44,8 @@ THREADS, ONE_THREAD = ("-fopenmp", "-fopenmp-simd")
 DTYPES = (torch.float32, torch.bfloat16)
 LONGEST = 300
 """Seconds that a command of the compiler may take; usual are a few."""
+BY_NAME = ("ccache", "distcc", "icecc")
+"""Programs that call the compiler by the name of the link that leads to them."""
 SWITCHED_OFF = "ELECTRA_NATIVE=0 is set"
 
 
@@ -62,6 +64,8 @@ class Loaded(NamedTuple):
     problem: str | None = None
     compiler: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    without_threads: str | None = None
+    """Why the options that give threads did not do, if none of them did."""
 
 
 def problem() -> str | None:
@@ -71,10 +75,7 @@ def problem() -> str | None:
 
 def one_thread() -> str | None:
     """Why the loops in C run on one thread, however many PyTorch has; or None."""
-    loaded = _load()
-    if ONE_THREAD not in loaded.options:
-        return None
-    return f"{shlex.join(loaded.compiler)} has another OpenMP than PyTorch, which usually has GCC's"
+    return _load().without_threads
 
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
@@ -131,15 +132,23 @@ def _load() -> Loaded:
     except NativeError as error:
         return Loaded(None, str(error))
     _share_openmp()
-    reason = ""
+    reason, without_threads = "", None
     for threads, compiler, options in itertools.product((THREADS, ONE_THREAD), compilers, PROCESSOR):
         try:
-            return _build_and_load(compiler, (*options, threads))
+            loaded = _build_and_load(compiler, (*options, threads))
+            return loaded if threads == THREADS else loaded._replace(without_threads=without_threads)
         except (NativeError, OSError) as error:
             reason = str(error)
             if isinstance(error, TooSlowError):
                 break
+            if threads == THREADS:
+                without_threads = reason if isinstance(error, NativeError) else _other_openmp(compiler, reason)
     return Loaded(None, reason)  # of the plainest options: others may fail for a reason of their own
+
+
+def _other_openmp(compiler: tuple[str, ...], reason: str) -> str:
+    """What to tell of a library that was built with threads and does not load."""
+    return f"{shlex.join(compiler)} has another OpenMP than PyTorch, which usually has GCC's ({reason})"
 
 
 def _share_openmp() -> None:
@@ -158,11 +167,11 @@ def load_for(processor: str) -> Loaded:
     options = [f"-march={processor}" if option == "-march=native" else option for option in here.options]
     if here.problem or f"-march={processor}" not in options:
         raise NativeError(here.problem or f"{shlex.join(here.compiler)} has no -march=native to replace")
-    return _build_and_load(here.compiler, tuple(options))
+    return _build_and_load(here.compiler, tuple(options))._replace(without_threads=here.without_threads)
 
 
 def _compilers() -> list[tuple[str, ...]]:
-    """The commands to try, with their arguments: the one in CC, else all that this machine has."""
+    """The commands to try, with their arguments: the one in CC, else all that this machine has, each once."""
     try:
         asked_for = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
@@ -171,13 +180,17 @@ def _compilers() -> list[tuple[str, ...]]:
     found = [(path, *arguments) for name, *arguments in commands if (path := shutil.which(name))]
     if not found:
         raise NativeError(f"no C compiler ({' or '.join(name for name, *_ in commands)}) was found")
-    return found
+    programs: dict[str, tuple[str, ...]] = {}  # `cc` usually is a link to `gcc`
+    for path, *arguments in found:
+        program = os.path.realpath(path)
+        by_name = os.path.basename(program) in BY_NAME
+        programs.setdefault(path if by_name else program, (path, *arguments))
+    return [*programs.values()]
 
 
 def _build_and_load(compiler: tuple[str, ...], options: tuple[str, ...]) -> Loaded:
-    version = _run([*compiler, "--version"])
     texts = [source.read_text(encoding="utf-8") for source in SOURCES]
-    facts = "\n".join([*compiler, *options, version, _processor(), *texts])
+    facts = "\n".join([*compiler, *options, _version(compiler), _processor(), *texts])
     library = _cache_folder() / f"native-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.so"
     if not library.exists():
         _build(compiler, options, library)
@@ -185,6 +198,11 @@ def _build_and_load(compiler: tuple[str, ...], options: tuple[str, ...]) -> Load
     for name in ("layer_norm_forward", "layer_norm_backward"):
         getattr(loaded, name).restype = None
     return Loaded(loaded, None, compiler, options)
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    return _run([*compiler, "--version"])
 
 
 def _build(compiler: tuple[str, ...], options: tuple[str, ...], library: Path) -> None:

@@ -448,11 +448,11 @@ def test_a_command_with_arguments_is_a_compiler(
 def test_without_threads_fp32_takes_the_twin_where_torch_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, afresh: None
 ) -> None:
-    """As with Clang, whose OpenMP is not PyTorch's."""
+    """As with Clang, which may have no OpenMP or another than PyTorch's."""
     monkeypatch.setenv("CC", compiler(tmp_path, "-fopenmp"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native._load.cache_clear()
-    reason = f"{tmp_path / 'cc'} has another OpenMP than PyTorch, which usually has GCC's"
+    reason = f"{tmp_path / 'cc'} failed: \ufffd: error: unrecognized option"
     assert available()["native"] == f"yes, on one thread: {reason}"
     x, bf16 = torch.ones(2, 16), torch.ones(2, 16, dtype=torch.bfloat16)
 
@@ -466,6 +466,50 @@ def test_without_threads_fp32_takes_the_twin_where_torch_has_them(
     assert caplog.messages == [f"the loops in C use 1 of 4 threads, so fp32 takes plain PyTorch: {reason}"]
     with use("native"):
         assert takes(x)
+
+
+@needs_threads
+def test_an_openmp_that_the_process_lacks_is_the_reason_for_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    whole, reason = native._build_and_load, "undefined symbol: __kmpc_fork_call"
+
+    def load(compiler: tuple[str, ...], options: tuple[str, ...]) -> native.Loaded:
+        if native.THREADS in options:
+            raise OSError(reason)
+        return whole(compiler, options)
+
+    monkeypatch.setattr(native, "_build_and_load", load)
+    native._load.cache_clear()
+    said = f"has another OpenMP than PyTorch, which usually has GCC's ({reason})"
+    assert native.problem() is None and str(native.one_thread()).endswith(said)
+
+
+def test_a_link_to_the_same_compiler_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except one to a program that goes by the link's name."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program, found in (("gcc-13", ["cc"]), ("ccache", ["cc", "gcc"])):
+        compiler(tmp_path, "-none", program)
+        for name in ("cc", "gcc"):
+            (tmp_path / name).unlink(missing_ok=True)
+            (tmp_path / name).symlink_to(program)
+        assert native._compilers() == [(str(tmp_path / name),) for name in found]
+
+
+def test_a_compiler_is_asked_for_its_version_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+) -> None:
+    asked, whole = [], native._run
+
+    def run(command: list[str], folder: str | None = None) -> str:
+        asked.append("--version" in command)
+        return whole(command, folder)
+
+    monkeypatch.setattr(native, "_run", run)
+    monkeypatch.setenv("CC", compiler(tmp_path, "-O3"))
+    native._load.cache_clear()
+    assert native.problem() and asked.count(True) == 1 and asked.count(False) > 1
 
 
 @needs_threads
