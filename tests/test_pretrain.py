@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra
 from electra_core.errors import UserError
+from electra_core.execution.torch_state import for_training
 from electra_core.optim import build_optimizer
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.run_folder import read_config
@@ -213,6 +215,17 @@ def test_a_callers_autocast_changes_nothing(data: Path, tmp_path: Path, precisio
         assert torch.autocast_decrement_nesting() == 1 and torch.autocast_increment_nesting() == 2
     assert not torch.is_autocast_enabled("cpu")
     assert_same_run(tmp_path / "run", tmp_path / "plain")
+
+
+def test_in_training_an_autocast_computes_with_the_weights_of_now() -> None:
+    """torch keeps its bf16 copies of weights until the outermost autocast ends, a disabled one included."""
+    layer, ones = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    for outside in (nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with outside, for_training():
+            for weight in (1.0, 2.0):
+                nn.init.constant_(layer.weight, weight)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    assert layer(ones).tolist() == [[4 * weight] * 4]
 
 
 def test_no_two_uses_of_randomness_share_a_key(
