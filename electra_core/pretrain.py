@@ -21,6 +21,7 @@ from electra_kernels.rng import fold
 from torch import Tensor, nn
 
 from electra_core.checkpoint import CheckpointWriter, snapshot
+from electra_core.config import plain
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.execution.distributed import join_ranks
 from electra_core.execution.engine import static_steps
@@ -33,7 +34,7 @@ from electra_core.masking import MaskFunction, mask
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
 from electra_core.pretraining.batches import Ahead
-from electra_core.pretraining.evaluation import evaluate, health, heldout_loss
+from electra_core.pretraining.evaluation import evaluate, health, heldout_loss, more_figures
 from electra_core.pretraining.meter import Meter, flops_per_token
 from electra_core.pretraining.run_folder import is_finished, model_card, save_models
 from electra_core.pretraining.setup import (
@@ -115,9 +116,10 @@ def pretrain(
         quiet: show no progress bar.
         wandb: Weights & Biases project to log to as well.
         on_evaluation: called with the figures of every evaluation, plus "step" and "tokens". If it returns
-            something true, the run saves and stops as at a time limit; of several ranks, the first one's counts.
+            True, the run saves and stops as at a time limit; of several ranks, the first one's counts. Anything
+            else that it returns has no effect.
         mask: chooses the masked positions, of held-out text too; `masking.py` says what it has to heed. A run is
-            resumed with the function of the same name only.
+            resumed with the function of the same name and module only.
 
     Raises:
         UserError: bad configuration, not a corpus, an occupied folder, a resume that does not fit, ...
@@ -174,7 +176,7 @@ def pretrain(
                     log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
                 meter.leave_out(begin)
                 figures = {"step": step, "tokens": meter.tokens, **evaluation}
-                wish = on_evaluation is not None and bool(on_evaluation(figures))
+                wish = on_evaluation is not None and plain(on_evaluation(figures)) is True
                 if ranks.decided_by_first(partial(bool, wish)) and not last:
                     reason = reason or "on_evaluation"
                 if last and not math.isfinite(heldout_loss(evaluation, config)):
@@ -252,9 +254,7 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
     }
     if output.word_loss is not None:
         figures["word_loss"] = output.word_loss.detach()
-    if taken := sorted(output.more.keys() & (figures.keys() | {"word_loss", "skipped"})):
-        raise ValueError(f"PretrainOutput.more: expected other names than the log's own, got {taken[0]!r}")
-    return figures | {name: value.detach() for name, value in output.more.items()}
+    return figures | more_figures(output)
 
 
 def _save(

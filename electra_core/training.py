@@ -142,6 +142,7 @@ def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor
 
 def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
     """The second half of `take_step`: clips the whole batch's gradients, and updates if loss and norm are finite.
+    Then all ranks have rank 0's buffers, which is what a checkpoint holds.
 
     Args:
         sums: what `backward` returned, summed over all ranks.
@@ -158,6 +159,7 @@ def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
     elif not bool(skipped):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    loop.ranks.share_buffers(loop.model)
     return Done(loss, figures, gradient_norm, skipped)
 
 

@@ -1,4 +1,5 @@
-"""An objective of one's own, for tests: COCO-LM's sequence loss beside ELECTRA's (registered on import)."""
+"""Objectives of one's own, for tests (registered on import): COCO-LM's sequence loss beside ELECTRA's, and one
+with a buffer that every forward pass in training writes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from electra_kernels.rng import Seed
 from torch import Tensor
 
+from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
 from electra_core.objectives import register
 
@@ -33,3 +35,29 @@ class Contrastive(Electra):
         loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
         hits = batch.mean_over_sequences((logits_NN.argmax(1) == rows_N).float())
         return replace(output, loss=output.loss + loss, more={"contrastive_loss": loss, "found": hits})
+
+
+@register
+class Running(Electra):
+    """The encoder's [CLS] stays near its running mean, a buffer."""
+
+    objective = "running"
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__(config, pretrain)
+        self.mean_D: Tensor
+        self.register_buffer("mean_D", torch.zeros(config.hidden_size))
+        self.register_buffer("seen", torch.tensor(False))
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        output, token_seed = super().forward(batch, seed), batch.seeds(seed)[0]
+        text = batch.tokens.with_ids(output.corrupted_ids_T)
+        first_ND = self.discriminator.encoder(text, token_seed, batch.first_tokens_N).float()
+        before_D = self.mean_D.clone()
+        loss = batch.mean_over_sequences((first_ND - before_D).square().mean(1))
+        if self.training:
+            with torch.no_grad():
+                new_D = (first_ND * batch.sequence_weights_N[:, None]).sum(0)
+                self.mean_D.copy_(0.9 * before_D + 0.1 * new_D)
+                self.seen.fill_(True)
+        return replace(output, loss=output.loss + loss, more={"distance": loss.detach()})

@@ -63,11 +63,18 @@ def pretrain_rank(data: Path, out: Path, changes: dict[str, Any], sizes: dict[st
     return result.steps, result.tokens, result.evaluation, result.stopped_by
 
 
-def pretrain_own(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
-    """`pretrain_rank` where each rank has registered the objective "contrastive"."""
+def pretrain_own(
+    data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], options: dict[str, Any] | None = None
+) -> Any:
+    """`pretrain_rank` where each rank has registered the objectives "contrastive" and "running"."""
     import contrastive  # noqa: F401
 
-    return pretrain_rank(data, out, changes, sizes, {})
+    return pretrain_rank(data, out, changes, sizes, options or {})
+
+
+def pretrain_own_stopped(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """`pretrain_own`, of which the first evaluation is enough."""
+    return pretrain_own(data, out, changes, sizes, {"on_evaluation": lambda _: True})
 
 
 def pretrain_until_told(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], sayer: int) -> Any:

@@ -15,16 +15,18 @@ from small_runs import ORIGINAL, RUN, SIZES, assert_same_run, data, one_thread, 
 
 from electra_core import PRESETS, flops
 from electra_core.cli import main
-from electra_core.config import OBJECTIVES, PretrainConfig
+from electra_core.config import OBJECTIVES, EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.electra import Discriminator, Electra, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
+from electra_core.execution import cross_check
 from electra_core.execution.static_batch import Shapes
 from electra_core.objectives import MaskedLM, build_objective, register
 from electra_core.pretraining.batches import Batches
-from electra_core.pretraining.evaluation import evaluate, heldout_loss
+from electra_core.pretraining.evaluation import TAKEN, evaluate, heldout_loss
 from electra_core.pretraining.setup import resolve_config
 from electra_core.runs.checkpoint_files import read_record
+from electra_core.runs.metrics_log import read_metrics
 
 OWN: dict[str, Any] = ORIGINAL | {"objective": "contrastive"}
 
@@ -167,6 +169,90 @@ def test_names_of_the_log_are_not_taken(data: Path, tmp_path: Path) -> None:
     register(Taken)
     with pytest.raises(ValueError, match=r"PretrainOutput\.more: expected other names .* got 'tokens'"):
         train(data, tmp_path / "run", OWN | {"objective": "taken", "engine": "eager"})
+
+
+def test_no_column_of_the_log_or_of_the_evaluation_is_free(data: Path, whole: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", ORIGINAL | {"objective": "all-tokens-mlm", "steps": 2, "log_every": 2})
+    lines = [line for run in (whole, tmp_path / "run") for line in read_metrics(run / "metrics.jsonl")]
+    columns = {name.removeprefix("eval_") for line in lines for name in line}
+    assert columns - {"contrastive_loss", "found"} <= TAKEN
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"learning_rate": torch.tensor(1.0)}, "names than .* got 'learning_rate'"),
+        ({"rtd_auc": torch.tensor(1.0)}, "got 'rtd_auc'"),
+        ({"eval_mine": torch.tensor(1.0)}, "got 'eval_mine'"),
+        ({3: torch.tensor(1.0)}, "got 3"),
+        ({"mine": 1.0}, r"more\['mine'\]: expected a scalar tensor, got float"),
+        ({"mine": torch.ones(2)}, r"more\['mine'\]: expected a scalar tensor, got one of shape \[2\]"),
+    ],
+)
+def test_what_it_adds_is_checked_in_both_places(more: Any, said: str, data: Path, tmp_path: Path) -> None:
+    class Adding(Electra):
+        objective = "adding"
+
+        def forward(self, batch: Any, seed: Any) -> Any:
+            return replace(super().forward(batch, seed), more=more)
+
+    register(Adding)
+    changes = OWN | {"objective": "adding", "engine": "eager"}
+    with pytest.raises(ValueError, match=said):
+        train(data, tmp_path / "run", changes)
+    encoder, config = resolve_config("tiny", RUN | changes, SIZES, Corpus.open(data))
+    model = Adding(encoder, config)
+    with pytest.raises(ValueError, match=said):
+        evaluate(model, Corpus.open(data, "heldout"), config, torch.device("cpu"), nullcontext())
+
+
+class Shuffled(torch.nn.Module):
+    """Without a generator: every masked position's token is replaced by a fixed other one."""
+
+    objective, judges, predicts, has_generator = "shuffled", "tokens", None, False
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig):
+        super().__init__()
+        self.discriminator = Discriminator(config)
+
+    def forward(self, batch: PretrainBatch, seed: Any) -> PretrainOutput:
+        vocab_size, ids_T = self.discriminator.config.vocab_size, batch.tokens.input_ids_T.clone()
+        ids_T[batch.masked_positions_M] = (batch.target_ids_M * 7 + 13) % vocab_size
+        replaced_T = ids_T != batch.tokens.input_ids_T
+        text, token_seed = batch.tokens.with_ids(ids_T), batch.seeds(seed)[0]
+        head = self.discriminator.judge(text, replaced_T, batch.token_weights_T, token_seed)
+        loss = head.loss * batch.token_share
+        return PretrainOutput(loss, torch.zeros_like(loss), loss, ids_T, replaced_T, head.logits_T)
+
+
+@pytest.mark.parametrize("embedding_init", ["normal", "cooccurrence"])
+def test_one_without_any_generator(
+    embedding_init: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(Shuffled)
+    told: list[str] = []
+    monkeypatch.setattr(cross_check, "_uses_kernels", lambda *_: True)
+    monkeypatch.setattr(cross_check, "distrust", lambda _, reason: told.append(reason))
+    result = train(data, tmp_path / "run", OWN | {"objective": "shuffled", "embedding_init": embedding_init})
+    assert {"eval_loss", "eval_rtd_auc"} <= result.evaluation.keys() and not told
+    assert "eval_mlm_accuracy" not in result.evaluation
+    assert (tmp_path / "run" / "discriminator").is_dir() and not (tmp_path / "run" / "generator").exists()
+
+
+@pytest.mark.parametrize("missing", ["discriminator", "generator"])
+def test_a_half_that_is_missing_is_named_before_the_first_step(missing: str, data: Path, tmp_path: Path) -> None:
+    class Halved(Electra):
+        objective = "halved"
+
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            self.other = getattr(self, missing)
+            delattr(self, missing)
+
+    register(Halved)
+    with pytest.raises(ValueError, match=rf"Halved\.{missing}: expected .* got none"):
+        train(data, tmp_path / "run", OWN | {"objective": "halved"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_says_that_it_does_not_know_it(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_runs import assert_same_run, base, data, one_thread, state, train  # noqa: F401
@@ -188,6 +190,20 @@ def test_a_run_is_resumed_with_its_mask_only(data: Path, tmp_path: Path) -> None
     assert train(data, tmp_path / "run", {"steps": 4}, resume=True, mask=first_words).steps == 4
 
 
+def test_a_finished_run_without_checkpoints_has_its_mask_only(data: Path, tmp_path: Path) -> None:
+    settings = {"steps": 2, "keep_checkpoints": 0}
+    one = train(data, tmp_path / "run", settings, mask=first_words)
+    with pytest.raises(
+        UserError, match=r"is finished: mask was \w+\.first_words, is now electra_core\.masking\.mask"
+    ):
+        train(data, tmp_path / "run", settings, resume=True)
+    assert train(data, tmp_path / "run", settings, resume=True, mask=first_words).evaluation == one.evaluation
+    path = tmp_path / "run" / "state.json"
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name != "mask"}
+    path.write_text(json.dumps(older))
+    assert train(data, tmp_path / "run", settings, resume=True).steps == 2, "an older version's: the usual mask"
+
+
 def test_a_mask_of_another_number_of_words_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mask: expected \d masked positions in a sequence of \d+ tokens"):
         train(data, tmp_path / "run", mask=every_second)
@@ -226,3 +242,18 @@ def test_an_answer_to_an_evaluation_stops_the_run_and_it_goes_on(data: Path, bas
     result = train(data, tmp_path / "run", on_evaluation=enough, resume=True)
     assert (result.stopped_by, result.steps, seen) == (None, 8, [4, 8]), "at the last step nothing is left to stop"
     assert_same_run(tmp_path / "run", base)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [
+        (True, True), (np.bool_(True), True), (torch.tensor(True), True),
+        (False, False), (None, False), (1, False), ("a line", False), (np.zeros(3), False), (torch.ones(2), False),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_only_true_stops_a_run(data: Path, tmp_path: Path, answer: object, stops: bool) -> None:
+    """A function that logs may return what its logger does: a number of characters, a table."""
+    settings = {"steps": 2, "eval_every": 1, "engine": "eager"}
+    result = train(data, tmp_path / "run", settings, on_evaluation=lambda _: answer)
+    assert (result.steps, result.stopped_by) == ((1, "on_evaluation") if stops else (2, None))

@@ -19,7 +19,7 @@ test-gpu` is for kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from electra_core.config import EncoderConfig
 from electra_core.electra import Generator, PretrainBatch
 from electra_core.execution.placement import autocast_context
 from electra_core.execution.static_batch import Shapes
+from electra_core.execution.torch_state import buffers_kept
 from electra_core.packing import TokenBatch, from_lengths
 
 Figures = dict[str, Tensor]
@@ -70,15 +71,17 @@ def check_pretraining(
     """
     if not _uses_kernels(device, dtype):
         return True
-    batch = _masked(_text(electra.generator.config, max_length))
+    batch = _masked(_text(electra.discriminator.config, max_length))
     batch = (_in_fixed_shape(batch, max_length) if static else batch).to(device)
 
     def compute() -> Figures:
-        output = electra(batch, SEED)
-        losses = {"the MLM loss": output.mlm_loss.detach(), "the RTD loss": output.rtd_loss.detach()}
-        return losses | _gradients(electra, output.loss)
+        with buffers_kept(electra):
+            output = electra(batch, SEED)
+            losses = {"the MLM loss": output.mlm_loss.detach(), "the RTD loss": output.rtd_loss.detach()}
+            return losses | _gradients(electra, output.loss)
 
-    with _one_draw(electra.generator) as other_words:
+    generator = getattr(electra, "generator", None)
+    with nullcontext([]) if generator is None else _one_draw(generator) as other_words:
         return _check(compute, device, dtype, other_words)
 
 
@@ -108,7 +111,7 @@ def _check_text(
     text = text.to(device)
 
     def compute() -> Figures:
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), buffers_kept(model):
             logits = model(text, SEED if training else None).float()
             gradients = _gradients(model, logits.square().mean()) if training else {}
             return {"the logits": logits.detach()} | gradients

@@ -44,6 +44,7 @@ from electra_core.errors import option
 from electra_core.execution.distributed import FlatGradients, Ranks
 from electra_core.execution.input_buffers import InputBuffers
 from electra_core.execution.step_runners import GraphRunner, PlainRunner, rehearsed
+from electra_core.execution.torch_state import buffers_kept
 from electra_core.optim import make_capturable
 from electra_core.training import (
     LOSS,
@@ -195,7 +196,8 @@ def static_steps(
     runner: GraphRunner | PlainRunner = PlainRunner(take.captured, device)
     if capture:
         loop.model.train()
-        runner = rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
+        with buffers_kept(loop.model):  # the optimizer skips a dummy step, but a forward pass writes its NaN there
+            runner = rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
         loop.optimizer.zero_grad(set_to_none=True)  # left over from a failed capture
         in_a_row.fill_(loop.skipped_before)
     runner.send(prepared(loop.first_step, first))

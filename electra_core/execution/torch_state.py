@@ -1,7 +1,8 @@
 """torch's settings for a whole process that a caller may have changed, and that training and loading rely on.
 
 A notebook's earlier cell may have turned gradients off or made float64 the default. The functions are contexts,
-and as decorators hold for a function. `torch.set_default_device` is not covered.
+and as decorators hold for a function. `torch.set_default_device` is not covered. `buffers_kept` is about a model:
+what is computed on trial leaves no trace.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -54,3 +56,23 @@ def without_autocast() -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled)
         for _ in range(depth):
             torch.autocast_increment_nesting()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A context at whose end the model's buffers are those of before, with the same values at the same addresses.
+
+    For forward passes on trial in training mode: they may write running statistics, a queue, a moving average.
+    """
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, before in kept:
+                module._buffers[name] = buffer.copy_(before)

@@ -10,13 +10,19 @@ from torch import Tensor, nn
 
 from electra_core.config import OBJECTIVES, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.electra import PretrainBatch
+from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.execution.distributed import Ranks
 from electra_core.masking import MaskFunction, mask
 from electra_core.pretraining.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
 BATCH_SIZE = 64
+TAKEN = {
+    "step", "warnings", "loss", "mlm_loss", "rtd_loss", "word_loss", "replaced_fraction", "tokens", "skipped",
+    "tokens_per_second", "data_wait", "memory_mb", "skipped_steps", "mfu", "gradient_norm", "learning_rate",
+    "mlm_accuracy", "rtd_accuracy", "rtd_precision", "rtd_recall", "rtd_auc", "base_rate_loss",
+}  # fmt: skip
+"""Columns of the log, and of held-out figures after `eval_`, that an objective's own figures cannot have."""
 
 
 class Outcome(NamedTuple):
@@ -81,19 +87,38 @@ def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: i
     word_loss = math.nan if output.word_loss is None else float(output.word_loss)
     counts = len(batch.masked_positions_M), batch.tokens.num_tokens, batch.tokens.num_sequences
     judged = batch.masked_positions_M if electra.judges == "masked" else slice(None)
-    whole = (output.loss, *output.more.values())
+    more = more_figures(output)
+    whole = (output.loss, *more.values())
     return Outcome(
         [*counts, float(output.mlm_loss), float(output.rtd_loss), word_loss, *map(float, whole)],
         hits_M.cpu(),
         output.rtd_logits_T[judged].float().cpu(),
         output.is_replaced_T[judged].cpu(),
-        list(output.more),
+        list(more),
     )
 
 
+def more_figures(output: PretrainOutput) -> dict[str, Tensor]:
+    """What an objective of one's own adds to the figures (`PretrainOutput.more`), detached.
+
+    Raises:
+        ValueError: a name that the log or the evaluation has itself, or a value that is no scalar tensor.
+    """
+    for name, value in output.more.items():
+        if not isinstance(name, str) or not name or name in TAKEN or name.startswith(("eval_", "dev_")):
+            raise ValueError(
+                f"PretrainOutput.more: expected other names than the log's and the evaluation's own, got {name!r}"
+            )
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"one of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"PretrainOutput.more[{name!r}]: expected a scalar tensor, got {got}")
+    return {name: value.detach() for name, value in output.more.items()}
+
+
 def _generates(electra: Any, config: PretrainConfig) -> bool:
-    """Whether the generator is trained; with uniform draws it is not."""
-    return not (electra.has_generator and config.uniform_generator)
+    """Whether there is a generator and it is trained; with uniform draws it is not."""
+    uniform = electra.has_generator and config.uniform_generator
+    return getattr(electra, "generator", None) is not None and not uniform
 
 
 def _figures(

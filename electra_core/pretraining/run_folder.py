@@ -76,10 +76,11 @@ def is_finished(run: Path, identity: dict[str, Any]) -> bool:
         UserError: the finished run has other settings than `identity`, or its model is gone, too; or the
             checkpoints cannot be seen.
     """
-    if read_state(run).get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
+    state = read_state(run)
+    if state.get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
         return False
     saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
-    if differences := _differences(saved, identity):
+    if differences := [*_differences(saved, identity), *_other_mask(state, identity)]:
         raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
     if not (run / HALVES[0] / "config.json").is_file():
         raise UserError(
@@ -134,8 +135,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         differences.append(
             "it was started by a version that cuts text into other examples; finish it with that version"
         )
-    if (was := saved.get("mask", _name(mask))) != identity["mask"]:  # older versions had only this one
-        differences.append(f"mask was {was}, is now {identity['mask']}")
+    differences += _other_mask(saved, identity)
     if differences:
         raise UserError(f"cannot resume {checkpoint.path}: " + "; ".join(differences))
 
@@ -148,6 +148,12 @@ def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
         for name, value in identity[table].items()
         if saved[table].get(name) != value
     ]
+
+
+def _other_mask(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """That the mask function differs, in words; older versions, which had only one, did not name it."""
+    was = saved.get("mask", _name(mask))
+    return [] if was == identity["mask"] else [f"mask was {was}, is now {identity['mask']}"]
 
 
 def start_record(start_from: Pair) -> dict[str, list[str]]:

@@ -293,11 +293,23 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     return Learner(electra, optimizer, checkpoint.step, tokens, skipped, checkpoint.meta.get("start"))
 
 
+NEEDED = {
+    "discriminator": "the model that is kept",
+    "generator": "another model than the one that is kept, as has_generator is True",
+}
+
+
 def check_savable(electra: Any) -> None:
-    """Raises ValueError if a half of the model could not be saved at the run's end: better now than then."""
+    """Raises ValueError if a half of the model is missing, or could not be saved at the run's end: better now than
+    then."""
+    needed = {"discriminator": True, "generator": electra.has_generator}
     for kind in HALVES:
         part = getattr(electra, kind, None)
         if part is None:
+            if needed[kind]:
+                raise ValueError(
+                    f"{type(electra).__name__}.{kind}: expected {NEEDED[kind]}, got none; set it in __init__"
+                )
             continue
         try:
             check_parameters(part)
@@ -357,11 +369,13 @@ def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
     with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
         vectors = cooccurrence_embeddings(corpus, encoder.embedding_size, encoder.initializer_range, config.seed)
         bar.update(corpus.num_tokens)
-    electra.generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
-    for part in (electra.generator, electra.discriminator):
+    generator = getattr(electra, "generator", None)
+    for part in (generator, electra.discriminator):
         if isinstance(part, Generator):  # also replace-mlm's and all-tokens-mlm's discriminator
             part.output_bias.copy_(log_frequencies(corpus))
-    if config.tying == "none":
+    if generator is not None:
+        generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
+    if generator is None or config.tying == "none":
         electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
 
 
@@ -388,7 +402,7 @@ def open_record(job: Job, run: Path, resumed: bool, first_step: int, wandb: str 
     """
     only_first = job.ranks.only_first
     state = only_first(lambda: make_run(run, resumed))
-    state.begin(step=first_step, steps=job.config.steps, saved=first_step)
+    state.begin(step=first_step, steps=job.config.steps, saved=first_step, mask=job.identity["mask"])
     only_first(lambda: write_config(run / "config.toml", job.encoder, job.config))
     log = only_first(lambda: MetricsLog(run, first_step, wandb))
     keep = job.config.keep_checkpoints
