@@ -81,7 +81,8 @@ def check_pretraining(
             return losses | _gradients(electra, output.loss)
 
     generator = getattr(electra, "generator", None)
-    with nullcontext([]) if generator is None else _one_draw(generator) as other_words:
+    draws: AbstractContextManager[list[Tensor]] = nullcontext([]) if generator is None else _one_draw(generator)
+    with draws as other_words:
         return _check(compute, device, dtype, other_words)
 
 

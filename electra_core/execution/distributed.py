@@ -120,9 +120,7 @@ class Ranks:
         """Copies rank 0's buffers to all ranks, in place: a forward pass may write them, on each rank its own."""
         if self.size > 1:
             for buffer in model.buffers():
-                values = buffer.detach()
-                # gloo has no bool
-                dist.broadcast(values.view(torch.uint8) if values.dtype == torch.bool else values, src=0)
+                dist.broadcast(buffer.data, src=0)
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """The module to call in training, so that backward leaves the gradients summed over all ranks.
