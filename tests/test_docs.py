@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from electra_core import cli
+from electra_core.config import OWN_OBJECTIVES
 from electra_core.downstream.task_files import KINDS
 from electra_core.encoder import Encoder, Layer
+from electra_core.objectives import _own
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -226,12 +228,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_classes() -> Iterator[None]:
-    """Takes back the classes that a page sets and the tasks that it registers."""
-    attention, layer, kinds = Layer.attention_class, Encoder.layer_class, dict(KINDS)
+    """Takes back the classes that a page sets, and the tasks and objectives that it registers."""
+    attention, layer = Layer.attention_class, Encoder.layer_class
+    kinds, objectives, names = dict(KINDS), dict(_own), list(OWN_OBJECTIVES)
     yield
     Layer.attention_class, Encoder.layer_class = attention, layer
-    KINDS.clear()
-    KINDS.update(kinds)
+    for registered, before in ((KINDS, kinds), (_own, objectives)):
+        registered.clear()
+        registered.update(before)
+    OWN_OBJECTIVES[:] = names
 
 
 @pytest.mark.usefixtures("own_classes")
