@@ -272,34 +272,36 @@ def test_commands_without_a_fence_have_flags_that_exist(page: Path, monkeypatch:
         run(command, monkeypatch, only_flags=True)
 
 
-def test_the_block_with_pandas_runs_where_it_is_installed(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pandas")
+def block_of_service(needs: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names after the block of service.md that needs a library, with the page's model."""
     page = list(blocks(DOCS / "service.md"))
-    (block,) = (block for block in page if block.reason == "needs pandas")
+    (block,) = (block for block in page if block.reason == f"needs {needs}")
     training = next(c for b in page for c in shell_commands(b) if c.startswith("electra finetune "))
-    shutil.copytree(base, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
     run(training, monkeypatch, only_flags=False)
     namespace: dict[str, Any] = {}
     exec(compile(block.text, f"service.md:{block.line}", "exec"), namespace)
-    assert {*namespace["table"]["topic"]} <= {"internet", "money"} and len(namespace["table"]) == 3
+    return namespace
 
 
-def test_the_server_runs_where_fastapi_is_installed(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the test's own with what `base` holds, which is the current one."""
+    shutil.copytree(base, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.mark.usefixtures("work")
+def test_the_block_with_pandas_runs_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    table = block_of_service("pandas", monkeypatch)["table"]
+    assert {*table["topic"]} <= {"internet", "money"} and len(table) == 3
+
+
+@pytest.mark.usefixtures("work")
+def test_the_server_runs_where_fastapi_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi")
     client_of = pytest.importorskip("fastapi.testclient").TestClient
-    page = list(blocks(DOCS / "service.md"))
-    (block,) = (block for block in page if block.reason == "needs fastapi")
-    training = next(c for b in page for c in shell_commands(b) if c.startswith("electra finetune "))
-    shutil.copytree(base, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    run(training, monkeypatch, only_flags=False)
-    namespace: dict[str, Any] = {}
-    exec(compile(block.text, f"service.md:{block.line}", "exec"), namespace)
+    namespace = block_of_service("fastapi", monkeypatch)
     client = client_of(namespace["app"])
     assert client.post("/topics", json={"texts": ["no connection"]}).json()[0]["topic"] in ("internet", "money")
     for bad in ("", "a \ud800"):

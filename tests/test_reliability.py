@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
 import os
-import re
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,170 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from killed import names
 from torch import nn
 
-import electra_core
 from electra_core import checkpoint as module
 from electra_core.adam import ElectraAdam
 from electra_core.checkpoint import CheckpointWriter, newest_intact, save_checkpoint, snapshot
 from electra_core.errors import UserError
-from electra_core.files.new_folder import new_folder, partial_folder, remove_leftovers
-from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.guards import examine, spike, with_postmortem
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
-from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, RunState, read_state
-from electra_core.runs.stop_request import StopRequest, check_time, deadline_of
 from electra_core.training import Diverged, Loop
 
 ROOT = Path(__file__).parent.parent
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def killed_child(work: Any) -> None:
-    """Run `work` in a forked process that SIGKILL ends at its end."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-
-
-# Folders that appear whole ------------------------------------------------------------------------------------
-
-
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    def killed() -> None:
-        with new_folder(tmp_path / "data") as folder:
-            (folder / "half").write_text("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    killed_child(killed)
-    left = names(tmp_path)[0]
-    assert left.endswith(".tmp") and names(tmp_path) == [left, f"{left}.lock"]
-    with new_folder(tmp_path / "data") as folder:
-        (folder / "whole").write_text("x")
-        remove_leftovers(tmp_path)
-        assert folder.is_dir(), "a writer that lives is left alone"
-    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["whole"]
-
-
-@pytest.fixture
-def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks as Linux has them on NFS: an exclusive one needs a descriptor open for writing (flock(2))."""
-    whole = fcntl.flock
-
-    def flock(descriptor: int, kind: int) -> None:
-        if kind & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        whole(descriptor, kind)
-
-    monkeypatch.setattr("fcntl.flock", flock)
-
-
-def test_folders_are_locked_on_nfs_too(nfs: None, tmp_path: Path) -> None:
-    test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path / "new")
-    with partial_folder(tmp_path / "out") as folder:
-        (folder / "file").touch()
-        with pytest.raises(UserError, match="another process is writing"), partial_folder(tmp_path / "out"):
-            pass
-        assert (folder / "file").exists()
-    assert names(tmp_path) == ["new", "out"]
-
-
-def test_many_writers_of_one_folder_leave_one(tmp_path: Path) -> None:
-    """Locks are taken, given back and removed all the time; no writer loses its folder to another."""
-    script = """
-import sys
-from pathlib import Path
-from electra_core.files.new_folder import temporary_folder, remove_leftovers
-for turn in range(150):
-    with temporary_folder(Path(sys.argv[1]) / "data") as folder:
-        (folder / "file").write_text("x")
-        remove_leftovers(folder.parent)
-        assert [path.name for path in folder.iterdir()] == ["file"]
-"""
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
-    assert names(tmp_path) == []
-
-
-def test_without_locks_a_leftover_of_the_same_number_is_in_nobody_s_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a container every process may have the number of the one before."""
-
-    def no_locks(descriptor: int, kind: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    left = f".data.{os.getpid()}.tmp"
-    (tmp_path / left).mkdir()
-    (tmp_path / f"{left}.lock").touch()
-    for content in ("first", "second"):
-        with new_folder(tmp_path / "data") as folder:
-            (folder / "file").write_text(content)
-        assert (
-            names(tmp_path) == [left, f"{left}.lock", "data"]
-            and (tmp_path / "data" / "file").read_text() == content
-        )
-
-
-def test_another_users_leftover_of_the_same_number_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left, whole = f".data.{os.getpid()}.tmp", os.open
-
-    def not_ours(path: Any, *how: Any, **more: Any) -> int:
-        if str(path).endswith(f"{left}.lock"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return whole(path, *how, **more)
-
-    monkeypatch.setattr(os, "open", not_ours)
-    with pytest.raises(UserError, match="no permission to write here"), new_folder(tmp_path / "data"):
-        pass
-    (tmp_path / left).mkdir()
-    (tmp_path / f"{left}.lock").write_bytes(b"")
-    with new_folder(tmp_path / "data") as folder:
-        (folder / "file").touch()
-    assert names(tmp_path) == [left, f"{left}.lock", "data"] and names(tmp_path / "data") == ["file"]
-
-
-def test_what_an_earlier_version_left_is_removed_and_its_model_put_back(tmp_path: Path) -> None:
-    """It locked the temporary folder itself; such a one is left alone as long as its writer lives."""
-    for name in (".data.77.tmp", ".data.77.old", ".data.78.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name[-3:]).touch()
-    writes = os.open(tmp_path / ".data.78.tmp", os.O_RDONLY)
-    fcntl.flock(writes, fcntl.LOCK_EX)
-    remove_leftovers(tmp_path, "data")
-    assert names(tmp_path) == [".data.78.tmp", "data"] and names(tmp_path / "data") == ["old"]
-    os.close(writes)
-    remove_leftovers(tmp_path, "data")
-    assert names(tmp_path) == ["data"]
-
-
-def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
-    (tmp_path / ".data.123.old").mkdir()
-    (tmp_path / ".data.123.old" / "kept").write_text("x")
-    remove_leftovers(tmp_path, "data")
-    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["kept"]
-    (tmp_path / ".data.124.old").mkdir()
-    remove_leftovers(tmp_path, "data")
-    assert names(tmp_path) == ["data"], "the replacement came after all"
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the disk is read-only")]
-)
-def test_a_disk_that_takes_nothing_is_said_in_one_line(tmp_path: Path, code: int, said: str) -> None:
-    with pytest.raises(UserError, match=said) as error, new_folder(tmp_path / "data"):
-        raise OSError(code, os.strerror(code))
-    assert "\n" not in str(error.value) and names(tmp_path) == []
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------
@@ -311,121 +155,6 @@ def test_another_model_is_told_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as error:
             checkpoint.restore(other, ElectraAdam(other.parameters()))
         assert "\n" not in str(error.value)
-
-
-def test_no_decision_hangs_on_a_clock_that_may_jump() -> None:
-    """The exception is `--stop-at`, a time of day, for only that says when a scheduler ends a job."""
-    for file in Path(electra_core.__file__).parent.rglob("*.py"):
-        readings = re.findall(r"\btime\.time\(|datetime\.now\(\)", file.read_text(encoding="utf-8"))
-        assert len(readings) == (2 if file.name == "stop_request.py" else 0), file.name
-
-
-def test_the_earlier_limit_counts_and_a_clock_that_is_set_later_moves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = {"monotonic": 1000.0, "time": 2e9}
-    monkeypatch.setattr("time.monotonic", lambda: clock["monotonic"])
-    monkeypatch.setattr("time.time", lambda: clock["time"])
-    assert deadline_of(900.0, None, None) is None
-    assert deadline_of(900.0, 5.0, None) == 1200.0, "from the beginning, not from now"
-    assert deadline_of(900.0, None, 2e9 + 60) == 1060.0
-    assert deadline_of(900.0, 5.0, 2e9 + 60) == 1060.0 and deadline_of(900.0, 2.0, 2e9 + 60) == 1020.0
-    stop = StopRequest(deadline_of(900.0, None, 2e9 + 60))
-    clock |= {"monotonic": 1059.0, "time": 3e9}
-    assert not stop
-    clock |= {"monotonic": 1061.0, "time": 1e9}
-    assert stop.agreed() == "time limit"
-
-
-# How a run stands ---------------------------------------------------------------------------------------------
-
-
-def test_state_is_a_fact_of_lock_and_file(tmp_path: Path) -> None:
-    assert read_state(tmp_path) == {}
-    with RunState(tmp_path) as state:
-        state.begin(steps=8)
-        assert read_state(tmp_path)["state"] == RUNNING
-        with pytest.raises(UserError, match=f"being trained by process {os.getpid()}"):
-            RunState(tmp_path)
-        state.end(3, "SIGTERM")
-    assert read_state(tmp_path) | {"written": ""} == {
-        "state": STOPPED, "reason": "SIGTERM", "written": "", "step": 3, "steps": 8, "pid": os.getpid(),
-        "host": read_state(tmp_path)["host"],
-    }  # fmt: skip
-    with RunState(tmp_path) as state:
-        state.end(8)
-    assert read_state(tmp_path)["state"] == FINISHED
-    with pytest.raises(ZeroDivisionError), RunState(tmp_path):
-        _ = 1 / 0
-    assert (read_state(tmp_path)["state"], read_state(tmp_path)["reason"][:17]) == (FAILED, "ZeroDivisionError")
-    killed_child(lambda: RunState(tmp_path).begin(steps=8))
-    assert read_state(tmp_path)["state"] == KILLED
-    assert names(tmp_path) == [".lock", "state.json"]
-    (tmp_path / ".lock").unlink()
-    assert read_state(tmp_path)["state"] == KILLED, "what is not there nobody holds"
-
-
-@pytest.mark.parametrize(
-    ("variables", "told"),
-    [
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, True),
-        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # the script of a job
-        (
-            {"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "16", "RANK": "0"},
-            False,
-        ),  # torchrun on each of two machines
-    ],
-    ids=str,
-)
-def test_a_command_that_srun_starts_twice_is_told_why_it_meets_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: bool
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with RunState(tmp_path):
-        for meets in (RunState, lambda run: find_checkpoint(run, resume=False, overwrite=False)):
-            with pytest.raises(UserError) as error:
-                meets(tmp_path)
-            assert ("srun started this command 2 times: use --ntasks-per-node=1" in str(error.value)) == told
-
-
-def test_without_locks_a_second_run_is_told_or_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """By what state.json says: a process of this machine can be asked for; another may be dead as well."""
-
-    def no_locks(descriptor: int, kind: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    told = f"{tmp_path}: this file system has no locks: a second job here would not be noticed"
-    with RunState(tmp_path) as state:
-        state.begin(steps=8)
-    RunState(tmp_path)  # "running" by this very process, which ended without a word
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    facts = json.loads((tmp_path / "state.json").read_text())
-    for pid in (dead.pid, 0, -1, 2**70, "1", None):
-        (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": pid}))
-        RunState(tmp_path)
-    (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": 7, "host": "elsewhere"}))
-    RunState(tmp_path)
-    assert caplog.messages[:-1] == [told] * 8, "neither this process nor a dead one trains it"
-    assert caplog.messages[-1] == f"{told}; state.json says that process 7 on elsewhere trains it"
-    (tmp_path / "state.json").write_text(json.dumps(facts | {"pid": os.getppid()}))
-    with pytest.raises(UserError, match=f"trained by process {os.getppid()} on .*remove state.json if"):
-        RunState(tmp_path)
-    (tmp_path / "state.json").unlink()
-    RunState(tmp_path)
-
-
-def test_a_time_to_stop_at_is_a_number() -> None:
-    for given in ("18:00", True, None, [1.9e9]):
-        with pytest.raises(
-            UserError, match=f"^stop_at: expected seconds since 1970.* got {type(given).__name__} "
-        ):
-            check_time(given)
 
 
 def test_the_log_survives_what_a_crash_left_in_it(tmp_path: Path) -> None:

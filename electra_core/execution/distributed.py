@@ -208,10 +208,10 @@ class Ranks:
 def join_ranks(device: torch.device) -> Ranks:
     """Connects the ranks that torchrun started; without torchrun, this process is the only one.
 
-    CPUs communicate over gloo, GPUs over NCCL. If the others do not come, rank 0 says so. After a
-    restart, torchrun's store still has the addresses of processes that are gone, and a rank that
-    reads one before it is replaced waits for it in vain. So on one machine, where all ranks know the number of the
-    start, each start has its own names. (Machines may count differently: docs/scaling.md.)
+    CPUs communicate over gloo, GPUs over NCCL. If the others do not come, rank 0 says so. After a restart,
+    torchrun's store still has the addresses of processes that are gone, and a rank that reads one before it is
+    replaced waits for it in vain. So on one machine, where all ranks know the number of the start, each start has
+    its own names. (Machines may count differently: docs/scaling.md.)
 
     Raises:
         UserError: torchrun's variables are incomplete, or only some of the ranks came.
