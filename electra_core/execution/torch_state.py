@@ -31,12 +31,12 @@ def in_fp32() -> Iterator[None]:
 @contextmanager
 def for_training() -> Iterator[None]:
     """For training: in fp32 and with gradients, even inside `torch.no_grad`, `inference_mode` or `autocast`."""
-    with in_fp32(), torch.inference_mode(False), torch.enable_grad(), without_autocast():
+    with in_fp32(), torch.inference_mode(False), torch.enable_grad(), outside_autocast():
         yield
 
 
 @contextmanager
-def without_autocast() -> Iterator[None]:
+def outside_autocast() -> Iterator[None]:
     """A context as outside of any `torch.autocast`; one that begins inside is an outermost one.
 
     `torch.autocast(..., enabled=False)` would not do. Only the end of an outermost one drops the copies that it
