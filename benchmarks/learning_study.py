@@ -274,7 +274,7 @@ def check_study(rows: list[Row], identity: Row, path: Path, elsewhere: bool = Fa
             raise UserError(f"{path}: has rows of a study with another {other}; take another file")
 
 
-GROWING = ("electra_steps", "seeds", "finetune_seeds", "tasks", "later_tasks", "timed_point")
+GROWING = ("electra_steps", "seeds", "finetune_seeds", "tasks", "later_tasks", "timed_point", "objectives")
 """Fields of a budget that determine the number of pieces, not what a piece is."""
 
 

@@ -57,6 +57,13 @@ def test_the_first_pieces_are_the_most_valuable() -> None:
         assert names.index(f"{objective}-flops0-seed1-sst-2-seed0") < min(seconds)
 
 
+def test_a_budget_for_two_objectives_compares_no_others_and_nothing_by_time() -> None:
+    runs = {piece for piece in pieces(BUDGETS["pair"]) if isinstance(piece, Pretraining)}
+    assert {run.objective for run in runs} == {"electra", "mlm", START}
+    assert {run.equal for run in runs} == {"flops"}
+    assert {run.seed for run in runs if run.trial is None} == {0, 1, 2}
+
+
 def trial(objective: str, rate: float, value: float) -> dict[str, Any]:
     return {"kind": "finetuning", "objective": objective, "trial": rate, "value": value}
 
@@ -202,7 +209,7 @@ def test_runs_from_elsewhere_show_no_seconds() -> None:
 def test_a_study_may_grow_and_not_change(tmp_path: Path) -> None:
     small, tasks = asdict(BUDGETS["quick"]), {"docstrings": {"epochs": 1}}
     rows = [{"kind": "environment", "study": {"budget": small, "tasks": tasks}}]
-    larger = {**small, "electra_steps": (2, 3, 9), "seeds": 4, "later_tasks": ("cola",)}
+    larger = {**small, "electra_steps": (2, 3, 9), "seeds": 4, "later_tasks": ("cola",), "objectives": ("mlm",)}
     learning_study.check_study(rows, {"budget": larger, "tasks": {**tasks, "cola": {}}}, tmp_path)
     for change in ({"electra_steps": (2, 4)}, {"rate_steps": 7}, {"finetuning": {}}):
         with pytest.raises(UserError, match="another budget; take"):
