@@ -208,6 +208,10 @@ def test_spans_in_no_usual_notation_are_judged_word_by_word_and_that_is_told(tmp
     assert (said is not None and f"{file}: tags like {odd!r} mark no spans" in said) if odd else said is None
 
 
+def test_one_tag_alone_is_no_odd_notation():
+    assert unmarked_spans("a.conll", [TaggedExample("1", 1, ("w",), ("O",))], ("O", "PER")) is None
+
+
 def test_fine_tuning_tells_of_tags_without_marks(model, tmp_path):
     file = write_lines(tmp_path / "a.conll", *("good O\n" * n + "film PER\n" for n in range(1, 20)))
     (said,) = warnings(model, file, None, tmp_path / "out", Tag(), max_length=32)

@@ -25,6 +25,12 @@ def test_labels_that_are_given_stay_as_they_are() -> None:
     assert task.fitted([TaggedExample("1", 1, ("ann", "met"), ("B-Y", "O"))]) == task
 
 
+def test_where_no_spans_are_marked_f1_gives_way_to_accuracy() -> None:
+    examples = [TaggedExample("1", 1, ("ann", "met"), ("N", "V"))]
+    assert [Tag(labels).fitted(examples).metric for labels in ((), ("N", "V", "X"))] == ["accuracy"] * 2
+    assert Tag(metric="macro_f1").fitted(examples).metric == "macro_f1"
+
+
 # ---- CoNLL columns
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +16,22 @@ from tiny_model import make_model, reviews
 import electra_core
 from electra_core import Classify, FinetuneSettings, SequenceClassifier, UserError, cli, register_task
 from electra_core.conversion.onnx_export import export
-from electra_core.downstream.classify import softmax
+from electra_core.downstream.choices import ChoiceExample, Choose
+from electra_core.downstream.classify import Regress, softmax
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.named_tasks import choose_task
+from electra_core.downstream.squad import Answer
+from electra_core.downstream.tagging import Tag
 from electra_core.downstream.task_files import KINDS, task_from_json, task_to_json
 from electra_core.finetune import finetune
-from electra_core.predict import evaluate, load
+from electra_core.labelled_data.labelled import MultiLabelExample, TextExample
+from electra_core.labelled_data.squad_files import QuestionExample
+from electra_core.labelled_data.tagged_files import TaggedExample, from_text
+from electra_core.model_dir import load_config
+from electra_core.predict import Predictor, evaluate, load
 from electra_core.reports.task_report import make_report, to_html, to_text
+from electra_core.tokenizer import load_tokenizer
 
 
 class Flipped(SequenceClassifier):
@@ -135,6 +145,51 @@ def test_figures_of_more_than_the_label(kind: type[Classify], tmp_path: Path) ->
     report = make_report(evaluate(load(tmp_path / "out"), tmp_path / "train.tsv"))
     assert report.baseline == ({} if kind is Brier else pytest.approx({"right": 0.5}))
     assert "right" in to_text(report)
+
+
+EXAMPLES: dict[str, tuple[Task, list[Any]]] = {
+    "a class": (Classify(labels=("x", "y")), [TextExample("1", 1, "a film", None, "y")]),
+    "labels": (MultiLabel(labels=("x", "y")), [MultiLabelExample("1", 1, "a film", None, None, ("y",))]),
+    "a number": (Regress(scale=1.0), [TextExample("1", 1, "a film", None, "2")]),
+    "spans": (Tag(labels=("O", "B-X", "I-X")), [replace(from_text("a film, fine"), tags=("O", "B-X", "O", "O"))]),
+    "tags": (Tag(labels=("DT", "NN", "JJ")), [TaggedExample("1", 1, ("a", "film"), ("DT", "NN"))]),
+    "an answer": (Answer(), [QuestionExample("1", "1", "who?", "ann met bob", (("ann", 0),))]),
+    "perhaps no answer": (Answer(unanswerable=True), [QuestionExample("1", "1", "who?", "ann met bob", ())]),
+    "a choice": (
+        Choose(),
+        [ChoiceExample(str(n), n, "a", ("film", "plot", "actor")[:n], n - 1) for n in (3, 3, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_constant_guess_has_the_form_of_a_prediction(name: str, tmp_path: Path) -> None:
+    """A class of the user's own may score whatever `decode` gives."""
+    task, examples = EXAMPLES[name]
+    tokenizer = load_tokenizer(make_model(tmp_path))
+    model = task.model_class(load_config(tmp_path)[0], task.labels)
+    predictor = Predictor(model, task, tokenizer)
+    guess = task.constant_guess(examples)
+    assert guess is not None
+    for prediction, guessed in zip(predictor.predict(examples), guess[1], strict=True):
+        assert {key: type(value) for key, value in guessed.items()} == {
+            key: type(value) for key, value in prediction.items()
+        }
+        assert all(guessed.get(key) == prediction.get(key) for key in ("id", "words"))
+
+
+def test_a_guessed_choice_is_one_that_the_question_has() -> None:
+    task, examples = EXAMPLES["a choice"]
+    guess = task.constant_guess(examples)
+    assert guess is not None
+    chosen = [(p["choice"], p["text"], p["scores"]) for p in guess[1]]
+    assert chosen[0] == chosen[1] == (2, "actor", [0, pytest.approx(1 / 3), pytest.approx(2 / 3)])
+    assert chosen[2] == (1, "plot", [0, pytest.approx(1 / 3)])
+
+
+def test_a_metric_that_is_no_figure_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^metric: expected one of accuracy, .*, got 'kappa'$"):
+        trained(Classify(metric="kappa"), tmp_path)
 
 
 class OneScore(SequenceClassifier):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import softmax
-from electra_core.downstream.interface import Task, most_frequent
+from electra_core.downstream.interface import Task
 from electra_core.files.row_files import Row
 from electra_core.files.text_lines import text_problem
 from electra_core.labelled_data.columns import TEXT_NAMES, Columns, id_of, names_of, table
@@ -201,19 +202,7 @@ class Choose(Task):
         self, examples: Sequence[ChoiceExample], features: Features, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """For each question: choice (index from 0), its text, its score, the scores of all."""
-        predictions = []
-        for example, logits_N in zip(examples, outputs):
-            scores = softmax(logits_N)
-            best = int(scores.argmax())
-            predictions.append(
-                {
-                    "choice": best,
-                    "text": example.choices[best],
-                    "score": float(scores[best]),
-                    "scores": scores.tolist(),
-                }
-            )
-        return predictions
+        return [_prediction(example, softmax(logits_N)) for example, logits_N in zip(examples, outputs)]
 
     def score(self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
         """accuracy"""
@@ -221,5 +210,14 @@ class Choose(Task):
         return {"accuracy": float(np.mean(right))}
 
     def constant_guess(self, examples: Sequence[ChoiceExample]) -> tuple[str, list[dict[str, Any]]]:
-        """The most frequent choice."""
-        return "the most frequent choice", [{"choice": most_frequent(e.label for e in examples)}] * len(examples)
+        """The most frequent choice that a question has, with each choice's frequency as its score."""
+        counts = Counter(example.label for example in examples)
+        most = max(len(example.choices) for example in examples)
+        shares = np.array([counts[choice] / len(examples) for choice in range(most)])
+        return "the most frequent choice", [_prediction(e, shares[: len(e.choices)]) for e in examples]
+
+
+def _prediction(example: ChoiceExample, scores_N: np.ndarray) -> dict[str, Any]:
+    best = int(scores_N.argmax())
+    score = float(scores_N[best])
+    return {"choice": best, "text": example.choices[best], "score": score, "scores": scores_N.tolist()}

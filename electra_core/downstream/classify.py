@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from electra_core.downstream.interface import Task, most_frequent
+from electra_core.downstream.interface import Task
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled_data.label_cells import labels_as_texts
-from electra_core.labelled_data.labelled import BadRows, TextExample, read_texts
+from electra_core.labelled_data.labelled import BadRows, TextExample, label_counts, read_texts
 from electra_core.metrics import OF_NUMBERS, classification_metrics, of_classes, regression_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
@@ -179,8 +178,8 @@ class Classify(TextTask):
 
     def balanced(self, examples: Sequence[TextExample]) -> Classify:
         """The task with class weights inversely proportional to class frequency; their mean over examples is 1."""
-        counts = np.array([sum(e.label == label for e in examples) for label in self.labels])
-        weights = len(examples) / (len(self.labels) * np.maximum(counts, 1))
+        counts = label_counts(examples)
+        weights = len(examples) / (len(self.labels) * np.array([max(counts[label], 1) for label in self.labels]))
         return replace(self, class_weights=tuple(weights.tolist()))
 
     def _target(self, example: TextExample) -> int | None:
@@ -216,9 +215,9 @@ class Classify(TextTask):
 
     def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:
         """The most frequent class, with each class's frequency as its score."""
-        counts = Counter(example.label for example in examples)
+        counts = label_counts(examples)
         scores = {label: counts[label] / len(examples) for label in self.labels}
-        label = most_frequent(e.label for e in examples)
+        label, _ = counts.most_common(1)[0]
         guess = {"label": label, "score": counts[label] / len(examples), "scores": scores}
         return "the most frequent class", [guess] * len(examples)
 

@@ -8,7 +8,6 @@ frozen dataclass of plain values; `task.json` in a model directory holds them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -129,11 +128,6 @@ def baseline(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]
 def _distance(kind: type, name: str) -> int:
     """How far up the classes that `kind` derives from an attribute is defined; 0: in `kind` itself."""
     return next(place for place, base in enumerate(kind.__mro__) if name in vars(base))
-
-
-def most_frequent(values: Iterable[Any]) -> Any:
-    """The value that occurs most often; of equally frequent ones the first."""
-    return Counter(values).most_common(1)[0][0]
 
 
 def check_segments(task: Task, config: EncoderConfig, where: str | Path, examples: Iterable[Any] = ()) -> None:

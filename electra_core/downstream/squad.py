@@ -184,7 +184,7 @@ class Answer(Task):
 
     def constant_guess(self, examples: Sequence[QuestionExample]) -> tuple[str, list[dict[str, Any]]]:
         """No answer."""
-        return "no answer", [{"answer": "", "nbest": [], "null_difference": 0.0}] * len(examples)
+        return "no answer", [self._prediction(example, [], 0.0) for example in examples]
 
     def tuned(self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]) -> Answer:
         """The task with the null threshold that gives the best F1 on these (development) examples."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import softmax
-from electra_core.downstream.interface import Task, most_frequent
+from electra_core.downstream.interface import Task
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import UNLABELLED, Features, TaskBatch, windows
@@ -186,18 +187,11 @@ class Tag(Task):
         raise ValueError(f"inputs: expected a text or a list of words, got {value!r:.80}")
 
     def fitted(self, examples: Sequence[TaggedExample]) -> Tag:
-        """The task with the tags of its training examples; every span type gets both B- and I-."""
-        if self.labels:
-            return self
-        tags = {tag for example in examples for tag in example.tags or ()}
-        if len(tags) < 2:
-            raise UserError(f"every training word has the tag {min(tags)!r}; there is nothing to learn")
-        if marks_spans(sorted(tags)):
-            kinds = sorted({tag[2:] for tag in tags if tag != "O"})
-            return replace(self, labels=("O", *(_tag(mark, kind) for kind in kinds for mark in "BI")))
-        if "O" in tags and any(map(BEGINS.fullmatch, tags)):
-            raise UserError(_odd_tag(examples))
-        return replace(self, labels=tuple(sorted(tags)), metric="accuracy")
+        """The task with the tags of its training examples; where they mark no spans, f1 gives way to accuracy."""
+        task = self if self.labels else replace(self, labels=_labels_of(examples))
+        if marks_spans(task.labels) or task.metric != "f1":
+            return task
+        return replace(task, metric="accuracy")
 
     def encode(
         self, examples: Sequence[TaggedExample], tokenizer: Tokenizer, *, training: bool = False
@@ -241,28 +235,27 @@ class Tag(Task):
         words: list[list[np.ndarray]] = [[] for _ in examples]
         for owner, marks, logits_TC in zip(features.owners, features.targets, outputs):
             words[owner].append(softmax(logits_TC[marks != UNLABELLED]))
-        return [
-            self._prediction(example, np.concatenate(parts) if parts else np.zeros((0, len(self.labels))))
-            for example, parts in zip(examples, words)
-        ]
+        predictions = []
+        for example, parts in zip(examples, words):
+            probabilities_WC = np.concatenate(parts)
+            tags = [self.labels[index] for index in probabilities_WC.argmax(axis=1)]
+            predictions.append(self._prediction(example, tags, probabilities_WC.max(axis=1)))
+        return predictions
 
-    def _prediction(self, example: TaggedExample, probabilities_WC: np.ndarray) -> dict[str, Any]:
-        """The prediction from the probabilities of its W words' tags."""
-        best = probabilities_WC.argmax(axis=1) if len(probabilities_WC) else np.zeros(0, dtype=int)
-        tags = [self.labels[index] for index in best]
+    def _prediction(self, example: TaggedExample, tags: list[str], sure_W: np.ndarray) -> dict[str, Any]:
+        """The prediction from its W words' tags and their probabilities."""
         if not marks_spans(self.labels):
             return {"words": list(example.words), "tags": tags}
         tags = to_iob2(tags)
         text = example.text if example.text is not None else " ".join(example.words)
         places = example.offsets or _joined_offsets(example.words)
-        sure = probabilities_WC.max(axis=1) if len(best) else np.zeros(0)
         found = [
             {
                 "type": kind,
                 "start": places[first][0],
                 "end": places[last - 1][1],
                 "text": text[places[first][0] : places[last - 1][1]],
-                "score": float(sure[first:last].mean()),
+                "score": float(sure_W[first:last].mean()),
             }
             for kind, first, last in spans(tags)
         ]
@@ -282,8 +275,10 @@ class Tag(Task):
         """The tag O; the most frequent one where tags mark no spans."""
         what, tag = "the tag O", "O"
         if not marks_spans(self.labels):
-            what, tag = "the most frequent tag", most_frequent(tag for e in examples for tag in e.tags or ())
-        return what, [{"tags": [tag] * len(example.tags or ())} for example in examples]
+            tags = Counter(tag for example in examples for tag in example.tags or ())
+            what, tag = "the most frequent tag", tags.most_common(1)[0][0]
+        examples = [as_to_predict(example) for example in examples]
+        return what, [self._prediction(e, [tag] * len(e.words), np.ones(len(e.words))) for e in examples]
 
 
 def as_to_predict(example: TaggedExample) -> TaggedExample:
@@ -313,6 +308,19 @@ def side_by_side(
     found = [(span["start"], span["end"], span["type"]) for span in prediction["spans"]]
     places = tuple(cut_at(example.text, (*right, *found)))
     return [example.text[a:b] for a, b in places], tags_at(places, right), tags_at(places, found)
+
+
+def _labels_of(examples: Sequence[TaggedExample]) -> tuple[str, ...]:
+    """The labels for the examples' tags; every span type gets both B- and I-."""
+    tags = {tag for example in examples for tag in example.tags or ()}
+    if len(tags) < 2:
+        raise UserError(f"every training word has the tag {min(tags)!r}; there is nothing to learn")
+    if marks_spans(tags):
+        kinds = sorted({tag[2:] for tag in tags if tag != "O"})
+        return ("O", *(_tag(mark, kind) for kind in kinds for mark in "BI"))
+    if "O" in tags and any(map(BEGINS.fullmatch, tags)):
+        raise UserError(_odd_tag(examples))
+    return tuple(sorted(tags))
 
 
 def _odd_tag(examples: Sequence[TaggedExample]) -> str:

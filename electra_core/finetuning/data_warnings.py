@@ -184,10 +184,11 @@ def labels_uncut(path: str | Path, examples: Sequence[MultiLabelExample]) -> str
 
 def labels_of_several(path: str | Path, labels: Sequence[str]) -> str | None:
     """Says that a class's name is made of other classes' names, like a cell with several labels."""
+    known = {*labels}
     for label in labels:
         for mark in SEPARATORS:
             parts = [part.strip() for part in label.split(mark)]
-            if len(parts) > 1 and {*parts} <= {*labels}:
+            if len(parts) > 1 and {*parts} <= known:
                 return (
                     f"{path}: the label {label!r} combines other labels, but is learned as a class of its own "
                     "(for several labels per text: --task multilabel)"
@@ -299,8 +300,10 @@ def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapp
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:
     """Says that tags are scored word by word although most are O or 0, which suggests that the rest mark spans."""
     counts = Counter(tag for example in examples for tag in example.tags or ())
+    if marks_spans(labels) or len(counts) < 2:
+        return None
     (most, _), (other, _) = counts.most_common(2)
-    if marks_spans(labels) or most.upper() not in ("O", "0"):
+    if most.upper() not in ("O", "0"):
         return None
     return (
         f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "
