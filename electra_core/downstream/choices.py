@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +18,10 @@ from electra_core.downstream.classify import softmax
 from electra_core.downstream.interface import Task
 from electra_core.files.row_files import Row
 from electra_core.files.text_lines import text_problem
-from electra_core.labelled_data.columns import TEXT_NAMES, Columns, id_of, names_of, table
+from electra_core.labelled_data.columns import TEXT_NAMES, Columns, names_of, table
 from electra_core.labelled_data.features import Features, TaskBatch, truncate_pair
 from electra_core.labelled_data.label_cells import label_text
-from electra_core.labelled_data.labelled import BadRows, Ids, checked, row_id, text_cell
+from electra_core.labelled_data.labelled import BadRows, checked, examples_of_rows, text_cell
 from electra_core.tasks import MultipleChoice, choice_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -55,22 +56,11 @@ def read_choices(
     """
     path, columns = Path(path), columns or Columns()
     bad = bad or BadRows(path)
-    yield from checked(path, _examples(path, columns, bad, labelled), bad)
+    read = partial(_choice, columns=columns, labelled=labelled)
+    yield from checked(path, examples_of_rows(path, table(path, columns), columns, bad, labelled, read), bad)
 
 
-def _examples(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[ChoiceExample]:
-    ids = Ids(labelled, bad)
-    for row in table(path, columns):
-        id_name = id_of(path, columns, row.cells)
-        example, problem = (None, row.problem) if row.problem else _choice(row, id_name, columns, labelled)
-        problem = problem or ids.problem(row.cells.get(id_name or ""))
-        if problem or example is None:
-            bad.add(row.line, problem)
-        else:
-            yield example
-
-
-def _choice(row: Row, id_name: str | None, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
+def _choice(row: Row, name: str, columns: Columns, labelled: bool) -> tuple[ChoiceExample | None, str]:
     names = names_of(columns, "text", CHOICE_TEXT_NAMES)
     text, problem = text_cell(row, next((name for name in names if name in row.cells), names[0]))
     if problem:
@@ -87,7 +77,7 @@ def _choice(row: Row, id_name: str | None, columns: Columns, labelled: bool) -> 
         index = _named(label, choice_names) if choice_names else _index(label, choices)
         if not 0 <= index < len(choices):
             return None, _no_such_choice(label, choices, choice_names)
-    return ChoiceExample(row_id(row, id_name), row.line, text, tuple(choices), index), ""
+    return ChoiceExample(name, row.line, text, tuple(choices), index), ""
 
 
 def _choices_problem(choices: Sequence[Any]) -> str:

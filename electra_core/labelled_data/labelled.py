@@ -15,7 +15,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.files.row_files import OTHER_ENCODING, Row
 from electra_core.files.text_lines import at_hand, read_lines, text_problem
-from electra_core.labelled_data.columns import Columns, Found, find_columns, table
+from electra_core.labelled_data.columns import Columns, Found, find_columns, id_of, table
 from electra_core.labelled_data.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
 from electra_core.labelled_data.notices import Lost
 
@@ -167,6 +167,29 @@ def row_id(row: Row, column: str | None) -> str:
         return str(row.line)
     value = row.cells.get(column)
     return str(value) if has_id(value) else ""
+
+
+def examples_of_rows(
+    path: Path,
+    rows: Iterable[Row],
+    columns: Columns,
+    bad: BadRows,
+    labelled: bool,
+    read: Callable[[Row, str], tuple[Any, str]],
+) -> Iterator[Any]:
+    """Examples from rows, each of which is read by the names of its own cells.
+
+    Args:
+        read: (row, its id) -> (example, ""), or (None, why it cannot be used).
+    """
+    ids = Ids(labelled, bad)
+    for row in rows:
+        id_name = id_of(path, columns, row.cells)
+        example, problem = (None, row.problem) if row.problem else read(row, row_id(row, id_name))
+        if problem := problem or ids.problem(row.cells.get(id_name or "")):
+            bad.add(row.line, problem)
+        else:
+            yield example
 
 
 def read_texts(

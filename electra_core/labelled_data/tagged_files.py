@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from electra_core.labelled_data.columns import (
     TEXT_NAMES,
     Columns,
     alternatives,
-    id_of,
     may_be_usual,
     names_of,
 )
 from electra_core.labelled_data.label_cells import label_text
-from electra_core.labelled_data.labelled import BadRows, Ids, checked, row_id
+from electra_core.labelled_data.labelled import BadRows, checked, examples_of_rows
 from electra_core.labelled_data.tagged_rows import (
     SPAN_LISTS,
     WORD,
@@ -244,42 +244,36 @@ def _read_table(
 
 
 def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> Iterator[TaggedExample]:
+    rows = read_rows(path, header=columns.header, encoding=columns.encoding)
+    read = partial(_tagged_row if labelled else _untagged_row, columns=columns)
+    return examples_of_rows(path, rows, columns, bad, labelled, read)
+
+
+def _tagged_row(row: Row, name: str, columns: Columns) -> tuple[TaggedExample | None, str]:
+    """The example from lists of words and tags, or from a text and the places of its spans."""
     word_names, tag_names = names_of(columns, "text", WORD_LISTS), names_of(columns, "label", TAG_LISTS)
-    if not labelled:  # also plain lines, whatever the name of the training data's column
-        word_names = tuple(dict.fromkeys((*word_names, *WORD_LISTS, *TEXT_NAMES)))
-    ids = Ids(labelled, bad)
-    text_names, span_names = names_of(columns, "text", TEXT_NAMES), names_of(columns, "label", SPAN_LISTS)
-    for row in read_rows(path, header=columns.header, encoding=columns.encoding):
-        text, id_name = _first(row, text_names), id_of(path, columns, row.cells)
-        if labelled and isinstance(text, str) and _first(row, word_names) in (None, text):
-            places, marks, problem = tags_of_spans(text, _first(row, span_names))
-            if (
-                problem := row.problem
-                or text_problem(text)
-                or problem
-                or ids.problem(row.cells.get(id_name or ""))
-            ):
-                bad.add(row.line, problem)
-            else:
-                example = from_text(text, row_id(row, id_name), row.line, places)
-                yield replace(example, tags=tuple(marks))
-            continue
-        words, tags = _first(row, word_names), _first(row, tag_names)
-        if isinstance(words, str) and not labelled:
-            problem = row.problem or text_problem(words)
-        else:
-            problem = row.problem or _words_problem(words, word_names)
-            if labelled:
-                problem = (
-                    problem or _tags_problem(words, tags, tag_names) or ids.problem(row.cells.get(id_name or ""))
-                )
-        if problem:
-            bad.add(row.line, problem)
-        elif isinstance(words, str):
-            yield from_text(words, row_id(row, id_name), row.line)
-        else:
-            as_text = tuple(label_text(tag) or "" for tag in tags) if labelled else None
-            yield TaggedExample(row_id(row, id_name), row.line, tuple(map(str, words)), as_text)
+    words, text = _first(row, word_names), _first(row, names_of(columns, "text", TEXT_NAMES))
+    if isinstance(text, str) and words in (None, text):
+        places, marks, problem = tags_of_spans(text, _first(row, names_of(columns, "label", SPAN_LISTS)))
+        if problem := text_problem(text) or problem:
+            return None, problem
+        return replace(from_text(text, name, row.line, places), tags=tuple(marks)), ""
+    tags = _first(row, tag_names)
+    if problem := _words_problem(words, word_names) or _tags_problem(words, tags, tag_names):
+        return None, problem
+    as_text = tuple(label_text(tag) or "" for tag in tags)
+    return TaggedExample(name, row.line, tuple(map(str, words)), as_text), ""
+
+
+def _untagged_row(row: Row, name: str, columns: Columns) -> tuple[TaggedExample | None, str]:
+    """The example from a list of words or a text, whatever the name of the training data's column."""
+    names = tuple(dict.fromkeys((*names_of(columns, "text", WORD_LISTS), *WORD_LISTS, *TEXT_NAMES)))
+    words = _first(row, names)
+    if isinstance(words, str):
+        problem = text_problem(words)
+        return (None, problem) if problem else (from_text(words, name, row.line), "")
+    problem = _words_problem(words, names)
+    return (None, problem) if problem else (TaggedExample(name, row.line, tuple(map(str, words))), "")
 
 
 def _first(row: Row, names: Sequence[str]) -> Any:
