@@ -132,13 +132,13 @@ class Predictor:
             UserError: a text is not valid Unicode (lone surrogates; the message names its place in a list), or a
                 table lacks the columns.
         """
+        if (rows := rows_of(inputs)) is not None:
+            return self.predict(self._of_table(rows))
         if isinstance(inputs, str | dict) or (isinstance(inputs, tuple) and self.task.is_one(inputs)):
             one = self._of_table([inputs])[0] if _is_row(inputs) else self.task.from_value(inputs, "1")
             return self.predict([one])[0]
         if (row := row_of(inputs, getattr(self.task, "columns", None))) is not None:
             return self.predict(self._of_table([row]))[0]
-        if (rows := rows_of(inputs)) is not None:
-            return self.predict(self._of_table(rows))
         if hasattr(inputs, "to_pylist"):  # a column of Arrow
             inputs = inputs.to_pylist()
         if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):

@@ -189,6 +189,8 @@ def test_what_holds_rows_is_asked_for_them(model: Path, tmp_path: Path) -> None:
             finetune(model, Classify(), data, None, tmp_path / "out", QUICK)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^inputs: expected rows or a table, got a LazyFrame"):
         predictor_of(Classify())(LazyFrame())
+    with pytest.raises(ValueError, match=r"^inputs: expected rows, got a dict of data sets \(test\); give one"):
+        predictor_of(Classify())({"test": HubData()})
 
 
 def test_a_label_of_an_enum_is_its_value() -> None:

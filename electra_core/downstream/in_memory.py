@@ -26,9 +26,8 @@ from electra_core.labelled_data.columns import (
     ALL_FLAGS,
     LABEL_COLUMNS_FLAG,
     USUAL_NAMES,
-    ColumnName,
     Columns,
-    alternatives,
+    names_given,
 )
 from electra_core.labelled_data.notices import Say
 from electra_core.labelled_data.squad_files import ONE_ANSWER
@@ -100,8 +99,13 @@ def rows_of(table: Any, name: str = "inputs") -> list[dict[str, Any]] | None:
     """The rows of a pandas, Polars or Arrow table (iterating over one gives columns); None for anything else.
 
     Raises:
-        ValueError: a table that is not computed yet; the message calls it `name`.
+        ValueError: a table that is not computed yet, or a dict of data sets (the Hub's DatasetDict); the message
+            calls it `name`.
     """
+    if isinstance(table, Mapping) and table and all(map(_is_data_set, table.values())):
+        first = "train" if "train" in table else next(iter(table))
+        known = ", ".join(map(str, table))
+        raise ValueError(f"{name}: expected rows, got a dict of data sets ({known}); give one, data[{first!r}]")
     if type(table).__name__ == "LazyFrame":
         raise ValueError(f"{name}: expected rows or a table, got a LazyFrame; call its collect() first")
     if not hasattr(table, "columns"):
@@ -122,7 +126,7 @@ def row_of(value: Any, columns: Columns | None) -> dict[str, Any] | None:
     """
     if not hasattr(value, "index") or not callable(getattr(value, "to_dict", None)) or hasattr(value, "columns"):
         return None
-    named = {name for role in _roles(columns) for name in alternatives(role)}
+    named = names_given(columns or Columns())
 
     def is_read(name: Any) -> bool:
         return isinstance(name, str) and (name in named or name.lower() in READ)
@@ -138,7 +142,8 @@ def _written(rows: Rows, name: str, folder: Path, task: Task | None) -> Path:
     if (table := rows_of(rows, name)) is not None:
         rows = table
     if isinstance(rows, Mapping):
-        raise ValueError(f"{name}: {_of_a_dict(rows)}")
+        known = listed([*map(str, rows)], 5)
+        raise ValueError(f"{name}: expected rows, got a dict ({known}); give a list with a dict for each row")
     if not isinstance(rows, Iterable):
         raise ValueError(f"{name}: expected a file or rows, got {type(rows).__name__}")
     with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
@@ -162,12 +167,8 @@ def _written(rows: Rows, name: str, folder: Path, task: Task | None) -> Path:
     return path
 
 
-def _of_a_dict(data: Mapping[str, Any]) -> str:
-    """What is wrong with a dict where rows are expected: it holds data sets (the Hub's DatasetDict) or columns."""
-    if data and all(hasattr(part, "features") or hasattr(part, "columns") for part in data.values()):
-        first = "train" if "train" in data else next(iter(data))
-        return f"expected rows, got a dict of data sets ({', '.join(map(str, data))}); give one, data[{first!r}]"
-    return f"expected rows, got a dict ({listed([*map(str, data)], 5)}); give a list with a dict for each row"
+def _is_data_set(value: Any) -> bool:
+    return hasattr(value, "features") or hasattr(value, "columns")
 
 
 def _class_names(rows: Any, task: Task | None) -> dict[str, Sequence[str]]:
@@ -198,14 +199,9 @@ def _by_name(value: Any, names: Sequence[str]) -> Any:
     return None if value == -1 else names[value]
 
 
-def _roles(asked: Columns | None) -> tuple[ColumnName, ...]:
-    """The names of the columns that were asked for."""
-    return () if asked is None else (asked.text, asked.pair, asked.label, asked.labels, asked.id)
-
-
 def _may_be_read(column: str, place: int, asked: Columns | None) -> bool:
     """Whether a task may read a column: it has a usual name or was named, perhaps by its number from 1."""
-    named = {name for role in _roles(asked) for name in alternatives(role)}
+    named = names_given(asked or Columns())
     return column in named or str(place) in named or column.lower() in READ or bool(ENDING.fullmatch(column))
 
 

@@ -113,6 +113,12 @@ def alternatives(name: ColumnName) -> tuple[str, ...]:
     return (str(name),) if isinstance(name, (str, int)) else name or ()
 
 
+def names_given(columns: Columns) -> list[str]:
+    """The names and numbers that were given for any role."""
+    roles = columns.text, columns.pair, columns.label, columns.labels, columns.id
+    return [name for role in roles for name in alternatives(role)]
+
+
 def _as_name(role: str, given: Any) -> str | tuple[str, ...] | None:
     """A column's name, or several; numbers as digits.
 
@@ -193,12 +199,7 @@ class Found:
 
 def table(path: Path, columns: Columns) -> Iterator[Row]:
     """The file's rows; the wanted columns help to tell whether it has a header."""
-    given = [
-        name
-        for role in (columns.text, columns.pair, columns.label, columns.labels, columns.id)
-        for name in alternatives(role)
-    ]
-    given = [name for name in given if name != NO_COLUMN]
+    given = [name for name in names_given(columns) if name != NO_COLUMN]
     names = [name for name in given if not name.isdecimal()]
     header = True if columns.header is None and len(names) == len(given) else columns.header
     form = ""
