@@ -5,7 +5,7 @@ Each function returns plain floats by name. SQuAD's exact match and F1 are in `d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,11 @@ def per_class_metrics(
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(labels)), zero_division=0.0)
+    return _by_label(labels, columns)
+
+
+def _by_label(labels: Sequence[str], columns: Iterable[Any]) -> list[dict[str, Any]]:
+    """A row for each label, from the columns of its precision, recall, f1 and support."""
     return [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for label, p, r, f, s in zip(labels, *columns)
@@ -213,11 +218,7 @@ def span_metrics(
     figures["accuracy"] = float(accuracy_score(wanted, got))
     columns = precision_recall_fscore_support(wanted, got, average=None, zero_division=0)
     types = sorted({tag[2:] or "_" for tags in (*wanted, *got) for tag in tags if tag != "O"})
-    table = [
-        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for label, p, r, f, s in zip(types, *columns)
-    ]
-    return figures, table
+    return figures, _by_label(types, columns)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

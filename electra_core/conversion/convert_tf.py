@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from electra_core.config import EncoderConfig
 from electra_core.conversion.tf_bundle import Variable, read_bundle
 from electra_core.electra import Discriminator, Generator
 from electra_core.encoder import Encoder
 from electra_core.errors import UserError, option
-from electra_core.hub.layout import hub_names
+from electra_core.hub.layout import to_hub
 from electra_core.model_dir import save_pretrained
 from electra_core.tokenizer import WordPieceTokenizer
 
@@ -130,10 +129,7 @@ def infer_config(stored: Mapping[str, Variable], num_heads: int | None = None) -
 
 @torch.no_grad()
 def _fill(model: Discriminator | Generator, stored: Mapping[str, Variable], prefix: Path) -> None:
-    targets: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        names = hub_names(name)
-        targets.update(zip(names, parameter.chunk(len(names))))
+    targets = to_hub(dict(model.named_parameters()))
     problems = [f"missing: {name}" for name in targets if name not in stored]
     problems += [f"unexpected: {name}" for name in stored if name not in targets]
     for name in targets.keys() & stored.keys():

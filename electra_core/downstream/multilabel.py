@@ -21,7 +21,7 @@ from electra_core.downstream.classify import WHOLE, TextTask, as_shown, label_or
 from electra_core.errors import UserError, listed
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.label_cells import labels_as_texts
-from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample, labels_in
+from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample, label_counts, labels_in
 from electra_core.metrics import OF_LABEL_SETS, multilabel_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, multilabel_loss
 
@@ -94,7 +94,7 @@ class MultiLabel(TextTask):
         task = replace(self, pairs=any(example.pair is not None for example in examples))
         if self.labels:
             return task
-        counts = Counter(label for example in examples for label in labels_in(example))
+        counts = label_counts(examples)
         if not counts:
             raise UserError("no training example has a label; there is nothing to learn")
         if set(counts.values()) == {len(examples)}:
@@ -155,7 +155,7 @@ class MultiLabel(TextTask):
     def constant_guess(self, examples: Sequence[MultiLabelExample]) -> tuple[str, list[dict[str, Any]]]:
         """The most frequent set of labels, with each label's frequency as its score."""
         sets = Counter(frozenset(labels_in(example)) for example in examples)
-        counts = Counter(label for example in examples for label in labels_in(example))
+        counts = label_counts(examples)
         guess = {
             "labels": [label for label in self.labels if label in sets.most_common(1)[0][0]],
             "scores": {label: counts[label] / len(examples) for label in self.labels},

@@ -23,7 +23,7 @@ from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag, as_iob
 from electra_core.errors import UserError
 from electra_core.hub.folder_files import read_json_object
-from electra_core.hub.layout import MULTI_LABEL, REGRESSION
+from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
 from electra_core.labelled_data.columns import Columns
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 
@@ -100,7 +100,7 @@ def _guess_task(directory: Path) -> Task:
     length = config.max_position_embeddings
     if kind in (Answer, Choose):
         return kind(max_length=length)  # type: ignore[call-arg]
-    labels = model_dir.read_labels(raw, str(directory / "config.json"))
+    labels = read_labels(raw, str(directory / "config.json"))
     if kind is Tag:
         return Tag(labels=as_iob(labels), max_length=length)
     if raw.get("problem_type") == MULTI_LABEL:

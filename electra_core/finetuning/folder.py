@@ -13,7 +13,6 @@ and a checkpoint holds everything else, including the evaluations so far.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -222,7 +221,7 @@ def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bo
     state = make_run(out, resumed, _FOLDERS, ("metrics.jsonl", *(_MODEL if overwrite else ())))
     with writing(str(out)):
         (out / "metrics.json").unlink(missing_ok=True)  # it marks a finished training
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in dataclasses.asdict(settings).items()]
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in asdict(settings).items()]
         write_new(out / "config.toml", "".join(lines))
     return state
 
