@@ -253,7 +253,7 @@ def _result(job: Job, run: Run) -> str:
     if not run.metrics:
         return "not evaluated yet"
     metric = job.task.metric
-    last = run.last.get(metric, run.best)  # missing in checkpoints of earlier versions
+    last = run.last[metric]
     at_the_last = "" if last == run.best else f"; {metric} {last:.4g} at the last"
     return f"{shown(run.metrics, job.task.labels)} (best at step {run.best_step}{at_the_last})"
 
@@ -271,7 +271,7 @@ def _report(
         "metric": job.task.metric,
         "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
         "over_seeds": spread([run.best for run in runs]),
-        "last_over_seeds": spread([(run.last or run.metrics)[job.task.metric] for run in runs]),
+        "last_over_seeds": spread([run.last[job.task.metric] for run in runs]),
         "seeds": [
             {
                 "seed": run.seed,
