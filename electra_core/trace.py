@@ -122,7 +122,7 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
         source: a run's folder, with `discriminator` and `generator` in it, or its `discriminator` itself.
 
     Raises:
-        UserError: there is no such model, or no generator beside it.
+        UserError: there is no such model, no generator beside it, or it was trained with another objective.
     """
     directory = find_model(source)
     beside = directory.with_name("generator")
@@ -130,10 +130,10 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
         raise UserError(f"{directory}: there is no generator beside it, which a trace needs")
     discriminator, generator = load_discriminator(directory), load_generator(beside)
     same = torch.equal(discriminator.encoder.embeddings.word_weight(), generator.encoder.embeddings.word_weight())
-    narrow = generator.config
+    narrow, run = generator.config, _run_config(directory.with_name("config.toml"))
     pretrain = replace(
-        _run_config(directory.with_name("config.toml")),
-        tying="embeddings" if same else "none",
+        run,
+        tying=run.tying if same and run.tying in ("embeddings", "all") else "none",
         generator_hidden_size=narrow.hidden_size,
         generator_attention_heads=narrow.num_attention_heads,
         generator_intermediate_size=narrow.intermediate_size,
@@ -148,7 +148,10 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
 def _run_config(file: Path) -> PretrainConfig:
     """The run's configuration (fraction masked, weights of the losses, ...); the defaults without a file."""
     values = read_table(file, "pretrain") if file.is_file() else {}
-    return updated(PretrainConfig(), values, str(file))
+    config = updated(PretrainConfig(), values, str(file))
+    if config.objective != Electra.objective:
+        raise UserError(f"{file}: objective: expected {Electra.objective!r}, the one traced, got {config.objective!r}")
+    return config
 
 
 def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, model: str = "") -> Trace:
@@ -163,13 +166,15 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
         model: the model's name in the trace.
 
     Raises:
-        UserError: the text has no tokens.
+        UserError: the text has no tokens, or the model draws words without its generator.
         ValueError: the tokenizer's vocabulary is not the model's.
     """
     plain = tokenizer.as_plain_text()
     vocabulary = electra.generator.config.vocab_size
     if plain.vocab_size > vocabulary:
         raise ValueError(f"tokenizer: expected at most {vocabulary} entries, got {plain.vocab_size}")
+    if electra.config.uniform_generator:
+        raise UserError("uniform_generator: the words are drawn without a generator, whose guesses a trace shows")
     ids = plain.encode(text)
     if not ids:
         raise UserError("the text has no tokens; there is nothing to trace")

@@ -253,7 +253,7 @@ def test_a_vocabulary_of_another_size_is_refused(tokenizer: Tokenizer) -> None:
         trace(Electra(small, electra.config), tokenizer, TEXT)
 
 
-@pytest.mark.parametrize("tying", ["embeddings", "none"])
+@pytest.mark.parametrize("tying", ["embeddings", "none", "disentangled", "all"])
 def test_a_saved_run_traces_as_the_model_in_memory(tokenizer: Tokenizer, tmp_path: Path, tying: str) -> None:
     electra = build(tying, mask_fraction=0.3, discriminator_weight=20.0)
     save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
@@ -267,6 +267,22 @@ def test_a_saved_run_traces_as_the_model_in_memory(tokenizer: Tokenizer, tmp_pat
         assert found.num_chosen == expected.num_chosen
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)
         assert [g.part for g in found.gradients] == [g.part for g in expected.gradients]
+
+
+def test_a_run_of_another_objective_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    electra = build()
+    save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
+    save_pretrained(electra.generator, tmp_path / "run" / "generator")
+    other = replace(electra.config, objective="electra-15")
+    write_config(tmp_path / "run" / "config.toml", electra.discriminator.config, other)
+    said = r"run/config\.toml: objective: expected 'electra', the one traced, got 'electra-15'"
+    with pytest.raises(UserError, match=said):
+        load_electra(tmp_path / "run")
+
+
+def test_words_drawn_without_a_generator_are_no_trace(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="uniform_generator: the words are drawn without a generator"):
+        trace(build(uniform_generator=True), tokenizer, TEXT)
 
 
 def test_a_damaged_configuration_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
