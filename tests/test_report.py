@@ -131,8 +131,12 @@ def test_no_model_at_all_still_gives_a_page(report: Report) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.49, 0.53), (6.1, 9.7), (0, 20000), (-3, 3), (5, 5), (0, 0), (1e-7, 2e-7)]
-)
+    ("low", "high"),
+    [
+        (0, 1), (0.49, 0.53), (6.1, 9.7), (0, 20000), (-3, 3), (5, 5), (0, 0), (1e-7, 2e-7),
+        (0, 9e-14), (3e-40, 3e-40),  # losses of a model that is sure of everything
+    ],
+)  # fmt: skip
 def test_axis_covers_its_data_with_round_ticks(low: float, high: float) -> None:
     axis = nice_axis(low, high)
     assert axis.low <= low and axis.high >= high

@@ -67,10 +67,11 @@ def nice_axis(low: float, high: float, count: int = 5) -> Axis:
     if high - low < 1e-9 * max(1.0, abs(high)):
         pad = abs(high) / 2 or 0.5
         low, high = low - pad, high + pad
-    power = 10 ** math.floor(math.log10((high - low) / count))
+    exponent = math.floor(math.log10((high - low) / count))
+    power = 10**exponent
     step = power * next(m for m in (1, 2, 5, 10) if power * m * count >= (high - low) * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [round(i * step, 12) for i in range(first, last + 1)]
+    ticks = [round(i * step, max(12, 1 - exponent)) for i in range(first, last + 1)]
     return Axis(ticks[0], ticks[-1], ticks)
 
 
