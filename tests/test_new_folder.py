@@ -141,6 +141,22 @@ def test_a_folder_moved_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> N
     assert names(tmp_path) == ["data"], "the replacement came after all"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_replaced_and_what_it_leads_to_is_kept(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "mine").touch()
+    (tmp_path / "data").symlink_to("elsewhere")
+    with new_folder(tmp_path / "data") as folder:
+        (folder / "whole").touch()
+    assert names(tmp_path) == (["data", "elsewhere"] if there else ["data"])
+    assert names(tmp_path / "data") == ["whole"] and not (tmp_path / "data").is_symlink()
+    assert not there or names(tmp_path / "elsewhere") == ["mine"]
+    (tmp_path / ".data.124.old").symlink_to("elsewhere")  # a writer was killed before it removed the link
+    remove_leftovers(tmp_path, "data")
+    assert ".data.124.old" not in names(tmp_path) and names(tmp_path / "data") == ["whole"]
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the disk is read-only")]
 )

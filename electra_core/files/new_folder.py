@@ -137,7 +137,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         if match[2] != "old":
             continue
         if target.exists():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         elif not path.with_suffix(".tmp").exists():  # otherwise a process is between the two renames of `_replace`
             path.rename(target)
 
@@ -245,13 +245,21 @@ def _replace(target: Path, temporary: Path) -> None:
     # `remove_leftovers` leaves an .old alone while there is a .tmp of its stem.
     stem = temporary.stem if temporary.suffix == ".tmp" else f".{target.name}.{os.getpid()}"
     old = target.with_name(f"{stem}.old")
-    if target.exists():
+    if os.path.lexists(target):  # a link, too, that leads nowhere
         target.rename(old)
     try:
         temporary.rename(target)
     except BaseException:
-        if old.exists():
+        if os.path.lexists(old):
             old.rename(target)
         raise
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a link to one but not what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
