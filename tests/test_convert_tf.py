@@ -21,6 +21,7 @@ from electra_core.conversion import convert_tf
 from electra_core.conversion.tf_bundle import read_bundle
 from electra_core.electra import Electra
 from electra_core.errors import UserError
+from electra_core.files.protobuf import fields
 
 CONFIG = EncoderConfig(
     vocab_size=30, embedding_size=8, hidden_size=128, num_hidden_layers=11, num_attention_heads=2,
@@ -257,6 +258,12 @@ def test_checkpoints_of_other_things(tmp_path: Path) -> None:
     write_bundle(tmp_path / "head", {"discriminator_predictions/dense/kernel": np.zeros((2, 2), "float32")})
     with pytest.raises(UserError, match=r"not an ELECTRA checkpoint: '.*word_embeddings\.weight' is missing"):
         convert_tf.convert_checkpoint(tmp_path / "head", tmp_path / "out")
+
+
+@pytest.mark.parametrize("message", [b"\x0a\x05ab", b"\x0d\x01\x02", b"\x09\x01", b"\x0a", b"\x08\x80"])
+def test_a_truncated_message_is_an_error(message: bytes) -> None:
+    with pytest.raises((IndexError, ValueError)):
+        list(fields(message))
 
 
 def test_an_index_of_gigabytes_is_not_read(electra: Electra, tmp_path: Path) -> None:

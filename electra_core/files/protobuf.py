@@ -44,6 +44,8 @@ def fields(message: bytes, begin: int = 0, end: int | None = None) -> Iterator[F
             value = message[begin:stop]
         else:
             raise ValueError(f"field of wire type {kind}")
+        if stop > end:
+            raise ValueError("truncated")
         yield Field(tag >> 3, value, begin, stop)
         begin = stop
 
