@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -284,6 +285,27 @@ def test_a_trained_tokenizer_and_standard_input(
     assert {path.name.split(".")[-1] for path in (tmp_path / "stdin").iterdir()} == {
         "tokens", "sentences", "documents", "starts", "json", "tokenizer",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_text_from_pipes(part: Path, tmp_path: Path, trained: bool) -> None:
+    """As of bash's `--text <(zcat a.gz) <(zcat b.gz)`: no size, no position, and gone once they are read."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "One more document."}) + "\n")
+    options = {"vocab_size": 300, "lines": "sentence", "quiet": True}
+    first = prepare([part, rows], tmp_path / "files", **options)
+    if not trained:
+        options["tokenizer"] = tmp_path / "files" / "tokenizer"
+    pipes = [tmp_path / "text", tmp_path / "pipe.jsonl"]
+    for pipe, file in zip(pipes, (part, rows)):
+        os.mkfifo(pipe)
+        threading.Thread(target=pipe.write_bytes, args=[file.read_bytes()], daemon=True).start()
+    second = prepare(pipes, tmp_path / "pipes", **options)
+    assert first.fingerprint == second.fingerprint
+    assert [source["bytes"] for source in second.settings["sources"]] == [None, None]
+    assert {path.name for path in (tmp_path / "pipes").iterdir()} == {
+        path.name for path in (tmp_path / "files").iterdir()
+    }
 
 
 def test_kinds_of_tokenizers(part: Path, tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class Source(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Bytes on disk; None for standard input."""
-        return None if self.path is None else self.path.stat().st_size
+        """Bytes on disk; None for standard input and other pipes."""
+        return self.path.stat().st_size if self.path and self.is_regular else None
 
 
 def find_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:

@@ -291,11 +291,14 @@ def _bounded(documents: Iterable[Iterable[str]], report: ReadReport) -> Iterator
 
 
 def spool(source: Source, folder: Path) -> Source:
-    """Standard input as a file under `folder`, to be read more than once."""
-    path = folder / "standard-input.txt"
-    with ByteFile(source.name, source.path) as file, open(path, "wb") as target:
+    """Standard input or another pipe as a file under `folder`, to be read more than once."""
+    kind = text_kind(source.path.name) if source.path else None
+    with (
+        ByteFile(source.name, source.path) as file,
+        tempfile.NamedTemporaryFile(dir=folder, suffix=kind or ".txt", delete=False) as target,
+    ):
         _copy(file, target)
-    return Source(source.name, path)
+    return Source(source.name, Path(target.name))
 
 
 def _copy(file: ByteFile, target: Any) -> None:

@@ -42,26 +42,24 @@ class SourceText:
     def __init__(self, sources: Sequence[Source], text_field: str, documents: str, quiet: bool) -> None:
         self._sources, self._quiet = list(sources), quiet
         self._reading = {"text_field": text_field, "documents": documents}
-        self._spooled: Path | None = None
+        self._spooled: list[Source] = []
+        self.can_be_read_again = all(source.is_regular for source in sources)
+        """Whether another process would find the same text."""
         self.report = ReadReport()
         """Report of the latest reading."""
 
-    @property
-    def can_be_read_again(self) -> bool:
-        """Whether another process would find the same text."""
-        return all(source.is_regular for source in self._sources)
-
     def spool_into(self, folder: Path) -> None:
-        """Copies standard input to a file, so that it can be read twice."""
+        """Copies standard input and other pipes to files, so that they can be read twice."""
         for place, source in enumerate(self._sources):
-            if source.path is None:
+            if not source.is_regular:
                 self._sources[place] = spool(source, folder)
-                self._spooled = self._sources[place].path
+                self._spooled.append(self._sources[place])
 
     def remove_spooled(self) -> None:
-        """Removes that file."""
-        if self._spooled:
-            self._spooled.unlink()
+        """Removes these files."""
+        for source in self._spooled:
+            if source.path:
+                source.path.unlink()
 
     def documents(self, title: str, after: ReadReport | None = None) -> Iterator[list[str]]:
         """All documents, or those after the point that an earlier reading had reached."""

@@ -68,7 +68,8 @@ class ByteFile:
             self._raw: BinaryIO = sys.stdin.buffer if path is None else open(path, "rb")
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
-        self._taken: int | None = 0 if path is None else None
+        self._counts = path is None or not self._raw.seekable()  # a pipe does not tell its position
+        self._taken: int | None = 0 if self._counts else None
         self._stream = _decompressed(name, path.suffix.lower() if path else "", self._raw)
 
     def __enter__(self) -> ByteFile:
@@ -105,7 +106,7 @@ class ByteFile:
             raise UserError(f"{self.name}: the compressed file is damaged or truncated ({error})") from None
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from None
-        if self.is_stdin:
+        if self._counts:
             self.position += len(data)
         return data
 
