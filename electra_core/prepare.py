@@ -159,11 +159,8 @@ def train_tokenizer(
         raise UserError(f"tokenizer: expected {' or '.join(TRAINED)} to train one, got {str(tokenizer)!r}")
     _check_arguments("auto", documents, 1, 0.0, seed)
     sources, out = find_sources(text_paths), Path(out_dir)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / "tokenizer.json").is_file():
-            raise UserError(f"{out}: exists and is not a tokenizer; choose another {option('out')}")
-        if not overwrite:
-            raise UserError(f"{out}: already holds a tokenizer; {option('overwrite')} replaces it")
+    inputs = [source.path for source in sources if source.path]
+    check_target(out, inputs, overwrite, kind="tokenizer", mark="tokenizer.json")
     with new_folder(out) as folder:
         text = SourceText(sources, text_field, documents, quiet)
         sample = draw_sample(text.documents("reading a sample"), seed, sample_characters)
@@ -195,14 +192,25 @@ def _check_arguments(lines: str, documents: str, workers: int, heldout_fraction:
         raise ValueError(f"seed: expected an integer in [0, 2^64), got {seed}")
 
 
-def check_target(out: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Raises UserError unless `out` is new, empty, or a corpus that may be replaced and holds no input."""
+def check_target(
+    out: Path,
+    inputs: Iterable[Path],
+    overwrite: bool,
+    *,
+    kind: str = "prepared corpus",
+    mark: str = "manifest.json",
+) -> None:
+    """Raises UserError unless `out` is new, empty, or one of its `kind` that may be replaced and holds no input.
+
+    Args:
+        mark: the file by which such a folder is known.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / "manifest.json").is_file():
-        raise UserError(f"{out}: exists and is not a prepared corpus; choose another {option('out')}")
+    if not (out / mark).is_file():
+        raise UserError(f"{out}: exists and is not a {kind}; choose another {option('out')}")
     if not overwrite:
-        raise UserError(f"{out}: already holds a prepared corpus; {option('overwrite')} replaces it")
+        raise UserError(f"{out}: already holds a {kind}; {option('overwrite')} replaces it")
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{path}: is inside {out}, which would be overwritten")

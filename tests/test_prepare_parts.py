@@ -448,3 +448,7 @@ def test_a_tokenizer_is_not_written_over_something_else(files: Path, tmp_path: P
     train_tokenizer([files], tmp_path / "words", **options)
     with pytest.raises(UserError, match="already holds a tokenizer"):
         train_tokenizer([files], tmp_path / "words", **options)
+    text = shutil.copy(next(files.rglob("*.txt")), tmp_path / "words" / "text.txt")
+    with pytest.raises(UserError, match=r"text\.txt: is inside .*words, which would be overwritten"):
+        train_tokenizer([text], tmp_path / "words", overwrite=True, **options)
+    assert Path(text).is_file()
