@@ -67,7 +67,15 @@ def test_rows_of_nothing_are_left_out(tmp_path, name, separator):
 
 
 def test_blank_lines_before_the_header(tmp_path):
-    assert pairs(write(tmp_path / "a.csv", "\n\ntext;label\nfine, really;1\n")) == [("fine, really", "1")]
+    assert pairs(write(tmp_path / "a.csv", "\n \ntext;label\nfine, really;1\n")) == [("fine, really", "1")]
+    assert list(read_rows(write(tmp_path / "b.csv", "\n \n"))) == []
+
+
+def test_a_broken_first_row_without_a_header_is_the_only_one_lost(tmp_path):
+    file = write(tmp_path / "a.csv", '"good" one,1\nfine,1\ndull,0\n')
+    columns = {"text": "1", "label": "2", "header": False}
+    assert "a.csv:1: broken quoting" in refused(pairs, file, **columns)
+    assert pairs(file, BadRows(file, skip=True), **columns) == [("fine", "1"), ("dull", "0")]
 
 
 def test_excels_first_line_names_what_separates(tmp_path):

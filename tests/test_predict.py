@@ -163,6 +163,12 @@ def test_standard_input_holds_lines_or_json(classifier, monkeypatch, lines):
     assert scores == pytest.approx([p["score"] for p in classifier(["a fine film", "ann"])], abs=1e-5)
 
 
+def test_an_empty_array_on_standard_input_is_no_text(classifier, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b" []\n")))
+    with pytest.raises(UserError, match="standard input: holds no rows"):
+        predict_file(classifier, "-", io.StringIO())
+
+
 def test_a_text_of_a_megabyte_is_cut_and_counted(classifier):
     before = classifier.truncated
     long, head = "the film was good " * 60_000, "the film was good " * 30

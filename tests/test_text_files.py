@@ -169,6 +169,14 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         find_sources(["-", "-"])
 
 
+def test_blank_lines_before_the_names_of_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n \nid;text\n1;one, two\n")
+    assert read(tmp_path / "a.csv") == [["one, two"]]
+    (tmp_path / "a.csv").write_text("\n \nid;text\n\n1;one;two\n")
+    with pytest.raises(UserError, match="line 5: expected 2 columns, got 3; cells that contain ';' need quotes"):
+        read(tmp_path / "a.csv")
+
+
 def test_byte_order_mark_and_missing_last_newline(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
     assert read(tmp_path / "a.txt") == [["one", "two"]]

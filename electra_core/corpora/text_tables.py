@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.files.delimited import Cells, delimiter_of, split_cells
+from electra_core.files.delimited import Cells, begun, split_cells
 
 BLOCK_CHARACTERS = 1 << 16  # minimum read at once from a .json file
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")
@@ -134,9 +133,8 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
     Raises:
         UserError: no such column, or two; or, naming the line, from 1: a wrong number of cells, or broken quoting.
     """
-    first = next(lines, "")
-    delimiter, spaced = ("\t", False) if tabs else delimiter_of(first)
-    rows = _whole(name, split_cells(chain([first], lines), delimiter, spaced, quoting=not tabs, most=most))
+    delimiter, spaced, lines = begun(lines, tabs=tabs)
+    rows = _whole(name, split_cells(lines, delimiter, spaced, quoting=not tabs, most=most))
     header = next(rows, None)
     if header is None:
         return

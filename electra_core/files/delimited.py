@@ -6,6 +6,7 @@ They differ in how they treat a broken row: the first skips and reports it, the 
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,6 +38,21 @@ def delimiter_of(first_line: str) -> tuple[str, bool]:
     return delimiter, delimiter + " " in line
 
 
+def begun(lines: Iterator[str], *, tabs: bool) -> tuple[str, bool, Iterator[str]]:
+    """A table's delimiter, whether a space follows it, and all of its lines, those before the first text as "".
+
+    Args:
+        tabs: whether it is a TSV; of a CSV, the first line that is not blank tells.
+    """
+    blank = 0
+    for first in lines:
+        if first.strip():
+            delimiter, spaced = ("\t", False) if tabs else delimiter_of(first)
+            return delimiter, spaced, itertools.chain([""] * blank, [first], lines)
+        blank += 1
+    return ",", False, lines
+
+
 def split_cells(
     lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int
 ) -> Iterator[Cells]:
@@ -44,7 +60,7 @@ def split_cells(
 
     Args:
         lines: without their line ends.
-        delimiter, spaced: as `delimiter_of` returns them.
+        delimiter, spaced: as `begun` returns them, with the lines.
         quoting: whether cells may be quoted.
         most: maximum number of characters in a cell.
     """

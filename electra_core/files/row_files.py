@@ -18,7 +18,7 @@ from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.files.byte_files import COMPRESSED_SUFFIXES
-from electra_core.files.delimited import delimiter_of, split_cells
+from electra_core.files.delimited import begun, split_cells
 from electra_core.files.text_lines import MAX_ROW_BYTES, check_exists, read_lines, text_problem
 
 HUB = "hub:"
@@ -30,8 +30,8 @@ FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
 """Formats that a user may name for any file -> the suffix that stands for the same format."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET_ROWS = 256  # at a time: texts can be a megabyte each
-JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$)")
-"""The beginning of an array of rows; a plain text may also begin with a bracket."""
+JSON_ARRAY = re.compile(r"\s*\[\s*(\{|$|\]\s*$)")
+"""The beginning of an array of rows, or an empty one; a plain text may also begin with a bracket."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half of a character beyond U+FFFF in JSON's escapes: fine with its other half, invalid alone."""
 
@@ -105,6 +105,9 @@ def _read_delimited(
             names = _header(path, stripped) if has_header else [str(number + 1) for number in range(len(cells))]
             if has_header:
                 continue
+        if names is None and header is False:  # a broken row; the next one tells how many columns there are
+            yield Row(line, {}, problem)
+            continue
         names = names or []
         if len(names) > 1 and not problem:
             stripped = [cell.strip() for cell in cells]
@@ -142,15 +145,8 @@ def _split_cells(
             if line:
                 yield number, line.split("\t"), ""
         return
-    lines = (line for _, line in read_lines(path, encoding))
-    blank: list[str] = []
-    while (first := next(lines, None)) is not None and not first.strip():
-        blank.append(first)
-    if first is None:
-        return
-    delimiter, spaced = ("\t", False) if kind == ".tsv" else delimiter_of(first)
-    whole = itertools.chain(blank, [first], lines)
-    for row in split_cells(whole, delimiter, spaced, quoting=quoting, most=MAX_ROW_BYTES):
+    delimiter, spaced, lines = begun((line for _, line in read_lines(path, encoding)), tabs=kind == ".tsv")
+    for row in split_cells(lines, delimiter, spaced, quoting=quoting, most=MAX_ROW_BYTES):
         yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
