@@ -103,6 +103,7 @@ def test_finds_every_kind_of_docstring(tree: Path) -> None:
         f'try:\n    pass\nexcept E:\n    def h():\n        """{LONG % 6}"""\n'
         f'add_docstr(torch.abs, r"""{LONG % 7}""".format(**args))\n'
         f'lib.add_newdoc("numpy", "abs", """{LONG % 8}""")\n'
+        f'add_newdoc(doc="""{LONG % 10}""")\n'
         f'class Again:\n    """{LONG % 2}"""\n'
         'def short():\n    """Too short."""\n'
         f'x = """{LONG % 9} But no docstring."""\n'

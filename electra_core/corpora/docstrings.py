@@ -202,7 +202,7 @@ def _attached_docstring(call: ast.Call, name: str) -> Iterator[tuple[str, str]]:
     if not called.startswith(("add_docstr", "add_newdoc")):
         return
     strings = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    if strings:
+    if strings and call.args:
         yield f"{name}.{ast.unparse(call.args[0])}", max(strings, key=len)
 
 
