@@ -150,7 +150,9 @@ def _run_config(file: Path) -> PretrainConfig:
     values = read_table(file, "pretrain") if file.is_file() else {}
     config = updated(PretrainConfig(), values, str(file))
     if config.objective != Electra.objective:
-        raise UserError(f"{file}: objective: expected {Electra.objective!r}, the one traced, got {config.objective!r}")
+        raise UserError(
+            f"{file}: objective: expected {Electra.objective!r}, the one traced, got {config.objective!r}"
+        )
     return config
 
 
@@ -202,10 +204,10 @@ def trace(electra: Electra, tokenizer: Tokenizer, text: str, seed: int = 0, mode
         seed=seed,
         truncated=len(ids) - len(kept),
         mask_fraction=electra.config.mask_fraction,
-        max_predictions=max(electra.config.max_predictions, 1),
+        max_predictions=electra.config.max_predictions,
         num_chosen=len(batch.masked_positions_M),
         tokens=_token_traces(batch, plain, seed, output.corrupted_ids_T.cpu(), output.rtd_logits_T.float().cpu()),
-        draws=_draws(batch, plain, logits_MV, output.corrupted_ids_T.cpu(), electra.config.temperature),
+        draws=_draws(batch, plain, logits_MV, output.corrupted_ids_T.cpu(), electra.config),
         gradients=gradients,
         shapes=[*_batch_shapes(batch, logits_MV), *sorted(shapes, key=lambda shape: shape.owner != "generator")],
         mlm_loss=output.mlm_loss.item(),
@@ -262,12 +264,14 @@ def _token_traces(
 
 
 def _draws(
-    batch: PretrainBatch, tokenizer: Tokenizer, logits_MV: Tensor, corrupted_ids_T: Tensor, temperature: float
+    batch: PretrainBatch, tokenizer: Tokenizer, logits_MV: Tensor, corrupted_ids_T: Tensor, config: PretrainConfig
 ) -> list[Draw]:
     """For every masked position: the candidates, and which of them was drawn."""
     losses_M = F.cross_entropy(logits_MV, batch.target_ids_M, reduction="none")
     entropies_M = torch.special.entr(logits_MV.softmax(-1)).sum(-1)
-    probabilities_MV = (logits_MV / temperature).softmax(-1)
+    if config.disallow_correct:
+        logits_MV = logits_MV.scatter(1, batch.target_ids_M[:, None], -torch.inf)
+    probabilities_MV = (logits_MV / config.temperature).softmax(-1)
     draws = []
     for m, position in enumerate(batch.masked_positions_M.tolist()):
         p_V = probabilities_MV[m]

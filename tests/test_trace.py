@@ -165,14 +165,16 @@ def test_ids_that_no_token_has_are_shown_as_numbers() -> None:
     assert shown & {f"#{i}" for i in range(8, 12)} and shown & {f"#{i}" for i in range(13, len(WORDS))}
 
 
-def test_drawn_words_follow_the_shown_probabilities(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("disallowed", [False, True])
+def test_drawn_words_follow_the_shown_probabilities(tokenizer: Tokenizer, disallowed: bool) -> None:
     """Over many seeds the drawn word's mean probability is that of a draw, not of the likeliest word."""
-    electra = build()
+    electra = build(disallow_correct=disallowed)
     draws = [d for seed in range(60) for d in trace(electra, tokenizer, TEXT, seed=seed).draws]
     hits = sum(draw.candidates[0] == draw.drawn for draw in draws) / len(draws)
     expected = sum(draw.candidates[0].probability for draw in draws) / len(draws)
     deviation = math.sqrt(expected * (1 - expected) / len(draws))
     assert abs(hits - expected) < 4 * deviation
+    assert not disallowed or all(draw.original.probability == 0 for draw in draws)
 
 
 @pytest.mark.parametrize("tying", ["embeddings", "none", "disentangled", "all"])
