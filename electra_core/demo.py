@@ -125,6 +125,8 @@ def run_demo(
         minutes = GPU_MINUTES if place.type == "cuda" else CPU_MINUTES
     if not 0.1 <= minutes < math.inf:
         raise UserError(f"{option('minutes')}: expected a number of at least 0.1, got {minutes:g}")
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"{option('seed')}: expected a number from 0 to below 2^64, got {seed}")
     out, clock = Path(out_dir), Clock(60 * minutes)
     for line in introduction(place, minutes):
         say(line)

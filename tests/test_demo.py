@@ -111,6 +111,9 @@ def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_bad_arguments(tmp_path: Path, small: None) -> None:
+    for seed in (-1, 1 << 64):
+        with pytest.raises(UserError, match=f"seed: expected a number from 0 to below 2.64, got {seed}"):
+            run_demo(tmp_path / "x", seed=seed)
     for minutes in (0.01, 0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="minutes: expected"):
             run_demo(tmp_path / "x", minutes=minutes)
