@@ -211,11 +211,9 @@ def _default_note(values: Sequence[Any]) -> str:
         return ""
     if value is True:
         return " (default: yes)"
-    return (
-        f" (default: {value:g})"
-        if isinstance(value, float)
-        else f" (default: {value if value != '' else 'empty'})"
-    )
+    if isinstance(value, float):
+        return f" (default: {value:g})"
+    return f" (default: {'empty' if value == '' else value})"
 
 
 def field_docs(config: type) -> dict[str, str]:

@@ -23,9 +23,8 @@ from electra_core.corpora.sources import Source, text_kind
 from electra_core.corpora.text_tables import column_of, csv_texts, json_line_texts, json_texts
 from electra_core.errors import UserError
 from electra_core.files.byte_files import UTF16, ByteFile
-from electra_core.files.text_lines import MAX_ROW_BYTES
+from electra_core.files.text_lines import BLOCK_BYTES, MAX_ROW_BYTES, WIDE_BOMS
 
-BLOCK_BYTES = 1 << 20
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_DOCUMENT_CHARACTERS = 1 << 22
 DOCUMENTS = ("blank-line", "file")
@@ -195,7 +194,7 @@ def _characters(file: ByteFile) -> Iterator[str]:
 
 def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
     """The first block without its byte-order mark, and the mark's length."""
-    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if block.startswith(WIDE_BOMS):
         raise UserError(f"{name}: {UTF16}")
     if b"\0" in block[:8192]:
         raise UserError(f"{name}: is a binary file (contains NUL bytes), expected text in UTF-8")

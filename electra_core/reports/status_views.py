@@ -11,7 +11,7 @@ from electra_core.errors import UserError, printable
 from electra_core.reports.pages import page
 from electra_core.reports.plots import Series, duration, line_chart, nice_axis, number
 from electra_core.runs.metrics_log import Row
-from electra_core.runs.status import Status
+from electra_core.runs.status import Status, plain_name
 
 MARKS = "*o+x#@%&"
 REFERENCE_MARK = "."
@@ -44,7 +44,7 @@ def facts(run: Status) -> list[tuple[str, str]]:
         rows.append(("checkpoint", f"{run.last_checkpoint:,}{best}"))
     if run.evaluated_at is not None:
         rows.append(("evaluated at", f"{run.evaluated_at:,}"))
-    rows += [(_short(name), f"{value:.4f}") for name, value in run.evaluation.items() if math.isfinite(value)]
+    rows += [(plain_name(name), f"{value:.4f}") for name, value in run.evaluation.items() if math.isfinite(value)]
     return rows
 
 
@@ -173,10 +173,6 @@ def text_chart(curves: Curves, marks: Sequence[str], width: int, height: int = 1
 def title(name: str) -> str:
     """The heading of a figure's curve."""
     return TITLES.get(name, name.replace("dev_", "dev ").replace("_", " "))
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("eval_").replace("_", " ")
 
 
 def _table(runs: Sequence[Status], width: int) -> str:

@@ -188,7 +188,7 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
         at, value = float(newest[axis]), float(newest[name])
         if at < points[0][0]:
             sentences.append(
-                f"{_plain(name)}: too early to say (the reference starts at {points[0][0]:,.0f} {axis})"
+                f"{plain_name(name)}: too early to say (the reference starts at {points[0][0]:,.0f} {axis})"
             )
             continue
         expected = interpolated(points, at)
@@ -196,7 +196,7 @@ def judged(run: Status, reference: list[Row]) -> list[str]:
         word = "behind" if ahead < -tolerance else "ahead of" if ahead > tolerance else "level with"
         past = ", its last value" if at > points[-1][0] else ""
         sentences.append(
-            f"{_plain(name)} {value:.3f} after {at:,.0f} {axis}: {word} the reference ({expected:.3f}{past})"
+            f"{plain_name(name)} {value:.3f} after {at:,.0f} {axis}: {word} the reference ({expected:.3f}{past})"
         )
     return sentences
 
@@ -256,7 +256,8 @@ def _preset(run: Path) -> str | None:
     return name if isinstance(name, str) and name in PRESETS else None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A figure of the log, as people read it: "eval_mlm_loss" -> "mlm loss"."""
     return name.removeprefix("eval_").replace("_", " ")
 
 

@@ -21,6 +21,8 @@ from electra_core.tracing.words import (
     why_chosen,
 )
 
+MOST_LOSSES = 8
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -231,9 +233,6 @@ def _losses(trace: Trace) -> str:
     )
 
 
-MOST_LOSSES = 8
-
-
 def _bars(title: str, rows: Sequence[tuple[str, str, float]], tone: int) -> str:
     top = max((value for _, _, value in rows), default=0.0) or 1.0
     lines = "".join(
@@ -249,9 +248,9 @@ def _gradients(trace: Trace) -> str:
     top = max((max(g.mlm, g.rtd) for g in trace.gradients), default=0.0) or 1.0
     mlm, rtd = (name.replace(" x ", " × ") for name in weighted_losses(trace))
     head = (
-        f"<tr><th>Part</th><th class='n'>parameters</th><th class='n'>from {mlm}</th><th class='n'>from {rtd}</th>"
-        "<th class='bars'>side by side</th><th class='n'>together</th></tr>"
-    ).replace("'", '"')
+        f'<tr><th>Part</th><th class="n">parameters</th><th class="n">from {mlm}</th><th class="n">from {rtd}</th>'
+        '<th class="bars">side by side</th><th class="n">together</th></tr>'
+    )
     rows = "".join(_gradient_row(g, top) for g in trace.gradients)
     return f'<div class="card scroll"><table class="numbers">{head}{rows}</table></div>'
 
