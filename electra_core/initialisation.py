@@ -108,22 +108,22 @@ def _draw_again(flat: Tensor, std: float) -> None:
 
 
 def _slow_waves(weight_SE: Tensor) -> Tensor:
-    """[E / 2] frequencies from 1 down to 1 / 10000 (Vaswani et al. 2017)."""
+    """[ceil(E / 2)] frequencies from 1 down to 1 / 10000 (Vaswani et al. 2017)."""
     return torch.exp(torch.arange(0, weight_SE.shape[1], 2) * (-math.log(10000.0) / weight_SE.shape[1]))
 
 
 def _fast_waves(weight_SE: Tensor) -> Tensor:
-    """[E / 2] frequencies from pi (wavelength 2) down to 2 pi / S."""
+    """[ceil(E / 2)] frequencies from pi (wavelength 2) down to 2 pi / S."""
     positions, width = weight_SE.shape
-    return math.pi * (2 / positions) ** torch.linspace(0, 1, width // 2)
+    return math.pi * (2 / positions) ** torch.linspace(0, 1, (width + 1) // 2)
 
 
 @torch.no_grad()
 def _fill_with_waves(weight_SE: Tensor, frequencies: Tensor, rms: float) -> None:
-    """Position p becomes (sin w_0 p, cos w_0 p, sin w_1 p, ...) with root mean square `rms`."""
+    """Position p becomes (sin w_0 p, cos w_0 p, sin w_1 p, ...), of root mean square `rms` if E is even."""
     angles = torch.arange(len(weight_SE))[:, None] * frequencies
     weight_SE[:, 0::2] = torch.sin(angles) * rms * math.sqrt(2)
-    weight_SE[:, 1::2] = torch.cos(angles) * rms * math.sqrt(2)
+    weight_SE[:, 1::2] = torch.cos(angles[:, : weight_SE.shape[1] // 2]) * rms * math.sqrt(2)
 
 
 @torch.no_grad()

@@ -169,6 +169,19 @@ def test_positions_are_waves_of_the_wanted_size(position_init: str) -> None:
     assert products[0, 1] < products[0, 0]
 
 
+@pytest.mark.parametrize("position_init", ["sinusoidal", "local"])
+def test_an_odd_width_has_a_sine_without_its_cosine(position_init: str) -> None:
+    """`electra pretrain --model tiny --hidden-size 33`."""
+    odd = {"hidden_size": 33, "embedding_size": 33, "num_attention_heads": 1}
+    weight_SE = make_encoder(position_init, **odd).embeddings.position_embeddings.weight.detach()
+    assert not weight_SE[0, 0::2].any() and weight_SE[0, 1::2].unique().numel() == 1, "sin 0 and cos 0"
+    torch.testing.assert_close(
+        weight_SE[:, 0:32:2].square() + weight_SE[:, 1::2].square(),
+        torch.full((128, 16), 2 * CONFIG.initializer_range**2),
+    )
+    assert weight_SE[1:, 32].all(), "the last wave"
+
+
 def test_only_positions_and_two_layers_differ_from_normal() -> None:
     normal, local = make_encoder("normal"), make_encoder("local")
     differing = [
