@@ -7,16 +7,22 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_runs import RUN, data, one_thread, train  # noqa: F401
+from torch import nn
 
 from electra_core.cli import main
-from electra_core.config import PRESETS
+from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.electra import Discriminator, Electra
+from electra_core.encoder import Encoder
 from electra_core.errors import UserError, on_command_line
+from electra_core.model_dir import save_pretrained
 from electra_core.pretrain import pretrain
+from electra_core.pretraining import start_pair
 from electra_core.pretraining.start_pair import StartPair
 from electra_core.tokenizer import load_tokenizer
 
@@ -135,3 +141,36 @@ def test_more_positions_begin_as_a_repetition(data: Path, base: Path, tmp_path: 
         assert all(torch.equal(before[name], after[name]) for name in after)
     with pytest.raises(UserError, match=f"max_position_embeddings {few}, not {few - 1}"):
         go_on(data, tmp_path / "short", base, {"max_position_embeddings": few - 1})
+
+
+def test_more_positions_beside_a_number_and_buffers_of_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number has no rows to repeat; a buffer comes along, but one with a value for each position is kept."""
+
+    class Counting(Encoder):
+        def __init__(self, config: EncoderConfig, *rest: Any) -> None:
+            super().__init__(config, *rest)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("places", torch.arange(config.max_position_embeddings))
+
+    class Own(Electra):
+        def __init__(self, *configs: Any) -> None:
+            super().__init__(*configs)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+    monkeypatch.setattr(Discriminator, "encoder_class", Counting)
+    monkeypatch.setattr(start_pair, "build_objective", Own)
+    sizes = dict.fromkeys(("vocab_size", "embedding_size", "hidden_size", "intermediate_size"), 16)
+    few = EncoderConfig(**sizes, num_attention_heads=2, num_hidden_layers=1, max_position_embeddings=8)
+    config = PretrainConfig(generator_hidden_size=8, generator_attention_heads=1, generator_layers=1)
+    short = Own(few, config)
+    short.get_buffer("discriminator.encoder.seen").fill_(7)
+    for half in ("discriminator", "generator"):
+        save_pretrained(getattr(short, half), tmp_path / half)
+
+    many = dataclasses.replace(few, max_position_embeddings=12)
+    model: Any = Own(many, config)
+    start_pair.start_from_pair(model, many, config, tmp_path / "discriminator", tmp_path / "generator")
+    assert float(model.scale.detach()) == 2 and float(model.get_buffer("discriminator.encoder.seen")) == 7
+    assert model.get_buffer("discriminator.encoder.places").tolist() == list(range(12))

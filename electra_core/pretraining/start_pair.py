@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.errors import UserError, option
+from electra_core.hub.layout import persistent_buffers
 from electra_core.model_dir import find_model, load_config, load_pair
 from electra_core.objectives import build_objective
 
@@ -136,6 +138,14 @@ def start_from_pair(
     )
     shorter = build_objective(replace(encoder, max_position_embeddings=fewest), config)
     load_pair(shorter, discriminator, generator)  # type: ignore[arg-type]
-    for ours, theirs in zip(model.parameters(), shorter.parameters(), strict=True):
-        times = -(-len(ours) // len(theirs))
-        ours.copy_(theirs.repeat(times, *[1] * (theirs.dim() - 1))[: len(ours)] if times > 1 else theirs)
+    for ours, theirs in zip(_saved(model), _saved(shorter), strict=True):
+        if ours.shape == theirs.shape:
+            ours.copy_(theirs)
+        elif isinstance(ours, nn.Parameter):  # positions; a buffer of another size stays as it was made
+            ours.copy_(theirs[torch.arange(len(ours)) % len(theirs)])
+
+
+def _saved(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, and the buffers that a model directory holds."""
+    yield from model.parameters()
+    yield from (buffer for _, buffer in persistent_buffers(model))
