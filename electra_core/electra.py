@@ -38,7 +38,7 @@ from torch.utils._pytree import register_dataclass
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
 from electra_core.initialisation import initialise, started
-from electra_core.linear import Linear
+from electra_core.linear import Linear, by_its_parts
 from electra_core.packing import TokenBatch, check_packed
 
 # Streams of random numbers: the discriminator's encoder starts here (the generator's at 0), and the draws.
@@ -253,7 +253,7 @@ class DiscriminatorPredictions(nn.Module):
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
         """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
-        if type(last) is not nn.Linear or last._forward_pre_hooks:  # an adapter in its place, or a pruned layer
+        if not by_its_parts(last, nn.Linear):
             logits_T = self(hidden_TD)
             loss, counts = rtd_loss_and_counts(logits_T, is_replaced_T, weights_T)
             return RTDHead(loss, logits_T.detach().to(loss.dtype), counts)

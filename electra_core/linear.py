@@ -65,16 +65,17 @@ def bias_after(layer: nn.Module) -> Tensor | None:
     return layer.bias if leaves_bias(layer) else None  # type: ignore[return-value]
 
 
-def _by_its_parts(layer: nn.Module) -> bool:
-    """Whether weight and bias determine what calling `layer` does: a hook may change either (pruning does), or the
-    output."""
-    return leaves_bias(layer) and not layer._forward_pre_hooks and not layer._forward_hooks
+def by_its_parts(layer: nn.Module, kind: type[nn.Linear] = Linear) -> bool:
+    """Whether weight and bias determine what calling `layer` does: that of an adapter is another class, and a hook
+    may change either (pruning does), or the output."""
+    plain = type(layer) is kind and layer.bias is not None
+    return plain and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
 def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:
     """GELU(layer(input)), by erf; in fewer passes where a kernel adds the bias, or where oneDNN fuses GELU into
     the product (in fast bf16 on a CPU, if no backward pass needs the values in between)."""
-    if torch.compiler.is_compiling() or not _by_its_parts(layer):  # torch.compile fuses these itself
+    if torch.compiler.is_compiling() or not by_its_parts(layer):  # torch.compile fuses these itself
         return F.gelu(layer(input))
     weight, bias = cast(Linear, layer).weight, cast(Linear, layer).bias
     if not torch.is_grad_enabled() and multiplies_by_itself(input) and has_fast_bf16():
@@ -90,7 +91,7 @@ def round_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -
     are, because the operation after a product may add them in fp32."""
     if device.type == "cpu" and dtype == torch.bfloat16 and has_fast_bf16():
         for linear in module.modules():
-            if isinstance(linear, Linear) and _by_its_parts(linear):
+            if isinstance(linear, Linear) and by_its_parts(linear):
                 linear.weight.data = linear.weight.data.to(torch.bfloat16)
 
 
@@ -102,7 +103,7 @@ def cast_together(module: nn.Module) -> Iterator[None]:
     such operations itself), and after `cast_one_by_one`. What the backward pass recomputes
     (`encoder.set_recompute`) is left to autocast.
     """
-    linears = [m for m in module.modules() if isinstance(m, Linear) and _by_its_parts(m)]
+    linears = [m for m in module.modules() if isinstance(m, Linear) and by_its_parts(m)]
     parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
     if not linears or linears[0].one_by_one or not _casts_together(parameters[0]):
         yield

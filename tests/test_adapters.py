@@ -162,8 +162,8 @@ def test_hooks_see_every_layer_in_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_weights_are_not_cast_together_where_they_are_computed_before_a_call() -> None:
     pruned = prune.random_unstructured(Linear(8, 8), "weight", amount=0.5)
-    assert not linear._by_its_parts(pruned) and not linear._by_its_parts(LoRASubclass(Linear(8, 8)))
-    assert linear._by_its_parts(Linear(8, 8)) and not linear._by_its_parts(Linear(8, 8, bias=False))
+    assert not linear.by_its_parts(pruned) and not linear.by_its_parts(LoRASubclass(Linear(8, 8)))
+    assert linear.by_its_parts(Linear(8, 8)) and not linear.by_its_parts(Linear(8, 8, bias=False))
 
 
 def test_a_layer_without_bias() -> None:
@@ -177,7 +177,21 @@ def test_a_layer_without_bias() -> None:
     torch.testing.assert_close(encoder(BATCH), before(BATCH))
 
 
-@pytest.mark.parametrize("change", [with_lora, with_pruned_weight], ids=lambda change: change.__name__)
+def with_hook_on_output(layer: Any) -> tuple[nn.Module, Tensor]:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer, 2 * layer.weight
+
+
+def without_bias(layer: Any) -> tuple[nn.Module, Tensor]:
+    other = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    return other, other.weight
+
+
+@pytest.mark.parametrize(
+    "change",
+    [with_lora, with_pruned_weight, with_hook_on_output, without_bias],
+    ids=lambda change: change.__name__,
+)
 def test_the_discriminator_s_last_layer(change: Any) -> None:
     model = Discriminator(CONFIG).eval()
     head: Any = model.discriminator_predictions
