@@ -253,7 +253,7 @@ class DiscriminatorPredictions(nn.Module):
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
         """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
-        if not by_its_parts(last, nn.Linear):
+        if type(self) is not DiscriminatorPredictions or not by_its_parts(last, nn.Linear):  # somebody's own
             logits_T = self(hidden_TD)
             loss, counts = rtd_loss_and_counts(logits_T, is_replaced_T, weights_T)
             return RTDHead(loss, logits_T.detach().to(loss.dtype), counts)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 
 from electra_core import linear
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.electra import Discriminator, Electra
+from electra_core.electra import Discriminator, DiscriminatorPredictions, Electra
 from electra_core.encoder import Encoder
 from electra_core.initialisation import initialise
 from electra_core.linear import Linear
@@ -203,6 +203,16 @@ def test_the_discriminator_s_last_layer(change: Any) -> None:
     loss = nn.functional.binary_cross_entropy_with_logits(wanted, replaced_T.float())
     torch.testing.assert_close(judged.loss, loss)
     assert weight.shape == (1, 16) and int(judged.counts.sum()) == 8
+
+
+def test_a_head_of_one_s_own() -> None:
+    class Doubtful(DiscriminatorPredictions):
+        def forward(self, hidden_TD: Tensor) -> Tensor:
+            return super().forward(hidden_TD) / 2
+
+    model, replaced_T = Discriminator(CONFIG).eval(), torch.arange(8) % 2 == 0
+    model.discriminator_predictions = Doubtful(CONFIG)
+    torch.testing.assert_close(model.judge(BATCH, replaced_T).logits_T, model(BATCH))
 
 
 def test_pre_training_with_adapters() -> None:
