@@ -64,9 +64,7 @@ class Examples:
         """Where the tokens of the examples `indices` lie; reads sentence borders, but no text."""
         indices = np.asarray(indices, dtype=np.int64)
         epochs, places = np.divmod(indices, len(self.slots))
-        numbers = permute_all(places.astype(np.uint64), len(self.slots), self._seeds(epochs, _ORDER)).astype(
-            np.int64
-        )
+        numbers = permute_all(places, len(self.slots), self._seeds(epochs, _ORDER))
         slots = self.slots.find(numbers)
         documents = (numbers - slots.place).astype(np.uint64)
         sentences, ends = self.slots.ranges(slots, mix_all(documents, self._seeds(epochs, _BORDERS)))
@@ -92,18 +90,17 @@ class Examples:
 
     def _words(self, plan: Plan) -> np.ndarray:
         """The spans' tokens end to end. Each example is read from its shard as one contiguous range."""
-        ends_P = plan.begins_P + plan.lengths_P
-        first, last = (way.reduceat(values, plan.ends_N[:-1]) for way, values in (
-            (np.minimum, plan.begins_P), (np.maximum, ends_P)))  # fmt: skip
+        first = np.minimum.reduceat(plan.begins_P, plan.ends_N[:-1])
+        last = np.maximum.reduceat(plan.begins_P + plan.lengths_P, plan.ends_N[:-1])
         rows = zip(plan.shards_N.tolist(), first.tolist(), last.tolist())
         text = np.concatenate([self.shards[shard].tokens[begin:end] for shard, begin, end in rows])
         moved = np.cumsum(last - first) - last  # from an offset in the shard to one in `text`
         return text[ragged(plan.begins_P + np.repeat(moved, np.diff(plan.ends_N)), plan.lengths_P)]
 
-    def _seeds(self, epochs: np.ndarray, stream: int) -> np.ndarray:
-        """uint64: a seed for each epoch."""
-        different, which = np.unique(epochs, return_inverse=True)
-        return np.array([fold(self.seed, epoch, stream) for epoch in different.tolist()], dtype=np.uint64)[which]
+    def _seeds(self, numbers: np.ndarray, stream: int) -> np.ndarray:
+        """uint64: a seed for each number, of an epoch or of a mixture's block."""
+        different, which = np.unique(numbers, return_inverse=True)
+        return np.array([fold(self.seed, number, stream) for number in different.tolist()], dtype=np.uint64)[which]
 
 
 def _coins(seed: int, indices: np.ndarray) -> np.ndarray:

@@ -166,7 +166,7 @@ def test_host_bits_of_several_blocks() -> None:
 def test_permutations(size: int, seeds: list[int], data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, size - 1), min_size=len(seeds), max_size=len(seeds)))
     arrays = np.array(places, dtype=np.uint64), np.array(seeds, dtype=np.uint64)
-    assert permute_all(arrays[0], size, arrays[1]).tolist() == [
+    assert permute_all(np.array(places), size, arrays[1]).tolist() == [
         permute(place, size, seed) for place, seed in zip(places, seeds, strict=True)
     ]
     assert mix_all(*arrays).tolist() == [mix(place, seed) for place, seed in zip(places, seeds, strict=True)]

@@ -139,9 +139,7 @@ class MixedExamples(Examples):
     def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`place` for many examples."""
         blocks, insides = np.divmod(indices, BLOCK)
-        different, which = np.unique(blocks, return_inverse=True)
-        seeds = np.array([fold(self.seed, block, _ORDER) for block in different.tolist()], dtype=np.uint64)
-        insides = permute_all(insides.astype(np.uint64), BLOCK, seeds[which]).astype(np.int64)
+        insides = permute_all(insides, BLOCK, self._seeds(blocks, _ORDER))
         corpora = np.searchsorted(self._ends, insides, side="right")
         counts = np.diff(self._ends, prepend=0)[corpora]
         return corpora, blocks * counts + insides - (self._ends[corpora] - counts)

@@ -34,10 +34,10 @@ def mix(value: int, seed: int) -> int:
 
 
 def permute_all(indices: np.ndarray, size: int, seeds: np.ndarray) -> np.ndarray:
-    """`permute` for each index with its seed; uint64 arrays of equal shape."""
+    """`permute` for each index (int64) with its seed (uint64); arrays of equal shape."""
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    values = indices.copy()
+    values = indices.astype(np.uint64)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
         left, right = values[outside] >> half, values[outside] & mask
@@ -45,7 +45,7 @@ def permute_all(indices: np.ndarray, size: int, seeds: np.ndarray) -> np.ndarray
             left, right = right, left ^ (mix_all(right, seeds[outside] + np.uint64(round_number)) & mask)
         values[outside] = left << half | right
         outside = values >= size
-    return values
+    return values.astype(np.int64)
 
 
 def mix_all(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
