@@ -26,7 +26,7 @@ corpus, read-ahead fetches what is needed soon; in a larger one, a hundred times
 class Corpus:
     """One split of a prepared corpus; `Corpus.open` makes it.
 
-    Sentences and documents are in the order of the text; their numbers run on across the shards.
+    `shards` holds its sentences and documents in the order of the text (`corpora.shards.Shard`).
     """
 
     def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
@@ -35,9 +35,9 @@ class Corpus:
         self.num_tokens, self.num_sentences = counts.tokens, counts.sentences
         self.num_documents = counts.documents
         self.shards = tuple(self._open_shard(index) for index in range(counts.shards))
-        sentences = [len(shard.sentences) - 1 for shard in self.shards]
-        self._shard_ends = np.cumsum(sentences, dtype=np.int64)
-        if (sum(len(shard.tokens) for shard in self.shards), sum(sentences)) != (counts.tokens, counts.sentences):
+        tokens = sum(len(shard.tokens) for shard in self.shards)
+        sentences = sum(len(shard.sentences) - 1 for shard in self.shards)
+        if (tokens, sentences) != (counts.tokens, counts.sentences):
             raise UserError(f"{directory}: the counts in manifest.json do not match the {split} files")
 
     @classmethod
@@ -72,20 +72,6 @@ class Corpus:
         if tokenizer.fingerprint() != self.manifest.tokenizer_fingerprint:
             raise UserError(f"{self.directory}: this tokenizer is not the one that the corpus was made with")
         return tokenizer
-
-    def sentence_bounds(self, sentence: int) -> tuple[int, int, int]:
-        """(shard, first token, end) of a sentence, in tokens of that shard."""
-        if not 0 <= sentence < self.num_sentences:
-            raise IndexError(f"sentence: expected an index in [0, {self.num_sentences}), got {sentence}")
-        shard = int(np.searchsorted(self._shard_ends, sentence, side="right"))
-        borders = self.shards[shard].sentences
-        place = sentence - (int(self._shard_ends[shard - 1]) if shard else 0)
-        return shard, int(borders[place]), int(borders[place + 1])
-
-    def sentence(self, sentence: int) -> np.ndarray:
-        """The ids of a sentence, [tokens], a view of the file."""
-        shard, begin, end = self.sentence_bounds(sentence)
-        return self.shards[shard].tokens[begin:end]
 
     def read_at_random(self) -> None:
         """Tells the system that sentences will be looked up at random places, if the corpus is `LARGE`."""

@@ -56,7 +56,6 @@ class Mixture(Corpus):
         self.num_sentences = sum(corpus.num_sentences for corpus in corpora)
         self.num_documents = sum(corpus.num_documents for corpus in corpora)
         self.shards = tuple(shard for corpus in corpora for shard in corpus.shards)
-        self._shard_ends = np.cumsum([len(shard.sentences) - 1 for shard in self.shards], dtype=np.int64)
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
