@@ -212,7 +212,6 @@ class PretrainConfig:
     """How steps run: auto (the fastest that works) | eager | static | compile | graph (a CUDA graph per step)."""
     recompute: bool = False
     """Recompute layers in the backward pass instead of keeping their values: less memory, a third more work."""
-
     sharding: str = "none"
     """On several processes: none (each holds the whole model) | fsdp (each stores a part of it; FSDP2)."""
 
@@ -266,9 +265,9 @@ class Preset:
     discriminator: EncoderConfig
     pretrain: PretrainConfig
 
-    def generator(self, pretrain: PretrainConfig | None = None) -> EncoderConfig:
+    def generator(self) -> EncoderConfig:
         """The generator that goes with it: the same embeddings, a narrower encoder."""
-        return generator_config(self.discriminator, pretrain or self.pretrain)
+        return generator_config(self.discriminator, self.pretrain)
 
 
 def check_config(name: str, value: object, kind: type) -> None:

@@ -28,7 +28,7 @@ ORIGINAL_OUTPUT_SHARE = 0.15625
 
 @dataclass(frozen=True)
 class Run:
-    """The facts about a pre-training run that decide its FLOPs."""
+    """The facts about a pre-training run that decide its FLOPs by the original's counting."""
 
     model: EncoderConfig
     """The model that is kept: ELECTRA's discriminator, or a masked language model."""
@@ -37,7 +37,6 @@ class Run:
     steps: int
     batch_size: int
     max_length: int
-    mask_fraction: float = 0.15
 
 
 def encoder_parameters(config: EncoderConfig) -> int:
@@ -179,7 +178,7 @@ def training_step_flops(model: EncoderConfig, pretrain: PretrainConfig) -> float
 def run_of(model: EncoderConfig, pretrain: PretrainConfig) -> Run:
     """The run that a configuration describes, as ELECTRA's, or BERT's for `mlm`."""
     generator = generator_config(model, pretrain) if _objective(pretrain).has_generator else None
-    return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length, pretrain.mask_fraction)
+    return Run(model, generator, pretrain.steps, pretrain.batch_size, pretrain.max_length)
 
 
 def _objective(pretrain: PretrainConfig) -> Any:

@@ -30,7 +30,7 @@ def electra(name: str, steps: int) -> flops.Run:
 
 
 def bert(name: str, steps: int, batch_size: int) -> flops.Run:
-    return dataclasses.replace(electra(name, steps), generator=None, batch_size=batch_size, mask_fraction=0.15)
+    return dataclasses.replace(electra(name, steps), generator=None, batch_size=batch_size)
 
 
 PAPER_RUNS = {

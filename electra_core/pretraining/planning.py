@@ -8,7 +8,7 @@ Letters in shapes: N examples, J candidate sentences, P spans of all examples en
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -69,9 +69,6 @@ class Plan(Sequence[Example]):
         for begin, length, is_second in rows:
             parts[is_second].append(Span(shard, begin, begin + length))
         return Example(*parts)
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self[place] for place in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

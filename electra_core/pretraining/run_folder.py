@@ -186,7 +186,7 @@ def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
 
 
 def model_card(
-    run: Path, encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
+    encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
     evaluation: dict[str, float],
 ) -> str:  # fmt: skip
     """README.md of a model directory: where the weights come from."""
