@@ -173,16 +173,15 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opt
 def _with_muon(groups: list[dict[str, Any]], config: PretrainConfig) -> list[dict[str, Any]]:
     """Moves the matrices inside layers into separate groups with Muon's rate."""
     scale = config.muon_learning_rate / config.learning_rate
+    for_hidden = {"lr": config.muon_learning_rate, "lr_scale": scale, "muon": True}
     split = []
     for group in groups:
-        hidden = [(name, p) for name, p in group["params"] if ".layers." in name and p.ndim == 2]
-        others = [(name, p) for name, p in group["params"] if not (".layers." in name and p.ndim == 2)]
-        if others:
-            split.append(group | {"params": others})
-        if hidden:
-            rate = {"lr": config.muon_learning_rate, "lr_scale": scale}
-            split.append(group | rate | {"params": hidden, "muon": True})
-    return split
+        others: list[Any] = []
+        hidden: list[Any] = []
+        for name, p in group["params"]:
+            (hidden if ".layers." in name and p.ndim == 2 else others).append((name, p))
+        split += [group | {"params": others}, group | for_hidden | {"params": hidden}]
+    return [group for group in split if group["params"]]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,17 +57,12 @@ class TokenBatch:
         """The batch on `device`. With `non_blocking`, copies to a GPU go through pinned memory: from pageable
         memory they would wait for the GPU's pending work."""
         pin = non_blocking and torch.device(device).type == "cuda" and self.input_ids_T.device.type == "cpu"
-
-        def moved(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=non_blocking)
-
-        return TokenBatch(
-            moved(self.input_ids_T),
-            moved(self.segment_ids_T),
-            moved(self.position_ids_T),
-            moved(self.cu_seqlens),
-            self.max_seqlen,
-        )
+        moved: dict[str, Any] = {
+            name: (value.pin_memory() if pin else value).to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def split(self) -> list[Tensor]:
         """The token ids of each sequence."""

@@ -80,7 +80,7 @@ class Slots:
         shard = int(np.searchsorted(self._first_blocks, block, side="right")) - 1
         first = (block - int(self._first_blocks[shard])) * BLOCK
         place = number - (int(self._ends[block - 1]) if block else 0)
-        counts = self._counts(self.shards[shard], first, first + BLOCK)
+        counts = self._counts_in(self.shards[shard], first, first + BLOCK)
         ends = np.cumsum(counts)
         document = int(np.searchsorted(ends, place, side="right"))
         place -= int(ends[document] - counts[document])
@@ -126,7 +126,7 @@ class Slots:
             gather(self.shards, part, shard, first, BLOCK + 1) for part in ("documents", "starts")
         )
         tokens, sentences = np.diff(starts), np.diff(documents)
-        counts = np.maximum(1, -(-tokens // _reach(tokens, sentences, self.max_length)))
+        counts = self._counts(tokens, sentences)
         ends = np.cumsum(counts, axis=1)
         rows, inside = np.arange(len(numbers)), (ends <= place[:, None]).sum(axis=1)
         total = counts[rows, inside]
@@ -171,16 +171,18 @@ class Slots:
         documents, step = len(shard.documents) - 1, BLOCK << 10
         parts = [np.zeros(0, dtype=np.int64)]
         for first in range(0, documents, step):
-            counts = self._counts(shard, first, min(first + step, documents))
+            counts = self._counts_in(shard, first, min(first + step, documents))
             parts.append(np.add.reduceat(counts, np.arange(0, len(counts), BLOCK)))
         return np.concatenate(parts)
 
-    def _counts(self, shard: Borders, first: int, end: int) -> np.ndarray:
+    def _counts_in(self, shard: Borders, first: int, end: int) -> np.ndarray:
         """int64 [end - first]: slots of each of the documents [first, end)."""
-        documents = shard.documents[first : end + 1].astype(np.int64)
-        tokens = np.diff(shard.starts[first : end + 1].astype(np.int64))
-        reach = _reach(tokens, np.diff(documents), self.max_length)
-        return np.maximum(1, -(-tokens // reach))
+        sentences = np.diff(shard.documents[first : end + 1].astype(np.int64))
+        return self._counts(np.diff(shard.starts[first : end + 1].astype(np.int64)), sentences)
+
+    def _counts(self, tokens: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+        """Slots of documents with so many tokens and sentences."""
+        return np.maximum(1, -(-tokens // _reach(tokens, sentences, self.max_length)))
 
 
 def gather(shards: Sequence[Borders], part: str, shard: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:

@@ -51,11 +51,11 @@ class StartPair:
         def sizes(encoder: EncoderConfig) -> list[int]:
             return [getattr(encoder, name) for name in ("embedding_size", *OF_LAYERS)]
 
-        both = sizes(self.discriminator), sizes(self.generator)
-        known = {
-            name: (sizes(preset.discriminator), sizes(preset.generator())) for name, preset in PRESETS.items()
-        }
-        return next((name for name, sizes in known.items() if sizes == both), "small")
+        ours = sizes(self.discriminator), sizes(self.generator)
+        for name, preset in PRESETS.items():
+            if (sizes(preset.discriminator), sizes(preset.generator())) == ours:
+                return name
+        return "small"
 
     @property
     def flags(self) -> str:
