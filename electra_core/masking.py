@@ -105,7 +105,7 @@ def mask_tokens(
 def masked_counts(lengths_N: Tensor, fraction: float, max_predictions: int) -> Tensor:
     """int64 [N]: how many positions are masked in sequences of these lengths. The product is fp32, as in the
     original, where 0.15 x 190 is 28.500002 and rounds to 29."""
-    return (lengths_N * fraction).round().long().clamp(max=max_predictions).clamp(min=1)
+    return (lengths_N.float() * fraction).round().long().clamp(max=max_predictions).clamp(min=1)
 
 
 def check_masked(batch: PretrainBatch, counts_N: Tensor, tokenizer: Tokenizer) -> None:

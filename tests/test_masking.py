@@ -66,6 +66,15 @@ def test_counts_of_one_tensor() -> None:
     assert masked_counts(lengths_N, 0.15, 19).tolist() == [1, 1, 2, 3, 10, 19, 19]
 
 
+def test_counts_are_computed_in_fp32_whatever_torch_s_default() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert masked_counts(torch.tensor([190, 350, 390]), 0.15, 100).tolist() == [29, 53, 59]
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_mask_that_stands_in_the_text_is_not_chosen() -> None:
     """Text may hold the word [MASK] itself; it is no candidate, whatever the count asks for."""
     for seed in range(10):
