@@ -302,11 +302,10 @@ NEEDED = {
 def check_savable(electra: Any) -> None:
     """Raises ValueError if a half of the model is missing, or could not be saved at the run's end: better now than
     then."""
-    needed = {"discriminator": True, "generator": electra.has_generator}
     for kind in HALVES:
         part = getattr(electra, kind, None)
         if part is None:
-            if needed[kind]:
+            if kind == "discriminator" or electra.has_generator:
                 raise ValueError(
                     f"{type(electra).__name__}.{kind}: expected {NEEDED[kind]}, got none; set it in __init__"
                 )
