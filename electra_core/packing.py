@@ -82,28 +82,28 @@ def pack(sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] |
     """Packs lists of token ids (and of segment ids, by default all 0) into one TokenBatch, on the CPU.
 
     Raises:
-        ValueError: a single flat list of ids; values that are not integers; segments whose lengths differ from the
+        ValueError: a single flat list; values that are not integers; segments whose lengths differ from the
             sequences'.
     """
-    sequences = list(sequences)
-    try:
-        lengths = [len(ids) for ids in sequences]
-    except TypeError:
-        raise ValueError(
-            "sequences: expected a list of ids for every sequence, got a list of "
-            f"{'ids' if isinstance(sequences[0], int) else type(sequences[0]).__name__}"
-        ) from None
-    flat = _flat("sequences", sequences)
+    flat, lengths = _flat("sequences", sequences)
     if segments is None:
         return from_lengths(flat, torch.zeros_like(flat), lengths)
-    segments = list(segments)
-    if [len(ids) for ids in segments] != lengths:
+    segment_ids, of_segments = _flat("segments", segments)
+    if of_segments != lengths:
         raise ValueError("segments: expected one id for every token of every sequence")
-    return from_lengths(flat, _flat("segments", segments), lengths)
+    return from_lengths(flat, segment_ids, lengths)
 
 
-def _flat(name: str, lists: Sequence[Sequence[int]]) -> Tensor:
-    """int64 [T]: the ids of all sequences."""
+def _flat(name: str, lists: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+    """int64 [T]: the ids of all sequences; and the sequences' lengths."""
+    lists = list(lists)
+    try:
+        lengths = [len(ids) for ids in lists]
+    except TypeError:
+        raise ValueError(
+            f"{name}: expected a list of ids for every sequence, got a list of "
+            f"{'ids' if isinstance(lists[0], int) else type(lists[0]).__name__}"
+        ) from None
     values = [i for ids in lists for i in ids]
     try:
         flat = torch.tensor(values) if values else torch.zeros(0, dtype=torch.int64)
@@ -111,7 +111,7 @@ def _flat(name: str, lists: Sequence[Sequence[int]]) -> Tensor:
         raise ValueError(f"{name}: expected lists of integers ({error})") from None
     if flat.is_floating_point() or flat.is_complex() or flat.dim() != 1:
         raise ValueError(f"{name}: expected lists of integers, got {values[0]!r:.60}, ...")
-    return flat.long()
+    return flat.long(), lengths
 
 
 def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:

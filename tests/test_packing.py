@@ -116,6 +116,7 @@ def test_sequences_may_come_one_by_one() -> None:
         (["ab"], None, "sequences: expected lists of integers"),
         ([(i for i in range(3))], None, "sequences: expected a list of ids for every sequence, got .* generator"),
         ([[1, 2]], [[0, 0.5]], "segments: expected lists of integers"),
+        ([[1, 2]], [0, 0], "segments: expected a list of ids for every sequence, got a list of ids"),
     ],
 )
 def test_what_is_no_ids_is_refused(sequences: Any, segments: Any, said: str) -> None:
