@@ -30,6 +30,7 @@ class Muon(ElectraAdam):
 
     def __init__(self, params: Iterable[Any], *args: Any, momentum: float = 0.95, **kwargs: Any):
         super().__init__(params, *args, **kwargs)
+        self.defaults |= {"muon": False, "momentum": momentum}  # also of groups that are added later
         for group in self.param_groups:
             group.setdefault("muon", False)
             group.setdefault("momentum", momentum)

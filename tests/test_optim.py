@@ -224,6 +224,17 @@ def test_muon_by_hand() -> None:
         torch.testing.assert_close(p.detach(), expected)
 
 
+def test_a_group_that_is_added_later_is_adam_s() -> None:
+    """As torch's optimizers take further groups: layers that are trained from some step on."""
+    later, alone = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([{"params": [("w", nn.Parameter(torch.ones(2, 2)))], "muon": True}], lr=0.1)
+    optimizer.add_param_group({"params": [("later", later)]})
+    later.grad = alone.grad = torch.full((2, 2), 0.5)
+    optimizer.step()
+    ElectraAdam([alone], lr=0.1).step()
+    assert torch.equal(later, alone) and optimizer.param_groups[1]["muon"] is False
+
+
 @pytest.mark.parametrize("name", ["electra-adam", "adamw", "muon"])
 def test_state_round_trips_bit_for_bit(name: str) -> None:
     config = dataclasses.replace(PRETRAIN, optimizer=name)
