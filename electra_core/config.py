@@ -362,7 +362,7 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
     Raises:
         UserError: an unknown key (the nearest known one is suggested) or a value of another type.
     """
-    kinds = {field.name: type(getattr(config, field.name)) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     checked = {}
     for key, value in changes.items():
         name = key.replace("-", "_")

@@ -120,3 +120,9 @@ def test_a_pretraining_run_has_them_from_flags_and_files(data: Path, tmp_path: P
     )
     assert (run["generator_attention_heads"], run["generator_intermediate_size"]) == (2, 512)
     assert run["generator_layers"] == 2
+
+
+def test_a_fraction_may_follow_a_whole_number() -> None:
+    """As in a preset of one's own: the field's type counts, not the value's."""
+    whole = EncoderConfig(hidden_dropout_prob=0)
+    assert updated(whole, {"hidden_dropout_prob": 0.1}, "here").hidden_dropout_prob == 0.1
