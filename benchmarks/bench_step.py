@@ -7,8 +7,8 @@
 of every operation once) come from a trace on fake tensors with a GPU's kernels
 (`electra_core/execution/fake_step.py`), for the same batch in bf16, and can be computed anywhere.
 **Times** are those of the steps on this machine, medians over steps. Stages of the forward pass are timed by hooks
-on modules; on a GPU with a synchronisation at every boundary, which a real run does not have. "draw" is the
-preparation of masks (`masking.py`) for a batch that is already read.
+on modules; on a GPU with a synchronisation at every boundary, which a real run does not have. "masks" is the
+preparation of masks (`masking.py`) for a batch that is already read; earlier results call it "draw".
 **Floors** are the least times on one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, as others measured them) for the
 stage's matrix products (`flops.py`) and for the bytes moved; they say nothing about the machine of the times.
 """
@@ -37,7 +37,7 @@ from electra_core.optim import build_optimizer
 from electra_core.training import Loop, take_step
 
 PEAK, BANDWIDTH = 790e12, 4.3e12
-DRAW = "draw"
+MASKS = "masks"
 
 
 class StageClock:
@@ -72,7 +72,7 @@ def stage_seconds(
     rows = []
     for step in range(steps + 1):
         clock = StageClock(device)
-        clock.stage = DRAW
+        clock.stage = MASKS
         part = batches_like_text(encoder.vocab_size, batch, length, config, 1)[0].to(device)
         clock.stage = OTHER
 

@@ -90,7 +90,7 @@ def environment_of(report: Any) -> Report:
     versions = {name: report.get(name) for name in ("torch", "transformers")}
     return {
         "device": report.get("machine"), "threads": report.get("threads"), "versions": versions,
-        "command": (report.get("command") or "").partition(" --out")[0],
+        "command": (report.get("command") or "").partition(" --out")[0], "date": report.get("date"),
     }  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def _column(path: Path, report: Row) -> str:
 
 def _stage_lines(counted: Row, times: dict[str, Row]) -> list[str]:
     """The table: `times` by column title, then the available counts of `COUNTED`."""
-    rows = {stage: _counts(stage, row) for stage, row in counted["stages"].items()}
+    rows = {stage: _counts(stage, row) for stage, row in _stages(counted).items()}
     heads = {
         name: title for name, title in COUNTED.items() if any(row.get(name) is not None for row in rows.values())
     }
@@ -171,8 +171,14 @@ def _stage_lines(counted: Row, times: dict[str, Row]) -> list[str]:
     return lines
 
 
+def _stages(report: Row) -> dict[str, Row]:
+    """A result's stages. Results of before 30 November call the preparation of masks "draw", as if it were the
+    generator's."""
+    return {"masks" if stage == "draw" else stage: row for stage, row in report["stages"].items()}
+
+
 def _milliseconds(report: Row) -> dict[str, float | None]:
-    found = {stage: row["milliseconds"] for stage, row in report["stages"].items()}
+    found = {stage: row["milliseconds"] for stage, row in _stages(report).items()}
     return {**found, "**all**": round(sum(value or 0 for value in found.values()), 1)}
 
 
