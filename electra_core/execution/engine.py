@@ -83,7 +83,7 @@ def choose_engine(
     """The engine to use: the requested one if it works here, else "eager", with the reason logged.
 
     "auto" is "graph" on GPUs that run the Triton kernels, "static" in bf16 on a CPU that is fast at it, and
-    "eager" elsewhere: on a CPU, measurements show no gain from compiling (docs/performance.md).
+    "eager" elsewhere: on a CPU, compiling gains too little for what it costs (docs/performance.md).
 
     Args:
         dtype: the dtype of the run's products.
