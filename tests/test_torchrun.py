@@ -115,6 +115,25 @@ def test_who_finds_the_port_taken_says_so(monkeypatch: pytest.MonkeyPatch) -> No
             distributed.join_ranks(torch.device("cpu"))
 
 
+@pytest.mark.parametrize(("device", "made_current"), [("cuda", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_ranks_on_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]) -> None:
+    """Without a LOCAL_RANK, as a script with a GPU per machine may start them, a GPU has no number."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in {**TORCHRUNS, "WORLD_SIZE": "2"}.items():
+        if name != "LOCAL_RANK":
+            monkeypatch.setenv(name, value)
+    current: list[torch.device] = []
+
+    def set_device(wanted: torch.device) -> None:  # like torch's, which refuses a device without a number
+        assert wanted.index is not None
+        current.append(wanted)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(distributed, "_met", lambda backend: distributed.Ranks(0, 2))
+    assert distributed.join_ranks(torch.device(device)).size == 2
+    assert current == made_current
+
+
 LOST = (
     "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3248. This is typically",
     "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:6538: Connection reset by peer. This is\nmore",

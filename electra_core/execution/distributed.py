@@ -148,7 +148,7 @@ class Ranks:
         """Returns on every rank what `decide` returns on rank 0 (a JSON value); its UserError ends all of them."""
         if self.size == 1:
             return decide()
-        return json.loads(self._text_from(0, self.together(lambda: json.dumps(decide()) if self.first else "")))
+        return json.loads(self._text_of_first(self.together(lambda: json.dumps(decide()) if self.first else "")))
 
     def check_alike(self, value: Any, what: str) -> None:
         """Ends all ranks if on one of them `value` (JSON), named `what` in the error, differs from rank 0's.
@@ -196,12 +196,12 @@ class Ranks:
             dist.barrier()
             _abandon()
 
-    def _text_from(self, rank: int, text: str) -> str:
+    def _text_of_first(self, text: str) -> str:
         content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
         length = torch.tensor(len(content))
-        dist.broadcast(length, src=rank)
-        received = content if self.rank == rank else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(received, src=rank)
+        dist.broadcast(length, src=0)
+        received = content if self.first else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(received, src=0)
         return received.numpy().tobytes().decode()
 
 
@@ -219,7 +219,7 @@ def join_ranks(device: torch.device) -> Ranks:
     torchrun.check()
     if torchrun.size() == 1:
         return Ranks()
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:  # without LOCAL_RANK, the current GPU is the one
         torch.cuda.set_device(device)
     if dist.is_initialized():  # by a run that ended in an error, which a script caught on all ranks
         _abandon()
