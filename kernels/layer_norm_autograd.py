@@ -1,4 +1,4 @@
-"""Autograd for dropout + residual + LayerNorm, shared by the Triton and the native operators.
+"""Autograd and shapes for dropout + residual + LayerNorm, shared by the Triton and the native operators.
 
     forward(x, residual, weight, bias, x_bias, eps, dropout_p, seed, stream) -> out
     backward(dout, dout_again, x, residual, weight, x_bias, eps, dropout_p, seed, stream)
@@ -23,8 +23,20 @@ Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 Gradients = tuple[Tensor | None, ...]
 
 
-def register_autograd(forward: Operator, backward: Backward) -> None:
-    """Makes `backward` the derivative of `forward`."""
+def register(forward: Operator, backward: Operator) -> None:
+    """Makes `backward` the derivative of `forward`, and registers what both return."""
+
+    @forward.register_fake
+    def _(x_TD: Tensor, *_: Any) -> Tensor:
+        return x_TD.new_empty(x_TD.shape)
+
+    @backward.register_fake
+    def _(
+        dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
+        x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        sums = x_TD.new_empty(number_of_sums(x_bias_D), x_TD.shape[1], dtype=statistics_dtype(x_TD))
+        return *empty_gradients(x_TD, residual_TD, dropout_p), sums
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save(ctx, *inputs)
@@ -86,10 +98,7 @@ def number_of_sums(x_bias_D: Tensor | None) -> int:
     return 2 if x_bias_D is None else 3
 
 
-def outputs_of_backward(
-    x_TD: Tensor, residual_TD: Tensor, x_bias_D: Tensor | None, dropout_p: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised tensors, shaped like the results of the backward operators."""
+def empty_gradients(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+    """Uninitialised dresidual and dx. Without dropout dx equals dresidual and is returned empty."""
     dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
-    sums = x_TD.new_empty(number_of_sums(x_bias_D), x_TD.shape[1], dtype=statistics_dtype(x_TD))
-    return residual_TD.new_empty(residual_TD.shape), dx_TD, sums
+    return residual_TD.new_empty(residual_TD.shape), dx_TD

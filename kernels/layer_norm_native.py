@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from electra_kernels.layer_norm_autograd import number_of_sums, outputs_of_backward, register_autograd
+from electra_kernels.layer_norm_autograd import empty_gradients, number_of_sums, register
 from electra_kernels.native import DTYPES, c_int, call, dropout_arguments
 from electra_kernels.operators import operator
 from torch import Tensor
@@ -38,11 +38,6 @@ def forward(
     return out_TD
 
 
-@forward.register_fake
-def _(x_TD: Tensor, *_: Any) -> Tensor:
-    return x_TD.new_empty(x_TD.shape)
-
-
 @operator("native_dropout_add_layer_norm_backward")
 def backward(
     dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
@@ -52,7 +47,7 @@ def backward(
     x_TD, residual_TD, dout_TD = x_TD.contiguous(), residual_TD.contiguous(), dout_TD.contiguous()
     dout_again_TD = None if dout_again_TD is None else dout_again_TD.contiguous()
     rows, size = x_TD.shape
-    dresidual_TD, dx_TD, _ = outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
+    dresidual_TD, dx_TD = empty_gradients(x_TD, residual_TD, dropout_p)
     sums = number_of_sums(x_bias_D)
     partial = x_TD.new_empty(sums, -(-rows // ROW_BLOCK), size, dtype=torch.float32)
     call(
@@ -63,22 +58,14 @@ def backward(
     return dresidual_TD, dx_TD, partial.sum(1)
 
 
-@backward.register_fake
-def _(
-    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
-    x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
-
-
 def _row(parameter_D: Tensor | None) -> Tensor | None:
     return None if parameter_D is None else parameter_D.float().contiguous()
 
 
 def _flags(x_TD: Tensor, residual_TD: Tensor) -> tuple[Any, Any, Any]:
     """Whether x and residual are bf16 (1 or 0 each), and the number of threads."""
-    halves = (int(tensor.dtype == torch.bfloat16) for tensor in (x_TD, residual_TD))
-    return *(c_int(half) for half in halves), c_int(torch.get_num_threads())  # type: ignore[return-value]
+    x_bf16, residual_bf16 = x_TD.dtype == torch.bfloat16, residual_TD.dtype == torch.bfloat16
+    return c_int(x_bf16), c_int(residual_bf16), c_int(torch.get_num_threads())
 
 
-register_autograd(forward, backward)
+register(forward, backward)

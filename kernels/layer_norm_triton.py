@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from electra_kernels.blocks_triton import ROUNDED, column_sums, folded_rows, load_rows, store_rows
 from electra_kernels.compile_case import CompileCase, signature_of
-from electra_kernels.layer_norm_autograd import number_of_sums, outputs_of_backward, register_autograd
+from electra_kernels.layer_norm_autograd import empty_gradients, number_of_sums, register
 from electra_kernels.operators import contiguous, operator, statistics_dtype
 from electra_kernels.rng import dropout_threshold
 from electra_kernels.rng_triton import keep_tile
@@ -160,22 +160,15 @@ def forward(
     return out_TD
 
 
-@forward.register_fake
-def _(x_TD: Tensor, *_: Any) -> Tensor:
-    return x_TD.new_empty(x_TD.shape)
-
-
 @operator("dropout_add_layer_norm_backward")
 def backward(
     dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
     x_bias_D: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual_TD, dx_TD, [dweight_D, dbias_D, dx_bias_D]). Without dropout dx equals dresidual and is returned
-    empty; without x_bias there is no dx_bias."""
+    """(dresidual_TD, dx_TD, [dweight_D, dbias_D, dx_bias_D]); without x_bias there is no dx_bias."""
     shapes = constexprs(x_TD, dropout_p)
     programs = max(1, min(PROGRAMS, triton.cdiv(len(x_TD), shapes["BLOCK_T"])))
-    dresidual_TD = torch.empty_like(residual_TD, memory_format=torch.contiguous_format)
-    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
+    dresidual_TD, dx_TD = empty_gradients(x_TD, residual_TD, dropout_p)
     rows, sums = folded_rows(shapes["BLOCK_T"], shapes["BLOCK_D"]), number_of_sums(x_bias_D)
     partial = x_TD.new_empty(sums, programs * rows, x_TD.shape[1], dtype=statistics_dtype(x_TD))
     _backward_kernel[(programs,)](
@@ -186,15 +179,7 @@ def backward(
     return dresidual_TD, dx_TD, partial.sum(1)
 
 
-@backward.register_fake
-def _(
-    dout_TD: Tensor, dout_again_TD: Tensor | None, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor,
-    x_bias_D: Tensor | None, eps: float, dropout_p: float, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return outputs_of_backward(x_TD, residual_TD, x_bias_D, dropout_p)
-
-
-register_autograd(forward, backward)
+register(forward, backward)
 
 
 # ---------------------------------------------------------------- what is compiled ahead of time

@@ -92,9 +92,9 @@ def _kernels(hidden_ME: Tensor) -> ModuleType:
     return narrow if hidden_ME.shape[1] <= narrow.WIDEST and fits else wide
 
 
-def _operands(*tensors: Tensor) -> list[Tensor]:
-    """The tensors, contiguous; the second (embedding) in the dtype of the first (hidden)."""
-    return [t.to(tensors[0].dtype if i == 1 else t.dtype).contiguous() for i, t in enumerate(tensors)]
+def _operands(hidden_ME: Tensor, embedding_VE: Tensor, *others: Tensor) -> list[Tensor]:
+    """The tensors, contiguous; the embedding in hidden's dtype."""
+    return [tensor.contiguous() for tensor in (hidden_ME, embedding_VE.to(hidden_ME.dtype), *others)]
 
 
 @operator("mlm_head")
