@@ -24,7 +24,7 @@ import math
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,7 +41,7 @@ from electra_core.encoder import set_recompute
 from electra_core.execution.placement import autocast_context
 from electra_core.execution.static_batch import Shape, StaticInputs
 from electra_core.objectives import build_objective
-from electra_core.optim import build_optimizer, make_capturable
+from electra_core.optim import build_optimizer, make_capturable, state_tensors
 from electra_core.training import Loop, take_step
 
 STAGES = {
@@ -70,7 +70,7 @@ KERNELS = {
 LONG_ATTENTION = 128
 SILENT = {
     "aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::detach",
-    "aten::_unsafe_view", "aten::lift_fresh", "aten::_reshape_alias", "aten::empty_permuted", "prim::device",
+    "aten::_unsafe_view", "aten::lift_fresh", "aten::_reshape_alias", "aten::empty_permuted",
     "aten::_has_compatible_shallow_copy_type", "aten::new_empty_strided", "aten::sym_size",
 }  # fmt: skip
 SEVERAL = {
@@ -121,7 +121,7 @@ class StepTrace:
 class Recorder(TorchDispatchMode):
     """Counts the launches and memory of the operations under it; works on fake and on real tensors."""
 
-    def __init__(self, known: Iterator[Tensor] | None = None):
+    def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.stage = OTHER
         self.live: dict[int, tuple[int, str]] = {}
@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         self.traffic: dict[str, Counter[str]] = {}
         self.waits: list[str] = []
         """Operations that would block the host, or copy something from it."""
-        for tensor in known or ():
+        for tensor in known:
             self._note(tensor, "weights")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -260,11 +260,11 @@ def record_step(
     """Takes two steps and records the second, on fake or real tensors."""
     trace = StepTrace(tokens=inputs.shape.tokens)
     loop = loop_of(model, optimizer, clip_norm, precision)
-    trace.weights = trace.gradients = sum(p.numel() * p.element_size() for p in loop.parameters)
+    trace.weights = trace.gradients = sum(p.nbytes for p in loop.parameters)
     take_step(loop, inputs.parts, inputs.seed, inputs.rate)
-    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
-    trace.optimizer = sum(value.numel() * value.element_size() for value in state)
-    recorder = Recorder(iter([*loop.parameters, *state]))
+    state = state_tensors(optimizer).values()
+    trace.optimizer = sum(value.nbytes for value in state)
+    recorder = Recorder([*loop.parameters, *state])
 
     def recorded(batch: Any, seed: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with stages(model, recorder):

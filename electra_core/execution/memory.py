@@ -20,6 +20,7 @@ from electra_core.execution.fake_step import StepTrace, built, full_shape, loop_
 from electra_core.execution.host_memory import available_bytes
 from electra_core.execution.placement import resolve_precision
 from electra_core.execution.static_batch import StaticInputs
+from electra_core.optim import state_tensors
 from electra_core.training import take_step
 
 MARGIN = 0.15
@@ -75,8 +76,8 @@ def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: in
     loop = loop_of(model, optimizer, config.clip_norm, precision)
 
     take_step(loop, inputs.parts, inputs.seed, inputs.rate)
-    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *state))
+    state = state_tensors(optimizer).values()
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *state))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     kineto = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
