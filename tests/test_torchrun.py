@@ -116,7 +116,9 @@ def test_who_finds_the_port_taken_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(("device", "made_current"), [("cuda", []), ("cuda:1", [torch.device("cuda:1")])])
-def test_ranks_on_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]) -> None:
+def test_ranks_on_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]
+) -> None:
     """Without a LOCAL_RANK, as a script with a GPU per machine may start them, a GPU has no number."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in {**TORCHRUNS, "WORLD_SIZE": "2"}.items():
