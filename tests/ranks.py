@@ -12,6 +12,11 @@ from typing import Any
 from torch.distributed import TCPStore
 
 SECONDS = 300
+PRELOADED = [
+    "electra_core.pretrain", "electra_core.finetune", "torch.distributed.fsdp", "torch.utils.tensorboard",
+    "sklearn.metrics", __name__,
+]  # fmt: skip
+"""What every rank would import by itself, most of its time."""
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -21,9 +26,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         What each rank returned; for one that raised, the exception's text.
     """
     start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(
-        ["electra_core.pretrain", "electra_core.finetune", "torch.distributed.fsdp", __name__]
-    )
+    start.set_forkserver_preload(PRELOADED)
     results: Any = start.Queue()
     # Kept here, as torchrun does: a port that was free a moment ago may be another test's when rank 0 asks for it.
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
