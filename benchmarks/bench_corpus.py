@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, replace_text
 from electra_core.corpora.shards import PARTS, FileEntry, Manifest, SplitCounts, shard_name
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples, Plan
@@ -68,7 +68,7 @@ def main() -> None:
     result = {"rows": rows, "environment": environment(torch.device("cpu"))}
     print(json.dumps(result, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        replace_text(options.json, json.dumps(result, indent=2) + "\n")
 
 
 def open_rows(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import environment, use_device
+from benchmarks.harness import environment, replace_text, use_device, wait_for
 from electra_core import model_dir
 from electra_core.config import PRESETS
 from electra_core.execution.engine import static_steps
@@ -129,7 +129,7 @@ def check_logits(folder: Path, device: str) -> float:
         expected = theirs(**{name: value.to(device) for name, value in batch.items()}).logits
         got = ours(from_padded(batch["input_ids"], batch["attention_mask"]).to(device))
     difference = float((expected - got).abs().max())
-    if difference > 1e-3 * float(expected.abs().max()) + 1e-4:
+    if not difference <= 1e-3 * float(expected.abs().max()) + 1e-4:
         raise SystemExit(f"the models differ: logits by up to {difference:.2g}; nothing was timed")
     return difference
 
@@ -232,10 +232,10 @@ def last_pass(
     steps = static_steps(loop, parts, shapes=shapes, device=place, capture=place.type == "cuda")
     for _ in range((PASSES - 1) * len(plan)):
         next(steps)
-    synchronise(device)
+    wait_for(place)
     started, processor = time.perf_counter(), time.process_time()
     taken = sum(1 for _ in steps)
-    synchronise(device)
+    wait_for(place)
     assert taken == len(plan)
     return time.perf_counter() - started, time.process_time() - processor
 
@@ -275,11 +275,11 @@ def one_pass(
     for _ in range(3 if on_gpu(args.device) else 1):
         for number, batch in enumerate(batches_of(way, workload, warm, train)):
             step(batch, number)
-    synchronise(args.device)
+    wait_for(torch.device(args.device))
     started, processor = time.perf_counter(), time.process_time()
     for number, batch in enumerate(batches_of(way, workload, rows, train)):
         step(batch, number)
-    synchronise(args.device)
+    wait_for(torch.device(args.device))
     return time.perf_counter() - started, time.process_time() - processor
 
 
@@ -294,11 +294,6 @@ def default_examples(workload: Workload, train: bool, device: str) -> int:
         workload.name
     ]
     return size * (batches if train else max(4, batches // 2))
-
-
-def synchronise(device: str) -> None:
-    if on_gpu(device):
-        torch.cuda.synchronize()
 
 
 # ---- all measurements ------------------------------------------------------------------------------------
@@ -368,7 +363,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-freed-memory", default="ours", choices=["ours", "all"], help="programs that keep freed memory"
     )
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -398,7 +393,7 @@ def main() -> None:
         "results": results,
     }
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        replace_text(args.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Spread, environment, spread
+from benchmarks.harness import Spread, environment, replace_text, spread
 from electra_core.corpora.shards import Shard
 from electra_core.corpus import Corpus
 from electra_core.examples import Examples
@@ -209,8 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         peers = {"together": asdict(together), "one_at_a_time": asdict(alone)}
         about = environment(torch.device("cpu"))
         report = {"ways": rows, "plan": peers, "settings": settings, "environment": about}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        replace_text(options.out, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

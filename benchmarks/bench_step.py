@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench_pretrain import batches_like_text
-from benchmarks.harness import environment, use_device
+from benchmarks.harness import environment, replace_text, use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.execution.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
 from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
@@ -180,14 +180,14 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument("--trace", metavar="FILE", help="write a profiler's trace for chrome://tracing")
     parser.add_argument("--no-timing", action="store_true", help="only count, do not time")
     options = parser.parse_args()
     result = report(options)
     print(show(result))
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        replace_text(options.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

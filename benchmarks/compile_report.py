@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from electra_kernels.compile_case import CAPABILITIES, CompileCase, tiles_of
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, replace_text
 
 MODULES = (
     "electra_kernels.attention_triton",
@@ -360,8 +360,7 @@ def write(rows: list[Row], path: Path) -> None:
     else:
         each = ",\n".join(json.dumps(dataclasses.asdict(row) | {"problems": problems(row)}) for row in rows)
         text = f'{{"environment": {json.dumps(facts)},\n"rows": [\n{each}\n]}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,14 +17,13 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import electra_kernels
 import torch
 
-from benchmarks.harness import use_device
+from benchmarks.harness import replace_text, use_device, versions
 from benchmarks.kernel_report import clocks_under_load, environment, in_a_line
 from benchmarks.kernel_timing import ceilings
 
@@ -49,7 +48,7 @@ def facts(device: str) -> dict[str, Any]:
         "cores": os.cpu_count,
         "memory": lambda: _printed(["free", "-m"]),
         "tools": lambda: {tool: shutil.which(tool) for tool in TOOLS},
-        "packages": lambda: {package: _version(package) for package in PACKAGES},
+        "packages": lambda: versions(*PACKAGES),
         "folders": lambda: {name: os.environ.get(name) for name in ("HOME", "TRITON_CACHE_DIR", "TMPDIR", "CC")},
     }  # fmt: skip
     answers: dict[str, Any] = {}
@@ -75,13 +74,6 @@ def _printed(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -90,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_device(torch.device(device))
     text = json.dumps(facts(device), indent=1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "\n", encoding="utf-8")
+    replace_text(options.out, text + "\n")
     print(text)
 
 

@@ -22,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -71,12 +71,12 @@ class Comparison:
 
 
 def interleave(
-    programs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warmup: int = 1
+    programs: Mapping[str, Callable[[], object] | OwnProcess], rounds: int, device: torch.device, warmup: int = 1
 ) -> Rounds:
-    """Run every program `rounds` times in turn, after `warmup` untimed runs of each."""
+    """Run every program `rounds` times in turn, after `warmup` runs of each that do not count."""
     for _ in range(warmup):
         for run in programs.values():
-            run()
+            _seconds(run, device)
     names = list(programs)
     seconds: Rounds = {name: [] for name in names}
     for turn in range(rounds):
@@ -89,29 +89,31 @@ def interleave(
 class OwnProcess:
     """A program in its own process, as users run it: with its own memory and its own settings.
 
-    A call runs it there once. Between calls it waits; it ends with `close` or with its parent.
+    It works only while it is asked. It ends after its last answer, with `close`, or with its parent.
 
     Args:
-        make: returns the program when called with `arguments`. Both are sent to the process, so `make` has to be a
-            function of a module.
+        answers: a generator of the program's answers when called with `arguments`. Both are sent to the process,
+            so `answers` has to be a function of a module.
     """
 
-    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: Any):
-        self.seconds = 0.0, 0.0
+    def __init__(self, answers: Callable[..., Iterator[Any]], *arguments: Any):
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(there, answers, arguments), daemon=True)
         self._process.start()
         there.close()
-        self()
 
-    def __call__(self) -> None:
-        """One run; sets `seconds` to its (wall-clock, processor) seconds."""
-        self._pipe.send(True)
+    def ask(self) -> Any:
+        """Its next answer.
+
+        Raises:
+            EOFError: the process has ended.
+        """
         try:
-            self.seconds = self._pipe.recv()
-        except EOFError:
-            raise SystemExit("a program's process has ended; its output is above") from None
+            self._pipe.send(True)
+            return self._pipe.recv()
+        except ConnectionError:
+            raise EOFError from None
 
     def close(self) -> None:
         """Ends the process."""
@@ -119,28 +121,37 @@ class OwnProcess:
         self._process.join()
 
 
-def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
-    run, cpu = make(*arguments), torch.device("cpu")
-    while True:
-        try:
+def _serve(pipe: Connection, answers: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+    answering = answers(*arguments)
+    with contextlib.suppress(EOFError, StopIteration):
+        while True:
             pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_seconds(run, cpu))
+            pipe.send(next(answering))
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def timed(make: Callable[..., Callable[[], object]], *arguments: Any) -> Iterator[tuple[float, float]]:
+    """Answers for `OwnProcess`: (wall-clock, processor) seconds of each run of the program `make(*arguments)`."""
+    run = make(*arguments)
+    while True:
+        yield _seconds(run, torch.device("cpu"))
+
+
+def _seconds(run: Callable[[], object] | OwnProcess, device: torch.device) -> tuple[float, float]:
     if isinstance(run, OwnProcess):
-        run()
-        return run.seconds
-    _wait_for(device)
+        try:
+            seconds: tuple[float, float] = run.ask()
+            return seconds
+        except EOFError:
+            raise SystemExit("a program's process has ended; its output is above") from None
+    wait_for(device)
     wall, processor = time.perf_counter(), time.process_time()
     run()
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -235,7 +246,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file's text; if this is interrupted, the old file stays whole."""
+    """Replaces a file's text, or makes the file and its folder; if interrupted, the old file stays whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".new")
     part.write_text(text, encoding="utf-8")
@@ -255,7 +266,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,  # "+cu130", which the package's metadata may leave out
-            **_versions("triton", "transformers"),
+            **versions("triton", "transformers"),
         },
         "cuda": torch.version.cuda,
         "commit": commit(),
@@ -308,14 +319,13 @@ def _generation() -> dict[str, str]:
     return {"processor": f"{facts['vendor_id']} family {facts['cpu family']} model {facts['model']}"}
 
 
-def _versions(*packages: str) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
+def versions(*packages: str) -> dict[str, str | None]:
+    """Package -> its version; None for those that are not installed."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
     for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def commit() -> str | None:
@@ -356,6 +366,5 @@ def write_report(
         **facts,
         "environment": environment(device),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(report, indent=2) + "\n")
     return report

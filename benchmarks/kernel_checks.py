@@ -30,7 +30,7 @@ import torch
 from electra_kernels import dispatch, use
 from electra_kernels.triton_support import DISTRUSTED, in_words
 
-from benchmarks.harness import ONE_THREAD, add_row, processes, use_device, whole_rows
+from benchmarks.harness import ONE_THREAD, add_row, processes, use_device, wait_for, whole_rows
 from benchmarks.kernel_check_cases import Computation, Working, operations
 from benchmarks.kernel_report import require_device
 from electra_core.config import PRESETS
@@ -52,7 +52,7 @@ def check(name: str, dtype: torch.dtype, device: torch.device) -> Row:
         with use("triton"):
             with working:
                 computation.figures()  # compiles; an error's full text is kept
-            _wait_for(device)
+            wait_for(device)
             first = time.perf_counter() - started
             problem = computation.problem()
     except Exception as raised:
@@ -114,11 +114,6 @@ def _text(error: Exception) -> str:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---------------------------------------------------------------- in processes

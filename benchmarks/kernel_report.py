@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +119,8 @@ def environment(device: str, clocks: dict[str, str]) -> dict[str, Any]:
     facts = harness.environment(torch.device(device))
     if device == "cpu":
         return {**facts, "note": "CPU, tiny shapes: shows that the command works, says nothing about the kernels"}
-    facts["versions"] |= {"cudnn": torch.backends.cudnn.version(), "liger-kernel": _version("liger-kernel")}
+    facts["versions"] |= {"cudnn": torch.backends.cudnn.version(), **harness.versions("liger-kernel")}
     return {**facts, "clocks_under_load": clocks}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def clocks_under_load(device: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 
 import electra_core.pretrain  # noqa: F401  (imported before forking, not in every process)
 from benchmarks import tiny_run
-from benchmarks.harness import environment
+from benchmarks.harness import environment, replace_text
 from electra_core.runs.metrics_log import read_metrics
 
 SAVES = {"prepare": ("data",), "pretrain": ("step", "step", "discriminator", "generator")}
@@ -100,7 +100,7 @@ def report(options: argparse.Namespace, tally: Tally, seconds: float) -> dict[st
         "environment": environment(torch.device("cpu")),
     }
     if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        replace_text(options.out, json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -27,7 +27,7 @@ import torch
 
 import electra_core.pretrain  # noqa: F401  (imported before forking)
 from benchmarks import tiny_run
-from benchmarks.harness import environment
+from benchmarks.harness import environment, replace_text
 from electra_core.runs.metrics_log import read_metrics
 
 STEPS = 10_000_000  # more than the time allows
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         "environment": environment(torch.device("cpu")),
     }
     if options.out:
-        options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        replace_text(options.out, json.dumps(record) + "\n")
     print(json.dumps({name: value for name, value in record.items() if name not in ("samples", "environment")}))
 
 

@@ -29,19 +29,17 @@ it does not fit in memory.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import bench_step
-from benchmarks.harness import add_row, environment, read_rows, spread, use_device, write_rows
+from benchmarks.harness import OwnProcess, add_row, environment, read_rows, spread, use_device, write_rows
 from benchmarks.kernel_report import refused
 from benchmarks.sweep_programs import COMPILED, OURS_EAGER, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
@@ -54,33 +52,24 @@ Row = dict[str, Any]
 
 def measure(cases: list[Case], rounds: int, peak: float | None) -> Iterator[Row]:
     """Measures the cases in turns; yields a row for each."""
-    context = multiprocessing.get_context("spawn")
     started = []
     for case in cases:
-        here, there = context.Pipe()
-        process = context.Process(target=worker, args=(case, there))
-        process.start()
-        there.close()
-        started.append((case, process, here, _answer(here)))  # one at a time, so that each warms up undisturbed
-    seconds: dict[str, list[list[float]]] = {case.name: [] for case in cases}
+        process = OwnProcess(worker, case, rounds)
+        started.append((case, process, _answer(process)))  # one at a time, so that each warms up undisturbed
+    seconds: dict[str, list[Any]] = {case.name: [] for case in cases}
     for turn in range(rounds):
         for place in range(len(started)):
-            case, _, pipe, ready = started[(turn + place) % len(started)]
-            if "note" not in ready:
-                pipe.send(True)
-                seconds[case.name].append(_answer(pipe))
-    for case, process, pipe, ready in started:
-        memory = None
-        if "note" not in ready:
-            pipe.send(None)
-            memory = _answer(pipe)
-        process.join()
+            case, process, _ = started[(turn + place) % len(started)]
+            seconds[case.name].append(_answer(process))
+    for case, process, ready in started:
+        memory = _answer(process)
+        process.close()
         yield _row(case, seconds[case.name], memory, ready, peak)
 
 
-def _answer(pipe: Connection) -> Any:
+def _answer(process: OwnProcess) -> Any:
     try:
-        return pipe.recv()
+        return process.ask()
     except EOFError:
         return {"note": "the process ended (out of memory?)"}
 

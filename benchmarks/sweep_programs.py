@@ -1,7 +1,7 @@
 """The programs that `sweep.py` times: ours and `transformers`, each in a process of its own.
 
-A process checks that its losses equal ours, builds its model and warms up. Then it runs a round of steps for each
-message, so that several processes can take turns.
+A process checks that its losses equal ours, builds its model and warms up. Then it runs a round of steps each time
+it is asked, so that several processes can take turns.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from electra_kernels.rng import seed_tensor
@@ -23,12 +23,13 @@ from benchmarks.bench_pretrain import (
     Peer,
     batches_like_text,
     hub_steps,
+    largest,
     losses_with_our_weights,
     padded_inputs,
     relative,
     take,
 )
-from benchmarks.harness import use_device
+from benchmarks.harness import use_device, wait_for
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
@@ -77,8 +78,9 @@ class Case:
         return encoder, replace(preset.pretrain, **changes)
 
 
-def worker(case: Case, pipe: Connection) -> None:
-    """Checks, builds, warms up; then answers each message with a round's seconds, and None with its memory."""
+def worker(case: Case, rounds: int) -> Iterator[Any]:
+    """Answers for `harness.OwnProcess`: after checking, building and warming up how far its losses are from ours,
+    then each round's seconds, last its memory; in the place of what fails a note, and then nothing more."""
     torch.set_num_threads(case.threads)
     device = resolve_device(case.device)
     use_device(device)
@@ -88,19 +90,18 @@ def worker(case: Case, pipe: Connection) -> None:
         _forget_peak(device)
         loop = steps_of(case, device)
         take(loop, 2)
-        pipe.send({"difference": difference})
-        while pipe.recv():
+        yield {"difference": difference}
+        for _ in range(rounds):
             begin = _clocks(device)
             take(loop, case.steps)
-            pipe.send([b - a for a, b in zip(begin, _clocks(device))])
-        pipe.send((_peak_memory(device) - before) / 2**20)
+            yield [b - a for a, b in zip(begin, _clocks(device))]
+        yield (_peak_memory(device) - before) / 2**20
     except Exception as error:  # out of memory, no compiler, ...: a row says so, and the other programs continue
-        pipe.send({"note": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]})
+        yield {"note": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]}
 
 
 def _clocks(device: torch.device) -> tuple[float, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter(), time.process_time()
 
 
@@ -154,7 +155,7 @@ def check_same(case: Case, device: torch.device) -> float:
     """Largest relative difference between a program's losses and ours, in fp32 without dropout.
 
     Raises:
-        SystemExit: it is above LOSS_TOLERANCE.
+        ValueError: it is above LOSS_TOLERANCE, or not a number.
     """
     encoder, pretrain = case.configs
     encoder = replace(encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -178,7 +179,7 @@ def check_same(case: Case, device: torch.device) -> float:
         if case.program == SDPA_COMPILED:
             model.compile()
         theirs = losses_with_our_weights(ours, model, inputs, output, batch)
-    difference = max(relative(a, b) for a, b in zip(theirs, losses))
+    difference = largest(relative(a, b) for a, b in zip(theirs, losses))
     if not difference <= LOSS_TOLERANCE:
         raise ValueError(f"computes other losses than ours (relative difference {difference:.2g}): not timed")
     return difference

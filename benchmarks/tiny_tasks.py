@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import replace_text
 from electra_core.downstream.named_tasks import choose_task, find_task
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
@@ -89,7 +90,7 @@ def main() -> None:
     for task in options.tasks:
         for random in (False, True):
             rows += measure(options, data, task, random)
-            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            replace_text(options.out, json.dumps(record, indent=1) + "\n")
     print(markdown(rows))
 
 

@@ -23,6 +23,7 @@ from benchmarks.bench_finetune import (
     ways_of,
 )
 from electra_core.execution import engine
+from electra_core.tasks import SequenceClassifier
 
 
 def test_the_last_pass_is_timed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,13 +37,22 @@ def test_the_last_pass_is_timed_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
     clock: list[float] = []
     monkeypatch.setattr(engine, "take_step", counted)
-    monkeypatch.setattr(bench_finetune, "synchronise", lambda _: clock.append(0.0))
+    monkeypatch.setattr(bench_finetune, "wait_for", lambda _: clock.append(0.0))
     make_directory("tiny", tmp_path)
     seconds, processor = last_pass(
         tmp_path, WORKLOADS["sst2"], sequences(WORKLOADS["sst2"], 40, 8192), "cpu", "fp32"
     )
     assert steps == [0] * 4 + [1] * 2
     assert seconds > 0 and processor > 0
+
+
+def test_logits_that_are_no_numbers_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_directory("tiny", tmp_path)
+    assert bench_finetune.check_logits(tmp_path, "cpu") < 1e-4
+    forward = SequenceClassifier.forward
+    monkeypatch.setattr(SequenceClassifier, "forward", lambda *given: forward(*given) * float("nan"))
+    with pytest.raises(SystemExit, match="logits by up to nan; nothing was timed"):
+        bench_finetune.check_logits(tmp_path, "cpu")
 
 
 def test_each_way_measures_the_same_examples(tmp_path: Path) -> None:

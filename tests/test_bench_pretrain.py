@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from contextlib import nullcontext
@@ -43,6 +44,18 @@ def test_a_difference_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_pretrain.check_same(ENCODER, PRETRAIN, CPU)
 
 
+def test_what_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the second program's, after a first one whose difference is a number."""
+    losses, calls = bench_pretrain.losses_with_our_weights, itertools.count()
+
+    def spoiled(*given: Any) -> Any:
+        return [loss * (float("nan") if next(calls) else 1.0) for loss in losses(*given)[:1]]
+
+    monkeypatch.setattr(bench_pretrain, "losses_with_our_weights", spoiled)
+    with pytest.raises(SystemExit, match="'loss': nan"):
+        bench_pretrain.check_same(ENCODER, PRETRAIN, CPU)
+
+
 def test_the_library_trains_every_weight_on_the_same_words() -> None:
     (batch,) = bench_pretrain.batches_like_text(ENCODER.vocab_size, 2, 24, PRETRAIN, count=1)
     padded = bench_pretrain.padded_inputs(batch)
@@ -63,7 +76,7 @@ def test_programs_take_turns_and_ratios_are_within_rounds(monkeypatch: pytest.Mo
     assert "".join(order) == "ab" + "abbaab"
     assert [len(rows) for rows in rounds.values()] == [3, 3]
 
-    running = harness.OwnProcess(partial, time.sleep, 0.05)
+    running = harness.OwnProcess(harness.timed, partial, time.sleep, 0.05)
     ((wall, _),) = harness.interleave({"it": running}, rounds=1, device=CPU)["it"]
     running.close()
     assert 0.05 <= wall < 5.0
@@ -114,7 +127,7 @@ def test_peers_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[tuple[str, str]] = []
 
     def process(_: object, *given: Any) -> None:
-        timed.append((given[1].objective, given[-2]))
+        timed.append((given[2].objective, given[-2]))
 
     monkeypatch.setattr(bench_pretrain, "OwnProcess", process)
     monkeypatch.setattr(bench_pretrain, "interleave", lambda programs, *_: programs.clear())

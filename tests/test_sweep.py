@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,29 @@ def test_attention_is_the_one_that_the_row_names() -> None:
 
 def test_a_difference_is_a_row_without_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_programs, "LOSS_TOLERANCE", -1.0)
-    sent: list[Any] = []
-    pipe: Any = type("Pipe", (), {"send": sent.append})
-    sweep_programs.worker(case(SDPA), pipe)
-    assert len(sent) == 1 and "computes other losses than ours" in sent[0]["note"]
+    (answer,) = sweep_programs.worker(case(SDPA), rounds=1)
+    assert "computes other losses than ours" in answer["note"]
+
+
+def works_until(case: Case, rounds: int) -> Iterator[Any]:
+    """A stand-in for `sweep_programs.worker` that fails, or ends, in the second round if its program says so."""
+    yield {"difference": 0.0}
+    for turn in range(rounds):
+        if turn and case.program == "killed":
+            os._exit(1)
+        if turn and case.program == "fails":
+            yield {"note": "OutOfMemoryError: of the second round"}
+            return
+        yield [1.0, 0.5]
+    yield 100.0
+
+
+def test_a_program_that_ends_in_the_middle_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "worker", works_until)
+    rows = list(sweep.measure([case(program) for program in ("killed", OURS, "fails")], 3, None))
+    notes = ["the process ended (out of memory?)", None, "OutOfMemoryError: of the second round"]
+    assert [row.get("note") for row in rows] == notes
+    assert rows[1]["rounds"] == [[1.0, 0.5]] * 3 and rows[1]["peak_mib"] == 100
 
 
 def test_rows_and_their_figures() -> None:
