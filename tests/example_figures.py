@@ -3,7 +3,7 @@
     python tests/example_figures.py
 
 Made-up documents of lognormal length, sentences of about 20 tokens, examples of 128. The original's are those of
-its rules as `test_examples.py` has them. `docs/deviations.md` quotes the table.
+its rules as `original_examples.py` has them. `docs/deviations.md` quotes the table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import test_examples as examples
+from original_examples import FIRST_WORD, make_corpus, original_examples, total, words_of
 
 from electra_core.examples import Examples
 
@@ -39,8 +39,8 @@ def figures(pairs: Sequence[Pair], words: int) -> tuple[float, float, float]:
     seen = np.zeros(words, dtype=int)
     for pair in pairs:
         for segment in pair:
-            seen[np.asarray(segment, dtype=int) - examples.FIRST_WORD] += 1
-    full = np.mean([examples.total(pair) >= FULL for pair in pairs])
+            seen[np.asarray(segment, dtype=int) - FIRST_WORD] += 1
+    full = np.mean([total(pair) >= FULL for pair in pairs])
     return 100 * float(full), 100 * float(np.mean(seen == 0)), 100 * float(np.mean(seen > 1))
 
 
@@ -51,10 +51,10 @@ def main() -> None:
     for mean, tokens in MEANS.items():
         made = documents(mean, tokens)
         words = sum(map(sum, made))
-        theirs = figures(examples.original_examples(made, max_length=LENGTH), words)
-        ours_of_epoch = Examples(examples.make_corpus(made), LENGTH, seed=0)
+        theirs = figures(original_examples(made, max_length=LENGTH), words)
+        ours_of_epoch = Examples(make_corpus(made), LENGTH, seed=0)
         planned = ours_of_epoch.plan(range(len(ours_of_epoch.slots)))
-        ours = figures([examples.words_of(example) for example in planned], words)
+        ours = figures([words_of(example) for example in planned], words)
         pairs = [f"{a:.1f}%, {b:.1f}%" for a, b in zip(theirs, ours)]
         print(f"| {mean:,} | {pairs[0]} | {pairs[1]} | {ours[2]:.1f}% |", flush=True)
 

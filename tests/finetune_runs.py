@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,18 @@ def run(model, data, out, task=None, settings=QUICK, **more):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def changed(folder: Path, **fields) -> None:
+    """Other fields in the model's configuration; None takes one out."""
+    raw = json.loads((folder / "config.json").read_text()) | fields
+    raw = {name: value for name, value in raw.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def without_times(value):
+    """A report or the rows of a log, without what a clock gave."""
+    if isinstance(value, dict):
+        clock = ("seconds", "tokens_per_second")
+        return {key: without_times(item) for key, item in value.items() if key not in clock}
+    return [without_times(item) for item in value] if isinstance(value, list) else value

@@ -17,6 +17,7 @@ import pytest
 import tiny_model
 from fuzz import damaged
 from safetensors.torch import save_file
+from tf_bundles import write_bundle
 
 from electra_core.checkpoint import newest_intact
 from electra_core.config import PRESETS, updated
@@ -333,8 +334,6 @@ def runs(folder: Path) -> Reader:
 
 
 def tensorflow(folder: Path) -> Reader:
-    from test_convert_tf import write_bundle
-
     write_bundle(folder / "a", {f"layer_{i}/kernel": np.ones((3, i + 1), "f4") for i in range(12)}, 2)
     content = (folder / "a.index").read_bytes()
 

@@ -1,15 +1,35 @@
-"""A process that is killed at work, and what lies in a folder afterwards."""
+"""Processes that are waited for or killed at work, and what lies in a folder afterwards."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file at any depth, by its path in the folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def wait_until(ready: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def wait_for(flag: Path, process: subprocess.Popen[Any]) -> None:
+    """Until there is the file, or the process has ended."""
+    wait_until(lambda: flag.exists() or process.poll() is not None, 240)
 
 
 def killed_child(work: Any) -> None:

@@ -91,3 +91,30 @@ def assert_same_run(ours: Path, theirs: Path, step: int = 8) -> None:
     for part in ("discriminator", "generator"):
         name = f"{part}/model.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from electra_core.cli import main
+from electra_core.pretraining import batches
+from electra_core.runs.stop_request import StopRequest, tell_python
+agreed, whole, asked = StopRequest.agreed, batches.Batches.__call__, []
+def counted(self):
+    asked.append(self)
+    if len(asked) == 5:
+        Path(sys.argv[1]).touch()
+    return agreed(self)
+def slow(self, step):
+    end = time.monotonic() + 120
+    while step >= 5 and not (asked and asked[0].reason) and time.monotonic() < end:
+        time.sleep(0.02)
+    if step >= 5:
+        Path(sys.argv[1] + "-seen").touch()
+        time.sleep(float(sys.argv[2]))
+    return whole(self, step)
+StopRequest.agreed, batches.Batches.__call__ = counted, slow
+sys.exit(main(sys.argv[3:]))
+"""
+"""`electra` with arguments FLAG SECONDS ...: after 5 steps of pre-training it makes the file FLAG and waits for a
+signal, in the middle of the 6th; then it makes FLAG-seen and goes on after so many seconds."""

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from attention_calls import SEED, inputs, offsets, run, tiny_tiles  # noqa: F401
 from electra_kernels import attention, attention_triton, use
 from kernel_helpers import DEVICE
-from test_attention import SEED, inputs, offsets, run, tiny_tiles  # noqa: F401
 from torch import Tensor
 
 # ---------------------------------------------------------------- torch operators

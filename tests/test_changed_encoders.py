@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from doc_pages import DOCS, blocks
+from hub_models import PROJECTED, make
 from small_runs import ORIGINAL, data, one_thread, train  # noqa: F401
-from test_docs import DOCS, blocks
-from test_model_dir import PROJECTED, make
 from tiny_model import make_model
 from torch import nn
 

@@ -11,13 +11,11 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny_model
-from small_runs import RUN, SIZES
+from spine_run import FINETUNE, PRETRAIN, spine, write  # noqa: F401
 
-from benchmarks.tiny_run import write_text
 from electra_core import flops, model_dir
 from electra_core.cli import build_parser, main
 from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN_GROUPS
@@ -27,44 +25,6 @@ from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.pretrain import pretrain
 
 COMMANDS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
-
-
-def flags(settings: dict[str, object]) -> list[str]:
-    return [part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))]
-
-
-PRETRAIN = ["pretrain", "--model", "tiny", "--device", "cpu", "--quiet", *flags({**RUN, **SIZES, "steps": 4})]
-FINETUNE = ["finetune", "--task", "classify", "--device", "cpu", "--quiet", "--batch-size", "8", "--epochs", "1"]
-
-
-def write(path: Path, content: str | bytes) -> str:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
-class Spine(NamedTuple):
-    """What the commands made, each from what came before."""
-
-    folder: Path
-    said: dict[str, str]
-    """Command -> its standard output."""
-
-
-@pytest.fixture(scope="module")
-def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
-    """prepare, pretrain and finetune, once for all tests."""
-    folder = tmp_path_factory.mktemp("spine")
-    write_text(folder / "text.txt")
-    tiny_model.reviews(folder / "train.tsv", 48)
-    tiny_model.reviews(folder / "dev.tsv", 16, seed=1)
-    data, run, model = (str(folder / name) for name in ("data", "run", "model"))
-    train, dev = str(folder / "train.tsv"), str(folder / "dev.tsv")
-    prepare = ["prepare", "--text", str(folder / "text.txt"), "--out", data, "--quiet"]
-    tokenizer = str(tiny_model.make_model(folder / "words") / "vocab.txt")
-    assert main([*prepare, "--tokenizer", tokenizer, "--heldout-fraction", "0.1"]) == 0
-    assert main([*PRETRAIN, "--data", data, "--out", run]) == 0
-    assert main([*FINETUNE, "--model", run, "--train", train, "--dev", dev, "--out", model]) == 0
-    return Spine(folder, {})
 
 
 # Help ---------------------------------------------------------------------------------------------------------
@@ -156,24 +116,24 @@ def test_what_the_terminal_has_no_letters_for_is_spelled_out() -> None:
 # The spine ----------------------------------------------------------------------------------------------------
 
 
-def test_prepare_pretrain_finetune_leave_what_they_promise(spine: Spine) -> None:
+def test_prepare_pretrain_finetune_leave_what_they_promise(spine: Path) -> None:
     for name in ("data/manifest.json", "data/tokenizer", "run/config.toml", "run/metrics.jsonl", "run/checkpoints",
                  "run/discriminator/model.safetensors", "run/generator/config.json", "model/model.safetensors",
                  "model/config.json"):  # fmt: skip
-        assert (spine.folder / name).exists(), name
+        assert (spine / name).exists(), name
 
 
-def test_evaluate(spine: Spine, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["evaluate", "--model", str(spine.folder / "model"), "--data", str(spine.folder / "dev.tsv")]
+def test_evaluate(spine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "--model", str(spine / "model"), "--data", str(spine / "dev.tsv")]
     assert main([*arguments, "--json", "--quiet", "--device", "cpu"]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert 0 <= metrics["accuracy"] <= 1
 
 
-def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_one_line_per_input(spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("the film was great\nthe plot was awful and dull\n", encoding="utf-8")
-    arguments = ["predict", "--model", str(spine.folder / "model"), "--input", str(texts), "--quiet"]
+    arguments = ["predict", "--model", str(spine / "model"), "--input", str(texts), "--quiet"]
     assert main(arguments) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.strip().split("\n")]
     assert len(lines) == 2 and all(line["label"] in ("neg", "pos") for line in lines)
@@ -182,18 +142,16 @@ def test_predict_one_line_per_input(spine: Spine, tmp_path: Path, capsys: pytest
     assert "out.jsonl: cannot be written (No such file or directory)" in said
 
 
-def test_texts_that_were_cut_are_counted(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_that_were_cut_are_counted(spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "long.tsv", "sentence\tlabel\n" + "fine " * 200 + "\tpos\nfine\tpos\n")
     for command, flag in (("predict", "--input"), ("evaluate", "--data")):
-        assert main([command, "--model", str(spine.folder / "model"), flag, data, "--quiet"]) == 0
+        assert main([command, "--model", str(spine / "model"), flag, data, "--quiet"]) == 0
         assert "long.tsv: 1 of the inputs are longer than 32 tokens and were truncated" in capsys.readouterr().err
 
 
-def test_predict_writes_a_glue_submission(
-    spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_writes_a_glue_submission(spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta great film\n1\tdull\n", encoding="utf-8")
-    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--submission", "sst-2"]
+    predict = ["predict", "--model", str(spine / "model"), "--quiet", "--submission", "sst-2"]
     assert main([*predict, "--input", str(tmp_path), "--output", str(tmp_path / "glue")]) == 0
     file = tmp_path / "glue" / "SST-2.tsv"
     assert str(file) in capsys.readouterr().out and [path.name for path in file.parent.iterdir()] == [file.name]
@@ -203,9 +161,9 @@ def test_predict_writes_a_glue_submission(
 
 
 def test_a_submission_of_another_kind_is_refused_and_of_other_labels_told(
-    spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--output", str(tmp_path)]
+    predict = ["predict", "--model", str(spine / "model"), "--quiet", "--output", str(tmp_path)]
     file = write(tmp_path / "test.tsv", "index\tsentence\n0\ta great film\n")
     assert main([*predict, "--submission", "sts-b", "--input", file]) == 2
     assert "expected a model fine-tuned for regress, got one for classify" in capsys.readouterr().err
@@ -213,9 +171,9 @@ def test_a_submission_of_another_kind_is_refused_and_of_other_labels_told(
     assert capsys.readouterr().err == "warning: SST-2 has no label neg, pos; written unchanged\n"
 
 
-def test_predictions_in_a_csv_are_csv(spine: Spine, tmp_path: Path) -> None:
+def test_predictions_in_a_csv_are_csv(spine: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "x.txt", "fine\n")
-    predict = ["predict", "--model", str(spine.folder / "model"), "--quiet", "--input", file]
+    predict = ["predict", "--model", str(spine / "model"), "--quiet", "--input", file]
     for flags, first in (
         (["--output", "a.csv"], "i"),
         (["--output", "a.csv", "--format", "jsonl"], "{"),
@@ -225,9 +183,9 @@ def test_predictions_in_a_csv_are_csv(spine: Spine, tmp_path: Path) -> None:
         assert (tmp_path / flags[1]).read_text()[0] == first
 
 
-def test_detect(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detect(spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
-    arguments = ["detect", "the cat sat on the mat", "--model", str(spine.folder / "run")]
+    arguments = ["detect", "the cat sat on the mat", "--model", str(spine / "run")]
     assert main([*arguments, "--json", "--html", str(page)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "".join(token["token"].removeprefix("##") for token in told["tokens"]) == "thecatsatonthemat"
@@ -236,37 +194,37 @@ def test_detect(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("kind", ["run", "run/generator", "model"])
-def test_info(spine: Spine, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "--model", str(spine.folder / kind), "--json"]) == 0
+def test_info(spine: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--model", str(spine / kind), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["hidden_size"], facts["num_hidden_layers"]) == (16, 1)
 
 
 @pytest.mark.parametrize("model", ["small", "run"])
-def test_flops(spine: Spine, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flops(spine: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     if model == "small":
         expected = flops.summary(PRESETS["small"].discriminator, PRESETS["small"].pretrain)
     else:
-        model = str(spine.folder / model)
+        model = str(spine / model)
         expected = flops.summary(model_dir.load_config(model)[0])
     assert main(["flops", "--model", model, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
 
 
-def test_trace(spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trace(spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "trace.html"
-    arguments = ["trace", "the cat sat on the mat and saw it", "--model", str(spine.folder / "run")]
+    arguments = ["trace", "the cat sat on the mat and saw it", "--model", str(spine / "run")]
     assert main([*arguments, "--html", str(page)]) == 0
     assert "[CLS]" in capsys.readouterr().out and "<html" in page.read_text(encoding="utf-8")
 
 
 def test_a_text_too_long_is_cut_and_said_once(
-    spine: Spine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    spine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = tiny_model.reviews(tmp_path / "train.tsv", 24)
     with train.open("a", encoding="utf-8") as file:
         file.writelines("the film was fine and " * 30 + "good\tpos\n" for _ in range(3))
-    model = str(spine.folder / "run")
+    model = str(spine / "run")
     caplog.set_level("INFO", "electra_core")
     assert main([*FINETUNE, "--model", model, "--train", str(train), "--out", str(tmp_path / "m")]) == 0
     said = [line for line in caplog.messages if "were truncated" in line]
@@ -276,13 +234,13 @@ def test_a_text_too_long_is_cut_and_said_once(
 @pytest.mark.parametrize("name", ["t.txt", "t.md"])
 @pytest.mark.parametrize("documents", [1, 2])
 def test_prepare_says_what_comes_next(
-    spine: Spine, tmp_path: Path, documents: int, name: str, capsys: pytest.CaptureFixture[str],
+    spine: Path, tmp_path: Path, documents: int, name: str, capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Pre-training, if a document is held out, as one of two is; else what to do, and exit 2."""
     caplog.set_level("INFO", "electra_core")
     text = write(tmp_path / name, "\n\n".join(["the cat sat on the mat", "a big old dog saw it"][:documents]))
-    tokenizer = str(spine.folder / "data" / "tokenizer")
+    tokenizer = str(spine / "data" / "tokenizer")
     out = str(tmp_path / "out")
     status = main(["prepare", "--text", text, "--out", out, "--tokenizer", tokenizer, "--quiet"])
     captured = capsys.readouterr()

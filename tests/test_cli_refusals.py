@@ -9,69 +9,69 @@ from pathlib import Path
 
 import pytest
 import tiny_model
-from test_cli import FINETUNE, PRETRAIN, Spine, spine, write  # noqa: F401
+from spine_run import FINETUNE, PRETRAIN, spine, write  # noqa: F401
 
 from electra_core.cli import main
 from electra_core.tokenizer import WordPieceTokenizer
 
 
-def prepare_of(content: str | bytes, name: str = "t.txt", *more: str) -> Callable[[Path, Spine], list[str]]:
-    def arguments(folder: Path, spine: Spine) -> list[str]:
+def prepare_of(content: str | bytes, name: str = "t.txt", *more: str) -> Callable[[Path, Path], list[str]]:
+    def arguments(folder: Path, spine: Path) -> list[str]:
         text = write(folder / name, content)
         return ["prepare", "--text", text, "--out", str(folder / "out"), "--quiet", "--vocab-size", "90", *more]
 
     return arguments
 
 
-def pretrain_with(*more: str, toml: str | bytes | None = None) -> Callable[[Path, Spine], list[str]]:
-    def arguments(folder: Path, spine: Spine) -> list[str]:
+def pretrain_with(*more: str, toml: str | bytes | None = None) -> Callable[[Path, Path], list[str]]:
+    def arguments(folder: Path, spine: Path) -> list[str]:
         config = [] if toml is None else ["--config", write(folder / "c.toml", toml)]
-        return [*PRETRAIN, "--data", str(spine.folder / "data"), "--out", str(folder / "out"), *more, *config]
+        return [*PRETRAIN, "--data", str(spine / "data"), "--out", str(folder / "out"), *more, *config]
 
     return arguments
 
 
-def finetune_on(content: str | bytes, *more: str, dev: str | None = None) -> Callable[[Path, Spine], list[str]]:
-    def arguments(folder: Path, spine: Spine) -> list[str]:
+def finetune_on(content: str | bytes, *more: str, dev: str | None = None) -> Callable[[Path, Path], list[str]]:
+    def arguments(folder: Path, spine: Path) -> list[str]:
         train = write(folder / "train.tsv", content)
         held = [] if dev is None else ["--dev", write(folder / "dev.tsv", dev)]
-        model = str(spine.folder / "run")
+        model = str(spine / "run")
         return [*FINETUNE, "--model", model, "--train", train, "--out", str(folder / "out"), *held, *more]
 
     return arguments
 
 
-def occupied(folder: Path, spine: Spine) -> list[str]:
+def occupied(folder: Path, spine: Path) -> list[str]:
     (folder / "out").mkdir()
     write(folder / "out" / "letter.txt", "dear")
     return pretrain_with()(folder, spine)
 
 
-def over_its_start(flag: str) -> Callable[[Path, Spine], list[str]]:
+def over_its_start(flag: str) -> Callable[[Path, Path], list[str]]:
     """Pre-training anew in the folder of the model that it starts from."""
 
-    def arguments(folder: Path, spine: Spine) -> list[str]:
-        shutil.copytree(spine.folder / "run", folder / "out")
-        pair = {"--init-discriminator": str(spine.folder / "run"), "--init-generator": str(spine.folder / "run")}
+    def arguments(folder: Path, spine: Path) -> list[str]:
+        shutil.copytree(spine / "run", folder / "out")
+        pair = {"--init-discriminator": str(spine / "run"), "--init-generator": str(spine / "run")}
         pair[flag] = str(folder / "out" / flag.removeprefix("--init-"))
         return [*pretrain_with("--overwrite")(folder, spine), *(part for item in pair.items() for part in item)]
 
     return arguments
 
 
-def resumed_in_a_foreign_folder(folder: Path, spine: Spine) -> list[str]:
+def resumed_in_a_foreign_folder(folder: Path, spine: Path) -> list[str]:
     (folder / "out").mkdir()
     write(folder / "out" / "README.md", "mine")
     write(folder / "out" / "config.json", "{}")
     return finetune_on(REVIEWS, "--resume")(folder, spine)
 
 
-def out_is_a_file(folder: Path, spine: Spine) -> list[str]:
+def out_is_a_file(folder: Path, spine: Path) -> list[str]:
     write(folder / "out", "a file")
     return pretrain_with()(folder, spine)
 
 
-def other_tokenizer(folder: Path, spine: Spine) -> list[str]:
+def other_tokenizer(folder: Path, spine: Path) -> list[str]:
     """A model directory whose tokenizer has more words than the model has rows."""
     model = tiny_model.make_model(folder / "model")
     words = (model / "vocab.txt").read_text() + "more\nwords\n"
@@ -79,15 +79,15 @@ def other_tokenizer(folder: Path, spine: Spine) -> list[str]:
     return ["detect", "the more words", "--model", str(model)]
 
 
-def broken_weights(folder: Path, spine: Spine) -> list[str]:
+def broken_weights(folder: Path, spine: Path) -> list[str]:
     model = tiny_model.make_model(folder / "model")
     content = (model / "model.safetensors").read_bytes()
     write(model / "model.safetensors", content[: len(content) // 2])
     return ["detect", "the film", "--model", str(model)]
 
 
-def changed_shards(folder: Path, spine: Spine) -> list[str]:
-    shutil.copytree(spine.folder / "data", folder / "data")
+def changed_shards(folder: Path, spine: Path) -> list[str]:
+    shutil.copytree(spine / "data", folder / "data")
     write(folder / "data" / "train-00000.tokens", b"12")
     return [*PRETRAIN, "--data", str(folder / "data"), "--out", str(folder / "out")]
 
@@ -95,7 +95,7 @@ def changed_shards(folder: Path, spine: Spine) -> list[str]:
 LONG = "the cat sat on the mat\n" * 50
 REVIEWS = "sentence\tlabel\n" + "a fine film\tpos\na dull film\tneg\n" * 8
 
-BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
+BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "prepare: missing": (lambda f, s: ["prepare", "--text", str(f / "no.txt"), "--out", str(f / "out")], "no.txt"),
     "prepare: empty": (prepare_of(""), "text"),
     "prepare: binary": (prepare_of(b"\x00\x01\x02\xff" * 400), r"t\.txt"),
@@ -107,7 +107,7 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "prepare: no such tokenizer": (prepare_of(LONG, "t.txt", "--tokenizer", "no/such"), "no/such"),
     "prepare: a corpus for a tokenizer": (
         lambda f, s: ["prepare", "--text", write(f / "t.txt", LONG), "--out", str(f / "out"), "--tokenizer",
-                      str(s.folder / "data")], "data/tokenizer may be meant",
+                      str(s / "data")], "data/tokenizer may be meant",
     ),
     "prepare: held-out share": (prepare_of(LONG, "t.txt", "--heldout-fraction", "1.5"), "heldout"),
     "prepare: no worker": (prepare_of(LONG, "t.txt", "--workers", "0"), "--workers: expected at least 1, got 0"),
@@ -173,24 +173,24 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
     "finetune: unknown task": (finetune_on(REVIEWS, "--task", "clasify"), "clasify"),
     "evaluate: no model": (lambda f, s: ["evaluate", "--model", str(f / "m"), "--data", "x.tsv"], "/m"),
     "evaluate: missing data": (
-        lambda f, s: ["evaluate", "--model", str(s.folder / "model"), "--data", str(f / "x.tsv")], r"x\.tsv",
+        lambda f, s: ["evaluate", "--model", str(s / "model"), "--data", str(f / "x.tsv")], r"x\.tsv",
     ),
     "evaluate: not fine-tuned": (
-        lambda f, s: ["evaluate", "--model", str(s.folder / "run"), "--data", str(s.folder / "dev.tsv")], "run",
+        lambda f, s: ["evaluate", "--model", str(s / "run"), "--data", str(s / "dev.tsv")], "run",
     ),
     "predict: missing input": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(f / "x.txt")], r"x\.txt",
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", str(f / "x.txt")], r"x\.txt",
     ),
     "predict: missing input, output full": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(f / "x.txt"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", str(f / "x.txt"),
                       "--output", write(f / "out.jsonl", "of last week\n")], r"x\.txt",
     ),
     "predict: input of no use, output full": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.csv", "a,b\n1,2\n"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", write(f / "x.csv", "a,b\n1,2\n"),
                       "--output", write(f / "out.jsonl", "of last week\n")], r"x\.csv",
     ),
     "predict: a submission for no GLUE task": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", str(s / "dev.tsv"),
                       "--submission", "squad"], "--submission: expected one of",
     ),
     "evaluate: a report of no kind": (
@@ -200,40 +200,40 @@ BAD: dict[str, tuple[Callable[[Path, Spine], list[str]], str]] = {
         lambda f, s: ["evaluate", "--model", "none", "--data", "x.tsv", "--report", "no/r.html"], "no folder no",
     ),
     "predict: over its input": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--output", "./x.txt"], "is also the input and would overwrite it; name another",
     ),
     "predict: into a table that is not written": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--output", str(f / "x.xlsx")],
         r"x\.xlsx: expected a name that ends in \.jsonl or \.csv, or --format; got \.xlsx",
     ),
     "predict: into a compressed file": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--output", str(f / "x.csv.gz")], r"ends in \.jsonl or \.csv, or --format; got \.gz",
     ),
     "predict: a submission with a bad row": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",
+        lambda f, s: ["predict", "--model", str(s / "model"), "--submission", "sst-2", "--input",
                       write(f / "x.tsv", "index\tsentence\n0\tfine\n1\t \n")], r"x.tsv:3: the text is empty",
     ),
     "predict: a submission into a file": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--submission", "sst-2", "--input",
+        lambda f, s: ["predict", "--model", str(s / "model"), "--submission", "sst-2", "--input",
                       write(f / "x.tsv", "sentence\nfine\n"), "--output", str(f / "x.tsv")], "cannot be written",
     ),
     "export: another suffix": (
-        lambda f, s: ["export", "--model", str(s.folder / "model"), "--onnx", "model"], "ends in .onnx",
+        lambda f, s: ["export", "--model", str(s / "model"), "--onnx", "model"], "ends in .onnx",
     ),
     "predict: a submission with rows left out": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", str(s.folder / "dev.tsv"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", str(s / "dev.tsv"),
                       "--submission", "rte", "--skip-bad-rows"], "every row needs an answer",
     ),
-    "detect: empty text": (lambda f, s: ["detect", "  ", "--model", str(s.folder / "run")], "text is empty"),
+    "detect: empty text": (lambda f, s: ["detect", "  ", "--model", str(s / "run")], "text is empty"),
     "detect: fine-tuned": (
-        lambda f, s: ["detect", "a film", "--model", str(s.folder / "model")],
+        lambda f, s: ["detect", "a film", "--model", str(s / "model")],
         "holds ElectraForSequenceClassification, not ElectraForPreTraining",
     ),
     "predict: a text column of plain lines": (
-        lambda f, s: ["predict", "--model", str(s.folder / "model"), "--input", write(f / "x.txt", "fine\n"),
+        lambda f, s: ["predict", "--model", str(s / "model"), "--input", write(f / "x.txt", "fine\n"),
                       "--text-column", "review"], "no text column 'review'",
     ),
     "detect: another tokenizer": (other_tokenizer, "sizes differ: [0-9]+ in the tokenizer, [0-9]+ in the model"),
@@ -252,7 +252,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(
-    case: str, spine: Spine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    case: str, spine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 2, one clear line that names the trouble, nothing half-written, nothing lost."""
     make, said = BAD[case]

@@ -9,58 +9,21 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from killed import contents
+from small_corpora import copied, data, documents_of, small_batches, text, tokenizer  # noqa: F401
 
 from electra_core.corpora import encoding
-from electra_core.corpora import writing as corpus_writing
 from electra_core.corpora.encoding import MAX_SENTENCE_TOKENS, WordEncoder, cut_lengths
 from electra_core.corpora.sentences import split_document
 from electra_core.corpora.shards import SPLITS, Block, Manifest, ShardWriter
-from electra_core.corpora.vocabulary import train_sentencepiece
 from electra_core.corpus import Corpus
 from electra_core.prepare import prepare
 from electra_core.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches() -> Iterator[None]:
-    """So that this little text makes many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_writing, "BATCH_CHARACTERS", 20_000)
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The language reference as a text file: a document per chapter, wrapped lines."""
-    path = tmp_path_factory.mktemp("text") / "topics.txt"
-    documents = (re.sub(r"\n\s*\n", "\n", topics[key]).strip() for key in sorted(topics))
-    path.write_text("\n\n".join(documents) + "\n", "utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_sentencepiece(text.read_text("utf-8").split("\n")[:2000], 500).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(text: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "corpus"
-    prepare([text], out, tokenizer=tokenizer, heldout_fraction=0.2, shard_tokens=50_000, quiet=True)
-    return out
-
-
-def documents_of(path: Path) -> list[list[str]]:
-    return [document.split("\n") for document in path.read_text("utf-8").strip().split("\n\n")]
 
 
 def stored_documents(corpus: Corpus) -> list[list[list[int]]]:
@@ -70,10 +33,6 @@ def stored_documents(corpus: Corpus) -> list[list[list[int]]]:
         for shard in corpus.shards
         for first, end in zip(shard.documents[:-1].tolist(), shard.documents[1:].tolist(), strict=True)
     ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 # ---------------------------------------------------------------------------------------------- what is written
@@ -362,16 +321,4 @@ def test_long_sentences_are_cut_evenly(length: int) -> None:
     )
 
 
-def wait_until(ready, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 # ------------------------------------------------------------------------------------------------------- opening
-
-
-@pytest.fixture
-def copied(data: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(data, tmp_path / "corpus"))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_corpus import contents, copied, data, small_batches, text, tokenizer, wait_until  # noqa: F401
+from killed import contents, wait_until
+from small_corpora import copied, data, small_batches, text, tokenizer  # noqa: F401
 
 from electra_core.cli import build_parser
 from electra_core.corpora.shards import Manifest

@@ -23,7 +23,7 @@ from electra_kernels import (
 from electra_kernels.operators import Operator
 from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from small_runs import make_data, train
-from test_engine import CASES, CONFIG, ENCODER
+from tiny_steps import CASES, CONFIG, ENCODER
 from torch import Tensor
 
 from electra_core import electra, model_dir

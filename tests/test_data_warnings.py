@@ -7,10 +7,10 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tiny_model
+from finetune_runs import model  # noqa: F401
 from reading import write_lines
 
 from electra_core.downstream.choices import ChoiceExample
@@ -36,11 +36,6 @@ from electra_core.labelled_data.tagged_files import TaggedExample
 from electra_core.predict import load
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
 
 
 def warnings(model, train, dev, out, task=None, **settings) -> list[str]:

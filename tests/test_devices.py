@@ -16,7 +16,7 @@ import torch
 from electra_kernels import use
 from elsewhere import Elsewhere, elsewhere
 from kernel_helpers import skip_without_memory
-from test_engine import CASES, CONFIG, ENCODER, batch_of
+from tiny_steps import CASES, CONFIG, ENCODER, batch_of
 from torch import Tensor, nn
 
 from electra_core.config import updated

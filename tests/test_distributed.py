@@ -28,7 +28,7 @@ from ranks import (
     stop_one,
     with_nan_on_rank_1,
 )
-from small_runs import ORIGINAL, RUN, SIZES, make_data, rows, state, train
+from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, train  # noqa: F401
 
 from electra_core.corpus import Corpus
 from electra_core.pretraining.batches import Batches
@@ -37,11 +37,6 @@ from electra_core.pretraining.setup import resolve_config
 CHANGES = RUN | ORIGINAL | {"checkpoint_every": 2, "keep_checkpoints": 9, "engine": "eager"}
 STATIC = {"engine": "static"}
 FSDP = {"sharding": "fsdp"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("corpus"))
 
 
 def on_ranks(size: int, data: Path, out: Path, changes: dict[str, Any] | None = None, **options: Any) -> Path:

@@ -19,9 +19,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from doc_pages import DOCS, ROOT, Block, blocks
 
 from electra_core import cli
 from electra_core.config import OWN_OBJECTIVES
@@ -29,8 +30,6 @@ from electra_core.downstream.task_files import KINDS
 from electra_core.encoder import Encoder, Layer
 from electra_core.objectives import _own
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 hooks = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 
@@ -61,30 +60,6 @@ MEASURED = (
     "worked_example",
 )
 """Pages whose commands made their figures, with hours of work and other people's data: checked by their flags."""
-
-
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    line: int
-    language: str
-    text: str
-    reason: str
-    """Why it does not run here; empty if it does."""
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    lines = page.read_text(encoding="utf-8").split("\n")
-    at = 0
-    while at < len(lines):
-        fence = re.match(r"^(`{3,})\s*(\w*)", lines[at])
-        if fence:
-            end = next(i for i in range(at + 1, len(lines)) if lines[i].startswith(fence[1]))
-            before = next((line for line in reversed(lines[:at]) if line.strip()), "")
-            reason = re.match(r"<!-- not run here: (.+) -->", before)
-            yield Block(at + 1, fence[2], "\n".join(lines[at + 1 : end]), reason[1] if reason else "")
-            at = end
-        at += 1
 
 
 def shell_commands(block: Block) -> list[str]:

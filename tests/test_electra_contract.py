@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_objectives import CONFIG, PRETRAIN, make, make_batch
+from small_objectives import CONFIG, PRETRAIN, make, make_batch
 
 from electra_core.config import OBJECTIVES, PRESETS
 from electra_core.electra import Discriminator, Electra

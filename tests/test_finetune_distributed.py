@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, data, model, run, weights  # noqa: F401 (fixtures)
+from finetune_runs import QUICK, data, model, run, weights, without_times  # noqa: F401 (fixtures)
 from ranks import (
     complaint,
     finetune_captured,
@@ -55,13 +55,6 @@ def on_ranks(
     for other, said, heard in others:
         assert without_times(other) == without_times(report) and not said and not heard
     return report
-
-
-def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    seeds = [
-        {k: v for k, v in seed.items() if k not in ("seconds", "tokens_per_second")} for seed in report["seeds"]
-    ]
-    return report | {"seeds": seeds}
 
 
 def losses(out: Path) -> list[float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 import torch
-from finetune_runs import data, model  # noqa: F401
+from finetune_runs import data, model, without_times  # noqa: F401
 from safetensors.torch import load_file
 
 from electra_core.downstream.classify import Classify
@@ -68,14 +68,6 @@ def interrupted(model, data, out: Path, settings: FinetuneSettings = SETTINGS) -
     with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
         train(model, data, out, settings)
     return json.loads((out / "metrics.json").read_text())
-
-
-def without_times(value):
-    """A report or the rows of a log, without what a clock gave."""
-    if isinstance(value, dict):
-        clock = ("seconds", "tokens_per_second")
-        return {key: without_times(item) for key, item in value.items() if key not in clock}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def assert_same_end(out: Path, whole: Path) -> None:

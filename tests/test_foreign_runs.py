@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import contents
 from small_runs import assert_same_run, base, data, one_thread, train  # noqa: F401
 
 from electra_core.checkpoint import newest_intact
@@ -25,10 +26,6 @@ from electra_core.runs.state import FAILED, FINISHED, KILLED, RUNNING, STOPPED, 
 FAR = 10**400
 """A whole number that no float holds."""
 DEEP = "[" * 100_000
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_state(run: Path, state: str, **facts: Any) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK
+from finetune_runs import QUICK, changed
 from reading import write
-from test_kept_head import changed
 
 from electra_core.cli import main
 from electra_core.downstream.classify import Classify, Regress

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
+from finetune_runs import model  # noqa: F401
 from safetensors.torch import load_file
 
 from electra_core.downstream.choices import Choose
@@ -31,11 +32,6 @@ from electra_core.labelled_data.columns import Columns
 from electra_core.predict import Predictor, evaluate, load
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16, learning_rate=3e-3, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
 
 
 def reviews(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:

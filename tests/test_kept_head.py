@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, data, model, run, weights  # noqa: F401
+from finetune_runs import QUICK, changed, data, model, run, weights  # noqa: F401
 
 from electra_core.config import EncoderConfig
 from electra_core.downstream.choices import Choose
@@ -42,12 +42,6 @@ def saved(kind, folder: Path, labels=(), **more):
                 value.copy_(torch.randn(value.shape, generator=generator))
     save_pretrained(made, folder)
     return made
-
-
-def changed(folder: Path, **fields) -> None:
-    raw = json.loads((folder / "config.json").read_text()) | fields
-    raw = {name: value for name, value in raw.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(raw))
 
 
 def same_head(left, right) -> bool:

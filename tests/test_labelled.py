@@ -7,7 +7,6 @@ import io
 import json
 import lzma
 import math
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,6 @@ from electra_core.labelled_data.labelled import BadRows, read_texts
 from electra_core.labelled_data.squad_files import read_questions
 from electra_core.labelled_data.tagged_files import read_tagged
 
-DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parent / "../../shared/data"))
 ROWS = [("a fine film", "1"), ('says "no", twice', "0"), ("naïve\u0085café", "1")]
 
 

@@ -151,6 +151,12 @@ def test_nothing_is_unpickled() -> None:
                 assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
 
 
+def test_no_file_of_tests_is_imported_by_another() -> None:
+    """What several share is a helper's, with a name that says what it is."""
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("test_")], path
+
+
 def test_only_the_command_line_prints_to_the_terminal_s_exit() -> None:
     """sys.exit is for the entry points; everywhere else errors are raised."""
     for path in CORE:

@@ -7,15 +7,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from small_runs import ORIGINAL, SIZES, make_data
-from test_engine import CONFIG, ENCODER, batch_of
+from small_runs import ORIGINAL, SIZES, make_data, one_thread  # noqa: F401
+from tiny_steps import CONFIG, ENCODER, batch_of
 
 from electra_core.cli import build_parser, main
 from electra_core.commands import inspect as commands_inspect
@@ -36,16 +35,6 @@ WIDE = replace(
 WIDE_CONFIG = replace(CONFIG, generator_hidden_size=32, generator_intermediate_size=128)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Operators take a little memory for every thread, which no prediction knows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_predicted_peak_is_the_measured_one(recompute: bool, precision: str) -> None:

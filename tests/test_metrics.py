@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import official_squad
@@ -185,7 +183,6 @@ def test_best_threshold_is_the_best_of_all():
 
 # ---- the reference implementations, on the same predictions --------------------------------------------------
 
-DATA = Path(os.environ.get("ELECTRA_DATA", Path(__file__).parents[1] / "../shared/data"))
 WORDS = (
     "The a cat, Dog. dog's an! fish 1.5 -- «naïve» Ünïcödé the\u00a0end İstanbul ß 北京 “quoted” a\u0301 U.S. "
     "\u2014 \u200bzero x\u0085y"
@@ -250,8 +247,8 @@ def test_squad_scores_equal_those_of_the_official_scripts():
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_squad_scores_equal_the_official_ones_on_the_real_questions(version):
-    file = DATA / f"squad/dev-v{version}.rebuilt.json"
+def test_squad_scores_equal_the_official_ones_on_the_real_questions(version, data_dir):
+    file = data_dir / f"squad/dev-v{version}.rebuilt.json"
     if not file.exists():
         pytest.skip("no SQuAD (set ELECTRA_DATA)")
     gold = [[text for text, _ in example.answers or ()] for example in read_questions(file)]
@@ -294,8 +291,8 @@ def test_span_scores_equal_seqevals():
     compare_with_seqeval(truth, draw)
 
 
-def test_span_scores_equal_seqevals_on_the_real_iob1_tags():
-    file = DATA / "conll2003/eng.testa"
+def test_span_scores_equal_seqevals_on_the_real_iob1_tags(data_dir):
+    file = data_dir / "conll2003/eng.testa"
     if not file.exists():
         pytest.skip("no CoNLL-2003 (set ELECTRA_DATA)")
     compare_with_seqeval([list(example.tags or ()) for example in read_tagged(file)], random.Random(0))

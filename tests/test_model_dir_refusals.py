@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hub_models import PROJECTED, make
 from safetensors.torch import load_file, save_file
-from test_model_dir import PROJECTED, make
 
 import electra_core
 from electra_core.errors import UserError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_labelled import DATA
 
 from electra_core.downstream.named_tasks import NAMED, choose_task, find_task
 from electra_core.downstream.tagging import spans
@@ -47,8 +46,8 @@ GLUE_ROWS = {
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", GLUE_ROWS)
-def test_real_glue_files_lose_no_row(name):
-    folder = DATA / "glue" / name
+def test_real_glue_files_lose_no_row(name, data_dir):
+    folder = data_dir / "glue" / name
     if not folder.exists():
         pytest.skip(f"{folder} is not there (ELECTRA_DATA)")
     named = find_task(name)
@@ -63,19 +62,19 @@ def test_real_glue_files_lose_no_row(name):
 
 
 @pytest.mark.data
-def test_real_conll_has_the_published_counts():
-    if not (DATA / "conll2003").exists():
+def test_real_conll_has_the_published_counts(data_dir):
+    if not (data_dir / "conll2003").exists():
         pytest.skip("conll2003 is not there (ELECTRA_DATA)")
-    examples = list(read_tagged(DATA / "conll2003/eng.testa"))
+    examples = list(read_tagged(data_dir / "conll2003/eng.testa"))
     assert len(examples) == 3250
     assert sum(len(e.words) for e in examples) == 51362
     assert sum(len(spans(e.tags)) for e in examples) == 5942
 
 
 @pytest.mark.data
-def test_real_squad_has_the_published_counts():
-    if not (DATA / "squad").exists():
+def test_real_squad_has_the_published_counts(data_dir):
+    if not (data_dir / "squad").exists():
         pytest.skip("squad is not there (ELECTRA_DATA)")
-    examples = list(read_questions(DATA / "squad/dev-v2.0.rebuilt.json"))
+    examples = list(read_questions(data_dir / "squad/dev-v2.0.rebuilt.json"))
     assert (sum(bool(e.answers) for e in examples), sum(not e.answers for e in examples)) == (5928, 5945)
     assert all(e.context[s : s + len(t)] == t for e in examples for t, s in e.answers)

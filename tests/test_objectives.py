@@ -10,35 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare
+from small_objectives import CONFIG, MASK_ID, PRETRAIN, make, make_batch
 
 import electra_core
-from electra_core import model_dir, objectives
+from electra_core import model_dir
 from electra_core.adam import ElectraAdam
-from electra_core.config import OBJECTIVES, EncoderConfig, PretrainConfig
+from electra_core.config import OBJECTIVES
 from electra_core.electra import SAMPLING_STREAM, Electra, PretrainBatch, uniform_words
 from electra_core.packing import from_lengths
 from electra_core.tasks import HEAD_STREAM
 
-CONFIG = EncoderConfig(
-    vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-    intermediate_size=24, max_position_embeddings=16,
-)  # fmt: skip
-PRETRAIN = PretrainConfig(
-    generator_hidden_size=8, generator_attention_heads=1, generator_intermediate_size=16, generator_layers=1
-)
-MASK_ID = 3
 WORDS = [name for name in OBJECTIVES if "mlm" in name]
-
-
-def make(objective: str, **changes: Any) -> Any:
-    return objectives.build_objective(CONFIG, dataclasses.replace(PRETRAIN, objective=objective, **changes))
-
-
-def make_batch() -> PretrainBatch:
-    ids = torch.randint(5, 40, (30,), generator=torch.Generator().manual_seed(0))
-    tokens = from_lengths(ids, torch.zeros_like(ids), [12, 4, 14])
-    positions = torch.tensor([1, 5, 6, 13, 18, 25, 28])
-    return PretrainBatch(tokens, ids.index_fill(0, positions[:-1], MASK_ID), positions)
 
 
 def louder(model: torch.nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from electra_kernels.rng import fold, philox, seed_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_examples import CLS, SEP, make_corpus
+from original_examples import CLS, SEP, make_corpus
 
 from electra_core.examples import RULES, Examples
 from electra_core.host_random import BLOCK, philox_words

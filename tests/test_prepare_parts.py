@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_corpus import contents, documents_of, small_batches, text, tokenizer, wait_until  # noqa: F401
+from killed import contents, wait_until
+from small_corpora import documents_of, small_batches, text, tokenizer  # noqa: F401
 
 from electra_core.cli import main
 from electra_core.corpora import hold_out

@@ -23,7 +23,7 @@ from kernel_calls import CALLS, seed_of
 from ptx_memory import MemoryFault
 from ptx_program import Instruction, Program
 from ptx_traffic import counted
-from test_engine import CONFIG, ENCODER, batch_of
+from tiny_steps import CONFIG, ENCODER, batch_of
 
 from electra_core.config import updated
 from electra_core.initialisation import initialise

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from killed import contents, wait_for
 from safetensors.torch import load_file
-from small_runs import assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
+from small_runs import SLOW_RUN, assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
 
 from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
@@ -162,40 +163,6 @@ def test_the_folder_of_the_data_is_not_read_after_the_start(
     monkeypatch.setattr(module, "open_job", removed)
     train(copy, tmp_path / "run")
     assert_same_run(tmp_path / "run", base)
-
-
-SLOW_RUN = """
-import sys, time
-from pathlib import Path
-from electra_core.cli import main
-from electra_core.pretraining import batches
-from electra_core.runs.stop_request import StopRequest, tell_python
-agreed, whole, asked = StopRequest.agreed, batches.Batches.__call__, []
-def counted(self):
-    asked.append(self)
-    if len(asked) == 5:
-        Path(sys.argv[1]).touch()
-    return agreed(self)
-def slow(self, step):
-    end = time.monotonic() + 120
-    while step >= 5 and not (asked and asked[0].reason) and time.monotonic() < end:
-        time.sleep(0.02)
-    if step >= 5:
-        Path(sys.argv[1] + "-seen").touch()
-        time.sleep(float(sys.argv[2]))
-    return whole(self, step)
-StopRequest.agreed, batches.Batches.__call__ = counted, slow
-sys.exit(main(sys.argv[3:]))
-"""
-"""`electra` with arguments FLAG SECONDS ...: after 5 steps of pre-training it makes the file FLAG and waits for a
-signal, in the middle of the 6th; then it makes FLAG-seen and goes on after so many seconds."""
-
-
-def wait_for(flag: Path, process: subprocess.Popen[Any]) -> None:
-    """Until there is the file, or the process has ended."""
-    end = time.monotonic() + 240
-    while not flag.exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
@@ -400,10 +367,6 @@ def test_going_on_with_another_version_is_told(
     find_checkpoint(base, resume=True, overwrite=False)
     said = f"{base}: continues, but perhaps not bit for bit: {name} {now[name]}, now 9.9"
     assert caplog.messages == [said]
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_folder_without_a_run_is_not_resumed(

@@ -13,6 +13,7 @@ import pytest
 import tiny_model
 import torch
 from electra_kernels import use
+from finetune_runs import model  # noqa: F401
 from kernel_helpers import INTERPRETED, ON_PTX_MACHINE
 from safetensors.torch import load_file
 from small_runs import one_thread
@@ -48,11 +49,6 @@ kernels = pytest.mark.skipif(not (INTERPRETED or ON_PTX_MACHINE), reason="kernel
 QUICK = FinetuneSettings(
     epochs=1.2, batch_size=16, learning_rate=1e-3, layerwise_decay=0.8, log_every=1, dropout=0.1, precision="fp32"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
 
 
 def numbers(path: Path, count: int, seed: int = 0) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from electra_kernels import use
-from test_engine import CONFIG, ENCODER
+from tiny_steps import CONFIG, ENCODER
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode

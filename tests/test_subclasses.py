@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hub_models import PROJECTED, make
 from safetensors.torch import load_file
-from test_model_dir import PROJECTED, make
 from torch import nn
 from torch.nn.utils import parametrize, prune
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import assert_same_run, base, data, one_thread, train
-from test_resume import SLOW_RUN, wait_for
+from killed import wait_for
+from small_runs import SLOW_RUN, assert_same_run, base, data, one_thread, train
 
 from electra_core.cli import DIVERGED, main
 from electra_core.electra import Electra

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_model
 import torch
+from finetune_runs import model  # noqa: F401
 
 from electra_core import model_dir
 from electra_core.config import PRESETS, EncoderConfig
@@ -26,11 +27,6 @@ from electra_core.tasks import MultipleChoice, SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
 
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_number_comes_out_of_the_saved_model_itself(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Calls of attention for its tests: inputs, and what one implementation makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from electra_kernels import attention, attention_triton, use
+from kernel_helpers import DEVICE, INTERPRETED
+from torch import Tensor
+
+SEED = torch.tensor([-1234567890123, 7])
+
+
+@pytest.fixture(autouse=True)
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Under the interpreter: blocks so small that tiny sequences already make several."""
+    if INTERPRETED:
+        monkeypatch.setattr(attention_triton, "tile", lambda *_: attention_triton.Tile(32, 16, 1, 1))
+    yield
+
+
+def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+def inputs(lengths: Sequence[int], heads: int = 2, head_dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(qkv, gradient of the output), float64 on the host, with logits large enough for a peaked softmax."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sum(lengths)
+    qkv = torch.randn(tokens, 3, heads, head_dim, dtype=torch.float64, generator=generator)
+    qkv[:, 0] *= 2
+    return qkv, torch.randn(tokens, heads, head_dim, dtype=torch.float64, generator=generator)
+
+
+def run(
+    implementation: str,
+    qkv: Tensor,
+    dout: Tensor,
+    lengths: Sequence[int],
+    dtype: torch.dtype,
+    dropout_p: float = 0.0,
+    device: str = DEVICE,
+) -> tuple[Tensor, Tensor]:
+    """(output, gradient of qkv) of one implementation in one dtype."""
+    x = qkv.to(device, dtype).requires_grad_()
+    with use(implementation):  # type: ignore[arg-type]
+        out = attention(
+            x,
+            offsets(lengths).to(device),
+            max(lengths, default=0),
+            dropout_p=dropout_p,
+            seed=SEED.to(device),
+            stream=3,
+        )
+        (grad,) = torch.autograd.grad(out, x, dout.to(device, dtype))
+    return out.detach(), grad
