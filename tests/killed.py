@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,27 @@ def wait_for(flag: Path, process: subprocess.Popen[Any]) -> None:
     wait_until(lambda: flag.exists() or process.poll() is not None, 240)
 
 
-def killed_child(work: Any) -> None:
-    """Run `work` in a forked process that SIGKILL ends at its end."""
-    pid = os.fork()
+def forked(work: Callable[[], object]) -> int:
+    """How a forked process ends that does `work`: 0, 1 if it raises, or less than 0 by a signal."""
+    pid, status = os.fork(), 1
     if pid == 0:
+        try:
+            work()
+            status = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_child(work: Callable[[], object]) -> None:
+    """Run `work` in a forked process that SIGKILL ends at its end."""
+
+    def killed() -> None:
         try:
             work()
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    assert forked(killed) == -signal.SIGKILL

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from killed import wait_for
+from killed import forked, wait_for
 from small_runs import SLOW_RUN, assert_same_run, base, data, one_thread, train
 
 from electra_core.cli import DIVERGED, main
@@ -65,19 +65,6 @@ def test_each_signal_is_a_request_and_the_second_is_not(
     assert signal.getsignal(number) is before
 
 
-TWICE = """
-import os, signal, sys
-from electra_core.runs.stop_request import StopRequest
-with StopRequest() as stop:
-    for number in sys.argv[1:]:
-        if number == "later":
-            stop.SAME_SIGNAL = 0.0
-        else:
-            os.kill(os.getpid(), int(number))
-    print(stop.agreed())
-"""
-
-
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -93,11 +80,17 @@ with StopRequest() as stop:
 )
 def test_a_schedulers_signal_counts_once_though_it_comes_twice(sent: tuple[str, ...], status: int) -> None:
     """From the scheduler itself and from the job's script, which passes it on, as SIGUSR1 perhaps."""
-    numbers = [name if name == "later" else str(int(signal.Signals[name])) for name in sent]
-    command = [sys.executable, "-c", TWICE, *numbers]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == status, ended.stderr
-    assert status or ended.stdout == f"{sent[0]}\n"
+
+    def signals() -> None:
+        with StopRequest() as stop:
+            for name in sent:
+                if name == "later":
+                    stop.SAME_SIGNAL = 0.0  # type: ignore[misc]
+                else:
+                    os.kill(os.getpid(), signal.Signals[name])
+            assert stop.agreed() == sent[0]
+
+    assert forked(signals) == status
 
 
 @pytest.mark.parametrize(
