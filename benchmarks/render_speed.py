@@ -9,18 +9,14 @@ from typing import Any
 
 from benchmarks import svg
 from benchmarks.render_about import day, environment_of, machine
+from benchmarks.render_compare import spread
 
 Row = dict[str, Any]
 OURS = "ours"
 
 
-def _spread(value: Row) -> str:
-    """Median (minimum to maximum)."""
-    return f"{value['median']:,.4g} ({value['low']:,.4g} to {value['high']:,.4g})"
-
-
 def _millions(value: Row) -> str:
-    return _spread({name: number / 1e6 for name, number in value.items()})
+    return spread({name: number / 1e6 for name, number in value.items()}, 4)
 
 
 # ---- input (`bench_input`) ---------------------------------------------------------------------------------
@@ -38,14 +34,14 @@ def input_table(report: Row) -> list[str]:
     ]
     lines = [
         f"Batches of {settings['batch']} x {settings['length']}, {settings['planned']} examples planned at once; "
-        f"{settings['corpus']}. Planning takes {_spread(plan['together'])} ns a token; the plain rules, applied "
-        f"to one example at a time, take {_spread(plan['one_at_a_time'])}.\n",
+        f"{settings['corpus']}. Planning takes {spread(plan['together'], 4)} ns a token; the plain rules, applied "
+        f"to one example at a time, take {spread(plan['one_at_a_time'], 4)}.\n",
         "| " + " | ".join(heads) + " |",
         "|---" * len(heads) + "|",
     ]
     for row in report["ways"]:
         cells = [_millions(row["tokens_per_second"]), _millions(row["tokens_per_second_by_processor_time"])]
-        cells += [_spread(row["nanoseconds_per_token"][stage]) for stage in stages]
+        cells += [spread(row["nanoseconds_per_token"][stage], 4) for stage in stages]
         lines.append(f"| {row['processes']} x {row['threads']} | " + " | ".join(cells) + " |")
     return lines
 
@@ -80,7 +76,7 @@ def sweep_tables(rows: Sequence[Row], on_gpu: bool) -> list[str]:
         if row["program"] != OURS and (best := ours.get(_place(row))):
             ratios = [f"{best[name]['median'] / row[name]['median']:.2f}" for name in clocks]
         share = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        cells = [_spread(row["tokens_per_second"]), *ratios, share, f"{row['peak_mib']:,}"]
+        cells = [spread(row["tokens_per_second"], 4), *ratios, share, f"{row['peak_mib']:,}"]
         lines.append(about + " | ".join(cells) + " |")
     for row in rows:
         if row["kind"] == "split":

@@ -6,6 +6,7 @@ for bit on one thread; the machine's own number of threads is put back afterward
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def assert_same_run(ours: Path, theirs: Path, step: int = 8) -> None:
     for part in ("discriminator", "generator"):
         name = f"{part}/model.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def stop_at(folder: Path, source: Path, step: int) -> Path:
+    """A copy of a finished run as it was after `step` steps (its newest checkpoint is of that step)."""
+    shutil.copytree(source, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    return folder
 
 
 SLOW_RUN = """

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

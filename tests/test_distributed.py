@@ -6,7 +6,6 @@ The processes talk over gloo, as they do on machines without GPUs; NCCL has not 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from ranks import (
     stop_one,
     with_nan_on_rank_1,
 )
-from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, train  # noqa: F401
+from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, stop_at, train  # noqa: F401
 
 from electra_core.corpus import Corpus
 from electra_core.pretraining.batches import Batches
@@ -82,15 +81,6 @@ def assert_like(ours: Path, theirs: Path) -> None:
         assert sizes[0] == sizes[1]
 
 
-def until(folder: Path, run: Path, step: int) -> Path:
-    """A copy of a run as it was after `step` steps."""
-    shutil.copytree(run, folder)
-    for path in (folder / "checkpoints").iterdir():
-        if int(path.name[5:]) > step:
-            shutil.rmtree(path)
-    return folder
-
-
 # The same run -------------------------------------------------------------------------------------------------
 
 
@@ -124,14 +114,14 @@ def test_a_generator_without_gradients(data: Path, tmp_path: Path) -> None:
 
 def test_four_that_resume_are_four_uninterrupted_bit_for_bit(data: Path, four: Path, tmp_path: Path) -> None:
     """More than two summands: their order has to be that of the uninterrupted run, too."""
-    run = on_ranks(4, data, until(tmp_path / "run", four, 4), resume=True)
+    run = on_ranks(4, data, stop_at(tmp_path / "run", four, 4), resume=True)
     ours, theirs = state(run), state(four)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_one_two_one(data: Path, alone: Path, tmp_path: Path) -> None:
-    run = on_ranks(2, data, until(tmp_path / "two", alone, 2), resume=True)
-    run = until(tmp_path / "one", run, 4)
+    run = on_ranks(2, data, stop_at(tmp_path / "two", alone, 2), resume=True)
+    run = stop_at(tmp_path / "one", run, 4)
     train(data, run, CHANGES, resume=True)
     assert_like(run, alone)
 
@@ -158,7 +148,7 @@ def test_fixed_shapes_on_four_and_resumed_bit_for_bit(
     data: Path, alone: Path, four_static: Path, tmp_path: Path
 ) -> None:
     assert_like(four_static, alone)
-    run = on_ranks(4, data, until(tmp_path / "run", four_static, 4), STATIC, resume=True)
+    run = on_ranks(4, data, stop_at(tmp_path / "run", four_static, 4), STATIC, resume=True)
     ours, theirs = state(run), state(four_static)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -200,8 +190,8 @@ def test_sharded_trains_as_unsharded(data: Path, alone: Path, tmp_path: Path, ch
 
 def test_checkpoints_are_the_same_sharded_or_not(data: Path, alone: Path, tmp_path: Path) -> None:
     """One process, then two with half of the model each, then one."""
-    run = on_ranks(2, data, until(tmp_path / "sharded", alone, 2), FSDP, resume=True)
-    run = until(tmp_path / "whole", run, 4)
+    run = on_ranks(2, data, stop_at(tmp_path / "sharded", alone, 2), FSDP, resume=True)
+    run = stop_at(tmp_path / "whole", run, 4)
     train(data, run, CHANGES, resume=True)
     assert_like(run, alone)
 

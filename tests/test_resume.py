@@ -16,7 +16,7 @@ import pytest
 import torch
 from killed import contents, wait_for
 from safetensors.torch import load_file
-from small_runs import SLOW_RUN, assert_same_run, base, data, make_data, one_thread, rows, train  # noqa: F401
+from small_runs import SLOW_RUN, assert_same_run, base, data, make_data, one_thread, rows, stop_at, train  # noqa: F401
 
 from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
@@ -28,15 +28,6 @@ from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest, tell_python
 
 # It is interrupted --------------------------------------------------------------------------------------------
-
-
-def stop_at(folder: Path, source: Path, step: int) -> Path:
-    """A copy of a finished run as it was after `step` steps (its newest checkpoint is of that step)."""
-    shutil.copytree(source, folder)
-    for path in (folder / "checkpoints").iterdir():
-        if int(path.name[5:]) > step:
-            shutil.rmtree(path)
-    return folder
 
 
 def test_a_run_stopped_between_evaluations_reports_the_last_one(
