@@ -116,9 +116,9 @@ def _embedding(tokens: int, vocabulary: int, size: int, device: torch.device) ->
     return Operation((*((upper, size) for upper in uppers), (size,), (size,)), run)
 
 
-def operations(device: torch.device, tiny: bool | None = None) -> dict[str, Callable[[], Operation]]:
-    """Name -> operation, each for a process of its own; tiny by default on a CPU, under Triton's interpreter."""
-    if device.type != "cuda" if tiny is None else tiny:
+def operations(device: torch.device) -> dict[str, Callable[[], Operation]]:
+    """Name -> operation, each for a process of its own; tiny on a CPU, under Triton's interpreter."""
+    if device.type != "cuda":
         return {
             "attention short": lambda: _attention([16, 9, 1], 16, DROPOUT, device),
             "mlm_head": lambda: _mlm(8, 140, 16, device),

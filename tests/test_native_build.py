@@ -34,6 +34,15 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dispatch._say_once.cache_clear()
 
 
+@pytest.fixture
+def no_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None) -> None:
+    """A library of next to nothing in a cache of its own, for tests of who builds it: no wait, nothing left."""
+    source = tmp_path / "none.c"
+    source.write_text("void layer_norm_forward(void) {}\nvoid layer_norm_backward(void) {}\n", encoding="utf-8")
+    monkeypatch.setattr(native, "SOURCES", [source])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -210,7 +219,7 @@ def test_a_library_is_of_one_kind_of_processor(monkeypatch: pytest.MonkeyPatch) 
 
 @needs_threads
 def test_a_command_with_arguments_is_a_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None, no_loops: None
 ) -> None:
     monkeypatch.setenv("CC", f"env LANGUAGE=C '{compiler(tmp_path, '-none')}'")
     native._load.cache_clear()
@@ -287,13 +296,12 @@ def test_a_compiler_is_asked_for_its_version_once(
 
 @needs_threads
 def test_gcc_is_preferred_to_a_compiler_without_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, afresh: None, no_loops: None
 ) -> None:
     compiler(tmp_path, "-fopenmp")
     gcc = compiler(tmp_path, "-none", "gcc")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native._load.cache_clear()
     assert native._load().compiler == (gcc,) and native.one_thread() is None
 
