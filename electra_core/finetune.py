@@ -198,11 +198,11 @@ def _resolved(
     config, _ = model_dir.load_config(directory)
     settings, asked = settings.resolved(config), settings.max_length
     if settings.max_length < asked:
-        say(f"warning: max_length: {asked} exceeds the model's positions; using {settings.max_length}")
+        say(f"warning: {option('max_length')}: {asked} exceeds the model's positions; using {settings.max_length}")
     check_freeze(settings.freeze, config.num_hidden_layers)
     if settings.batch_size < ranks.size and not settings.tokens_per_batch:
         raise UserError(
-            f"batch_size: expected at least 1 per process, {ranks.size} in all, got {settings.batch_size}"
+            f"{option('batch_size')}: expected at least 1 per process, {ranks.size} in all, got {settings.batch_size}"
         )
     return directory, config, settings
 

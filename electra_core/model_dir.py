@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from electra_core import electra, tasks
 from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.execution.torch_state import in_fp32
 from electra_core.files.new_folder import temporary_folder
 from electra_core.hub.folder_files import read_json_object
@@ -216,7 +216,7 @@ def load_pair(model: electra.Electra, discriminator: str | Path, generator: str 
     if not torch.equal(words_VE, of_generator):
         raise UserError(
             f"{discriminator} and {generator} have different word embeddings, so they were not trained as a pair "
-            "with shared ones; use tying = none"
+            f"with shared ones; use {option('tying', 'none')}"
         )
 
 

@@ -227,7 +227,21 @@ def test_what_the_best_evaluation_is_chosen_by(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "out/task.json").read_text())["metric"] == "macro_f1"
     capsys.readouterr()
     assert main([*finetune, "--out", str(tmp_path / "other"), "--metric", "F1"]) == 2
-    assert "metric: expected one of accuracy, mcc, macro_f1, f1, acc_and_f1, got 'F1'" in complaint(capsys)
+    assert "--metric: expected one of accuracy, mcc, macro_f1, f1, acc_and_f1, got 'F1'" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--epochs", "-1"], "--epochs: expected a number above 0"),
+        (["--freeze", "9"], "--freeze: the model has"),
+        (["--task", "multilabel", "--class-weights"], "--class-weights: no effect on multilabel"),
+    ],
+)
+def test_a_setting_is_called_by_its_flag(folder, tmp_path, capsys, flags, message):
+    start, train = str(folder / "start"), str(folder / "pairs.tsv")
+    assert main([*FINETUNE, "--model", start, "--train", train, "--out", str(tmp_path / "out"), *flags]) == 2
+    assert message in complaint(capsys)
 
 
 # ---- standard input as a conversation

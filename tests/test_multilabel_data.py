@@ -218,7 +218,7 @@ def test_the_data_are_told_of(tmp_path: Path) -> None:
     read_data(task, file, None, FinetuneSettings(), said.append)
     assert said[0] == f"{file}: 30 rows, text 'text', labels by column (a 15, b 15; 8 without a label)"
     assert any("no training example has the label 'c' (cannot be learned)" in line for line in said)
-    with pytest.raises(UserError, match=r"class_weights: no effect on.* a lower --threshold finds more"):
+    with pytest.raises(UserError, match=r"class_weights: no effect on.* a lower threshold finds more"):
         read_data(task, file, None, FinetuneSettings(class_weights=True), said.append)
     task = read_data(task, file, None, FinetuneSettings(metric="micro_f1"), said.append)[0]
     assert task.metric == "micro_f1"

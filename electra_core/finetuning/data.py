@@ -16,7 +16,7 @@ from electra_core.downstream.classify import Classify, TextTask
 from electra_core.downstream.interface import Task, encode_all, read_all
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.tagging import Tag
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.finetuning.data_warnings import (
     copies,
     different_labels,
@@ -64,7 +64,7 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
     changes: dict[str, Any] = {"max_length": length}
     if settings.truncate:
         if not hasattr(task, "truncate"):
-            raise UserError(f"truncate: no effect on {task.kind}, only on classification and regression")
+            raise UserError(f"{option('truncate')}: no effect on {task.kind}, only on classification and regression")
         changes["truncate"] = settings.truncate
     return replace(task, **changes)  # type: ignore[type-var]
 
@@ -98,8 +98,8 @@ def read_data(
         task = _chosen_by(task, settings.metric)
     if settings.class_weights:
         if not isinstance(task, Classify):
-            instead = "; a lower --threshold finds more of rare labels" if isinstance(task, MultiLabel) else ""
-            raise UserError(f"class_weights: no effect on {task.kind}, only on classification{instead}")
+            instead = f"; a lower {option('threshold')} finds more of rare labels" if isinstance(task, MultiLabel) else ""
+            raise UserError(f"{option('class_weights')}: no effect on {task.kind}, only on classification{instead}")
         task = task.balanced(examples)
     for bad in skipped:
         if bad.count:
@@ -146,7 +146,7 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
 def _chosen_by(task: Task, metric: str) -> Task:
     """The fitted task with another metric to choose the best evaluation by."""
     if metric not in task.figures:
-        raise UserError(f"metric: expected one of {', '.join(task.figures)}, got {metric!r}")
+        raise UserError(f"{option('metric')}: expected one of {', '.join(task.figures)}, got {metric!r}")
     return replace(task, metric=metric)  # type: ignore[type-var]
 
 

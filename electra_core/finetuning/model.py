@@ -12,7 +12,7 @@ import torch
 
 from electra_core import model_dir
 from electra_core.downstream.interface import Task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.finetuning.kept_head import give_head, old_head
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.initialisation import initialise
@@ -65,7 +65,7 @@ def _head_may_be_new() -> Iterator[None]:
 def check_freeze(what: str, layers: int) -> None:
     """Raises UserError if more layers are to be frozen than the model has."""
     if what.isdecimal() and int(what) > layers:
-        raise UserError(f"freeze: the model has {layers} layers, got {what}")
+        raise UserError(f"{option('freeze')}: the model has {layers} layers, got {what}")
 
 
 def _freeze(model: TaskModel, what: str) -> None:

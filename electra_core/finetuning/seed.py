@@ -140,7 +140,7 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
     metrics = ranks.decided_by_first(judged)
     run.evaluations, run.last = run.evaluations + 1, metrics
     if task.metric not in metrics:
-        raise UserError(f"metric: expected one of {', '.join(metrics)}, got {task.metric!r}")
+        raise UserError(f"{option('metric')}: expected one of {', '.join(metrics)}, got {task.metric!r}")
     figure = metrics[task.metric]
     if figure > run.best or not run.metrics:
         run.best_evaluation = run.evaluations

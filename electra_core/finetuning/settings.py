@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from electra_core.config import EncoderConfig, make_plain
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class FinetuneSettings:
         }
         for name, (good, expected) in checks.items():
             if not good:
-                raise UserError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+                raise UserError(f"{option(name)}: expected {expected}, got {getattr(self, name)!r}")
 
     def resolved(self, config: EncoderConfig) -> FinetuneSettings:
         """The settings with the recipe's values for a model of this size; `max_length` within its positions."""
