@@ -31,6 +31,7 @@ import torch
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, agreed_on
 from electra_core.config import EncoderConfig
+from electra_core.downstream.classify import Classify
 from electra_core.downstream.in_memory import Rows, as_files
 from electra_core.downstream.interface import Task, baseline, check_segments
 from electra_core.downstream.task_files import check_registered
@@ -57,12 +58,15 @@ from electra_core.finetuning.seed import train_seed
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.steps import Job
 from electra_core.finetuning.token_cache import fingerprint
-from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say, to_log
 from electra_core.metrics import spread
 from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
+
+NEARLY_ALL = 0.8
+"""Share of the commonest class above which a model that knows only that class is told of class weights."""
 
 
 @for_training()
@@ -298,7 +302,15 @@ def _at_the_baseline(job: Job, best: dict[str, float]) -> str | None:
     if guess is None or best[metric] > guess[1][metric]:
         return None
     what, constant = guess
+    unequal = isinstance(job.task, Classify) and not job.task.class_weights
+    rare = f"; {option('class_weights')} makes rare classes count" if unequal and _is_of_one(job) else ""
     return (
         f"a constant guess ({what}) does as well on the dev data ({metric} {constant[metric]:.4g}); "
-        f"try more {option('epochs')} or another {option('learning_rate')}"
+        f"try more {option('epochs')} or another {option('learning_rate')}{rare}"
     )
+
+
+def _is_of_one(job: Job) -> bool:
+    """Whether nearly all dev examples are of one class."""
+    counts = label_counts(job.data.dev_examples)
+    return max(counts.values()) >= NEARLY_ALL * counts.total()

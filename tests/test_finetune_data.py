@@ -283,12 +283,27 @@ def test_weights_that_let_one_example_rule_are_told(tmp_path):
     few = classes(tmp_path / "a.tsv", {"a": numbered("a", 102), "b": numbered("b", 2)})
     dev = classes(tmp_path / "dev.tsv", {"a": ["x"], "b": ["y"]})
     assert told(Classify(), few, dev) == []
-    assert told(Classify(), few, dev, class_weights=True) == [
+    assert told(Classify(), few, dev, class_weights=True, metric="mcc") == [
         "warning: class_weights: an example of 'b' (2) weighs 51 times as much as one of 'a' (102); leave out "
         "very rare classes, or the weights"
     ]
     more = classes(tmp_path / "b.tsv", {"a": numbered("a", 100), "b": numbered("b", 2)})
-    assert told(Classify(), more, dev, class_weights=True) == []
+    assert told(Classify(), more, dev, class_weights=True, metric="mcc") == []
+
+
+def test_where_classes_count_alike_so_they_do_in_the_choice_of_the_best(tmp_path):
+    """By accuracy the best evaluation was often the one in which the rare class was never predicted."""
+    file = classes(tmp_path / "a.tsv", {"a": numbered("a", 80), "b": numbered("b", 20)})
+    line = "with class_weights the best evaluation is that of the highest macro_f1, unless metric is set"
+    for task, settings, metric in (
+        (Classify(), {"class_weights": True}, "macro_f1"),
+        (Classify(), {"class_weights": True, "metric": "accuracy"}, "accuracy"),
+        (Classify(metric="mcc"), {"class_weights": True}, "mcc"),
+        (Classify(), {}, "accuracy"),
+    ):
+        said: list[str] = []
+        fitted, *_ = read_data(task, file, None, replace(SETTINGS, **settings), said.append)
+        assert fitted.metric == metric and (line in said) == (metric == "macro_f1")
 
 
 @pytest.mark.parametrize("count, message", [(1, "a single example cannot"), (5, "5 examples with the same inp")])

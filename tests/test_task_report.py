@@ -232,3 +232,12 @@ def test_a_model_that_knows_no_more_than_one_answer_is_said_to(task, examples, w
         f"a constant guess ({what}) does as well on the dev data ({task.metric} {figure:.4g}); "
     )
     assert _at_the_baseline(job, {task.metric: figure + 0.01}) is None
+
+
+def test_a_model_that_knows_only_the_common_class_is_told_of_weights():
+    for common, weights, told in ((9, (), True), (6, (), False), (9, (0.5, 5.0), False)):
+        examples = [TextExample(str(n), n, "a", None, "common" if n < common else "rare") for n in range(10)]
+        task = Classify(labels=("common", "rare"), class_weights=weights)
+        job: Any = SimpleNamespace(task=task, data=SimpleNamespace(dev_examples=examples))
+        said = _at_the_baseline(job, {"accuracy": common / 10}) or ""
+        assert said and said.endswith("; class_weights makes rare classes count") == told

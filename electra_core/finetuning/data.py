@@ -41,6 +41,8 @@ from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say
 from electra_core.tokenizer import Tokenizer
 
+ALL_CLASSES_ALIKE = "macro_f1"
+"""Chooses the best evaluation of a training in which all classes count the same; accuracy counts the examples."""
 ORDER_STREAM = 1  # of a fine-tuning run's random numbers; stream 2 is dev_split's
 
 
@@ -100,7 +102,7 @@ def read_data(
         if not isinstance(task, Classify):
             instead = f"; a lower {option('threshold')} finds more of rare labels" if isinstance(task, MultiLabel) else ""
             raise UserError(f"{option('class_weights')}: no effect on {task.kind}, only on classification{instead}")
-        task = task.balanced(examples)
+        task = _chosen_alike(task.balanced(examples), settings, say)
     for bad in skipped:
         if bad.count:
             say(bad.summary())
@@ -141,6 +143,17 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
         tags = Counter(tag for example in read for tag in example.tags or ())
         return [unmarked_spans(train, read, task.labels), labels_alike(train, tags)]
     return []
+
+
+def _chosen_alike(task: Classify, settings: FinetuneSettings, say: Say) -> Classify:
+    """The task with class weights, its best evaluation chosen by a figure in which classes count alike, too."""
+    if settings.metric or task.metric != Classify.metric or ALL_CLASSES_ALIKE not in task.figures:
+        return task
+    say(
+        f"with {option('class_weights')} the best evaluation is that of the highest {ALL_CLASSES_ALIKE}, unless "
+        f"{option('metric')} is set"
+    )
+    return replace(task, metric=ALL_CLASSES_ALIKE)
 
 
 def _chosen_by(task: Task, metric: str) -> Task:
