@@ -70,6 +70,19 @@ def _by_label(labels: Sequence[str], columns: Iterable[Any]) -> list[dict[str, A
     ]
 
 
+def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """[C]: each label's area under precision over recall; 0 for a label that does not occur.
+
+    Args:
+        truth: [N, C], 0 or 1.
+        scores: [N, C], higher means likelier; only their order in a column counts.
+    """
+    from sklearn.metrics import average_precision_score
+
+    columns = zip(truth.T, np.nan_to_num(scores).T)  # NaN: the model has diverged
+    return np.array([float(average_precision_score(own, s)) if own.any() else 0.0 for own, s in columns])
+
+
 def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """mean_average_precision (of labels that occur), micro_f1, macro_f1 (of all), subset_accuracy.
 
@@ -77,17 +90,10 @@ def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndar
         truth, predicted: [N, C], 0 or 1, at least one row.
         scores: [N, C], higher means likelier; the first figure depends only on their order.
     """
-    from sklearn.metrics import average_precision_score
-
-    occurring, scores = truth.any(axis=0), np.nan_to_num(scores)  # NaN: the model has diverged
-    precision = (
-        average_precision_score(truth[:, occurring], scores[:, occurring], average="macro")
-        if occurring.any()
-        else 0.0
-    )
+    precisions = average_precisions(truth, scores)[truth.any(axis=0)]
     per_label = per_label_metrics(truth, predicted, list(map(str, range(truth.shape[1]))))
     return {
-        "mean_average_precision": float(precision),
+        "mean_average_precision": float(precisions.mean()) if len(precisions) else 0.0,
         "micro_f1": multilabel_f1(truth, predicted)["f1"],
         "macro_f1": float(np.mean([row["f1"] for row in per_label])),
         "subset_accuracy": float((truth == predicted).all(axis=1).mean()),

@@ -175,7 +175,8 @@ def test_the_report(model: Path) -> None:
     assert [(row["line"], row["missing"], row["too many"]) for row in found["worst_mistakes"]] == [
         (3, "", "loud"), (4, "", "odd")
     ]  # fmt: skip
-    assert found["thresholds"][6] == {"threshold": 0.7, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    assert [row["average_precision"] for row in found["per_label"]] == [1.0, 0.5, 0.5]
+    assert found["thresholds"][9] == {"threshold": 0.7, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
     assert sum(row["count"] for row in found["calibration"]) == 9
     assert found["constant_guess"]["subset_accuracy"] == pytest.approx(1 / 3)
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.labelled_data.labelled import MultiLabelExample
-from electra_core.metrics import multilabel_f1, per_label_metrics
+from electra_core.metrics import average_precisions, multilabel_f1, per_label_metrics
 from electra_core.reports.report_tables import WORST, Table, calibration_table, label_table, table_of, text_or_pair
 
-THRESHOLDS = tuple(step / 10 for step in range(1, 10))
+THRESHOLDS = (0.01, 0.02, 0.05, *(step / 10 for step in range(1, 10)))
 
 
 def multilabel_tables(
@@ -22,9 +22,11 @@ def multilabel_tables(
     truth, predicted, scores = task.matrices(examples, predictions)
     sure = np.maximum(scores, 1 - scores).ravel()
     right = ((scores >= 0.5) == truth).ravel()
-    note, seen = f"At a threshold of {task.threshold:g}.", np.flatnonzero((truth | predicted).any(axis=0)).tolist()
+    note = f"At a threshold of {task.threshold:g}; average precision needs none."
+    ranked = zip(per_label_metrics(truth, predicted, task.labels), average_precisions(truth, scores))
+    rows, seen = [row | {"average_precision": float(figure)} for row, figure in ranked], np.flatnonzero((truth | predicted).any(axis=0)).tolist()
     return [
-        label_table("Per label", note, per_label_metrics(truth, predicted, task.labels), seen),
+        label_table("Per label", note, rows, seen),
         _thresholds(truth, scores),
         calibration_table(sure.tolist(), right.tolist(), " over all labels of all texts"),
         _worst(task, examples, truth, predicted, scores),
@@ -34,11 +36,12 @@ def multilabel_tables(
 def _thresholds(truth: np.ndarray, scores: np.ndarray) -> Table:
     rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
     best = max(rows, key=lambda row: row["f1"])
-    note = (
-        f"Over all labels together (micro). F1 is best at --threshold {best['threshold']:g}; to choose it "
-        "for that, evaluate on other data."
+    advice = (
+        f"F1 is best at --threshold {best['threshold']:g}; to choose it for that, evaluate on other data."
+        if best["f1"]
+        else "None of them finds a label."
     )
-    return table_of("Thresholds", note, rows)
+    return table_of("Thresholds", f"Over all labels together (micro). {advice}", rows)
 
 
 def _worst(
