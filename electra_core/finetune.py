@@ -43,6 +43,7 @@ from electra_core.finetuning.data import adapted, encode_data, read_data
 from electra_core.finetuning.folder import (
     Keeper,
     Run,
+    about_training,
     check_finished,
     check_identity,
     finished_report,
@@ -164,7 +165,8 @@ def finetune(
             lambda: make_out(out, settings, resumed=checkpoint is not None, overwrite=overwrite)
         )
         state.begin(saved=checkpoint.step if checkpoint is not None else 0)
-        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, ranks, state.saved)
+        about = about_training(model, task, settings, same, len(train_examples), len(dev_examples))
+        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, about, ranks, state.saved)
         with state, keeper.writer, StopRequest(ranks=ranks) as stop:
             stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}
@@ -206,7 +208,8 @@ def _resolved(
     check_freeze(settings.freeze, config.num_hidden_layers)
     if settings.batch_size < ranks.size and not settings.tokens_per_batch:
         raise UserError(
-            f"{option('batch_size')}: expected at least 1 per process, {ranks.size} in all, got {settings.batch_size}"
+            f"{option('batch_size')}: expected at least 1 per process, {ranks.size} in all, got "
+            f"{settings.batch_size}"
         )
     return directory, config, settings
 

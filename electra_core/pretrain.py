@@ -186,7 +186,7 @@ def pretrain(
                 _save(job, learner, record.writer, result, meter.tokens, evaluation if evaluated else None)
             if reason:
                 break
-        card = model_card(job.encoder, config, job.corpus, step, meter.tokens, evaluation)
+        card = model_card(job.encoder, config, job.corpus, step, meter.tokens, evaluation, learner.start)
         whole = _whole(job, learner.electra)
         ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
         record.writer.wait()

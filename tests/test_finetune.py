@@ -30,6 +30,7 @@ from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.steps import build_optimizer, evaluation_steps
+from electra_core.hub.weight_files import weights_digest
 from electra_core.labelled_data.labelled import BadRows, TextExample
 from electra_core.optim import parameter_groups
 from electra_core.predict import evaluate, load
@@ -359,6 +360,15 @@ def test_a_label_is_no_markup_in_the_model_card(model, tmp_path):
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     assert [line for line in lines if line.startswith(("#", "-"))] == ["# classify"]
     assert r"f1 (pos --- # \<evil\>)" in lines[-1]
+
+
+def test_the_model_card_says_where_the_model_comes_from(model, data, tmp_path):
+    run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"from `{Path(model).name}` (weights `{weights_digest(model)[:16]}`) on 160 examples" in card
+    assert str(tmp_path) not in card and "chose the best evaluation by accuracy" in card
+    run(model, data, tmp_path / "random", settings=replace(QUICK, epochs=1, random_start=True))
+    assert "from random weights, in the sizes of" in (tmp_path / "random" / "README.md").read_text()
 
 
 def test_the_folder_holds_settings_and_log(model, data, tmp_path):

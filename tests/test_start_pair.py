@@ -20,6 +20,7 @@ from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.electra import Discriminator, Electra
 from electra_core.encoder import Encoder
 from electra_core.errors import UserError, on_command_line
+from electra_core.hub.weight_files import weights_digest
 from electra_core.model_dir import save_pretrained
 from electra_core.pretrain import pretrain
 from electra_core.pretraining import start_pair
@@ -72,6 +73,9 @@ def test_sizes_that_nobody_gives_are_the_pair_s(data: Path, base: Path, tmp_path
     for kind in ("discriminator", "generator"):
         before, after = tensors(base, kind), tensors(tmp_path / "more", kind)
         assert all(torch.equal(before[name], after[name]) for name in before)
+        digest = weights_digest(base / kind)[:16]
+        assert f"`{kind}` (weights `{digest}`)" in (tmp_path / "more" / kind / "README.md").read_text()
+        assert "Continued from" not in (base / kind / "README.md").read_text()
 
 
 @pytest.mark.parametrize("sizes, changes", [({"hidden_size": 64}, {}), ({}, {"generator_layers": 2})])

@@ -66,7 +66,9 @@ def adapted(task: Task, settings: FinetuneSettings, config: EncoderConfig) -> Ta
     changes: dict[str, Any] = {"max_length": length}
     if settings.truncate:
         if not hasattr(task, "truncate"):
-            raise UserError(f"{option('truncate')}: no effect on {task.kind}, only on classification and regression")
+            raise UserError(
+                f"{option('truncate')}: no effect on {task.kind}, only on classification and regression"
+            )
         changes["truncate"] = settings.truncate
     return replace(task, **changes)  # type: ignore[type-var]
 
@@ -100,8 +102,14 @@ def read_data(
         task = _chosen_by(task, settings.metric)
     if settings.class_weights:
         if not isinstance(task, Classify):
-            instead = f"; a lower {option('threshold')} finds more of rare labels" if isinstance(task, MultiLabel) else ""
-            raise UserError(f"{option('class_weights')}: no effect on {task.kind}, only on classification{instead}")
+            instead = (
+                f"; a lower {option('threshold')} finds more of rare labels"
+                if isinstance(task, MultiLabel)
+                else ""
+            )
+            raise UserError(
+                f"{option('class_weights')}: no effect on {task.kind}, only on classification{instead}"
+            )
         task = _chosen_alike(task.balanced(examples), settings, say)
     for bad in skipped:
         if bad.count:

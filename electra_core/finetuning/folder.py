@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from electra_core import model_dir
+from electra_core import __version__, model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import TASK_FILE, save_task, task_to_json
@@ -32,6 +32,7 @@ from electra_core.execution.distributed import Ranks
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.hub.model_places import name_in_card
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.hub.weight_files import SAFETENSORS, weights_digest
 from electra_core.labelled_data.columns import Columns
@@ -87,15 +88,17 @@ class Keeper:
         runs: one for each seed so far, the last being trained; the training loop appends to it.
         checkpoint: the one to resume from; None for a new fine-tuning.
         identity: what must match for a checkpoint to be resumed (`identity`).
+        about: what the model card says of the training (`about_training`).
         ranks: the processes that train together; all have the same runs, and rank 0 writes.
         saved: called with every checkpoint's step, once it is complete.
     """
 
     def __init__(
-        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], ranks: Ranks,
-        saved: Callable[[int], None],
+        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], about: str,
+        ranks: Ranks, saved: Callable[[int], None],
     ):  # fmt: skip
         self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
+        self.about = about
         first_step = checkpoint.step if checkpoint is not None else 0
         self.writer = ranks.only_first(
             lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step, saved)
@@ -113,7 +116,11 @@ class Keeper:
         return max((run for run in self.runs if run.metrics), key=lambda run: run.best, default=None)
 
     def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer, figures: str) -> None:
-        card = f"# {task.kind}\n\nFine-tuned with electra-core. On the development data: {figures}.\n"
+        run = self.runs[-1]
+        card = (
+            f"# {task.kind}\n\n{self.about}\n\nOn the development data, after step {run.steps:,} with seed "
+            f"{run.seed}: {figures}.\n"
+        )
         with task.as_saved(model) as saved:
             model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
             save_task(saved, self.out)
@@ -133,6 +140,30 @@ class Keeper:
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints, once training is finished."""
         self.ranks.only_first(lambda: remove_checkpoints(self.out / "checkpoints"))
+
+
+def about_training(
+    model: str | Path,
+    task: Task,
+    settings: FinetuneSettings,
+    same: dict[str, dict[str, Any]],
+    examples: int,
+    dev: int,
+) -> str:
+    """Where a fine-tuned model comes from, for its card.
+
+    Args:
+        model: what training starts from, as given.
+        same: the training's `identity`.
+        examples, dev: numbers of training and development examples.
+    """
+    start = f"{name_in_card(model)} (weights `{same['start']['weights'][:16]}`)"
+    began = f"random weights, in the sizes of {name_in_card(model)}" if settings.random_start else start
+    return (
+        f"Fine-tuned with electra-core {__version__} from {began} on {examples:,} examples of up to "
+        f"{task.max_length} tokens. Another {dev:,}, the development data, chose the best evaluation by "
+        f"{task.metric}."
+    )
 
 
 def runs_of(checkpoint: Checkpoint | None) -> list[Run]:

@@ -42,6 +42,16 @@ def is_name(source: str | Path) -> bool:
     return not Path(source).exists() and (name == SHIPPED or of_hub)
 
 
+def name_in_card(source: str | Path) -> str:
+    """A model's name for a model card, which others read: of an absolute path only the last part.
+
+    >>> name_in_card("google/electra-small-discriminator"), name_in_card("/home/ann/patients/RUN")
+    ('`google/electra-small-discriminator`', '`RUN`')
+    """
+    name = Path(source).name if Path(source).is_absolute() else str(source)
+    return f"`{' '.join(name.split()).replace('`', '')}`"
+
+
 def shipped_model() -> Path:
     """The folder of the pre-trained `tiny` model in the package, `discriminator` and `generator`."""
     return Path(str(files("electra_core"))) / SHIPPED

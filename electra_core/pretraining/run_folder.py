@@ -32,6 +32,7 @@ from electra_core.errors import UserError, option
 from electra_core.examples import RULES
 from electra_core.files.new_file import write_new
 from electra_core.files.toml_files import read_table, read_toml
+from electra_core.hub.model_places import name_in_card
 from electra_core.hub.weight_files import weights_digest
 from electra_core.masking import MaskFunction, mask
 from electra_core.model_dir import find_model, save_pretrained
@@ -187,9 +188,14 @@ def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
 
 def model_card(
     encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
-    evaluation: dict[str, float],
+    evaluation: dict[str, float], start: dict[str, list[str]] | None,
 ) -> str:  # fmt: skip
-    """README.md of a model directory: where the weights come from."""
+    """README.md of a model directory: where the weights come from; `start` is the run's `start_record`."""
+    pair = " and ".join(
+        f"{name_in_card(name)} (weights `{digest[:16]}`)" for name, digest in (start or {}).values()
+    )
+    continued = f"Continued from {pair}; what follows counts this run only.\n\n" if pair else ""
+    taken = f"{step:,} of {config.steps:,} steps"
     figures = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in evaluation.items())
     return f"""---
 library_name: electra-core
@@ -197,7 +203,7 @@ tags: [electra, replaced-token-detection]
 ---
 # ELECTRA `{config.model}`, pre-trained with electra-core {__version__}
 
-Objective `{config.objective}`, {step:,} of {config.steps:,} steps of {config.batch_size} x {config.max_length}
+{continued}Objective `{config.objective}`, {taken} of {config.batch_size} x {config.max_length}
 tokens ({tokens:,} tokens in all), seed {config.seed}, on a corpus of {corpus.num_tokens:,} tokens
 (fingerprint `{corpus.fingerprint[:16]}`), vocabulary of {encoder.vocab_size:,}.
 torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}.
