@@ -157,6 +157,11 @@ def pretrain(
         log,
         record.writer,
     ):
+        if init_discriminator is not None and step == 0:
+            begin = time.monotonic()
+            before = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
+            log.write(0, tokens=0, **before)  # what the pair knew of this text, for comparison
+            meter.leave_out(begin)
         for result in steps:
             step = result.step
             meter.add(result)

@@ -25,6 +25,7 @@ from electra_core.model_dir import save_pretrained
 from electra_core.pretrain import pretrain
 from electra_core.pretraining import start_pair
 from electra_core.pretraining.start_pair import StartPair
+from electra_core.runs.metrics_log import read_metrics
 from electra_core.tokenizer import load_tokenizer
 
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0, "optimizer": "adamw"}
@@ -76,6 +77,14 @@ def test_sizes_that_nobody_gives_are_the_pair_s(data: Path, base: Path, tmp_path
         digest = weights_digest(base / kind)[:16]
         assert f"`{kind}` (weights `{digest}`)" in (tmp_path / "more" / kind / "README.md").read_text()
         assert "Continued from" not in (base / kind / "README.md").read_text()
+
+
+def test_what_the_pair_knew_before_the_first_step_is_in_the_log(data: Path, base: Path, tmp_path: Path) -> None:
+    go_on(data, tmp_path / "more", base, steps=1)
+    before, after = [row for row in read_metrics(tmp_path / "more/metrics.jsonl") if "eval_rtd_auc" in row]
+    assert before.pop("step") == 0 and before.pop("tokens") == 0
+    assert before == {name: after[name] for name in before}  # at a rate of 1e-30 nothing is learned
+    assert all("eval_rtd_auc" not in row for row in read_metrics(base / "metrics.jsonl") if row["step"] == 0)
 
 
 @pytest.mark.parametrize("sizes, changes", [({"hidden_size": 64}, {}), ({}, {"generator_layers": 2})])
