@@ -43,12 +43,12 @@ def is_name(source: str | Path) -> bool:
 
 
 def name_in_card(source: str | Path) -> str:
-    """A model's name for a model card, which others read: of an absolute path only the last part.
+    """A model's name for a model card, which others read: of a path only the last part.
 
     >>> name_in_card("google/electra-small-discriminator"), name_in_card("/home/ann/patients/RUN")
     ('`google/electra-small-discriminator`', '`RUN`')
     """
-    name = Path(source).name if Path(source).is_absolute() else str(source)
+    name = str(source) if is_name(source) else Path(source).resolve().name
     return f"`{' '.join(name.split()).replace('`', '')}`"
 
 
