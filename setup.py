@@ -3,9 +3,29 @@
 The kernels are imported as `electra_kernels` because a public package already owns `kernels`.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildPy(build_py):
+    """Builds without the modules in build/ that are no longer in the tree: what an earlier `pip install .` of this
+    checkout left there would be installed, too.
+    """
+
+    def run(self):
+        """Copies the packages into build/, and removes what was there besides."""
+        super().run()
+        built = {Path(name).resolve() for name in self.get_outputs(include_bytecode=False)}
+        for package in {name.partition(".")[0] for name in self.packages}:
+            for module in Path(self.build_lib, package).rglob("*.py"):
+                if module.resolve() not in built:
+                    module.unlink()
+
 
 setup(
+    cmdclass={"build_py": BuildPy},
     package_dir={"electra_core": "electra_core", "electra_kernels": "kernels"},
     packages=[*find_packages(include=["electra_core", "electra_core.*"]), "electra_kernels"],
     package_data={

@@ -225,6 +225,10 @@ def test_public_functions_have_docstrings() -> None:
 # The wheel ----------------------------------------------------------------------------------------------------
 
 
+STALE = {"electra_core/squad.py", "electra_core/gone/__init__.py", "electra_kernels/gone.py"}
+"""What an earlier `pip install .` has left in build/lib."""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names of the files in a wheel, built without the network from a copy of what is packaged."""
@@ -237,6 +241,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source / name)
+    for name in STALE:
+        (source / "build" / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / "build" / "lib" / name).touch()
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q",
                "--disable-pip-version-check", "-w", str(folder), str(source)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -251,6 +258,10 @@ def test_the_wheel_holds_both_packages_with_all_their_modules(wheel: set[str]) -
     assert {f"electra_kernels/{path.name}" for path in KERNELS} <= wheel
     tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
     assert tops == {"electra_core", "electra_kernels"}, "and no package named kernels or tests"
+
+
+def test_the_wheel_holds_no_module_that_an_earlier_build_left(wheel: set[str]) -> None:
+    assert not STALE & wheel
 
 
 def test_the_wheel_holds_assets_and_the_shipped_model(wheel: set[str]) -> None:
