@@ -18,8 +18,9 @@ from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag
+from electra_core.downstream.task_files import save_task
 from electra_core.encoder import Encoder
-from electra_core.finetuning.kept_head import old_head, rows_by_name, told
+from electra_core.finetuning.kept_head import OldHead, old_head, rows_by_name, told
 from electra_core.finetuning.model import starting_model
 from electra_core.model_dir import save_pretrained
 from electra_core.predict import load
@@ -133,6 +134,18 @@ def test_a_number_is_brought_to_the_scale_of_training(tmp_path):
     assert old_head(task, tmp_path) is None
     one = MultiLabel(labels=("value",))
     assert same_head(starting_model(one, tmp_path, QUICK, 0), before)
+
+
+def test_a_number_of_a_folder_with_its_scale_in_task_json_is_brought_to_that_of_training(tmp_path):
+    """As versions before 28 November 2026 wrote it."""
+    before = saved(SequenceClassifier, tmp_path, ("value",))
+    save_task(Regress(offset=4.0, scale=0.5), tmp_path)
+    now = Regress(offset=3.0, scale=2.0)
+    after = starting_model(now, tmp_path, QUICK, 0)
+    with now.as_saved(after), Regress(offset=4.0, scale=0.5).as_saved(before):
+        assert same_head(after, before)
+    (tmp_path / "task.json").write_text('{"kind": "another"}')
+    assert old_head(now, tmp_path) == OldHead((), ())
 
 
 @pytest.mark.parametrize("kind, task", [(QuestionAnswerer, Answer()), (MultipleChoice, Choose())])

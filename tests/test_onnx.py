@@ -19,7 +19,7 @@ from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag
-from electra_core.downstream.task_files import save_task
+from electra_core.downstream.task_files import load_task, save_task
 from electra_core.errors import UserError
 from electra_core.initialisation import initialise
 from electra_core.model_dir import load as load_model
@@ -67,6 +67,15 @@ def test_every_task_predicts_the_same_through_onnxruntime(task, tmp_path):
     inputs = INPUTS[task.kind]
     expected, got = load(directory, precision="fp32")(inputs), load(tmp_path / "onnx/model.onnx")(inputs)
     assert_close(got, expected)
+
+
+def test_a_graph_gives_the_number_though_its_folder_holds_the_scale_in_task_json(tmp_path):
+    """As versions before 28 November 2026 wrote it: what reads the graph alone got a number of another scale."""
+    directory, text = make(Regress(scale=2.0, offset=1.0, max_length=32), tmp_path), "a fine film"
+    export(directory, tmp_path / "onnx/model.onnx")
+    assert load_task(tmp_path / "onnx") == Regress(scale=1.0, offset=0.0, max_length=32)
+    assert_close(load(tmp_path / "onnx/model.onnx")(text), load(directory, precision="fp32")(text))
+    assert export(directory, tmp_path / "onnx/model.onnx") < 1e-5, "the folder holds the same model"
 
 
 def assert_close(got, expected):

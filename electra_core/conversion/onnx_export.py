@@ -223,11 +223,14 @@ def export(source: str | Path, file: str | Path) -> float:
     model = load_model(task, directory)
     _refuse_own_classes(model, directory)
     tokenizer = matching_tokenizer(directory, model.config.vocab_size)
-    _refuse_company(file, directory, task, tokenizer)
-    proto = build(model)
-    describe(proto, task, model.config.vocab_size)
-    content = proto.SerializeToString()
-    difference = largest_difference(model, open_session(content))
+    with task.as_saved(
+        model
+    ) as task:  # folders from before 28 November 2026 hold a number's scale beside the model
+        _refuse_company(file, directory, task, tokenizer)
+        proto = build(model)
+        describe(proto, task, model.config.vocab_size)
+        content = proto.SerializeToString()
+        difference = largest_difference(model, open_session(content))
     if not difference < TOLERANCE:
         raise UserError(f"{file}: not written; its logits differ from torch's by a relative {difference:.2g}")
     with writing(str(file)), temporary_folder(file) as new:  # each file is replaced whole

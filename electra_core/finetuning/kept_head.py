@@ -14,16 +14,19 @@ match the classes 0, 1, ... of data with just such labels, and no others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from electra_core.downstream.classify import Regress
 from electra_core.downstream.interface import Task
 from electra_core.downstream.tagging import as_iob
+from electra_core.downstream.task_files import TASK_FILE, task_from_json
 from electra_core.errors import UserError, listed
+from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
 from electra_core.hub.meta_models import on_meta
 from electra_core.hub.weight_files import open_weights
@@ -43,6 +46,9 @@ class OldHead:
     """The outputs' names; empty if they have none, or if the only output is a number."""
     rows: tuple[int | None, ...]
     """For each of the task's labels the output to keep; None: a new one. Empty if all are kept as they are."""
+    units: tuple[float, float] = (0.0, 1.0)
+    """Offset and scale that make the only output, if it is a number, one as in the data. Other than 0 and 1 in
+    folders from before 28 November 2026, whose last layer holds neither."""
 
     @property
     def is_of_use(self) -> bool:
@@ -78,7 +84,7 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
         labels = as_iob(labels)
     is_number = issubclass(kind, SequenceClassifier) and outputs == 1 and raw.get("problem_type") != MULTI_LABEL
     if is_number or task.kind == "regress":
-        return OldHead((), ()) if is_number and task.kind == "regress" else None
+        return OldHead((), (), _units(directory)) if is_number and task.kind == "regress" else None
     return OldHead(labels, rows_by_name(labels, task.labels))
 
 
@@ -107,6 +113,9 @@ def give_head(model: TaskModel, old: OldHead, task: Task, seed: int) -> None:
     """Converts a model loaded with its own labels to the task's labels, in place; new weights are drawn from
     `seed`, and are those of an entirely new head."""
     if not old.rows:
+        if isinstance(task, Regress):
+            offset, scale = old.units
+            task = replace(task, offset=(task.offset - offset) / scale, scale=task.scale / scale)
         task.as_trained(model)
         return
     last: Any = model.get_submodule(_last_layer(type(model)))
@@ -123,6 +132,18 @@ def give_head(model: TaskModel, old: OldHead, task: Task, seed: int) -> None:
     for place, row in enumerate(old.rows):
         if row is not None:
             last.weight[place], last.bias[place] = before["weight"][row], before["bias"][row]
+
+
+def _units(directory: Path) -> tuple[float, float]:
+    """Offset and scale of a regression's folder."""
+    if not (directory / TASK_FILE).exists():
+        return 0.0, 1.0
+    fields = read_json_object(directory, TASK_FILE)
+    if fields.get("kind") != Regress.kind:
+        return 0.0, 1.0
+    task = task_from_json(fields, str(directory / TASK_FILE))
+    assert isinstance(task, Regress)
+    return task.offset, task.scale
 
 
 def _last_layer(kind: type[TaskModel]) -> str:
