@@ -30,7 +30,8 @@ from electra_core.pretraining.slots import Slots, gather
 
 RULES = 2
 """Version of the rules that turn a corpus into examples; a run begun with another version cannot be resumed. In
-version 1, a slot near a document's end could begin where too little text for a full example was left."""
+version 1, a slot near a document's end could begin where too little text for a full example was left.
+Whoever raises this adapts the date in `check_identity`: all versions call themselves 0.1.0."""
 COINS = MOST_SENTENCES + 4  # a multiple of four, the numbers in a call of Philox
 _ORDER, _BORDERS, _COINS = 0, 1, 2  # streams of random numbers; masking.py uses 3
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from killed import contents
-from small_runs import assert_same_run, base, data, one_thread, train  # noqa: F401
+from small_runs import assert_same_run, base, data, make_data, one_thread, train  # noqa: F401
 
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
@@ -96,6 +96,33 @@ def test_a_finished_run_is_finished_without_its_checkpoints(
     with pytest.raises(UserError, match="which is finished: steps was 8, is now 16"):
         train(data, run, {"steps": 16}, resume=True)
     assert contents(run) == before
+
+
+def test_a_run_that_an_earlier_version_finished_is_finished(
+    data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checkpoints are of no use, since that version cut text into other examples, but nothing needs them."""
+    run = shutil.copytree(base, tmp_path / "run")
+    record_file = run / "checkpoints/step-00000008/state.json"
+    record = json.loads(record_file.read_text())
+    del record["identity"]["examples"], record["sha256_of_this"]
+    record["sha256_of_this"] = checkpoint_files.record_digest(record)
+    record_file.write_text(json.dumps(record))
+    before = contents(run)
+    with caplog.at_level("INFO"):
+        result = train(data, run, resume=True)
+    assert caplog.messages == [f"{run}: already finished"]
+    assert (result.steps, result.stopped_by) == (8, None) and result.evaluation
+    with pytest.raises(UserError, match="which is finished: steps was 8, is now 16"):
+        train(data, run, {"steps": 16}, resume=True)
+    with pytest.raises(UserError, match=r"which is finished: the corpus \(or its tokenizer\) differs"):
+        train(make_data(tmp_path, seed=1), run, resume=True)
+    assert contents(run) == before
+    write_state(run, STOPPED, step=8, steps=8)
+    with pytest.raises(
+        UserError, match=r"finish it with that version, which is from before the changes of 29 Nov"
+    ):
+        train(data, run, resume=True)
 
 
 def test_a_finished_run_begins_anew_where_that_is_asked_for(

@@ -256,6 +256,15 @@ def test_a_run_with_examples_cut_by_other_rules_cannot_go_on(
         train(data, run, resume=True)
 
 
+def test_a_fine_tuning_is_not_resumed_as_a_pre_training(data: Path, base: Path, tmp_path: Path) -> None:
+    run = stop_at(tmp_path / "run", base, 4)
+    newest, _ = newest_intact(run / "checkpoints")
+    assert newest is not None
+    fine_tuning = {"runs": [], "identity": {"settings": {"epochs": 1}, "task": {}, "start": {}, "rules": {}}}
+    with pytest.raises(UserError, match="cannot resume .* it is not a checkpoint of a pre-training run"):
+        run_folder.check_identity(replace(newest, meta=fine_tuning), newest.meta["identity"])
+
+
 def test_other_data_cannot_go_on(base: Path, tmp_path: Path) -> None:
     run, other = stop_at(tmp_path / "run", base, 4), make_data(tmp_path, seed=1)
     with pytest.raises(UserError, match=r"corpus .* differs"):

@@ -51,7 +51,7 @@ RULES = 4
 """Version of the rules for batches, dropout and heads; a run is resumed only under the rules it began with. In
 version 1 an epoch's remainder was its longest examples, weighted like a full batch; in 2 the last layer drew
 dropout for all tokens, though only [CLS] was used; in 3 a fine-tuned model's head was kept if it had as many
-labels, whatever their names."""
+labels, whatever their names. Whoever raises this adapts the date in `check_identity`."""
 FREE = {"log_every", "checkpoint_every", "skip_bad_rows", "metric", "engine"}
 """Settings that may change between a run and its resumption; `metric` because the compared task holds it."""
 
@@ -195,7 +195,7 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
     if was.get("rules") != now["rules"]:
         raise UserError(
             f"cannot resume {checkpoint.path}: it was begun by a version with other batches, dropout or heads; "
-            "finish it with that version"
+            "finish it with that version, which is from before the changes of 29 November 2026"
         )
     if differences := _differences(was, now):
         raise UserError(f"cannot resume {checkpoint.path}: {differences}")

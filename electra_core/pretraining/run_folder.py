@@ -36,7 +36,7 @@ from electra_core.hub.model_places import name_in_card
 from electra_core.hub.weight_files import weights_digest
 from electra_core.masking import MaskFunction, mask
 from electra_core.model_dir import find_model, save_pretrained
-from electra_core.runs.checkpoint_files import checkpoint_folders
+from electra_core.runs.checkpoint_files import checkpoint_folders, read_record
 from electra_core.runs.folder import FOLDERS, HALVES
 from electra_core.runs.state import FINISHED, read_state
 
@@ -71,17 +71,27 @@ def _real_paths(directory: Path) -> Iterator[Path]:
 
 
 def is_finished(run: Path, identity: dict[str, Any]) -> bool:
-    """Whether RUN holds this run, finished, without its checkpoints. Then a line says so.
+    """Whether RUN holds this run, finished, without checkpoints to resume from: they were removed, or are from a
+    version that cut text into other examples. Then a line says so.
 
     Raises:
         UserError: the finished run has other settings than `identity`, or its model is gone, too; or the
             checkpoints cannot be seen.
     """
     state = read_state(run)
-    if state.get("state") != FINISHED or checkpoint_folders(run / "checkpoints"):
+    if state.get("state") != FINISHED:
         return False
+    began = identity
+    if checkpoints := checkpoint_folders(run / "checkpoints"):
+        try:
+            began = read_record(checkpoints[-1])["identity"]
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: an older one may be resumed
+            return False
+        if _of_same_rules(began, identity):
+            return False
     saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
-    if differences := [*_differences(saved, identity), *_other_mask(state, identity)]:
+    differences = [*_differences(saved, identity), *_other_data(began, identity), *_other_mask(state, identity)]
+    if differences:
         raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
     if not (run / HALVES[0] / "config.json").is_file():
         raise UserError(
@@ -128,13 +138,15 @@ def _name(function: Any) -> str:
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raises UserError with the differences if a checkpoint belongs to a run other than `identity`."""
-    saved = checkpoint.meta["identity"]
+    saved = checkpoint.meta.get("identity", {})
+    if "pretrain" not in saved:
+        raise UserError(f"cannot resume {checkpoint.path}: it is not a checkpoint of a pre-training run")
     differences = _differences(saved, identity)
-    if saved["data"] != identity["data"]:
-        differences.append("the corpus (or its tokenizer) differs")
-    if saved.get("examples", 1) != identity["examples"]:
+    differences += _other_data(saved, identity)
+    if not _of_same_rules(saved, identity):
         differences.append(
-            "it was started by a version that cuts text into other examples; finish it with that version"
+            "it was begun by a version that cuts text into other examples; finish it with that version, which is "
+            "from before the changes of 29 November 2026"
         )
     differences += _other_mask(saved, identity)
     if differences:
@@ -149,6 +161,16 @@ def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
         for name, value in identity[table].items()
         if saved[table].get(name) != value
     ]
+
+
+def _other_data(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """That the corpus differs, in words."""
+    return [] if saved.get("data") == identity["data"] else ["the corpus (or its tokenizer) differs"]
+
+
+def _of_same_rules(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether text was cut into the same examples; the first rules had no number."""
+    return bool(saved.get("examples", 1) == identity["examples"])
 
 
 def _other_mask(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
