@@ -98,6 +98,15 @@ def test_a_finished_run_is_finished_without_its_checkpoints(
     assert contents(run) == before
 
 
+def test_a_finished_fine_tuning_is_no_pre_training(data: Path, base: Path, tmp_path: Path) -> None:
+    """Its config.toml has no tables."""
+    run = shutil.copytree(base, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "config.toml").write_text("epochs = 1.0\n")
+    with pytest.raises(UserError, match=r"cannot resume \S+run: it is not a pre-training run"):
+        train(data, run, resume=True)
+
+
 def test_a_run_that_an_earlier_version_finished_is_finished(
     data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

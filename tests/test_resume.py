@@ -261,7 +261,7 @@ def test_a_fine_tuning_is_not_resumed_as_a_pre_training(data: Path, base: Path, 
     newest, _ = newest_intact(run / "checkpoints")
     assert newest is not None
     fine_tuning = {"runs": [], "identity": {"settings": {"epochs": 1}, "task": {}, "start": {}, "rules": {}}}
-    with pytest.raises(UserError, match="cannot resume .* it is not a checkpoint of a pre-training run"):
+    with pytest.raises(UserError, match=r"cannot resume .* it is not a checkpoint of a pre-training run"):
         run_folder.check_identity(replace(newest, meta=fine_tuning), newest.meta["identity"])
 
 

@@ -84,12 +84,15 @@ def is_finished(run: Path, identity: dict[str, Any]) -> bool:
     began = identity
     if checkpoints := checkpoint_folders(run / "checkpoints"):
         try:
-            began = read_record(checkpoints[-1])["identity"]
+            record = read_record(checkpoints[-1])
+            began, is_last = record["identity"], record["step"] == state.get("step")
         except (OSError, ValueError, KeyError, TypeError):  # damaged: an older one may be resumed
             return False
-        if _of_same_rules(began, identity):
+        if not is_last or _of_same_rules(began, identity):
             return False
     saved = {table: read_table(run / "config.toml", table) for table in ("pretrain", "discriminator")}
+    if not saved["pretrain"]:
+        raise UserError(f"cannot resume {run}: it is not a pre-training run")
     differences = [*_differences(saved, identity), *_other_data(began, identity), *_other_mask(state, identity)]
     if differences:
         raise UserError(f"cannot resume {run}, which is finished: {'; '.join(differences)}")
