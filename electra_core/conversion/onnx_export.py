@@ -223,9 +223,8 @@ def export(source: str | Path, file: str | Path) -> float:
     model = load_model(task, directory)
     _refuse_own_classes(model, directory)
     tokenizer = matching_tokenizer(directory, model.config.vocab_size)
-    with task.as_saved(
-        model
-    ) as task:  # folders from before 28 November 2026 hold a number's scale beside the model
+    # In folders from before 28 November 2026, a number's scale is in task.json, not in the last layer.
+    with task.as_saved(model) as task:
         _refuse_company(file, directory, task, tokenizer)
         proto = build(model)
         describe(proto, task, model.config.vocab_size)
