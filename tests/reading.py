@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from electra_core.errors import UserError
+from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.tagged_files import read_tagged
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -31,3 +33,7 @@ def refused(read: Callable[..., Any], *arguments: Any, **options: Any) -> str:
         list(read(*arguments, **options))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def words_to_predict(path: Path, columns: Columns | None = None) -> list[list[str]]:
+    return [list(example.words) for example in read_tagged(path, columns, labelled=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 from electra_core.corpora import writing as corpus_writing
 from electra_core.corpora.vocabulary import train_sentencepiece
 from electra_core.prepare import prepare
+
+OPTIONS = {"heldout_fraction": 0.2, "shard_tokens": 40_000, "quiet": True}
+"""What `prepare` is given: several shards, even of this little text."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,3 +57,25 @@ def documents_of(path: Path) -> list[list[str]]:
 @pytest.fixture
 def copied(data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data, tmp_path / "corpus"))
+
+
+@pytest.fixture(scope="module")
+def files(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text in five files of different sizes and kinds, one of them empty."""
+    folder = tmp_path_factory.mktemp("files")
+    documents = documents_of(text)
+    for number, (first, end) in enumerate([(0, 10), (10, 12), (12, 40), (40, 40), (40, 80)]):
+        if number == 2:
+            rows = [json.dumps({"text": "\n".join(document)}) for document in documents[first:end]]
+            (folder / "2.jsonl").write_text("\n".join(rows), "utf-8")
+        else:
+            content = "\n\n".join("\n".join(document) for document in documents[first:end])
+            (folder / f"{number}.txt").write_text(content, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(files: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "corpus"
+    prepare([files], out, tokenizer=tokenizer, **OPTIONS)
+    return out

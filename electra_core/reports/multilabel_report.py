@@ -24,10 +24,8 @@ def multilabel_tables(
     right = ((scores >= 0.5) == truth).ravel()
     note = f"At a threshold of {task.threshold:g}; average precision needs none."
     ranked = zip(per_label_metrics(truth, predicted, task.labels), average_precisions(truth, scores))
-    rows, seen = (
-        [row | {"average_precision": float(figure)} for row, figure in ranked],
-        np.flatnonzero((truth | predicted).any(axis=0)).tolist(),
-    )
+    rows = [row | {"average_precision": float(figure)} for row, figure in ranked]
+    seen = np.flatnonzero((truth | predicted).any(axis=0)).tolist()
     return [
         label_table("Per label", note, rows, seen),
         _thresholds(truth, scores),
