@@ -56,7 +56,7 @@ class PretrainBatch:
     masked_positions_M: Tensor
     """int64 [M]: which of the T tokens are masked, ascending, without duplicates."""
     first_token: int | Tensor = 0
-    """Index of this part's first token in the whole step's batch (see `rng`: rows)."""
+    """Index of this part's first token in the whole step's batch (see `rng`: `first_row`)."""
     first_masked: int | Tensor = 0
     """Index of this part's first masked position among those of the whole step's batch."""
     token_share: float | Tensor = 1.0
@@ -225,7 +225,7 @@ class Generator(nn.Module):
         with torch.no_grad(), without_autocast(features_ME):
             logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
             logits_MV.scatter_(1, originals_M[:, None], -torch.inf)
-            every_M = torch.arange(len(originals_M), device=originals_M.device)
+            every_M = torch.arange(len(originals_M), device=originals_M.device)  # the M originals as a text
             drawn = sample_and_replace(logits_MV, originals_M, every_M, **draws)
         return MLMHead(mlm.loss_M, drawn.sampled_ids_M)
 

@@ -115,8 +115,8 @@ def check_masked(batch: PretrainBatch, counts_N: Tensor, tokenizer: Tokenizer) -
     if torch.equal(found_N := borders.diff(), counts_N):
         return
     candidates_N = _candidates(batch.tokens, special_ids(tokenizer)).sum(1)
-    if (wrong_W := (found_N != counts_N.minimum(candidates_N)).nonzero()).numel():
-        first = int(wrong_W[0])
+    if (wrong_R := (found_N != counts_N.minimum(candidates_N)).nonzero()).numel():
+        first = int(wrong_R[0])
         raise ValueError(
             f"mask: expected {int(counts_N[first])} masked positions in a sequence of "
             f"{int(batch.tokens.lengths[first])} tokens, ascending, got {int(found_N[first])}; mask exactly "

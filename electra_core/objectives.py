@@ -207,7 +207,7 @@ class AllTokensMLM(ReplaceMLM):
         hidden_TD = model.encoder(text.tokens, text.seed)
         words_VE = model.encoder.embeddings.word_weight()
         originals_T = batch.tokens.input_ids_T
-        softmax = mlm_head(
+        softmax = mlm_head(  # only its losses are used: nothing is drawn from this model
             model.generator_predictions(hidden_TD), words_VE, model.output_bias, originals_T, seed=0
         )
         copy_T = self.copy_head(hidden_TD).squeeze(-1).float()

@@ -4,10 +4,10 @@ There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shap
 weight 0 after the batch's own: `execution/static_batch.py`, `execution/filling.py`.)
 Padded tensors exist only at the boundary, in `from_padded` and `to_padded`.
 
-    sequences   [CLS] a b [SEP]     [CLS] c [SEP]
-    input_ids_T  2 17 23 3  2 41 3        T = 7 tokens
-    cu_seqlens   0          4      7      where each sequence starts, and the end
-    position_ids 0  1  2 3  0  1 2
+    sequences       [CLS]  a   b  [SEP]   [CLS]  c  [SEP]
+    input_ids_T       2   17  23    3       2   41    3          T = 7 tokens
+    cu_seqlens        0                     4             7      where each sequence starts, and the end
+    position_ids_T    0    1   2    3       0    1    2
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def _group_by_length(
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, keep: Tensor | None = None) -> Tensor:
-    """The formula, for one group [count, H, length, K]; `torch.softmax` keeps fp32 statistics."""
+    """The formula, for one group [count, H, length, K]; with dropout, `v` comes multiplied by `keep_scale`.
+    `torch.softmax` keeps fp32 statistics."""
     probabilities = torch.softmax((q * softmax_scale) @ k.transpose(-1, -2), dim=-1)
     if keep is not None:
         # Multiplying by 0 or 1 is several times faster than `masked_fill`, and so is converting from uint8.

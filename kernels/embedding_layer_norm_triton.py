@@ -1,6 +1,6 @@
 """Embedding sum + LayerNorm + dropout on Triton (maths: `embedding_layer_norm`).
 
-A tile is BLOCK_T tokens by all E features.
+A tile is BLOCK_T tokens by all E features (D in the kernels, as in those of `layer_norm_triton` that they use).
 **Forward.** A program owns one tile; the embedding sum is never stored.
 **Backward.** Only the inputs are saved. Programs stride over the tokens, recompute sum, statistics and dropout
 decisions, and write ds, the gradient of the sum, for each token, and partial sums of dweight and dbias (formulas:

@@ -87,6 +87,7 @@ def _draw_kernel(
 
 
 def _kernels(hidden_ME: Tensor) -> ModuleType:
+    """The module whose `tile_sums` and `backward` suit this width and dtype."""
     # In fp32 the narrow kernels would spill to the stack; the interpreter has none and can run them.
     fits = hidden_ME.itemsize == 2 or not hidden_ME.is_cuda
     return narrow if hidden_ME.shape[1] <= narrow.WIDEST and fits else wide

@@ -35,6 +35,7 @@ ROUNDS = 7
 MULTIPLIER_A, MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
 WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
 MASK32 = 0xFFFFFFFF
+FOLD = 0x464F4C44  # "FOLD" in ASCII: the stream that `fold` draws from
 
 Seed = int | Tensor
 
@@ -49,7 +50,7 @@ def fold(seed: int, *parts: int) -> int:
     """
     seed = operator.index(seed)  # NumPy's integers would overflow in the rounds
     for part in map(operator.index, parts):
-        words = _philox_int((part & MASK32, (part >> 32) & MASK32, 0x464F4C44, 0), seed)
+        words = _philox_int((part & MASK32, (part >> 32) & MASK32, FOLD, 0), seed)
         seed = (words[0] | words[1] << 32) >> 1
     return seed
 

@@ -17,8 +17,8 @@ WEYL_A, WEYL_B = tl.constexpr(rng.WEYL_A), tl.constexpr(rng.WEYL_B)
 
 
 @triton.jit
-def philox(p_seed, row, column, stream, plane):
-    """`rng.philox`: four uint32 tensors of random bits for each (row, column, plane) of the broadcast shape.
+def philox(p_seed, column, row, stream, plane):
+    """`rng.philox`: four uint32 tensors of random bits for each (column, row, plane) of the broadcast shape.
 
     `tl.philox_impl` gives the same bits, but with two multiplications where one 64-bit product is enough.
     """
@@ -43,7 +43,7 @@ def keep_tile(p_seed, rows, first_column, stream, plane, THRESHOLD: tl.constexpr
     `first_column` and COLUMNS are multiples of 8, because eight neighbouring columns share one Philox call.
     """
     block = first_column // 8 + tl.arange(0, COLUMNS // 8)
-    word0, word1, word2, word3 = philox(p_seed, rows[:, None], block[None, :], stream, plane)
+    word0, word1, word2, word3 = philox(p_seed, block[None, :], rows[:, None], stream, plane)
     # A call's eight decisions share one word: those of word w are bits 12 + w (low half) and 28 + w (high half).
     first = _halves_kept(word0, THRESHOLD) >> 3 | _halves_kept(word1, THRESHOLD) >> 2
     second = _halves_kept(word2, THRESHOLD) >> 1 | _halves_kept(word3, THRESHOLD)
@@ -64,6 +64,6 @@ def _halves_kept(word, THRESHOLD: tl.constexpr):
     """
     TOP: tl.constexpr = 0x80008000
     difference = (word | TOP) - (THRESHOLD & 0x7FFF) * 0x10001
-    if THRESHOLD < 0x8000:
+    if THRESHOLD < 0x8000:  # its top bit is 0: a half with the top bit is larger, whatever follows
         return (word | difference) & TOP
-    return word & difference & TOP
+    return word & difference & TOP  # its top bit is 1: a half without it is smaller

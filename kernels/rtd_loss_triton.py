@@ -62,6 +62,7 @@ def _confusion(b_x, b_y, b_w):
 
 @triton.jit
 def _store_partial(p_partial, p_counts, b_loss, b_total, b_counts):
+    """This program's sums of losses and weights, and its four counts, taken out of the fields."""
     program = tl.program_id(0)
     tl.store(p_partial + program * 2, tl.sum(b_loss, 0))
     tl.store(p_partial + program * 2 + 1, tl.sum(b_total, 0))
@@ -140,6 +141,7 @@ def _finish_kernel(p_partial, p_counts_in, p_loss, p_inverse, p_counts, programs
 
 @triton.jit
 def _scale_kernel(p_dlogits, p_inverse, p_grad, p_out, T, BLOCK_T: tl.constexpr):
+    """The gradient of the logits: the saved dlogits, scaled by g / Σw."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     b_out = tl.load(p_dlogits + o_t, mask=o_t < T, other=0.0) * (tl.load(p_grad) * tl.load(p_inverse))
     tl.store(p_out + o_t, b_out.to(p_out.dtype.element_ty), mask=o_t < T)

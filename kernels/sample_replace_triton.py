@@ -32,7 +32,7 @@ TILES_PER_STEP = 32  # 4096 tokens per step: four 128-bit loads in flight per th
 def row_uniforms(p_seed, row, stream):
     """`sample_replace_reference.row_uniforms`: the two float64 uniforms (tile, word) of one row."""
     zero = tl.zeros((1,), tl.int32)
-    word0, word1, word2, word3 = philox(p_seed, row + zero, zero, stream, zero)
+    word0, word1, word2, word3 = philox(p_seed, zero, row + zero, stream, zero)
     tile = ((word0.to(tl.uint64) << 20) | (word1.to(tl.uint64) >> 12)).to(tl.float64)
     word = ((word2.to(tl.uint64) << 20) | (word3.to(tl.uint64) >> 12)).to(tl.float64)
     return (tl.sum(tile) + 0.5) * 2.0**-52, (tl.sum(word) + 0.5) * 2.0**-52

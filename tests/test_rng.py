@@ -69,7 +69,7 @@ def test_fold_takes_numpy_s_integers_for_what_they_are_and_refuses_fractions() -
 @triton.jit(do_not_specialize=["stream", "plane"])
 def _words_kernel(p_seed, p_words, stream, plane, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    word0, word1, word2, word3 = philox(p_seed, rows.to(tl.int64)[:, None], columns[None, :], stream, plane)
+    word0, word1, word2, word3 = philox(p_seed, columns[None, :], rows.to(tl.int64)[:, None], stream, plane)
     p_first = p_words + (rows[:, None] * COLUMNS + columns[None, :]) * 4
     tl.store(p_first, word0.to(tl.int64))
     tl.store(p_first + 1, word1.to(tl.int64))

@@ -289,7 +289,7 @@ STAGES = (
         "Some positions are chosen",
         "<i>m</i> = the k smallest of <i>u</i><sub>1</sub> … <i>u</i><sub>n</sub>, "
         "&ensp;<i>u</i><sub>t</sub> ~ unif(0, 1)",
-        "Every token gets a random number, which depends only on the seed and on the token's position.",
+        "Every token gets a random number, which depends only on the seed, the example and the token's position.",
         _positions,
         "<b>mask_tokens</b> (masking.py), <b>philox</b> (kernels/rng.py)",
         ("masked_positions_M",),
@@ -337,7 +337,7 @@ STAGES = (
         "The discriminator says how likely each token is to be a replacement. It learns from all tokens, not only "
         "from the chosen ones.",
         _answers,
-        "<b>Discriminator.forward</b>, step 4 of <b>Electra.forward</b> (electra.py)",
+        "<b>Discriminator.judge</b>, step 4 of <b>Electra.forward</b> (electra.py)",
         ("rtd_logits_T",),
     ),
     Stage(
@@ -346,7 +346,7 @@ STAGES = (
         "The generator pays minus the logarithm of the probability it gave to the original word; the "
         "discriminator pays the binary cross-entropy at every token. Both losses are in nats.",
         _losses,
-        "step 5 of <b>Electra.forward</b> (electra.py), <b>rtd_loss</b> (kernels/rtd_loss.py)",
+        "step 5 of <b>Electra.forward</b> (electra.py), <b>rtd_head</b> (kernels/rtd_loss.py)",
     ),
     Stage(
         "The gradients",
