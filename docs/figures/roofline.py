@@ -22,11 +22,11 @@ def product(rows: float, inner: float, columns: float) -> float:
 TOKENS = 128 * 1024
 OPERATIONS = [  # name, operations per byte, colour, place of the name
     ("dropout + residual + LayerNorm", 10 / 6, "soft", (6, -3)),
-    ("attention, S = 128, P stored", attention(128, stored=True), "tone1", (6, -3)),
-    ("logits stored and read three times", 128 / 4, "tone1", (6, -3)),
-    ("attention, S = 128", attention(128), "tone0", (6, -3)),
+    ("attention, S = 128, P stored", attention(128, stored=True), "tone1", (-8, 2)),
+    ("logits stored and read three times", 128 / 4, "tone1", (-8, 2)),
+    ("attention, S = 128", attention(128), "tone0", (-8, 2)),
     ("logits stored once, E = 128", 128, "tone1", (-8, 2)),
-    ("Small's feed-forward", product(TOKENS, 256, 1024), "tone0", (-2, 11)),
+    ("Small's feed-forward", product(TOKENS, 256, 1024), "tone0", (-10, 11)),
     ("attention, S = 512", attention(512), "tone0", (0, -13)),
     ("Base's feed-forward", product(TOKENS, 768, 3072), "tone0", (0, 11)),
     ("MLM head on chip", 2432 * 30522 / (2432 + 30522), "tone2", (0, -13)),

@@ -46,8 +46,8 @@ bars.barh(place - 0.2, 100 * softmax_V[top], 0.38, color=STAND_IN["tone0"], labe
 bars.barh(place + 0.2, 100 * counts[top] / DRAWS, 0.38, color=STAND_IN["tone1"], label=f"drawn, of {DRAWS:,}")
 bars.set_yticks(place, [tokenizer.token(int(word)).strip("▁ ") for word in top])
 bars.invert_yaxis()
-bars.set(xlabel="%", title=TEXT.replace("[MASK]", "____"))
-bars.legend()
+bars.set(xlabel="%", title=TEXT.replace("[MASK]", "____"), xlim=(0, 150 * float(softmax_V.max())))
+bars.legend(loc="lower right")  # beside the shortest bars
 curve.plot(checkpoints, distances, "o-", ms=4, color=STAND_IN["tone1"], label="measured")
 curve.plot(checkpoints, expected, "--", color=STAND_IN["soft"], label="expected of exact draws")
 curve.set(xscale="log", yscale="log", xlabel="draws", title="Total variation distance to the softmax")
