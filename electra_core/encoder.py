@@ -216,7 +216,7 @@ class Encoder(nn.Module):
         if self.training and seed is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._warn_of_no_dropout()
         seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
-        with cast_together(self):
+        with cast_together(self):  # on a GPU, under autocast: all weights rounded in one operation
             return self._hidden_states(batch, seed, rows_R)
 
     def _warn_of_no_dropout(self) -> None:

@@ -173,7 +173,7 @@ def pretrain(
             reason, last = stop.agreed(), step == config.steps
             reason = None if last else reason  # all is done, and --resume would find nothing to do
             due = last or step % config.eval_every == 0
-            if evaluated := due or reason == "time limit":
+            if evaluated := due or reason == "time limit":  # a run on the clock ends with figures, too
                 begin = time.monotonic()
                 evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
                 warnings = [*health(evaluation), *(left_out(result) if last else ())]

@@ -141,5 +141,8 @@ def test_the_command_tells_right_from_wrong(tmp_path: Path, capsys: pytest.Captu
     assert "dtype" in told
     mine.write_text("x = 1\n")
     assert check.main(str(mine)) == 2
-    assert check.main() == 2 and check.main(str(tmp_path / "none.py")) == 2
+    capsys.readouterr()
+    assert check.main() == 2 and check.main(str(tmp_path)) == 2
     assert capsys.readouterr().out.count("which file has your answers?") == 2
+    assert check.main(str(tmp_path / "none.py")) == 2
+    assert "none.py: no such file or folder; name the file" in capsys.readouterr().out

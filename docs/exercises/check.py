@@ -132,7 +132,8 @@ def check_kept(kept: Callable[[int, int, int, float, int], bool]) -> None:
         mask = keep_mask(seed_tensor(17), torch.arange(5), 24, dropout_p, stream)
         for row, column in product(range(5), range(24)):
             got = bool(kept(17, row, column, dropout_p, stream))
-            assert got == bool(mask[row, column]), f"row {row}, column {column}, p = {dropout_p}: got {got}"
+            expected = bool(mask[row, column])
+            assert got == expected, f"row {row}, column {column}, p = {dropout_p}: expected {expected}, got {got}"
 
 
 def check_electra_15_loss(electra_15_loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -160,10 +161,13 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 def main(*paths: str) -> int:
     """Checks what is in a file; 0 if all of it is right, 2 if there is nothing to check."""
-    if len(paths) != 1 or not os.path.isfile(paths[0]):
+    if len(paths) != 1 or os.path.isdir(paths[0]):
         print("which file has your answers? python docs/exercises/check.py mine.py")
         return 2
     path = paths[0]
+    if not os.path.exists(path):
+        print(f"{path}: no such file or folder; name the file that has your answers")
+        return 2
     answers = {name: value for name, value in runpy.run_path(path).items() if name in CHECKS}
     if not answers:
         print(f"{path} defines none of {', '.join(CHECKS)}")
