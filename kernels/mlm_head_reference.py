@@ -124,7 +124,7 @@ class _ChunkedHead(torch.autograd.Function):
         dhidden_ME = torch.empty_like(hidden_ME)
         dembedding_VE = torch.zeros_like(embedding_VE)
         dbias_V = torch.zeros_like(bias_V)
-        rounds_itself = ctx.in_bf16 and not has_amx()  # x86's oneDNN has no fp32 product in bf16 without AMX
+        rounds_itself = ctx.in_bf16 and not has_amx()  # without AMX, oneDNN rounds no fp32 operand: fast_bf16.py
         if rounds_itself:
             rounded_VE, scaled_rounded_ME = embedding_VE.to(torch.bfloat16), scaled_ME.to(torch.bfloat16)
         for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
