@@ -2,8 +2,8 @@
 
     python -m benchmarks.tiny_tasks [--tasks cola sts-b squad] [--seeds 3] [--train-examples N] --out FILE.json
 
-Needs the data sets under $ELECTRA_DATA (default ../shared/data). Prints the table of scores; FILE grows with every
-fine-tuning.
+Needs the data sets under $ELECTRA_DATA (default ../shared/data); `--tasks docstrings` needs none. Prints the table
+of scores; FILE grows with every fine-tuning.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import replace_text
+from electra_core.demo import texts_only
 from electra_core.downstream.named_tasks import choose_task, find_task
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
@@ -35,6 +36,7 @@ class DataSet:
     """A task's files, settings and metrics."""
 
     folder: str
+    """Folder below $ELECTRA_DATA; empty: the demo's task, made from the docstrings on this machine."""
     metrics: tuple[str, ...]
     train: tuple[str, ...] = ()
     """SQuAD files whose articles make the training file; empty: the folder's own training file."""
@@ -60,6 +62,7 @@ DATA_SETS = {
         {"max_length": 384, "skip_bad_rows": True}, 100.0,
     ),
     "imdb": DataSet("imdb", ("accuracy",), settings={"epochs": 1.0}),
+    "docstrings": DataSet("", ("accuracy",), settings={"epochs": 10.0, "layerwise_decay": 1.0}),
 }  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     data = Path(os.environ.get("ELECTRA_DATA", ROOT.parent / "shared" / "data"))
-    if not data.is_dir():
+    if not data.is_dir() and any(DATA_SETS[task].folder for task in options.tasks):
         sys.exit(f"{data}: no data sets here; set ELECTRA_DATA")
     rows: list[dict[str, Any]] = []
     record = {
@@ -96,20 +99,18 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, data: Path, name: str, random: bool) -> list[dict[str, Any]]:
     """The dev scores of every seed, from the pre-trained weights or from random ones: a row per metric."""
-    task, recommended = choose_task(name)
-    named, data_set = find_task(name), DATA_SETS[name]
-    assert named is not None
-    folder = data / data_set.folder
+    data_set = DATA_SETS[name]
+    task, recommended = choose_task(name if data_set.folder else "classify")
     settings = {**recommended, **data_set.settings, "seeds": options.seeds, "random_start": random}
     if options.epochs:
         settings["epochs"] = options.epochs
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        train = _training_file(data, data_set, Path(scratch)) or named.find(folder, "train")
+        train, dev = _files(name, data, Path(scratch))
         if data_set.folder.startswith("glue"):
             train = _first_rows(train, options.train_examples, Path(scratch))
         report = finetune(
-            options.model, task, train, named.find(folder, "dev"), Path(scratch) / "model",
+            options.model, task, train, dev, Path(scratch) / "model",
             FinetuneSettings(**settings), quiet=True, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
     if report["stopped_by"]:
@@ -125,12 +126,19 @@ def measure(options: argparse.Namespace, data: Path, name: str, random: bool) ->
     ]  # fmt: skip
 
 
-def _training_file(data: Path, data_set: DataSet, scratch: Path) -> Path | None:
+def _files(name: str, data: Path, scratch: Path) -> tuple[Path, Path]:
+    """The training file and the dev file; those that have to be made are made in `scratch`."""
+    data_set = DATA_SETS[name]
+    if not data_set.folder:
+        texts_only(scratch / "docstrings", quiet=True)
+        return scratch / "docstrings" / "task" / "train.jsonl", scratch / "docstrings" / "task" / "dev.jsonl"
+    folder, named = data / data_set.folder, find_task(name)
+    assert named is not None
     if not data_set.train:
-        return None
-    articles = [article for name in data_set.train for article in json.loads((data / name).read_bytes())["data"]]
+        return named.find(folder, "train"), named.find(folder, "dev")
+    articles = [article for part in data_set.train for article in json.loads((data / part).read_bytes())["data"]]
     (scratch / "train.json").write_text(json.dumps({"version": "1.1", "data": articles}), encoding="utf-8")
-    return scratch / "train.json"
+    return scratch / "train.json", named.find(folder, "dev")
 
 
 def _first_rows(train: Path, count: int, scratch: Path) -> Path:
