@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import replace_text
+from benchmarks.harness import environment, replace_text
 from electra_core.demo import texts_only
 from electra_core.downstream.named_tasks import choose_task, find_task
 from electra_core.finetune import finetune
@@ -82,13 +81,7 @@ def main() -> None:
     if not data.is_dir() and any(DATA_SETS[task].folder for task in options.tasks):
         sys.exit(f"{data}: no data sets here; set ELECTRA_DATA")
     rows: list[dict[str, Any]] = []
-    record = {
-        "command": "python -m benchmarks.tiny_tasks " + " ".join(sys.argv[1:]),
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rows": rows,
-    }
+    record = {"environment": environment(torch.device("cpu")), "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for task in options.tasks:
         for random in (False, True):
