@@ -18,6 +18,7 @@ every start at a time, until the minutes are over. The results are reported what
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -281,7 +282,9 @@ def _steps_per_second(out: Path, device: str, seed: int) -> float:
     changes = {"steps": 2 * half, "warmup_steps": half, "log_every": half, "eval_every": 2 * half}
     changes |= {"eval_examples": 32, "seed": seed}
     run = out / "calibration"
-    _stop_if(pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True).stopped_by)
+    with redirect_stderr(io.StringIO()):  # it is too short to have learned anything, and would be warned of that
+        result = pretrain(out / "data", run, model="tiny", changes=changes, device=device, quiet=True)
+    _stop_if(result.stopped_by)
     first, last = (row for row in read_metrics(run / "metrics.jsonl") if "tokens_per_second" in row)
     shutil.rmtree(run)
     return half * last["tokens_per_second"] / (last["tokens"] - first["tokens"])

@@ -113,7 +113,7 @@ def pretrain(
         max_minutes: save and stop this long after the call; 0: after one step.
         stop_at: save and stop at this Unix time (seconds), such as ten minutes before a scheduler ends the job;
             after one step if it is past.
-        quiet: show no progress bar.
+        quiet: show no progress bar; warnings are shown all the same.
         wandb: Weights & Biases project to log to as well.
         on_evaluation: called with the figures of every evaluation, plus "step" and "tokens". If it returns
             True, the run saves and stops as at a time limit; of several ranks, the first one's counts. Anything
@@ -178,7 +178,8 @@ def pretrain(
                 evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
                 warnings = [*health(evaluation), *(left_out(result) if last else ())]
                 if due:  # else not logged: the log stays that of an uninterrupted run
-                    log.write(step, tokens=meter.tokens, **evaluation, **said(warnings, bar))
+                    told = said(warnings if ranks.first else (), bar)
+                    log.write(step, tokens=meter.tokens, **evaluation, **told)
                 meter.leave_out(begin)
                 figures = {"step": step, "tokens": meter.tokens, **evaluation}
                 wish = on_evaluation is not None and plain(on_evaluation(figures)) is True

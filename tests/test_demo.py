@@ -73,6 +73,19 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "shipped_model", lambda: tmp_path / "tiny")
 
 
+def test_of_the_short_run_that_measures_the_speed_nothing_is_said(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo._prepare(_with_corpus(tmp_path), 0, quiet=True)
+    assert demo._steps_per_second(tmp_path, "cpu", 0) > 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def _with_corpus(out: Path) -> Path:
+    demo._read_docstrings(out, quiet=True)
+    return out
+
+
 def test_whole_story_and_again(small: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "demo"
     said: list[str] = []

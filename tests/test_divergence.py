@@ -148,10 +148,11 @@ def test_a_killed_run_diverges_where_it_would_have(
 
 
 def test_a_few_skipped_steps_at_the_end_are_told(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil_from(monkeypatch, 6)
-    told = train(data, tmp_path / "run").warnings
+    told = train(data, tmp_path / "run", quiet=True).warnings
+    assert f"warning: {told[-1]}\n" in capsys.readouterr().err
     assert told[-1] == "No finite loss and gradient in the last 2 steps: the model is as it was after step 6."
     assert rows(tmp_path / "run")[-1]["warnings"] == told
 

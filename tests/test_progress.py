@@ -24,6 +24,15 @@ def test_progress_lines_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
     assert out.getvalue() == ""
 
 
+def test_warnings_are_shown_once_also_when_it_is_quiet() -> None:
+    for quiet in (True, False):
+        out = io.StringIO()
+        with progress("reading", 1, stream=out, quiet=quiet) as bar:
+            bar.say("warning: odd")
+            bar.say("warning: odd")
+        assert out.getvalue().count("warning: odd\n") == 1
+
+
 def test_what_was_done_before_counts_for_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("electra_core.runs.progress.time.monotonic", lambda: next(clock, 10.0))

@@ -1,4 +1,4 @@
-"""Shows a progress bar on a terminal, occasional plain lines elsewhere, and nothing when quiet."""
+"""Shows a progress bar on a terminal, occasional plain lines elsewhere, and only what is to be said when quiet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ class Progress(Protocol):
     def say(self, line: str) -> None: ...
 
 
-class _Silent:
+class _Quiet:
+    """Shows no progress."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._said: set[str] = set()
+
     def update(self, amount: int = 1) -> None:
         pass
 
@@ -36,7 +42,9 @@ class _Silent:
         pass
 
     def say(self, line: str) -> None:
-        pass
+        if line not in self._said:
+            self._said.add(line)
+            print(line, file=self._stream, flush=True)
 
 
 class _Bar:
@@ -56,16 +64,16 @@ class _Bar:
             self._bar.write(line, file=self._bar.fp)
 
 
-class _Lines:
+class _Lines(_Quiet):
     """For log files: lines with rate and time left, farther and farther apart, and one at the end."""
 
     def __init__(self, title: str, total: int | None, unit: str, stream: TextIO, before: int) -> None:
-        self._title, self._total, self._unit, self._stream = title, total, unit, stream
+        super().__init__(stream)
+        self._title, self._total, self._unit = title, total, unit
         self._done = self._before = before
         self._start = self._last = time.monotonic()
         self._figures: dict[str, object] = {}
         self._written: tuple[int, dict[str, object]] | None = None
-        self._said: set[str] = set()
 
     def update(self, amount: int = 1) -> None:
         self._done += amount
@@ -77,11 +85,6 @@ class _Lines:
 
     def note(self, **figures: object) -> None:
         self._figures = figures
-
-    def say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            print(line, file=self._stream, flush=True)
 
     def end(self) -> None:
         """Writes the last line, unless it has just been written."""
@@ -109,14 +112,14 @@ def progress(
     title: str, total: int | None, unit: str = "it", *, before: int = 0, quiet: bool = False,
     stream: TextIO | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """Shows progress on stderr. `total` is in `unit`s, None if unknown.
+    """Shows progress on stderr, or if `quiet` only what `say` is given. `total` is in `unit`s, None if unknown.
 
     The unit "B" means bytes; large numbers get SI prefixes. What was done `before`, by an interrupted process,
     counts as done, but not for the rate and the time left.
     """
     stream = stream or sys.stderr
     if quiet:
-        yield _Silent()
+        yield _Quiet(stream)
     elif stream.isatty():
         with tqdm(
             total=total, initial=before, desc=title, unit=unit, unit_scale=True, file=stream, dynamic_ncols=True
