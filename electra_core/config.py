@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -31,11 +30,18 @@ LEAST = {
 """Lower bounds of a run's settings."""
 ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
 """Settings that have to be greater than 0."""
+LARGEST = 3.4028234663852886e38
+"""The largest number of fp32, in which settings are computed with."""
 SIZES = (
     "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
 """Sizes of an encoder, each at least 1."""
+OF_ARRAYS = (
+    *SIZES, "batch_size", "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size",
+    "generator_layers",
+)  # fmt: skip
+"""Settings whose products have to be sizes of arrays."""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...], hint: str = "") -> None:
@@ -71,6 +77,17 @@ def make_plain(config: Any, error: type[Exception]) -> None:
         if is_bool != (kind is bool) or not isinstance(value, (float, int) if kind is float else kind):
             raise error(f"{field.name}: {_another_type(kind, value)}")
         object.__setattr__(config, field.name, value)
+
+
+def beyond(name: str, value: object) -> str | None:
+    """What a setting should be instead of a number that is not finite, or too large to compute with; None: all is
+    well."""
+    bits = 32 if name in OF_ARRAYS else 64
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        return f"a finite number, at most {LARGEST:.2g}"
+    if isinstance(value, int) and not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        return f"a whole number of {bits} bits"
+    return None
 
 
 def _another_type(kind: type, value: object) -> str:
@@ -117,12 +134,16 @@ class EncoderConfig:
         for name in SIZES:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            if expected := beyond(name, getattr(self, name)):
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
         for name in ("initializer_range", "layer_norm_eps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a finite number of at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"{name}: expected a finite number from 0 to {LARGEST:.2g}, got {getattr(self, name)}"
+                )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
@@ -233,8 +254,8 @@ class PretrainConfig:
 
     def _check_numbers(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name}: expected a finite number, got {value}")
+            if expected := beyond(name, value):
+                raise UserError(f"{name}: expected {expected}, got {value}")
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")

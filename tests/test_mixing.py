@@ -139,8 +139,9 @@ def test_what_cannot_be_mixed(folders: tuple[Path, Path], tmp_path: Path) -> Non
     for data, weights, message in (
         ([folders[0], tmp_path / "c"], None, "different tokenizers"),
         (folders, [1.0], "one weight per corpus, 2, got 1"),
-        (folders, [1.0, 0.0], "positive numbers, got 1 0"),
+        (folders, [1.0, 0.0], r"positive numbers, at most 3.4e\+38, got 1 0"),
         (folders, [1.0, float("nan")], "positive numbers"),
+        (folders, [1e308, 1e308], r"positive numbers, at most 3.4e\+38, got 1e\+308 1e\+308"),
         (folders, [1e6, 1.0], "has less than 1/1024 of the weight"),
         ([folders[0], folders[0]], None, "is given twice; to sample it more often, use mix"),
         (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from electra_core.config import EncoderConfig, make_plain
+from electra_core.config import EncoderConfig, beyond, make_plain
 from electra_core.errors import UserError, option
+
+MOST_EPOCHS = 1_000_000
+"""Far beyond any use; the order of the examples is planned for all of them."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ class FinetuneSettings:
         for name, (good, expected) in checks.items():
             if not good:
                 raise UserError(f"{option(name)}: expected {expected}, got {getattr(self, name)!r}")
+        for name, value in asdict(self).items():
+            if what := beyond(name, value):
+                raise UserError(f"{option(name)}: expected {what}, got {value!r}")
+        if self.epochs > MOST_EPOCHS:
+            raise UserError(f"{option('epochs')}: expected at most {MOST_EPOCHS:,}, got {self.epochs!r}")
 
     def resolved(self, config: EncoderConfig) -> FinetuneSettings:
         """The settings with the recipe's values for a model of this size; `max_length` within its positions."""

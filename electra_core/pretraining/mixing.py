@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from electra_kernels.rng import fold
 
+from electra_core.config import LARGEST
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import Example, Examples, Plan
@@ -82,9 +83,10 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
     """
     if len(weights) != len(corpora):
         raise UserError(f"{option('mix')}: expected one weight per corpus, {len(corpora)}, got {len(weights)}")
-    if not all(0 < weight < float("inf") for weight in weights):
+    if not all(0 < weight <= LARGEST for weight in weights):
         raise UserError(
-            f"{option('mix')}: expected positive numbers, got {' '.join(f'{weight:g}' for weight in weights)}"
+            f"{option('mix')}: expected positive numbers, at most {LARGEST:.2g}, got "
+            f"{' '.join(f'{weight:g}' for weight in weights)}"
         )
     shares = [BLOCK * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in shares]
