@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from electra_core.cli import main
+from electra_core.reports.status_views import shown
 from electra_core.runs import status
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.state import FINISHED, RUNNING, STOPPED, RunState
@@ -101,6 +102,17 @@ def test_status_of_several_seeds_is_that_of_the_folder_around_them(
     assert (run.reason, run.step) == ("SIGINT", run.rows[-1]["step"]), "the steps of all seeds are not this one's"
     (out / "state.json").unlink()
     assert states(out) == [("seed-2", "unknown"), ("seed-10", "unknown")]
+
+
+@pytest.mark.parametrize("folder", ["out", "out/seed-3"])
+def test_the_curve_of_a_fine_tuning_is_what_chooses_its_best_model(tmp_path: Path, folder: str) -> None:
+    log = tmp_path / folder / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 1, "dev_acc_and_f1": 0.5, "dev_auc": 0.6, "dev_mcc": 0.1}\n')
+    assert shown(status.find_runs([log.parent])) == ["dev_acc_and_f1"]
+    for task, figure in (('{"metric": "mcc"}', "dev_mcc"), ("[]", "dev_acc_and_f1"), ("x", "dev_acc_and_f1")):
+        (tmp_path / "out" / "task.json").write_text(task)
+        assert shown(status.find_runs([log.parent])) == [figure]
 
 
 def test_status_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

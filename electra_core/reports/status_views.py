@@ -126,12 +126,15 @@ def write_png(runs: Sequence[Status], reference: Reference | None, file: Path) -
 
 
 def shown(runs: Sequence[Status], all_of_them: bool = False) -> list[str]:
-    """The figures to draw: the main ones of `TITLES` and the first dev figure; `all_of_them`: all."""
+    """The figures to draw: the main ones of `TITLES` and the dev figure that chooses the best model;
+    `all_of_them`: all."""
     logged = {name for run in runs for row in run.rows for name, value in row.items() if value is not None}
     names = [name for name in TITLES if name in logged]
     if not all_of_them:
         names = [name for name in names if name in ("loss", "eval_mlm_loss", "eval_rtd_auc")]
-    return names + sorted(name for name in logged if name.startswith("dev_"))[: None if all_of_them else 1]
+    of_dev = sorted(name for name in logged if name.startswith("dev_"))
+    of_dev.sort(key=lambda name: name not in {f"dev_{run.metric}" for run in runs})
+    return names + of_dev[: None if all_of_them else 1]
 
 
 def curves_of(name: str, runs: Sequence[Status], reference: Reference | None) -> Curves:

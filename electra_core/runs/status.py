@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Status:
     """Warnings in the newest evaluation and the rows since."""
     last_checkpoint: int | None = None
     best_checkpoint: int | None = None
+    metric: str = ""
+    """The figure that chooses the best model of a fine-tuning; empty before its first evaluation."""
     rows: list[Row] = field(default_factory=list, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -139,8 +142,18 @@ def read_run(path: Path) -> Status:
         warnings=_warnings(rows),
         last_checkpoint=_step_of(checkpoints[-1]) if checkpoints else None,
         best_checkpoint=_step_of(best[0]) if best else None,
+        metric=_metric(path),
         rows=rows,
     )
+
+
+def _metric(run: Path) -> str:
+    """What task.json of a fine-tuning, or of one of its seeds, says."""
+    folder = run.resolve()
+    with suppress(OSError, ValueError):
+        task = read_json((folder.parent if folder.name.startswith("seed-") else folder) / "task.json")
+        return str(task.get("metric", "")) if isinstance(task, dict) else ""
+    return ""
 
 
 def _checkpoints(run: Path) -> list[Path]:
