@@ -39,18 +39,17 @@ from electra_core.errors import UserError, is_on_command_line, option, writing
 from electra_core.execution.distributed import Ranks, join_ranks
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.execution.torch_state import for_training
+from electra_core.finetuning.card import about_training, shown
 from electra_core.finetuning.data import adapted, encode_data, read_data
 from electra_core.finetuning.folder import (
     Keeper,
     Run,
-    about_training,
     check_finished,
     check_identity,
     finished_report,
     identity,
     make_out,
     runs_of,
-    shown,
     write_json,
 )
 from electra_core.finetuning.kept_head import old_head, told

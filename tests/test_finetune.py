@@ -357,7 +357,9 @@ def test_a_label_is_no_markup_in_the_model_card(model, tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     run(model, (file, file), tmp_path / "out", settings=replace(QUICK, epochs=1))
-    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name:")
+    lines = card.split("---\n", 2)[2].splitlines()
     assert [line for line in lines if line.startswith(("#", "-"))] == ["# classify"]
     assert r"f1 (pos --- # \<evil\>)" in lines[-1]
 

@@ -11,4 +11,5 @@ seed           training of one seed
 steps          its batches, rate and engine
 static_task    batches in a few fixed shapes
 folder         OUT: the best model, and what a resumed run needs
+card           README.md of a fine-tuned model
 """

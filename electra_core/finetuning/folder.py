@@ -14,7 +14,6 @@ and a checkpoint holds everything else, including the evaluations so far.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from electra_core import __version__, model_dir
+from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import TASK_FILE, save_task, task_to_json
@@ -31,12 +30,11 @@ from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
+from electra_core.finetuning.card import About, model_card
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.hub.model_places import name_in_card
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.hub.weight_files import SAFETENSORS, weights_digest
 from electra_core.labelled_data.columns import Columns
-from electra_core.metrics import shown_name
 from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.folder import make_run
 from electra_core.runs.state import RunState
@@ -88,13 +86,13 @@ class Keeper:
         runs: one for each seed so far, the last being trained; the training loop appends to it.
         checkpoint: the one to resume from; None for a new fine-tuning.
         identity: what must match for a checkpoint to be resumed (`identity`).
-        about: what the model card says of the training (`about_training`).
+        about: what the model card says of the training.
         ranks: the processes that train together; all have the same runs, and rank 0 writes.
         saved: called with every checkpoint's step, once it is complete.
     """
 
     def __init__(
-        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], about: str,
+        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], about: About,
         ranks: Ranks, saved: Callable[[int], None],
     ):  # fmt: skip
         self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
@@ -107,20 +105,16 @@ class Keeper:
     def offer(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
         """Saves the model, its seed's best so far, unless an earlier seed's is as good; `task` is rank 0's."""
         if self.best is self.runs[-1]:
-            figures = shown(self.runs[-1].metrics, [as_markdown(label) for label in task.labels])
-            self.ranks.only_first(lambda: self._save_model(model, task, tokenizer, figures))
+            self.ranks.only_first(lambda: self._save_model(model, task, tokenizer))
 
     @property
     def best(self) -> Run | None:
         """The run whose model OUT holds, the first of equally good ones. None before the first evaluation."""
         return max((run for run in self.runs if run.metrics), key=lambda run: run.best, default=None)
 
-    def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer, figures: str) -> None:
+    def _save_model(self, model: TaskModel, task: Task, tokenizer: Tokenizer) -> None:
         run = self.runs[-1]
-        card = (
-            f"# {task.kind}\n\n{self.about}\n\nOn the development data, after step {run.steps:,} with seed "
-            f"{run.seed}: {figures}.\n"
-        )
+        card = model_card(model, task, self.about, f"step {run.steps:,} with seed {run.seed}", run.metrics)
         with task.as_saved(model) as saved:
             model_dir.save_pretrained(model, self.out, tokenizer=tokenizer, card=card)
             save_task(saved, self.out)
@@ -140,30 +134,6 @@ class Keeper:
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints, once training is finished."""
         self.ranks.only_first(lambda: remove_checkpoints(self.out / "checkpoints"))
-
-
-def about_training(
-    model: str | Path,
-    task: Task,
-    settings: FinetuneSettings,
-    same: dict[str, dict[str, Any]],
-    examples: int,
-    dev: int,
-) -> str:
-    """Where a fine-tuned model comes from, for its card.
-
-    Args:
-        model: what training starts from, as given.
-        same: the training's `identity`.
-        examples, dev: numbers of training and development examples.
-    """
-    start = f"{name_in_card(model)} (weights `{same['start']['weights'][:16]}`)"
-    began = f"random weights, in the sizes of {name_in_card(model)}" if settings.random_start else start
-    return (
-        f"Fine-tuned with electra-core {__version__} from {began} on {examples:,} examples of up to "
-        f"{task.max_length} tokens. Another {dev:,}, the development data, chose the best evaluation by "
-        f"{task.metric}."
-    )
 
 
 def runs_of(checkpoint: Checkpoint | None) -> list[Run]:
@@ -262,20 +232,6 @@ def log_folder(out: Path, settings: FinetuneSettings, seed: int) -> Path:
     folder = out if settings.seeds == 1 else out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
-    """The figures in one line; `labels` name the class that a figure such as f1 is of."""
-    return ", ".join(f"{shown_name(name, labels)} {value:.4g}" for name, value in metrics.items())
-
-
-def as_markdown(label: str) -> str:
-    r"""A label within a line of Markdown: what is markup shows as it is, and no line ends.
-
-    >>> as_markdown("a\n\n# <b>")
-    'a # \\<b\\>'
-    """
-    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(label.split()))
 
 
 def write_json(path: Path, value: Any) -> None:
