@@ -60,7 +60,7 @@ from electra_core.finetuning.steps import Job
 from electra_core.finetuning.token_cache import fingerprint
 from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say, to_log
-from electra_core.metrics import spread
+from electra_core.metrics import positive_class, spread
 from electra_core.runs.folder import find_checkpoint
 from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
@@ -275,6 +275,7 @@ def _report(
     return {
         "task": job.task.kind,
         "metric": job.task.metric,
+        **positive_class(best.metrics, job.task.labels),
         "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
         "over_seeds": spread([run.best for run in runs]),
         "last_over_seeds": spread([run.last[job.task.metric] for run in runs]),

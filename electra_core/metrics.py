@@ -15,17 +15,24 @@ from electra_core.errors import UserError
 CALIBRATION_BINS = 10
 LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 OF_LABEL_SETS = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
+OF_SCORES = ("auc", "average_precision")
 OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # higher is better: not mse and mae
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
 
 def shown_name(figure: str, labels: Sequence[str]) -> str:
-    """A figure's name for a reader: with two classes, f1 names the class that it is of.
+    """A figure's name for a reader: with two classes, f1 and average_precision name the class that they are of.
 
-    >>> shown_name("f1", ["spam", "legit"]), shown_name("f1", ["a", "b", "c"])
-    ('f1 (legit)', 'f1')
+    >>> shown_name("f1", ["legit", "spam"]), shown_name("f1", ["a", "b", "c"])
+    ('f1 (spam)', 'f1')
     """
-    return f"{figure} ({labels[1]})" if figure == "f1" and len(labels) == 2 else figure
+    return f"{figure} ({labels[1]})" if figure in ("f1", "average_precision") and len(labels) == 2 else figure
+
+
+def positive_class(figures: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
+    """The class that f1 and average_precision are of, as an entry beside the figures; {} if it is not of two
+    classes."""
+    return {"positive_class": labels[1]} if "f1" in figures and len(labels) == 2 else {}
 
 
 def of_classes(labels: Sequence[str]) -> tuple[str, ...]:
@@ -50,6 +57,32 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_l
         metrics["f1"] = float(f1_score(truth, predicted, pos_label=1, average="binary", zero_division=0.0))
         metrics["acc_and_f1"] = (metrics["accuracy"] + metrics["f1"]) / 2
     return metrics
+
+
+def ranking_metrics(truth: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """auc and average_precision of class 1 of two, which need no threshold; {} if only one class occurs.
+
+    Args:
+        truth: 0 or 1.
+        scores: higher means class 1 is likelier; only their order counts.
+    """
+    right, got = np.asarray(truth), np.nan_to_num(np.asarray(scores, dtype=float))  # NaN: the model has diverged
+    if right.all() or not right.any():
+        return {}
+    precision = average_precisions(right[:, None], got[:, None])[0]
+    return {"auc": roc_auc(right, got), "average_precision": float(precision)}
+
+
+def roc_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive example scores higher than a negative one, equal scores
+    counting half; NaN if a score is not finite.
+
+    Args:
+        truth: 0 or 1, both at least once.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, scores)) if np.isfinite(scores).all() else float("nan")
 
 
 def per_class_metrics(

@@ -215,8 +215,10 @@ def test_f1_says_of_which_class_it_is(folder, tmp_path, capsys):
     assert "f1 (pos)" in capsys.readouterr().out and "f1 (pos)" in (tmp_path / "r.html").read_text()
     assert "f1 (pos)" in (folder / "texts" / "README.md").read_text()
     assert evaluate(folder, data) == 0
-    assert "f1" in json.loads(capsys.readouterr().out)
-    assert "f1" in json.loads((folder / "texts" / "metrics.json").read_text())["best"]
+    figures = json.loads(capsys.readouterr().out)
+    assert {"f1", "auc", "average_precision"} < figures.keys() and figures["positive_class"] == "pos"
+    report = json.loads((folder / "texts" / "metrics.json").read_text())
+    assert "f1" in report["best"] and report["positive_class"] == "pos"
 
 
 def test_what_the_best_evaluation_is_chosen_by(folder, tmp_path, capsys):
@@ -227,7 +229,8 @@ def test_what_the_best_evaluation_is_chosen_by(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "out/task.json").read_text())["metric"] == "macro_f1"
     capsys.readouterr()
     assert main([*finetune, "--out", str(tmp_path / "other"), "--metric", "F1"]) == 2
-    assert "--metric: expected one of accuracy, mcc, macro_f1, f1, acc_and_f1, got 'F1'" in complaint(capsys)
+    known = "accuracy, mcc, macro_f1, f1, acc_and_f1, auc, average_precision"
+    assert f"--metric: expected one of {known}, got 'F1'" in complaint(capsys)
 
 
 @pytest.mark.parametrize(

@@ -321,14 +321,17 @@ def test_sentences_that_nothing_ends_are_one(tmp_path):
 # ---- the figure that is chosen by
 
 
+TWO_CLASSES = ["accuracy", "mcc", "macro_f1", "f1", "acc_and_f1", "auc", "average_precision"]
+
+
 def test_what_is_chosen_by_can_be_any_figure_of_the_task(tmp_path):
     two = tiny_model.reviews(tmp_path / "two.tsv", 40)
     three = labelled(tmp_path / "three.tsv", [f"text {n}" for n in range(40)])
     three.write_text(three.read_text() + "text a\t2\ntext b\t2\n")
     tags = tiny_model.names_to_tag(tmp_path / "a.conll", 40)
     cases: list[tuple[Task, Path, list[str], list[str]]] = [
-        (Classify(), two, ["accuracy", "mcc", "macro_f1", "f1", "acc_and_f1"], ["F1", "mse"]),
-        (Classify(), three, ["accuracy", "mcc", "macro_f1"], ["f1"]),
+        (Classify(), two, TWO_CLASSES, ["F1", "mse"]),
+        (Classify(), three, ["accuracy", "mcc", "macro_f1"], ["f1", "auc"]),
         (Regress(), three, ["pearson", "spearman", "pearson_and_spearman"], ["mse"]),  # of which less is better
         (Tag(), tags, ["precision", "recall", "f1", "accuracy"], ["macro_f1"]),
         (Answer(), tiny_model.questions(tmp_path / "a.json", 20), ["exact_match", "f1"], ["accuracy"]),
@@ -344,10 +347,26 @@ def test_what_is_chosen_by_can_be_any_figure_of_the_task(tmp_path):
     assert read_data(Tag(), tags, None, SETTINGS, ignore)[0].metric == "f1"
 
 
+@pytest.mark.parametrize("figure", ["auc", "average_precision"])
+def test_ranking_needs_dev_examples_of_both_classes(tmp_path, figure):
+    train = tiny_model.reviews(tmp_path / "train.tsv", 40)
+    dev = tmp_path / "dev.tsv"
+    dev.write_text("sentence\tlabel\na film\tpos\n")
+    message = f"metric: {figure} needs dev examples of both classes, and all have the label 'pos'"
+    with pytest.raises(UserError, match=message):
+        read_data(Classify(), train, dev, replace(SETTINGS, metric=figure), ignore)
+    with pytest.raises(UserError, match=message):
+        read_data(Classify(metric=figure), train, dev, SETTINGS, ignore)
+    read_data(Classify(), train, dev, SETTINGS, ignore)
+
+
 def right_answers(task: Task, examples: list) -> list[dict]:
     """Predictions that are all right."""
     of_kind: dict[str, Callable] = {
-        "classify": lambda e: {"label": e.label},
+        "classify": lambda e: {
+            "label": e.label,
+            "scores": {label: float(label == e.label) for label in task.labels},
+        },
         "regress": lambda e: {"value": float(e.label)},
         "tag": lambda e: {"tags": list(e.tags)},
         "qa": lambda e: {"answer": e.answers[0][0]},

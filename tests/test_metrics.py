@@ -26,6 +26,7 @@ from electra_core.metrics import (
     classification_metrics,
     confusion_matrix,
     per_class_metrics,
+    ranking_metrics,
     regression_metrics,
     shown_name,
     span_metrics,
@@ -45,6 +46,22 @@ def test_classification_by_hand():
     assert table[0] == {"label": "no", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     assert table[2]["support"] == 0 and table[2]["f1"] == 0.0
     assert "f1" not in classification_metrics([0, 1, 2], [0, 1, 1], 3)
+
+
+def test_two_classes_ranked_by_score_as_defined():
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        truth = draws.permutation([0, 1, *draws.integers(0, 2, 38)])
+        scores = draws.integers(0, 8, 40) / 8  # many ties
+        pairs = np.subtract.outer(scores[truth == 1], scores[truth == 0])
+        places = sorted({*scores.tolist()}, reverse=True)
+        recalled = np.array([0, *(truth[scores >= at].sum() / truth.sum() for at in places)])
+        precise = np.array([truth[scores >= at].mean() for at in places])
+        wanted = {"auc": (0.5 * (1 + np.sign(pairs))).mean(), "average_precision": np.diff(recalled) @ precise}
+        assert ranking_metrics(truth.tolist(), scores.tolist()) == pytest.approx(wanted, abs=1e-12)
+    assert ranking_metrics([1, 1], [0.1, 0.9]) == ranking_metrics([0, 0], [0.1, 0.9]) == {}
+    unsure = ranking_metrics([0, 1, 1, 0], [float("nan")] * 4)  # of a model that has diverged
+    assert unsure == {"auc": 0.5, "average_precision": 0.5}
 
 
 def test_a_constant_prediction_scores_no_correlation():
@@ -281,7 +298,8 @@ def compare_with_seqeval(truth: list[list[str]], draw: random.Random) -> None:
 def test_f1_of_two_classes_says_of_which_one_it_is():
     assert shown_name("f1", ["spam", "legit"]) == "f1 (legit)"
     assert shown_name("f1", ["a", "b", "c"]) == shown_name("f1", []) == "f1"
-    assert shown_name("accuracy", ["spam", "legit"]) == "accuracy"
+    assert shown_name("average_precision", ["spam", "legit"]) == "average_precision (legit)"
+    assert shown_name("accuracy", ["spam", "legit"]) == shown_name("accuracy", []) == "accuracy"
 
 
 def test_span_scores_equal_seqevals():

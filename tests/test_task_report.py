@@ -37,12 +37,18 @@ def report_of(task: Task, examples: list, predictions: list) -> TaskReport:
     return make_report(Evaluation(task, metrics, examples, predictions, BadRows("x")), "MODEL", "DATA")
 
 
+def sure_of(label: str, score: float, labels: tuple[str, ...]) -> dict[str, Any]:
+    """A classifier's prediction, the other classes sharing what is left of the probability."""
+    others = dict.fromkeys(labels, (1 - score) / (len(labels) - 1))
+    return {"label": label, "score": score, "scores": others | {label: score}}
+
+
 @pytest.fixture
 def classes() -> TaskReport:
     labels = ["neg", "neg", "neg", "pos", "pos"]
     examples = [TextExample(str(n), n, f"text {n} <script>", None, label) for n, label in enumerate(labels, 2)]
     given = [("neg", 0.9), ("pos", 0.6), ("pos", 0.95), ("pos", 0.8), ("pos", 0.7)]
-    predictions = [{"label": label, "score": score, "scores": {}} for label, score in given]
+    predictions = [sure_of(label, score, ("neg", "pos")) for label, score in given]
     return report_of(Classify(labels=("neg", "pos")), examples, predictions)
 
 
@@ -56,10 +62,51 @@ def test_classes(classes):
     assert sum(row["count"] for row in found["calibration"]) == 5
 
 
+def two_classes(truth: str, scores: list[float]) -> TaskReport:
+    """Of a classifier of a and b: the examples' classes, and how sure the model is of b."""
+    examples = [TextExample(str(n), n, "text", None, label) for n, label in enumerate(truth, 1)]
+    predictions = [sure_of("b" if score > 0.5 else "a", max(score, 1 - score), ("a", "b")) for score in scores]
+    return report_of(Classify(labels=("a", "b")), examples, predictions)
+
+
+def test_two_classes_are_ranked_and_the_positive_one_is_named():
+    report = two_classes("aaab", [0.1, 0.3, 0.3, 0.3])
+    found, text = to_json(report), to_text(report)
+    assert (found["metrics"]["auc"], found["metrics"]["average_precision"]) == pytest.approx((2 / 3, 1 / 3))
+    assert found["constant_guess"]["auc"] == 0.5 and found["constant_guess"]["average_precision"] == 0.25
+    assert found["positive_class"] == "b" and "f1 (b)" in text and "average_precision (b)" in text
+    assert [row["average_precision"] for row in found["per_class"]] == pytest.approx([5 / 6, 1 / 3])
+    three = Classify(labels=("a", "b", "c"))
+    other = to_json(report_of(three, [TextExample("1", 1, "", None, "a")], [sure_of("a", 0.9, three.labels)]))
+    assert "positive_class" not in other and "auc" not in other["metrics"] and "thresholds" not in other
+
+
+def test_thresholds_are_those_of_the_rarer_of_two_classes():
+    found = to_text(two_classes("aaab", [0.1, 0.25, 0.25, 0.45]))
+    assert "Of 'b', if all texts that score at least this for it count as 'b'. F1 is best at 0.3;" in " ".join(
+        found.split()
+    )
+    assert "Of 'a', if" in " ".join(to_text(two_classes("abbb", [0.45, 0.9, 0.9, 0.9])).split())
+    assert "Of 'b', if" in " ".join(to_text(two_classes("ab", [0.45, 0.9])).split())
+    one = two_classes("aaa", [0.1, 0.2, 0.6])
+    assert "thresholds" not in to_json(one) and not {"auc", "average_precision"} & {*one.metrics}
+
+
+def test_a_reader_sees_the_worst_mistakes_and_a_program_all():
+    report = two_classes("a" * 30, [0.9] * 30)
+    assert len(to_json(report)["worst_mistakes"]) == 30
+    for shown in (to_text(report), to_html(report)):
+        assert "30 of 30 are wrong; most confident first. The first 20 of 30; a .json report has all." in " ".join(
+            shown.split()
+        )
+    assert to_html(report).count('<td class="words">text</td>') == 20
+    assert "a .json report" not in to_text(two_classes("a" * 20, [0.9] * 20))
+
+
 def test_labels_and_texts_cannot_steer_the_terminal():
     label = "\x1b[31mneg"
     examples = [TextExample(str(n), n, "a \x9b2J film", None, label) for n in range(4)]
-    predictions = [{"label": "pos", "score": 0.9, "scores": {}}] * 4
+    predictions = [sure_of("pos", 0.9, (label, "pos"))] * 4
     shown = to_text(report_of(Classify(labels=(label, "pos")), examples, predictions))
     assert r"\x1b[31mneg" in shown and r"a \x9b2J film" in shown
     assert "\x1b" not in shown and "\x9b" not in shown and shown.endswith("\n")
@@ -93,7 +140,7 @@ def many() -> TaskReport:
     truth = [n for n in range(24) for _ in range(n + 1)]
     examples = [TextExample(str(n), n, "text", None, f"class {label}") for n, label in enumerate(truth, 1)]
     given = [24 if label == 20 else 0 if label == 23 else label for label in truth]
-    predictions = [{"label": f"class {label}", "score": 0.9, "scores": {}} for label in given]
+    predictions = [sure_of(f"class {label}", 0.9, task.labels) for label in given]
     return report_of(task, examples, predictions)
 
 
@@ -115,7 +162,7 @@ def test_many_classes_are_shown_by_their_size_and_confused_in_pairs(many):
 def test_no_more_confusions_than_can_be_read():
     labels = tuple(map(str, range(40)))
     examples = [TextExample(label, 1, "text", None, label) for label in labels]
-    predictions = [{"label": labels[n - 1], "score": 0.9, "scores": {}} for n in range(40)]
+    predictions = [sure_of(labels[n - 1], 0.9, labels) for n in range(40)]
     report = report_of(Classify(labels=labels), examples, predictions)
     assert len(to_json(report)["commonest_confusions"]) == 15
     assert "15 of 40 pairs of truth and prediction" in to_text(report)

@@ -47,6 +47,7 @@ def _evaluate_flags(commands: Any) -> None:
 
 def evaluate(options: Namespace) -> None:
     """Metrics of a fine-tuned model."""
+    from electra_core.metrics import positive_class
     from electra_core.predict import evaluate
     from electra_core.reports import task_report
 
@@ -58,7 +59,8 @@ def evaluate(options: Namespace) -> None:
     report = task_report.make_report(result, str(options.model), str(options.data))
     if options.report:
         task_report.write_report(report, options.report)
-    print(json.dumps(result.metrics) if options.json else task_report.to_text(report))
+    figures = result.metrics | positive_class(result.metrics, result.task.labels)
+    print(json.dumps(figures, ensure_ascii=False) if options.json else task_report.to_text(report))
 
 
 def _predict_flags(commands: Any) -> None:

@@ -21,7 +21,14 @@ from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled_data.label_cells import labels_as_texts
 from electra_core.labelled_data.labelled import BadRows, TextExample, label_counts, read_texts
-from electra_core.metrics import OF_NUMBERS, classification_metrics, of_classes, regression_metrics
+from electra_core.metrics import (
+    OF_NUMBERS,
+    OF_SCORES,
+    classification_metrics,
+    of_classes,
+    ranking_metrics,
+    regression_metrics,
+)
 from electra_core.tasks import SequenceClassifier, TaskModel, classification_loss, regression_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -149,7 +156,7 @@ class Classify(TextTask):
     @property
     def figures(self) -> tuple[str, ...]:
         """See `Task`."""
-        return of_classes(self.labels)
+        return (*of_classes(self.labels), *(OF_SCORES if len(self.labels) == 2 else ()))
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
@@ -208,10 +215,14 @@ class Classify(TextTask):
         return {"label": self.labels[best], "score": float(probabilities_C[best]), "scores": scores}
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """accuracy, mcc, macro_f1 and, for two classes, f1 of the second."""
+        """accuracy, mcc, macro_f1; for two classes also f1 of the second and, if the examples are of both, auc and
+        average_precision from its scores."""
         truth = [self.labels.index(example.label or "") for example in examples]
         predicted = [self.labels.index(prediction["label"]) for prediction in predictions]
-        return classification_metrics(truth, predicted, len(self.labels))
+        figures = classification_metrics(truth, predicted, len(self.labels))
+        if len(self.labels) == 2 and all("scores" in prediction for prediction in predictions):
+            figures |= ranking_metrics(truth, [p["scores"][self.labels[1]] for p in predictions])
+        return figures
 
     def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:
         """The most frequent class, with each class's frequency as its score."""

@@ -39,6 +39,7 @@ from electra_core.finetuning.token_cache import cached
 from electra_core.labelled_data.features import Features, batch_order
 from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say
+from electra_core.metrics import OF_SCORES
 from electra_core.tokenizer import Tokenizer
 
 ALL_CLASSES_ALIKE = "macro_f1"
@@ -100,6 +101,11 @@ def read_data(
         skipped.append(bad)
     if settings.metric:
         task = _chosen_by(task, settings.metric)
+    if isinstance(task, Classify) and task.metric in OF_SCORES and len(only := label_counts(dev_examples)) == 1:
+        raise UserError(
+            f"{option('metric')}: {task.metric} needs dev examples of both classes, and all have the label "
+            f"{next(iter(only))!r}; choose another figure, or give a dev file with both"
+        )
     if settings.class_weights:
         if not isinstance(task, Classify):
             instead = (

@@ -13,6 +13,7 @@ from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch, PretrainOutput
 from electra_core.execution.distributed import Ranks
 from electra_core.masking import MaskFunction, mask
+from electra_core.metrics import roc_auc
 from electra_core.pretraining.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
@@ -155,7 +156,7 @@ def _detection(replaced: Tensor, score: Tensor) -> dict[str, float]:
         "eval_rtd_accuracy": float((said == replaced).float().mean()),
         "eval_rtd_precision": float(replaced[said].float().mean()) if said.any() else 0.0,
         "eval_rtd_recall": float(said[replaced].float().mean()),
-        "eval_rtd_auc": _auc(replaced, score),
+        "eval_rtd_auc": roc_auc(replaced.numpy(), score.numpy()),  # NaN if the model has diverged
         "eval_replaced_fraction": fraction,
         "eval_base_rate_loss": -fraction * math.log(fraction) - (1 - fraction) * math.log(1 - fraction),
     }
@@ -195,15 +196,6 @@ def _mlm_hits(electra: Any, batch: PretrainBatch) -> Tensor:
     """bool [M]: where the generator's top prediction is the original token."""
     masked = batch.tokens.with_ids(batch.masked_ids_T)
     return electra.generator(masked, batch.masked_positions_M).argmax(-1) == batch.target_ids_M
-
-
-def _auc(replaced: Tensor, score: Tensor) -> float:
-    """Area under the ROC curve; NaN for a model that has diverged."""
-    from sklearn.metrics import roc_auc_score
-
-    if not score.isfinite().all():
-        return math.nan
-    return float(roc_auc_score(replaced.numpy(), score.numpy()))
 
 
 def _weighted(values: list[float], weights: list[float]) -> float:

@@ -2,6 +2,7 @@
 
 task_report        what a fine-tuned model gets right and wrong
 report_tables      its tables
+class_report       its tables for classes
 multilabel_report  its tables where a text may have several labels
 demo_report        what the demo found, as charts and warnings
 demo_page          the demo's page

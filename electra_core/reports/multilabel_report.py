@@ -9,10 +9,15 @@ import numpy as np
 
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.labelled_data.labelled import MultiLabelExample
-from electra_core.metrics import average_precisions, multilabel_f1, per_label_metrics
-from electra_core.reports.report_tables import WORST, Table, calibration_table, label_table, table_of, text_or_pair
-
-THRESHOLDS = (0.01, 0.02, 0.05, *(step / 10 for step in range(1, 10)))
+from electra_core.metrics import average_precisions, per_label_metrics
+from electra_core.reports.report_tables import (
+    WORST,
+    Table,
+    calibration_table,
+    label_table,
+    text_or_pair,
+    thresholds_table,
+)
 
 
 def multilabel_tables(
@@ -28,21 +33,10 @@ def multilabel_tables(
     seen = np.flatnonzero((truth | predicted).any(axis=0)).tolist()
     return [
         label_table("Per label", note, rows, seen),
-        _thresholds(truth, scores),
+        thresholds_table("Over all labels together (micro).", "--threshold {}", truth, scores),
         calibration_table(sure.tolist(), right.tolist(), " over all labels of all texts"),
         _worst(task, examples, truth, predicted, scores),
     ]
-
-
-def _thresholds(truth: np.ndarray, scores: np.ndarray) -> Table:
-    rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
-    best = max(rows, key=lambda row: row["f1"])
-    advice = (
-        f"F1 is best at --threshold {best['threshold']:g}; to choose it for that, evaluate on other data."
-        if best["f1"]
-        else "None of them finds a label."
-    )
-    return table_of("Thresholds", f"Over all labels together (micro). {advice}", rows)
 
 
 def _worst(
@@ -67,10 +61,10 @@ def _worst(
             float(far[n]),
             text_or_pair(examples[n]),
         )
-        for n in sorted(wrong.tolist(), key=lambda n: -far[n])[:WORST]
+        for n in sorted(wrong.tolist(), key=lambda n: -far[n])
     ]
     note = (
         f"{len(wrong)} of {len(examples)} texts miss a label or have one too many; the largest error "
         "of a label's probability first."
     )
-    return Table("Worst mistakes", note, ("line", "missing", "too many", "off by", "text"), rows)
+    return Table("Worst mistakes", note, ("line", "missing", "too many", "off by", "text"), rows, shown=WORST)

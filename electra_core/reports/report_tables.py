@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from electra_core.metrics import answered, calibration
+import numpy as np
+
+from electra_core.metrics import answered, calibration, multilabel_f1
 
 WORST = 20  # mistakes shown
 TEXT_LENGTH = 240  # characters shown of a text
 MANY_LABELS = 20
 """With more labels, only those that occur are shown, the commonest first, and pairs instead of a matrix."""
 CONFUSIONS = 15  # pairs shown
+THRESHOLDS = (0.01, 0.02, 0.05, *(step / 10 for step in range(1, 10)))
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Table:
     shaded: bool = False
     only_data: bool = False
     """Whether it is too large for a reader, and only in the JSON."""
+    shown: int | None = None
+    """Number of rows that a reader sees, the first; all are in the JSON. None: all."""
+
+    def to_read(self) -> Table:
+        """The table with the rows that a reader sees, and a note if there are others."""
+        if self.shown is None or len(self.rows) <= self.shown:
+            return self
+        note = f"{self.note} The first {self.shown} of {len(self.rows):,}; a .json report has all."
+        return replace(self, note=note, rows=self.rows[: self.shown])
 
 
 def table_of(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
@@ -49,6 +61,26 @@ def answered_table(confidence: Sequence[float], correct: Sequence[bool]) -> Tabl
     """Results if the model answers only where it is confident enough (`metrics.answered`)."""
     note = "Answers with at least this score. To choose a threshold here, evaluate on other data."
     return table_of("If only sure answers count", note, answered(confidence, correct))
+
+
+def thresholds_table(note: str, place: str, truth: np.ndarray, scores: np.ndarray) -> Table:
+    """Precision, recall and F1 over all decisions together, for several thresholds.
+
+    Args:
+        note: what the figures are of, a sentence.
+        place: where a threshold is set, with {} for it.
+        truth: any shape, 0 or 1.
+        scores: of the same shape, probabilities.
+    """
+    rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
+    best = max(rows, key=lambda row: row["f1"])
+    advice = (
+        f"F1 is best at {place.format(format(best['threshold'], 'g'))}; to choose it for that, evaluate on other "
+        "data."
+        if best["f1"]
+        else "None of them finds a label."
+    )
+    return table_of("Thresholds", f"{note} {advice}", rows)
 
 
 def label_table(title: str, note: str, rows: Sequence[dict[str, Any]], seen: Collection[int]) -> Table:

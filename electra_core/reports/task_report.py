@@ -16,24 +16,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from electra_core.downstream.interface import baseline
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad_metrics import f1_score
 from electra_core.downstream.tagging import marks_spans, side_by_side
 from electra_core.errors import UserError, printable, writing
-from electra_core.metrics import confusion_matrix, per_class_metrics, shown_name, span_metrics
+from electra_core.metrics import per_class_metrics, positive_class, shown_name, span_metrics
 from electra_core.predict import Evaluation
+from electra_core.reports.class_report import class_tables
 from electra_core.reports.multilabel_report import multilabel_tables
 from electra_core.reports.pages import page
 from electra_core.reports.report_tables import (
-    MANY_LABELS,
     WORST,
     Table,
     answered_table,
     calibration_table,
-    confusions_table,
     label_table,
     short,
     table_of,
@@ -78,44 +75,13 @@ def _figures_alone(evaluation: Evaluation) -> tuple[dict[str, float], list[Table
 
 
 def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
-    labels = evaluation.task.labels
-    truth = [labels.index(example.label) for example in evaluation.examples]
-    predicted = [labels.index(prediction["label"]) for prediction in evaluation.predictions]
-    scores, right = [p["score"] for p in evaluation.predictions], np.equal(truth, predicted).tolist()
-    return _constant(evaluation), [
-        label_table("Per class", "", per_class_metrics(truth, predicted, labels), {*truth, *predicted}),
-        *_confusions(truth, predicted, labels),
-        calibration_table(scores, right),
-        answered_table(scores, right),
-        _worst_classes(evaluation),
-    ]
+    return _constant(evaluation), class_tables(evaluation)
 
 
 def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     task = evaluation.task
     assert isinstance(task, MultiLabel)
     return _constant(evaluation), multilabel_tables(task, evaluation.examples, evaluation.predictions)
-
-
-def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
-    """The confusion matrix; with many labels it is only for programs, and the commonest pairs are added."""
-    counts, many = confusion_matrix(truth, predicted, len(labels)), len(labels) > MANY_LABELS
-    rows = [(label, *row) for label, row in zip(labels, counts)]
-    note, columns = "Rows are the truth, columns the prediction.", ("truth", *labels)
-    matrix = Table("Confusion", note, columns, rows, shaded=True, only_data=many)
-    return [matrix, confusions_table(truth, predicted, labels)] if many else [matrix]
-
-
-def _worst_classes(evaluation: Evaluation) -> Table:
-    wrong = [
-        (example, prediction)
-        for example, prediction in zip(evaluation.examples, evaluation.predictions)
-        if example.label != prediction["label"]
-    ]
-    wrong.sort(key=lambda pair: -pair[1]["score"])
-    rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong[:WORST]]
-    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; most confident first.",
-                 ("line", "truth", "prediction", "score", "text"), rows)  # fmt: skip
 
 
 def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -128,7 +94,7 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         key=lambda row: -abs(row[3]),
     )
     columns = ("line", "truth", "prediction", "error", "text")
-    table = Table("Worst mistakes", "Largest errors first.", columns, rows[:WORST])
+    table = Table("Worst mistakes", "Largest errors first.", columns, rows, shown=WORST)
     return _constant(evaluation), [table]
 
 
@@ -157,7 +123,7 @@ def _worst_sentences(evaluation: Evaluation) -> Table:
             rows.append((example.line, len(wrong), short("; ".join(wrong)), short(" ".join(example.words))))
     rows.sort(key=lambda row: -row[1])
     note = f"{len(rows)} of {len(evaluation.examples)} sentences have mistakes; most mistakes first."
-    return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows[:WORST])
+    return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows, shown=WORST)
 
 
 def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -184,7 +150,7 @@ def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         f"{len(rows)} of {len(evaluation.examples)} answers are not exact; lowest F1 first, then most confident."
     )
     constant = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
-    return constant, [Table("Worst mistakes", note, columns, rows[:WORST])]
+    return constant, [Table("Worst mistakes", note, columns, rows, shown=WORST)]
 
 
 def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
@@ -201,7 +167,7 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     return _constant(evaluation), [
         calibration_table(scores, correct),
         answered_table(scores, correct),
-        Table("Worst mistakes", note, columns, wrong[:WORST]),
+        Table("Worst mistakes", note, columns, wrong, shown=WORST),
     ]
 
 
@@ -219,7 +185,7 @@ def _cell(value: Any) -> str:
 
 
 def to_json(report: TaskReport) -> dict[str, Any]:
-    """Plain values: tables as lists of rows by column name."""
+    """Plain values: tables as lists of rows by column name, with all rows."""
     tables = {
         t.title.lower().replace(" ", "_"): [dict(zip(t.columns, row)) for row in t.rows] for t in report.tables
     }
@@ -229,6 +195,7 @@ def to_json(report: TaskReport) -> dict[str, Any]:
         "task": report.kind,
         "examples": report.examples,
         "metrics": report.metrics,
+        **positive_class(report.metrics, report.labels),
         "constant_guess": report.baseline,
         **tables,
     }
@@ -246,7 +213,7 @@ def to_text(report: TaskReport) -> str:
 
 
 def _to_read(report: TaskReport) -> list[Table]:
-    return [table for table in report.tables if not table.only_data]
+    return [table.to_read() for table in report.tables if not table.only_data]
 
 
 def _metric_columns(report: TaskReport) -> tuple[str, ...]:

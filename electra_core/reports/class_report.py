@@ -1,0 +1,78 @@
+"""The tables of a classifier's report: what it gets right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from electra_core.metrics import average_precisions, confusion_matrix, per_class_metrics
+from electra_core.predict import Evaluation
+from electra_core.reports.report_tables import (
+    MANY_LABELS,
+    WORST,
+    Table,
+    answered_table,
+    calibration_table,
+    confusions_table,
+    label_table,
+    text_or_pair,
+    thresholds_table,
+)
+
+
+def class_tables(evaluation: Evaluation) -> list[Table]:
+    """Figures per class, confusions, thresholds of two classes, calibration, sure answers, worst mistakes."""
+    labels, predictions = evaluation.task.labels, evaluation.predictions
+    truth = [labels.index(example.label) for example in evaluation.examples]
+    predicted = [labels.index(prediction["label"]) for prediction in predictions]
+    scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
+    marks = np.equal.outer(truth, range(len(labels)))
+    ranked = zip(per_class_metrics(truth, predicted, labels), average_precisions(marks, scores))
+    rows = [row | {"average_precision": float(figure)} for row, figure in ranked]
+    sure, right = [p["score"] for p in predictions], np.equal(truth, predicted).tolist()
+    return [
+        label_table("Per class", "", rows, {*truth, *predicted}),
+        *_confusions(truth, predicted, labels),
+        *_thresholds(marks, scores, labels),
+        calibration_table(sure, right),
+        answered_table(sure, right),
+        _worst(evaluation),
+    ]
+
+
+def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> list[Table]:
+    """The confusion matrix; with many labels it is only for programs, and the commonest pairs are added."""
+    counts, many = confusion_matrix(truth, predicted, len(labels)), len(labels) > MANY_LABELS
+    rows = [(label, *row) for label, row in zip(labels, counts)]
+    note, columns = "Rows are the truth, columns the prediction.", ("truth", *labels)
+    matrix = Table("Confusion", note, columns, rows, shaded=True, only_data=many)
+    return [matrix, confusions_table(truth, predicted, labels)] if many else [matrix]
+
+
+def _thresholds(marks: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[Table]:
+    """Of two classes that both occur, figures of the rarer one (the second, if they are equally frequent) for
+    thresholds of its score.
+
+    Args:
+        marks: [N, C], whether it is the example's class.
+        scores: [N, C].
+    """
+    counts = marks.sum(axis=0)
+    if len(labels) != 2 or not counts.all():
+        return []
+    rarer = 0 if counts[0] < counts[1] else 1
+    note = f"Of {labels[rarer]!r}, if all texts that score at least this for it count as {labels[rarer]!r}."
+    return [thresholds_table(note, "{}", marks[:, rarer], scores[:, rarer])]
+
+
+def _worst(evaluation: Evaluation) -> Table:
+    wrong = [
+        (example, prediction)
+        for example, prediction in zip(evaluation.examples, evaluation.predictions)
+        if example.label != prediction["label"]
+    ]
+    wrong.sort(key=lambda pair: -pair[1]["score"])
+    rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong]
+    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; most confident first.",
+                 ("line", "truth", "prediction", "score", "text"), rows, shown=WORST)  # fmt: skip
