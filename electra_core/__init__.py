@@ -39,6 +39,7 @@ trace           one step in slow motion
 demo            everything in minutes
 cli             `electra`
 errors          what the user can fix, in one line
+version         which code this is
 """
 
 from __future__ import annotations

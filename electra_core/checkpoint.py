@@ -33,7 +33,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from electra_core import __version__
 from electra_core.errors import UserError, option
 from electra_core.execution.distributed import Ranks
 from electra_core.execution.sharding import gathered, placed_like
@@ -49,6 +48,7 @@ from electra_core.runs.checkpoint_files import (
     read_record,
     record_digest,
 )
+from electra_core.version import version
 
 log = logging.getLogger("electra_core")
 
@@ -101,7 +101,7 @@ class Checkpoint:
 def versions() -> dict[str, str]:
     """Versions of everything that may change the last bits of a run."""
     return {
-        "electra-core": __version__,
+        "electra-core": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -143,6 +143,7 @@ class CheckpointWriter:
         for path in _superfluous(folder, resumed_from, keep):  # left by a process killed while removing them
             if path < folder / folder_name(resumed_from):
                 shutil.rmtree(path, ignore_errors=True)
+        version()  # read now: the sources may change before the first save
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[None] | None = None
 

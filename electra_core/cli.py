@@ -16,7 +16,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from electra_core import __version__
 from electra_core.commands import inspect, train, use
 from electra_core.commands.flags import CommandParser, Help, Parser, is_to_say
 from electra_core.errors import (
@@ -33,6 +32,7 @@ from electra_core.errors import (
     threads_quiet_about_disks,
 )
 from electra_core.execution import torchrun
+from electra_core.version import version
 
 DIVERGED = 3
 """Exit status of a run that diverged: an unchanged restart would diverge again."""
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_any_letter()
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.version:
+        print(f"electra-core {version()}")
+        return 0
     if options.command is None:
         parser.print_help()
         return 2
@@ -128,7 +131,7 @@ def _failed(options: argparse.Namespace, status: int, why: object) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     parser = Parser(prog="electra", description="ELECTRA: pre-train, fine-tune, inspect.", formatter_class=Help)
-    parser.add_argument("--version", action="version", version=f"electra-core {__version__}")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser
     )

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from electra_core.version import source_digest
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "electra_core").rglob("*.py"))
 ROOMS = sorted(path.parent for path in (ROOT / "electra_core").glob("*/__init__.py"))
@@ -230,8 +232,8 @@ STALE = {"electra_core/squad.py", "electra_core/gone/__init__.py", "electra_kern
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of the files in a wheel, built without the network from a copy of what is packaged."""
+def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built without the network from a copy of what is packaged."""
     if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
         pytest.skip("setuptools and pip are not in this environment")
     folder = tmp_path_factory.mktemp("wheel")
@@ -249,7 +251,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = folder.glob("electra_core-*.whl")
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(built_wheel: Path) -> set[str]:
+    """Names of the files in it."""
+    with zipfile.ZipFile(built_wheel) as archive:
         return set(archive.namelist())
 
 
@@ -258,6 +266,13 @@ def test_the_wheel_holds_both_packages_with_all_their_modules(wheel: set[str]) -
     assert {f"electra_kernels/{path.name}" for path in KERNELS} <= wheel
     tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
     assert tops == {"electra_core", "electra_kernels"}, "and no package named kernels or tests"
+
+
+def test_what_a_wheel_installs_is_known_as_this_checkout(built_wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(built_wheel) as archive:
+        archive.extractall(tmp_path)
+    installed = source_digest([tmp_path / "electra_core", tmp_path / "electra_kernels"])
+    assert installed == source_digest([ROOT / "electra_core", ROOT / "kernels"])
 
 
 def test_the_wheel_holds_no_module_that_an_earlier_build_left(wheel: set[str]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import electra_kernels
 import torch
 
-from electra_core import __version__
 from electra_core.errors import UserError
 from electra_core.execution.engine import choose_engine
 from electra_core.execution.memory import free_bytes
 from electra_core.execution.placement import resolve_device, resolve_precision
+from electra_core.version import version
 
 
 def facts() -> dict[str, Any]:
@@ -23,7 +23,7 @@ def facts() -> dict[str, Any]:
 
     Launches a small kernel on the GPU, and builds the loops in C unless they are built.
     """
-    versions = {"electra-core": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    versions = {"electra-core": version(), "python": platform.python_version(), "torch": torch.__version__}
     return {**versions, "triton": _triton_version(), **_choices(), **_implementations()}
 
 

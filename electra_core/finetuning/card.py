@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from electra_core import __version__
 from electra_core.downstream.interface import Task
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.hub.layout import changed_classes
 from electra_core.hub.model_places import SHIPPED, is_name, name_in_card
 from electra_core.metrics import shown_name
 from electra_core.tasks import MultipleChoice, QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier
+from electra_core.version import version
 
 PIPELINES = {
     SequenceClassifier: "text-classification", TokenClassifier: "token-classification",
@@ -88,7 +88,7 @@ def about_training(
     began = f"random weights, in the sizes of {name_in_card(model)}" if settings.random_start else start
     chosen_by = shown_name(task.metric, [as_markdown(label) for label in task.labels])
     text = (
-        f"Fine-tuned with electra-core {__version__} from {began} on {examples:,} examples of up to "
+        f"Fine-tuned with electra-core {version()} from {began} on {examples:,} examples of up to "
         f"{task.max_length} tokens. Another {dev:,}, the development data, chose the best evaluation by "
         f"{chosen_by}."
     )

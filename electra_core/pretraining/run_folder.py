@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from electra_core import __version__
 from electra_core.checkpoint import Checkpoint
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
@@ -39,6 +38,7 @@ from electra_core.model_dir import find_model, save_pretrained
 from electra_core.runs.checkpoint_files import checkpoint_folders, read_record
 from electra_core.runs.folder import FOLDERS, HALVES
 from electra_core.runs.state import FINISHED, read_state
+from electra_core.version import version
 
 log = logging.getLogger("electra_core")
 Pair = tuple[Path | str | None, Path | str | None]
@@ -226,7 +226,7 @@ def model_card(
 library_name: electra-core
 tags: [electra, replaced-token-detection]
 ---
-# ELECTRA `{config.model}`, pre-trained with electra-core {__version__}
+# ELECTRA `{config.model}`, pre-trained with electra-core {version()}
 
 {continued}Objective `{config.objective}`, {taken} of {config.batch_size} x {config.max_length}
 tokens ({tokens:,} tokens in all), seed {config.seed}, on a corpus of {corpus.num_tokens:,} tokens
