@@ -176,6 +176,7 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
         header=options.header,
         labels=labels,
         separator=separator,
+        group=getattr(options, "group_column", None),
     )
 
 

@@ -390,7 +390,11 @@ def _finetune_flags(commands: Any) -> None:
              "~/.cache/electra-core/tokens)",
     )  # fmt: skip
     training_flags(command)
-    config_flags(column_flags(command, "a usual name, such as text"), FinetuneSettings, ("skip_bad_rows",))
+    columns = column_flags(command, "a usual name, such as text")
+    columns.add_argument("--group-column", metavar="COLUMN",
+                         help="without --dev: column whose equal values (of a patient, a document) stay together, "
+                              "all held out or none")  # fmt: skip
+    config_flags(columns, FinetuneSettings, ("skip_bad_rows",))
     for heading, names in FINETUNE_GROUPS.items():
         group = command.add_argument_group(heading)
         config_flags(group, FinetuneSettings, names)

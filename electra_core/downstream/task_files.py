@@ -24,7 +24,7 @@ from electra_core.downstream.tagging import Tag, as_iob
 from electra_core.errors import UserError
 from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.layout import MULTI_LABEL, REGRESSION, read_labels
-from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.columns import Columns, to_json
 from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier
 
 log = logging.getLogger("electra_core")
@@ -146,7 +146,10 @@ def load_model(task: Task, directory: Path) -> TaskModel:
 
 def task_to_json(task: Task) -> dict[str, Any]:
     """Plain values from which `task_from_json` makes the task again."""
-    return {"kind": task.kind, **dataclasses.asdict(task)}  # type: ignore[call-overload]
+    values = dataclasses.asdict(task)  # type: ignore[call-overload]
+    if isinstance(columns := getattr(task, "columns", None), Columns):
+        values["columns"] = to_json(columns)
+    return {"kind": task.kind, **values}
 
 
 def task_from_json(fields: Any, where: str) -> Task:

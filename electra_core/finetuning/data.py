@@ -36,7 +36,9 @@ from electra_core.finetuning.data_warnings import (
 from electra_core.finetuning.dev_split import split
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.token_cache import cached
+from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import Features, batch_order
+from electra_core.labelled_data.groups import groups_of
 from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say
 from electra_core.metrics import OF_SCORES
@@ -83,8 +85,13 @@ def read_data(
         The task fitted to its training data, training examples, dev examples, the rows that were skipped.
 
     Raises:
-        UserError: data unreadable or empty, bad rows (unless skipped), labels unseen in training.
+        UserError: data unreadable or empty, bad rows (unless skipped), labels unseen in training; a group column
+            where none is needed or found.
     """
+    columns = getattr(task, "columns", None)
+    columns = columns if isinstance(columns, Columns) else Columns()
+    if dev is not None and columns.group is not None:
+        raise UserError(f"--group-column: no effect with {option('dev')}, which is held out already")
     read, bad = read_all(task, train, skip_bad_rows=settings.skip_bad_rows)
     examples, skipped = read, [bad]
     has_labels = isinstance(task, Classify | MultiLabel)
@@ -93,7 +100,7 @@ def read_data(
         if bad.found is not None:  # other files are read by the same names, whatever other columns they have
             task = replace(task, columns=bad.found.named(task.columns))
     if dev is None:
-        examples, dev_examples = split(read, train, by_label=has_labels)
+        examples, dev_examples = _held_out(read, train, columns, say, by_label=has_labels)
         task = _fitted(task, examples + dev_examples, train)
     else:
         task = _fitted(task, examples, train)
@@ -133,6 +140,26 @@ def read_data(
         if warning:
             say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
+
+
+def _held_out(
+    read: Sequence[Any], train: str | Path, columns: Columns, say: Say, *, by_label: bool
+) -> tuple[list[Any], list[Any]]:
+    """Training and dev examples of the training data; `say` gets what became of its groups, if it has a column for
+    them."""
+    if columns.group is None:
+        return split(read, train, by_label=by_label)
+    groups = groups_of(train, columns, read)
+    parts = split(read, train, by_label=by_label, named=groups)
+    of_line = dict(zip((example.line for example in read), groups))
+    held_out, named = {of_line[example.line] for example in parts[1]} - {None}, {*groups} - {None}
+    alone = groups.count(None)
+    without = f"; {alone:,} belong{'s' * (alone == 1)} to no group" if alone else ""
+    say(
+        f"{train}: held out {len(held_out):,} of {len(named):,} groups, with {len(parts[1]):,} of {len(read):,} "
+        f"examples{without}"
+    )
+    return parts
 
 
 def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> Iterator[str | None]:

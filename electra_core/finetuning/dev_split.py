@@ -1,6 +1,7 @@
 """Chooses the labelled examples to hold out if there is no dev file: the same for every run and every seed.
 
-Examples with the same input stay on one side. Each class gets about its share of the held-out examples:
+Examples with the same input stay on one side, and if groups are given, those of a group do, too. Each class gets
+about its share of the held-out examples:
 
     quota    the held-out share of its examples, at least one if there is room; none for a class whose examples all
              have one input, since it could not be learned then
@@ -30,7 +31,13 @@ SPLIT_STREAM = 2  # of the random numbers of a fine-tuning run
 UNEVEN = 5  # chance may add or take 1/UNEVEN of a quota
 
 
-def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> tuple[list[Any], list[Any]]:
+def split(
+    examples: Sequence[Any],
+    where: object,
+    *,
+    by_label: bool = False,
+    named: Sequence[str | None] | None = None,
+) -> tuple[list[Any], list[Any]]:
     """Training and held-out examples, each in the file's order; examples with the same input stay together.
 
     Groups with one input are held out in a random order, the same for every run, as long as they fit into a tenth
@@ -40,21 +47,25 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
         where: what error messages call the examples.
         by_label: whether to give each class its share on both sides; for texts with several labels, each set of
             labels counts as a class.
+        named: for each example the group that stays together, too; None: it belongs to none.
 
     Raises:
-        UserError: all examples have the same input.
+        UserError: all examples have the same input, or are of one group.
     """
-    inputs = [input_of(example) for example in examples]
-    groups: dict[bytes, list[int]] = {}
-    for index, key in enumerate(inputs):
+    keys: Sequence[Hashable] = [input_of(example) for example in examples]
+    if named is not None:
+        keys = _joined(keys, named)
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
-        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples with the same input"
+        of_one = "with the same input" if named is None else "that all belong together"
+        what = "a single example" if len(examples) < 2 else f"{len(examples)} examples {of_one}"
         if isinstance(examples[0], TaggedExample):
             what += " (an empty line ends a sentence)"
         raise UserError(f"{where}: {what} cannot be split; give a dev file ({option('dev')})")
     order = np.random.Generator(np.random.Philox(key=fold(SPLIT_SEED, SPLIT_STREAM))).permutation(len(examples))
-    in_order = [groups[key] for key in dict.fromkeys(inputs[index] for index in order)]
+    in_order = [groups[key] for key in dict.fromkeys(keys[index] for index in order)]
     labels = [frozenset(labels_in(example)) if by_label else None for example in examples]
     chosen = _chosen([Counter(labels[index] for index in group) for group in in_order], Counter(labels))
     held_out = {index for place in chosen for index in in_order[place]} or {*min(in_order, key=len)}
@@ -62,6 +73,22 @@ def split(examples: Sequence[Any], where: object, *, by_label: bool = False) -> 
     for index, example in enumerate(examples):
         parts[index in held_out].append(example)
     return parts
+
+
+def _joined(inputs: Sequence[Hashable], named: Sequence[str | None]) -> list[Hashable]:
+    """A key for each example, the same for two with one input or of one group, and for those joined by others."""
+    above: dict[Hashable, Hashable] = {}
+
+    def top(key: Hashable) -> Hashable:
+        above.setdefault(key, key)
+        while above[key] != key:
+            above[key] = key = above[above[key]]
+        return key
+
+    for given, group in zip(inputs, named):
+        if group is not None:
+            above[top(given)] = top(("group", group))
+    return [top(given) for given in inputs]
 
 
 def _chosen(groups: Sequence[Counter[Hashable]], left: Counter[Hashable]) -> set[int]:

@@ -34,7 +34,7 @@ from electra_core.finetuning.card import About, model_card
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.hub.weight_files import SAFETENSORS, weights_digest
-from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.columns import Columns, to_json
 from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.folder import make_run
 from electra_core.runs.state import RunState
@@ -178,7 +178,7 @@ def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]])
     """
     was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
     if columns := was.get("task", {}).get("columns"):
-        was["task"] = {**was["task"], "columns": {**asdict(Columns()), **columns}}
+        was["task"] = {**was["task"], "columns": {**to_json(Columns()), **columns}}
     return "; ".join(
         f"{name} differs" if table == "start" else
         f"{name} was {was.get(table, {}).get(name)!r}, is now {value!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ LABEL_NAMES = (
 ID_NAMES = ("id", "idx", "index", "guid", "pairID")
 USUAL_NAMES = (*TEXT_NAMES, *itertools.chain(*PAIR_NAMES), *LABEL_NAMES, *ID_NAMES)
 
+FIRST_ROWS = 100
+"""Rows whose columns together count as the file's: a row of JSON lines may lack some."""
+
 ColumnName = str | int | tuple[str, ...] | None
 """A column's name or its number from 1; of several, the first that the file has counts; None: the usual names.
 
@@ -60,6 +63,8 @@ class Columns:
     """For texts with any number of labels: the columns of 0 and 1, one for each label, instead of `label`."""
     separator: str | None = None
     """For such texts: what separates the labels in a cell (`label_cells.SEPARATOR` if None)."""
+    group: ColumnName = None
+    """In fine-tuning without dev data: rows with the same value are held out together, or trained on together."""
 
     def __post_init__(self) -> None:
         for role in ALL_FLAGS:
@@ -87,7 +92,7 @@ class TrainedColumns(Columns):
 
 NO_COLUMN = "none"
 ROLE_FLAGS = {"text": "--text-column", "pair": "--text-pair-column", "label": "--label-column"}
-ALL_FLAGS = {**ROLE_FLAGS, "id": "--id-column"}
+ALL_FLAGS = {**ROLE_FLAGS, "id": "--id-column", "group": "--group-column"}
 LABEL_COLUMNS_FLAG = "--label-columns"
 
 
@@ -108,6 +113,13 @@ def for_another_file(columns: Columns, given: Columns, form: str = "") -> Traine
     return TrainedColumns(**vars(columns), asked=asked, instead_of=names, form=form)
 
 
+def to_json(columns: Columns) -> dict[str, Any]:
+    """Its values by name. Without a group column it has no entry: what was fine-tuned before there were groups is
+    resumed, and its tokens in the cache are found."""
+    values = asdict(columns)
+    return {role: value for role, value in values.items() if role != "group" or value is not None}
+
+
 def alternatives(name: ColumnName) -> tuple[str, ...]:
     """A column's possible names as a tuple."""
     return (str(name),) if isinstance(name, (str, int)) else name or ()
@@ -115,7 +127,7 @@ def alternatives(name: ColumnName) -> tuple[str, ...]:
 
 def names_given(columns: Columns) -> list[str]:
     """The names and numbers that were given for any role."""
-    roles = columns.text, columns.pair, columns.label, columns.labels, columns.id
+    roles = columns.text, columns.pair, columns.label, columns.labels, columns.id, columns.group
     return [name for role in roles for name in alternatives(role)]
 
 
@@ -259,6 +271,17 @@ def find_columns(
             f"{_or_no_header(path, wanted)}{_other_kind(path, present)}"
         )
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present), own)
+
+
+def column_named(path: Path, present: Sequence[str], wanted: Columns, role: str) -> str:
+    """The column that was named for a role.
+
+    Raises:
+        UserError: the file has no such column; the message lists those present.
+    """
+    if (name := _match(present, alternatives(getattr(wanted, role)))) is None:
+        raise UserError(_not_there(path, present, wanted, [role]))
+    return name
 
 
 def _label_columns(path: Path, present: Sequence[str], wanted: Columns) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.files.row_files import OTHER_ENCODING, Row
 from electra_core.files.text_lines import at_hand, read_lines, text_problem
-from electra_core.labelled_data.columns import Columns, Found, find_columns, id_of, table
+from electra_core.labelled_data.columns import FIRST_ROWS, Columns, Found, find_columns, id_of, table
 from electra_core.labelled_data.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
 from electra_core.labelled_data.notices import Lost
 
@@ -31,8 +31,6 @@ log = logging.getLogger("electra_core")
 NO_ROW_ID = "if that column does not hold row ids: --id-column none"
 FEWEST_IDS = 10
 """Among fewer ids, a repeated one is taken for a slip."""
-FIRST_ROWS = 100
-"""Rows whose columns together count as the file's: a row of JSON lines may lack some."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from electra_core.labelled_data.columns import (
     may_be_usual,
     names_of,
 )
+from electra_core.labelled_data.groups import ONLY_ROWS
 from electra_core.labelled_data.label_cells import label_text
 from electra_core.labelled_data.labelled import BadRows, checked, examples_of_rows
 from electra_core.labelled_data.tagged_rows import (
@@ -97,6 +98,8 @@ def read_tagged(
     names, has_rows = table_columns(path, columns, labelled), _holds_rows(path, columns, labelled)
     if (names or not has_rows) and columns.id not in (None, NO_COLUMN) and not may_be_usual(columns, "id"):
         raise UserError(f"--id-column: no effect with {path}, where a row is a word")
+    if not (names or has_rows) and labelled and columns.group is not None:
+        raise UserError(f"--group-column: no effect with {path}, which is no table; {ONLY_ROWS}")
     if names:
         examples = _read_table(path, names, columns.encoding, bad, labelled)
     elif has_rows:

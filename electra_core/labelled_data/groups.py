@@ -1,0 +1,47 @@
+"""Reads which examples belong together, such as those of one patient or document, from a column of their table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from electra_core.errors import UserError
+from electra_core.files.text_lines import at_hand
+from electra_core.labelled_data.columns import FIRST_ROWS, Columns, column_named, table
+from electra_core.labelled_data.label_cells import label_text
+
+ONLY_ROWS = "expected rows with a column for the group, as CSV, TSV, JSON lines or Parquet have"
+
+
+def groups_of(path: Path | str, columns: Columns, examples: Sequence[Any]) -> list[str | None]:
+    """For each example the text in its row's group column; None where the cell is empty or missing.
+
+    The file is read a second time, so that readers and examples need not know of groups.
+
+    Args:
+        path: the file that the examples were read from.
+        columns: as they were read, and `group`.
+
+    Raises:
+        UserError: the examples are no rows, there is no such column, or it holds lists or the like.
+    """
+    path = Path(path)
+    lines = [getattr(example, "line", 0) for example in examples]
+    if 0 in lines:
+        raise UserError(f"--group-column: no effect with {path}, which is no table; {ONLY_ROWS}")
+    rows = table(path, columns)
+    first = list(at_hand(rows, FIRST_ROWS, path))
+    name = column_named(path, list(dict.fromkeys(name for row in first for name in row.cells)), columns, "group")
+    wanted, found = set(lines), dict[int, str | None]()
+    for row in itertools.chain(first, rows):
+        if row.line in wanted:
+            value = row.cells.get(name)
+            if isinstance(value, (list, dict, bytes)):
+                kind = type(value).__name__
+                raise UserError(f"{path}:{row.line}: column {name!r}: expected one value per row, got a {kind}")
+            found[row.line] = label_text(value)
+    if wanted - found.keys():
+        raise UserError(f"{path}: cannot be read twice, which --group-column needs; expected a file")
+    return [found[line] for line in lines]
