@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -174,6 +176,18 @@ def test_what_is_no_unicode_is_refused_wherever_it_is_encoded(wordpiece: Tokeniz
             encode(text)
     with pytest.raises(TypeError):  # the programmer's mistake
         wordpiece.encode(None)  # type: ignore[arg-type]
+
+
+def test_what_is_no_unicode_is_refused_whatever_the_library_makes_of_it(wordpiece: Tokenizer) -> None:
+    """Version 0.20 drops a lone surrogate without a word; 0.23 raises a TypeError."""
+    encoding = SimpleNamespace(ids=[7], offsets=[(0, 1)])
+    drops = SimpleNamespace(encode=lambda *_, **__: encoding, encode_batch_fast=lambda *_, **__: [encoding] * 2)
+    old = copy(wordpiece)
+    old._engine = drops  # type: ignore[assignment]
+    assert old.encode("café") == [7]
+    for encode in (old.encode, old.encode_with_offsets, lambda text: old.encode_batch(["the cat", text])):
+        with pytest.raises(UserError, match=r"the text is not valid UTF-8 \(byte 0xe9 at character 4\)"):
+            encode("caf\udce9")
 
 
 # Of a stranger ---------------------------------------------------------------------------------------------------

@@ -76,16 +76,13 @@ def engine_of(content: str) -> tokenizers.Tokenizer:
 
 @contextmanager
 def valid_unicode(texts: Sequence[str]) -> Iterator[None]:
-    """Turns the library's TypeError about surrogates (non-UTF-8 bytes on a command line, halves of a character in
-    JSON) into a UserError that says where the first one is, and its other errors into one, too."""
-    try:
-        with library_errors("this tokenizer cannot encode the text"):
-            yield
-    except TypeError:
-        problem = next(filter(None, (text_problem(text) for text in texts if isinstance(text, str))), None)
-        if problem is None:
-            raise
-        raise UserError(f"the text is {problem}") from None
+    """Raises a UserError that says where the first surrogate is (a non-UTF-8 byte on a command line, half of a
+    character in JSON), which old versions of the library drop; turns the library's errors into one, too."""
+    for text in texts:
+        if isinstance(text, str) and not text.isascii() and (problem := text_problem(text)):
+            raise UserError(f"the text is {problem}")
+    with library_errors("this tokenizer cannot encode the text"):
+        yield
 
 
 @contextmanager
