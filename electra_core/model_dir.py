@@ -140,6 +140,7 @@ def load(
     seed: int = 0,
     revision: str | None = None,
     same_classes: bool = False,
+    head_may_be_new: bool = False,
 ) -> Model:
     """A model of `kind` from a model directory (see `find_model`), in fp32, on the CPU, in evaluation mode.
 
@@ -152,6 +153,7 @@ def load(
         revision: of a repository on the Hub.
         same_classes: refuse an ELECTRA's weights for an encoder with classes of yours; otherwise it starts from
             them, and a warning says so.
+        head_may_be_new: no warning about a new head, which training starts with.
 
     Raises:
         UserError: not a model directory, another kind of model, an encoder with classes that are not set here, or
@@ -169,7 +171,9 @@ def load(
     new_head = _fill(model, directory, raw, another_head=labels is not None)
     if new_head:
         tasks.initialise_head(model, seed)  # type: ignore[arg-type]
-        log.warning("%s: the head is newly initialised and not trained yet: %s", directory, ", ".join(new_head))
+        if not head_may_be_new:
+            names = ", ".join(new_head)
+            log.warning("%s: the head is newly initialised and not trained yet: %s", directory, names)
     return model.eval()
 
 

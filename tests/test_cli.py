@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -249,6 +250,30 @@ def test_prepare_says_what_comes_next(
     assert ("the text is a single document" in captured.err) == (documents == 1)
     assert caplog.messages == ([f"{text}: no known suffix, read as plain text"] if name == "t.md" else [])
     assert main([*PRETRAIN, "--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]) == status
+
+
+def test_after_text_in_a_pair_s_words_comes_going_on_from_that_pair(
+    spine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    text = write(tmp_path / "t.txt", "the cat sat on the mat\n\na big old dog saw it")
+    run = spine / "run"
+    words = tmp_path / "words"  # a tokenizer alone
+    shutil.copytree(spine / "data" / "tokenizer", words)
+    lone = tmp_path / "discriminator"
+    shutil.copytree(run / "discriminator", lone)
+    pairs = {"tiny": ("tiny", "tiny"), str(run): (str(run), str(run)), str(words): None, str(lone): None}
+    pairs |= {str(run / kind): (str(run / "discriminator"), str(run / "generator"))
+              for kind in ("discriminator", "generator")}  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # where no folder is called tiny
+    for number, (tokenizer, pair) in enumerate(pairs.items()):
+        out = str(tmp_path / f"out{number}")
+        assert main(["prepare", "--text", text, "--out", out, "--tokenizer", tokenizer, "--quiet"]) == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        start = f" --init-discriminator {pair[0]} --init-generator {pair[1]}" if pair else ""
+        assert said == f"next: electra pretrain --data {out} --out RUN{start}"
+        if tokenizer == str(run):  # what is printed can be run
+            onto = ["--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]
+            assert main([*PRETRAIN, *onto, *start.split()]) == 0
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,10 @@ def test_what_may_be_overwritten(data: Path, tokenizer: Path, tmp_path: Path) ->
     (tmp_path / "empty" / "b.txt").write_text("text inside the corpus")
     with pytest.raises(UserError, match=r"b\.txt: is inside"):
         prepare([tmp_path / "empty" / "b.txt"], tmp_path / "empty", overwrite=True, **options)
+    (tmp_path / "empty" / "run").mkdir()
+    for overwrite in (True, False):
+        with pytest.raises(UserError, match=r"holds more than a prepared corpus \(b.txt, run\), which would be"):
+            prepare([tmp_path / "a.txt"], tmp_path / "empty", overwrite=overwrite, **options, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +189,7 @@ def test_opening_what_is_no_corpus(tmp_path: Path, copied: Path) -> None:
     for content, message in (
         ("{", "not the manifest of a corpus"),
         ("[]", "not the manifest of a corpus"),
+        ("[" * 100_000, "manifest.json: not the manifest of a corpus .*nested too deeply"),
         ("{}", "not the manifest of a corpus"),
         (json.dumps({**manifest, "format_version": 99}), "format version 99"),
         (json.dumps({**manifest, "surprise": 1}), "not the manifest of a corpus"),

@@ -11,6 +11,7 @@ import pytest
 import tiny_model
 import torch
 from finetune_runs import QUICK, changed, data, model, run, weights  # noqa: F401
+from safetensors.torch import load_file, save_file
 
 from electra_core.config import EncoderConfig
 from electra_core.downstream.choices import Choose
@@ -187,6 +188,17 @@ def test_what_is_kept_is_told(tmp_path, known, labels, line):
     task = Classify(labels=labels)
     old = old_head(task, tmp_path)
     assert old is not None and told(task, old) == line
+
+
+def test_a_start_warns_of_what_is_odd_and_not_of_a_new_head(tmp_path, caplog):
+    """All warnings were silenced with the one about the head."""
+    saved(SequenceClassifier, tmp_path, ("a", "b"))
+    starting_model(Classify(labels=("c", "d", "e")), tmp_path, QUICK, seed=1)
+    assert not caplog.messages
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "loss_fct.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    starting_model(Classify(labels=("c", "d", "e")), tmp_path, QUICK, seed=1)
+    assert caplog.messages == [f"{tmp_path}: tensors that this model has no use for: loss_fct.weight"]
 
 
 def renamed(file: Path, folder: Path, **names: str) -> Path:

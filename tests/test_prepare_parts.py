@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny_model
 from killed import contents
 from small_corpora import OPTIONS, documents_of, files, small_batches, text, tokenizer, whole  # noqa: F401
 
@@ -169,3 +170,18 @@ def test_a_tokenizer_is_not_written_over_something_else(files: Path, tmp_path: P
     with pytest.raises(UserError, match=r"text\.txt: is inside .*words, which would be overwritten"):
         train_tokenizer([text], tmp_path / "words", overwrite=True, **options)
     assert Path(text).is_file()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_tokenizer_is_not_written_over_a_model(files: Path, tmp_path: Path, overwrite: bool) -> None:
+    """A model's folder holds a tokenizer, too."""
+    options = {"vocab_size": 300, "sample_characters": 50_000, "quiet": True}
+    model = tiny_model.make_model(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    with pytest.raises(UserError, match=r"holds more than a tokenizer \(config.json, .*\), which would be"):
+        train_tokenizer([files], model, overwrite=overwrite, **options)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    for kind in ("sentencepiece", "wordpiece"):  # what it writes itself it may replace
+        train_tokenizer([files], tmp_path / "words", tokenizer=kind, overwrite=True, **options)
+    train_tokenizer([files], tmp_path / "words", overwrite=True, **options)
+    assert not (tmp_path / "words" / "vocab.txt").exists()

@@ -158,6 +158,7 @@ def _prepare_flags(commands: Any) -> None:
 def prepare(options: Namespace) -> None:
     """Text -> corpus, a part of one, or a tokenizer; parts -> corpus."""
     from electra_core.corpora.merge import merge
+    from electra_core.hub.model_places import find_pair
     from electra_core.prepare import prepare, train_tokenizer
 
     _check_prepare(options)
@@ -186,7 +187,9 @@ def prepare(options: Namespace) -> None:
     if options.shard:
         print("next: electra prepare --merge PART... --out DATA   (once all parts are prepared)")
     elif manifest.splits["heldout"].documents:
-        print(f"next: electra pretrain --data {options.out} --out RUN")
+        pair = find_pair(options.tokenizer)
+        start = f" --init-discriminator {pair[0]} --init-generator {pair[1]}" if pair else ""
+        print(f"next: electra pretrain --data {options.out} --out RUN{start}")
     elif manifest.splits["train"].documents > 1:
         raise UserError(f"{options.out}: no document is held out, but pre-training needs one; prepare again with "
                         "--overwrite and a larger --heldout-fraction")  # fmt: skip

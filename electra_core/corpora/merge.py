@@ -19,7 +19,7 @@ from electra_core.corpora.writing import notes
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.files.new_folder import new_folder
-from electra_core.prepare import check_target
+from electra_core.prepare import CORPUS, check_target
 from electra_core.runs.progress import progress
 
 
@@ -42,7 +42,7 @@ def merge(
     """
     out = Path(out_dir)
     opened = _in_order([Corpus.open(part) for part in parts])
-    check_target(out, [corpus.directory for corpus in opened], overwrite)
+    check_target(out, [corpus.directory for corpus in opened], overwrite, CORPUS)
     first = opened[0].manifest
     settings = {key: value for key, value in first.settings.items() if key != "shard"}
     settings["sources"] = [source for corpus in opened for source in corpus.manifest.settings["sources"]]

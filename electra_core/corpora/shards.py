@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from electra_core.errors import UserError
+from electra_core.files.json_files import read_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -103,7 +104,7 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Reads a manifest; raises UserError if it is damaged or in another version of the format."""
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             version = content["format_version"]
             if version not in READABLE_VERSIONS:
                 raise UserError(
@@ -115,7 +116,7 @@ class Manifest:
             manifest = cls(**{**content, "notes": tuple(content["notes"])})
             manifest._check_types()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the manifest of a corpus ({type(error).__name__}: {error})") from None
         if fingerprint != manifest.fingerprint:

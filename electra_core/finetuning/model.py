@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +28,8 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
         UserError: no such model.
     """
     old = None if settings.random_start else old_head(task, directory)
-    with _head_may_be_new():
-        labels = old.labels if old is not None and old.rows else task.labels
-        model = model_dir.load(task.model_class, directory, labels=labels, seed=seed)
+    labels = old.labels if old is not None and old.rows else task.labels
+    model = model_dir.load(task.model_class, directory, labels=labels, seed=seed, head_may_be_new=True)
     if old is None:
         initialise_head(model, seed)  # otherwise a head with the same number of labels would be kept
     else:
@@ -49,17 +45,6 @@ def starting_model(task: Task, directory: Path, settings: FinetuneSettings, seed
         initialise_head(model, seed)
     _freeze(model, settings.freeze)
     return model
-
-
-@contextmanager
-def _head_may_be_new() -> Iterator[None]:
-    """Silences the warning about an untrained head when a model is loaded: fine-tuning starts with one."""
-    level = model_dir.log.level
-    model_dir.log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        model_dir.log.setLevel(level)
 
 
 def check_freeze(what: str, layers: int) -> None:

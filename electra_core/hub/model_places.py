@@ -35,6 +35,24 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
     return _fetch(str(source), revision)
 
 
+def find_pair(source: str) -> tuple[str, str] | None:
+    """The names of the discriminator and the generator that `source` stands for together: "tiny", a run, or one of
+    the two folders in it; None if it stands for no pair."""
+    kinds = ("discriminator", "generator")
+    try:
+        found = [find_model(source, kind) for kind in kinds]
+    except UserError:
+        return None
+    if found[0] != found[1]:
+        names = source, source
+    elif found[0].name in kinds:
+        found = [found[0].with_name(kind) for kind in kinds]
+        names = str(found[0]), str(found[1])
+    else:
+        return None
+    return names if all((folder / "config.json").is_file() for folder in found) else None
+
+
 def is_name(source: str | Path) -> bool:
     """Whether `source` is not an existing path, and may name a model in the package or on the Hub."""
     name = str(source)

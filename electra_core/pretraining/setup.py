@@ -357,7 +357,8 @@ def _check_words(corpus: Corpus, source: Path | str) -> None:
     if load_tokenizer(directory).fingerprint() != corpus.manifest.tokenizer_fingerprint:
         raise UserError(
             f"{source}: its tokenizer differs from the corpus's; `electra prepare --tokenizer {directory}` makes "
-            "a corpus with the model's"
+            "a corpus with the model's; words are added to a model's with transformers (add_tokens, "
+            "resize_token_embeddings)"
         )
 
 
