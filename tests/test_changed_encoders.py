@@ -253,6 +253,7 @@ def test_a_plain_model_is_a_start_and_not_a_result(
     electra_core.model_dir.load_into(model, tmp_path / "pretrained")
     assert warned() == ["an encoder with Negative starts from an ELECTRA's weights"] * 2
     finetune(tmp_path / "plain", Classify(), rows, rows, tmp_path / "changed", settings, quiet=True)
+    assert "an encoder with Negative starts from an ELECTRA's weights" in warned()
     load(tmp_path / "changed")
     electra_core.SequenceClassifier.from_pretrained(tmp_path / "changed")
     assert not warned(), "it has the classes that it was trained with"
