@@ -38,7 +38,7 @@ from torch.utils._pytree import register_dataclass
 from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
 from electra_core.initialisation import initialise, started
-from electra_core.linear import Linear, by_its_parts
+from electra_core.linear import Linear, by_its_parts, calls_just
 from electra_core.packing import TokenBatch, check_packed
 
 # Streams of random numbers: the discriminator's encoder starts here (the generator's at 0), and the draws.
@@ -213,21 +213,28 @@ class Generator(nn.Module):
         token_seed: Seed,
         draw_seed: Seed,
     ) -> MLMHead:
-        """Cross-entropy with the original tokens at the masked positions, and one token drawn for each."""
+        """Cross-entropy with the original tokens at the masked positions, and one token drawn for each; from the
+        logits of `forward` if a subclass has its own."""
         if config.uniform_generator:
             return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
-        features_ME = self.features(masked_text, positions_M, token_seed)
-        words_VE = self.encoder.embeddings.word_weight()
         draws: dict[str, Any] = {"seed": draw_seed, "stream": SAMPLING_STREAM, "temperature": config.temperature}
-        mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
-        if not config.disallow_correct:
-            return mlm
-        with torch.no_grad(), without_autocast(features_ME):
-            logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
-            logits_MV.scatter_(1, originals_M[:, None], -torch.inf)
-            every_M = torch.arange(len(originals_M), device=originals_M.device)  # the M originals as a text
-            drawn = sample_and_replace(logits_MV, originals_M, every_M, **draws)
-        return MLMHead(mlm.loss_M, drawn.sampled_ids_M)
+        if calls_just(self, Generator.forward):
+            features_ME = self.features(masked_text, positions_M, token_seed)
+            words_VE = self.encoder.embeddings.word_weight()
+            mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
+            if not config.disallow_correct:
+                return mlm
+            loss_M = mlm.loss_M
+            with torch.no_grad(), without_autocast(features_ME):
+                logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
+        else:  # somebody's own
+            logits_MV = self(masked_text, positions_M, token_seed)
+            loss_M = F.cross_entropy(logits_MV.float(), originals_M, reduction="none")
+        logits_MV = logits_MV.detach()
+        if config.disallow_correct:
+            logits_MV = logits_MV.scatter(1, originals_M[:, None], -torch.inf)
+        every_M = torch.arange(len(originals_M), device=originals_M.device)  # the M originals as a text
+        return MLMHead(loss_M, sample_and_replace(logits_MV, originals_M, every_M, **draws).sampled_ids_M)
 
     def forward(self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None) -> Tensor:
         """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. For
@@ -253,10 +260,8 @@ class DiscriminatorPredictions(nn.Module):
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
         """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
-        if type(self) is not DiscriminatorPredictions or not by_its_parts(last, nn.Linear):  # somebody's own
-            logits_T = self(hidden_TD)
-            loss, counts = rtd_loss_and_counts(logits_T, is_replaced_T, weights_T)
-            return RTDHead(loss, logits_T.detach().to(loss.dtype), counts)
+        if not calls_just(self, DiscriminatorPredictions.forward) or not by_its_parts(last, nn.Linear):
+            return judged(self(hidden_TD), is_replaced_T, weights_T)  # somebody's own
         return rtd_head(self.dense(hidden_TD), last.weight.squeeze(0), last.bias, is_replaced_T, weights_T)
 
 
@@ -284,7 +289,16 @@ class Discriminator(nn.Module):
         self, tokens: TokenBatch, is_replaced_T: Tensor, weights_T: Tensor | None = None, seed: Seed | None = None
     ) -> RTDHead:
         """`forward`'s logits and their binary cross-entropy, as a mean or weighted mean over all tokens."""
-        return self.discriminator_predictions.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
+        head = self.discriminator_predictions
+        if not calls_just(self, Discriminator.forward) or not isinstance(head, DiscriminatorPredictions):
+            return judged(self(tokens, seed), is_replaced_T, weights_T)  # somebody's own
+        return head.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
+
+
+def judged(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
+    """What `judge` returns, of logits that are there already."""
+    loss, counts = rtd_loss_and_counts(logits_T, is_replaced_T, weights_T)
+    return RTDHead(loss, logits_T.detach().to(loss.dtype), counts)
 
 
 class Electra(nn.Module):

@@ -17,7 +17,7 @@ one. Processors that are fast at bf16 do multiply in bf16, and compute the sum o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -68,8 +68,14 @@ def bias_after(layer: nn.Module) -> Tensor | None:
 def by_its_parts(layer: nn.Module, kind: type[nn.Linear] = Linear) -> bool:
     """Whether weight and bias determine what calling `layer` does: that of an adapter is another class, and a hook
     may change either (pruning does), or the output."""
-    plain = type(layer) is kind and layer.bias is not None
-    return plain and not layer._forward_pre_hooks and not layer._forward_hooks
+    return type(layer) is kind and layer.bias is not None and calls_just(layer, kind.forward)
+
+
+def calls_just(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether to call `module` is to call this `forward` of a class: neither a subclass nor the module itself has
+    another, and no hook sees or changes what goes in or comes out, or its gradient."""
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return getattr(module.forward, "__func__", None) is forward and not any(hooks)
 
 
 def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from electra_kernels import RTDHead
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from electra_core import linear
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.electra import Discriminator, DiscriminatorPredictions, Electra
+from electra_core.electra import Discriminator, DiscriminatorPredictions, Electra, Generator
 from electra_core.encoder import Encoder
 from electra_core.initialisation import initialise
 from electra_core.linear import Linear
+from electra_core.masking import mask_tokens
 from electra_core.packing import pack
 
 CONFIG = EncoderConfig(
@@ -215,10 +217,100 @@ def test_a_head_of_one_s_own() -> None:
     torch.testing.assert_close(model.judge(BATCH, replaced_T).logits_T, model(BATCH))
 
 
+class Halved(Discriminator):
+    def forward(self, tokens: Any, seed: Any = None) -> Tensor:
+        return super().forward(tokens, seed) / 2
+
+
+class HalvedWords(Generator):
+    def forward(self, tokens: Any, positions_M: Any = None, seed: Any = None) -> Tensor:
+        return super().forward(tokens, positions_M, seed) / 2
+
+
+def of_a_subclass() -> Discriminator:
+    return Halved(CONFIG)
+
+
+def of_a_subclass_with_its_own_loss() -> Discriminator:
+    class WithLoss(Halved):
+        def judge(self, tokens: Any, is_replaced_T: Tensor, weights_T: Any = None, seed: Any = None) -> RTDHead:
+            head = super().judge(tokens, is_replaced_T, weights_T, seed)
+            return head._replace(loss=head.loss + 1)
+
+    return WithLoss(CONFIG)
+
+
+def with_a_hook() -> Discriminator:
+    model = Discriminator(CONFIG)
+    model.register_forward_hook(lambda module, inputs, output: output / 2)
+    return model
+
+
+def with_a_hook_on_the_head() -> Discriminator:
+    model = Discriminator(CONFIG)
+    model.discriminator_predictions.register_forward_hook(lambda module, inputs, output: output / 2)
+    return model
+
+
+def with_a_forward_put_in_its_place() -> Discriminator:
+    model: Any = Discriminator(CONFIG)
+    before = model.forward
+    model.forward = lambda tokens, seed=None: before(tokens, seed) / 2
+    return model  # type: ignore[no-any-return]
+
+
+def with_another_kind_of_head() -> Discriminator:
+    model: Any = Discriminator(CONFIG)
+    model.discriminator_predictions = nn.Sequential(nn.Linear(16, 1), nn.Flatten(0))
+    return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [of_a_subclass, of_a_subclass_with_its_own_loss, with_a_hook, with_a_hook_on_the_head,
+     with_a_forward_put_in_its_place, with_another_kind_of_head],
+    ids=lambda make: make.__name__,
+)  # fmt: skip
+def test_what_a_discriminator_is_called_for_is_what_it_trains(make: Any) -> None:
+    model, replaced_T = make().eval(), torch.arange(8) % 2 == 0
+    judged, wanted = model.judge(BATCH, replaced_T), model(BATCH)
+    torch.testing.assert_close(judged.logits_T, wanted)
+    loss = nn.functional.binary_cross_entropy_with_logits(wanted, replaced_T.float())
+    torch.testing.assert_close(judged.loss, loss + (make is of_a_subclass_with_its_own_loss))
+
+
+def test_gradients_reach_a_backward_hook_on_the_discriminator() -> None:
+    model, seen = Discriminator(CONFIG).eval(), []
+    model.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0].shape))
+    model.judge(BATCH, torch.arange(8) % 2 == 0).loss.backward()
+    assert seen == [(8,)]
+
+
+class HalvedPair(Electra):
+    generator_class, discriminator_class = HalvedWords, Halved
+
+
+@pytest.mark.parametrize("changes", [{}, {"disallow_correct": True}, {"temperature": 2.0}], ids=repr)
+def test_pre_training_takes_the_forward_of_both_halves(changes: dict[str, Any]) -> None:
+    sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
+    model = HalvedPair(CONFIG, PretrainConfig(generator_layers=1, **sizes, **changes)).eval()
+    plain: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **sizes, **changes)).eval()
+    batch = mask_tokens(BATCH, [0, 1], seed=0, mask_id=4, special_ids=[2, 3, 4], fraction=0.5, max_predictions=3)
+    masked, corrupted = batch.tokens.with_ids(batch.masked_ids_T), batch.tokens.with_ids
+    output = model(batch, 1)
+    logits_MV, originals_M = model.generator(masked, batch.masked_positions_M), batch.target_ids_M
+    torch.testing.assert_close(output.mlm_loss, nn.functional.cross_entropy(logits_MV, originals_M))
+    torch.testing.assert_close(output.rtd_logits_T, model.discriminator(corrupted(output.corrupted_ids_T)))
+    # Halved features draw as halved logits do, from the same random numbers.
+    plain.generator.output_bias.data.zero_()
+    for parameter in plain.generator.generator_predictions.LayerNorm.parameters():
+        parameter.data.div_(2)
+    assert torch.equal(plain(batch, 1).corrupted_ids_T, output.corrupted_ids_T)
+    assert output.is_replaced_T.any()
+
+
 def test_pre_training_with_adapters() -> None:
     """Only the adapters learn, and they do."""
-    from electra_core.masking import mask_tokens
-
     sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
     model: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **sizes))
     model.requires_grad_(False)
