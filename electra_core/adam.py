@@ -34,6 +34,8 @@ class ElectraAdam(torch.optim.Optimizer):
             wherever it runs. Results are equal up to rounding; the kernel reads each tensor once.
     """
 
+    _step_supports_amp_scaling = True  # torch's name for "reads found_inf"
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -51,9 +53,16 @@ class ElectraAdam(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lr_scale": 1.0}
         super().__init__(params, defaults)
         self.fused = fused
-        self._step_supports_amp_scaling = True  # torch's name for "reads found_inf"
         # The kernel divides by 1 - beta^step. An infinite step makes both corrections exactly 1.
         self._forever: dict[torch.device, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along; of torch's optimizers it is groups and state alone."""
+        return {**super().__getstate__(), "fused": self.fused}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """`load_state_dict` calls it, too, with groups and state alone: the rest stays."""
+        super().__setstate__({"fused": None, "_forever": {}, **vars(self), **state})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
