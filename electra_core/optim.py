@@ -104,7 +104,8 @@ def parameter_groups(
 
     Biases and LayerNorm (everything with one dimension) get no weight decay. With `layerwise_decay` d and n
     layers, heads learn at the full rate, the top layer at d times it, each layer below at d times the one above,
-    and the embeddings at d^(n + 1).
+    and the embeddings at d^(n + 1). What an encoder of one's own adds learns as its top layer does, unless its name
+    begins with `embeddings`.
 
     Args:
         model: with `layerwise_decay`, its encoder must be an attribute named `encoder`.
@@ -146,12 +147,16 @@ def _number_of_layers(model: nn.Module) -> int:
 
 
 def _levels_below_head(name: str, num_layers: int, original_depths: bool) -> int:
-    """0 for a head; 1 (in the original 2) for the encoder's top layer, and one more for each layer below."""
+    """0 for a head; 1 (in the original 2) for the encoder's top layer and for what is not known to lie below it,
+    and one more for each layer below."""
     parts = name.split(".")
     if "encoder" not in parts:
         return 0
     below = parts[parts.index("encoder") + 1 :]
-    depth = int(below[1]) + 1 if below[0] == "layers" else 0  # embeddings and their projection are depth 0
+    if below[0] == "layers":
+        depth = int(below[1]) + 1
+    else:  # embeddings and their projection, or an own encoder's final LayerNorm, say
+        depth = 0 if below[0].startswith("embeddings") else num_layers
     return num_layers + (2 if original_depths else 1) - depth
 
 

@@ -25,6 +25,7 @@ from electra_core.encoder import Encoder, Layer, SelfAttention, rows_of
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.finetuning.steps import build_optimizer
 from electra_core.hub.layout import CHANGED
 from electra_core.linear import Linear, bias_after, product_of
 from electra_core.packing import pack
@@ -204,6 +205,31 @@ def test_a_pair_takes_the_encoder_classes_of_its_halves() -> None:
     pair = Pair(PROJECTED, PretrainConfig(generator_layers=1))
     assert type(pair.generator.encoder) is Encoder and type(pair.discriminator.encoder) is NormedEncoder
     assert pair.generator.encoder.embeddings is pair.discriminator.encoder.embeddings
+
+
+@pytest.mark.parametrize("original_depths", [False, True])
+def test_what_an_encoder_adds_learns_as_its_top_layer_does(original_depths: bool) -> None:
+    """It lies above the layers most likely, and is pre-trained as they are; it learned at the embeddings' rate."""
+
+    class Longer(NormedEncoder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.scale = nn.Parameter(torch.ones(3))
+            self.more_layers = nn.ModuleList([nn.Linear(4, 4)])
+            self.embeddings_filter = nn.Linear(4, 4)
+
+    class Classifier(electra_core.SequenceClassifier):
+        encoder_class: ClassVar[type[Encoder]] = Longer
+
+    model, settings = Classifier(PROJECTED), FinetuneSettings(layerwise_decay=0.5, original_depths=original_depths)
+    groups = build_optimizer(model, settings).param_groups
+    scales = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
+    top, n = 0.25 if original_depths else 0.5, PROJECTED.num_hidden_layers
+    added = ("final_norm.weight", "final_norm.bias", "scale", "more_layers.0.weight")
+    assert {scales[f"encoder.{name}"] for name in (*added, f"layers.{n - 1}.output.weight")} == {top}
+    lowest = ("embeddings_filter.weight", "embeddings_project.weight", "embeddings.LayerNorm.bias")
+    assert {scales[f"encoder.{name}"] for name in lowest} == {top * 0.5**n}
+    assert scales["classifier.out_proj.weight"] == 1
 
 
 @pytest.mark.parametrize("objective", ["electra", "mlm", "replace-mlm"])
