@@ -48,7 +48,6 @@ STAGES = {
     "embeddings": "embeddings",
     "generator.encoder": "generator layers",
     "generator.generator_predictions": "word head",
-    "generator": "word head",
     "discriminator.encoder": "discriminator layers",
     "discriminator.discriminator_predictions.dense": "detection head",
     "discriminator.generator_predictions": "word head",
