@@ -129,7 +129,7 @@ def _candidates(tokens: TokenBatch, special_ids: Sequence[int]) -> Tensor:
     is_candidate_T = tokens.input_ids_T != special_ids[0]
     for special in special_ids[1:]:
         is_candidate_T &= tokens.input_ids_T != special
-    is_there_NS = torch.arange(tokens.max_seqlen) < tokens.lengths[:, None]
+    is_there_NS = torch.arange(tokens.max_seqlen, device="cpu") < tokens.lengths[:, None]
     is_candidate_NS = is_there_NS.numpy()  # NumPy assigns through a mask several times as fast as torch
     is_candidate_NS[is_candidate_NS] = is_candidate_T.numpy()
     return torch.from_numpy(is_candidate_NS)
@@ -139,7 +139,7 @@ def _smallest(order_NS: Tensor, is_candidate_NS: Tensor, counts_N: Tensor) -> Te
     """bool [N, S]: the counts_N[n] smallest candidates of each row n, or all of them if there are fewer."""
     longest = order_NS.shape[1]
     # With the position in its low bits every key is unique within its row, so no tie depends on the sort.
-    order_NS = torch.where(is_candidate_NS, order_NS << 24 | torch.arange(longest), NEVER)
+    order_NS = torch.where(is_candidate_NS, order_NS << 24 | torch.arange(longest, device="cpu"), NEVER)
     sorted_NS = torch.from_numpy(np.sort(order_NS.numpy(), axis=1))  # several times as fast as torch's
     last_N1 = sorted_NS.gather(1, counts_N.clamp(max=longest)[:, None] - 1)
     return (order_NS <= last_N1) & is_candidate_NS

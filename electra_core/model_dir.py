@@ -35,7 +35,7 @@ from electra_core import electra, tasks
 from electra_core.config import EncoderConfig
 from electra_core.encoder import DisentangledEmbeddings
 from electra_core.errors import UserError, option
-from electra_core.execution.torch_state import in_fp32
+from electra_core.execution.torch_state import usual_tensors
 from electra_core.files.new_folder import temporary_folder
 from electra_core.hub.folder_files import read_json_object
 from electra_core.hub.layout import (
@@ -131,7 +131,7 @@ def load_config(source: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     return read_config(raw, str(directory / "config.json")), raw
 
 
-@in_fp32()
+@usual_tensors()
 def load(
     kind: type[Model],
     source: str | Path,

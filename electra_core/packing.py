@@ -106,7 +106,7 @@ def _flat(name: str, lists: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]
         ) from None
     values = [i for ids in lists for i in ids]
     try:
-        flat = torch.tensor(values) if values else torch.zeros(0, dtype=torch.int64)
+        flat = torch.tensor(values, device="cpu") if values else torch.zeros(0, dtype=torch.int64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected lists of integers ({error})") from None
     if flat.is_floating_point() or flat.is_complex() or flat.dim() != 1:
@@ -116,9 +116,9 @@ def _flat(name: str, lists: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]
 
 def from_lengths(input_ids_T: Tensor, segment_ids_T: Tensor, lengths: Sequence[int] | np.ndarray) -> TokenBatch:
     """Builds a TokenBatch, on the ids' device, from flat ids and the sequences' lengths (on the host)."""
-    lengths_N = torch.as_tensor(lengths, dtype=torch.int64)
+    lengths_N = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
     cu_seqlens = torch.nn.functional.pad(lengths_N.cumsum(0), (1, 0))
-    positions = torch.arange(len(input_ids_T)) - cu_seqlens[:-1].repeat_interleave(lengths_N)
+    positions = torch.arange(len(input_ids_T), device="cpu") - cu_seqlens[:-1].repeat_interleave(lengths_N)
     longest, device = int(lengths_N.max()) if len(lengths_N) else 0, input_ids_T.device
     return TokenBatch(
         input_ids_T, segment_ids_T, positions.to(device), cu_seqlens.to(device, torch.int32), longest

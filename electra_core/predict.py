@@ -34,7 +34,7 @@ from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
 from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
-from electra_core.execution.torch_state import in_fp32
+from electra_core.execution.torch_state import usual_tensors
 from electra_core.files.text_lines import at_hand, text_problem
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import Features
@@ -213,7 +213,7 @@ class Predictor:
             yield from zip(chunk, self.predict(chunk))
 
 
-@in_fp32()
+@usual_tensors()
 def load(
     source: str | Path, *, device: str | torch.device = "auto", precision: str | torch.dtype = "auto"
 ) -> Predictor:

@@ -182,7 +182,8 @@ class LateNumber:
         """The number; on a GPU that of the call before, at first 0."""
         if not number.is_cuda:
             return float(number)
-        before, copy, arrived = self._on_its_way, torch.empty((), pin_memory=True), torch.cuda.Event()
+        before, arrived = self._on_its_way, torch.cuda.Event()
+        copy = torch.empty((), device="cpu", pin_memory=True)
         copy.copy_(number, non_blocking=True)
         arrived.record(torch.cuda.current_stream(number.device))  # which need not be the current device
         self._on_its_way = copy, arrived

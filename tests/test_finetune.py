@@ -90,6 +90,7 @@ def test_what_a_caller_has_set_in_torch_changes_nothing(model, data, tmp_path, r
         ("inference", torch.inference_mode()),
         ("float64", default_dtype(torch.float64)),
         ("autocast", torch.autocast("cpu", dtype=torch.bfloat16)),
+        ("another default device", torch.device("meta")),  # as torch.set_default_device
     ):
         with state:
             run(model, data, tmp_path / name, settings=settings)

@@ -201,8 +201,9 @@ def test_same_seed_same_run_bit_for_bit(data: Path, base: Path, tmp_path: Path) 
 def test_what_a_caller_has_set_in_torch_changes_nothing(data: Path, base: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("meta"):  # as torch.set_default_device, which stays
             train(data, tmp_path / "run")
+            assert torch.get_default_device().type == "meta"
             assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
     finally:
         torch.set_default_dtype(torch.float32)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from electra_core.execution.placement import autocast_context
+from electra_core.execution.torch_state import usual_tensors
 from electra_core.labelled_data.features import Features, TaskBatch, sorted_batches
 from electra_core.runs.progress import Progress
 from electra_core.tasks import TaskModel
@@ -18,6 +19,7 @@ GPU_TOKENS_PER_BATCH = 32768  # the host needs as long for a small batch as for 
 
 
 @torch.inference_mode()
+@usual_tensors()
 def run_model(
     model: TaskModel,
     features: Features,

@@ -1,37 +1,39 @@
 """torch's settings for a whole process that a caller may have changed, and that training and loading rely on.
 
-A notebook's earlier cell may have turned gradients off or made float64 the default. The functions are contexts,
-and as decorators hold for a function. `torch.set_default_device` is not covered. `buffers_kept` is about a model:
-what is computed on trial leaves no trace.
+A notebook's earlier cell may have turned gradients off, or made float64 or a GPU the default. The functions are
+contexts, and as decorators hold for a function. `buffers_kept` is about a model: what is computed on trial leaves
+no trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 
 @contextmanager
-def in_fp32() -> Iterator[None]:
-    """A context in which new parameters are fp32, whatever `torch.set_default_dtype` has been given."""
-    before = torch.get_default_dtype()
-    if before == torch.float32:  # other threads see a change
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def usual_tensors() -> Iterator[None]:
+    """A context in which new tensors are fp32 and on the CPU unless said otherwise, whatever
+    `torch.set_default_dtype` and `torch.set_default_device` have been given."""
+    before, there = torch.get_default_dtype(), torch.get_default_device()
+    with nullcontext() if there.type == "cpu" else torch.device("cpu"):
+        if before == torch.float32:  # other threads see a change
+            yield
+            return
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager
 def for_training() -> Iterator[None]:
-    """For training: in fp32 and with gradients, even inside `torch.no_grad`, `inference_mode` or `autocast`."""
-    with in_fp32(), torch.inference_mode(False), torch.enable_grad(), outside_autocast():
+    """For training: `usual_tensors`, with gradients even inside `torch.no_grad`, `inference_mode`, `autocast`."""
+    with usual_tensors(), torch.inference_mode(False), torch.enable_grad(), outside_autocast():
         yield
 
 
