@@ -104,8 +104,8 @@ def parameter_groups(
 
     Biases and LayerNorm (everything with one dimension) get no weight decay. With `layerwise_decay` d and n
     layers, heads learn at the full rate, the top layer at d times it, each layer below at d times the one above,
-    and the embeddings at d^(n + 1). What an encoder of one's own adds learns as its top layer does, unless its name
-    begins with `embeddings`.
+    and the embeddings at d^(n + 1). What an encoder of one's own adds learns as its top layer does, or as the
+    embeddings if its name begins with `embeddings`.
 
     Args:
         model: with `layerwise_decay`, its encoder must be an attribute named `encoder`.

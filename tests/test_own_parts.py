@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from electra_core.corpus import Corpus
 from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
 from electra_core.execution.static_batch import Shapes
+from electra_core.model_dir import load_generator
 from electra_core.optim import parameter_groups
 from electra_core.pretraining import setup
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.evaluation import HELDOUT_SEED
+from electra_core.pretraining.run_folder import mask_record, read_config
 from electra_core.runs.state import STOPPED, read_state
 
 CONFIG = PretrainConfig(
@@ -138,6 +141,25 @@ def test_a_checkpoint_without_buffers_leaves_them_as_they_are(
         newest_intact(tmp_path)[0].restore(plain, ElectraAdam(named(plain)))  # type: ignore[union-attr]
 
 
+class Frozen(electra.Electra):
+    """Takes its generator from elsewhere, as Fast-ELECTRA does (Dong et al. 2023)."""
+
+    def __init__(self, config: EncoderConfig, pretrain: PretrainConfig) -> None:
+        super().__init__(config, pretrain)
+        torch.manual_seed(1)
+        self.generator = electra.Generator(replace(config, embedding_size=8)).requires_grad_(False)
+
+
+def test_a_frozen_generator_keeps_its_words(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted words took their place."""
+    monkeypatch.setattr(objectives, "Electra", Frozen)
+    train(data, tmp_path / "run", {"steps": 2, "embedding_init": "cooccurrence", "tying": "none"})
+    torch.manual_seed(1)
+    saved = load_generator(tmp_path / "run" / "generator")
+    given = electra.Generator(saved.config)
+    assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), given.parameters(), strict=True))
+
+
 def named(model: nn.Module) -> Any:
     return parameter_groups(model, learning_rate=1e-3, weight_decay=0.0)
 
@@ -202,6 +224,63 @@ def test_a_finished_run_without_checkpoints_has_its_mask_only(data: Path, tmp_pa
     older = {name: value for name, value in json.loads(path.read_text()).items() if name != "mask"}
     path.write_text(json.dumps(older))
     assert train(data, tmp_path / "run", settings, resume=True).steps == 2, "an older version's: the usual mask"
+
+
+def some_words(
+    tokens: Any,
+    indices: Any,
+    tokenizer: Any,
+    config: PretrainConfig,
+    seed: int,
+    *,
+    spans: Any = (1, 2),
+    order: Any = len,
+) -> PretrainBatch:
+    """The first words, whatever it is asked for."""
+    return first_words(tokens, indices, tokenizer, config, seed)
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_checkpoints": 0}], ids=["", "without checkpoints"])
+def test_a_partial_s_arguments_belong_to_the_run(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """They make other masks as another function does."""
+    settings, run = {"steps": 2, **settings}, tmp_path / "run"
+    one = train(
+        data, run, settings, mask=functools.partial(some_words, spans=(3, "a"), order=functools.partial(max, 1))
+    )
+    named = re.escape(f"{__name__}.some_words(order=builtins.max(1), spans=[3, 'a'])")
+    for other, told in (
+        (functools.partial(some_words, spans=(4, "a")), r"some_words\(spans=\[4, 'a'\]\)"),
+        (some_words, "some_words"),
+    ):
+        with pytest.raises(UserError, match=rf"mask was {named}, is now {__name__}\.{told}$"):
+            train(data, run, settings, resume=True, mask=other)
+    same = functools.partial(
+        functools.partial(some_words, order=functools.partial(max, 1)), spans=[np.int64(3), "a"]
+    )
+    assert train(data, run, settings, resume=True, mask=same).evaluation == one.evaluation
+    assert (run / "config.toml").read_text().startswith(f"# masks: {__name__}.some_words(order=")
+    read_config(run / "config.toml")
+    state = json.loads((run / "state.json").read_text())
+    assert state["mask_arguments"] == "order=builtins.max(1), spans=[3, 'a']"
+
+
+def test_arguments_without_plain_values_are_known_by_their_class() -> None:
+    """An address would be another in every process."""
+    record = mask_record(functools.partial(first_words, np.zeros(3), {"a": None}, Counting, key=object()))
+    assert record["mask_arguments"] == f"numpy.ndarray, {{'a': None}}, {__name__}.Counting, key=builtins.object"
+
+
+def test_a_run_of_before_arguments_were_kept_is_resumed(data: Path, tmp_path: Path) -> None:
+    """With those that it is given."""
+    masked, run = functools.partial(some_words, spans=3), tmp_path / "run"
+    settings = {"steps": 2, "keep_checkpoints": 0}
+    train(data, run, settings, mask=masked)
+    state = json.loads((run / "state.json").read_text())
+    del state["mask_arguments"]
+    (run / "state.json").write_text(json.dumps(state))
+    assert train(data, run, settings, resume=True, mask=masked).steps == 2
+    with pytest.raises(UserError, match=r"mask was \S+some_words\(spans=3\), is now \S+first_words\(spans=3\)"):
+        train(data, run, settings, resume=True, mask=functools.partial(first_words, spans=3))
 
 
 def test_a_mask_of_another_number_of_words_is_refused(data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from electra_core.checkpoint import Checkpoint
-from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.config import EncoderConfig, PretrainConfig, plain
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import RULES
@@ -122,21 +122,49 @@ _FREE = {
 def run_identity(
     encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, mask: MaskFunction = mask
 ) -> dict[str, Any]:
-    """What must be the same to resume from a checkpoint; JSON values. A mask function is known by its name."""
+    """What must be the same to resume from a checkpoint; JSON values."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
     encoder_settings = dataclasses.asdict(encoder)
     return {
         "pretrain": settings, "discriminator": encoder_settings, "data": corpus.fingerprint, "examples": RULES,
-        "mask": _name(mask),
+        **mask_record(mask),
     }  # fmt: skip
 
 
-def _name(function: Any) -> str:
-    """`module.function`; of a partial the function's, of another callable object its class's."""
+def mask_record(function: Any) -> dict[str, str]:
+    """What is kept of a mask function: `module.function`, and of a partial also its arguments, as in a call.
+
+    Of another callable object it is the class's name, of an argument that is none of Python's plain values, too.
+    """
+    told: list[str] = []
+    keywords: dict[str, Any] = {}
     while isinstance(function, functools.partial):
-        function = function.func
+        told = [*map(_told, function.args), *told]
+        function, keywords = function.func, function.keywords | keywords
+    told += [f"{name}={_told(value)}" for name, value in sorted(keywords.items())]
+    return {"mask": _name(function), "mask_arguments": ", ".join(told)}
+
+
+def _name(function: Any) -> str:
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _told(value: Any) -> str:
+    """The same in every process, so no address."""
+    value = plain(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_told, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_told(key)}: {_told(value[key])}' for key in value)}}}"
+    return _call(mask_record(value))
+
+
+def _call(record: dict[str, str]) -> str:
+    arguments = record.get("mask_arguments")
+    return f"{record['mask']}({arguments})" if arguments else record["mask"]
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -177,9 +205,11 @@ def _of_same_rules(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
 
 
 def _other_mask(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """That the mask function differs, in words; older versions, which had only one, did not name it."""
-    was = saved.get("mask", _name(mask))
-    return [] if was == identity["mask"] else [f"mask was {was}, is now {identity['mask']}"]
+    """That the mask function differs, in words. Older versions had only one and did not name it, or did not keep a
+    partial's arguments."""
+    now = {name: identity[name] for name in ("mask", "mask_arguments")}
+    was = {**now, "mask": _name(mask)} | {name: saved[name] for name in now if name in saved}
+    return [] if was == now else [f"mask was {_call(was)}, is now {_call(now)}"]
 
 
 def start_record(start_from: Pair) -> dict[str, list[str]]:
@@ -247,9 +277,12 @@ def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
             save_pretrained(part, run / kind, tokenizer=corpus.tokenizer, card=card)
 
 
-def write_config(path: Path, encoder: EncoderConfig, config: PretrainConfig) -> None:
-    """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]."""
-    lines = []
+def write_config(
+    path: Path, encoder: EncoderConfig, config: PretrainConfig, mask_function: MaskFunction = mask
+) -> None:
+    """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]; a mask function of
+    one's own is named in a comment, as no table can bring it back."""
+    lines = [] if mask_function is mask else [f"# masks: {_call(mask_record(mask_function))}", ""]
     for table, values in (("pretrain", config), ("discriminator", encoder)):
         lines.append(f"[{table}]")
         lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]

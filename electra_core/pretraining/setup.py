@@ -45,6 +45,7 @@ from electra_core.pretraining.run_folder import (
     check_identity,
     check_same_start,
     check_start,
+    mask_record,
     run_identity,
     start_record,
     write_config,
@@ -364,19 +365,20 @@ def _check_words(corpus: Corpus, source: Path | str) -> None:
 
 @torch.no_grad()
 def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
-    """Sets word embeddings from the corpus's co-occurrence counts, and output biases from its frequencies."""
+    """Sets word embeddings from the corpus's co-occurrence counts, and output biases from its frequencies; frozen
+    ones stay, as they come from elsewhere."""
     corpus, encoder, config = job.corpus, job.encoder, job.config
     with progress("counting words", corpus.num_tokens, "token", quiet=quiet) as bar:
         vectors = cooccurrence_embeddings(corpus, encoder.embedding_size, encoder.initializer_range, config.seed)
         bar.update(corpus.num_tokens)
-    generator = getattr(electra, "generator", None)
-    for part in (generator, electra.discriminator):
-        if isinstance(part, Generator):  # also replace-mlm's and all-tokens-mlm's discriminator
-            part.output_bias.copy_(log_frequencies(corpus))
-    if generator is not None:
-        generator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
-    if generator is None or config.tying == "none":
-        electra.discriminator.encoder.embeddings.word_embeddings.weight.copy_(vectors)
+    parts = [part for part in (getattr(electra, "generator", None), electra.discriminator) if part is not None]
+    # A Generator has words to predict; so has replace-mlm's and all-tokens-mlm's discriminator.
+    starts = [(part.output_bias, log_frequencies(corpus)) for part in parts if isinstance(part, Generator)]
+    for part in parts if config.tying == "none" else parts[:1]:
+        starts.append((part.encoder.embeddings.word_embeddings.weight, vectors))
+    for parameter, values in starts:
+        if parameter.requires_grad:
+            parameter.copy_(values)
 
 
 # What is written ----------------------------------------------------------------------------------------------
@@ -402,8 +404,8 @@ def open_record(job: Job, run: Path, resumed: bool, first_step: int, wandb: str 
     """
     only_first = job.ranks.only_first
     state = only_first(lambda: make_run(run, resumed))
-    state.begin(step=first_step, steps=job.config.steps, saved=first_step, mask=job.identity["mask"])
-    only_first(lambda: write_config(run / "config.toml", job.encoder, job.config))
+    state.begin(step=first_step, steps=job.config.steps, saved=first_step, **mask_record(job.batches.mask))
+    only_first(lambda: write_config(run / "config.toml", job.encoder, job.config, job.batches.mask))
     log = only_first(lambda: MetricsLog(run, first_step, wandb))
     keep = job.config.keep_checkpoints
     writer = only_first(lambda: CheckpointWriter(run / "checkpoints", keep, first_step, state.saved))
