@@ -23,7 +23,7 @@ from electra_core.checkpoint import Checkpoint, CheckpointWriter, agreed_on
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config, updated
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra, Generator
-from electra_core.encoder import Encoder, set_recompute
+from electra_core.encoder import DisentangledEmbeddings, Encoder, set_recompute
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_pretraining
 from electra_core.execution.distributed import Ranks
@@ -374,8 +374,9 @@ def _start_from_counts(electra: Any, job: Job, quiet: bool) -> None:
     parts = [part for part in (getattr(electra, "generator", None), electra.discriminator) if part is not None]
     # A Generator has words to predict; so has replace-mlm's and all-tokens-mlm's discriminator.
     starts = [(part.output_bias, log_frequencies(corpus)) for part in parts if isinstance(part, Generator)]
-    for part in parts if config.tying == "none" else parts[:1]:
-        starts.append((part.encoder.embeddings.word_embeddings.weight, vectors))
+    for part in parts:
+        if not isinstance(part.encoder.embeddings, DisentangledEmbeddings):  # a difference, which starts as 0
+            starts.append((part.encoder.embeddings.word_embeddings.weight, vectors))
     for parameter, values in starts:
         if parameter.requires_grad:
             parameter.copy_(values)
