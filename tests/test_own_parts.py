@@ -158,7 +158,7 @@ def test_a_frozen_generator_keeps_its_words(data: Path, tmp_path: Path, monkeypa
         changes = {"steps": 2, "embedding_init": "cooccurrence", "tying": tying, "engine": "eager"}
         train(data, tmp_path / tying, changes)
         ends[tying] = state(tmp_path / tying, 2)["model/discriminator.encoder.embeddings.word_embeddings.weight"]
-    torch.testing.assert_close(ends["embeddings"], ends["none"])
+    torch.testing.assert_close(ends["embeddings"], ends["none"], atol=5e-3, rtol=0)  # after two steps
     torch.manual_seed(1)
     saved = load_generator(tmp_path / "none" / "generator")
     given = electra.Generator(saved.config)
