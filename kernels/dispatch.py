@@ -54,7 +54,7 @@ def triton_problem() -> str | None:
 @torch.compiler.assume_constant_result
 def launch_problem(device: torch.device) -> str | None:
     """Why Triton cannot launch on this GPU, or None. The first call launches a small kernel and waits for it."""
-    return triton_support.import_problem() or triton_support.launch_problem(_numbered(device))
+    return triton_support.import_problem() or triton_support.launch_problem(numbered(device))
 
 
 @torch.compiler.assume_constant_result
@@ -63,7 +63,7 @@ def gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
 
     Every call of an operation asks, so the answer is cached, except during the capture of a CUDA graph.
     """
-    asked = _numbered(device), dtype, triton_support.switch()
+    asked = numbered(device), dtype, triton_support.switch()
     if asked not in _answers:
         problem = _gpu_problem(*asked[:2])
         if torch.cuda.is_current_stream_capturing():
@@ -77,7 +77,7 @@ _answers: dict[tuple[torch.device, torch.dtype, str], str | None] = {}
 
 def distrust(device: torch.device, reason: str) -> None:
     """From now on "auto" takes the twins on this GPU, unless ELECTRA_TRITON=1 is set; the log says why."""
-    device = _numbered(device)
+    device = numbered(device)
     triton_support.DISTRUSTED[device] = reason
     _answers.clear()
     gpu_problem(device, torch.float32)
@@ -92,7 +92,7 @@ def _gpu_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return problem
 
 
-def _numbered(device: torch.device) -> torch.device:
+def numbered(device: torch.device) -> torch.device:
     """`device` with its number; `cuda` without one means the current device."""
     return device if device.index is not None else torch.device(device.type, torch.cuda.current_device())
 

@@ -37,12 +37,23 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("electra_core.execution.placement.gpu_trouble", lambda place: None)
-    assert resolve_device("cuda:1") == torch.device("cuda", 1) and resolve_device("auto").type == "cuda"
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs, numbered from 0"):
         resolve_device("cuda:2")
     for other in ("cuda:x", "mps", "meta", "tpu", ""):
         with pytest.raises(UserError, match=f"^device {other}: expected auto, cpu or cuda"):
             resolve_device(other)
+
+
+def test_a_gpu_has_its_number_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `torch.cuda.set_device(1)` a new thread, as that of the eager steps' batches, begins at GPU 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("electra_core.execution.placement.gpu_trouble", lambda place: None)
+    for wanted in ("auto", "cuda", torch.device("cuda")):
+        assert resolve_device(wanted) == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
 
 
 WIDE_HEADS = replace(ENCODER, hidden_size=32)  # heads of 16, which the kernels take

@@ -258,7 +258,7 @@ def test_torch_compile_takes_the_answer_as_a_constant(monkeypatch: pytest.Monkey
     monkeypatch.setattr(triton_support, "kind_problem", problem)
     monkeypatch.setattr(triton_support, "launch_problem", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(dispatch, "_numbered", lambda device: device)
+    monkeypatch.setattr(dispatch, "numbered", lambda device: device)
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return x + 1 if dispatch.gpu_problem(x.device, x.dtype) is None else x
@@ -310,7 +310,7 @@ def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytes
     trouble(machine, None)
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["device"].startswith("cuda: Tesla T4, sm_75") and facts["memory free"] == "15.0 GiB"
+    assert facts["device"].startswith("cuda:0: Tesla T4, sm_75") and facts["memory free"] == "15.0 GiB"
     assert (facts["precision"], facts["engine"], facts["Triton kernels"]) == ("fp32", "graph", "yes")
     trouble(machine, "CUDA error: busy")
     assert main(["info"]) == 0

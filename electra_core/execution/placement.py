@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from electra_kernels.dispatch import numbered
 from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 
 from electra_core.errors import UserError
@@ -24,7 +25,8 @@ log = logging.getLogger("electra_core")
 def resolve_device(device: str | torch.device) -> torch.device:
     """ "auto" | "cpu" | "cuda" | "cuda:1" -> a device that computes; several processes get a GPU each.
 
-    "auto" is the CPU if there is no GPU, or only one that this torch was not built for, which is then logged.
+    "auto" is the CPU if there is no GPU, or only one that this torch was not built for, which is then logged. A
+    GPU has its number, as "the current one" is another in another thread (which prepares batches).
 
     Raises:
         UserError: CUDA requested without a GPU, or with too few; a GPU that does not compute; another type of
@@ -56,7 +58,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def _computing(place: torch.device, wanted: str) -> torch.device:
     """`place` if it computes; the CPU if "auto" was requested and this torch is not built for the GPU."""
     if (problem := gpu_trouble(place)) is None:
-        return place
+        return numbered(place)
     name = _name(place)
     if not any(text in problem for text in NOT_BUILT_FOR):
         raise UserError(f"device {wanted}: {name} does not compute: {problem}; use the device cpu instead")
