@@ -247,7 +247,7 @@ def _train_seeds(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: 
         if not runs[-1].over and runs[-1].seed == seed:
             reason = train_seed(job, keeper, stop, quiet, say)
             if job.device.type == "cuda":
-                torch.cuda.empty_cache()  # memory of streams and graphs that no other seed uses
+                torch.cuda.empty_cache()  # memory of graphs that no other seed uses
             say(f"seed {seed}: {_result(job, runs[-1])}")
         if reason := reason or stop.agreed():
             break

@@ -216,6 +216,8 @@ def on_a_cpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "set_stream", Stream.make_current)
     patch.setattr(torch.cuda, "current_stream", lambda *_: Stream.current)
     patch.setattr(torch.cuda, "default_stream", lambda *_: Stream.default)
+    patch.setattr(torch.cuda, "current_device", lambda: Stream.device_index)
+    patch.setattr("electra_core.execution.step_runners._streams", {})
     patch.setattr(torch.cuda, "set_sync_debug_mode", Waits.setter())
     patch.setattr(torch._C, "_cuda_endAllocateToPool", Left.end_pool)
     patch.setattr(torch._C, "_cuda_releasePool", Left.release_pool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pretend_graphs
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pretend_graphs import Graph, Stream, left_behind
 
 from benchmarks import harness, pytest_rows
 from electra_core.execution.capture import after_failed_capture, capturing
+from electra_core.execution.step_runners import GraphRunner, streams_of
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +91,17 @@ def test_a_process_that_is_spoiled_counts_as_lost(left: str, monkeypatch: pytest
     if left == "stream":
         with pytest.raises(RuntimeError, match="a failed capture has left its stream as the current one"):
             harness.require_cuda()
+
+
+def test_runs_after_one_another_share_their_streams() -> None:
+    """torch never gives back the workspaces that cuBLAS has for a stream: every seed would leave some behind."""
+    one, two = (GraphRunner(lambda inputs: {}, torch.device("cpu")) for _ in range(2))
+    assert one.compute is two.compute and one.copies is two.copies and one.copies is not one.compute
+    own = {streams_of(torch.device("cuda", number))[0] for number in (0, 1)}
+    assert len({one.compute, *own}) == 3, "each GPU has its own"
+    with ThreadPoolExecutor(1) as pool:  # what it launches during a capture here is none of the graph's
+        elsewhere = pool.submit(GraphRunner, lambda inputs: {}, torch.device("cpu")).result()
+    assert elsewhere.compute is not one.compute
 
 
 def test_memory_that_is_full_does_not_count_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ with a dummy step: its loss is NaN, so it changes nothing. An eager step needs m
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from electra_kernels.dispatch import numbered
 from torch import Tensor
 
 from electra_core.errors import option
@@ -68,12 +70,27 @@ class PlainRunner:
         return self.step_function(self.sent)
 
 
+def streams_of(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """The streams on which this thread computes and copies on a GPU, the same for all of its runs.
+
+    For every stream torch keeps workspaces of cuBLAS until the process ends, 32 MiB each on an H100, and what its
+    allocator has freed on one stream serves no other. So a fine-tuning's seeds share theirs.
+    """
+    whose = device, threading.get_ident()
+    if whose not in _streams:
+        _streams[whose] = torch.cuda.Stream(device), torch.cuda.Stream(device)
+    return _streams[whose]
+
+
+_streams: dict[tuple[torch.device, int], tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}
+
+
 class GraphRunner:
     """Replays one CUDA graph for each shape."""
 
     def __init__(self, step_function: StepFunction, device: torch.device):
         self.step_function, self.device = step_function, device
-        self.compute, self.copies = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self.compute, self.copies = streams_of(numbered(device))
         self.pool = torch.cuda.graph_pool_handle()
         self.captured: dict[Hashable, CapturedStep] = {}
 
