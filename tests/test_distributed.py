@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_helpers import poisoned_memory
 from ranks import (
     complaint,
     drift_under_ddp,
@@ -30,6 +31,7 @@ from ranks import (
 from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, stop_at, train  # noqa: F401
 
 from electra_core.corpus import Corpus
+from electra_core.execution.distributed import ALIGNMENT, FlatGradients
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.setup import resolve_config
 
@@ -100,6 +102,32 @@ def test_all_shares_together_are_the_batch(data: Path, size: int, accumulate: in
         assert torch.equal(positions, whole.masked_positions_M)
         assert sum(float(s.token_share) for s in shares) == pytest.approx(1)
         assert sum(float(s.masked_share) for s in shares) == pytest.approx(1)
+
+
+def test_gradients_in_one_message_begin_where_wide_loads_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch's fused kernels read other addresses number by number."""
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((30522,), (7, 5), (), (0, 3), (16,))]
+    untrained = torch.nn.Parameter(torch.ones(3))
+    flat, sent = FlatGradients([parameters[0], untrained, *parameters[1:]]), []
+
+    def add_twice(values: torch.Tensor) -> None:
+        sent.append(values.data_ptr())
+        values.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_twice)
+    with poisoned_memory():
+        for _ in range(2):
+            expected = [torch.randn_like(p) for p in parameters]
+            for parameter, gradient in zip(parameters, expected, strict=True):
+                parameter.grad = gradient.clone()
+            flat.collect()
+            assert all(p.grad is None for p in parameters)
+            flat.add_up()
+            for parameter, gradient in zip(parameters, expected, strict=True):
+                assert parameter.grad is not None and torch.equal(parameter.grad, 2 * gradient)
+                assert (parameter.grad.data_ptr() - sent[0]) % ALIGNMENT == 0 or not parameter.numel()
+    assert sent[0] == sent[1] and untrained.grad is None
+    assert flat._flat is not None and flat._flat.isfinite().all(), "what lies between gradients is summed, too"
 
 
 def test_two_and_four_processes_train_as_one_does(data: Path, alone: Path, four: Path, tmp_path: Path) -> None:

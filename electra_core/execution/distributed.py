@@ -50,6 +50,9 @@ TIMEOUT = timedelta(minutes=30)
 failures that only the network notices. Not short, as others wait while rank 0 counts words or writes models."""
 PATIENCE = timedelta(seconds=30)
 """How long rank 0 waits for the others to start before it says so."""
+ALIGNMENT = 64
+"""Every gradient in `FlatGradients` begins at a multiple of so many bytes. From others torch's kernels for many
+tensors load number by number, and behind a bias of 30,522 numbers there would be no multiple of 16 any more."""
 
 
 _left: list[Any] = []
@@ -290,10 +293,12 @@ class FlatGradients:
         """Moves this rank's gradients into the tensor; the parameters have none afterwards."""
         if self._flat is None:
             self._trained = [p for p in self._parameters if p.grad is not None]
-            sizes, like = [p.numel() for p in self._trained], self._trained[0]
-            self._flat = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+            like = self._trained[0]
+            least = ALIGNMENT // like.element_size()
+            sizes = [-(-p.numel() // least) * least for p in self._trained]
+            self._flat = torch.zeros(sum(sizes), dtype=like.dtype, device=like.device)  # gaps are summed, too
             pieces = self._flat.split(sizes)
-            self._views = [piece.view_as(p) for piece, p in zip(pieces, self._trained)]
+            self._views = [piece[: p.numel()].view_as(p) for piece, p in zip(pieces, self._trained)]
         torch._foreach_copy_(self._views, [p.grad for p in self._trained])  # type: ignore[arg-type, misc]
         for parameter in self._trained:
             parameter.grad = None
