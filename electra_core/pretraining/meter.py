@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.files.unix import resource
 from electra_core.flops import training_step_flops
-from electra_core.runs.metrics_log import peak_memory_mb
 from electra_core.training import StepResult
 
 Parts = TypeVar("Parts")
@@ -94,7 +95,7 @@ class Meter:
             "tokens": self._tokens,
             "tokens_per_second": tokens / seconds,
             "data_wait": round(self._data_seconds / seconds, 4),
-            "memory_mb": round(peak_memory_mb(self._device)),
+            "memory_mb": round(_peak_memory_mb(self._device)),
             "skipped_steps": skipped,
         }
         if self._peak is not None:
@@ -130,3 +131,11 @@ def peak_flops(device: torch.device, devices: int = 1) -> float | None:
 def _is_named(name: str, part: str) -> bool:
     """Whether a GPU's name contains `part` as whole words (L4 is not in L40) and is not a lesser variant."""
     return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL|MIG))", name) is not None
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far, in MB (10^6 bytes): torch's on a GPU, otherwise this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e6

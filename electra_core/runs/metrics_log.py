@@ -9,17 +9,12 @@ from __future__ import annotations
 import json
 import math
 import secrets
-import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from electra_core.errors import UserError, option
 from electra_core.files.new_file import write_new
-from electra_core.files.unix import resource
-
-if TYPE_CHECKING:
-    import torch  # takes seconds to import, and `electra status` does not need it
 
 Row = dict[str, Any]
 ROWS_KEPT = 20  # newest losses, for `guards.spike`
@@ -127,16 +122,6 @@ def last_evaluation(rows: list[Row]) -> dict[str, float]:
         if figures := {name: value for name, value in row.items() if name.startswith(("eval_", "dev_"))}:
             return figures
     return {}
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far, in MB (10^6 bytes): torch's on a GPU, otherwise this process's resident set."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> Any:
