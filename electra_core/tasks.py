@@ -30,11 +30,12 @@ from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder, dropout
 from electra_core.execution.filling import filled, filled_size, wants_filling
 from electra_core.initialisation import started
-from electra_core.labelled_data.features import UNLABELLED
 from electra_core.packing import TokenBatch, check_packed
 
 HEAD_PARTS = ("classifier", "qa_outputs", "sequence_summary")
 HEAD_STREAM = 1 << 18  # of the random numbers for a head's dropout: above those of any encoder
+UNLABELLED = -100
+"""Target of a token without a label (`torch.nn.functional.cross_entropy` ignores it by default)."""
 
 
 class TaskModel(nn.Module):

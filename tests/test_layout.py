@@ -32,8 +32,8 @@ ABOVE_THE_MODEL = {
     "examples", "tokenizer", "execution.distributed", "execution.placement", "execution.torchrun",
 }  # fmt: skip
 ROOMS_ABOVE_THE_MODEL = {
-    "commands", "conversion", "corpora", "downstream", "files", "finetuning", "hub", "pretraining", "reports",
-    "runs", "tracing",
+    "commands", "conversion", "corpora", "downstream", "files", "finetuning", "hub", "labelled_data",
+    "pretraining", "reports", "runs", "tracing",
 }  # fmt: skip
 
 

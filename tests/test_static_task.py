@@ -36,10 +36,11 @@ from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.static_task import Part, TaskShapes
 from electra_core.finetuning.steps import Job, build_optimizer, finetuning_steps
 from electra_core.initialisation import initialise
-from electra_core.labelled_data.features import UNLABELLED, Features, TaskBatch, batch_order
+from electra_core.labelled_data.features import Features, TaskBatch, batch_order
 from electra_core.optim import make_capturable
 from electra_core.packing import from_lengths
 from electra_core.runs.metrics_log import read_metrics
+from electra_core.tasks import UNLABELLED
 from electra_core.training import take_step
 
 __all__ = ["one_thread"]  # a fixture of every test here

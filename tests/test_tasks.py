@@ -15,7 +15,6 @@ from electra_core.config import EncoderConfig
 from electra_core.downstream.classify import Classify
 from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import (
-    UNLABELLED,
     Features,
     batch_order,
     sorted_batches,
@@ -65,11 +64,11 @@ def test_choice_loss_takes_different_numbers_of_choices():
 
 def test_tagging_loss_ignores_unlabelled_tokens():
     logits_TC = torch.randn(4, 3)
-    tags_T = torch.tensor([UNLABELLED, 2, UNLABELLED, 0])
+    tags_T = torch.tensor([tasks.UNLABELLED, 2, tasks.UNLABELLED, 0])
     torch.testing.assert_close(
         tasks.tagging_loss(logits_TC, tags_T), F.cross_entropy(logits_TC[1::2], tags_T[1::2])
     )
-    assert tasks.tagging_loss(logits_TC, torch.full((4,), UNLABELLED)) == 0
+    assert tasks.tagging_loss(logits_TC, torch.full((4,), tasks.UNLABELLED)) == 0
 
 
 def test_class_weights_and_regression():

@@ -35,13 +35,13 @@ from electra_core.downstream.classify import softmax
 from electra_core.downstream.interface import Task
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns
-from electra_core.labelled_data.features import UNLABELLED, Features, TaskBatch, windows
+from electra_core.labelled_data.features import Features, TaskBatch, windows
 from electra_core.labelled_data.label_cells import labels_as_texts
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.labelled_data.tagged_files import WORD_LISTS, TaggedExample, from_text, read_tagged
 from electra_core.labelled_data.tagged_rows import cut_at, tags_at
 from electra_core.metrics import OF_SPANS, classification_metrics, of_classes, span_metrics
-from electra_core.tasks import TokenClassifier, tagging_loss
+from electra_core.tasks import UNLABELLED, TokenClassifier, tagging_loss
 from electra_core.tokenizer import Tokenizer
 
 SPAN_TAG = re.compile(r"O|[BIMELSU]-.+", re.IGNORECASE)

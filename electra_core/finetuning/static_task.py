@@ -24,8 +24,9 @@ from torch import Tensor
 
 from electra_core.execution.filling import fill_up
 from electra_core.execution.input_buffers import InputBuffers
-from electra_core.labelled_data.features import UNLABELLED, TaskBatch
+from electra_core.labelled_data.features import TaskBatch
 from electra_core.packing import TokenBatch
+from electra_core.tasks import UNLABELLED
 
 SHORTEST = 16  # tokens; shorter sequences do not get shapes of their own
 

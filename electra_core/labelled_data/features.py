@@ -18,8 +18,6 @@ from torch import Tensor
 
 from electra_core.packing import TokenBatch, from_lengths
 
-UNLABELLED = -100
-"""Target of a token without a label (`torch.nn.functional.cross_entropy` ignores it by default)."""
 POOL_BATCHES = 50
 """Number of batches whose sequences are sorted by length together: more is faster, fewer is more random."""
 TRUNCATIONS = ("head", "tail", "both")
