@@ -12,47 +12,28 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from electra_core.corpora.encoding import MAX_SENTENCE_TOKENS
 from electra_core.corpora.journal import FILE as JOURNAL
 from electra_core.corpora.journal import Journal
+from electra_core.corpora.replacing import CORPUS, TOKENIZER, check_target
 from electra_core.corpora.sentences import LINE_MODES
-from electra_core.corpora.shards import SPLITS, Manifest
+from electra_core.corpora.shards import Manifest
 from electra_core.corpora.sources import describe, digest, find_sources, share
 from electra_core.corpora.text_files import DOCUMENTS
 from electra_core.corpora.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 from electra_core.corpora.writing import ShardedText, SourceText
-from electra_core.errors import UserError, listed, option
+from electra_core.errors import UserError, option
 from electra_core.files.new_folder import new_folder, partial_folder
-from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 TRAINED = ("sentencepiece", "wordpiece")
 SAMPLE_CHARACTERS = 50_000_000  # of text that a vocabulary is trained on
 SHARD_TOKENS = 1 << 28
 
-SHOWN_FILES = 3
-
 log = logging.getLogger(__name__)
-
-
-class Kind(NamedTuple):
-    """A kind of folder that is written here."""
-
-    name: str
-    mark: str
-    """The file by which it is known."""
-    files: tuple[str, ...]
-    """Patterns of everything that may be in it."""
-
-
-CORPUS = Kind(
-    "prepared corpus", "manifest.json", ("manifest.json", "tokenizer", *(f"{split}-*.*" for split in SPLITS))
-)
-TOKENIZER = Kind("tokenizer", "tokenizer.json", (*TOKENIZER_FILES, "tokenizer_config.json"))
 
 
 def prepare(
@@ -210,27 +191,6 @@ def _check_arguments(lines: str, documents: str, workers: int, heldout_fraction:
         raise ValueError(f"heldout_fraction: expected a number in [0, 1), got {heldout_fraction}")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: expected an integer in [0, 2^64), got {seed}")
-
-
-def check_target(out: Path, inputs: Iterable[Path], overwrite: bool, kind: Kind) -> None:
-    """Raises UserError unless `out` is new, empty, or one of its `kind` that may be replaced: it holds no input,
-    and nothing but what such a folder is made of."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / kind.mark).is_file():
-        raise UserError(f"{out}: exists and is not a {kind.name}; choose another {option('out')}")
-    names = sorted(path.name for path in out.iterdir())
-    others = [name for name in names if not any(fnmatch(name, pattern) for pattern in kind.files)]
-    if not overwrite and not others:
-        raise UserError(f"{out}: already holds a {kind.name}; {option('overwrite')} replaces it")
-    for path in inputs:
-        if path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"{path}: is inside {out}, which would be overwritten")
-    if others:
-        raise UserError(
-            f"{out}: holds more than a {kind.name} ({listed(others, SHOWN_FILES)}), which would be lost; choose "
-            f"another {option('out')}"
-        )
 
 
 def _train(kind: str, sample: Iterable[str], vocab_size: int, model_type: str, lowercase: bool) -> Tokenizer:

@@ -9,6 +9,7 @@ encoding     documents into blocks of ids
 writing      from sources to shards
 shards       the files of a corpus, and their writer
 hold_out     a document for evaluation, if the draw chose none
+replacing    which folders may be replaced
 journal      how far a killed `prepare` had come
 merge        one corpus of parts made on many machines
 docstrings   the embedded corpus: documentation found on this machine

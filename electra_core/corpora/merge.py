@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.corpora.hold_out import hold_one_out, lacks_heldout
+from electra_core.corpora.replacing import CORPUS, check_target
 from electra_core.corpora.shards import SPLITS, Manifest, ShardWriter, token_dtype
 from electra_core.corpora.writing import notes
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.files.new_folder import new_folder
-from electra_core.prepare import CORPUS, check_target
 from electra_core.runs.progress import progress
 
 
