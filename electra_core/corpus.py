@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from electra_core.corpora.shards import OFFSET, SPLITS, Manifest, Shard, shard_name, token_dtype
-from electra_core.errors import UserError
+from electra_core.errors import UserError, reading
 from electra_core.files.byte_files import sha256_of
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
@@ -89,10 +89,8 @@ class Corpus:
         """
         for name, entry in self.manifest.files.items():
             path = self.directory / name
-            try:
+            with reading(path):
                 found = sha256_of(path)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
             if found != entry.sha256:
                 raise UserError(f"{path}: damaged (the checksum does not match)")
 

@@ -112,7 +112,7 @@ _UNREADABLE = (errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.ELOOP)
 def reading_trouble(error: OSError) -> str | None:
     """Message for a path that this user, or nobody, can read; None for any other error.
 
-    Most readers have their own. This one is for code that only asks whether a file exists.
+    Readers use `reading`; this one is for code that only asks whether a file exists.
     """
     if not isinstance(error, PermissionError) and error.errno not in _UNREADABLE:
         return None
@@ -182,6 +182,15 @@ def _led_to(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def reading(what: str | Path) -> Iterator[None]:
+    """A context in which an OSError becomes a UserError: `what`, a path, cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be read ({error.strerror or error})") from None
 
 
 @contextmanager

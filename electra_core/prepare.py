@@ -21,11 +21,12 @@ from electra_core.corpora.journal import Journal
 from electra_core.corpora.replacing import CORPUS, TOKENIZER, check_target
 from electra_core.corpora.sentences import LINE_MODES
 from electra_core.corpora.shards import Manifest
-from electra_core.corpora.sources import describe, digest, find_sources, share
+from electra_core.corpora.sources import describe, find_sources, share
 from electra_core.corpora.text_files import DOCUMENTS
 from electra_core.corpora.vocabulary import draw_sample, train_sentencepiece, train_wordpiece
 from electra_core.corpora.writing import ShardedText, SourceText
 from electra_core.errors import UserError, option
+from electra_core.files.json_files import digest_of
 from electra_core.files.new_folder import new_folder, partial_folder
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
@@ -107,7 +108,7 @@ def prepare(
     if shard is not None:
         if given is None:
             raise UserError(f"{option('shard')}: needs an existing {option('tokenizer')}, the same for all parts")
-        settings["shard"] = [*shard, digest([describe(source) for source in every_source])]
+        settings["shard"] = [*shard, digest_of([describe(source) for source in every_source])]
     if not overwrite and (finished := _finished(Path(out_dir), settings)):
         log.info("%s: already prepared from the same files in the same way; nothing to do", out_dir)
         return finished

@@ -8,7 +8,6 @@ how.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,10 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from electra_core.errors import UserError
+from electra_core.files.json_files import digest_of
 from electra_core.hub.folder_files import read_bytes
 from electra_core.hub.tokenizer_config import (
+    NAMES,
     add_words,
     check_specials,
     check_words,
@@ -162,7 +163,7 @@ class Tokenizer:
         scores = [float(np.float32(score)) for _, score in model["vocab"]] if model["type"] == "Unigram" else []
         merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
         content = [model["type"], vocab, scores, merges, self.as_plain_text().encode(_PROBE)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return digest_of(content)
 
     def as_plain_text(self) -> Tokenizer:
         """A copy that reads "[MASK]" and the like in a text as ordinary characters."""
@@ -187,11 +188,10 @@ class Tokenizer:
         _write(directory / "tokenizer_config.json", json.dumps(self._hub_config(max_length), indent=2) + "\n")
 
     def _hub_config(self, max_length: int) -> dict[str, Any]:
-        names = (f"{token.strip('[]').lower()}_token" for token in SPECIAL_TOKENS)
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         added = self._engine.get_added_tokens_decoder().values()
         more = [token.content for token in added if token.special and token.content not in SPECIAL_TOKENS]
-        config = {**dict(zip(names, SPECIAL_TOKENS)), "model_max_length": max_length, "model_input_names": inputs}
+        config = {**NAMES, "model_max_length": max_length, "model_input_names": inputs}
         config |= {"additional_special_tokens": more} if more else {}
         return {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
 

@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from electra_core.errors import UserError
-from electra_core.files.json_files import read_json
+from electra_core.errors import UserError, reading
+from electra_core.files.json_files import digest_of, read_json
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -83,8 +83,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that a training run reads: equal fingerprints mean equal examples."""
-        content = [self.format_version, self.tokenizer_fingerprint, sorted(self.files.items())]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return digest_of([self.format_version, self.tokenizer_fingerprint, sorted(self.files.items())])
 
     def _check_types(self) -> None:
         """Raises ValueError if a value that will be used has the wrong type."""
@@ -104,7 +103,8 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Reads a manifest; raises UserError if it is damaged or in another version of the format."""
         try:
-            content = read_json(path)
+            with reading(path):
+                content = read_json(path)
             version = content["format_version"]
             if version not in READABLE_VERSIONS:
                 raise UserError(
@@ -115,8 +115,6 @@ class Manifest:
             content["files"] = {name: FileEntry(**entry) for name, entry in content["files"].items()}
             manifest = cls(**{**content, "notes": tuple(content["notes"])})
             manifest._check_types()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not the manifest of a corpus ({type(error).__name__}: {error})") from None
         if fingerprint != manifest.fingerprint:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_core.errors import UserError, option
+from electra_core.errors import UserError, option, reading
 from electra_core.files.byte_files import COMPRESSED_SUFFIXES
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")
@@ -179,18 +178,10 @@ def describe(source: Source) -> dict[str, Any]:
     return known
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
 def _ends_digest(path: Path) -> str:
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            digest.update(file.read(ENDS_BYTES))
-            file.seek(max(0, path.stat().st_size - ENDS_BYTES))
-            digest.update(file.read(ENDS_BYTES))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with reading(path), open(path, "rb") as file:
+        digest.update(file.read(ENDS_BYTES))
+        file.seek(max(0, path.stat().st_size - ENDS_BYTES))
+        digest.update(file.read(ENDS_BYTES))
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, reading
 
 UTF16 = (
     'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
@@ -64,10 +64,8 @@ class ByteFile:
     def __init__(self, name: str, path: Path | None) -> None:
         self.name = name
         self.is_stdin = path is None
-        try:
+        with reading(name):
             self._raw: BinaryIO = sys.stdin.buffer if path is None else open(path, "rb")
-        except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
         self._counts = path is None or not self._raw.seekable()  # a pipe does not tell its position
         self._taken: int | None = 0 if self._counts else None
         self._stream = _decompressed(name, path.suffix.lower() if path else "", self._raw)

@@ -1,7 +1,8 @@
-"""Reads JSON files that somebody else may have written."""
+"""Reads JSON files that somebody else may have written, and identifies JSON values."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,3 +21,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def digest_of(value: Any, *, sort_keys: bool = False) -> str:
+    """SHA-256 of a JSON value, as `json.dumps` writes it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, reading
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,9 +21,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         UserError: the file is missing, unreadable, or not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        with reading(path):
+            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
 

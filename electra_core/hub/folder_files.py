@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, reading
 from electra_core.files.byte_files import refuse_pointer
 from electra_core.files.json_files import read_json
 
@@ -47,11 +47,9 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UserError: it is missing, unreadable, or a Git LFS pointer.
     """
-    try:
-        refuse_pointer(path)
+    refuse_pointer(path)
+    with reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_json_object(directory: Path, name: str) -> dict[str, Any]:
@@ -64,9 +62,8 @@ def read_json_object(directory: Path, name: str) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST_JSON:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes is too large for a {name}")
     try:
-        value = read_json(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        with reading(path):
+            value = read_json(path)
     except ValueError as error:  # also invalid UTF-8
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -7,8 +7,6 @@ a corpus has no example skipped or repeated; and a batch follows the weights rou
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +19,7 @@ from electra_core.config import LARGEST
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import Example, Examples, Plan
+from electra_core.files.json_files import digest_of
 from electra_core.pretraining.permutation import permute_all
 from electra_core.tokenizer import Tokenizer
 
@@ -61,8 +60,7 @@ class Mixture(Corpus):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Fingerprint of all corpora, their order and their weights."""
-        content = [[corpus.fingerprint for corpus in self.corpora], self.counts]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return digest_of([[corpus.fingerprint for corpus in self.corpora], self.counts])
 
     @property
     def tokenizer(self) -> Tokenizer:  # type: ignore[override]

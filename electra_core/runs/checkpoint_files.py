@@ -6,8 +6,6 @@ status` reads them, too.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.files.json_files import read_json
+from electra_core.files.json_files import digest_of, read_json
 
 
 def folder_name(step: int) -> str:
@@ -84,4 +82,4 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def record_digest(record: Mapping[str, Any]) -> str:
     """The checksum that state.json holds of itself as `sha256_of_this`."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return digest_of(record, sort_keys=True)
