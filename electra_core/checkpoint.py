@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shutil
 import socket
@@ -37,6 +36,7 @@ from electra_core.errors import UserError, option
 from electra_core.execution.distributed import Ranks
 from electra_core.execution.sharding import gathered, placed_like
 from electra_core.files.byte_files import sha256_of
+from electra_core.files.new_file import write_durably
 from electra_core.files.new_folder import new_folder
 from electra_core.hub.layout import persistent_buffers
 from electra_core.hub.weight_files import write_weights
@@ -203,10 +203,7 @@ def save_checkpoint(
             record = {"step": step, **meta, "versions": versions()}
             record["sha256"] = sha256_of(temporary / "state.safetensors")
             record["sha256_of_this"] = record_digest(record)
-            with open(temporary / "state.json", "w", encoding="utf-8") as file:
-                file.write(json.dumps(record, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(temporary / "state.json", json.dumps(record, indent=1) + "\n")
             shutil.copymode(temporary / "state.json", temporary / "state.safetensors")  # else its owner's alone
     except UserError as error:
         raise UserError(f"{error}; older checkpoints are unchanged") from None

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from electra_core.errors import UserError
 from electra_core.execution import torchrun
-from electra_core.files.row_files import DELIMITERS, FORMS, format_of
+from electra_core.files.row_files import DELIMITERS, format_of
 from electra_core.labelled_data.columns import Columns
 
 MODEL_HELP = "model directory, RUN folder, tiny (the bundled model), or Hub name (needs the extra `hub`)"
@@ -150,7 +150,7 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
     Raises:
         UserError: a flag that has no effect on a `file` of this kind.
     """
-    kind = FORMS[form] if form else format_of(Path(file))
+    kind = format_of(Path(file), form)
     if options.header is not None and not os.path.isdir(file) and kind not in DELIMITERS:
         flag = "--header" if options.header else "--no-header"
         raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")

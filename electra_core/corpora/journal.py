@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from electra_core.corpora.shards import write_durably
+from electra_core.files.new_file import write_durably
 
 FILE = "journal.json"
 

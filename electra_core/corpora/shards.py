@@ -27,6 +27,7 @@ import numpy as np
 
 from electra_core.errors import UserError, reading
 from electra_core.files.json_files import digest_of, read_json
+from electra_core.files.new_file import write_durably
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -301,11 +302,3 @@ class _HashedFile:
         with self._file:
             self.sync()
         return FileEntry(self._size, self._digest.hexdigest())
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a small file and waits until it is on the disk."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

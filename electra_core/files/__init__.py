@@ -7,7 +7,7 @@ row_files   rows as named cells: CSV, TSV, JSON lines, Parquet
 toml_files  TOML
 protobuf    protocol-buffer messages
 new_folder  a folder that appears complete or not at all
-new_file    a small file, likewise
+new_file    a small file, likewise, or surely on the disk
 json_files  JSON
 unix        the modules that only Unix has
 """

@@ -1,4 +1,4 @@
-"""Writes a small file that appears complete or not at all."""
+"""Writes a small file that appears complete or not at all, or that is on the disk when the call returns."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def write_new(path: Path, text: str) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a small file and waits until it is on the disk."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

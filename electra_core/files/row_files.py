@@ -45,8 +45,10 @@ class Row:
     problem: str = ""
 
 
-def format_of(path: Path) -> str:
-    """The file's format by its suffix, compression aside: ".csv", ".jsonl", ".txt", ..."""
+def format_of(path: Path, form: str = "") -> str:
+    """The file's format: `form`'s, one of `FORMS`; if "", by its suffix, compression aside: ".csv", ".txt", ..."""
+    if form:
+        return FORMS[form]
     bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return bare.suffix.lower()
 
@@ -77,7 +79,7 @@ def read_rows(
     if str(path).startswith(HUB):
         return _read_hub(str(path))
     check_exists(path)
-    kind = FORMS[form] if form else format_of(path)
+    kind = format_of(path, form)
     if kind in DELIMITERS:
         quoting = kind == ".csv" if quoting is None else quoting
         return _read_delimited(path, kind, header, wanted, quoting=quoting, encoding=encoding)

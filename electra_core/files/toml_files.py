@@ -1,8 +1,10 @@
-"""Reads TOML files; every failure is a `UserError`."""
+"""Reads TOML files, where every failure is a `UserError`, and writes settings as TOML."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,8 @@ def read_table(path: Path | str, name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{path}: [{name}] is a table")
     return table
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """A line for each value, a text, number or bool, which TOML writes as JSON does."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())

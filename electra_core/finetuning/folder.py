@@ -30,6 +30,7 @@ from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
+from electra_core.files.toml_files import to_toml
 from electra_core.finetuning.card import About, model_card
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
@@ -222,8 +223,7 @@ def make_out(out: Path, settings: FinetuneSettings, resumed: bool, overwrite: bo
     state = make_run(out, resumed, _FOLDERS, ("metrics.jsonl", *(_MODEL if overwrite else ())))
     with writing(str(out)):
         (out / "metrics.json").unlink(missing_ok=True)  # it marks a finished training
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in asdict(settings).items()]
-        write_new(out / "config.toml", "".join(lines))
+        write_new(out / "config.toml", to_toml(asdict(settings)))
     return state
 
 

@@ -12,7 +12,6 @@ from electra_core.config import plain
 from electra_core.errors import UserError
 from electra_core.files.row_files import (
     DELIMITERS,
-    FORMS,
     OTHER_ENCODING,
     PLAIN_LINES,
     QUOTES_IN_TSV,
@@ -171,14 +170,14 @@ def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ..
     return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
-def id_of(path: Path, columns: Columns, cells: Mapping[str, Any], usual: str = "id") -> str | None:
+def id_of(path: Path, columns: Columns, cells: Mapping[str, Any]) -> str | None:
     """The name of the column that holds the ids, where rows name their cells; None: the row has no such cell.
 
     Raises:
         UserError: the column named for this file is missing in a row.
     """
     names = alternatives(columns.id)
-    found = next((name for name in names or (usual,) if name in cells), None)
+    found = next((name for name in names or ("id",) if name in cells), None)
     if names and found is None and cells and columns.id != NO_COLUMN and not may_be_usual(columns, "id"):
         wanted = " or ".join(map(repr, names))
         raise UserError(f"{path}: no id column {wanted}; the columns are {', '.join(cells)}")
@@ -325,7 +324,7 @@ def _usual_instead(wanted: TrainedColumns, present: Sequence[str]) -> Columns:
 def _or_no_header(path: Path, wanted: Columns) -> str:
     """What to do about a file whose first line was taken for a header but is none."""
     form = wanted.form if isinstance(wanted, TrainedColumns) else ""
-    if (FORMS[form] if form else format_of(path)) not in DELIMITERS:
+    if format_of(path, form) not in DELIMITERS:
         return ""
     if wanted.header is False:
         return ", by number, from 1"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import platform
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import RULES
 from electra_core.files.new_file import write_new
-from electra_core.files.toml_files import read_table, read_toml
+from electra_core.files.toml_files import read_table, read_toml, to_toml
 from electra_core.hub.model_places import name_in_card
 from electra_core.hub.weight_files import weights_digest
 from electra_core.masking import MaskFunction, mask
@@ -282,12 +281,12 @@ def write_config(
 ) -> None:
     """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]; a mask function of
     one's own is named in a comment, as no table can bring it back."""
-    lines = [] if mask_function is mask else [f"# masks: {_call(mask_record(mask_function))}", ""]
-    for table, values in (("pretrain", config), ("discriminator", encoder)):
-        lines.append(f"[{table}]")
-        lines += [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(values).items()]
-        lines.append("")
-    write_new(path, "\n".join(lines))
+    comment = "" if mask_function is mask else f"# masks: {_call(mask_record(mask_function))}\n\n"
+    tables = {"pretrain": config, "discriminator": encoder}
+    write_new(
+        path,
+        comment + "\n".join(f"[{name}]\n{to_toml(dataclasses.asdict(values))}" for name, values in tables.items()),
+    )
 
 
 def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
