@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from electra_core.downstream.run_model import hand_out
 from electra_core.errors import UserError
 from electra_core.labelled_data.features import Features, sorted_batches
 from electra_core.packing import to_padded
@@ -72,9 +72,7 @@ class OnnxModel:
                 logits = logits[mask.numpy().astype(bool)]
             elif issubclass(self.kind, MultipleChoice):
                 logits = logits[:, 0]
-            starts = tokens.cu_seqlens[batch.unit_starts] if per_token else batch.unit_starts
-            for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
-                outputs[unit] = logits[start:stop]
+            hand_out(outputs, units, batch, logits, per_token)
             if bar is not None:
                 bar.update(tokens.num_tokens)
         return outputs

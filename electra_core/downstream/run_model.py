@@ -49,12 +49,7 @@ def run_model(
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
 
     def take(units: np.ndarray, batch: TaskBatch, logits: Tensor) -> None:
-        starts = batch.unit_starts
-        if model.per_token:
-            starts = batch.tokens.cu_seqlens[starts]
-        rows = logits.cpu().numpy()  # waits for a GPU
-        for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
-            outputs[unit] = rows[start:stop]
+        hand_out(outputs, units, batch, logits.cpu().numpy(), model.per_token)  # waits for a GPU
         if bar is not None:
             bar.update(batch.tokens.num_tokens)
 
@@ -70,3 +65,12 @@ def run_model(
         take(*before)
     model.train(was_training)
     return outputs
+
+
+def hand_out(
+    outputs: list[np.ndarray], units: np.ndarray, batch: TaskBatch, rows: np.ndarray, per_token: bool
+) -> None:
+    """Puts a batch's logits, a row for each token or for each sequence, in the places of their units in `outputs`."""
+    starts = batch.tokens.cu_seqlens[batch.unit_starts] if per_token else batch.unit_starts
+    for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
+        outputs[unit] = rows[start:stop]
