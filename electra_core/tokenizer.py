@@ -48,6 +48,8 @@ from electra_core.hub.tokenizer_parts import (
 )
 
 BATCH_CHARACTERS = 1 << 22  # encoded at a time
+MUCH_UNKNOWN = 0.1
+"""Share of [UNK] among the tokens above which the user is warned."""
 
 # Part of the fingerprint: any difference in normalisation changes the ids of something in this text.
 _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u00a0x\u200by\u0085z a\u0301 [MASK]▁e-mail"
@@ -377,6 +379,13 @@ def tokenizer_from_json(content: str) -> Tokenizer:
     if one + other != both:
         raise UserError("a text's ids differ from the ids of its words (byte-level without add_prefix_space?)")
     return tokenizer
+
+
+def unknown_words(unknown: int, tokens: int, much: float = MUCH_UNKNOWN) -> str | None:
+    """Says what share of the tokens is [UNK], if it is `much`."""
+    if unknown <= much * tokens:
+        return None
+    return f"{unknown / tokens:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
 
 
 def _write(path: Path, text: str) -> None:

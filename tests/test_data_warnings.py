@@ -24,7 +24,6 @@ from electra_core.finetuning.data_warnings import (
     labels_of_none,
     labels_of_one,
     many_cut,
-    unknown_words,
     unmarked_spans,
 )
 from electra_core.finetuning.settings import FinetuneSettings
@@ -34,6 +33,7 @@ from electra_core.labelled_data.labelled import BadRows, TextExample, read_texts
 from electra_core.labelled_data.squad_files import QuestionExample
 from electra_core.labelled_data.tagged_files import TaggedExample
 from electra_core.predict import load
+from electra_core.tokenizer import unknown_words
 
 QUICK = FinetuneSettings(epochs=1, batch_size=16)
 

@@ -37,9 +37,8 @@ def _detect_flags(commands: Any) -> None:
 def detect(options: Namespace) -> None:
     """Replaced-token probability of every token."""
     from electra_core import detect as detection
-    from electra_core.finetuning.data_warnings import unknown_words
     from electra_core.model_dir import find_model, load_discriminator, shipped_model
-    from electra_core.tokenizer import matching_tokenizer
+    from electra_core.tokenizer import matching_tokenizer, unknown_words
 
     source = options.model or shipped_model() / "discriminator"
     text, discriminator = _text(options.text), load_discriminator(source)

@@ -157,7 +157,7 @@ def _submission(predictor: Any, options: Namespace) -> None:
 
 def _say_what_was_lost(bad: Any, predictor: Any) -> None:
     """Reports rows that were skipped, texts that were truncated, and words that the vocabulary lacks."""
-    from electra_core.finetuning.data_warnings import unknown_words
+    from electra_core.tokenizer import unknown_words
 
     if bad.count:
         _say(bad.summary())

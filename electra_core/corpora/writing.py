@@ -27,7 +27,7 @@ from electra_core.corpora.sources import Source
 from electra_core.corpora.text_files import ReadReport, document_hash, read_documents, spool
 from electra_core.errors import UserError
 from electra_core.runs.progress import progress
-from electra_core.tokenizer import Tokenizer
+from electra_core.tokenizer import Tokenizer, unknown_words
 
 BATCH_CHARACTERS = 1 << 20  # of text in one unit of work
 JOURNAL_BATCHES = 64  # units of work between two entries of the journal
@@ -193,9 +193,8 @@ def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one
     of_reading = {name: count for name, count in counts.items() if name != "unknown_tokens"}
     yield from ReadReport(**of_reading).notes()
     tokens = sum(split.tokens for split in splits.values())
-    if counts["unknown_tokens"] > MUCH_UNKNOWN * tokens:
-        share_of_unknown = counts["unknown_tokens"] / tokens
-        yield f"{share_of_unknown:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"
+    if warning := unknown_words(counts["unknown_tokens"], tokens, MUCH_UNKNOWN):
+        yield warning
     if held_one_out:
         yield "few documents, and the draw held out none; one of about average length is held out"
     if not splits["heldout"].documents:

@@ -29,7 +29,6 @@ from electra_core.finetuning.data_warnings import (
     many_cut,
     rows_and_columns,
     uneven_weights,
-    unknown_words,
     unmarked_spans,
     unseen_labels,
 )
@@ -42,7 +41,7 @@ from electra_core.labelled_data.groups import groups_of
 from electra_core.labelled_data.labelled import BadRows, label_counts
 from electra_core.labelled_data.notices import Say
 from electra_core.metrics import OF_SCORES
-from electra_core.tokenizer import Tokenizer
+from electra_core.tokenizer import Tokenizer, unknown_words
 
 ALL_CLASSES_ALIKE = "macro_f1"
 """Chooses the best evaluation of a training in which all classes count the same; accuracy counts the examples."""

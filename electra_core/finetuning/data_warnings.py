@@ -1,6 +1,6 @@
 """One-line notes for the user on what labelled data hold and what is odd about them: dev data that repeat training
-data, a header read as an example, labels that are not classes, tags in none of the usual notations, text that the
-vocabulary does not cover. Problems of a single row are reported by `BadRows`."""
+data, a header read as an example, labels that are not classes, tags in none of the usual notations. Problems of a
+single row are reported by `BadRows`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ SEPARATORS = (",", ";", "|", "/", "\t")
 """What may separate the labels in a cell. (Not spaces, which also occur inside labels.)"""
 MUCH_HEAVIER = 50
 """Ratio of class weights above which the user is warned."""
-MUCH_UNKNOWN = 0.1
-"""Share of [UNK] among the tokens above which the user is warned."""
 
 
 def rows_and_columns(
@@ -317,10 +315,3 @@ def many_cut(cut: int, examples: int, length: int, *, may_be_longer: bool) -> st
     if cut <= MANY_CUT * examples or not may_be_longer:
         return Lost(f"{line} and were truncated")
     return f"warning: {line} and were truncated; {option('max_length')} reads more of each"
-
-
-def unknown_words(unknown: int, tokens: int) -> str | None:
-    """Says what share of the tokens is [UNK], if it is large."""
-    if unknown <= MUCH_UNKNOWN * tokens:
-        return None
-    return f"{unknown / tokens:.1%} of the tokens are [UNK]; the vocabulary does not suit this text"

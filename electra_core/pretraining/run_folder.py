@@ -281,12 +281,10 @@ def write_config(
 ) -> None:
     """Writes the resolved configuration as TOML, with tables [pretrain] and [discriminator]; a mask function of
     one's own is named in a comment, as no table can bring it back."""
-    comment = "" if mask_function is mask else f"# masks: {_call(mask_record(mask_function))}\n\n"
-    tables = {"pretrain": config, "discriminator": encoder}
-    write_new(
-        path,
-        comment + "\n".join(f"[{name}]\n{to_toml(dataclasses.asdict(values))}" for name, values in tables.items()),
-    )
+    comment = [] if mask_function is mask else [f"# masks: {_call(mask_record(mask_function))}\n"]
+    tables = (("pretrain", config), ("discriminator", encoder))
+    written = [f"[{name}]\n{to_toml(dataclasses.asdict(values))}" for name, values in tables]
+    write_new(path, "\n".join((*comment, *written)))
 
 
 def read_config(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
