@@ -70,7 +70,7 @@ def run_model(
 def hand_out(
     outputs: list[np.ndarray], units: np.ndarray, batch: TaskBatch, rows: np.ndarray, per_token: bool
 ) -> None:
-    """Puts a batch's logits, a row for each token or for each sequence, in the places of their units in `outputs`."""
+    """Puts a batch's logits, a row for each token or each sequence, in the places of its units in `outputs`."""
     starts = batch.tokens.cu_seqlens[batch.unit_starts] if per_token else batch.unit_starts
     for unit, (start, stop) in zip(units.tolist(), itertools.pairwise(starts.tolist())):
         outputs[unit] = rows[start:stop]
