@@ -135,8 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser
     )
-    for group in (train, use, inspect):
-        group.add_commands(commands)
+    for add in (*train.COMMANDS, *use.COMMANDS, *inspect.COMMANDS):
+        add(commands)
     return parser
 
 

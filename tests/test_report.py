@@ -74,7 +74,7 @@ def report() -> Report:
             Dots("Absent", "not in the package", [], 1),
         ],
         references=[Rule(0.25, "guessing"), Rule(0.6, "counting words")],
-        charts=[line_chart([Series("loss", [0, 10, 20], [9.0, 7.0, 6.5])], title="MLM loss", x_label="step")],
+        charts=[line_chart([Series("loss", [0, 10, 20], [9.0, 7.0, 6.5])], title="MLM loss")],
         charts_note="Every 10 steps.",
         passages=[Passage("Seen", "A note.", text, scores, {1: "dog"})],
         facts=[("Corpus", "9 MB")],
@@ -153,9 +153,7 @@ def test_axis_refuses_what_is_not_finite() -> None:
 
 
 def test_curve_points_lie_where_the_axes_say() -> None:
-    html = line_chart(
-        [Series("loss", [0, 50, 100], [0.0, 1.0, 0.5])], title="t", x_label="step", rules=[Rule(1, "r")]
-    )
+    html = line_chart([Series("loss", [0, 50, 100], [0.0, 1.0, 0.5])], title="t", rules=[Rule(1, "r")])
     parsed(html)
     points = re.search(r'<polyline[^>]*points="([^"]*)"', html)
     assert points is not None
@@ -167,12 +165,12 @@ def test_curve_points_lie_where_the_axes_say() -> None:
 
 
 def test_gaps_interrupt_a_curve_and_a_lone_point_shows() -> None:
-    html = line_chart([Series("a", [0, 1, 2, 3], [1.0, 2.0, math.nan, 1.5])], title="t", x_label="step")
+    html = line_chart([Series("a", [0, 1, 2, 3], [1.0, 2.0, math.nan, 1.5])], title="t")
     assert html.count("<polyline") == 2 and html.count("lone") == 1
     assert "NaN" not in html and "nan" not in html
-    assert "Nothing was measured" in line_chart([Series("a", [], [])], title="t", x_label="step")
+    assert "Nothing was measured" in line_chart([Series("a", [], [])], title="t")
     two = [Series("a", [0, 1], [1.0, 2.0]), Series("b", [0], [math.nan])]
-    assert "b (not measured)" in line_chart(two, title="t", x_label="step")
+    assert "b (not measured)" in line_chart(two, title="t")
 
 
 def test_far_references_are_told_not_drawn() -> None:

@@ -17,12 +17,6 @@ from electra_core.errors import UserError, printable, writing
 SHIPPED_NAME = "tiny, from the package"
 
 
-def add_commands(commands: Any) -> None:
-    """Adds them to the parser."""
-    for add in (_detect_flags, _trace_flags, _info_flags, _flops_flags, _status_flags):
-        add(commands)
-
-
 def _detect_flags(commands: Any) -> None:
     command = add_command(
         commands, detect, "show how likely each token is to have been replaced",
@@ -255,3 +249,7 @@ def _readable(value: Any) -> str:
     if isinstance(value, float) and value >= 1e6:
         return f"{value:.5g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))
+
+
+COMMANDS = (_detect_flags, _trace_flags, _info_flags, _flops_flags, _status_flags)
+"""Each adds a command to the parser."""

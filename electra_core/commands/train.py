@@ -79,12 +79,6 @@ FINETUNE_GROUPS = {
 """Heading in --help -> fields of FinetuneSettings."""
 
 
-def add_commands(commands: Any) -> None:
-    """Adds them to the parser."""
-    for add in (_demo_flags, _prepare_flags, _pretrain_flags, _finetune_flags):
-        add(commands)
-
-
 def _demo_flags(commands: Any) -> None:
     command = add_command(
         commands, demo, "pre-train, fine-tune and compare tiny models on text that is already on this machine",
@@ -439,3 +433,7 @@ def _stopped() -> int:
 def _is_data_set(folder: Path) -> bool:
     """Whether it is a data set's own folder (train.tsv, dev.tsv, ...), not one of pos/ and neg/ texts."""
     return not (folder / "pos").is_dir()
+
+
+COMMANDS = (_demo_flags, _prepare_flags, _pretrain_flags, _finetune_flags)
+"""Each adds a command to the parser."""

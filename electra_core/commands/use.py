@@ -26,12 +26,6 @@ from electra_core.files.row_files import FORMS
 AS_TRAINED = "the name in the training file, else a usual one, such as text"
 
 
-def add_commands(commands: Any) -> None:
-    """Adds them to the parser."""
-    for add in (_evaluate_flags, _predict_flags, _export_flags, _convert_flags):
-        add(commands)
-
-
 def _evaluate_flags(commands: Any) -> None:
     command = add_command(
         commands, evaluate, "compute the metrics of a fine-tuned model on labelled data",
@@ -245,3 +239,7 @@ def convert(options: Namespace) -> None:
     lowercase = not options.cased
     for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
         print(f"wrote {path}")
+
+
+COMMANDS = (_evaluate_flags, _predict_flags, _export_flags, _convert_flags)
+"""Each adds a command to the parser."""

@@ -97,12 +97,11 @@ def line_chart(
     series: Sequence[Series],
     *,
     title: str,
-    x_label: str,
     caption: str = "",
     rules: Sequence[Rule] = (),
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """A figure with curves over a common x axis, dashed reference lines and a legend.
+    """A figure with curves over a run's steps, dashed reference lines and a legend.
 
     Args:
         series: the curves; those without a finite point are named in the legend as not measured.
@@ -124,12 +123,12 @@ def line_chart(
     labels += [_label("xtick", f"left:{x.percent(tick):.3f}%", number(tick)) for tick in x.ticks]
     labels += [_rule_label(y, rule) for rule in rules]
     data = [{"name": s.name, "tone": s.tone, "x": list(s.x), "y": _plain(s.y)} for s in series]
-    axes = {"x": [x.low, x.high], "y": [y.low, y.high], "xLabel": x_label, "series": data}
+    axes = {"x": [x.low, x.high], "y": [y.low, y.high], "xLabel": "step", "series": data}
     plot = (
         f'<div class="plot" data-chart="{escape(json.dumps(axes))}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
         f"{''.join(lines)}</svg>{''.join(labels)}</div>"
-        f'<div class="xlabel">{escape(x_label)}</div>'
+        '<div class="xlabel">step</div>'
     )
     return _figure(title, caption, plot, series, "line")
 

@@ -73,7 +73,6 @@ def to_html(runs: Sequence[Status], reference: Reference | None, verdicts: Seque
         line_chart(
             [Series(label, x, y, tone % 4) for tone, (label, x, y) in enumerate(curves_of(name, runs, reference))],
             title=title(name),
-            x_label="step",
         )
         for name in shown(runs, all_of_them=True)
     )
