@@ -2,11 +2,13 @@
 
 import inspect
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from killed import contents, wait_until
@@ -256,6 +258,20 @@ def test_what_a_killed_run_left_is_of_no_use_to_another(tmp_path: Path) -> None:
     for damaged in ("", "{", "[]", "[" * 100_000, '{"settings": {"seed": 0}}'):
         (tmp_path / "journal.json").write_text(damaged)
         assert Journal(tmp_path, {"seed": 0}).state is None
+
+
+def test_an_entry_that_a_killed_run_was_writing_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, {"seed": 0})
+    journal.write({"documents": 3})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", mock.Mock(side_effect=KeyboardInterrupt))  # stands for the kill
+        journal.write({"documents": 5})
+    journal = Journal(tmp_path, {"seed": 0})
+    assert journal.state == {"documents": 3}
+    journal.remove()
+    assert not list(tmp_path.iterdir()), "the folder is to be the corpus"
 
 
 def test_two_writers_of_one_folder(tmp_path: Path) -> None:

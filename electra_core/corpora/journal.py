@@ -29,7 +29,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._path = folder / FILE
+        self._path, self._new = folder / FILE, folder / "journal.new"
         self._settings = json.loads(json.dumps(settings))
         self.state: dict[str, Any] | None = self._read()
         """State of the latest entry; None if there is nothing to continue."""
@@ -38,13 +38,13 @@ class Journal:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replaces the entry; what it describes must be durable already."""
-        new = self._path.with_suffix(".new")
-        write_durably(new, json.dumps({"settings": self._settings, "state": state}))
-        os.replace(new, self._path)
+        write_durably(self._new, json.dumps({"settings": self._settings, "state": state}))
+        os.replace(self._new, self._path)
 
     def remove(self) -> None:
-        """Removes the journal, once the work is done."""
-        self._path.unlink(missing_ok=True)
+        """Removes the journal, once the work is done, and an entry in the writing of which a run was killed."""
+        for path in (self._path, self._new):
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Empties the folder."""
