@@ -75,29 +75,6 @@ def attention(
     return attention_reference.attention(qkv_T3HK, cu_seqlens, key, *numbers)
 
 
-def attention_dropout_mask(
-    tokens: int,
-    keys: int,
-    heads: int,
-    *,
-    dropout_p: float,
-    seed: rng.Seed,
-    stream: int = 0,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Which probabilities `attention` keeps: bool [heads, tokens, keys], for tests.
-
-    Key j is position j of the token's own sequence.
-    """
-    seed_2 = rng.seed_tensor(seed, device)
-    if use_triton(seed_2):
-        from electra_kernels import attention_triton
-
-        return attention_triton.dropout_mask(tokens, keys, heads, dropout_p, seed_2, stream)
-    rows = torch.arange(tokens, device=device)
-    return attention_reference.dropout_mask(rows, keys, heads, dropout_p, seed_2, stream)
-
-
 def _no_seed(qkv_T3HK: Tensor) -> Tensor:
     """A placeholder for the seed. Without dropout nothing is drawn, so nobody reads it."""
     return torch.empty(2, dtype=torch.int64, device=qkv_T3HK.device)

@@ -231,7 +231,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def dropout_mask(tokens: int, keys: int, heads: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The kernels' dropout decisions, bool [heads, tokens, keys]; see `attention.attention_dropout_mask`."""
+    """The kernels' dropout decisions, bool [heads, tokens, keys], for tests: as the twin's."""
     mask = torch.empty(heads, tokens, keys, dtype=torch.uint8, device=seed.device)
     grid = (triton.cdiv(tokens, 32), triton.cdiv(keys, 32), heads)
     with torch.cuda.device_of(seed):

@@ -156,8 +156,8 @@ def keep_mask(seed: Tensor, rows: Tensor, columns: int, dropout_p: float, stream
     """Dropout decisions, bool [len(rows), columns], True where a value is kept; the kernels' specification.
 
     Eight neighbouring columns share one Philox call: column c is decided by the 16-bit half `c % 2` (low half
-    first) of word `(c // 2) % 4` of the call with counter column `c // 8`. `attention_dropout_mask` returns the
-    same decisions from a kernel.
+    first) of word `(c // 2) % 4` of the call with counter column `c // 8`. `attention_triton.dropout_mask` has
+    the same decisions from a kernel.
     """
     blocks = torch.arange((columns + 7) // 8, device=rows.device)
     words = philox(seed, blocks[None, :], rows[:, None], stream, plane)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from electra_kernels import attention, attention_triton, use
+from electra_kernels import attention, attention_reference, attention_triton, rng, use
+from electra_kernels.dispatch import use_triton
 from kernel_helpers import DEVICE, INTERPRETED
 from torch import Tensor
 
@@ -19,6 +20,24 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if INTERPRETED:
         monkeypatch.setattr(attention_triton, "tile", lambda *_: attention_triton.Tile(32, 16, 1, 1))
     yield
+
+
+def dropout_mask(
+    tokens: int,
+    keys: int,
+    heads: int,
+    *,
+    dropout_p: float,
+    seed: rng.Seed,
+    stream: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """bool [heads, tokens, keys]: which probabilities attention keeps; key j is position j of the own sequence."""
+    seed_2 = rng.seed_tensor(seed, device)
+    if use_triton(seed_2):
+        return attention_triton.dropout_mask(tokens, keys, heads, dropout_p, seed_2, stream)
+    rows = torch.arange(tokens, device=device)
+    return attention_reference.dropout_mask(rows, keys, heads, dropout_p, seed_2, stream)
 
 
 def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:

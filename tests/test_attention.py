@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from attention_calls import SEED, inputs, offsets, run, tiny_tiles  # noqa: F401
+from attention_calls import SEED, dropout_mask, inputs, offsets, run, tiny_tiles  # noqa: F401
 from electra_kernels import attention, attention_triton, rng, use
-from electra_kernels.attention import attention_dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_helpers import (
@@ -269,9 +268,7 @@ def test_mask_dump_equals_the_twin_bit_for_bit(seed: rng.Seed) -> None:
         for implementation in ("reference", "triton"):
             with use(implementation):  # type: ignore[arg-type]
                 masks.append(
-                    attention_dropout_mask(
-                        37, 45, 3, dropout_p=dropout_p, seed=_to(seed, DEVICE), stream=2, device=DEVICE
-                    )
+                    dropout_mask(37, 45, 3, dropout_p=dropout_p, seed=_to(seed, DEVICE), stream=2, device=DEVICE)
                 )
         assert torch.equal(*masks)
         assert abs(masks[0].double().mean().item() - (1 - dropout_p)) < 5 * 0.5 / masks[0].numel() ** 0.5
@@ -289,7 +286,7 @@ def test_attention_applies_the_dumped_mask(lengths: list[int], implementation: s
     dout = torch.zeros(tokens, heads, head_dim)
     dout[torch.arange(tokens), :, key] = 1.0
     out, grad = run(implementation, qkv, dout, lengths, torch.float32, dropout_p=0.25)
-    mask = attention_dropout_mask(tokens, longest, heads, dropout_p=0.25, seed=SEED, stream=3)
+    mask = dropout_mask(tokens, longest, heads, dropout_p=0.25, seed=SEED, stream=3)
     start = 0
     for length in lengths:
         rows = slice(start, start + length)

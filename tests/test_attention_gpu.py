@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_calls import dropout_mask
 from electra_kernels import attention, rng, use
-from electra_kernels.attention import attention_dropout_mask
 from kernel_helpers import LARGE, assert_within_budget, skip_without_memory
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def test_real_sizes_are_within_the_error_budget(lengths: list[int], dropout_p: f
 
 
 def test_kept_fraction_of_the_kernels() -> None:
-    mask = attention_dropout_mask(4096, 512, 4, dropout_p=0.1, seed=3, device="cuda")
+    mask = dropout_mask(4096, 512, 4, dropout_p=0.1, seed=3, device="cuda")
     expected = 1 / rng.keep_scale(0.1)
     assert abs(mask.double().mean().item() - expected) < 5 * (0.09 / mask.numel()) ** 0.5
 
