@@ -107,5 +107,7 @@ def in_words(error: Exception) -> str:
         )
     if "Failed to find C compiler" in str(error):
         return "Triton needs a C compiler when it first launches a kernel: apt-get install gcc, or set CC"
+    if isinstance(error, PermissionError):  # in a container, the home folder may be /
+        return f"Triton may not write {error.filename}: set TRITON_CACHE_DIR to a folder that it may write"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

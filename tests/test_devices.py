@@ -45,6 +45,17 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
             resolve_device(other)
 
 
+def test_a_process_whose_gpu_it_cannot_see_is_told_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("electra_core.execution.placement.gpu_trouble", lambda place: None)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"at most 1 processes, one per GPU.* set device to cuda:0"):
+        resolve_device("auto")
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+
+
 def test_a_gpu_has_its_number_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """After `torch.cuda.set_device(1)` a new thread, as that of the eager steps' batches, begins at GPU 0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -12,7 +12,7 @@ import torch
 from electra_kernels.dispatch import numbered
 from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.execution import torchrun
 
 KEPT_BETWEEN_BATCHES = 2**30  # bytes
@@ -40,7 +40,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == "cuda" and torchrun.is_used():
         if torchrun.local_rank() >= torch.cuda.device_count():
             raise UserError(
-                f"--nproc-per-node: expected at most {torch.cuda.device_count()} processes, one per GPU"
+                f"--nproc-per-node: expected at most {torch.cuda.device_count()} processes, one per GPU; if each "
+                f"sees only its own (CUDA_VISIBLE_DEVICES), set {option('device')} to cuda:0"
             )
         device = f"cuda:{torchrun.local_rank()}"
     try:
