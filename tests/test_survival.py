@@ -44,6 +44,13 @@ def command(data: Path, base: Path, out: Path, *more: str) -> list[str]:
     return [*given, "--device", "cpu", "--quiet", *more]
 
 
+def the_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that is told besides warnings."""
+    lines = capsys.readouterr().err.strip().split("\n")
+    (line,) = (line for line in lines if not line.startswith("warning: "))
+    return line
+
+
 # Signals ------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +184,7 @@ def test_a_disk_that_fills_up(
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", write)
         assert main(command(data, base, disk / "run")) == 2
-    (said,) = capsys.readouterr().err.strip().split("\n")
+    said = the_error(capsys)
     assert "the disk is full" in said
     kept = {path.name for path in (disk / "run" / "checkpoints").iterdir()}
     assert kept == ({"step-00000004"} if step == 8 else set())
@@ -193,7 +200,7 @@ def test_a_disk_that_is_read_only(data: Path, base: Path, disk: Path, capsys: py
     capsys.readouterr()
     for more in (("--resume",), ("--overwrite",)):
         assert main(command(data, base, disk / "run", "--steps", "4", *more)) == 2
-        (said,) = capsys.readouterr().err.strip().split("\n")
+        said = the_error(capsys)
         assert "read-only" in said.lower()
     assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == before
 
@@ -228,7 +235,7 @@ def test_a_run_that_diverges_exits_with_a_status_of_its_own(
 
     monkeypatch.setattr(Electra, "forward", spoiled)
     assert main(command(data, base, tmp_path / "run", "--steps", "30")) == DIVERGED == 3
-    (said,) = capsys.readouterr().err.strip().split("\n")
+    said = the_error(capsys)
     assert "20 steps in a row" in said and "postmortem.json" in said
     assert json.loads((tmp_path / "run" / "postmortem.json").read_text())["step"] == 20
     assert read_state(tmp_path / "run")["state"] == FAILED
