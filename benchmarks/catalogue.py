@@ -117,6 +117,7 @@ BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}
 
 
 OTHERS = {
+    "adapting": "Continuing from a pair on other text: peak rates and warm-ups",
     "step_small": "A step of ELECTRA-Small by its stages",
     "tiny_tasks": "The shipped model's tasks, beside a random start",
 }

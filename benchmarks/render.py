@@ -88,8 +88,8 @@ what, what the figures mean, and what they do not show.
 - **Rows do not all compare with each other**: several machines and commits are behind them, named beside every
   table.
 - **To repeat one**: `python -m benchmarks NAME`, with the name that the tables give in brackets.
-- **Generated** by `python -m benchmarks render`. Only the notes on the learning study are written by hand, beside
-  its rows (`learning.notes.md`).
+- **Generated** by `python -m benchmarks render`. Only the notes on what is learned are written by hand, beside
+  their rows (`*.notes.md`).
 
 The machines:
 
@@ -280,11 +280,19 @@ def tasks(path: Path, report: Report) -> Section:
 
 def learning(path: Path, rows: list[Report]) -> Section:
     """The learning study (`render_learning.py`), with its notes."""
-    lines = render_learning.tables(rows)
-    notes = path.with_suffix(".notes.md")
-    if notes.exists():
-        lines += ["", notes.read_text(encoding="utf-8").rstrip("\n")]
+    lines = [*render_learning.tables(rows), *_notes(path)]
     return titled(path, rows, lines), render_learning.figures(path.stem, rows)
+
+
+def adapting(path: Path, rows: list[Report]) -> Section:
+    """Runs that continue from a pair on other text (`adapting`), with their notes."""
+    return titled(path, rows, [*render_learning.adapted(rows), *_notes(path)]), {}
+
+
+def _notes(path: Path) -> list[str]:
+    """What is written by hand about a result, if anything."""
+    notes = path.with_suffix(".notes.md")
+    return ["", notes.read_text(encoding="utf-8").rstrip("\n")] if notes.exists() else []
 
 
 def _has_kind(*kinds: str) -> Callable[[Any], bool]:
@@ -309,6 +317,7 @@ FORMATS: Iterable[tuple[Callable[[Any], bool], Callable[[Path, Any], Section]]] 
     (_has_task_rows, tasks),
     (_has("ways", "plan"), inputs),
     (_has_kind("throughput", "split"), sweep),
+    (_has_kind("adapting"), adapting),
     (lambda report: isinstance(report, list), learning),
 )
 

@@ -169,6 +169,32 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def adapted(rows: Sequence[Row]) -> list[str]:
+    """The table of runs that continue from a pair (`adapting`), from each text's own start."""
+    heads = "text", "steps", "peak rate", "warm-up", "MLM loss", "RTD loss", "AUC", "RTD loss, same draws", "AUC"
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    runs = sorted((row for row in rows if row["kind"] == "adapting"), key=_adapting_order)
+    for row in runs:
+        start = f"| {row['data']} | 0 | | | {_judged_twice(row['before'], row['before'])} |"
+        if start not in lines:
+            lines.append(start)
+        lines.append(
+            f"| {row['data']} | {row['steps']:,} | x {row['rate']:g} | {row['warmup_steps']:,} | "
+            f"{_judged_twice(row['after'], row.get('same_draws'))} |"
+        )
+    return lines
+
+
+def _adapting_order(row: Row) -> tuple[str, int, float, int, int]:
+    return row["data"], row["steps"], -row["rate"], row["warmup_steps"], row["seed"]
+
+
+def _judged_twice(own: Row, same: Row | None) -> str:
+    """Figures beside the run's own generator, and the discriminator's beside the pair's; empty if not measured."""
+    cells = [f"{own[name]:.3f}" for name in ("mlm_loss", "rtd_loss", "rtd_auc")]
+    return " | ".join([*cells, *(f"{same[name]:.3f}" if same else "" for name in ("rtd_loss", "rtd_auc"))])
+
+
 # ---- charts ------------------------------------------------------------------------------------------------
 
 
