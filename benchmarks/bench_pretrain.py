@@ -11,7 +11,8 @@
            from what one finds on the web to what a careful user writes (`PEERS`): the generator's loss from
            `labels`, with logits and loss at every position; only the logits of the masked positions selected;
            only their hidden states selected, so that only these are projected on the vocabulary. The last also
-           with the library's eager attention, which may be faster for short sequences on a CPU.
+           with the library's eager attention, which may be faster for short sequences on a CPU, and if `--peers`
+           names them with encoders that torch.compile has compiled.
 `mlm`      ours: objective "mlm" (BERT) at the discriminator's size. theirs: ElectraForMaskedLM of that size,
            which is BERT with embeddings that may be narrower than the layers, in the same ways but the second.
 
@@ -63,6 +64,8 @@ class Peer:
     """ "labels": logits and loss at every position, by the library. "logits": logits at every position, of which
     the masked ones are selected. "states": hidden states are selected, so only masked positions have logits."""
     attention: str = "sdpa"
+    compiled: bool = False
+    """Whether torch.compile compiles the encoders, forward and backward."""
     objectives: tuple[str, ...] = ("electra", "mlm")
 
 
@@ -71,7 +74,11 @@ PEERS = {
     "transformers, masked logits": Peer("logits", objectives=("electra",)),
     "transformers, masked states": Peer("states"),
     "transformers, masked states, eager attention": Peer("states", "eager"),
+    "transformers, masked states, compiled": Peer("states", compiled=True),
+    "transformers, masked states, eager attention, compiled": Peer("states", "eager", compiled=True),
 }
+BY_DEFAULT = tuple(name for name, peer in PEERS.items() if not peer.compiled)
+"""Compiling takes minutes, and a C++ compiler on a CPU."""
 
 
 def batches_like_text(
@@ -150,7 +157,7 @@ class HubElectra(nn.Module):
         self.discriminator = ElectraForPreTraining(hub_config(config))
         self.discriminator.electra.embeddings = self.generator.electra.embeddings
         for part in (self.generator, self.discriminator):
-            part.set_attn_implementation(peer.attention)
+            prepare(part, peer)
 
     def forward(self, inputs: dict[str, Tensor], drawn_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(joint loss, MLM loss, RTD loss); `drawn_M` replaces its own draws."""
@@ -176,11 +183,18 @@ class HubMaskedLM(nn.Module):
         from transformers import ElectraForMaskedLM
 
         self.generator, self.peer = ElectraForMaskedLM(hub_config(config)), peer
-        self.generator.set_attn_implementation(peer.attention)
+        prepare(self.generator, peer)
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor]:
         """(loss,)"""
         return (masked_lm(self.generator, inputs, self.peer.where)[0],)
+
+
+def prepare(model: Any, peer: Peer) -> None:
+    """The library's model with the peer's attention, its encoder compiled if the peer's is."""
+    model.set_attn_implementation(peer.attention)
+    if peer.compiled:
+        model.electra.compile()  # in place, so that the weights keep their names
 
 
 def masked_lm(model: Any, inputs: dict[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
@@ -222,8 +236,13 @@ def hub_steps(
 # ---- the same mathematics --------------------------------------------------------------------------------
 
 
-def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.device) -> dict[str, float]:
+def check_same(
+    config: EncoderConfig, pretrain: PretrainConfig, device: torch.device, chosen: Sequence[str] = BY_DEFAULT
+) -> dict[str, float]:
     """Largest relative differences in fp32 without dropout, for the same weights, masks and draws.
+
+    Args:
+        chosen: which of `PEERS` to compare with.
 
     Raises:
         SystemExit: losses that differ by more than 1e-4, or gradient norms by more than 1e-3.
@@ -236,7 +255,7 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
     output.loss.backward()
     losses = [output.loss, output.mlm_loss, output.rtd_loss]
     pairs = {}
-    for name in peers(pretrain):
+    for name in peers(pretrain, chosen):
         theirs = hub_model(config, pretrain, name).to(device)
         their_losses = losses_with_our_weights(ours, theirs, inputs, output, batch)
         pairs[name] = list(zip(losses, their_losses)), gradient_norm(ours), gradient_norm(theirs)
@@ -249,9 +268,9 @@ def check_same(config: EncoderConfig, pretrain: PretrainConfig, device: torch.de
     return differences
 
 
-def peers(pretrain: PretrainConfig) -> tuple[str, ...]:
-    """Names of the library's programs for an objective."""
-    return tuple(name for name, peer in PEERS.items() if pretrain.objective in peer.objectives)
+def peers(pretrain: PretrainConfig, chosen: Sequence[str] = BY_DEFAULT) -> tuple[str, ...]:
+    """Names of the library's programs for an objective, among those that were chosen."""
+    return tuple(name for name in PEERS if name in chosen and pretrain.objective in PEERS[name].objectives)
 
 
 def hub_model(config: EncoderConfig, pretrain: PretrainConfig, name: str) -> nn.Module:
@@ -288,8 +307,8 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 def largest(differences: Iterable[float]) -> float:
-    """The largest; NaN if one of them is, which `max` tells only of the first."""
-    return float(torch.tensor(list(differences), dtype=torch.float64).max())
+    """The largest, 0 of none; NaN if one of them is, which `max` tells only of the first."""
+    return float(torch.tensor([0.0, *differences], dtype=torch.float64).max())
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -309,7 +328,7 @@ def measure(
     rounds: int,
     steps: int,
     keep_freed: str = "ours",
-    chosen: Sequence[str] = tuple(PEERS),
+    chosen: Sequence[str] = BY_DEFAULT,
 ) -> list[Comparison]:
     """Tokens per second of one objective, ours compared with each of theirs.
 
@@ -323,7 +342,7 @@ def measure(
     ours = (OURS, *([OURS_EAGER] if device.type == "cuda" else []))
     arguments = {
         name: (config, pretrain, batches, precisions[name not in ours], device, steps, threads, name, keep_freed)
-        for name in (*ours, *(name for name in peers(pretrain) if name in chosen))
+        for name in (*ours, *peers(pretrain, chosen))
     }
     if device.type != "cpu":
         seconds = interleave({name: program(*given) for name, given in arguments.items()}, rounds, device)
@@ -384,7 +403,11 @@ def arguments() -> argparse.ArgumentParser:
         "--keep-freed-memory", default="ours", choices=["ours", "all"], help="programs that keep freed memory"
     )
     parser.add_argument(
-        "--peers", nargs="+", default=list(PEERS), choices=list(PEERS), help="peers to compare with (default: all)"
+        "--peers",
+        nargs="+",
+        default=list(BY_DEFAULT),
+        choices=list(PEERS),
+        help="peers to compare with (default: those that are not compiled)",
     )
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     return parser
@@ -403,7 +426,7 @@ def main(argv: list[str] | None = None) -> None:
     for objective in args.objectives:
         pretrain = replace(preset.pretrain, objective=objective, batch_size=args.batch, max_length=args.length)
         batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
-        differences[objective] = check_same(encoder, pretrain, device)
+        differences[objective] = check_same(encoder, pretrain, device, args.peers)
         counts = args.rounds, args.steps
         found = measure(
             encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory, args.peers

@@ -120,6 +120,17 @@ def test_the_library_s_programs_for_an_objective() -> None:
     of_mlm = (bench_pretrain.LABELS, states, f"{states}, eager attention")
     assert bench_pretrain.peers(replace(PRETRAIN, objective="mlm")) == of_mlm
     assert {*bench_pretrain.peers(PRETRAIN)} == {*of_mlm, "transformers, masked logits"}
+    compiled = [name for name in bench_pretrain.PEERS if name not in bench_pretrain.BY_DEFAULT]
+    assert compiled == [f"{states}, compiled", f"{states}, eager attention, compiled"]
+
+
+def test_a_compiled_peer_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is looked at here, not the compiler's work, which takes minutes and which a run checks."""
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    name = "transformers, masked states, compiled"
+    differences = bench_pretrain.check_same(ENCODER, PRETRAIN, CPU, [name])
+    assert compiled == ["ElectraModel"] * 2 and differences["loss"] < bench_pretrain.LOSS_TOLERANCE
 
 
 def test_peers_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
