@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,14 @@ from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.in_memory import as_files
 from electra_core.downstream.interface import Task
 from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.tagging import Tag
 from electra_core.downstream.task_files import load_task, task_to_json
 from electra_core.finetune import finetune
 from electra_core.finetuning.data import read_data
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.labelled import BadRows
 from electra_core.predict import evaluate, load
 
 BY_PATIENT = Columns(group="patient")
@@ -199,6 +204,29 @@ def test_what_cannot_have_groups_is_refused(tmp_path: Path) -> None:
     one = as_json_lines(tmp_path / "d.jsonl", [{**row, "patient": 7} for row in rows()])
     with pytest.raises(UserError, match="200 examples that all belong together cannot be split; give a dev file"):
         held_out(Classify(columns=BY_PATIENT), one)
+
+
+@pytest.mark.parametrize("as_stdin", [True, False])
+def test_a_pipe_can_be_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_stdin: bool) -> None:
+    pipe = tmp_path / "a.jsonl"
+    os.mkfifo(pipe)
+    text = "".join(json.dumps(row) + "\n" for row in rows())
+    writer = threading.Thread(target=lambda: pipe.write_text(text), daemon=True)
+    writer.start()
+    with monkeypatch.context() as patch, open(pipe) if as_stdin else nullcontext() as stdin:
+        if stdin is not None:
+            patch.setattr("sys.stdin", stdin)
+        source, name = (Path("-"), "standard input") if as_stdin else (pipe, "a.jsonl")
+        with pytest.raises(UserError, match=f"{name}: cannot be read twice, which --group-column needs; exp"):
+            held_out(Classify(columns=BY_PATIENT), source)
+    writer.join()
+
+
+def test_a_model_trained_with_groups_reads_files_that_can_have_none(tmp_path: Path) -> None:
+    kinds = [f"{mark}-{kind}" for kind in ("PER", "PRAISE") for mark in "BI"]
+    task = Tag(labels=("O", *kinds), columns=Columns(group="document"))
+    tagged = tiny_model.names_to_tag(tmp_path / "a.conll", 20)
+    assert len(list(for_reading(task, Columns()).read(tagged, BadRows(tagged)))) == 20
 
 
 def test_rows_in_memory_have_groups_and_python_s_words(tmp_path: Path) -> None:

@@ -104,11 +104,12 @@ def with_given(columns: Columns, given: Columns) -> Columns:
 
 
 def for_another_file(columns: Columns, given: Columns, form: str = "") -> TrainedColumns:
-    """The columns of a file that a fine-tuned model will read: the training file's, except those `given`."""
+    """The columns of a file that a fine-tuned model will read: the training file's, except those `given`, and
+    without its groups, which only training needs."""
     asked = frozenset(role for role in (*ALL_FLAGS, "labels") if getattr(given, role) is not None)
     replaced = itertools.chain(*(alternatives(getattr(columns, role)) for role in sorted(asked)))
     names = tuple(name for name in replaced if not name.isdecimal() and name != NO_COLUMN)
-    columns = with_given(replace(columns, encoding=None), given)
+    columns = with_given(replace(columns, encoding=None, group=None), given)
     return TrainedColumns(**vars(columns), asked=asked, instead_of=names, form=form)
 
 

@@ -25,23 +25,28 @@ def groups_of(path: Path | str, columns: Columns, examples: Sequence[Any]) -> li
         columns: as they were read, and `group`.
 
     Raises:
-        UserError: the examples are no rows, there is no such column, or it holds lists or the like.
+        UserError: the file is a pipe, the examples are no rows, there is no such column, or it holds lists or the
+            like.
     """
     path = Path(path)
+    name = "standard input" if str(path) == "-" else path
+    read_once = f"{name}: cannot be read twice, which --group-column needs; expected a file"
+    if name != path or path.is_fifo():
+        raise UserError(read_once)
     lines = [getattr(example, "line", 0) for example in examples]
     if 0 in lines:
         raise UserError(f"--group-column: no effect with {path}, which is no table; {ONLY_ROWS}")
     rows = table(path, columns)
     first = list(at_hand(rows, FIRST_ROWS, path))
-    name = column_named(path, list(dict.fromkeys(name for row in first for name in row.cells)), columns, "group")
+    column = column_named(path, list(dict.fromkeys(name for row in first for name in row.cells)), columns, "group")
     wanted, found = set(lines), dict[int, str | None]()
     for row in itertools.chain(first, rows):
         if row.line in wanted:
-            value = row.cells.get(name)
+            value = row.cells.get(column)
             if isinstance(value, (list, dict, bytes)):
                 kind = type(value).__name__
-                raise UserError(f"{path}:{row.line}: column {name!r}: expected one value per row, got a {kind}")
+                raise UserError(f"{path}:{row.line}: column {column!r}: expected one value per row, got a {kind}")
             found[row.line] = label_text(value)
     if wanted - found.keys():
-        raise UserError(f"{path}: cannot be read twice, which --group-column needs; expected a file")
+        raise UserError(read_once)
     return [found[line] for line in lines]
