@@ -20,19 +20,24 @@ OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # higher is better
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
 
-def shown_name(figure: str, labels: Sequence[str]) -> str:
+def shown_name(figure: str, figures: Iterable[str], labels: Sequence[str]) -> str:
     """A figure's name for a reader: with two classes, f1 and average_precision name the class that they are of.
 
-    >>> shown_name("f1", ["legit", "spam"]), shown_name("f1", ["a", "b", "c"])
-    ('f1 (spam)', 'f1')
+    Args:
+        figures: all of the task's, which tell whether it is of classes.
+
+    >>> of_two, of_three = of_classes(["legit", "spam"]), of_classes(["a", "b", "c"])
+    >>> shown_name("f1", of_two, ["legit", "spam"]), shown_name("macro_f1", of_three, ["a", "b", "c"])
+    ('f1 (spam)', 'macro_f1')
     """
-    return f"{figure} ({labels[1]})" if figure in ("f1", "average_precision") and len(labels) == 2 else figure
+    second = positive_class(figures, labels) if figure in ("f1", "average_precision") else {}
+    return f"{figure} ({second['positive_class']})" if second else figure
 
 
 def positive_class(figures: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
     """The class that f1 and average_precision are of, as an entry beside the figures; {} if it is not of two
-    classes."""
-    return {"positive_class": labels[1]} if "f1" in figures and len(labels) == 2 else {}
+    classes: of spans, f1 is of all of them, even where a model has two tags."""
+    return {"positive_class": labels[1]} if "acc_and_f1" in figures and len(labels) == 2 else {}
 
 
 def of_classes(labels: Sequence[str]) -> tuple[str, ...]:

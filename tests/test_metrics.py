@@ -21,11 +21,14 @@ from electra_core.downstream.tagging import spans, to_iob2
 from electra_core.labelled_data.squad_files import read_questions
 from electra_core.labelled_data.tagged_files import read_tagged
 from electra_core.metrics import (
+    OF_SPANS,
     answered,
     calibration,
     classification_metrics,
     confusion_matrix,
+    of_classes,
     per_class_metrics,
+    positive_class,
     ranking_metrics,
     regression_metrics,
     shown_name,
@@ -296,10 +299,18 @@ def compare_with_seqeval(truth: list[list[str]], draw: random.Random) -> None:
 
 
 def test_f1_of_two_classes_says_of_which_one_it_is():
-    assert shown_name("f1", ["spam", "legit"]) == "f1 (legit)"
-    assert shown_name("f1", ["a", "b", "c"]) == shown_name("f1", []) == "f1"
-    assert shown_name("average_precision", ["spam", "legit"]) == "average_precision (legit)"
-    assert shown_name("accuracy", ["spam", "legit"]) == shown_name("accuracy", []) == "accuracy"
+    def shown(figure: str, *labels: str) -> str:
+        return shown_name(figure, of_classes(labels), labels)
+
+    assert shown("f1", "spam", "legit") == "f1 (legit)"
+    assert shown("f1", "a", "b", "c") == shown("f1") == "f1"
+    assert shown("average_precision", "spam", "legit") == "average_precision (legit)"
+    assert shown("accuracy", "spam", "legit") == shown("accuracy") == "accuracy"
+
+
+def test_f1_of_spans_is_of_no_class_even_of_two_tags() -> None:
+    assert shown_name("f1", OF_SPANS, ["B-X", "O"]) == "f1" and positive_class(OF_SPANS, ["B-X", "O"]) == {}
+    assert positive_class(of_classes(["B", "O"]), ["B", "O"]) == {"positive_class": "O"}
 
 
 def test_span_scores_equal_seqevals():

@@ -86,7 +86,7 @@ def about_training(
     """
     start = f"{name_in_card(model)} (weights `{same['start']['weights'][:16]}`)"
     began = f"random weights, in the sizes of {name_in_card(model)}" if settings.random_start else start
-    chosen_by = shown_name(task.metric, [as_markdown(label) for label in task.labels])
+    chosen_by = shown_name(task.metric, task.figures, [as_markdown(label) for label in task.labels])
     text = (
         f"Fine-tuned with electra-core {version()} from {began} on {examples:,} examples of up to "
         f"{task.max_length} tokens. Another {dev:,}, the development data, chose the best evaluation by "
@@ -98,7 +98,7 @@ def about_training(
 
 def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
     """The figures in one line; `labels` name the class that a figure such as f1 is of."""
-    return ", ".join(f"{shown_name(name, labels)} {value:.4g}" for name, value in metrics.items())
+    return ", ".join(f"{shown_name(name, metrics, labels)} {value:.4g}" for name, value in metrics.items())
 
 
 def as_markdown(label: str) -> str:

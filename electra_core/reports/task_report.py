@@ -221,7 +221,7 @@ def _metric_columns(report: TaskReport) -> tuple[str, ...]:
 
 
 def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
-    names = {name: shown_name(name, report.labels) for name in report.metrics}
+    names = {name: shown_name(name, report.metrics, report.labels) for name in report.metrics}
     rows = [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
     return [row[: 1 + len(_metric_columns(report))] for row in rows]
 
