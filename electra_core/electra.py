@@ -214,11 +214,11 @@ class Generator(nn.Module):
         draw_seed: Seed,
     ) -> MLMHead:
         """Cross-entropy with the original tokens at the masked positions, and one token drawn for each; from the
-        logits of `forward` if a subclass has its own."""
+        logits of `forward` if somebody has put another in its place."""
         if config.uniform_generator:
             return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
         draws: dict[str, Any] = {"seed": draw_seed, "stream": SAMPLING_STREAM, "temperature": config.temperature}
-        if calls_just(self, Generator.forward):
+        if calls_just(self, FORWARDS[Generator]):
             features_ME = self.features(masked_text, positions_M, token_seed)
             words_VE = self.encoder.embeddings.word_weight()
             mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
@@ -260,7 +260,7 @@ class DiscriminatorPredictions(nn.Module):
     def judge(self, hidden_TD: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:
         """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
-        if not calls_just(self, DiscriminatorPredictions.forward) or not by_its_parts(last, nn.Linear):
+        if not calls_just(self, FORWARDS[DiscriminatorPredictions]) or not by_its_parts(last, nn.Linear):
             return judged(self(hidden_TD), is_replaced_T, weights_T)  # somebody's own
         return rtd_head(self.dense(hidden_TD), last.weight.squeeze(0), last.bias, is_replaced_T, weights_T)
 
@@ -290,9 +290,16 @@ class Discriminator(nn.Module):
     ) -> RTDHead:
         """`forward`'s logits and their binary cross-entropy, as a mean or weighted mean over all tokens."""
         head = self.discriminator_predictions
-        if not calls_just(self, Discriminator.forward) or not isinstance(head, DiscriminatorPredictions):
+        if not calls_just(self, FORWARDS[Discriminator]) or not isinstance(head, DiscriminatorPredictions):
             return judged(self(tokens, seed), is_replaced_T, weights_T)  # somebody's own
         return head.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
+
+
+FORWARDS: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (Generator, DiscriminatorPredictions, Discriminator)
+}
+"""What the shorter ways to the losses compute. Asked of the classes in a step, a `forward` that somebody puts into
+one of them would be taken for ours."""
 
 
 def judged(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:

@@ -51,8 +51,9 @@ class Linear(nn.Linear):
 
 def leaves_bias(layer: nn.Module) -> bool:
     """Whether `layer` is exactly a `Linear` with a bias, so that its product can be computed without it.
-    Replacements (an `nn.Linear`, an adapter, a parametrized or quantized layer) are called as they are."""
-    return type(layer) is Linear and layer.bias is not None
+    Replacements (an `nn.Linear`, an adapter, a parametrized or quantized layer, another `forward`) are called as
+    they are, and so is a layer with hooks, which see all of its output."""
+    return by_its_parts(layer)
 
 
 def product_of(layer: nn.Module, input: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from electra_core.config import OBJECTIVES, OWN_OBJECTIVES, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import (
+    FORWARDS,
     Electra,
     Generator,
     PretrainBatch,
@@ -38,6 +39,7 @@ from electra_core.electra import (
     replace_tokens,
 )
 from electra_core.initialisation import initialise
+from electra_core.linear import calls_just
 from electra_core.packing import TokenBatch
 
 
@@ -205,14 +207,14 @@ class AllTokensMLM(ReplaceMLM):
         text = corrupt(self.generator, batch, self.config, seed)
         model = self.discriminator
         hidden_TD = model.encoder(text.tokens, text.seed)
-        words_VE = model.encoder.embeddings.word_weight()
         originals_T = batch.tokens.input_ids_T
-        softmax = mlm_head(  # only its losses are used: nothing is drawn from this model
-            model.generator_predictions(hidden_TD), words_VE, model.output_bias, originals_T, seed=0
-        )
+        if calls_just(model, FORWARDS[Generator]):
+            losses_T = _losses(model, model.generator_predictions(hidden_TD), originals_T, text.seed)
+        else:  # somebody's own, which reads the text once more
+            losses_T = _losses_of_logits(model(text.tokens, seed=text.seed), originals_T)
         copy_T = self.copy_head(hidden_TD).squeeze(-1).float()
         # Logarithms throughout: log(1 - c) + log softmax, and where the token may be copied also log c.
-        by_softmax_T = F.logsigmoid(-copy_T) - softmax.loss_M
+        by_softmax_T = F.logsigmoid(-copy_T) - losses_T
         by_copy_T = torch.logaddexp(F.logsigmoid(copy_T), by_softmax_T)
         loss_T = -torch.where(text.is_replaced_T, by_softmax_T, by_copy_T)
         return self._output(text, batch.mean_over_tokens(loss_T), -copy_T.detach())
@@ -220,6 +222,18 @@ class AllTokensMLM(ReplaceMLM):
 
 def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: Tensor) -> Tensor:
     """[M]: cross-entropy of what `model` predicts from `text` at the masked positions with the original tokens."""
-    features_ME = model.features(text, batch.masked_positions_M, seed)
+    positions_M, originals_M = batch.masked_positions_M, batch.target_ids_M
+    if calls_just(model, FORWARDS[Generator]):
+        return _losses(model, model.features(text, positions_M, seed), originals_M, seed)
+    return _losses_of_logits(model(text, positions_M, seed), originals_M)  # somebody's own
+
+
+def _losses(model: Generator, features_ME: Tensor, originals_M: Tensor, seed: Tensor) -> Tensor:
     words_VE = model.encoder.embeddings.word_weight()
-    return mlm_head(features_ME, words_VE, model.output_bias, batch.target_ids_M, seed=seed).loss_M
+    return mlm_head(
+        features_ME, words_VE, model.output_bias, originals_M, seed=seed
+    ).loss_M  # its draws are not used
+
+
+def _losses_of_logits(logits_MV: Tensor, originals_M: Tensor) -> Tensor:
+    return F.cross_entropy(logits_MV.float(), originals_M, reduction="none")

@@ -152,6 +152,31 @@ def test_the_same_without_gradient_in_fast_bf16(change: Any, place: str, monkeyp
     assert error < 3 * fair + 0.01
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_hooks_see_all_of_a_layer_s_output(place: str) -> None:
+    """With its bias, which other layers are added to together with something else."""
+    encoder, _ = pair(with_torchs_linear, "layers.0.output")
+    layer: Any = encoder.get_submodule(place)
+    before, seen = encoder(BATCH), []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    torch.testing.assert_close(encoder(BATCH), before, rtol=1e-5, atol=1e-5)
+    ((inputs, output),) = seen
+    torch.testing.assert_close(output, nn.functional.linear(inputs, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_forward_put_in_the_place_of_a_layer_s(place: str) -> None:
+    """Which takes what `nn.Linear` takes; the layers before the residual sums gave it a second argument."""
+    encoder, _ = pair(with_torchs_linear, "layers.0.output")
+    doubled, layer = copy.deepcopy(encoder), encoder.get_submodule(place)
+    before: Any = layer.forward
+    layer.forward = lambda input: 2 * before(input)
+    with torch.no_grad():
+        for parameter in doubled.get_submodule(place).parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(encoder(BATCH), doubled(BATCH), rtol=1e-5, atol=1e-5)
+
+
 def test_hooks_see_every_layer_in_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
     encoder, seen = Encoder(CONFIG).eval(), []
@@ -277,6 +302,14 @@ def test_what_a_discriminator_is_called_for_is_what_it_trains(make: Any) -> None
     torch.testing.assert_close(judged.logits_T, wanted)
     loss = nn.functional.binary_cross_entropy_with_logits(wanted, replaced_T.float())
     torch.testing.assert_close(judged.loss, loss + (make is of_a_subclass_with_its_own_loss))
+
+
+@pytest.mark.parametrize("kind", [Discriminator, DiscriminatorPredictions])
+def test_a_forward_put_into_a_class_is_what_trains(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, replaced_T, before = Discriminator(CONFIG).eval(), torch.arange(8) % 2 == 0, kind.forward
+    expected = model(BATCH) / 2
+    monkeypatch.setattr(kind, "forward", lambda self, *arguments: before(self, *arguments) / 2)
+    torch.testing.assert_close(model.judge(BATCH, replaced_T).logits_T, expected)
 
 
 def test_gradients_reach_a_backward_hook_on_the_discriminator() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pretend_graphs
 import pytest
 import torch
+from small_objectives import make, make_batch
 from small_runs import data, one_thread, rows, train  # noqa: F401
 from torch import Tensor, nn
 
+from electra_core import electra
 from electra_core.adam import ElectraAdam
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.execution.engine import static_steps
@@ -181,6 +183,31 @@ def test_a_discriminator_that_is_not_finite_is_evaluated(
     monkeypatch.setattr(Electra, "forward", forward)
     evaluation = train(data, tmp_path / "run").evaluation
     assert math.isnan(evaluation["eval_rtd_auc"]) and math.isfinite(evaluation["eval_rtd_loss"])
+
+
+def test_a_post_mortem_computes_what_the_step_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the logits over the vocabulary that a hook on the generator asks for; layers are looked at all the
+    same."""
+    model, batch, calls = make("electra"), make_batch(), []
+    head = electra.mlm_head
+    monkeypatch.setattr(
+        electra, "mlm_head", lambda *arguments, **named: calls.append(1) or head(*arguments, **named)
+    )
+    losses = {}
+    for _ in range(2):
+        found = examine(model, lambda part, seed: (model(part, seed).loss, {}), [batch], 3, nullcontext())
+        losses[found["losses"]["loss"]] = calls.copy()
+    assert losses == {model(batch, 3).loss.item(): [1, 1]}
+    seen = {row["module"] for row in found["layers"] if row["output_rms"] is not None}
+    assert {
+        "discriminator.discriminator_predictions.dense_prediction",
+        "generator.generator_predictions.dense",
+    } <= seen
+    model.generator.encoder.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    model.generator.register_forward_hook(lambda module, inputs, output: output)
+    found = examine(model, lambda part, seed: (model(part, seed).loss, {}), [batch], 3, nullcontext())
+    assert found["first_not_finite"]["module"] == "generator.encoder"
+    assert calls == [1, 1, 1], "with a hook of somebody's the step takes the logits, and so does its post-mortem"
 
 
 def test_gradients_too_large_for_their_norm_are_named() -> None:

@@ -46,6 +46,23 @@ def test_every_objective_learns_one_batch(objective: str) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.parametrize("objective", WORDS)
+def test_a_hook_on_the_model_that_predicts_words_changes_its_loss(objective: str) -> None:
+    """The loss went around it. Sharper logits are those of a head with larger weights."""
+    hooked, larger, batch = make(objective), make(objective), make_batch()
+    plain = hooked(batch, seed=0).word_loss
+    hooked.discriminator.register_forward_hook(lambda module, inputs, output: 30 * output)
+    with torch.no_grad():
+        for p in (
+            *larger.discriminator.generator_predictions.LayerNorm.parameters(),
+            larger.discriminator.output_bias,
+        ):
+            p.mul_(30)
+    found, expected = hooked(batch, seed=0).word_loss, larger(batch, seed=0).word_loss
+    torch.testing.assert_close(found, expected)
+    assert abs(found - plain) > 0.1
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_parameter_starts_from_the_run_s_seed(objective: str) -> None:
     """And not from torch's own generator, whose state is whatever came before."""

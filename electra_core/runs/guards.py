@@ -20,7 +20,9 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
+from electra_core import electra
 from electra_core.files.new_file import write_new
+from electra_core.linear import calls_just
 from electra_core.optim import gradient_norm
 from electra_core.runs.progress import Progress
 from electra_core.training import Diverged, Loop, LossFunction, StepResult
@@ -124,7 +126,8 @@ def examine(
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    named = [(name, module) for name, module in model.named_modules() if name and not _is_gone_around(module)]
+    handles = [module.register_forward_hook(look(name)) for name, module in named]
     losses: dict[str, Any] = {}
     model.zero_grad(set_to_none=True)
     try:
@@ -150,6 +153,11 @@ def examine(
     }
     model.zero_grad(set_to_none=True)
     return {"verdict": _verdict(found), **found}
+
+
+def _is_gone_around(module: nn.Module) -> bool:
+    """Whether a step takes no logits from this generator; a hook would have it compute and store them."""
+    return isinstance(module, electra.Generator) and calls_just(module, electra.FORWARDS[electra.Generator])
 
 
 def _verdict(found: dict[str, Any]) -> str:
