@@ -60,6 +60,8 @@ VOCABULARY = 8192
 HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = {"cpu": 24, "cuda": 400}
 """On a GPU most of the first hundred run eagerly or are captured; later ones are replayed, much faster."""
+SLOW = 2.0
+"""Steps per second; two quiet cores take about 10, one of them 6."""
 EPOCHS = 10
 WRITTEN = {"task", "corpus.txt", "data", "calibration", "pretrained", "finetuned", "report.html", "report.json"}
 """Everything that a demo writes in its folder, beginning with `task`."""
@@ -145,7 +147,7 @@ def run_demo(
     seconds = PRETRAIN_SHARE * clock.budget
     say(f"\n3  Pre-training for {duration(seconds)} -> {out / 'pretrained'}")
     with clock.stage("pre-training"):
-        pretrained = _pretrain(out, seconds, device, seed, quiet)
+        pretrained = _pretrain(out, seconds, device, seed, quiet, say)
     _stop_if(pretrained.stopped_by)
 
     starts = [
@@ -254,12 +256,15 @@ def _prepare(out: Path, seed: int, quiet: bool) -> Manifest:
     )
 
 
-def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool) -> PretrainResult:
+def _pretrain(out: Path, seconds: float, device: str, seed: int, quiet: bool, say: Say) -> PretrainResult:
     """Pre-trains for as many steps as fit into `seconds`; the learning-rate schedule spans exactly these steps."""
     begin = time.monotonic()
     rate = _steps_per_second(out, device, seed)
     left = max(seconds - (time.monotonic() - begin), seconds / 2)  # a slow machine still gets a run
     steps = max(2 * CALIBRATION_STEPS["cpu"], round(0.9 * left * rate))  # a tenth is for evaluating and saving
+    if rate < SLOW and resolve_device(device).type == "cpu" and torch.get_num_threads() > 1:
+        say("   This is slow. Where other programs use the cores, threads wait for each other: begin again with "
+            "OMP_NUM_THREADS=1 in front of the command and --overwrite.")  # fmt: skip
     changes = {
         "steps": steps,
         "warmup_steps": max(1, steps // 10),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from electra_core import cli, config, demo
 from electra_core.config import EncoderConfig, PretrainConfig
@@ -79,6 +80,18 @@ def test_of_the_short_run_that_measures_the_speed_nothing_is_said(
     demo._prepare(_with_corpus(tmp_path), 0, quiet=True)
     assert demo._steps_per_second(tmp_path, "cpu", 0) > 0
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "threads", "told"), [(1.0, 2, True), (1.0, 1, False), (9.0, 2, False)])
+def test_a_machine_on_which_threads_wait_for_each_other(
+    rate: float, threads: int, told: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(demo, "_steps_per_second", lambda *_: rate)
+    monkeypatch.setattr(demo, "pretrain", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    demo._pretrain(tmp_path, 60.0, "cpu", 0, True, said.append)
+    assert told == any("OMP_NUM_THREADS=1" in line for line in said)
 
 
 def _with_corpus(out: Path) -> Path:
