@@ -23,6 +23,7 @@ from electra_core.commands.train import ENCODER_FLAGS, FINETUNE_GROUPS, PRETRAIN
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.errors import UserError
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.hub import model_places
 from electra_core.pretrain import pretrain
 
 COMMANDS = tuple(build_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
@@ -266,14 +267,20 @@ def test_after_text_in_a_pair_s_words_comes_going_on_from_that_pair(
               for kind in ("discriminator", "generator")}  # fmt: skip
     monkeypatch.chdir(tmp_path)  # where no folder is called tiny
     for number, (tokenizer, pair) in enumerate(pairs.items()):
-        out = str(tmp_path / f"out{number}")
+        out = str(tmp_path / f"out {number}")  # quoted in what is printed
         assert main(["prepare", "--text", text, "--out", out, "--tokenizer", tokenizer, "--quiet"]) == 0
         said = capsys.readouterr().out.splitlines()[-1]
         start = f" --init-discriminator {pair[0]} --init-generator {pair[1]}" if pair else ""
-        assert said == f"next: electra pretrain --data {out} --out RUN{start}"
+        assert said == f"next: electra pretrain --data '{out}' --out RUN{start}"
         if tokenizer == str(run):  # what is printed can be run
             onto = ["--data", out, "--out", str(tmp_path / "run"), "--steps", "1"]
             assert main([*PRETRAIN, *onto, *start.split()]) == 0
+
+
+def test_the_hub_is_not_asked_for_the_other_half_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(model_places, "_fetch", lambda name, revision: asked.append(name))
+    assert model_places.find_pair("google/electra-small-discriminator") is None and not asked
 
 
 @pytest.mark.parametrize(

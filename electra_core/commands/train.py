@@ -7,6 +7,7 @@ not wait for it, so the commands import what needs torch themselves.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from argparse import Namespace
 from datetime import datetime
@@ -181,9 +182,10 @@ def prepare(options: Namespace) -> None:
     if options.shard:
         print("next: electra prepare --merge PART... --out DATA   (once all parts are prepared)")
     elif manifest.splits["heldout"].documents:
-        pair = find_pair(options.tokenizer)
-        start = f" --init-discriminator {pair[0]} --init-generator {pair[1]}" if pair else ""
-        print(f"next: electra pretrain --data {options.out} --out RUN{start}")
+        command = ["electra", "pretrain", "--data", str(options.out), "--out", "RUN"]
+        if pair := find_pair(options.tokenizer):
+            command += ["--init-discriminator", pair[0], "--init-generator", pair[1]]
+        print(f"next: {shlex.join(command)}")
     elif manifest.splits["train"].documents > 1:
         raise UserError(f"{options.out}: no document is held out, but pre-training needs one; prepare again with "
                         "--overwrite and a larger --heldout-fraction")  # fmt: skip

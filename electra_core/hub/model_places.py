@@ -37,8 +37,10 @@ def find_model(source: str | Path, kind: str = "discriminator", revision: str | 
 
 def find_pair(source: str) -> tuple[str, str] | None:
     """The names of the discriminator and the generator that `source` stands for together: "tiny", a run, or one of
-    the two folders in it; None if it stands for no pair."""
+    the two folders in it; None if it stands for no pair. The Hub, where a model is one half, is not asked."""
     kinds = ("discriminator", "generator")
+    if is_name(source) and source != SHIPPED:
+        return None
     try:
         found = [find_model(source, kind) for kind in kinds]
     except UserError:
