@@ -15,6 +15,7 @@ from electra_core.adam import ElectraAdam
 from electra_core.muon import Muon
 from electra_core.training import reads_found_inf
 
+# What is unpickled has just been pickled here; weights_only, for files of others, knows no optimizers.
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda both: pickle.loads(pickle.dumps(both))}
 
 
