@@ -61,7 +61,7 @@ HELDOUT_FRACTION = 0.02
 CALIBRATION_STEPS = {"cpu": 24, "cuda": 400}
 """On a GPU most of the first hundred run eagerly or are captured; later ones are replayed, much faster."""
 SLOW = 2.0
-"""Steps per second; two quiet cores take about 10, one of them 6."""
+"""Steps per second; two quiet cores took 9.6 (machine C of docs/results.md, 30 November)."""
 EPOCHS = 10
 WRITTEN = {"task", "corpus.txt", "data", "calibration", "pretrained", "finetuned", "report.html", "report.json"}
 """Everything that a demo writes in its folder, beginning with `task`."""

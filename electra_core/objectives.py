@@ -230,9 +230,8 @@ def word_losses(model: Generator, text: TokenBatch, batch: PretrainBatch, seed: 
 
 def _losses(model: Generator, features_ME: Tensor, originals_M: Tensor, seed: Tensor) -> Tensor:
     words_VE = model.encoder.embeddings.word_weight()
-    return mlm_head(
-        features_ME, words_VE, model.output_bias, originals_M, seed=seed
-    ).loss_M  # its draws are not used
+    head = mlm_head(features_ME, words_VE, model.output_bias, originals_M, seed=seed)
+    return head.loss_M  # its draws are not used
 
 
 def _losses_of_logits(logits_MV: Tensor, originals_M: Tensor) -> Tensor:

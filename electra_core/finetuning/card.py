@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def model_card(model: TaskModel, task: Task, about: About, place: str, metrics: 
     )
 
 
-def header(model: TaskModel, base_model: str, metrics: Sequence[str] | dict[str, float]) -> str:
+def header(model: TaskModel, base_model: str, metrics: Iterable[str]) -> str:
     """The card's YAML: what is known of the model, and so no license. A model with classes of the user's own does
     not open in transformers."""
     opens_there = not changed_classes(model)
