@@ -43,12 +43,12 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, OwnProcess, compare, interleave, timed, use_device, write_report
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
-from electra_core.electra import Electra, PretrainBatch, PretrainOutput
+from electra_core.electra import Electra, PretrainOutput
 from electra_core.execution.placement import autocast_context, keep_freed_memory, resolve_device, resolve_precision
 from electra_core.hub.layout import hub_tensors
 from electra_core.masking import mask_tokens
 from electra_core.objectives import build_objective
-from electra_core.packing import from_lengths, to_padded
+from electra_core.packing import PretrainBatch, from_lengths, to_padded
 
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999  # as in BERT's vocabulary
 BATCHES = 8

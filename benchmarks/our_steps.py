@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.electra import PretrainBatch
 from electra_core.execution.engine import choose_engine, static_steps
 from electra_core.execution.placement import keep_freed_memory
 from electra_core.execution.static_batch import Shapes
 from electra_core.optim import build_optimizer, learning_rate
+from electra_core.packing import PretrainBatch
 from electra_core.training import Loop, training_steps
 
 OURS, OURS_EAGER = "ours", "ours, eager"

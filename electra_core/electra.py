@@ -23,13 +23,12 @@ objectives.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from electra_kernels import MLMHead, RTDHead, mlm_head, rtd_head, rtd_loss_and_counts, sample_and_replace
-from electra_kernels.checks import check_ids, check_tensor
 from electra_kernels.operators import without_autocast
 from electra_kernels.rng import Seed, philox, seed_tensor, uniform
 from torch import Tensor, nn
@@ -39,105 +38,10 @@ from electra_core.config import EncoderConfig, PretrainConfig, generator_config
 from electra_core.encoder import DisentangledEmbeddings, Embeddings, Encoder
 from electra_core.initialisation import initialise, started
 from electra_core.linear import Linear, by_its_parts, calls_just
-from electra_core.packing import TokenBatch, check_packed
+from electra_core.packing import PretrainBatch, TokenBatch, check_pretrain_batch
 
 # Streams of random numbers: the discriminator's encoder starts here (the generator's at 0), and the draws.
 DISCRIMINATOR_STREAM, SAMPLING_STREAM = 1 << 16, 1 << 20
-
-
-@dataclass(frozen=True)
-class PretrainBatch:
-    """A batch of original text and its masked positions."""
-
-    tokens: TokenBatch
-    """The original sequences."""
-    masked_ids_T: Tensor
-    """int64 [T]: the ids the generator sees, [MASK] at most of the masked positions."""
-    masked_positions_M: Tensor
-    """int64 [M]: which of the T tokens are masked, ascending, without duplicates."""
-    first_token: int | Tensor = 0
-    """Index of this part's first token in the whole step's batch (see `rng`: `first_row`)."""
-    first_masked: int | Tensor = 0
-    """Index of this part's first masked position among those of the whole step's batch."""
-    token_share: float | Tensor = 1.0
-    """This part's tokens / tokens of the whole step, so that the parts' losses add up to the step's means."""
-    masked_share: float | Tensor = 1.0
-    """This part's masked positions / those of the whole step."""
-    sequence_share: float | Tensor = 1.0
-    """This part's sequences / those of the whole step."""
-    token_weights_T: Tensor | None = None
-    """Float [T], sums to 1; None: 1/T each. Filling tokens (`execution/static_batch.py`) have 0."""
-    masked_weights_M: Tensor | None = None
-    """Float [M], sums to 1: the same for the masked positions."""
-
-    @property
-    def target_ids_M(self) -> Tensor:
-        """int64 [M]: the original token ids at the masked positions."""
-        return self.tokens.input_ids_T[self.masked_positions_M]
-
-    @property
-    def first_tokens_N(self) -> Tensor:
-        """int64 [N]: row of each sequence's first token, [CLS]; of an empty filling sequence the last row."""
-        return self.tokens.cu_seqlens[:-1].long().clamp(max=self.tokens.num_tokens - 1)
-
-    @property
-    def sequence_weights_N(self) -> Tensor:
-        """Float [N], sums to 1: the same for each of the batch's own sequences, 0 for filling ones."""
-        own_N = (self.tokens.lengths > 0).float()
-        if self.token_weights_T is not None:
-            own_N = own_N * (self.token_weights_T[self.first_tokens_N] > 0)
-        return own_N / own_N.sum()
-
-    def counted_tokens(self) -> Tensor:
-        """Float scalar on the device: the number of tokens with a weight above 0."""
-        ids_T, weights_T = self.tokens.input_ids_T, self.token_weights_T
-        if weights_T is None:
-            return ids_T.new_full((), len(ids_T), dtype=torch.float32)
-        return (weights_T > 0).sum().float()
-
-    def mean_over_tokens(self, values_T: Tensor) -> Tensor:
-        """Scalar: this part's contribution to the mean over the step's tokens."""
-        weights_T = self.token_weights_T
-        return (values_T.mean() if weights_T is None else (values_T * weights_T).sum()) * self.token_share
-
-    def mean_over_masked(self, values_M: Tensor) -> Tensor:
-        """Scalar: this part's contribution to the mean over the step's masked positions."""
-        weights_M = self.masked_weights_M
-        if not len(values_M):  # a mean of nothing is NaN
-            return values_M.sum()
-        return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
-
-    def mean_over_sequences(self, values_N: Tensor) -> Tensor:
-        """Scalar: this part's contribution to the mean over the step's sequences."""
-        return (values_N * self.sequence_weights_N).sum() * self.sequence_share
-
-    def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
-        """`seed` for randomness per token (dropout), and for randomness per masked position (draws)."""
-        device = self.tokens.input_ids_T.device
-        return _first_row(seed, self.first_token, device), _first_row(seed, self.first_masked, device)
-
-    def to(self, device: torch.device | str) -> PretrainBatch:
-        """The batch on `device`."""
-        moved = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, tokens=self.tokens.to(device), **moved)
-
-
-def check_pretrain_batch(batch: object) -> None:
-    """Raises ValueError unless `batch` is a PretrainBatch whose tensors fit together. Values are checked on a CPU
-    only, and nothing is checked while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return
-    if not isinstance(batch, PretrainBatch):
-        raise ValueError(
-            f"batch: expected a PretrainBatch (masking.mask_tokens makes one), got {type(batch).__name__}"
-        )
-    check_packed(batch.tokens)
-    positions_M, ids_T = batch.masked_positions_M, batch.tokens.input_ids_T
-    check_tensor("input_ids_T", ids_T, (None,), (torch.int64,))
-    check_tensor("masked_ids_T", batch.masked_ids_T, (len(ids_T),), (torch.int64,), ids_T.device)
-    check_tensor("masked_positions_M", positions_M, (None,), (torch.int64,), ids_T.device)
-    filled_up = batch.masked_weights_M is not None  # filling positions have weight 0 and may repeat
-    check_ids("masked_positions_M", positions_M, len(ids_T), unique=not filled_up)
 
 
 @dataclass(frozen=True)
@@ -213,28 +117,24 @@ class Generator(nn.Module):
         token_seed: Seed,
         draw_seed: Seed,
     ) -> MLMHead:
-        """Cross-entropy with the original tokens at the masked positions, and one token drawn for each; from the
-        logits of `forward` if somebody has put another in its place."""
+        """Cross-entropy with the original tokens at the masked positions, and one token drawn for each."""
         if config.uniform_generator:
             return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
-        draws: dict[str, Any] = {"seed": draw_seed, "stream": SAMPLING_STREAM, "temperature": config.temperature}
-        if calls_just(self, FORWARDS[Generator]):
-            features_ME = self.features(masked_text, positions_M, token_seed)
-            words_VE = self.encoder.embeddings.word_weight()
-            mlm = mlm_head(features_ME, words_VE, self.output_bias, originals_M, **draws)
-            if not config.disallow_correct:
-                return mlm
-            loss_M = mlm.loss_M
-            with torch.no_grad(), without_autocast(features_ME):
-                logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
-        else:  # somebody's own
+        if not calls_just(self, FORWARDS[Generator]):  # somebody's own
             logits_MV = self(masked_text, positions_M, token_seed)
             loss_M = F.cross_entropy(logits_MV.float(), originals_M, reduction="none")
-        logits_MV = logits_MV.detach()
-        if config.disallow_correct:
-            logits_MV = logits_MV.scatter(1, originals_M[:, None], -torch.inf)
-        every_M = torch.arange(len(originals_M), device=originals_M.device)  # the M originals as a text
-        return MLMHead(loss_M, sample_and_replace(logits_MV, originals_M, every_M, **draws).sampled_ids_M)
+            return MLMHead(loss_M, drawn(logits_MV, originals_M, config, draw_seed))
+        features_ME = self.features(masked_text, positions_M, token_seed)
+        words_VE = self.encoder.embeddings.word_weight()
+        mlm = mlm_head(
+            features_ME, words_VE, self.output_bias, originals_M,
+            seed=draw_seed, stream=SAMPLING_STREAM, temperature=config.temperature,
+        )  # fmt: skip
+        if not config.disallow_correct:
+            return mlm
+        with torch.no_grad(), without_autocast(features_ME):
+            logits_MV = F.linear(features_ME.to(words_VE.dtype), words_VE, self.output_bias)
+        return MLMHead(mlm.loss_M, drawn(logits_MV, originals_M, config, draw_seed))
 
     def forward(self, tokens: TokenBatch, positions_M: Tensor | None = None, seed: Seed | None = None) -> Tensor:
         """Logits over the vocabulary, [M, V]; at every token if `positions_M` is None. For
@@ -311,10 +211,7 @@ def judged(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = N
 class Electra(nn.Module):
     """Generator and discriminator with what they share, and the joint objective.
 
-    A batch may hold filling tokens and filling sequences, some of them empty (the engines `static`, `compile` and
-    `graph`; `execution/static_batch.py`). They have weight 0 in `mean_over_tokens`, `mean_over_masked` and
-    `mean_over_sequences` of the batch. A subclass that adds a loss takes its mean there; the contributions of a
-    step's parts then add up. A loss in which sequences compete leaves out those whose `sequence_weights_N` is 0.
+    A subclass that adds a loss takes its mean with the methods of `PretrainBatch`, which says why.
 
     Raises:
         ValueError: arguments that are not the two configurations; another objective
@@ -369,6 +266,17 @@ class Electra(nn.Module):
         return PretrainOutput(loss, mlm_loss, rtd_loss, corrupted_ids_T, is_replaced_T, rtd.logits_T)
 
 
+def drawn(logits_MV: Tensor, originals_M: Tensor, config: PretrainConfig, seed: Seed) -> Tensor:
+    """int64 [M]: a token drawn from each row of logits, with `disallow_correct` never the original."""
+    logits_MV = logits_MV.detach()
+    if config.disallow_correct:
+        logits_MV = logits_MV.scatter(1, originals_M[:, None], -torch.inf)
+    every_M = torch.arange(len(originals_M), device=originals_M.device)  # the M originals as a text
+    return sample_and_replace(
+        logits_MV, originals_M, every_M, seed=seed, stream=SAMPLING_STREAM, temperature=config.temperature
+    ).sampled_ids_M
+
+
 def uniform_words(originals_M: Tensor, vocab_size: int, seed: Seed, disallow_correct: bool) -> MLMHead:
     """Uniformly drawn tokens and their cross-entropy: the baseline that a trained generator improves on."""
     rows_M = torch.arange(len(originals_M), device=originals_M.device)
@@ -383,13 +291,6 @@ def replace_tokens(input_ids_T: Tensor, positions_M: Tensor, sampled_ids_M: Tens
     """The text with `sampled_ids_M` at `positions_M`; a draw of -1 (from NaN logits) keeps the original token."""
     sampled = torch.where(sampled_ids_M < 0, input_ids_T[positions_M], sampled_ids_M)
     return input_ids_T.index_copy(0, positions_M, sampled)
-
-
-def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
-    """`seed` in the form that kernels on `device` read, with rows counted from `first_row`."""
-    key = seed_tensor(seed, device)[0]
-    # `new_full` passes the number with the launch: nothing is copied from the host, and CUDA graphs capture it.
-    return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))
 
 
 def discriminator_encoder(

@@ -1,8 +1,8 @@
-"""Packed batches: a `TokenBatch` holds sequences laid end to end, without padding.
+"""Packed batches: a `TokenBatch` holds sequences laid end to end, without padding; a `PretrainBatch` is one whose
+masked positions are chosen.
 
-There is no attention mask, and "all tokens" means all `T`. (Steps in fixed shapes append filling sequences of
-weight 0 after the batch's own: `execution/static_batch.py`, `execution/filling.py`.)
-Padded tensors exist only at the boundary, in `from_padded` and `to_padded`.
+There is no attention mask, and "all tokens" means all `T`. Padded tensors exist only at the boundary, in
+`from_padded` and `to_padded`.
 
     sequences       [CLS]  a   b  [SEP]   [CLS]  c  [SEP]
     input_ids_T       2   17  23    3       2   41    3          T = 7 tokens
@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from electra_kernels.checks import check_ids, check_tensor
+from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
 
@@ -156,3 +158,114 @@ def to_padded(values_T: Tensor, batch: TokenBatch, fill: float = 0) -> Tensor:
     rows_T = torch.repeat_interleave(batch.lengths.long())
     padded.flatten(0, 1)[rows_T * batch.max_seqlen + batch.position_ids_T] = values_T
     return padded
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """A batch of original text and its masked positions (`masking.py`).
+
+    The first three fields are the batch. The others place it in a step that is computed in several parts, or in
+    fixed shapes; by their defaults it is the whole step.
+
+    In fixed shapes (the engines `static`, `compile` and `graph`; `execution/static_batch.py`) it may hold filling
+    tokens and filling sequences, some of them empty. They have weight 0 in `mean_over_tokens`, `mean_over_masked`
+    and `mean_over_sequences`. An objective's losses are such means; the contributions of a step's parts then add
+    up. A loss in which sequences compete leaves out those whose `sequence_weights_N` is 0.
+    """
+
+    tokens: TokenBatch
+    """The original sequences."""
+    masked_ids_T: Tensor
+    """int64 [T]: the ids the generator sees, [MASK] at most of the masked positions."""
+    masked_positions_M: Tensor
+    """int64 [M]: which of the T tokens are masked, ascending, without duplicates."""
+    first_token: int | Tensor = 0
+    """Index of this part's first token in the whole step's batch (see `rng`: `first_row`)."""
+    first_masked: int | Tensor = 0
+    """Index of this part's first masked position among those of the whole step's batch."""
+    token_share: float | Tensor = 1.0
+    """This part's tokens / tokens of the whole step, so that the parts' losses add up to the step's means."""
+    masked_share: float | Tensor = 1.0
+    """This part's masked positions / those of the whole step."""
+    sequence_share: float | Tensor = 1.0
+    """This part's sequences / those of the whole step."""
+    token_weights_T: Tensor | None = None
+    """Float [T], sums to 1; None: 1/T each. Filling tokens (`execution/static_batch.py`) have 0."""
+    masked_weights_M: Tensor | None = None
+    """Float [M], sums to 1: the same for the masked positions."""
+
+    @property
+    def target_ids_M(self) -> Tensor:
+        """int64 [M]: the original token ids at the masked positions."""
+        return self.tokens.input_ids_T[self.masked_positions_M]
+
+    @property
+    def first_tokens_N(self) -> Tensor:
+        """int64 [N]: row of each sequence's first token, [CLS]; of an empty filling sequence the last row."""
+        return self.tokens.cu_seqlens[:-1].long().clamp(max=self.tokens.num_tokens - 1)
+
+    @property
+    def sequence_weights_N(self) -> Tensor:
+        """Float [N], sums to 1: the same for each of the batch's own sequences, 0 for filling ones."""
+        own_N = (self.tokens.lengths > 0).float()
+        if self.token_weights_T is not None:
+            own_N = own_N * (self.token_weights_T[self.first_tokens_N] > 0)
+        return own_N / own_N.sum()
+
+    def counted_tokens(self) -> Tensor:
+        """Float scalar on the device: the number of tokens with a weight above 0."""
+        ids_T, weights_T = self.tokens.input_ids_T, self.token_weights_T
+        if weights_T is None:
+            return ids_T.new_full((), len(ids_T), dtype=torch.float32)
+        return (weights_T > 0).sum().float()
+
+    def mean_over_tokens(self, values_T: Tensor) -> Tensor:
+        """Scalar: this part's contribution to the mean over the step's tokens."""
+        weights_T = self.token_weights_T
+        return (values_T.mean() if weights_T is None else (values_T * weights_T).sum()) * self.token_share
+
+    def mean_over_masked(self, values_M: Tensor) -> Tensor:
+        """Scalar: this part's contribution to the mean over the step's masked positions."""
+        weights_M = self.masked_weights_M
+        if not len(values_M):  # a mean of nothing is NaN
+            return values_M.sum()
+        return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
+
+    def mean_over_sequences(self, values_N: Tensor) -> Tensor:
+        """Scalar: this part's contribution to the mean over the step's sequences."""
+        return (values_N * self.sequence_weights_N).sum() * self.sequence_share
+
+    def seeds(self, seed: Seed) -> tuple[Tensor, Tensor]:
+        """`seed` for randomness per token (dropout), and for randomness per masked position (draws)."""
+        device = self.tokens.input_ids_T.device
+        return _first_row(seed, self.first_token, device), _first_row(seed, self.first_masked, device)
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The batch on `device`."""
+        moved = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, tokens=self.tokens.to(device), **moved)
+
+
+def check_pretrain_batch(batch: object) -> None:
+    """Raises ValueError unless `batch` is a PretrainBatch whose tensors fit together. Values are checked on a CPU
+    only, and nothing is checked while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(batch, PretrainBatch):
+        raise ValueError(
+            f"batch: expected a PretrainBatch (masking.mask_tokens makes one), got {type(batch).__name__}"
+        )
+    check_packed(batch.tokens)
+    positions_M, ids_T = batch.masked_positions_M, batch.tokens.input_ids_T
+    check_tensor("input_ids_T", ids_T, (None,), (torch.int64,))
+    check_tensor("masked_ids_T", batch.masked_ids_T, (len(ids_T),), (torch.int64,), ids_T.device)
+    check_tensor("masked_positions_M", positions_M, (None,), (torch.int64,), ids_T.device)
+    filled_up = batch.masked_weights_M is not None  # filling positions have weight 0 and may repeat
+    check_ids("masked_positions_M", positions_M, len(ids_T), unique=not filled_up)
+
+
+def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
+    """`seed` in the form that kernels on `device` read, with rows counted from `first_row`."""
+    key = seed_tensor(seed, device)[0]
+    # `new_full` passes the number with the launch: nothing is copied from the host, and CUDA graphs capture it.
+    return torch.stack((key, first_row if isinstance(first_row, Tensor) else key.new_full((), first_row)))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from electra_core.checkpoint import CheckpointWriter, snapshot
 from electra_core.config import plain
-from electra_core.electra import PretrainBatch, PretrainOutput
+from electra_core.electra import PretrainOutput
 from electra_core.execution.distributed import join_ranks
 from electra_core.execution.engine import static_steps
 from electra_core.execution.placement import keep_freed_memory, resolve_device
@@ -33,6 +33,7 @@ from electra_core.labelled_data.notices import to_log
 from electra_core.masking import MaskFunction, mask
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
+from electra_core.packing import PretrainBatch
 from electra_core.pretraining.batches import Ahead
 from electra_core.pretraining.evaluation import evaluate, health, heldout_loss, more_figures
 from electra_core.pretraining.meter import Meter, flops_per_token

@@ -20,12 +20,12 @@ from electra_kernels.rng import fold, philox, seed_tensor
 from torch import Tensor
 
 from electra_core.config import PretrainConfig, updated
-from electra_core.electra import Electra, PretrainBatch
+from electra_core.electra import Electra
 from electra_core.errors import UserError, printable
 from electra_core.files.toml_files import read_table
 from electra_core.masking import MASKING_STREAM, mask
 from electra_core.model_dir import find_model, load_discriminator, load_generator
-from electra_core.packing import pack
+from electra_core.packing import PretrainBatch, pack
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
 from electra_core.tracing.probes import PartGradient, Shape, part_gradients, recorded_shapes
 

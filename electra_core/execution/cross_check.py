@@ -30,11 +30,11 @@ from electra_kernels.triton_support import in_words, switch
 from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig
-from electra_core.electra import Generator, PretrainBatch
+from electra_core.electra import Generator
 from electra_core.execution.placement import autocast_context
 from electra_core.execution.static_batch import Shapes
 from electra_core.execution.torch_state import buffers_kept
-from electra_core.packing import TokenBatch, from_lengths
+from electra_core.packing import PretrainBatch, TokenBatch, from_lengths
 
 Figures = dict[str, Tensor]
 """A model's results, by name."""

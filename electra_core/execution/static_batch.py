@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from electra_core.config import PretrainConfig
-from electra_core.electra import PretrainBatch
 from electra_core.execution.filling import fill_up
 from electra_core.execution.input_buffers import InputBuffers
-from electra_core.packing import TokenBatch, pack
+from electra_core.packing import PretrainBatch, TokenBatch, pack
 
 BUCKETS = 32
 """T is rounded up to a multiple of 1/`BUCKETS` of a full batch. As one token is always filling, a run has at most

@@ -12,10 +12,10 @@ import torch
 
 from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.electra import PretrainBatch
 from electra_core.errors import UserError
 from electra_core.examples import Plan
 from electra_core.masking import MaskFunction, check_masked, mask, masked_counts
+from electra_core.packing import PretrainBatch
 from electra_core.pretraining.mixing import examples_of
 
 PLANNED_AHEAD = 1024

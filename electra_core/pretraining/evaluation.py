@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from electra_core.config import OBJECTIVES, PretrainConfig
 from electra_core.corpus import Corpus
-from electra_core.electra import PretrainBatch, PretrainOutput
+from electra_core.electra import PretrainOutput
 from electra_core.execution.distributed import Ranks
 from electra_core.masking import MaskFunction, mask
 from electra_core.metrics import roc_auc
+from electra_core.packing import PretrainBatch
 from electra_core.pretraining.mixing import examples_of
 
 HELDOUT_SEED = 20_200_323  # the same held-out examples and masks for every run and every evaluation
