@@ -91,17 +91,6 @@ class StepResult:
     """Scalar: how many steps in a row, up to this one, were skipped."""
 
 
-class Diverged(FloatingPointError):
-    """Too many steps in a row had a loss or gradient that is not finite, or held-out text has no finite loss.
-
-    `step` is the last one taken, counted from 0.
-    """
-
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
-
-
 def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Iterator[StepResult]:
     """Trains from `loop.first_step` up to `loop.steps` and yields each step's figures.
 
@@ -138,6 +127,28 @@ def take_step(loop: Loop, parts: Sequence[Any], seed: Seed, rate: float | Tensor
     `reads_found_inf`. If `seed` and `rate` are device tensors, nothing comes from the host either, and a CUDA
     graph can capture all of it (`execution/engine.py`)."""
     return update(loop, rate, loop.ranks.summed(backward(loop, parts, seed)))
+
+
+def backward(loop: Loop, parts: Sequence[Any], seed: Seed) -> dict[str, Tensor]:
+    """The first half of `take_step`: forward and backward over this rank's parts of a batch; gradients are summed.
+
+    Other ranks' gradients are included if the loss function's model is the one of `Ranks.data_parallel`.
+
+    Returns:
+        The figures, and the loss as `LOSS`, summed over the parts.
+    """
+    if not parts:
+        raise ValueError("batches: expected at least one part per step, got none")
+    sums: dict[str, Tensor] = {}
+    for index, part in enumerate(parts, start=1):
+        last = index == len(parts)
+        with nullcontext() if last else loop.ranks.locally():  # ranks exchange gradients after the last part
+            with loop.autocast:
+                loss, figures = loop.loss_function(part, seed)
+            loss.backward()
+        figures = {**figures, LOSS: loss}
+        sums |= {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
+    return sums
 
 
 def update(loop: Loop, rate: float | Tensor, sums: dict[str, Tensor]) -> Done:
@@ -193,6 +204,17 @@ class LateNumber:
         return float(before[0])
 
 
+class Diverged(FloatingPointError):
+    """Too many steps in a row had a loss or gradient that is not finite, or held-out text has no finite loss.
+
+    `step` is the last one taken, counted from 0.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
 def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int) -> None:
     """Ends a run of `steps` steps if it has diverged; called after `step` (from 0), before its result is yielded.
 
@@ -215,25 +237,3 @@ def stop_if_diverged(in_a_row: Tensor, count: LateNumber, step: int, steps: int)
     if (at_the_end := int(in_a_row)) >= min(MOST_SKIPPED_STEPS, (steps + 1) // 2):
         message = f"step {step + 1}: no finite loss and gradient in the last {at_the_end} of {steps} steps"
         raise Diverged(message, step)
-
-
-def backward(loop: Loop, parts: Sequence[Any], seed: Seed) -> dict[str, Tensor]:
-    """The first half of `take_step`: forward and backward over this rank's parts of a batch; gradients are summed.
-
-    Other ranks' gradients are included if the loss function's model is the one of `Ranks.data_parallel`.
-
-    Returns:
-        The figures, and the loss as `LOSS`, summed over the parts.
-    """
-    if not parts:
-        raise ValueError("batches: expected at least one part per step, got none")
-    sums: dict[str, Tensor] = {}
-    for index, part in enumerate(parts, start=1):
-        last = index == len(parts)
-        with nullcontext() if last else loop.ranks.locally():  # ranks exchange gradients after the last part
-            with loop.autocast:
-                loss, figures = loop.loss_function(part, seed)
-            loss.backward()
-        figures = {**figures, LOSS: loss}
-        sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
-    return sums

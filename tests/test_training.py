@@ -118,6 +118,18 @@ def test_a_dropped_step_is_not_heeded_afterwards() -> None:
     assert parameter.item() < before
 
 
+def test_a_figure_of_some_parts_is_summed_over_these() -> None:
+    """As one of the rare labels is, which the last part need not hold."""
+    parameter = nn.Parameter(torch.ones(1))
+    loop = Loop(
+        nn.ParameterList([parameter]), ElectraAdam([parameter]),
+        lambda part, seed: (parameter.sum(), {part: torch.tensor(2.0)}),
+        schedule=lambda step: 0.1, steps=1, seed=0, clip_norm=1.0,
+    )  # fmt: skip
+    (result,) = training_steps(loop, lambda step: ["often", "rarely", "often"])
+    assert result.figures == {"often": 4.0, "rarely": 2.0} and result.loss == 3.0
+
+
 @pytest.mark.parametrize(
     ("trained", "parts", "message"), [(False, [0], "model: expected a parameter"), (True, [], "batches: expected")]
 )
