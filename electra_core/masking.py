@@ -23,39 +23,14 @@ from electra_kernels.rng import fold
 from torch import Tensor
 
 from electra_core.config import PretrainConfig
-from electra_core.electra import PretrainBatch
 from electra_core.host_random import philox_words
-from electra_core.packing import TokenBatch
+from electra_core.packing import PretrainBatch, TokenBatch, to_padded
 from electra_core.tokenizer import Tokenizer
 
 KEEP_PROBABILITY = 0.15
 MASKING_STREAM = 3
 """The run's seed is folded with this for the masks; `examples.py` uses 0 to 2."""
 NEVER = 1 << 60  # sorts after every key: 32 random bits, then 24 bits of position
-
-
-MaskFunction = Callable[[TokenBatch, Sequence[int], Tokenizer, PretrainConfig, int], PretrainBatch]
-"""(examples, their numbers, tokenizer, configuration, seed) -> the batch with its masked positions: see `mask`."""
-
-
-def mask(
-    tokens: TokenBatch, indices: Sequence[int], tokenizer: Tokenizer, config: PretrainConfig, seed: int
-) -> PretrainBatch:
-    """`mask_tokens` with a run's configuration and its corpus's tokenizer."""
-    return mask_tokens(
-        tokens,
-        indices,
-        seed=seed,
-        mask_id=tokenizer.mask_id,
-        special_ids=special_ids(tokenizer),
-        fraction=config.mask_fraction,
-        max_predictions=config.max_predictions,
-    )
-
-
-def special_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids that are never masked: [CLS], [SEP], [MASK]."""
-    return [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
 
 
 def mask_tokens(
@@ -108,6 +83,48 @@ def masked_counts(lengths_N: Tensor, fraction: float, max_predictions: int) -> T
     return (lengths_N.float() * fraction).round().long().clamp(max=max_predictions).clamp(min=1)
 
 
+def _candidates(tokens: TokenBatch, special_ids: Sequence[int]) -> Tensor:
+    """bool [N, S]: the positions of tokens that may be masked."""
+    is_candidate_T = tokens.input_ids_T != special_ids[0]
+    for special in special_ids[1:]:
+        is_candidate_T &= tokens.input_ids_T != special
+    return to_padded(is_candidate_T, tokens, fill=False)
+
+
+def _smallest(order_NS: Tensor, is_candidate_NS: Tensor, counts_N: Tensor) -> Tensor:
+    """bool [N, S]: the counts_N[n] smallest candidates of each row n, or all of them if there are fewer."""
+    longest = order_NS.shape[1]
+    # With the position in its low bits every key is unique within its row, so no tie depends on the sort.
+    order_NS = torch.where(is_candidate_NS, order_NS << 24 | torch.arange(longest, device="cpu"), NEVER)
+    sorted_NS = torch.from_numpy(np.sort(order_NS.numpy(), axis=1))  # several times as fast as torch's
+    last_N1 = sorted_NS.gather(1, counts_N.clamp(max=longest)[:, None] - 1)
+    return (order_NS <= last_N1) & is_candidate_NS
+
+
+MaskFunction = Callable[[TokenBatch, Sequence[int], Tokenizer, PretrainConfig, int], PretrainBatch]
+"""(examples, their numbers, tokenizer, configuration, seed) -> the batch with its masked positions: see `mask`."""
+
+
+def mask(
+    tokens: TokenBatch, indices: Sequence[int], tokenizer: Tokenizer, config: PretrainConfig, seed: int
+) -> PretrainBatch:
+    """`mask_tokens` with a run's configuration and its corpus's tokenizer."""
+    return mask_tokens(
+        tokens,
+        indices,
+        seed=seed,
+        mask_id=tokenizer.mask_id,
+        special_ids=special_ids(tokenizer),
+        fraction=config.mask_fraction,
+        max_predictions=config.max_predictions,
+    )
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are never masked: [CLS], [SEP], [MASK]."""
+    return [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+
+
 def check_masked(batch: PretrainBatch, counts_N: Tensor, tokenizer: Tokenizer) -> None:
     """Raises ValueError unless counts_N[n] positions of each sequence n are masked, or, if it has fewer tokens
     that are not special, those."""
@@ -122,24 +139,3 @@ def check_masked(batch: PretrainBatch, counts_N: Tensor, tokenizer: Tokenizer) -
             f"{int(batch.tokens.lengths[first])} tokens, ascending, got {int(found_N[first])}; mask exactly "
             "masking.masked_counts(lengths, config.mask_fraction, config.max_predictions)"
         )
-
-
-def _candidates(tokens: TokenBatch, special_ids: Sequence[int]) -> Tensor:
-    """bool [N, S]: the positions of tokens that may be masked."""
-    is_candidate_T = tokens.input_ids_T != special_ids[0]
-    for special in special_ids[1:]:
-        is_candidate_T &= tokens.input_ids_T != special
-    is_there_NS = torch.arange(tokens.max_seqlen, device="cpu") < tokens.lengths[:, None]
-    is_candidate_NS = is_there_NS.numpy()  # NumPy assigns through a mask several times as fast as torch
-    is_candidate_NS[is_candidate_NS] = is_candidate_T.numpy()
-    return torch.from_numpy(is_candidate_NS)
-
-
-def _smallest(order_NS: Tensor, is_candidate_NS: Tensor, counts_N: Tensor) -> Tensor:
-    """bool [N, S]: the counts_N[n] smallest candidates of each row n, or all of them if there are fewer."""
-    longest = order_NS.shape[1]
-    # With the position in its low bits every key is unique within its row, so no tie depends on the sort.
-    order_NS = torch.where(is_candidate_NS, order_NS << 24 | torch.arange(longest, device="cpu"), NEVER)
-    sorted_NS = torch.from_numpy(np.sort(order_NS.numpy(), axis=1))  # several times as fast as torch's
-    last_N1 = sorted_NS.gather(1, counts_N.clamp(max=longest)[:, None] - 1)
-    return (order_NS <= last_N1) & is_candidate_NS
