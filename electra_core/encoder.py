@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import torch
 from electra_kernels import attention, dropout_add_layer_norm_twice, embedding_layer_norm
-from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
+from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -213,20 +213,11 @@ class Encoder(nn.Module):
                 f"batch: expected sequences of at most {self.config.max_position_embeddings} tokens, "
                 f"got one of {batch.max_seqlen}"
             )
-        if self.training and seed is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._warn_of_no_dropout()
+        if self.training and seed is None:
+            _warn_of_no_dropout(self.config)
         seed = seed_tensor(seed, batch.input_ids_T.device) if self.training and seed is not None else None
         with cast_together(self):  # on a GPU, under autocast: all weights rounded in one operation
             return self._hidden_states(batch, seed, rows_R)
-
-    def _warn_of_no_dropout(self) -> None:
-        probabilities = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
-        if any(probabilities):
-            warnings.warn(
-                "seed: a model in training mode got none, so it trains without dropout; model(batch, seed), with "
-                "another number in every step, has it",
-                stacklevel=_level_of_user(),
-            )
 
     def _hidden_states(self, batch: TokenBatch, seed: Tensor | None, rows_R: Tensor | None) -> Tensor:
         dropout_p = self.config.hidden_dropout_prob if seed is not None else 0.0
@@ -249,14 +240,6 @@ def rows_of(values_TD: Tensor, rows_R: Tensor | None) -> Tensor:
     return values_TD if rows_R is None else values_TD.index_select(0, rows_R)
 
 
-def _level_of_user() -> int:
-    """`stacklevel` that makes a warning name the nearest calling line outside this package and torch."""
-    frame, level = inspect.currentframe(), 0
-    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def set_recompute(model: nn.Module, recompute: bool) -> None:
     """Sets whether the backward pass recomputes each layer's inner values instead of keeping them.
 
@@ -268,10 +251,17 @@ def set_recompute(model: nn.Module, recompute: bool) -> None:
             module.recompute = recompute
 
 
-def dropout(values_TD: Tensor, dropout_p: float, seed: Tensor | None, stream: int) -> Tensor:
-    """Dropout whose decisions are a function of (seed, stream, token, feature)."""
-    if seed is None or dropout_p == 0.0:
-        return values_TD
-    rows = torch.arange(len(values_TD), device=values_TD.device)
-    keep = keep_mask(seed, rows, values_TD.shape[1], dropout_p, stream)
-    return values_TD * keep * keep_scale(dropout_p)
+def _warn_of_no_dropout(config: EncoderConfig) -> None:
+    """Warns of training without a seed, if there would be dropout; names the nearest calling line outside this
+    package and torch."""
+    probabilities = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not any(probabilities):
+        return
+    frame, level = inspect.currentframe(), 1
+    while frame and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        "seed: a model in training mode got none, so it trains without dropout; model(batch, seed), with "
+        "another number in every step, has it",
+        stacklevel=level,
+    )

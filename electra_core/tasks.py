@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from electra_kernels.dispatch import is_fake
 from electra_kernels.operators import without_autocast
-from electra_kernels.rng import Seed, seed_tensor
+from electra_kernels.rng import Seed, keep_mask, keep_scale, seed_tensor
 from torch import Tensor, nn
 
 from electra_core.config import EncoderConfig
-from electra_core.encoder import Encoder, dropout
+from electra_core.encoder import Encoder
 from electra_core.execution.filling import filled, filled_size, wants_filling
 from electra_core.initialisation import started
 from electra_core.packing import TokenBatch, check_packed
@@ -77,10 +77,14 @@ class TaskModel(nn.Module):
         """The dropout probability that the head uses."""
         return self.config.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
-    def _drop(self, values: Tensor, seed: Seed | None, place: int = 0) -> Tensor:
-        if not self.training or seed is None:
-            return values
-        return dropout(values, self.head_dropout, seed_tensor(seed, values.device), HEAD_STREAM + place)
+    def _drop(self, values_RD: Tensor, seed: Seed | None, place: int = 0) -> Tensor:
+        """Dropout in training; its decisions are a function of (seed, place in the head, row, feature)."""
+        dropout_p = self.head_dropout
+        if not self.training or seed is None or dropout_p == 0.0:
+            return values_RD
+        key, rows_R = seed_tensor(seed, values_RD.device), torch.arange(len(values_RD), device=values_RD.device)
+        keep_RD = keep_mask(key, rows_R, values_RD.shape[1], dropout_p, HEAD_STREAM + place)
+        return values_RD * keep_RD * keep_scale(dropout_p)
 
     def _hidden(self, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None) -> Tensor:
         """Hidden states of the batch's tokens, [T or more, D]; further rows are filling (`execution/filling.py`).
