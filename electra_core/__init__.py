@@ -3,7 +3,7 @@
 The names below are imported when first used, so that `import electra_core` costs nothing. The folders list their
 modules in their own `__init__.py`; what lies here, in reading order:
 
-packing         sequences laid end to end, without padding
+packing         batches: sequences laid end to end, without padding
 masking         which positions are masked
 encoder         embeddings and layers
 electra         generator, discriminator, and the step of the paper

@@ -17,81 +17,6 @@ from electra_core.errors import UserError
 OBJECTIVES = ("electra", "mlm", "replace-mlm", "all-tokens-mlm", "electra-15")
 OWN_OBJECTIVES: list[str] = []
 """Names of the objectives that this program has added (`objectives.register`)."""
-TYINGS = ("embeddings", "disentangled", "none", "all")
-SHORTEST_EXAMPLE = 8
-"""Lower bound of `max_length`, in tokens, [CLS] and [SEP] included."""
-
-LEAST = {
-    "seed": 0, "steps": 1, "batch_size": 1, "max_length": SHORTEST_EXAMPLE, "accumulate": 0, "warmup_steps": 0,
-    "checkpoint_every": 1, "keep_checkpoints": 0, "eval_every": 1, "eval_examples": 1, "log_every": 1,
-    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
-    "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
-}  # fmt: skip
-"""Lower bounds of a run's settings."""
-ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
-"""Settings that have to be greater than 0."""
-LARGEST = 3.4028234663852886e38
-"""The largest number of fp32, in which settings are computed with."""
-SIZES = (
-    "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "max_position_embeddings", "type_vocab_size",
-)  # fmt: skip
-"""Sizes of an encoder, each at least 1."""
-OF_ARRAYS = (
-    *SIZES, "batch_size", "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size",
-    "generator_layers",
-)  # fmt: skip
-"""Settings whose products have to be sizes of arrays."""
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...], hint: str = "") -> None:
-    if value not in allowed:
-        near = _nearest(value, allowed) or hint
-        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{near}")
-
-
-def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def plain(value: Any) -> Any:
-    """A number of NumPy's or torch's as Python's, which every format can hold; anything else as it is."""
-    if type(value).__module__ == "builtins" or not callable(getattr(value, "item", None)):
-        return value
-    try:
-        return value.item()
-    except (ValueError, RuntimeError):  # several numbers
-        return value
-
-
-def make_plain(config: Any, error: type[Exception]) -> None:
-    """Puts the values of a dataclass of settings into Python's own types, in its `__post_init__`.
-
-    Raises:
-        error: a value of another type than the default's; for a float, an int will do.
-    """
-    for field in dataclasses.fields(config):
-        value, kind = plain(getattr(config, field.name)), type(field.default)
-        is_bool = isinstance(value, bool)
-        if is_bool != (kind is bool) or not isinstance(value, (float, int) if kind is float else kind):
-            raise error(f"{field.name}: {_another_type(kind, value)}")
-        object.__setattr__(config, field.name, value)
-
-
-def beyond(name: str, value: object) -> str | None:
-    """What a setting should be instead of a number that is not finite, or too large to compute with; None: all is
-    well."""
-    bits = 32 if name in OF_ARRAYS else 64
-    if isinstance(value, float) and not abs(value) <= LARGEST:
-        return f"a finite number, at most {LARGEST:.2g}"
-    if isinstance(value, int) and not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
-        return f"a whole number of {bits} bits"
-    return None
-
-
-def _another_type(kind: type, value: object) -> str:
-    return f"expected a value of type {kind.__name__}, got {value!r:.80} ({type(value).__name__})"
 
 
 @dataclass(frozen=True)
@@ -244,7 +169,7 @@ class PretrainConfig:
         _one_of("sharding", self.sharding, ("none", "fsdp"))
         if self.sharding == "fsdp" and self.optimizer == "muon":
             raise UserError("sharding: fsdp splits matrices, and muon needs them whole; use electra-adam or adamw")
-        _one_of("tying", self.tying, TYINGS)
+        _one_of("tying", self.tying, ("embeddings", "disentangled", "none", "all"))
         _one_of("optimizer", self.optimizer, ("electra-adam", "adamw", "muon"))
         _one_of("position_init", self.position_init, ("normal", "sinusoidal", "local"))
         _one_of("embedding_init", self.embedding_init, ("normal", "cooccurrence"))
@@ -291,16 +216,6 @@ class Preset:
         return generator_config(self.discriminator, self.pretrain)
 
 
-def check_config(name: str, value: object, kind: type) -> None:
-    """Raises ValueError unless the argument `name` is a configuration of this kind."""
-    if not isinstance(value, kind):
-        half = "discriminator" if kind is EncoderConfig else "pretrain"
-        raise ValueError(
-            f"{name}: expected an object of class {kind.__name__}, as PRESETS['small'].{half} is one, "
-            f"got {type(value).__name__}"
-        )
-
-
 def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> EncoderConfig:
     """The discriminator's config, with the generator's own widths and depth.
 
@@ -316,6 +231,91 @@ def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> 
         intermediate_size=pretrain.generator_intermediate_size,
         num_hidden_layers=pretrain.generator_layers,
     )
+
+
+# What settings may be ---------------------------------------------------------------------------------------
+
+LEAST = {
+    "seed": 0, "steps": 1, "batch_size": 1, "max_length": 8, "accumulate": 0, "warmup_steps": 0,
+    "checkpoint_every": 1, "keep_checkpoints": 0, "eval_every": 1, "eval_examples": 1, "log_every": 1,
+    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
+    "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
+}  # fmt: skip
+"""Lower bounds of a run's settings."""
+ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
+"""Settings that have to be greater than 0."""
+LARGEST = 3.4028234663852886e38
+"""The largest number of fp32, in which settings are computed with."""
+SIZES = (
+    "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
+"""Sizes of an encoder, each at least 1."""
+OF_ARRAYS = (
+    *SIZES, "batch_size", "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size",
+    "generator_layers",
+)  # fmt: skip
+"""Settings whose products have to be sizes of arrays."""
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...], hint: str = "") -> None:
+    if value not in allowed:
+        near = _nearest(value, allowed) or hint
+        raise UserError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{near}")
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's, which every format can hold; anything else as it is."""
+    if type(value).__module__ == "builtins" or not callable(getattr(value, "item", None)):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):  # several numbers
+        return value
+
+
+def make_plain(config: Any, error: type[Exception]) -> None:
+    """Puts the values of a dataclass of settings into Python's own types, in its `__post_init__`.
+
+    Raises:
+        error: a value of another type than the default's; for a float, an int will do.
+    """
+    for field in dataclasses.fields(config):
+        value, kind = plain(getattr(config, field.name)), type(field.default)
+        is_bool = isinstance(value, bool)
+        if is_bool != (kind is bool) or not isinstance(value, (float, int) if kind is float else kind):
+            raise error(f"{field.name}: {_another_type(kind, value)}")
+        object.__setattr__(config, field.name, value)
+
+
+def beyond(name: str, value: object) -> str | None:
+    """What a setting should be instead of a number that is not finite, or too large to compute with; None: all is
+    well."""
+    bits = 32 if name in OF_ARRAYS else 64
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        return f"a finite number, at most {LARGEST:.2g}"
+    if isinstance(value, int) and not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        return f"a whole number of {bits} bits"
+    return None
+
+
+def _another_type(kind: type, value: object) -> str:
+    return f"expected a value of type {kind.__name__}, got {value!r:.80} ({type(value).__name__})"
+
+
+def check_config(name: str, value: object, kind: type) -> None:
+    """Raises ValueError unless the argument `name` is a configuration of this kind."""
+    if not isinstance(value, kind):
+        half = "discriminator" if kind is EncoderConfig else "pretrain"
+        raise ValueError(
+            f"{name}: expected an object of class {kind.__name__}, as PRESETS['small'].{half} is one, "
+            f"got {type(value).__name__}"
+        )
 
 
 def _encoder(layers: int, hidden: int, embedding: int | None = None, **more: Any) -> EncoderConfig:

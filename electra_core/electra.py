@@ -120,7 +120,7 @@ class Generator(nn.Module):
         """Cross-entropy with the original tokens at the masked positions, and one token drawn for each."""
         if config.uniform_generator:
             return uniform_words(originals_M, self.config.vocab_size, draw_seed, config.disallow_correct)
-        if not calls_just(self, FORWARDS[Generator]):  # somebody's own
+        if not calls_just(self, FORWARDS[Generator]):  # but another `forward`, or hooks
             logits_MV = self(masked_text, positions_M, token_seed)
             loss_M = F.cross_entropy(logits_MV.float(), originals_M, reduction="none")
             return MLMHead(loss_M, drawn(logits_MV, originals_M, config, draw_seed))
@@ -161,7 +161,7 @@ class DiscriminatorPredictions(nn.Module):
         """`forward` and its loss together: everything after `dense` is a single operation."""
         last = self.dense_prediction
         if not calls_just(self, FORWARDS[DiscriminatorPredictions]) or not by_its_parts(last, nn.Linear):
-            return judged(self(hidden_TD), is_replaced_T, weights_T)  # somebody's own
+            return judged(self(hidden_TD), is_replaced_T, weights_T)
         return rtd_head(self.dense(hidden_TD), last.weight.squeeze(0), last.bias, is_replaced_T, weights_T)
 
 
@@ -191,15 +191,15 @@ class Discriminator(nn.Module):
         """`forward`'s logits and their binary cross-entropy, as a mean or weighted mean over all tokens."""
         head = self.discriminator_predictions
         if not calls_just(self, FORWARDS[Discriminator]) or not isinstance(head, DiscriminatorPredictions):
-            return judged(self(tokens, seed), is_replaced_T, weights_T)  # somebody's own
+            return judged(self(tokens, seed), is_replaced_T, weights_T)
         return head.judge(self.encoder(tokens, seed), is_replaced_T, weights_T)
 
 
 FORWARDS: dict[type[nn.Module], Any] = {
     kind: kind.forward for kind in (Generator, DiscriminatorPredictions, Discriminator)
 }
-"""What the shorter ways to the losses compute. Asked of the classes in a step, a `forward` that somebody puts into
-one of them would be taken for ours."""
+"""What `fill` and `judge` compute by shorter ways. A model with hooks or another `forward` (of a subclass, or one
+that somebody puts into the class, which is why ours are noted here) is called as it is, for its logits."""
 
 
 def judged(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tensor | None = None) -> RTDHead:

@@ -5,8 +5,9 @@
         x = LayerNorm(x + dropout(attention(x)))
         x = LayerNorm(x + dropout(W2 gelu(W1 x)))
 
-The last product of each branch leaves its bias to the LayerNorm that follows, and x is passed from layer to layer
-twice, as `hidden_TD` and as `residual_TD`: both make the gradients cheaper (`electra_kernels/layer_norm.py`).
+The last product of each branch (`product_of`) leaves its bias (`bias_after`) to the LayerNorm that follows, and x
+is passed from layer to layer twice, as `hidden_TD` and as `residual_TD`: both make the gradients cheaper
+(`electra_kernels/layer_norm.py`).
 
 Everything works on packed tokens (`packing.TokenBatch`): there is no padding and no mask. Modules have the Hub's
 names wherever shapes allow; query, key and value are one matrix here (`qkv`), because one product of three times
@@ -101,6 +102,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, hidden_TD: Tensor, batch: TokenBatch, seed: Seed | None, rows_R: Tensor | None = None
     ) -> Tensor:
+        """[T, D] -> [T, D]; with `rows_R` [R, D], what these rows make of all T."""
         qkv_T3HK = self.qkv(hidden_TD).view(-1, 3, self.num_heads, self.head_size)
         dropout_p = self.dropout_p if seed is not None else 0.0
         context_THK = attention(
@@ -140,11 +142,13 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and residual of every token, or of `rows_R` alone: these attend to all tokens, and
         everything after attention treats each token by itself."""
+        # x = LayerNorm(x + dropout(attention(x)))
         branch_TD = self.attention(hidden_TD, batch, seed, rows_R)
         residual_TD = rows_of(residual_TD, rows_R)
         hidden_TD, residual_TD = self.add_norm(
             branch_TD, bias_after(self.attention.dense), residual_TD, self.attention_norm, seed, self.streams[0]
         )
+        # x = LayerNorm(x + dropout(W2 gelu(W1 x)))
         branch_TD = product_of(self.output, gelu_of(self.intermediate, hidden_TD))
         return self.add_norm(
             branch_TD, bias_after(self.output), residual_TD, self.output_norm, seed, self.streams[1]

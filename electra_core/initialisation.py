@@ -65,13 +65,11 @@ def initialise(
                 _truncated_normal(module.weight, initializer_range, generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for module in list(model.modules()):
-        if isinstance(module, Embeddings) and position_init != "normal":
+    waves = {"sinusoidal": _slow_waves, "local": _fast_waves}.get(position_init)
+    for module in model.modules():
+        if isinstance(module, Embeddings) and waves is not None:
             weight_SE = module.position_embeddings.weight
-            slow = position_init == "sinusoidal"
-            _fill_with_waves(
-                weight_SE, _slow_waves(weight_SE) if slow else _fast_waves(weight_SE), initializer_range
-            )
+            _fill_with_waves(weight_SE, waves(weight_SE), initializer_range)
         if isinstance(module, Encoder) and position_init == "local":
             _look_at_neighbours(module)
         if isinstance(module, DisentangledEmbeddings):  # the sum starts as exactly the generator's matrix

@@ -29,7 +29,7 @@ from electra_core.execution.distributed import Ranks
 from electra_core.optim import clip_gradients, set_learning_rate
 
 LossFunction = Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
-"""(part of a batch, seed) -> (loss, figures)."""
+"""(part of a batch, seed) -> (loss, figures). Of several processes, all report the same figures in one order."""
 LOSS = ""
 """Key of the step's loss among its figures; empty, as a figure may itself be called "loss" (pretrain.py)."""
 MOST_SKIPPED_STEPS = 20
