@@ -74,21 +74,6 @@ class Embeddings(nn.Module):
         )
 
 
-class DisentangledEmbeddings(Embeddings):
-    """Shares another model's word embeddings without sending it gradient (He et al. 2021, DeBERTaV3).
-
-    The matrix is `sg(shared) + own`, where `sg` stops the gradient: the discriminator builds on what the
-    generator learns about words, but its loss, of 50 times the weight, does not pull at the generator's matrix.
-    """
-
-    def __init__(self, config: EncoderConfig, shared: Embeddings):
-        super().__init__(config)
-        self._shared = (shared,)  # a tuple, so that the generator's parameters are not registered twice
-
-    def word_weight(self) -> Tensor:
-        return self._shared[0].word_weight().detach() + self.word_embeddings.weight
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention within each sequence, and its output projection without the bias."""
 
@@ -236,6 +221,21 @@ class Encoder(nn.Module):
             else:
                 hidden_TD, residual_TD = layer(*inputs)
         return hidden_TD
+
+
+class DisentangledEmbeddings(Embeddings):
+    """Shares another model's word embeddings without sending it gradient (He et al. 2021, DeBERTaV3).
+
+    The matrix is `sg(shared) + own`, where `sg` stops the gradient: the discriminator builds on what the
+    generator learns about words, but its loss, of 50 times the weight, does not pull at the generator's matrix.
+    """
+
+    def __init__(self, config: EncoderConfig, shared: Embeddings):
+        super().__init__(config)
+        self._shared = (shared,)  # a tuple, so that the generator's parameters are not registered twice
+
+    def word_weight(self) -> Tensor:
+        return self._shared[0].word_weight().detach() + self.word_embeddings.weight
 
 
 def rows_of(values_TD: Tensor, rows_R: Tensor | None) -> Tensor:

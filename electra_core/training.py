@@ -103,7 +103,8 @@ def training_steps(loop: Loop, batches: Callable[[int], Sequence[Any]]) -> Itera
     """
     if not loop.parameters:
         raise ValueError("model: expected a parameter that requires a gradient, got none")
-    in_a_row, count = torch.tensor(float(loop.skipped_before), device=loop.parameters[0].device), LateNumber()
+    in_a_row = torch.tensor(float(loop.skipped_before), device=loop.parameters[0].device)
+    count = LateNumber()
     for step in range(loop.first_step, loop.steps):
         loop.model.train()
         rate = loop.schedule(step)
