@@ -75,28 +75,27 @@ class Examples:
 
     def batch(self, plan: Plan) -> TokenBatch:
         """The tokens of planned examples, packed."""
-        tokenizer, lengths = self.corpus.tokenizer, plan.lengths
-        starts = np.cumsum(lengths) - lengths
-        ids = np.full(int(lengths.sum()), tokenizer.sep_id, dtype=np.int64)
-        ids[starts] = tokenizer.cls_id
-        counts = np.diff(plan.ends_N)
+        tokenizer, lengths_N = self.corpus.tokenizer, plan.lengths
+        ids_T = np.full(int(lengths_N.sum()), tokenizer.sep_id, dtype=np.int64)
+        ids_T[np.cumsum(lengths_N) - lengths_N] = tokenizer.cls_id
         # A span's tokens follow those of the spans before it, and the [CLS] and [SEP] of earlier segments.
-        segments = 1 + (plan.seconds_N > 0)
-        others = np.repeat(np.cumsum(1 + segments) - segments, counts) + plan.is_second_P
-        places = np.cumsum(plan.lengths_P) - plan.lengths_P + others
-        ids[ragged(places, plan.lengths_P)] = self._words(plan)
-        pairs = np.stack((plan.firsts_N + 2, lengths - plan.firsts_N - 2), axis=1).ravel()
-        segment_ids = np.repeat(np.tile([0, 1], len(plan)), pairs)
-        return from_lengths(torch.from_numpy(ids), torch.from_numpy(segment_ids), lengths)
+        segments_N = 1 + (plan.seconds_N > 0)
+        specials_N = np.cumsum(1 + segments_N) - segments_N  # before an example's first word
+        specials_P = np.repeat(specials_N, np.diff(plan.ends_N)) + plan.is_second_P
+        places_P = np.cumsum(plan.lengths_P) - plan.lengths_P + specials_P
+        ids_T[ragged(places_P, plan.lengths_P)] = self._words(plan)
+        halves_N2 = np.stack((plan.firsts_N + 2, lengths_N - plan.firsts_N - 2), axis=1)
+        segment_ids_T = np.repeat(np.tile([0, 1], len(plan)), halves_N2.ravel())
+        return from_lengths(torch.from_numpy(ids_T), torch.from_numpy(segment_ids_T), lengths_N)
 
     def _words(self, plan: Plan) -> np.ndarray:
         """The spans' tokens end to end. Each example is read from its shard as one contiguous range."""
-        first = np.minimum.reduceat(plan.begins_P, plan.ends_N[:-1])
-        last = np.maximum.reduceat(plan.begins_P + plan.lengths_P, plan.ends_N[:-1])
-        rows = zip(plan.shards_N.tolist(), first.tolist(), last.tolist())
+        first_N = np.minimum.reduceat(plan.begins_P, plan.ends_N[:-1])
+        last_N = np.maximum.reduceat(plan.begins_P + plan.lengths_P, plan.ends_N[:-1])
+        rows = zip(plan.shards_N.tolist(), first_N.tolist(), last_N.tolist())
         text = np.concatenate([self.shards[shard].tokens[begin:end] for shard, begin, end in rows])
-        moved = np.cumsum(last - first) - last  # from an offset in the shard to one in `text`
-        return text[ragged(plan.begins_P + np.repeat(moved, np.diff(plan.ends_N)), plan.lengths_P)]
+        moved_N = np.cumsum(last_N - first_N) - last_N  # from an offset in the shard to one in `text`
+        return text[ragged(plan.begins_P + np.repeat(moved_N, np.diff(plan.ends_N)), plan.lengths_P)]
 
     def _seeds(self, numbers: np.ndarray, stream: int) -> np.ndarray:
         """uint64: a seed for each number, of an epoch or of a mixture's block."""
