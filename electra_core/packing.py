@@ -221,15 +221,11 @@ class PretrainBatch:
 
     def mean_over_tokens(self, values_T: Tensor) -> Tensor:
         """Scalar: this part's contribution to the mean over the step's tokens."""
-        weights_T = self.token_weights_T
-        return (values_T.mean() if weights_T is None else (values_T * weights_T).sum()) * self.token_share
+        return _mean(values_T, self.token_weights_T) * self.token_share
 
     def mean_over_masked(self, values_M: Tensor) -> Tensor:
         """Scalar: this part's contribution to the mean over the step's masked positions."""
-        weights_M = self.masked_weights_M
-        if not len(values_M):  # a mean of nothing is NaN
-            return values_M.sum()
-        return (values_M.mean() if weights_M is None else (values_M * weights_M).sum()) * self.masked_share
+        return _mean(values_M, self.masked_weights_M) * self.masked_share
 
     def mean_over_sequences(self, values_N: Tensor) -> Tensor:
         """Scalar: this part's contribution to the mean over the step's sequences."""
@@ -262,6 +258,12 @@ def check_pretrain_batch(batch: object) -> None:
     check_tensor("masked_positions_M", positions_M, (None,), (torch.int64,), ids_T.device)
     filled_up = batch.masked_weights_M is not None  # filling positions have weight 0 and may repeat
     check_ids("masked_positions_M", positions_M, len(ids_T), unique=not filled_up)
+
+
+def _mean(values_R: Tensor, weights_R: Tensor | None) -> Tensor:
+    if not len(values_R):  # a mean of nothing is NaN
+        return values_R.sum()
+    return values_R.mean() if weights_R is None else (values_R * weights_R).sum()
 
 
 def _first_row(seed: Seed, first_row: int | Tensor, device: torch.device) -> Tensor:
