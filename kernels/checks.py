@@ -51,6 +51,12 @@ def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor |
     return seed_tensor(seed, like.device)
 
 
+def check_eps(eps: float) -> None:
+    """Raise ValueError unless 0 <= eps < inf (NaN fails too)."""
+    if not 0.0 <= eps < float("inf"):
+        raise ValueError(f"eps: expected a finite number, not negative, got {eps}")
+
+
 def check_temperature(temperature: float) -> None:
     """Raise ValueError unless 0 < temperature < inf (NaN fails too)."""
     if not 0.0 < temperature < float("inf"):
@@ -69,3 +75,11 @@ def check_ids(name: str, ids: Tensor, upper: int, *, unique: bool = False) -> No
         raise ValueError(f"{name}: expected values in [0, {upper}), got {low if low < 0 else high}")
     if unique and len(torch.unique(ids)) != len(ids):
         raise ValueError(f"{name}: expected distinct values, got a repeated one")
+
+
+def check_weights(name: str, weights: Tensor) -> None:
+    """Raise ValueError if a weight is negative; NaN passes and shows in the result. Reads values: `check_ids`."""
+    if not checks_values(weights) or weights.numel() == 0:
+        return
+    if (least := float(weights.min())) < 0.0:
+        raise ValueError(f"{name}: expected no negative weight, got {least}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from electra_kernels import embedding_layer_norm_reference as reference
-from electra_kernels.checks import FLOATS, INTEGERS, check_dropout, check_ids, check_tensor
+from electra_kernels.checks import FLOATS, INTEGERS, check_dropout, check_eps, check_ids, check_tensor
 from electra_kernels.dispatch import use_triton
 from electra_kernels.rng import Seed
 from torch import Tensor
@@ -38,7 +38,7 @@ def embedding_layer_norm(
         input_ids_T, position_ids_T, segment_ids_T: int64 or int32, rows of the three tables.
         words_VE, positions_SE, segments_CE: fp32, bf16, fp16 or fp64, all of the same dtype.
         weight_E, bias_E: any float dtype.
-        eps: added to the variance.
+        eps: added to the variance; finite, not negative.
         dropout_p, seed, stream: as in `dropout_add_layer_norm`.
         dtype: of the result; None means that of the tables.
 
@@ -61,6 +61,7 @@ def embedding_layer_norm(
     dtype = words_VE.dtype if dtype is None else dtype
     if dtype not in FLOATS:
         raise ValueError(f"dtype: expected a float dtype, got {dtype}")
+    check_eps(eps)
     key = check_dropout(dropout_p, seed, words_VE)
     ids = (input_ids_T, position_ids_T, segment_ids_T)
     tables = (words_VE, positions_SE, segments_CE)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from electra_kernels import layer_norm_native as native
 from electra_kernels import layer_norm_reference as reference
-from electra_kernels.checks import FLOATS, check_dropout, check_tensor
+from electra_kernels.checks import FLOATS, check_dropout, check_eps, check_tensor
 from electra_kernels.dispatch import use_native, use_triton
 from electra_kernels.layer_norm_autograd import Twice
 from electra_kernels.operators import Operator
@@ -45,7 +45,7 @@ def dropout_add_layer_norm(
         x_TD, residual_TD: fp32, bf16, fp16 or fp64, of the same shape; dtypes may differ (x in bf16 and residual
             in fp32, for example). The sum is formed in fp32; the result has x's dtype.
         weight_D, bias_D: any float dtype.
-        eps: added to the variance.
+        eps: added to the variance; finite, not negative.
         x_bias_D: added to x before dropout, in any float dtype.
         dropout_p: in [0, 1); probability that a value of x is dropped.
         seed: int or int64 tensor `[key]` or `[key, first_row]` (see `rng`); required iff dropout_p > 0.
@@ -115,5 +115,6 @@ def _checked(
     check_tensor("bias_D", bias_D, (size,), FLOATS, device)
     if x_bias_D is not None:
         check_tensor("x_bias_D", x_bias_D, (size,), FLOATS, device)
+    check_eps(eps)
     key = check_dropout(dropout_p, seed, x_TD)
     return x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, key, stream

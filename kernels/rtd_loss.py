@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from electra_kernels import rtd_loss_reference as reference
-from electra_kernels.checks import FLOATS, check_tensor
+from electra_kernels.checks import FLOATS, check_tensor, check_weights
 from electra_kernels.dispatch import use_triton
 from torch import Tensor
 
@@ -55,7 +55,8 @@ def rtd_loss_and_counts(logits_T: Tensor, is_replaced_T: Tensor, weights_T: Tens
         weights_T: float, >= 0, or None for 1 everywhere; it gets no gradient.
 
     Raises:
-        ValueError: wrong shape, dtype or device.
+        ValueError: wrong shape, dtype or device; a negative weight (on a GPU checked only with
+            ELECTRA_KERNELS_DEBUG=1, because reading them waits for the device).
     """
     check_tensor("logits_T", logits_T, (None,), FLOATS)
     _check_labels(is_replaced_T, weights_T, logits_T)
@@ -81,7 +82,7 @@ def rtd_head(
         is_replaced_T, weights_T: as in `rtd_loss_and_counts`.
 
     Raises:
-        ValueError: wrong shape, dtype or device.
+        ValueError: as `rtd_loss_and_counts`.
     """
     check_tensor("hidden_TD", hidden_TD, (None, None), FLOATS)
     check_tensor("weight_D", weight_D, (hidden_TD.shape[1],), FLOATS, hidden_TD.device)
@@ -98,3 +99,4 @@ def _check_labels(is_replaced_T: Tensor, weights_T: Tensor | None, like: Tensor)
     check_tensor("is_replaced_T", is_replaced_T, (len(like),), (torch.bool,), like.device)
     if weights_T is not None:
         check_tensor("weights_T", weights_T, (len(like),), FLOATS, like.device)
+        check_weights("weights_T", weights_T)

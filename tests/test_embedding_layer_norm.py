@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -156,8 +157,9 @@ def test_opcheck_and_compile() -> None:
         ({"bias_E": torch.zeros(4, device="meta")}, "bias_E: expected a tensor on cpu, got one on meta"),
         ({"dropout_p": 0.5}, "seed: expected an int or an int64 tensor because dropout_p > 0"),
         ({"dtype": torch.int64}, "dtype: expected a float dtype, got torch.int64"),
+        ({"eps": math.inf}, "eps: expected a finite number, not negative, got inf"),
     ],
-    ids=["width", "dtype", "segment", "position", "negative", "length", "device", "no-seed", "result"],
+    ids=["width", "dtype", "segment", "position", "negative", "length", "device", "no-seed", "result", "eps"],
 )
 def test_wrong_arguments(change: dict[str, object], message: str) -> None:
     ids = dict.fromkeys(("input_ids_T", "position_ids_T", "segment_ids_T"), torch.tensor([0, 1]))

@@ -247,6 +247,8 @@ def test_compiles_without_a_graph_break(implementation: str, dropout_p: float) -
         "weight": ({"weight_D": torch.zeros(3)}, r"weight_D: expected shape \[4\], got \[3\]"),
         "x_bias": ({"x_bias_D": torch.zeros(1)}, r"x_bias_D: expected shape \[4\], got \[1\]"),
         "dtype": ({"bias_D": torch.zeros(4).int()}, "bias_D: expected dtype .* got int32"),
+        "eps": ({"eps": -1e-6}, "eps: expected a finite number, not negative, got -1e-06"),
+        "eps-nan": ({"eps": math.nan}, "eps: expected .* got nan"),
         "p-one": ({"dropout_p": 1.0, "seed": 0}, r"dropout_p: expected a number in \[0, 1\), got 1.0"),
         "p-nan": ({"dropout_p": math.nan, "seed": 0}, r"dropout_p: expected .* got nan"),
         "device": ({"bias_D": torch.zeros(4, device="meta")}, "bias_D: expected a tensor on cpu, got one on meta"),

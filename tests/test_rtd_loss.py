@@ -272,6 +272,7 @@ def test_compiles_without_a_graph_break(implementation: str) -> None:
         "length": ({"is_replaced_T": torch.zeros(2).bool()}, r"is_replaced_T: expected shape \[3\], got \[2\]"),
         "weights": ({"weights_T": torch.ones(3).long()}, "weights_T: expected dtype .* got int64"),
         "device": ({"weights_T": torch.ones(3, device="meta")}, "weights_T: expected a tensor on cpu"),
+        "negative": ({"weights_T": torch.tensor([1, -0.5, 1])}, "weights_T: expected no negative .* got -0.5"),
         "rank": ({"hidden_TD": torch.zeros(4)}, r"hidden_TD: expected shape \[any, any\], got \[4\]"),
     }.values(),
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
