@@ -7,6 +7,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 
 class BuildPy(build_py):
@@ -24,8 +25,21 @@ class BuildPy(build_py):
                     module.unlink()
 
 
+class Sdist(sdist):
+    """Archives a whole clone: its tests need their helpers, README its pages."""
+
+    def make_distribution(self):
+        """Adds to what setuptools finds by itself (MANIFEST.in would do so, too, as one more file at the top)."""
+        for name in ("Makefile", "constraints.txt"):
+            self.filelist.include(name)
+        for folder in ("benchmarks", "docs", "tests"):
+            self.filelist.graft(folder)
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
+
+
 setup(
-    cmdclass={"build_py": BuildPy},
+    cmdclass={"build_py": BuildPy, "sdist": Sdist},
     package_dir={"electra_core": "electra_core", "electra_kernels": "kernels"},
     packages=[*find_packages(include=["electra_core", "electra_core.*"]), "electra_kernels"],
     package_data={

@@ -74,6 +74,17 @@ def room(module: str) -> str:
     return module.rpartition(".")[0]
 
 
+def test_nothing_else_lies_at_the_top() -> None:
+    """Whoever opens the repository sees what it is made of."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("not a clone")
+    assert {name.split("/")[0] for name in listed.stdout.split() if not name.startswith(".")} == {
+        "setup.py", "electra_core", "kernels", "tests", "benchmarks", "docs", "README.md", "Makefile",
+        "pyproject.toml", "constraints.txt",
+    }  # fmt: skip
+
+
 # Arrows -------------------------------------------------------------------------------------------------------
 
 
