@@ -51,10 +51,11 @@ def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor |
     return seed_tensor(seed, like.device)
 
 
-def check_eps(eps: float) -> None:
-    """Raise ValueError unless 0 <= eps < inf (NaN fails too)."""
+def check_eps(eps: float) -> float:
+    """`eps` as a float, which the loops in C tell from an int; ValueError unless 0 <= eps < inf (NaN fails)."""
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"eps: expected a finite number, not negative, got {eps}")
+    return float(eps)
 
 
 def check_temperature(temperature: float) -> None:

@@ -61,7 +61,7 @@ def embedding_layer_norm(
     dtype = words_VE.dtype if dtype is None else dtype
     if dtype not in FLOATS:
         raise ValueError(f"dtype: expected a float dtype, got {dtype}")
-    check_eps(eps)
+    eps = check_eps(eps)
     key = check_dropout(dropout_p, seed, words_VE)
     ids = (input_ids_T, position_ids_T, segment_ids_T)
     tables = (words_VE, positions_SE, segments_CE)

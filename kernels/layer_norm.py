@@ -115,6 +115,6 @@ def _checked(
     check_tensor("bias_D", bias_D, (size,), FLOATS, device)
     if x_bias_D is not None:
         check_tensor("x_bias_D", x_bias_D, (size,), FLOATS, device)
-    check_eps(eps)
+    eps = check_eps(eps)
     key = check_dropout(dropout_p, seed, x_TD)
     return x_TD, residual_TD, weight_D, bias_D, x_bias_D, eps, dropout_p, key, stream

@@ -18,6 +18,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import operator
 import os
 import platform
 import shlex
@@ -105,7 +106,7 @@ def _has_bf16_products(library: ctypes.CDLL) -> bool:
 
 def dropout_arguments(dropout_p: float, stream: int) -> tuple[int, Any, float]:
     """(stream, threshold, scale), the arguments of every C function with dropout."""
-    return stream, c_int(rng.dropout_threshold(dropout_p)), rng.keep_scale(dropout_p)
+    return operator.index(stream), c_int(rng.dropout_threshold(dropout_p)), rng.keep_scale(dropout_p)
 
 
 def c_int(value: int) -> Any:

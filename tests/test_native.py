@@ -200,6 +200,18 @@ def test_opcheck() -> None:
     )
 
 
+@pytest.mark.parametrize("eps", [0, 1])
+def test_a_whole_eps_is_the_same_number(eps: int) -> None:
+    """An int would come to the loops in another register than a float, and the arguments behind it as well."""
+    x, residual, weight, bias = (torch.randn(*shape) for shape in ((3, 8), (3, 8), (8,), (8,)))
+    with use("native"):
+        outs = [dropout_add_layer_norm(x, residual, weight, bias, eps=e, dropout_p=0.5, seed=0)
+                for e in (eps, float(eps))]  # fmt: skip
+    assert torch.equal(*outs) and outs[0].isfinite().all()
+    with use("native"), pytest.raises(TypeError, match="integer"):
+        dropout_add_layer_norm(x, residual, weight, bias, eps=1.0, dropout_p=0.5, seed=0, stream=1.5)  # type: ignore[arg-type]
+
+
 def test_what_the_loops_cannot_do_takes_the_twin_or_is_said() -> None:
     x = torch.randn(3, 8, dtype=torch.float64)
     arguments = (x, x, x[0], x[0])
