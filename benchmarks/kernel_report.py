@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.catalogue import is_baseline, is_ours
+from electra_core.errors import first_line
 
 BUSY_SECONDS = 0.5
 WRONG = "WRONG RESULT:"
@@ -69,8 +70,7 @@ class Mismatch(Exception):
 
 def failed(case: str, contender: str, error: Exception) -> Result:
     """The result of a contender that computed something wrong or could not run."""
-    text = str(error).partition("\n")[0]
-    note = f"{WRONG} {text}" if isinstance(error, Mismatch) else f"cannot run: {in_a_line(error)}"
+    note = f"{WRONG} {first_line(error)}" if isinstance(error, Mismatch) else f"cannot run: {in_a_line(error)}"
     return Result(case, contender, None, note=note)
 
 
@@ -83,7 +83,7 @@ REFUSED = (
 
 def in_a_line(error: Exception) -> str:
     """An error's type and first line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def refused(note: str) -> bool:

@@ -32,6 +32,7 @@ from benchmarks.bench_pretrain import (
 from benchmarks.harness import use_device, wait_for
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
+from electra_core.errors import first_line
 from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
 from electra_core.objectives import build_objective
 
@@ -97,7 +98,7 @@ def worker(case: Case, rounds: int) -> Iterator[Any]:
             yield [b - a for a, b in zip(begin, _clocks(device))]
         yield (_peak_memory(device) - before) / 2**20
     except Exception as error:  # out of memory, no compiler, ...: a row says so, and the other programs continue
-        yield {"note": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]}
+        yield {"note": f"{type(error).__name__}: {first_line(error)}"[:200]}
 
 
 def _clocks(device: torch.device) -> tuple[float, float]:

@@ -87,6 +87,15 @@ def _shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; the name of its type if it says nothing.
+
+    >>> first_line(RuntimeError("\\n  no such kernel \\nat ...")), first_line(MemoryError())
+    ('no such kernel', 'MemoryError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def listed(items: Sequence[str], most: int) -> str:
     """The first `most` items, for a message: "a, b and 3 others"."""
     more = f" and {len(items) - most:,} others" if len(items) > most else ""
@@ -139,7 +148,7 @@ def memory_trouble(error: BaseException | None, command: str) -> str | None:
     found = [e for e in _led_to(error) if _is_of_memory(e)]
     if not found:
         return None
-    said = (str(found[-1]).strip() or "out of memory").splitlines()[0]
+    said = first_line(found[-1]) if str(found[-1]).strip() else "out of memory"
     on_the_cpu = isinstance(found[-1], MemoryError) or "alloc_cpu" in said
     way_out = _MORE_MEMORY.get(command)
     if way_out is None or (way_out == _ELSEWHERE and on_the_cpu):
@@ -165,7 +174,7 @@ def lost_rank(error: BaseException) -> str | None:
     """The first line of an error about another process of the run that has gone; None for any other exception."""
     if not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
         return None
-    return str(error).strip().splitlines()[0]
+    return first_line(error)
 
 
 def is_of_the_gpu(error: BaseException) -> bool:

@@ -14,7 +14,15 @@ import tiny_model
 
 from electra_core.cli import main
 from electra_core.commands import use
-from electra_core.errors import LONGEST_ENTRY, LONGEST_MESSAGE, AnotherRankFailed, UserError, one_line, printable
+from electra_core.errors import (
+    LONGEST_ENTRY,
+    LONGEST_MESSAGE,
+    AnotherRankFailed,
+    UserError,
+    first_line,
+    one_line,
+    printable,
+)
 from electra_core.labelled_data.labelled import BadRows
 
 CLEAR = "\x1b[2J"
@@ -32,6 +40,20 @@ def test_a_message_is_one_line_but_for_our_own_lists() -> None:
     ours = "model: the weights do not match\n  missing: a\n  unexpected: b"
     assert one_line(ours) == ours
     assert one_line(f"a\nb{CLEAR}: no such file") == f"a\\x0ab{CLEAR_SHOWN}: no such file"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (RuntimeError("\n  no such kernel \nat f.py"), "no such kernel"),
+        (ValueError("a\r\nb"), "a"),
+        (MemoryError(), "MemoryError"),
+        (KeyError(" "), "' '"),
+        (RuntimeError(" \n"), "RuntimeError"),
+    ],
+)
+def test_the_first_line_of_what_an_exception_says(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 def test_a_notebook_shows_the_line_alone() -> None:

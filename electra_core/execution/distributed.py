@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from electra_core.errors import AnotherRankFailed, UserError, lost_rank
+from electra_core.errors import AnotherRankFailed, UserError, first_line, lost_rank
 from electra_core.execution import torchrun
 from electra_core.execution.sharding import is_sharded
 from electra_core.linear import cast_one_by_one
@@ -232,7 +232,7 @@ def join_ranks(device: torch.device) -> Ranks:
         except dist.DistError as error:
             if lost_rank(error) is not None:
                 raise
-            raise UserError(_not_met(str(error).strip().split("\n")[0])) from None
+            raise UserError(_not_met(first_line(error))) from None
 
 
 def _met(backend: str) -> Ranks:

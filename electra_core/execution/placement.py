@@ -12,7 +12,7 @@ import torch
 from electra_kernels.dispatch import numbered
 from electra_kernels.fast_bf16 import has_fast_bf16, has_gpu_bf16
 
-from electra_core.errors import UserError, option
+from electra_core.errors import UserError, first_line, option
 from electra_core.execution import torchrun
 
 KEPT_BETWEEN_BATCHES = 2**30  # bytes
@@ -75,7 +75,7 @@ def gpu_trouble(place: torch.device) -> str | None:
     try:
         torch.ones(2, device=place).sum().item()
     except Exception as error:  # torch's own are RuntimeErrors, those of CUDA's first start are not
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 

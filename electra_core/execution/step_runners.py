@@ -18,7 +18,7 @@ import torch
 from electra_kernels.dispatch import numbered
 from torch import Tensor
 
-from electra_core.errors import option
+from electra_core.errors import first_line, option
 from electra_core.execution.capture import capturing
 from electra_core.execution.input_buffers import InputBuffers
 
@@ -42,11 +42,10 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
             cause = cause.__context__
         if isinstance(cause, torch.cuda.OutOfMemoryError):
             raise cause from None  # kernel by kernel, the next step would need as much
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         log.warning(
             "%s: a step cannot be captured (%s); launching its kernels one by one instead",
             option("engine", "graph"),
-            reason,
+            first_line(cause),
         )
         return None
     return runner

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, first_line
 from electra_core.files.byte_files import sha256_of
 from electra_core.hub.folder_files import inside, read_json_object
 
@@ -186,10 +186,10 @@ def _restricted_load(file: Path, of_any_dtype: Collection[str]) -> dict[str, Ten
     except MemoryError:
         raise
     except Exception as error:  # what damages can make of a pickle fails in many ways
-        first_line = (str(error).split("\n", 1)[0] or type(error).__name__)[:200]
+        reason = first_line(error)[:200]
         if re.search("weights.only", str(error), re.IGNORECASE):  # torch's advice is to read it all the same
-            first_line = "it holds something else, or is damaged"
-        raise UserError(f"{file}: not a file of plain tensors, nothing was executed ({first_line})") from error
+            reason = "it holds something else, or is damaged"
+        raise UserError(f"{file}: not a file of plain tensors, nothing was executed ({reason})") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):

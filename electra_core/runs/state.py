@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from electra_core.errors import UserError
+from electra_core.errors import UserError, first_line
 from electra_core.execution import torchrun
 from electra_core.files.json_files import read_json
 from electra_core.files.new_file import write_new
@@ -104,7 +104,7 @@ class RunState:
     ) -> None:
         try:
             if kind is not None:
-                reason = str(error).split("\n", 1)[0]
+                reason = first_line(error) if error is not None and str(error).strip() else ""
                 self._write(FAILED, f"{kind.__name__}: {reason}" if reason else kind.__name__)
         except OSError:  # a full disk, most likely; the exception that led here tells more
             pass
