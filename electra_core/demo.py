@@ -39,6 +39,7 @@ from electra_core.corpora.shards import Manifest
 from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError, option
 from electra_core.execution.placement import resolve_device
+from electra_core.files.clutter import entries
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.labelled_data.notices import Say
@@ -215,7 +216,7 @@ def _make_folder(out: Path, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, expected a folder")
-    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    found = {path.name for path in entries(out)} if out.exists() else set()
     if found and not overwrite:
         raise UserError(f"{out}: not empty; {option('overwrite')} replaces the demo in it")
     others = sorted(name for name in found - WRITTEN if not name.startswith("."))  # .data.partial of a killed demo

@@ -35,6 +35,7 @@ from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.execution.torch_state import usual_tensors
+from electra_core.files.clutter import entries
 from electra_core.files.text_lines import at_hand, text_problem
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import Features
@@ -237,7 +238,7 @@ def load(
     if str(source).endswith(".onnx"):
         return _load_exported(Path(source))
     directory = model_dir.find_model(source)
-    exported = [] if (directory / "config.json").exists() else sorted(directory.glob("*.onnx"))
+    exported = [] if (directory / "config.json").exists() else sorted(entries(directory, "*.onnx"))
     if exported:
         raise UserError(f"{directory}: the folder of an exported model; give its file {exported[0]}")
     task = load_task(directory)

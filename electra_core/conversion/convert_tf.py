@@ -24,6 +24,7 @@ from electra_core.conversion.tf_bundle import Variable, read_bundle
 from electra_core.electra import Discriminator, Generator
 from electra_core.encoder import Encoder
 from electra_core.errors import UserError, option
+from electra_core.files.clutter import entries
 from electra_core.hub.layout import to_hub
 from electra_core.model_dir import save_pretrained
 from electra_core.tokenizer import WordPieceTokenizer
@@ -158,7 +159,7 @@ def _prefix(checkpoint: Path) -> Path:
             if checkpoint.name.endswith(suffix):
                 return checkpoint.with_name(checkpoint.name.removesuffix(suffix))
         return checkpoint
-    found = sorted(checkpoint.glob("*.index"))
+    found = sorted(entries(checkpoint, "*.index"))
     if len(found) != 1:
         names = ", ".join(path.stem for path in found) or "none"
         raise UserError(

@@ -29,6 +29,7 @@ from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import load_model, load_task, save_task
 from electra_core.encoder import Encoder, Layer
 from electra_core.errors import UserError, writing
+from electra_core.files.clutter import entries
 from electra_core.files.new_folder import temporary_folder
 from electra_core.hub.layout import changed_classes
 from electra_core.packing import from_padded, to_padded
@@ -253,7 +254,7 @@ def _refuse_own_classes(model: TaskModel, directory: Path) -> None:
 def _refuse_company(file: Path, directory: Path, task: Task, tokenizer: Tokenizer) -> None:
     """Raises UserError if the folder holds another model, which would then be read with these files."""
     folder = file.parent
-    others = [*folder.glob("*.onnx"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    others = [path for suffix in ("onnx", "safetensors", "bin") for path in entries(folder, f"*.{suffix}")]
     others = [other for other in others if other.name != file.name]
     if not others or folder.resolve() == directory.resolve():
         return

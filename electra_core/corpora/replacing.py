@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from electra_core.corpora.shards import SPLITS
 from electra_core.errors import UserError, listed, option
+from electra_core.files.clutter import entries
 from electra_core.hub.tokenizer_loading import TOKENIZER_FILES
 
 SHOWN_FILES = 3
@@ -33,11 +34,11 @@ TOKENIZER = Kind("tokenizer", "tokenizer.json", (*TOKENIZER_FILES, "tokenizer_co
 def check_target(out: Path, inputs: Iterable[Path], overwrite: bool, kind: Kind) -> None:
     """Raises UserError unless `out` is new, empty, or one of its `kind` that may be replaced: it holds no input,
     and nothing but what such a folder is made of."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(entries(out))):
         return
     if not (out / kind.mark).is_file():
         raise UserError(f"{out}: exists and is not a {kind.name}; choose another {option('out')}")
-    names = sorted(path.name for path in out.iterdir())
+    names = sorted(path.name for path in entries(out))
     others = [name for name in names if not any(fnmatch(name, pattern) for pattern in kind.files)]
     if not overwrite and not others:
         raise UserError(f"{out}: already holds a {kind.name}; {option('overwrite')} replaces it")

@@ -6,6 +6,7 @@ delimited   CSV into cells
 row_files   rows as named cells: CSV, TSV, JSON lines, Parquet
 toml_files  TOML
 protobuf    protocol-buffer messages
+clutter     what file managers leave in folders
 new_folder  a folder that appears complete or not at all
 new_file    a small file, likewise, or surely on the disk
 json_files  JSON

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from electra_core.errors import UserError, first_line
 from electra_core.files.byte_files import sha256_of
+from electra_core.files.clutter import entries
 from electra_core.hub.folder_files import inside, read_json_object
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -124,7 +125,7 @@ def _layer_norm_name(match: re.Match[str]) -> str:
 
 def weights_digest(directory: Path) -> str:
     """A digest of the weight files' bytes, which identifies a model directory's weights wherever they are."""
-    return sha256_of(*sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]))
+    return sha256_of(*sorted([*entries(directory, "*.safetensors"), *entries(directory, "*.bin")]))
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from electra_core.checkpoint import Checkpoint, newest_intact
 from electra_core.errors import UserError, option
 from electra_core.execution import torchrun
+from electra_core.files.clutter import entries
 from electra_core.files.new_folder import remove_leftovers
 from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.metrics_log import is_figure
@@ -57,7 +58,7 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
         if checkpoint is not None and (others := checkpoint.other_versions()):
             log.warning("%s: continues, but perhaps not bit for bit: %s", run, "; ".join(others))
         return checkpoint
-    if run.exists() and any(run.iterdir()) and not overwrite:
+    if run.exists() and any(entries(run)) and not overwrite:
         raise UserError(
             f"{run}: not empty{torchrun.hint_about_srun()}; {option('resume')} continues the run in it, "
             f"{option('overwrite')} starts a new one"
@@ -67,7 +68,7 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
 
 def _is_foreign(run: Path) -> bool:
     """Whether there are files in the folder, but none of a run."""
-    found = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    found = {path.name for path in entries(run)} if run.is_dir() else set()
     return bool(found - {"config.toml"}) and not found & _SIGNS
 
 
