@@ -59,7 +59,7 @@ class EncoderConfig:
         for name in SIZES:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-            if expected := beyond(name, getattr(self, name)):
+            if expected := beyond(self, name):
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
@@ -179,8 +179,8 @@ class PretrainConfig:
 
     def _check_numbers(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if expected := beyond(name, value):
-                raise UserError(f"{name}: expected {expected}, got {value}")
+            if expected := beyond(self, name):
+                raise UserError(f"{name}: expected {expected}, got {value!r:.80}")
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -282,6 +282,8 @@ def plain(value: Any) -> Any:
 def make_plain(config: Any, error: type[Exception]) -> None:
     """Puts the values of a dataclass of settings into Python's own types, in its `__post_init__`.
 
+    An int given for a float becomes one where no file of settings could hold it (TOML's have 64 bits).
+
     Raises:
         error: a value of another type than the default's; for a float, an int will do.
     """
@@ -290,18 +292,26 @@ def make_plain(config: Any, error: type[Exception]) -> None:
         is_bool = isinstance(value, bool)
         if is_bool != (kind is bool) or not isinstance(value, (float, int) if kind is float else kind):
             raise error(f"{field.name}: {_another_type(kind, value)}")
+        if kind is float and isinstance(value, int) and _is_wider(value, 64):
+            with suppress(OverflowError):  # too large for that, too: `beyond` says so
+                value = float(value)
         object.__setattr__(config, field.name, value)
 
 
-def beyond(name: str, value: object) -> str | None:
-    """What a setting should be instead of a number that is not finite, or too large to compute with; None: all is
-    well."""
+def beyond(config: Any, name: str) -> str | None:
+    """What a setting, a field of a dataclass, should be instead of a number that is not finite, or too large to
+    compute with; None: all is well."""
+    value, kind = getattr(config, name), type(getattr(type(config), name))
     bits = 32 if name in OF_ARRAYS else 64
-    if isinstance(value, float) and not abs(value) <= LARGEST:
+    if kind is float and isinstance(value, float | int) and not abs(value) <= LARGEST:
         return f"a finite number, at most {LARGEST:.2g}"
-    if isinstance(value, int) and not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+    if kind is int and isinstance(value, int) and _is_wider(value, bits):
         return f"a whole number of {bits} bits"
     return None
+
+
+def _is_wider(value: int, bits: int) -> bool:
+    return not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
 
 
 def _another_type(kind: type, value: object) -> str:
@@ -391,9 +401,9 @@ def updated(config: Config, changes: dict[str, Any], where: str) -> Config:
             raise UserError(f"{where}: unknown key {key!r}{_nearest(name, list(kinds))}")
         value = plain(value)
         if kinds[name] is float and type(value) is int:
-            with suppress(OverflowError):  # too large: reported below
+            with suppress(OverflowError):  # too large, which the class itself says
                 value = float(value)
-        if type(value) is not kinds[name]:
+        if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
             raise UserError(f"{where}: {key}: {_another_type(kinds[name], value)}")
         checked[name] = value
     try:

@@ -33,6 +33,7 @@ from electra_core.finetune import finetune
 from electra_core.finetuning.data import read_data
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.groups import groups_of
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.predict import evaluate, load
 
@@ -267,6 +268,16 @@ def test_a_training_with_groups_is_resumed_as_itself_alone(
     assert isinstance(saved, Classify) and saved.columns.group == "patient"
     bare = delimited(tmp_path / "new.csv", [{"text": "a film", "label": "a"}] * 3)
     assert evaluate(load(tmp_path / "out"), bare).metrics.keys() >= {"accuracy"}, "no such column is needed later"
+
+
+def test_the_first_rows_of_json_lines_may_lack_the_column(tmp_path: Path) -> None:
+    some = rows(300)
+    late = [row if n >= 250 else {k: v for k, v in row.items() if k != "patient"} for n, row in enumerate(some)]
+    file = as_json_lines(tmp_path / "a.jsonl", late)
+    for column in ("patient", 3):
+        task = Classify(columns=Columns(group=column))
+        found = groups_of(file, task.columns, list(task.read(file, BadRows(file))))
+        assert found == [None] * 250 + [row["patient"] for row in some[250:]]
 
 
 def test_a_task_without_groups_is_described_as_before() -> None:

@@ -107,8 +107,8 @@ class FinetuneSettings:
             if not good:
                 raise UserError(f"{option(name)}: expected {expected}, got {getattr(self, name)!r}")
         for name, value in asdict(self).items():
-            if what := beyond(name, value):
-                raise UserError(f"{option(name)}: expected {what}, got {value!r}")
+            if what := beyond(self, name):
+                raise UserError(f"{option(name)}: expected {what}, got {value!r:.80}")
         if self.epochs > MOST_EPOCHS:
             raise UserError(f"{option('epochs')}: expected at most {MOST_EPOCHS:,}, got {self.epochs!r}")
 

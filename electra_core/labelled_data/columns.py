@@ -273,6 +273,11 @@ def find_columns(
     return Found(names["text"], names.get("pair"), names.get("label"), names.get("id"), tuple(present), own)
 
 
+def has_column(present: Sequence[str], wanted: Columns, role: str) -> bool:
+    """Whether the column that was named for a role is among those present."""
+    return _match(present, alternatives(getattr(wanted, role))) is not None
+
+
 def column_named(path: Path, present: Sequence[str], wanted: Columns, role: str) -> str:
     """The column that was named for a role.
 
