@@ -261,7 +261,7 @@ def _result(job: Job, run: Run) -> str:
     metric = job.task.metric
     last = run.last[metric]
     at_the_last = "" if last == run.best else f"; {metric} {last:.4g} at the last"
-    return f"{shown(run.metrics, job.task.labels)} (best at step {run.best_step}{at_the_last})"
+    return f"{shown(run.metrics, job.task.positive)} (best at step {run.best_step}{at_the_last})"
 
 
 def _report(
@@ -275,7 +275,7 @@ def _report(
     return {
         "task": job.task.kind,
         "metric": job.task.metric,
-        **positive_class(best.metrics, job.task.labels),
+        **positive_class(best.metrics, job.task.positive),
         "best": {"seed": best.seed, "step": best.best_step, **best.metrics},
         "over_seeds": spread([run.best for run in runs]),
         "last_over_seeds": spread([run.last[job.task.metric] for run in runs]),

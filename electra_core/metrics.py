@@ -20,24 +20,25 @@ OF_NUMBERS = ("pearson", "spearman", "pearson_and_spearman")  # higher is better
 OF_SPANS = ("precision", "recall", "f1", "accuracy")
 
 
-def shown_name(figure: str, figures: Iterable[str], labels: Sequence[str]) -> str:
+def shown_name(figure: str, figures: Iterable[str], positive: str) -> str:
     """A figure's name for a reader: with two classes, f1 and average_precision name the class that they are of.
 
     Args:
         figures: all of the task's, which tell whether it is of classes.
+        positive: the task's positive class (`Task.positive`).
 
     >>> of_two, of_three = of_classes(["legit", "spam"]), of_classes(["a", "b", "c"])
-    >>> shown_name("f1", of_two, ["legit", "spam"]), shown_name("macro_f1", of_three, ["a", "b", "c"])
+    >>> shown_name("f1", of_two, "spam"), shown_name("macro_f1", of_three, "")
     ('f1 (spam)', 'macro_f1')
     """
-    second = positive_class(figures, labels) if figure in ("f1", "average_precision") else {}
-    return f"{figure} ({second['positive_class']})" if second else figure
+    of_one = positive_class(figures, positive) if figure in ("f1", "average_precision") else {}
+    return f"{figure} ({positive})" if of_one else figure
 
 
-def positive_class(figures: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
-    """The class that f1 and average_precision are of, as an entry beside the figures; {} if it is not of two
+def positive_class(figures: Iterable[str], positive: str) -> dict[str, str]:
+    """The class that f1 and average_precision are of, as an entry beside the figures; {} if they are not of two
     classes: of spans, f1 is of all of them, even where a model has two tags."""
-    return {"positive_class": labels[1]} if "acc_and_f1" in figures and len(labels) == 2 else {}
+    return {"positive_class": positive} if positive and "acc_and_f1" in figures else {}
 
 
 def of_classes(labels: Sequence[str]) -> tuple[str, ...]:
@@ -45,11 +46,14 @@ def of_classes(labels: Sequence[str]) -> tuple[str, ...]:
     return ("accuracy", "mcc", "macro_f1", *(("f1", "acc_and_f1") if len(labels) == 2 else ()))
 
 
-def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_labels: int) -> dict[str, float]:
-    """accuracy, mcc (Matthews' correlation), macro_f1; and f1 of class 1 if there are two classes (as GLUE).
+def classification_metrics(
+    truth: Sequence[int], predicted: Sequence[int], num_labels: int, *, positive: int = 1
+) -> dict[str, float]:
+    """accuracy, mcc (Matthews' correlation), macro_f1; and f1 of one class if there are two (as GLUE).
 
     Args:
         truth, predicted: class indices, of equal length, at least one.
+        positive: the class that f1 is of.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -59,19 +63,20 @@ def classification_metrics(truth: Sequence[int], predicted: Sequence[int], num_l
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
     }
     if num_labels == 2:
-        metrics["f1"] = float(f1_score(truth, predicted, pos_label=1, average="binary", zero_division=0.0))
+        metrics["f1"] = float(f1_score(truth, predicted, pos_label=positive, average="binary", zero_division=0.0))
         metrics["acc_and_f1"] = (metrics["accuracy"] + metrics["f1"]) / 2
     return metrics
 
 
-def ranking_metrics(truth: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
-    """auc and average_precision of class 1 of two, which need no threshold; {} if only one class occurs.
+def ranking_metrics(truth: Sequence[int] | np.ndarray, scores: Sequence[float]) -> dict[str, float]:
+    """auc and average_precision of class 1 of two, which need no threshold; {} if only one class occurs, NaN if a
+    score is not finite.
 
     Args:
         truth: 0 or 1.
         scores: higher means class 1 is likelier; only their order counts.
     """
-    right, got = np.asarray(truth), np.nan_to_num(np.asarray(scores, dtype=float))  # NaN: the model has diverged
+    right, got = np.asarray(truth), np.asarray(scores, dtype=float)
     if right.all() or not right.any():
         return {}
     precision = average_precisions(right[:, None], got[:, None])[0]
@@ -109,7 +114,8 @@ def _by_label(labels: Sequence[str], columns: Iterable[Any]) -> list[dict[str, A
 
 
 def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """[C]: each label's area under precision over recall; 0 for a label that does not occur.
+    """[C]: each label's area under precision over recall; 0 for a label that does not occur, NaN for one with a
+    score that is not finite.
 
     Args:
         truth: [N, C], 0 or 1.
@@ -117,12 +123,17 @@ def average_precisions(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     from sklearn.metrics import average_precision_score
 
-    columns = zip(truth.T, np.nan_to_num(scores).T)  # NaN: the model has diverged
-    return np.array([float(average_precision_score(own, s)) if own.any() else 0.0 for own, s in columns])
+    def of_label(own: np.ndarray, its_scores: np.ndarray) -> float:
+        if not np.isfinite(its_scores).all():
+            return float("nan")
+        return float(average_precision_score(own, its_scores)) if own.any() else 0.0
+
+    return np.array([of_label(own, its_scores) for own, its_scores in zip(truth.T, scores.T)])
 
 
 def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """mean_average_precision (of labels that occur), micro_f1, macro_f1 (of all), subset_accuracy.
+    """mean_average_precision (of labels that occur; NaN with NaN scores), micro_f1, macro_f1 (of all),
+    subset_accuracy.
 
     Args:
         truth, predicted: [N, C], 0 or 1, at least one row.

@@ -29,7 +29,7 @@ from electra_core.downstream.guessed import no_answer_note, read_guessed
 from electra_core.downstream.in_memory import Rows, as_files, row_of, rows_of
 from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
-from electra_core.downstream.run_model import run_model
+from electra_core.downstream.run_model import check_finite, run_model
 from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
 from electra_core.errors import UserError
 from electra_core.execution.cross_check import check_task_model
@@ -196,12 +196,15 @@ class Predictor:
             log.warning(note)
 
     def logits(self, features: Features, bar: Progress | None = None) -> list[np.ndarray]:
-        """Logits of every unit (`run_model`)."""
+        """Logits of every unit (`run_model`); UserError if they are not finite."""
         if isinstance(self.model, OnnxModel):
-            return self.model.logits(features, bar)
-        return run_model(
-            self.model, features, tokens_per_batch=self.tokens_per_batch, precision=self.precision, bar=bar
-        )
+            outputs = self.model.logits(features, bar)
+        else:
+            outputs = run_model(
+                self.model, features, tokens_per_batch=self.tokens_per_batch, precision=self.precision, bar=bar
+            )
+        check_finite(outputs, "its weights are damaged, or it diverged in training")
+        return outputs
 
     def stream(self, examples: Iterable[Any], source: str | Path = "") -> Iterator[tuple[Any, dict[str, Any]]]:
         """(example, prediction) for each, in order, `CHUNK` in memory at a time, fewer if they are long.

@@ -14,11 +14,12 @@ import torch
 from finetune_runs import QUICK, data, model, run  # noqa: F401
 from reading import write_lines
 
-from electra_core.config import EncoderConfig, PretrainConfig
+from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError, writing
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.labelled_data.columns import Columns
+from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import WordPieceTokenizer
 
 
@@ -136,6 +137,22 @@ def test_settings_out_of_range_are_named_with_their_range(name, value, expected)
     assert str(caught.value) == f"{name}: expected {expected}, got {value!r}"
 
 
+def test_a_whole_number_of_any_size_may_be_a_fraction_s_value() -> None:
+    """But as a float: TOML's readers take whole numbers of 64 bits only."""
+    for settings in (FinetuneSettings(clip_norm=10**30), PretrainConfig(clip_norm=10**30)):
+        assert type(settings.clip_norm) is float and settings.clip_norm == 1e30
+    assert type(FinetuneSettings(clip_norm=1).clip_norm) is int
+    finite = r"clip_norm: expected a finite number, at most 3.4e\+38, got"
+    for config in (PretrainConfig, FinetuneSettings):
+        for number, got in ((10**400, "10{79}"), (10**39, r"1e\+39")):
+            with pytest.raises(UserError, match=rf"^{finite} {got}$"):
+                config(clip_norm=number)
+    with pytest.raises(UserError, match=r"^epochs: expected at most 1,000,000, got 1e\+30$"):
+        FinetuneSettings(epochs=10**30)
+    with pytest.raises(UserError, match=rf"^run.toml: {finite} 10{{79}}$"):
+        updated(PretrainConfig(), {"clip_norm": 10**400}, "run.toml")
+
+
 @pytest.mark.parametrize(
     "config, error", [(FinetuneSettings, UserError), (PretrainConfig, UserError), (EncoderConfig, ValueError)]
 )
@@ -202,3 +219,18 @@ def test_last_steps_that_changed_nothing_are_said(model, data, tmp_path, monkeyp
     assert [line for line in lines if "No finite loss" in line] == [
         "warning: No finite loss and gradient in the last 2 steps: the model is as it was after step 8."
     ]
+
+
+def test_a_model_whose_outputs_are_no_numbers_is_not_judged(model, data, tmp_path, monkeypatch):
+    """Its first class would be read from them, with a plausible accuracy."""
+    forward = SequenceClassifier.forward
+
+    def diverged(self, *arguments, **options):
+        logits = forward(self, *arguments, **options)
+        return logits if self.training else logits * math.nan
+
+    monkeypatch.setattr(SequenceClassifier, "forward", diverged)
+    said = r"^the model's outputs for 40 of 40 sequences are not finite numbers; .* try a lower learning rate$"
+    with pytest.raises(UserError, match=said):
+        run(model, data, tmp_path / "out", settings=replace(QUICK, epochs=1))
+    assert not (tmp_path / "out/model.safetensors").exists()

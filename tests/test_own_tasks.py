@@ -28,6 +28,7 @@ from electra_core.finetune import finetune
 from electra_core.labelled_data.labelled import MultiLabelExample, TextExample
 from electra_core.labelled_data.squad_files import QuestionExample
 from electra_core.labelled_data.tagged_files import TaggedExample, from_text
+from electra_core.metrics import OF_SCORES
 from electra_core.model_dir import load_config
 from electra_core.predict import Predictor, evaluate, load
 from electra_core.reports.task_report import make_report, to_html, to_text
@@ -190,6 +191,31 @@ def test_a_guessed_choice_is_one_that_the_question_has() -> None:
 def test_a_metric_that_is_no_figure_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^metric: expected one of accuracy, .*, got 'kappa'$"):
         trained(Classify(metric="kappa"), tmp_path)
+    assert not (tmp_path / "out").exists(), "it is known before training"
+
+
+def test_a_figure_that_its_labels_cannot_have_is_named_before_training(tmp_path: Path) -> None:
+    for metric in (*OF_SCORES, "f1", "acc_and_f1"):
+        hint = f"{metric} is a figure of two classes, not of 3"
+        with pytest.raises(UserError, match=f"^metric: expected .* mcc, macro_f1, got '{metric}'; {hint}$"):
+            trained(Classify(metric=metric, labels=("neg", "pos", "so-so")), tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class Halved(Classify):
+    """Has a figure that `figures`, which is inherited, does not name."""
+
+    kind: ClassVar[str] = "halved"
+    metric: str = "half"
+
+    def score(self, examples: Any, predictions: Any) -> dict[str, float]:
+        figures = super().score(examples, predictions)
+        return figures | {"half": figures["accuracy"] / 2}
+
+
+def test_a_task_need_not_list_its_own_figure(tmp_path: Path) -> None:
+    assert 0 < trained(register_task(Halved)(), tmp_path)["best"]["half"] <= 0.5
 
 
 class OneScore(SequenceClassifier):

@@ -247,6 +247,26 @@ def test_a_directory_of_another_library_needs_no_task_file(tmp_path):
 # ---- offsets -------------------------------------------------------------------------------------------
 
 
+def test_outputs_that_are_no_numbers_are_no_answers(classifier, tmp_path):
+    """A class would be read from them all the same."""
+    examples = tmp_path / "a.jsonl"
+    examples.write_text('{"text": "a fine film", "label": "neg"}\n{"text": "ann", "label": "pos"}\n')
+    logits = classifier.model.classifier.out_proj
+    for lost in (math.nan, math.inf):
+        before = logits.bias.clone()
+        with torch.no_grad():
+            logits.bias[1] = lost
+        said = r"^the model's outputs for (1 of 1|2 of 2) sequences are not finite numbers; its weights"
+        try:
+            for ask in (lambda: classifier("ann"), lambda: evaluate(classifier, examples)):
+                with pytest.raises(UserError, match=said):
+                    ask()
+        finally:
+            with torch.no_grad():
+                logits.bias.copy_(before)
+    assert evaluate(classifier, examples).metrics
+
+
 def test_softmax_of_large_logits():
     np.testing.assert_allclose(softmax(np.array([1000.0, 1000.0, -1000.0])), [0.5, 0.5, 0.0])
 
@@ -347,6 +367,7 @@ def test_numbers_that_a_task_cannot_use(task, changes, message):
 EVERY_FIELD = [
     Classify(
         labels=("a", "b"), label_names=(("a", "A"),), class_weights=(1.0, 2.0), pairs=True, truncate="both",
+        positive_class="a", threshold=0.25,
         columns=Columns(text=("t", "u"), label="l", header=True, encoding="cp1252"),
     ),
     MultiLabel(labels=("a",), columns=Columns(labels=("x", "y"), separator=";", quoting=False)),

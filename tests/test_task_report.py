@@ -83,10 +83,10 @@ def test_two_classes_are_ranked_and_the_positive_one_is_named():
 
 def test_thresholds_are_those_of_the_rarer_of_two_classes():
     found = to_text(two_classes("aaab", [0.1, 0.25, 0.25, 0.45]))
-    assert "Of 'b', if all texts that score at least this for it count as 'b'. F1 is best at 0.3;" in " ".join(
-        found.split()
-    )
-    assert "Of 'a', if" in " ".join(to_text(two_classes("abbb", [0.45, 0.9, 0.9, 0.9])).split())
+    note = "Of 'b', if all texts that score at least this for it count as 'b'. F1 is best at --threshold 0.3;"
+    assert note in " ".join(found.split())
+    rarer = " ".join(to_text(two_classes("abbb", [0.45, 0.9, 0.9, 0.9])).split())
+    assert "Of 'a', if" in rarer and "F1 is best at --positive-class a --threshold 0.1;" in rarer
     assert "Of 'b', if" in " ".join(to_text(two_classes("ab", [0.45, 0.9])).split())
     one = two_classes("aaa", [0.1, 0.2, 0.6])
     assert "thresholds" not in to_json(one) and not {"auc", "average_precision"} & {*one.metrics}

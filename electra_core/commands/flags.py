@@ -100,12 +100,36 @@ def training_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
+def positive_class_flag(command: Any, default: str) -> None:
+    """Adds the flag that names the positive of two classes."""
+    command.add_argument("--positive-class", metavar="LABEL",
+                         help="of two classes the one that f1, average_precision and --threshold are of (default: "
+                              f"{default})")  # fmt: skip
+
+
+def with_positive_class(task: Any, label: str) -> Any:
+    """The task with a positive class; UserError if it cannot have one, or has no such class."""
+    if not hasattr(task, "positive_class"):
+        raise UserError(f"--positive-class: no effect with {task.kind}, only with classify")
+    return changed(task, positive_class=label)
+
+
+def changed(task: Any, **values: Any) -> Any:
+    """The task with other values, which are the user's: what is wrong with them is a UserError."""
+    try:
+        return dataclasses.replace(task, **values)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def inference_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of commands that run a fine-tuned model over a file."""
     command.add_argument("--threshold", type=float, metavar="NUMBER",
-                         help="multilabel: lowest probability at which a label is assigned, normally 0.5; qa: "
-                              "allows 'no answer', chosen if its score exceeds the best answer's by more than "
-                              "this, such as 0 (default: the model's)")  # fmt: skip
+                         help="two classes: lowest score at which the answer is --positive-class; multilabel: "
+                              "lowest probability at which a label is assigned, normally 0.5; qa: allows 'no "
+                              "answer', chosen if its score exceeds the best answer's by more than this, such as "
+                              "0 (default: the model's)")  # fmt: skip
+    positive_class_flag(command, "the model's")
     command.add_argument("--skip-bad-rows", action="store_true", help="count unusable rows instead of stopping")
     command.add_argument("--device", default="auto", help=DEVICE_HELP)
     command.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"),

@@ -22,8 +22,10 @@ from electra_core.commands.flags import (
     given,
     given_columns,
     output_flags,
+    positive_class_flag,
     refuse_idle,
     training_flags,
+    with_positive_class,
 )
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.errors import UserError
@@ -379,6 +381,7 @@ def _finetune_flags(commands: Any) -> None:
                               "also the data set's folder")  # fmt: skip
     command.add_argument("--dev", metavar="DATA",
                          help="like --train (default: hold out a tenth of the training data)")  # fmt: skip
+    positive_class_flag(command, "the larger of two numbers, the later in the alphabet")
     command.add_argument("--out", required=True, metavar="DIR", help="folder of the fine-tuned model")
     command.add_argument(
         "--resume", action="store_true", help="continue from the newest intact checkpoint in --out"
@@ -408,6 +411,8 @@ def finetune(options: Namespace) -> int:
     from electra_core.finetuning.token_cache import default_folder
 
     task, recommended = choose_task(options.task, given_columns(options, options.train))
+    if options.positive_class is not None:
+        task = with_positive_class(task, options.positive_class)
     named, train, dev = find_task(options.task), Path(options.train), options.dev
     if named is not None and train.is_dir() and (task.kind != "classify" or _is_data_set(train)):
         train, dev = named.find(train, "train"), dev or named.find(train, "dev")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
@@ -15,10 +16,12 @@ from typing import Any, TextIO
 from electra_core.commands.flags import (
     MODEL_TO_USE_HELP,
     add_command,
+    changed,
     column_flags,
     given_columns,
     inference_flags,
     refuse_idle,
+    with_positive_class,
 )
 from electra_core.errors import UserError, printable, writing
 from electra_core.files.row_files import FORMS
@@ -53,7 +56,7 @@ def evaluate(options: Namespace) -> None:
     report = task_report.make_report(result, str(options.model), str(options.data))
     if options.report:
         task_report.write_report(report, options.report)
-    figures = result.metrics | positive_class(result.metrics, result.task.labels)
+    figures = result.metrics | positive_class(result.metrics, result.task.positive)
     print(json.dumps(figures, ensure_ascii=False) if options.json else task_report.to_text(report))
 
 
@@ -87,6 +90,8 @@ def predict(options: Namespace) -> None:
     """One line per input."""
     from electra_core.predict import predict_file
 
+    if options.threshold is None:
+        refuse_idle(options, ("positive_class",), "without --threshold")
     if options.submission:
         refuse_idle(options, ("format",), "with --submission, which has its own format")
         return _submission(_predictor(options, options.input), options)
@@ -181,9 +186,20 @@ def _predictor(options: Namespace, source: str) -> Any:
     columns = given_columns(options, source, form)
     predictor = load(options.model, device=options.device, precision=options.precision)
     predictor.task = for_reading(predictor.task, columns, form)
+    if options.positive_class is not None:
+        predictor.task = with_positive_class(predictor.task, options.positive_class)
     if options.threshold is not None:
         predictor.task = _with_threshold(predictor.task, options.threshold)
+        _say_if_guessed(predictor.task)
     return predictor
+
+
+def _say_if_guessed(task: Any) -> None:
+    """Says which of two classes a threshold is of, if nobody has chosen it."""
+    if task.positive and not getattr(task, "positive_class", task.positive):
+        (other,) = {*task.labels} - {task.positive}
+        flag = f"--positive-class {shlex.quote(other)}"
+        _say(f"--threshold {task.threshold:g} is for the class {task.positive!r}; for {other!r}, add {flag}")
 
 
 def _with_threshold(task: Any, threshold: float) -> Any:
@@ -192,10 +208,10 @@ def _with_threshold(task: Any, threshold: float) -> Any:
             raise UserError(f"--threshold: expected a finite number, got {threshold:g}")
         return dataclasses.replace(task, unanswerable=True, null_threshold=threshold)
     if not hasattr(task, "threshold"):
-        raise UserError(f"--threshold: no effect with a model for {task.kind}, only with one for multilabel or qa")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"--threshold: expected a probability from 0 to 1, got {threshold:g}")
-    return dataclasses.replace(task, threshold=threshold)
+        raise UserError(
+            f"--threshold: no effect with a model for {task.kind}, only with one for two classes, multilabel or qa"
+        )
+    return changed(task, threshold=threshold)
 
 
 def _export_flags(commands: Any) -> None:

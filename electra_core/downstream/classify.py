@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from electra_core.downstream.interface import Task
+from electra_core.downstream.two_classes import check_two_classes
 from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
-from electra_core.labelled_data.label_cells import labels_as_texts
+from electra_core.labelled_data.label_cells import label_text, labels_as_texts
 from electra_core.labelled_data.labelled import BadRows, TextExample, label_counts, read_texts
 from electra_core.metrics import (
     OF_NUMBERS,
@@ -148,10 +149,27 @@ class Classify(TextTask):
     """The metric that chooses the best checkpoint."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss; all 1 if empty."""
+    positive_class: str = ""
+    """Of two classes the one that f1, average_precision and `threshold` are of; the second if empty."""
+    threshold: float | None = None
+    """Of two classes: the least score at which the positive one is the answer; None: the larger score is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
+        given = label_text(self.positive_class) or ""  # may be a number
+        positive = check_two_classes(self.labels, given, self.threshold, lambda name: self._shown(name))
+        object.__setattr__(self, "positive_class", positive)
+
+    @property
+    def positive(self) -> str:
+        """See `Task`."""
+        return (self.positive_class or self.labels[1]) if len(self.labels) == 2 else ""
+
+    @property
+    def _shown(self) -> Callable[[str], str]:
+        """A label as written in a file -> its name."""
+        return as_shown({**{label: label for label in self.labels}, **dict(self.label_names)})
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -160,7 +178,7 @@ class Classify(TextTask):
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row."""
-        shown = as_shown({**{label: label for label in self.labels}, **dict(self.label_names)})
+        shown = self._shown
         examples: Iterable[TextExample] = self._read(path, bad, labelled)
         if labelled and not self.labels:
             examples = _without_fractions(list(examples))
@@ -181,7 +199,10 @@ class Classify(TextTask):
         labels = sorted({e.label for e in examples if e.label is not None}, key=label_order)
         if len(labels) < 2:
             raise UserError(f"every training example has the label {labels[0]!r}; there is nothing to learn")
-        return replace(task, labels=tuple(labels))
+        try:
+            return replace(task, labels=tuple(labels))
+        except ValueError as error:  # a positive class that is none of them
+            raise UserError(str(error)) from None
 
     def balanced(self, examples: Sequence[TextExample]) -> Classify:
         """The task with class weights inversely proportional to class frequency; their mean over examples is 1."""
@@ -211,17 +232,21 @@ class Classify(TextTask):
 
     def _prediction(self, probabilities_C: np.ndarray) -> dict[str, Any]:
         best = int(probabilities_C.argmax())
+        if self.threshold is not None:
+            place = self.labels.index(self.positive)
+            best = place if probabilities_C[place] >= self.threshold else 1 - place
         scores = dict(zip(self.labels, probabilities_C.tolist()))
         return {"label": self.labels[best], "score": float(probabilities_C[best]), "scores": scores}
 
     def score(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """accuracy, mcc, macro_f1; for two classes also f1 of the second and, if the examples are of both, auc and
-        average_precision from its scores."""
+        """accuracy, mcc, macro_f1; for two classes also f1 of the positive one and, if the examples are of both,
+        auc and average_precision from its scores."""
         truth = [self.labels.index(example.label or "") for example in examples]
         predicted = [self.labels.index(prediction["label"]) for prediction in predictions]
-        figures = classification_metrics(truth, predicted, len(self.labels))
-        if len(self.labels) == 2 and all("scores" in prediction for prediction in predictions):
-            figures |= ranking_metrics(truth, [p["scores"][self.labels[1]] for p in predictions])
+        place = self.labels.index(self.positive) if self.positive else 1
+        figures = classification_metrics(truth, predicted, len(self.labels), positive=place)
+        if self.positive and all("scores" in prediction for prediction in predictions):
+            figures |= ranking_metrics(np.equal(truth, place), [p["scores"][self.positive] for p in predictions])
         return figures
 
     def constant_guess(self, examples: Sequence[TextExample]) -> tuple[str, list[dict[str, Any]]]:

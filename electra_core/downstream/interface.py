@@ -50,6 +50,11 @@ class Task(ABC):
         """The figures of `score` that may be the `metric`, higher being better; known once the labels are."""
         return (self.metric,)
 
+    @property
+    def positive(self) -> str:
+        """Of two classes the one that f1 and average_precision are of; "" for any other task."""
+        return ""
+
     @abstractmethod
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[Any]:
         """Examples of a file, in its order; rows that cannot be used go to `bad`."""
@@ -123,6 +128,11 @@ def baseline(task: Task, examples: Sequence[Any]) -> tuple[str, dict[str, float]
     if (guess := task.constant_guess(examples)) is None:
         return None
     return guess[0], task.score(examples, guess[1])
+
+
+def knows_its_figures(task: Task) -> bool:
+    """Whether `figures` names all that `score` gives: it is not inherited where `score` is the class's own."""
+    return _distance(type(task), "figures") <= _distance(type(task), "score")
 
 
 def _distance(kind: type, name: str) -> int:

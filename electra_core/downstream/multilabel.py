@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from electra_core.downstream.classify import WHOLE, TextTask, as_shown, label_order
-from electra_core.errors import UserError, listed
+from electra_core.errors import UserError, listed, option
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.label_cells import labels_as_texts
 from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample, label_counts, labels_in
@@ -49,7 +49,7 @@ class MultiLabel(TextTask):
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold: expected a probability from 0 to 1, got {self.threshold!r}")
+            raise ValueError(f"{option('threshold')}: expected a probability from 0 to 1, got {self.threshold!r}")
 
     @property
     def figures(self) -> tuple[str, ...]:

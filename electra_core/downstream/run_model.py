@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from electra_core.errors import UserError
 from electra_core.execution.placement import autocast_context
 from electra_core.execution.torch_state import usual_tensors
 from electra_core.labelled_data.features import Features, TaskBatch, sorted_batches
@@ -65,6 +67,20 @@ def run_model(
         take(*before)
     model.train(was_training)
     return outputs
+
+
+def check_finite(outputs: Sequence[np.ndarray], why: str) -> None:
+    """Raises UserError for logits that are NaN or infinite: a class would be read from them all the same, and a
+    plausible figure from the classes. (-inf may be a task's own mask.)
+
+    Args:
+        outputs: as from `run_model`.
+        why: what it may come from, or what to do.
+    """
+    if lost := sum(not (logits < np.inf).all() for logits in outputs):
+        raise UserError(
+            f"the model's outputs for {lost:,} of {len(outputs):,} sequences are not finite numbers; {why}"
+        )
 
 
 def hand_out(

@@ -153,6 +153,11 @@ class Tag(Task):
         """See `Task`."""
         return OF_SPANS if marks_spans(self.labels) else of_classes(self.labels)
 
+    @property
+    def positive(self) -> str:
+        """See `Task`; of spans, f1 is of all of them, even where there are two tags."""
+        return self.labels[1] if len(self.labels) == 2 and not marks_spans(self.labels) else ""
+
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TaggedExample]:
         """Sentences of a file, with span tags converted to IOB2; a tag unseen in training makes a bad row."""
         examples: Iterable[TaggedExample] = read_tagged(path, self.columns, bad, labelled=labelled)

@@ -32,6 +32,8 @@ Kind = TypeVar("Kind", bound=Task)
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Classify, MultiLabel, Regress, Tag, Answer, Choose)}
 """The kinds that task.json may name: ours, and those of `register_task`."""
 _OURS = tuple(KINDS.values())
+LATER = {"positive_class": "", "threshold": None}
+"""Fields that an earlier version lacked, at their defaults."""
 TASK_FILE = "task.json"
 SHORTEST = 8  # smallest allowed limit of tokens per sequence
 
@@ -145,8 +147,10 @@ def load_model(task: Task, directory: Path) -> TaskModel:
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
-    """Plain values from which `task_from_json` makes the task again."""
+    """Plain values from which `task_from_json` makes the task again. Those of `LATER` have no entry: what was
+    fine-tuned by an earlier version is resumed, and its tokens in the cache are found."""
     values = dataclasses.asdict(task)  # type: ignore[call-overload]
+    values = {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
     if isinstance(columns := getattr(task, "columns", None), Columns):
         values["columns"] = to_json(columns)
     return {"kind": task.kind, **values}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def model_card(model: TaskModel, task: Task, about: About, place: str, metrics: 
         place: at which step and seed it was evaluated.
         metrics: the evaluation's figures.
     """
-    figures = shown(metrics, [as_markdown(label) for label in task.labels])
+    figures = shown(metrics, as_markdown(task.positive))
     return (
         f"{header(model, about.base_model, metrics)}# {task.kind}\n\n{about.text}\n\nOn the development data, "
         f"after {place}: {figures}.\n"
@@ -86,7 +86,7 @@ def about_training(
     """
     start = f"{name_in_card(model)} (weights `{same['start']['weights'][:16]}`)"
     began = f"random weights, in the sizes of {name_in_card(model)}" if settings.random_start else start
-    chosen_by = shown_name(task.metric, task.figures, [as_markdown(label) for label in task.labels])
+    chosen_by = shown_name(task.metric, task.figures, as_markdown(task.positive))
     text = (
         f"Fine-tuned with electra-core {version()} from {began} on {examples:,} examples of up to "
         f"{task.max_length} tokens. Another {dev:,}, the development data, chose the best evaluation by "
@@ -96,9 +96,9 @@ def about_training(
     return About(text, str(model) if of_hub else "")
 
 
-def shown(metrics: dict[str, float], labels: Sequence[str] = ()) -> str:
-    """The figures in one line; `labels` name the class that a figure such as f1 is of."""
-    return ", ".join(f"{shown_name(name, metrics, labels)} {value:.4g}" for name, value in metrics.items())
+def shown(metrics: dict[str, float], positive: str = "") -> str:
+    """The figures in one line; `positive` is the class that a figure such as f1 is of."""
+    return ", ".join(f"{shown_name(name, metrics, positive)} {value:.4g}" for name, value in metrics.items())
 
 
 def as_markdown(label: str) -> str:

@@ -13,7 +13,7 @@ from electra_kernels.rng import fold
 
 from electra_core.config import EncoderConfig
 from electra_core.downstream.classify import Classify, TextTask
-from electra_core.downstream.interface import Task, encode_all, read_all
+from electra_core.downstream.interface import Task, encode_all, knows_its_figures, read_all
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError, option
@@ -45,6 +45,8 @@ from electra_core.tokenizer import Tokenizer, unknown_words
 
 ALL_CLASSES_ALIKE = "macro_f1"
 """Chooses the best evaluation of a training in which all classes count the same; accuracy counts the examples."""
+ANY_TWO = ("a", "b")
+"""Labels of a task that stands for any of two classes."""
 ORDER_STREAM = 1  # of a fine-tuning run's random numbers; stream 2 is dev_split's
 
 
@@ -105,8 +107,8 @@ def read_data(
         task = _fitted(task, examples, train)
         dev_examples, bad = read_all(task, dev, skip_bad_rows=settings.skip_bad_rows)
         skipped.append(bad)
-    if settings.metric:
-        task = _chosen_by(task, settings.metric)
+    if settings.metric or (task.metric not in task.figures and knows_its_figures(task)):
+        task = _chosen_by(task, settings.metric or task.metric)
     if isinstance(task, Classify) and task.metric in OF_SCORES and len(only := label_counts(dev_examples)) == 1:
         raise UserError(
             f"{option('metric')}: {task.metric} needs dev examples of both classes, and all have the label "
@@ -199,7 +201,10 @@ def _chosen_alike(task: Classify, settings: FinetuneSettings, say: Say) -> Class
 def _chosen_by(task: Task, metric: str) -> Task:
     """The fitted task with another metric to choose the best evaluation by."""
     if metric not in task.figures:
-        raise UserError(f"{option('metric')}: expected one of {', '.join(task.figures)}, got {metric!r}")
+        has_more = isinstance(task, Classify) and len(task.labels) > 2
+        is_of_two = has_more and metric in replace(task, labels=ANY_TWO).figures  # type: ignore[type-var]
+        hint = f"; {metric} is a figure of two classes, not of {len(task.labels)}" if is_of_two else ""
+        raise UserError(f"{option('metric')}: expected one of {', '.join(task.figures)}, got {metric!r}{hint}")
     return replace(task, metric=metric)  # type: ignore[type-var]
 
 

@@ -25,7 +25,7 @@ import torch
 from electra_core import model_dir
 from electra_core.checkpoint import Checkpoint, CheckpointWriter, snapshot
 from electra_core.downstream.interface import Task
-from electra_core.downstream.task_files import TASK_FILE, save_task, task_to_json
+from electra_core.downstream.task_files import LATER, TASK_FILE, save_task, task_to_json
 from electra_core.errors import UserError, option, writing
 from electra_core.execution.distributed import Ranks
 from electra_core.files.json_files import read_json
@@ -175,8 +175,9 @@ def check_identity(checkpoint: Checkpoint, now: dict[str, dict[str, Any]]) -> No
 def _differences(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str:
     """What differs between two identities, in words; "" if nothing does.
 
-    A setting or column role that an earlier version lacked counts as being at its default there.
+    A setting, field or column role that an earlier version lacked counts as being at its default there.
     """
+    was, now = ({**facts, "task": LATER | facts["task"]} if "task" in facts else facts for facts in (was, now))
     was = {**was, "settings": {**asdict(FinetuneSettings()), **was.get("settings", {})}}
     if columns := was.get("task", {}).get("columns"):
         was["task"] = {**was["task"], "columns": {**to_json(Columns()), **columns}}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from electra_core.downstream.interface import Task
-from electra_core.downstream.run_model import run_model
+from electra_core.downstream.run_model import check_finite, run_model
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_task_model
 from electra_core.finetuning.data import plan_batches
@@ -153,8 +153,9 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
 
 
 def _judged(job: Job, outputs: list[np.ndarray]) -> tuple[Task, dict[str, float]]:
-    """The task, with its threshold tuned if it has one, and the dev figures."""
+    """The task, with its threshold tuned if it has one, and the dev figures; UserError if the model diverged."""
     task, data = job.task, job.data
+    check_finite(outputs, "training has diverged on the dev data; try a lower learning rate")
     predictions = task.decode(data.dev_examples, data.dev, outputs)
     tuned = task.tuned(data.dev_examples, predictions)
     if tuned != task:  # the threshold has moved: predict with the new one

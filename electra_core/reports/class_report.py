@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
 
+from electra_core.downstream.interface import Task
 from electra_core.metrics import average_precisions, confusion_matrix, per_class_metrics
 from electra_core.predict import Evaluation
 from electra_core.reports.report_tables import (
@@ -32,9 +34,9 @@ def class_tables(evaluation: Evaluation) -> list[Table]:
     rows = [row | {"average_precision": float(figure)} for row, figure in ranked]
     sure, right = [p["score"] for p in predictions], np.equal(truth, predicted).tolist()
     return [
-        label_table("Per class", "", rows, {*truth, *predicted}),
+        label_table("Per class", _at_a_threshold(evaluation.task), rows, {*truth, *predicted}),
         *_confusions(truth, predicted, labels),
-        *_thresholds(marks, scores, labels),
+        *_thresholds(evaluation.task, marks, scores),
         calibration_table(sure, right),
         answered_table(sure, right),
         _worst(evaluation),
@@ -50,20 +52,31 @@ def _confusions(truth: Sequence[int], predicted: Sequence[int], labels: Sequence
     return [matrix, confusions_table(truth, predicted, labels)] if many else [matrix]
 
 
-def _thresholds(marks: np.ndarray, scores: np.ndarray, labels: Sequence[str]) -> list[Table]:
-    """Of two classes that both occur, figures of the rarer one (the second, if they are equally frequent) for
-    thresholds of its score.
+def _at_a_threshold(task: Task) -> str:
+    """A note on how the classes were chosen; "" if by the larger score."""
+    threshold = getattr(task, "threshold", None)
+    if threshold is None:
+        return ""
+    return f"At a threshold of {threshold:g} for {task.positive!r}; average precision needs none."
+
+
+def _thresholds(task: Task, marks: np.ndarray, scores: np.ndarray) -> list[Table]:
+    """Of two classes that both occur, figures for thresholds of one's score: of the positive one if the user has
+    chosen it, otherwise of the rarer (the second, if they are equally frequent).
 
     Args:
         marks: [N, C], whether it is the example's class.
         scores: [N, C].
     """
     counts = marks.sum(axis=0)
-    if len(labels) != 2 or not counts.all():
+    if not task.positive or not counts.all():
         return []
-    rarer = 0 if counts[0] < counts[1] else 1
-    note = f"Of {labels[rarer]!r}, if all texts that score at least this for it count as {labels[rarer]!r}."
-    return [thresholds_table(note, "{}", marks[:, rarer], scores[:, rarer])]
+    chosen = getattr(task, "positive_class", "")
+    place = task.labels.index(chosen) if chosen else 0 if counts[0] < counts[1] else 1
+    label = task.labels[place]
+    note = f"Of {label!r}, if all texts that score at least this for it count as {label!r}."
+    flags = "--threshold" if label == task.positive else f"--positive-class {shlex.quote(label)} --threshold"
+    return [thresholds_table(note, flags, marks[:, place], scores[:, place])]
 
 
 def _worst(evaluation: Evaluation) -> Table:

@@ -33,7 +33,7 @@ def multilabel_tables(
     seen = np.flatnonzero((truth | predicted).any(axis=0)).tolist()
     return [
         label_table("Per label", note, rows, seen),
-        thresholds_table("Over all labels together (micro).", "--threshold {}", truth, scores),
+        thresholds_table("Over all labels together (micro).", "--threshold", truth, scores),
         calibration_table(sure.tolist(), right.tolist(), " over all labels of all texts"),
         _worst(task, examples, truth, predicted, scores),
     ]

@@ -63,20 +63,19 @@ def answered_table(confidence: Sequence[float], correct: Sequence[bool]) -> Tabl
     return table_of("If only sure answers count", note, answered(confidence, correct))
 
 
-def thresholds_table(note: str, place: str, truth: np.ndarray, scores: np.ndarray) -> Table:
+def thresholds_table(note: str, flags: str, truth: np.ndarray, scores: np.ndarray) -> Table:
     """Precision, recall and F1 over all decisions together, for several thresholds.
 
     Args:
         note: what the figures are of, a sentence.
-        place: where a threshold is set, with {} for it.
+        flags: what sets a threshold, which follows them.
         truth: any shape, 0 or 1.
         scores: of the same shape, probabilities.
     """
     rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
     best = max(rows, key=lambda row: row["f1"])
     advice = (
-        f"F1 is best at {place.format(format(best['threshold'], 'g'))}; to choose it for that, evaluate on other "
-        "data."
+        f"F1 is best at {flags} {best['threshold']:g}; to choose it for that, evaluate on other data."
         if best["f1"]
         else "None of them finds a label."
     )

@@ -53,15 +53,15 @@ class TaskReport:
     baseline: dict[str, float] = field(default_factory=dict)
     """Figures of the constant guess; empty if the task has none."""
     tables: list[Table] = field(default_factory=list)
-    labels: tuple[str, ...] = ()
-    """Names of the classes."""
+    positive: str = ""
+    """Of two classes the one that f1 and average_precision are of."""
 
 
 def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
     """Analyses an evaluation; `model` and `data` are names for the title."""
     kind, count = evaluation.task.kind, len(evaluation.examples)
     constant, tables = _ANALYSES.get(kind, _figures_alone)(evaluation)
-    return TaskReport(model, data, kind, count, evaluation.metrics, constant, tables, evaluation.task.labels)
+    return TaskReport(model, data, kind, count, evaluation.metrics, constant, tables, evaluation.task.positive)
 
 
 def _constant(evaluation: Evaluation) -> dict[str, float]:
@@ -195,7 +195,7 @@ def to_json(report: TaskReport) -> dict[str, Any]:
         "task": report.kind,
         "examples": report.examples,
         "metrics": report.metrics,
-        **positive_class(report.metrics, report.labels),
+        **positive_class(report.metrics, report.positive),
         "constant_guess": report.baseline,
         **tables,
     }
@@ -221,7 +221,7 @@ def _metric_columns(report: TaskReport) -> tuple[str, ...]:
 
 
 def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
-    names = {name: shown_name(name, report.metrics, report.labels) for name in report.metrics}
+    names = {name: shown_name(name, report.metrics, report.positive) for name in report.metrics}
     rows = [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
     return [row[: 1 + len(_metric_columns(report))] for row in rows]
 
