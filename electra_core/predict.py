@@ -9,11 +9,9 @@ in the order of the inputs, and memory does not grow with the file.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,13 +23,14 @@ import torch
 
 from electra_core import model_dir
 from electra_core.conversion.onnx_model import OnnxModel
+from electra_core.downstream.answer_files import AnswerFile
 from electra_core.downstream.guessed import no_answer_note, read_guessed
 from electra_core.downstream.in_memory import Rows, as_files, row_of, rows_of
 from electra_core.downstream.interface import Task, check_segments, encode_all, read_all
 from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.run_model import check_finite, run_model
 from electra_core.downstream.task_files import TASK_FILE, load_model, load_task
-from electra_core.errors import UserError
+from electra_core.errors import UserError, writing
 from electra_core.execution.cross_check import check_task_model
 from electra_core.execution.placement import keep_memory_between_batches, resolve_device, resolve_precision
 from electra_core.execution.torch_state import usual_tensors
@@ -278,6 +277,7 @@ def predict_file(
     form: str = "jsonl",
     skip_bad_rows: bool = False,
     quiet: bool = True,
+    begun: Path | None = None,
 ) -> BadRows:
     """Predicts every row of a file ("-": standard input) and writes one line for each, in the same order.
 
@@ -285,54 +285,37 @@ def predict_file(
         sink: an open file, or a function that opens it: called once the input's first row has been read, so that
             an unusable input empties no file.
         form: "jsonl", or "csv" with lists in JSON.
+        begun: a file with the first answers, by a call that was stopped; `sink`, which opens it, is called once it
+            is cut off behind its last whole row.
 
     Returns:
         The rows that were skipped.
 
     Raises:
-        UserError: the file cannot be read; or, once all others are written, there were bad rows and they are not
-            to be skipped.
+        UserError: the file cannot be read; `begun` is of another file or model; or, once all others are written,
+            there were bad rows and they are not to be skipped.
     """
-    if form not in ("jsonl", "csv"):
-        raise ValueError(f"form: expected jsonl or csv, got {form!r}")
+    answers = AnswerFile(form, begun)
     bad = BadRows(source, skip=True)
     examples = for_reading(predictor.task, Columns()).read(source, bad, labelled=False)
+    answers.pass_over(examples, source)
     first = list(itertools.islice(examples, 1))
-    bad.skip = skip_bad_rows or bool(first)  # without the flag, only until the good rows have been written
+    any_good = bool(first or answers.rows)
+    bad.skip = skip_bad_rows or any_good  # without the flag, only until the good rows have been written
     bad.close()
+    if begun is not None:
+        with writing(str(begun)):
+            os.truncate(begun, answers.end)
     file = sink() if callable(sink) else sink
-    header: list[str] = []
     with progress("predict", None, "examples", quiet=quiet) as bar:
         for example, prediction in predictor.stream(itertools.chain(first, examples), source):
-            row = {"id": example.id, **prediction}
-            if form == "jsonl":
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            else:
-                header = _write_csv(file, row, header)
+            answers.write(file, {"id": example.id, **prediction})
             if str(source) == "-":
                 file.flush()
             bar.update()
     bad.skip = skip_bad_rows
     bad.close()
     return bad
-
-
-def _write_csv(sink: TextIO, row: dict[str, Any], header: list[str]) -> list[str]:
-    """Writes one row, preceded by the header if it is the first; returns the header."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}_{key}": item for key, item in value.items()}
-        else:
-            flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not header:
-        header = list(flat)
-        writer.writerow(header)
-    writer.writerow([flat.get(name, "") for name in header])
-    sink.write(text.getvalue())
-    return header
 
 
 @dataclass(frozen=True, repr=False)

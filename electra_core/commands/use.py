@@ -9,7 +9,8 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -82,6 +83,9 @@ def _predict_flags(commands: Any) -> None:
         "--submission", metavar="TASK",
         help="write the file that gluebenchmark.com accepts for this GLUE task (--input: its test file)",
     )  # fmt: skip
+    command.add_argument("--resume", action="store_true",
+                         help="keep the answers that a stopped command has written to --output, and go on behind "
+                              "them")  # fmt: skip
     column_flags(command, AS_TRAINED, labelled=False)
     inference_flags(command)
 
@@ -93,12 +97,15 @@ def predict(options: Namespace) -> None:
     if options.threshold is None:
         refuse_idle(options, ("positive_class",), "without --threshold")
     if options.submission:
-        refuse_idle(options, ("format",), "with --submission, which has its own format")
+        refuse_idle(options, ("format", "resume"), "with --submission, which writes its own file at once")
         return _submission(_predictor(options, options.input), options)
     if options.output and _is_same_file(options.input, options.output):
         raise UserError(f"--output {options.output}: is also the input and would overwrite it; name another file")
+    if not options.output:
+        refuse_idle(options, ("resume",), "without --output")
     form = options.format or _form_of(options.output or "")
     predictor = _predictor(options, options.input)
+    begun = Path(options.output) if options.resume and os.path.exists(options.output) else None
     with ExitStack() as stack:
 
         def opened() -> TextIO:
@@ -106,13 +113,25 @@ def predict(options: Namespace) -> None:
                 stack.callback(sys.stdout.flush)
                 return sys.stdout
             with writing(f"--output {options.output}"):
-                return stack.enter_context(open(options.output, "w", encoding="utf-8"))
+                file = stack.enter_context(open(options.output, "a" if begun else "w", encoding="utf-8"))
+            stack.enter_context(_saying_what_is_kept(options.output))
+            return file
 
         bad = predict_file(
             predictor, options.input, opened, form=form, skip_bad_rows=options.skip_bad_rows,
-            quiet=options.quiet or not options.output,
+            quiet=options.quiet or not options.output, begun=begun,
         )  # fmt: skip
     _say_what_was_lost(bad, predictor)
+
+
+@contextmanager
+def _saying_what_is_kept(output: str) -> Iterator[None]:
+    """Says at Ctrl-C that the file holds the answers so far."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"{output}: holds the answers so far; --resume goes on behind them")
+        raise
 
 
 def _form_of(output: str) -> str:

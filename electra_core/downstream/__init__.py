@@ -12,5 +12,6 @@ named_tasks    GLUE, IMDb, CoNLL-2003, SQuAD
 task_files     task.json beside a fine-tuned model
 guessed        data for a model without task.json
 run_model      a model over many sequences
+answer_files   the file that predict writes
 in_memory      data in memory where a file is expected
 """
