@@ -285,6 +285,8 @@ def _copy(machine: Machine, instruction: Instruction) -> None:
     if instruction.opcode[2] == "wait_group":
         machine.finish_copies(int(str(instruction.operands[0])))
         return
+    if instruction.opcode[2] not in ("ca", "cg"):
+        raise NotImplementedError(f"{instruction.text}: this machine does not know it")
     to, source, size = instruction.operands[:3]
     length, threads = int(str(size), 0), machine.every[machine.active]
     wanted = (
@@ -353,11 +355,12 @@ def _warp_barrier(machine: Machine, instruction: Instruction) -> None:
     if not (warps.all(1) | ~warps.any(1)).all():
         raise MemoryFault("bar.warp.sync: some lanes of a warp are not there")
     machine.shared.warp_epoch[warps.all(1)] += 1
+    machine.tensor_memory.order.warp_barrier(warps.all(1))
 
 
 def _fence(machine: Machine, instruction: Instruction) -> None:
     if instruction.opcode[:3] == ("fence", "proxy", "async"):
-        machine.shared.fence()
+        machine.shared.fence(machine.every[machine.active])
 
 
 OPERATIONS: dict[str, Callable[[Machine, Instruction], None]] = {

@@ -2,8 +2,9 @@
 
 Triton's interpreter runs a kernel's Python. This runs what its compiler made of it for a GPU: layouts, shuffles,
 shared memory and barriers, pipelined copies, tensor-core instructions. Every access is checked on the way
-(`ptx_memory`). What a real GPU may still do differently: the last step, from PTX to machine code; approximate
-functions (here: NumPy's); the order of sums inside a tensor core; and everything about time.
+(`ptx_memory`), and so is the order of what runs beside the threads (`ptx_order`). What a real GPU may still do
+differently: the last step, from PTX to machine code; approximate functions (here: NumPy's); the order of sums
+inside a tensor core; and everything about time.
 
 A register is an array of one element per thread, unsigned, as wide as the register. Asynchronous copies land when
 they are waited for, not before.
@@ -18,6 +19,7 @@ import numpy as np
 from ptx_blackwell import Barrier, TensorMemory
 from ptx_instructions import execute
 from ptx_memory import SHARED_BASE, UNSIGNED, Array, GlobalMemory, MemoryFault, SharedMemory
+from ptx_order import RegisterOrder
 from ptx_program import Operand, Program
 from torch import Tensor
 
@@ -55,6 +57,7 @@ class Machine:
         # Under way, in groups of which the last is still open: cp.async, and the bytes that wgmma reads.
         self.copies: list[list[Callable[[], None]]] = [[]]
         self.products: list[list[Array]] = [[]]
+        self.product_registers = RegisterOrder()
         self.tensor_memory, self.barriers = TensorMemory(), dict[int, Barrier]()  # of sm_100
         self.constants: dict[tuple[str, int], Array] = {}
 
@@ -136,14 +139,18 @@ class Machine:
                         if not (self.active == stack[0].threads).all():
                             raise MemoryFault("a barrier that not all threads reach")
                         self.shared.barrier()
+                        self.tensor_memory.order.barrier()
                     case _ if self.active.any():
+                        if self.product_registers.began and instruction.opcode[0] != "wgmma":
+                            self.product_registers.look(instruction)
                         execute(self, instruction)
             except Exception as error:
                 raise type(error)(f"{error}\n  at {self.program.name}: {instruction.text}") from error
+        place = f"\n  at {self.program.name}: its end"
         if any(self.copies) or any(self.products):
-            raise MemoryFault(
-                f"the program ends before its cp.async or wgmma do\n  at {self.program.name}: its end"
-            )
+            raise MemoryFault(f"the program ends before its cp.async or wgmma do{place}")
+        if self.tensor_memory.allocated:
+            raise MemoryFault(f"the program ends and has not deallocated its tensor memory{place}")
 
     def _branch(self, path: Path, target: int) -> list[Path]:
         """Paths to put on the stack; `path` goes on with them or after them."""
@@ -165,6 +172,7 @@ class Machine:
 
     def finish_products(self, still_open: int) -> None:
         """wgmma.wait_group, likewise."""
+        self.product_registers.finish(still_open)
         while len(self.products) - 1 > still_open:
             for places in self.products.pop(0):
                 self.shared.product_ended(places, everybody_knows=False)

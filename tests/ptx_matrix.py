@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ptx_memory import Array, MemoryFault
+from ptx_order import registers_of
 
 if TYPE_CHECKING:
     from ptx_machine import Machine
@@ -170,15 +171,17 @@ def shared_tile(
 def wgmma(machine: Machine, instruction: Instruction) -> None:
     """wgmma.mma_async: D = A B (+ D) of four warps; A from shared memory or registers, B from shared memory.
 
-    The product is there at once; what it reads counts as being read until it is waited for.
+    The product is there at once; what it reads counts as being read, and its registers as in use, until it is
+    waited for.
     """
     match instruction.opcode[1]:
         case "commit_group":
+            machine.product_registers.commit()
             return machine.products.append([])
         case "wait_group":
             return machine.finish_products(int(str(instruction.operands[0])))
-        case "fence":  # orders registers, which have nothing to wait for here
-            return None
+        case "fence":
+            return machine.product_registers.fence()
     _all_threads(machine)
     shape, result, kind = instruction.opcode[4:7]
     if result != "f32" or not shape.startswith("m64n") or not shape.endswith("k16"):
@@ -188,6 +191,8 @@ def wgmma(machine: Machine, instruction: Instruction) -> None:
     if (negate_a, negate_b) != ("1", "1"):
         raise NotImplementedError("a negated factor")
     assert isinstance(out, tuple) and isinstance(b, str)
+    factors = registers_of(a) if isinstance(a, tuple) else frozenset()
+    machine.product_registers.begin(shape, registers_of(out), factors)
     groups = machine.threads // 128
     keep = machine.predicate(str(accumulate))
     left_registers = _left_tile(_stack(machine, a), kind) if isinstance(a, tuple) else None

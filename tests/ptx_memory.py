@@ -112,9 +112,11 @@ class SharedMemory:
         """All threads have met."""
         self.epoch += 1
 
-    def fence(self) -> None:
-        """fence.proxy.async: wgmma sees what was written until now."""
-        self.unfenced[:] = False
+    def fence(self, threads: Array) -> None:
+        """fence.proxy.async: products see what these threads have written, or a barrier has told them of."""
+        epoch, _, thread, _ = self.last["write"]
+        everybody = len(threads) == 32 * len(self.warp_epoch)
+        self.unfenced &= False if everybody else (epoch == self.epoch) & ~np.isin(thread, threads)
 
     def places(self, addresses: Array, size: int, what: str) -> Array:
         """[len(addresses), size] indices of bytes."""

@@ -25,6 +25,11 @@ class Instruction:
     text: str
     """As it stands in the PTX, for messages."""
 
+    @functools.cached_property
+    def registers(self) -> frozenset[str]:
+        """All registers among the operands, addresses included."""
+        return frozenset(re.findall(r"%\w+", " ".join(itertools.chain(*map(_members, self.operands)))))
+
 
 @dataclass(frozen=True)
 class Program:
@@ -73,6 +78,10 @@ class Program:
         is_branch = instruction.opcode[0] == "bra"
         target = self.labels[str(instruction.operands[0])] if is_branch else len(self.instructions)
         return [target] if instruction.guard is None else [target, *after]
+
+
+def _members(operand: Operand) -> tuple[str, ...]:
+    return (operand,) if isinstance(operand, str) else operand
 
 
 _STATEMENT = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)

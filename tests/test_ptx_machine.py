@@ -6,45 +6,11 @@ The kernels' own tests run on it with `make test-ptx`.
 from __future__ import annotations
 
 import numpy as np
-import ptx_machine
 import pytest
 import torch
+from ptx_by_hand import THREADS, run
 from ptx_memory import MemoryFault
-from ptx_program import parse
 from torch import Tensor
-
-THREADS = 128
-HEAD = """
-.version 8.0
-.target sm_90a
-.extern .shared .align 16 .b8 global_smem[];
-.visible .entry kernel(
-	.param .u64 kernel_param_0,
-	.param .u64 kernel_param_1
-)
-.reqntid {threads}
-{{
-	.reg .b32 %r<999>;
-	mov.u32 %r1, %tid.x;
-	ld.param.b64 %rd1, [kernel_param_0];
-	ld.param.b64 %rd2, [kernel_param_1];
-	mul.wide.u32 %rd3, %r1, 4;
-	add.s64 %rd4, %rd1, %rd3;  // this thread's number of the first tensor
-	add.s64 %rd5, %rd2, %rd3;  // and of the second
-	shl.b32 %r2, %r1, 2;
-	mov.b32 %r3, global_smem;
-	add.s32 %r4, %r3, %r2;     // this thread's word of shared memory
-{body}
-	ret;
-}}
-"""
-
-
-def run(body: str, *tensors: Tensor, programs: int = 1, threads: int = THREADS, shared: int = 8192) -> None:
-    """`body` between what every program here begins and ends with."""
-    program = parse(HEAD.format(body=body, threads=threads))
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    ptx_machine.launch(program, pointers + [0] * (2 - len(tensors)), (programs, 1, 1), tensors, shared)
 
 
 def computed(body: str, dtype: torch.dtype = torch.int32, source: Tensor | None = None) -> Tensor:
@@ -210,6 +176,7 @@ def test_wgmma_reads_swizzled_tiles(swizzle: int) -> None:
 NEIGHBOUR = "xor.b32 %r5, %r4, {bytes};\nld.shared.b32 %r9, [%r5];"
 COPY = "cp.async.ca.shared.global [ %r4 + 0 ], [ %rd4 + 0 ], 0x4;\ncp.async.commit_group;"
 WGMMA = (
+    "wgmma.fence.sync.aligned;\n"
     "mov.b64 %rd10, 4611686293305360448;\n"
     "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r20,%r21,%r22,%r23}, %rd10, %rd10, 0, 1, 1, 0, 0;"
 )
@@ -238,6 +205,10 @@ FAULTS = {
     "register-never-written": ("add.s32 %r9, %r1, %r77;", "was never written"),
     "tensor-cores-without-a-fence": (
         f"st.shared.b32 [%r4], %r1;\nbar.sync 0;\n{WGMMA}", "without a fence.proxy"),
+    "tensor-cores-and-a-fence-by-one-thread": (
+        f"st.shared.b32 [%r4], %r1;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 fence.proxy.async.shared::cta;\nbar.sync 0;\n"
+        f"{WGMMA}", "without a fence.proxy"),
+    "unknown-copy": ("cp.async.bulk.commit_group;", "does not know it"),
     "unknown": ("sin.approx.f32 %r9, %r1;", "does not know it"),
 }  # fmt: skip
 
