@@ -24,14 +24,10 @@ if TYPE_CHECKING:
 
 SWIZZLES = {2: 128, 4: 64, 6: 32}  # of a descriptor, in bytes
 FORMATS = {0: "f16", 1: "bf16"}
-
-
 WHOLE_WARP = 0xFFFFFFFF
 SIZES = (32, 64, 128, 256, 512)  # of an allocation, in columns
-ALIVE, DEAD = (
-    np.uint64(0x6261727269657221),
-    np.uint64(0),
-)  # what an mbarrier's bytes hold here; no program may look
+# What an mbarrier's bytes hold here: no program may look, but one may store over them.
+ALIVE, DEAD = np.uint64(0x6261727269657221), np.uint64(0)
 
 
 @dataclass
@@ -69,12 +65,21 @@ def _one(values: Array, what: str) -> int:
     return int(values[0])
 
 
+def _check_threads(machine: Machine, instruction: Instruction) -> None:
+    """Of a warp all lanes or none; for some instructions one warp, for others one thread."""
+    what, lanes = instruction.opcode[1], machine.active.reshape(-1, 32).sum(1)
+    if "sync" in instruction.opcode and not np.isin(lanes, (0, 32)).all():
+        raise MemoryFault(f"tcgen05.{what}: some lanes of a warp are not there")
+    if what in ("alloc", "dealloc") and np.count_nonzero(lanes) != 1:
+        raise MemoryFault(f"tcgen05.{what}: is for one warp")
+    if what in ("mma", "commit") and lanes.sum() != 1:
+        raise MemoryFault(f"tcgen05.{what}: is for one thread")
+
+
 def tcgen05(machine: Machine, instruction: Instruction) -> None:
     """All instructions of the family."""
+    _check_threads(machine, instruction)
     tensor, active = machine.tensor_memory, set_of(machine.active)
-    warps = machine.active.reshape(-1, 32)
-    if "sync" in instruction.opcode and (warps.any(1) & ~warps.all(1)).any():
-        raise MemoryFault(f"tcgen05.{instruction.opcode[1]}: some lanes of a warp are not there")
     match instruction.opcode[1]:
         case "alloc":
             _allocate(machine, instruction)
@@ -176,8 +181,6 @@ def _multiply(machine: Machine, instruction: Instruction) -> None:
     if instruction.opcode[2:] != ("cta_group", "1", "kind", "f16"):
         raise NotImplementedError(instruction.text)
     target, a, b, wording, accumulate = (str(operand) for operand in instruction.operands)
-    if machine.active.sum() != 1:
-        raise MemoryFault("tcgen05.mma: is for one thread")
     here = machine.active
     format_ = int(machine.read(wording, 4)[here][0])
     rows, columns = (format_ >> 24 & 31) << 4, (format_ >> 17 & 63) << 3

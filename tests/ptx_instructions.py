@@ -11,6 +11,7 @@ import ptx_blackwell
 import ptx_matrix
 from ptx_matrix import bf16_to_f32, halves
 from ptx_memory import UNSIGNED, Array, MemoryFault
+from ptx_program import names_of
 
 if TYPE_CHECKING:
     from ptx_machine import Machine
@@ -233,10 +234,6 @@ def _move(machine: Machine, instruction: Instruction) -> None:
             machine.write(name, (value >> UNSIGNED[width](8 * part * place)).astype(UNSIGNED[part]))
         return None
     return machine.write(out, value)
-
-
-def names_of(operand: object) -> tuple[str, ...]:
-    return operand if isinstance(operand, tuple) else (str(operand),)
 
 
 def _spread(machine: Machine, values: Array) -> Array:

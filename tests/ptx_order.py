@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ptx_memory import Array, MemoryFault
-from ptx_program import Instruction, Operand
+from ptx_program import Instruction, Operand, names_of
 
 Places = list[Array]
 """Bytes of shared memory that products read."""
@@ -38,8 +38,8 @@ class Access:
     lanes: int
     columns: slice
     writes: bool
-    pipeline: tuple[int, int] | None = None
-    """Of products: accumulator and format. Those that have both in common follow each other."""
+    accumulator: tuple[int, ...] = ()
+    """Of products: the place, rows and columns of what they add to."""
     reads_shared: Places = field(default_factory=list)
     committed: bool = False
     over_for: int = 0
@@ -49,6 +49,10 @@ class Access:
         """Whether they have a word in common that one of them writes."""
         apart = other.columns.stop <= self.columns.start or self.columns.stop <= other.columns.start
         return (self.writes or other.writes) and not apart and bool(self.lanes & other.lanes)
+
+    def follows(self, other: Access) -> bool:
+        """Whether they keep their order: products of one thread into one accumulator do."""
+        return bool(self.accumulator) and (self.accumulator, self.threads) == (other.accumulator, other.threads)
 
 
 WAITED_BY = {"ld": "tcgen05.wait::ld", "st": "tcgen05.wait::st", "mma": "commit and mbarrier.try_wait"}
@@ -75,11 +79,7 @@ class TensorOrder:
     def check(self, access: Access) -> None:
         """Raises if anything that is under way, for these threads, touches the same words."""
         for other in self.pending:
-            follows = access.pipeline is not None and (access.pipeline, access.threads) == (
-                other.pipeline,
-                other.threads,
-            )
-            if access.threads & ~other.over_for and access.touches(other) and not follows:
+            if access.threads & ~other.over_for and access.touches(other) and not access.follows(other):
                 what = f"tcgen05.{access.what}: a tcgen05.{other.what} here was"
                 if not other.over_for:
                     raise MemoryFault(f"{what} not waited for ({WAITED_BY[other.what]})")
@@ -94,9 +94,9 @@ class TensorOrder:
     def commit(self, thread: int) -> list[Access]:
         """The products of this thread whose end a barrier will report."""
         products = [access for access in self.pending if access.what == "mma" and access.threads == thread]
-        new = [access for access in products if not access.committed]
-        for access in new:
-            access.committed = True
+        new = [product for product in products if not product.committed]
+        for product in new:
+            product.committed = True
         return new
 
     def reported(self, products: Iterable[Access], threads: int, relaxed: bool) -> None:
@@ -176,7 +176,5 @@ class RegisterOrder:
 
 
 def registers_of(operand: Operand) -> Names:
-    """Those among a vector's members, or the one."""
-    return frozenset(
-        name for name in ((operand,) if isinstance(operand, str) else operand) if name.startswith("%")
-    )
+    """Those among a vector's members."""
+    return frozenset(name for name in names_of(operand) if name.startswith("%"))

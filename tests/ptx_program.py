@@ -13,6 +13,11 @@ Operand = str | tuple[str, ...]
 """A register, number or symbol; a memory operand without its brackets; the members of a {vector}."""
 
 
+def names_of(operand: Operand) -> tuple[str, ...]:
+    """A vector's members, or the one."""
+    return (operand,) if isinstance(operand, str) else operand
+
+
 @dataclass(frozen=True)
 class Instruction:
     """`@guard opcode operands;`"""
@@ -28,7 +33,7 @@ class Instruction:
     @functools.cached_property
     def registers(self) -> frozenset[str]:
         """All registers among the operands, addresses included."""
-        return frozenset(re.findall(r"%\w+", " ".join(itertools.chain(*map(_members, self.operands)))))
+        return frozenset(re.findall(r"%\w+", " ".join(itertools.chain(*map(names_of, self.operands)))))
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,6 @@ class Program:
         is_branch = instruction.opcode[0] == "bra"
         target = self.labels[str(instruction.operands[0])] if is_branch else len(self.instructions)
         return [target] if instruction.guard is None else [target, *after]
-
-
-def _members(operand: Operand) -> tuple[str, ...]:
-    return (operand,) if isinstance(operand, str) else operand
 
 
 _STATEMENT = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)

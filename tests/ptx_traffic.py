@@ -21,10 +21,9 @@ from unittest import mock
 
 import numpy as np
 import ptx_instructions
-from ptx_instructions import names_of
 from ptx_machine import Machine
 from ptx_memory import Array
-from ptx_program import Instruction
+from ptx_program import Instruction, names_of
 
 
 @dataclass

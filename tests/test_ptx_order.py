@@ -117,6 +117,8 @@ CHANGED = {
         "tcgen05.ld.", f"{INVALIDATE}\ntcgen05.ld.", "shared store: another thread read here"),
     "invalid-too-early": (TRY_WAIT, f"{INVALIDATE}\n{TRY_WAIT}", "inval: products that it reports"),
     "deallocated-too-early": (COMMIT, f"{COMMIT}\n{FREE}", "dealloc: a tcgen05.mma here was not waited for"),
+    "two-warps-deallocate": (FREE, FREE.replace("@%p1 ", ""), "dealloc: is for one warp"),
+    "a-warp-commits": (COMMIT, COMMIT.replace("%p2", "%p1"), "commit: is for one thread"),
     "part-of-a-warp": (FREE, FREE.replace("%p1", "%p2"), "some lanes of a warp are not there"),
     "beyond-the-allocation": (PRODUCT, PRODUCT.replace("[%r11 + 0]", "[%r11 + 24]"), "are not allocated"),
     "allocation-of-24-columns": ("+4096], 32;", "+4096], 24;", "not of "),
