@@ -33,6 +33,10 @@ import triton.language as tl
 from electra_kernels.blocks_triton import LOG2E, dot
 from electra_kernels.rng_triton import keep_tile
 
+# On sm_100 Triton 3.6 and 3.7 set no barrier between reading a product from tensor memory and clearing it for the
+# next: with eight warps, a fast one could clear scores that another has not read.
+BARRIER_AFTER_SCORES = tl.constexpr(triton.__version__.startswith(("3.6.", "3.7.")))
+
 
 @triton.jit
 def _span(p_cu_seqlens, sequence):
@@ -119,6 +123,8 @@ def short_backward_kernel(
     b_k, b_v = _load_keys_values(p_q, rows, m_s, H, K)
     b_dout = _load_rows(p_dout + head * K, rows, m_s, H * K, K)
     b_e, b_sum = _softmax_tile(b_q, b_k, o_s, length, SCALE)
+    if BARRIER_AFTER_SCORES:
+        tl.debug_barrier()
     b_p = b_e / b_sum[:, None]
     b_kept, b_dp = b_p, dot(b_dout, tl.trans(b_v))
     if THRESHOLD > 0:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import triton
 from ptx_memory import Array, MemoryFault
 from ptx_program import Instruction, Operand, names_of
 
@@ -128,6 +129,8 @@ class TensorOrder:
 # ---------------------------------------------------------------- wgmma's registers
 
 Names = frozenset[str]
+# Triton 3.6 and 3.7 compute factors between fence and product, against the ISA; ptxas puts them before both.
+FACTORS_NEED_A_FENCE = not triton.__version__.startswith(("3.6.", "3.7."))
 
 
 class RegisterOrder:
@@ -155,8 +158,9 @@ class RegisterOrder:
         """wgmma.mma_async."""
         if any(factors & theirs or sums & used for group in self.under_way for theirs, used in group):
             raise MemoryFault("wgmma: another one works on these registers and was not waited for")
-        otherwise = any(self.touched.get(name, shape) != shape for name in sums) or factors & self.touched.keys()
-        if otherwise or not self.began:
+        otherwise = any(self.touched.get(name, shape) != shape for name in sums)
+        late = FACTORS_NEED_A_FENCE and not factors.isdisjoint(self.touched)
+        if otherwise or late or not self.began:
             raise MemoryFault("wgmma: no wgmma.fence since its registers were used otherwise")
         self.touched.update(dict.fromkeys(sums, shape))
         self.under_way[-1].append((sums, factors))

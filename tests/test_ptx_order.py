@@ -6,6 +6,7 @@ import pytest
 import torch
 from ptx_by_hand import THREADS, each_left_out, run
 from ptx_memory import MemoryFault
+from ptx_order import FACTORS_NEED_A_FENCE
 
 ONES = "\n".join(f"st.shared.b32 [%r4+{part}], 1006648320;" for part in range(0, 4096, 512))
 """4096 bytes of 1 in half precision: tiles that are the same however a descriptor lays them out."""
@@ -216,6 +217,13 @@ def test_registers_of_a_wgmma_under_way(between: str, message: str) -> None:
     zeros = "\n".join(f"mov.b32 %r{number}, 0;" for number in range(40, 44))
     body = f"{zeros}\n{WGMMA}".replace(f"{MULTIPLY}\n", f"{MULTIPLY}\n{between}\n", 1)
     with pytest.raises(MemoryFault, match=message):
+        run(body, torch.zeros(THREADS))
+
+
+@pytest.mark.skipif(not FACTORS_NEED_A_FENCE, reason="this Triton's kernels compute factors after the fence")
+def test_a_factor_written_after_the_fence() -> None:
+    body = WGMMA.replace(MULTIPLY, f"mov.b32 %r25, 0;\n{MULTIPLY}", 1)
+    with pytest.raises(MemoryFault, match=r"no wgmma.fence since"):
         run(body, torch.zeros(THREADS))
 
 
