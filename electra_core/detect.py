@@ -142,7 +142,8 @@ SCALE_HTML = '<div class="scale"><span>original</span><span class="ramp"></span>
 def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
     """One self-contained page; `model` is the model's name on it."""
     suspicious = sum(score.probability >= SUSPICIOUS for score in scores)
-    most = f" Most suspicious: {escape(most_suspicious(scores))}." if scores else ""
+    likely = ", ".join(f"<bdi>{escape(word)}</bdi> {p}" for word, p in _most_suspicious(scores))
+    most = f" Most suspicious: {likely}." if scores else ""
     body = (
         "<h1>Which words were replaced?</h1>\n"
         f'<p class="lead">The discriminator <code>{escape(model)}</code> read {len(scores)} tokens and finds '
@@ -159,8 +160,12 @@ def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
     >>> most_suspicious([TokenScore("▁a", 0, 1, 0.02), TokenScore("▁cat", 2, 5, 0.75)])
     'cat 75%, a 2%'
     """
+    return printable(", ".join(f"{word} {probability}" for word, probability in _most_suspicious(scores, count)))
+
+
+def _most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> list[tuple[str, str]]:
     likely = sorted(scores, key=lambda score: -score.probability)[:count]
-    return printable(", ".join(f"{score.token.strip('▁')} {score.probability:.0%}" for score in likely))
+    return [(score.token.strip("▁"), f"{score.probability:.0%}") for score in likely]
 
 
 def ends_openly(text: str, scores: Sequence[TokenScore]) -> bool:

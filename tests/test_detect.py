@@ -137,6 +137,17 @@ def test_html_keeps_the_text_and_escapes_it() -> None:
     assert "data-was" not in html
 
 
+def test_words_from_right_to_left_do_not_mix_with_their_figures() -> None:
+    """An Arabic word takes the figure behind it to its other side, unless it is set apart."""
+    scores = [TokenScore("▁الملف", 0, 5, 0.75), TokenScore("فتح", 6, 9, 0.5)]
+    assert "<bdi>الملف</bdi> 75%, <bdi>فتح</bdi> 50%." in to_html("الملف فتح", scores, "m")
+    assert most_suspicious(scores) == "الملف 75%, فتح 50%"
+
+
+def test_a_page_shows_a_text_from_right_to_left_as_such() -> None:
+    assert re.search(r"\n\.tokens {[^}]*unicode-bidi: plaintext;", to_html("", [], "m"))
+
+
 def test_html_shows_what_stood_there_before() -> None:
     html = tokens_html(TEXT, SCORES, {1: "<dog>"})
     assert "<del>&lt;dog&gt;</del>" in html and 'data-was="&lt;dog&gt;"' in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,7 @@ def test_a_reader_sees_the_worst_mistakes_and_a_program_all():
             shown.split()
         )
     assert to_html(report).count('<td class="words">text</td>') == 20
+    assert re.search(r"\n\.scroll td\.words, [^}]*unicode-bidi: plaintext;", to_html(report))  # for Arabic texts
     assert "a .json report" not in to_text(two_classes("a" * 20, [0.9] * 20))
 
 

@@ -345,6 +345,7 @@ def test_page_shows_every_stage_and_escapes(result: Trace) -> None:
     assert "from 50 × RTD" in html
     shades = [float(p) for p in re.findall(r"--p:([\d.]+)", answers[0])]
     assert shades == [round(token.probability, 4) for token in result.tokens]
+    assert re.search(r"\n\.cell :is\(b, [^}]*unicode-bidi: plaintext;", html)  # for Arabic words
 
 
 def test_signs_of_the_vocabulary_are_explained(result: Trace) -> None:

@@ -10,4 +10,5 @@ passages           texts with replaced tokens, scored
 status_views       `electra status` as text, page and picture
 plots              plots as inline SVG
 pages              self-contained HTML pages
+widths             how many columns a text takes in a terminal
 """

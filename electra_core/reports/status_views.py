@@ -10,6 +10,7 @@ from pathlib import Path
 from electra_core.errors import UserError, printable
 from electra_core.reports.pages import page
 from electra_core.reports.plots import Series, duration, line_chart, nice_axis, number
+from electra_core.reports.widths import fitted, width_of
 from electra_core.runs.metrics_log import Row
 from electra_core.runs.status import Status, plain_name
 
@@ -180,12 +181,13 @@ def title(name: str) -> str:
 def _table(runs: Sequence[Status], width: int) -> str:
     names, known = _facts_of_all(runs)
     left = max(map(len, names))
-    columns = [max(len(run.name), *(len(value) for value in row.values())) for run, row in zip(runs, known)]
+    columns = [max(map(width_of, (run.name, *row.values()))) for run, row in zip(runs, known)]
     most = max(12, (width - left) // len(runs) - 2)
     columns = [min(column, most) for column in columns]
 
     def line(head: str, cells: Sequence[str]) -> str:
-        return f"{head:<{left}}" + "".join(f"  {_cut(cell, size):<{size}}" for cell, size in zip(cells, columns))
+        shown = (fitted(_cut(cell, size), size) for cell, size in zip(cells, columns))
+        return "  ".join([f"{head:<{left}}", *shown])
 
     lines = [line("", [run.name for run in runs])] if len(runs) > 1 else [str(runs[0].path)]
     return "\n".join([*lines, *(line(name, [row.get(name, "") for row in known]).rstrip() for name in names)])
@@ -198,4 +200,8 @@ def _facts_of_all(runs: Sequence[Status]) -> tuple[list[str], list[dict[str, str
 
 
 def _cut(text: str, size: int) -> str:
-    return text if len(text) <= size else text[: size - 1] + "…"
+    if width_of(text) <= size:
+        return text
+    while width_of(text) >= size:
+        text = text[:-1]
+    return f"{text}…"

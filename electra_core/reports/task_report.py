@@ -36,6 +36,7 @@ from electra_core.reports.report_tables import (
     table_of,
     text_or_pair,
 )
+from electra_core.reports.widths import fitted, width_of
 
 LINE_LENGTH = 100  # of a table's note
 CELL_LENGTH = 60  # in the terminal, in all columns but the last
@@ -229,10 +230,10 @@ def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     cells = [[*(short(cell, CELL_LENGTH) for cell in row[:-1]), *row[-1:]] for row in cells]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    widths = [max(width_of(row[i]) for row in cells) for i in range(len(columns))]
     words = [_holds_words(rows, i) for i in range(len(columns))]
     return [
-        "  " + "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(row, widths, words)).rstrip()
+        "  " + "  ".join(fitted(c, w, left=left) for c, w, left in zip(row, widths, words)).rstrip()
         for row in cells
     ]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from electra_core.detect import shade
 from electra_core.errors import printable
 from electra_core.masking import KEEP_PROBABILITY
+from electra_core.reports.widths import fitted, width_of
 from electra_core.trace import Draw, TokenTrace, Trace
 from electra_core.tracing.words import (
     LETTERS,
@@ -62,11 +63,11 @@ def _flow(words: list[tuple[str, str]]) -> list[str]:
     """(visible, painted) words, broken into lines by their visible width."""
     lines, width = [""], 0
     for visible, painted in words:
-        if width and width + len(visible) + 1 > WIDTH - 3:
+        if width and width + width_of(visible) + 1 > WIDTH - 3:
             lines.append("")
             width = 0
         lines[-1] += (" " if width else "") + painted
-        width += len(visible) + 1
+        width += width_of(visible) + 1
     return lines
 
 
@@ -111,14 +112,14 @@ def _draws(trace: Trace, paint: Paint) -> list[str]:
 
 
 def _candidates(draw: Draw, paint: Paint) -> list[str]:
-    width = max(len(c.token) for c in draw.candidates)
+    width = max(width_of(c.token) for c in draw.candidates)
     top = max(c.probability for c in draw.candidates)
     lines = []
     for candidate in draw.candidates:
         notes = ["drawn"] * candidate.is_drawn + ["original"] * candidate.is_original
         code = [GREEN] if candidate.is_original else [ORANGE] if candidate.is_drawn else []
         bar = "▇" * max(round(24 * candidate.probability / top), 0)
-        text = f"{candidate.token:<{width}} {percent(candidate.probability):>7} {bar}"
+        text = f"{fitted(candidate.token, width)} {percent(candidate.probability):>7} {bar}"
         note = f"  ← {', '.join(notes)}, rank {candidate.rank:,}" if notes else ""
         lines.append("  " + paint(text, *code) + note)
     return lines
