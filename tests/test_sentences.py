@@ -16,8 +16,7 @@ def test_sentences_of_a_paragraph() -> None:
         "(Nobody knew.)",
         "See No. 5 of Prof. Moriarty's list!",
         "It was 3.5 m long...",
-        "Then – nothing.",
-        "éclair is lower case.",
+        "Then – nothing. éclair is lower case.",
         "Ça va?",
         "東京。",
     ]
@@ -36,6 +35,12 @@ def test_sentences_of_a_paragraph() -> None:
         "Նա գնաց։ |Ես եկա։",
         "እሱ ሄደ። |እኔ መጣሁ።",
         "သူသွားသည်။ |ငါလာသည်။",
+        "Hola. |¿Cómo estás? |¡Muy bien! |(¿Y tú?) |Bien.",
+        "„Hallo.“ |Er ging. |»Wer da?« |Niemand. |‚So?‘ |„Über ‚Berg.‘“ |Ende",
+        "« Bonjour. » |Il partit. |«\u00a0Où\u00a0?\u00a0» |Elle rit. |« Là. » |« Ici ! »",
+        "Он ушёл. |«Да.» |Она — нет. |Это 5 тыс. рублей и т. д. до конца. |Ещё.",
+        "Był np. łatwy. |Źle bzw. übel. |Zu\u0308rich. |U\u0308ber π.χ. ή έτσι. |Έτσι vb. şey.",
+        "გამარჯობა. |როგორ ხარ? |კარგად.",
     ],
 )
 def test_marks_of_other_scripts_end_sentences(text: str) -> None:

@@ -17,15 +17,18 @@ WRAPPED_LINES = 4  # fewer lines tell too little
 WRAPPED_SPACES = 0.05  # of the characters; scripts with fewer have no words to wrap, nor lines to join by spaces
 
 # A sentence ends after . ! ? (and closing quotes and brackets), before white space and something that can begin
-# one: not a lower-case letter, nor a digit, as in "No. 5". Not after a single letter ("J. Smith", "the U.S. Navy")
-# nor after a title. Other scripts' marks count like the full stop; full-width ones need no white space, but the
-# sentence must not continue after a quotation that they end ("...?"と, said).
+# one, perhaps behind a quote or Spanish ¿: not a lower-case letter, nor a digit, as in "No. 5". Quotes open in
+# some languages as they close in others („so“, »so«), and stand apart in French (« so »). Not after a single
+# letter ("J. Smith", "the U.S. Navy") nor after a title. Other scripts' marks count like the full stop; full-width ones
+# need no white space, but the sentence must not continue after a quotation that they end ("...?"と, said).
 _OTHERS = "।॥؟۔։።፧။។៕"  # Devanagari and related scripts, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer
 _WIDE, _WIDE_CLOSE = "。！？｡", "”’」』）】〉》〕］"
+_QUOTES = "\"'“”‘’«»‹›"
+_LOWER = "".join(c for c in map(chr, range(128, 0x2000)) if c.islower() and c.title() != c)  # not Georgian
 _END = re.compile(
     rf"(?<=[.!?…{_OTHERS}])(?<!\b[^\W\d_]\.)(?<!\b(?:Mr|Dr|St|Lt|vs|cf)\.)(?<!\b(?:Mrs|Rev|Gen|Col|Sgt|Gov|Sen)\.)"
     r"(?<!\b(?:Prof|Capt)\.)"
-    r"""["'”’)\]»]*\s+(?=["'“‘(\[«]*[^\W\d_a-z])"""
+    rf"(?:[{_QUOTES})\]]|\s[»›])*\s+(?=(?:[{_QUOTES}„‚(\[¿¡]|[«‹]\s)*[^\W\d_a-z{_LOWER}])"
     rf"|[{_WIDE}]+(?:(?![{_WIDE}{_WIDE_CLOSE}])|[{_WIDE_CLOSE}]+(?![{_WIDE_CLOSE}]|と|って))"
 )
 _SENTENCE_ENDS = (
