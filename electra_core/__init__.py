@@ -22,6 +22,7 @@ flops           counted in two ways
 host_random     the kernels' random numbers, in NumPy
 
 tokenizer       text to ids and back
+marks           accents that are characters of their own
 prepare         from text to a corpus
 corpus          reads it
 examples        makes examples of it

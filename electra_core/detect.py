@@ -11,6 +11,7 @@ import torch
 
 from electra_core.electra import Discriminator
 from electra_core.errors import printable
+from electra_core.marks import with_marks
 from electra_core.packing import pack
 from electra_core.reports.pages import page
 from electra_core.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ def detect(discriminator: Discriminator, tokenizer: Tokenizer, text: str) -> lis
     probabilities = replaced_probabilities(discriminator, ids, tokenizer.cls_id, tokenizer.sep_id)
     return [
         TokenScore(tokenizer.token(token_id), start, end, probability)
-        for token_id, (start, end), probability in zip(ids, offsets, probabilities)
+        for token_id, (start, end), probability in zip(ids, with_marks(text, offsets), probabilities)
     ]
 
 

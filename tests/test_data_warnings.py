@@ -24,6 +24,7 @@ from electra_core.finetuning.data_warnings import (
     labels_of_none,
     labels_of_one,
     many_cut,
+    spans_within_words,
     unmarked_spans,
 )
 from electra_core.finetuning.settings import FinetuneSettings
@@ -205,6 +206,19 @@ def test_spans_in_no_usual_notation_are_judged_word_by_word_and_that_is_told(tmp
 
 def test_one_tag_alone_is_no_odd_notation():
     assert unmarked_spans("a.conll", [TaggedExample("1", 1, ("w",), ("O",))], ("O", "PER")) is None
+
+
+def test_spans_that_prediction_cannot_find_are_told(model, tmp_path):
+    """A Korean particle and a Turkish suffix are part of the word; a Japanese letter is a word."""
+    texts = [("김철수는 갔다", 3), ("İstanbul'da kaldı", 8), ("東京へ行く", 2), *[("Ann left", 3)] * 7]
+    rows = [json.dumps({"text": text, "entities": [[0, end, "X"]]}) for text, end in texts]
+    examples = list(Tag().read(write_lines(tmp_path / "a.jsonl", *rows), BadRows("a.jsonl")))
+    said = spans_within_words("a.jsonl", examples)
+    assert said and "a.jsonl: 2 of the 10 spans begin or end within a word ('김철수' of '김철수는')" in said
+    told = warnings(model, tmp_path / "a.jsonl", None, tmp_path / "out", Tag(), max_length=32)
+    assert any("spans begin or end within a word" in line for line in told)
+    assert spans_within_words("a.jsonl", examples[1:]) and spans_within_words("a.jsonl", examples[2:]) is None
+    assert spans_within_words("a.conll", [TaggedExample("1", 1, ("w",), ("B-X",))]) is None
 
 
 def test_fine_tuning_tells_of_tags_without_marks(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,14 @@ def test_answers_map_back_to_the_exact_characters(tmp_path, kind):
         total = sum(candidate["score"] for candidate in prediction["nbest"])
         assert 0 < total < 1  # what is missing is the probability of "no answer"
     assert checked > 40
+
+
+def test_an_answer_keeps_accents_and_vowel_signs_that_the_vocabulary_drops(tmp_path):
+    """Of "e" and an accent of its own, a lower-case token is the e alone; of a Thai letter, it lacks the tone."""
+    context = "cafe\u0301 a\u0308\u0323 เชียงใหม่ ann"
+    reader = untrained(Answer(max_length=40, n_best=200), tmp_path)
+    ends = {candidate["end"] for candidate in reader(("who?", context))["nbest"]}
+    assert {5, 9, 19} < ends and not any(unicodedata.combining(context[end]) for end in ends - {len(context)})
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])

@@ -19,8 +19,8 @@ WRAPPED_SPACES = 0.05  # of the characters; scripts with fewer have no words to 
 # A sentence ends after . ! ? (and closing quotes and brackets), before white space and something that can begin
 # one, perhaps behind a quote or Spanish ¿: not a lower-case letter, nor a digit, as in "No. 5". Quotes open in
 # some languages as they close in others („so“, »so«), and stand apart in French (« so »). Not after a single
-# letter ("J. Smith", "the U.S. Navy") nor after a title. Other scripts' marks count like the full stop; full-width ones
-# need no white space, but the sentence must not continue after a quotation that they end ("...?"と, said).
+# letter ("J. Smith", "the U.S. Navy") nor after a title. Other scripts' marks count like the full stop; full-width
+# ones need no white space, but the sentence must not continue after a quotation that they end ("...?"と, said).
 _OTHERS = "।॥؟۔։።፧။។៕"  # Devanagari and related scripts, Arabic, Urdu, Armenian, Ethiopic, Burmese, Khmer
 _WIDE, _WIDE_CLOSE = "。！？｡", "”’」』）】〉》〕］"
 _QUOTES = "\"'“”‘’«»‹›"

@@ -24,6 +24,7 @@ from electra_core.downstream.squad_metrics import best_threshold, exact_score, f
 from electra_core.labelled_data.features import Features, TaskBatch, Window, windows
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.labelled_data.squad_files import QuestionExample, read_questions
+from electra_core.marks import with_marks
 from electra_core.tasks import QuestionAnswerer, span_loss
 from electra_core.tokenizer import Tokenizer
 
@@ -94,7 +95,7 @@ class Answer(Task):
             if example.context != context:  # questions on the same context are consecutive
                 context = example.context
                 ids, pairs = tokenizer.encode_with_offsets(context)
-                offsets = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+                offsets = np.array(with_marks(context, pairs), dtype=np.int32).reshape(-1, 2)
             question = questions[index][: min(self.max_question, self.max_length // 2)]
             features.truncated += len(question) < len(questions[index])
             base, size = len(question) + 2, self.max_length - len(question) - 3

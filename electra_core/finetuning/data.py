@@ -28,6 +28,7 @@ from electra_core.finetuning.data_warnings import (
     labels_uncut,
     many_cut,
     rows_and_columns,
+    spans_within_words,
     uneven_weights,
     unmarked_spans,
     unseen_labels,
@@ -183,7 +184,11 @@ def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]
         return odd
     if isinstance(task, Tag):
         tags = Counter(tag for example in read for tag in example.tags or ())
-        return [unmarked_spans(train, read, task.labels), labels_alike(train, tags)]
+        return [
+            unmarked_spans(train, read, task.labels),
+            spans_within_words(train, read),
+            labels_alike(train, tags),
+        ]
     return []
 
 

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.downstream.choices import ChoiceExample
-from electra_core.downstream.tagging import marks_spans
+from electra_core.downstream.tagging import marks_spans, spans
 from electra_core.errors import listed, option
 from electra_core.labelled_data.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled_data.label_cells import look_of
 from electra_core.labelled_data.labelled import MultiLabelExample, TextExample, label_counts, labels_in
 from electra_core.labelled_data.notices import Lost
 from electra_core.labelled_data.squad_files import QuestionExample
-from electra_core.labelled_data.tagged_files import TaggedExample
+from electra_core.labelled_data.tagged_files import TaggedExample, from_text
 
 MANY_COPIES = 0.1
 """Copies are reported above this share of the dev data. CoNLL-2003 has 6%, without a mistake."""
 MANY_CUT = 0.1
 """Truncated examples are a warning above this share of all."""
+MANY_WITHIN = 0.1
+"""Spans that are parts of words are reported above this share of all."""
 MANY_LABELS = 10
 """From this many on, labels may be something other than classes; a tiny data set may well have fewer."""
 SHOWN_LABELS = 5
@@ -306,6 +308,29 @@ def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: 
     return (
         f"{path}: tags like {other!r} mark no spans (expected O, B-X, I-X, ... or B, I, O), so every word is "
         "scored by itself"
+    )
+
+
+def spans_within_words(path: str | Path, examples: Sequence[TaggedExample]) -> str | None:
+    """Says that many spans begin or end within a word of the raw text: no prediction can be such a span."""
+    count, within = 0, []
+    for example in examples:
+        if example.text is None or example.tags is None or not marks_spans(example.tags):
+            continue
+        words = from_text(example.text).offsets
+        borders = {place for word in words for place in word}
+        for _, first, last in spans(example.tags):
+            count += 1
+            start, end = example.offsets[first][0], example.offsets[last - 1][1]
+            if not borders >= {start, end}:
+                whole = " ".join(example.text[a:b] for a, b in words if a < end and start < b)
+                within.append((example.text[start:end], whole))
+    if len(within) <= MANY_WITHIN * count:
+        return None
+    span, word = within[0]
+    return (
+        f"{path}: {len(within):,} of the {count:,} spans begin or end within a word ({span!r} of {word!r}); "
+        "prediction cuts a text only between words, so it cannot find them; give lists of words that end there"
     )
 
 
