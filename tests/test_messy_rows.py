@@ -281,9 +281,15 @@ def test_a_file_in_a_windows_encoding_is_told_how_to_become_utf_8(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nfein,1\nschön,0\nübel,0\n".encode("cp1252"))
     said = refused(pairs, file)
     assert "a.csv:3: not valid UTF-8 (byte 0xf6 at character 4) (and 1 more bad row); if Excel or Windows" in said
-    assert "wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
+    assert "wrote it: --encoding cp1252 (western Europe), cp1251 (Cyrillic), gb18030 (Chinese)" in said
+    assert "or iconv -f CP1252 -t UTF-8 OLD > NEW; --skip-bad-rows" in said
     bad = BadRows(file, skip=True)
     assert pairs(file, bad) == [("fein", "1")] and "iconv -f CP1252" in bad.summary()
+    for name in ("a.jsonl", "a.txt"):  # whose encoding no flag names
+        other = write(tmp_path / name, '{"text": "schön", "label": 1}\n'.encode("cp1252"))
+        with pytest.raises(UserError, match=r"iconv -f CP1252 .* CP1251 for Cyrillic, GB18030 for Ch") as told:
+            list(read_texts(other))
+        assert "--encoding" not in str(told.value)
     lone = json_lines(tmp_path / "a.jsonl", {"text": "\ud800", "label": 1}, {"text": "fine", "label": 1})
     assert "lone surrogate" in refused(pairs, lone) and "iconv" not in refused(pairs, lone)
 

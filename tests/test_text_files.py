@@ -317,7 +317,11 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a.txt", b" \n\r\n", "a.txt: contains no text"),
         ("a.txt", b"PK\x03\x04\0\0", "a.txt: is a binary file"),
         ("a.txt", "text".encode("utf-16"), "a.txt: is UTF-16, expected UTF-8"),
-        ("a.txt", b"fine\nna\xefve\n", "a.txt: invalid UTF-8 at byte 7 "),
+        (
+            "a.txt",
+            b"fine\nna\xefve\n",
+            "a.txt: invalid UTF-8 at byte 7 .*: iconv -f CP1252 .*, GB18030 for Ch",
+        ),
         ("a.txt", b"\xef\xbb\xbffine\n\xff", "a.txt: invalid UTF-8 at byte 8 "),
         ("a.txt", b"x" * 3_000_000 + b"\n\xc3", "a.txt: invalid UTF-8 at byte 3,000,001 "),
         ("a.txt.gz", b"no gzip", "a.txt.gz: the compressed file is damaged"),

@@ -22,7 +22,7 @@ from typing import Any
 from electra_core.corpora.sources import Source, text_kind
 from electra_core.corpora.text_tables import column_of, csv_texts, json_line_texts, json_texts
 from electra_core.errors import UserError
-from electra_core.files.byte_files import UTF16, ByteFile
+from electra_core.files.byte_files import TO_UTF8, UTF16, ByteFile
 from electra_core.files.text_lines import BLOCK_BYTES, MAX_ROW_BYTES, WIDE_BOMS
 
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
@@ -221,7 +221,7 @@ def _decoded(name: str, line: bytes, offset: int) -> str:
 
 def _invalid_utf8(name: str, data: bytes, offset: int, error: UnicodeDecodeError) -> UserError:
     place, bad = offset + error.start, data[error.start]
-    return UserError(f"{name}: invalid UTF-8 at byte {place:,} (0x{bad:02x}, counted from 0)")
+    return UserError(f"{name}: invalid UTF-8 at byte {place:,} (0x{bad:02x}, counted from 0); {TO_UTF8}")
 
 
 # ------------------------------------------------------------------------------------------------------- rows

@@ -24,6 +24,16 @@ UTF16 = (
     'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
 )
 """Message for a file that begins with UTF-16's byte-order mark, as Excel's "Unicode text" does."""
+OTHER_ENCODING = (
+    "if Excel or Windows wrote it: --encoding cp1252 (western Europe), cp1251 (Cyrillic), gb18030 (Chinese), "
+    "cp932 (Japanese) or cp949 (Korean), or iconv -f CP1252 -t UTF-8 OLD > NEW"
+)
+TO_UTF8 = (
+    "if Excel or Windows wrote it: iconv -f CP1252 -t UTF-8 OLD > NEW, with CP1252 for western Europe, CP1251 for "
+    "Cyrillic, GB18030 for Chinese, CP932 for Japanese, CP949 for Korean"
+)
+"""What to do about a file that is not UTF-8, where `--encoding` is read and where it is not. A wrong encoding may
+read every byte without an error, so none is guessed."""
 LFS_POINTER = b"version https://git-lfs"
 """How the pointer begins that Git stores instead of a large file."""
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.files.byte_files import COMPRESSED_SUFFIXES
+from electra_core.files.byte_files import COMPRESSED_SUFFIXES, OTHER_ENCODING, TO_UTF8
 from electra_core.files.delimited import begun, split_cells
 from electra_core.files.text_lines import MAX_ROW_BYTES, check_exists, read_lines, text_problem
 
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if it should end the line: tr '\\r' '\\n' < OLD > NEW"
 QUOTES_IN_TSV = "quotes in a TSV are ordinary characters; only a .csv may have quoted cells"
-OTHER_ENCODING = "if Excel or Windows wrote it: --encoding cp1252, or iconv -f CP1252 -t UTF-8 OLD > NEW"
 PLAIN_LINES = "a .txt holds one text per line; rename a file of columns to .csv or .tsv"
 FORMS = {"lines": ".txt", "jsonl": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
 """Formats that a user may name for any file -> the suffix that stands for the same format."""
@@ -51,6 +50,11 @@ def format_of(path: Path, form: str = "") -> str:
         return FORMS[form]
     bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return bare.suffix.lower()
+
+
+def other_encoding(path: Path) -> str:
+    """What to do about a file that is not UTF-8: only of tables and folders can the encoding be named."""
+    return OTHER_ENCODING if format_of(path) in DELIMITERS or path.is_dir() else TO_UTF8
 
 
 def read_rows(

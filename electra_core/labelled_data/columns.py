@@ -12,11 +12,11 @@ from electra_core.config import plain
 from electra_core.errors import UserError
 from electra_core.files.row_files import (
     DELIMITERS,
-    OTHER_ENCODING,
     PLAIN_LINES,
     QUOTES_IN_TSV,
     Row,
     format_of,
+    other_encoding,
     read_rows,
 )
 from electra_core.files.text_lines import text_problem
@@ -341,7 +341,7 @@ def _other_kind(path: Path, present: Sequence[str]) -> str:
     """A hint at another name, encoding or quoting with which the file's columns would be found."""
     kind = format_of(path)
     if any(map(text_problem, present)):
-        return f"; {OTHER_ENCODING}"
+        return f"; {other_encoding(path)}"
     if kind == ".txt":
         return f"; {PLAIN_LINES}"
     return f"; {QUOTES_IN_TSV}" if kind == ".tsv" and any(name[:1] == '"' for name in present) else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.errors import UserError
-from electra_core.files.row_files import OTHER_ENCODING, Row
+from electra_core.files.row_files import Row, other_encoding
 from electra_core.files.text_lines import at_hand, read_lines, text_problem
 from electra_core.labelled_data.columns import FIRST_ROWS, Columns, Found, find_columns, id_of, table
 from electra_core.labelled_data.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
@@ -93,7 +93,7 @@ class BadRows:
         """
         self.reasons[reason.split(" (")[0]] += 1
         if "not valid UTF-8 (byte" in reason:
-            self.ways_out[OTHER_ENCODING] = None
+            self.ways_out[other_encoding(Path(self.path))] = None
         if len(self.first) < 3:
             self.first.append(f"{self.path}:{place}: {reason}")
 
