@@ -28,6 +28,7 @@ from electra_kernels.dispatch import use_triton
 from electra_kernels.fast_bf16 import has_fast_bf16, product_over_rows
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class Linear(nn.Linear):
@@ -74,9 +75,11 @@ def by_its_parts(layer: nn.Module, kind: type[nn.Linear] = Linear) -> bool:
 
 def calls_just(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether to call `module` is to call this `forward` of a class: neither a subclass nor the module itself has
-    another, and no hook sees or changes what goes in or comes out, or its gradient."""
+    another, and no hook sees or changes what goes in or comes out, or its gradient: neither the module's own nor
+    one on all modules, such as profilers and FLOP counters register."""
     hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
-    return getattr(module.forward, "__func__", None) is forward and not any(hooks)
+    hooked = any(hooks) or bool(_has_any_global_hook())
+    return getattr(module.forward, "__func__", None) is forward and not hooked
 
 
 def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:

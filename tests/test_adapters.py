@@ -10,7 +10,14 @@ import pytest
 import torch
 from electra_kernels import RTDHead
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 from torch.nn.utils import parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 from electra_core import linear
 from electra_core.config import EncoderConfig, PretrainConfig
@@ -26,6 +33,7 @@ CONFIG = EncoderConfig(
     intermediate_size=32, max_position_embeddings=16,
 )  # fmt: skip
 BATCH = pack([[2, 7, 8, 9, 3], [2, 30, 3]])
+NARROW = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
 PLACES = ("embeddings_project", "layers.1.attention.qkv", "layers.0.attention.dense",
           "layers.0.intermediate", "layers.1.output")  # fmt: skip
 
@@ -319,15 +327,47 @@ def test_gradients_reach_a_backward_hook_on_the_discriminator() -> None:
     assert seen == [(8,)]
 
 
+@pytest.mark.filterwarnings("ignore:.*backward hook")
+@pytest.mark.parametrize(
+    "register",
+    [register_module_forward_pre_hook, register_module_forward_hook, register_module_full_backward_pre_hook,
+     register_module_full_backward_hook],
+    ids=lambda register: register.__name__,
+)  # fmt: skip
+def test_hooks_on_all_modules_see_every_one(register: Any) -> None:
+    """As profilers register them, who would have missed both halves and the last linear layer of the head."""
+    model, seen = Electra(CONFIG, PretrainConfig(generator_layers=1, **NARROW)), set()
+    ids = pack([[2, *range(5, 17), 3]])
+    batch = mask_tokens(ids, range(1), seed=0, mask_id=4, special_ids=[2, 3], fraction=0.5, max_predictions=8)
+    handle = register(lambda module, *values: seen.add(module) if module in names else None)
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        model(batch, 0).loss.backward()
+    finally:
+        handle.remove()
+    called = {names[module] for module in seen}
+    head = "discriminator.discriminator_predictions"
+    assert {"generator", "discriminator", head, f"{head}.dense", f"{head}.dense_prediction"} <= called
+
+
+def test_torchs_flop_counter_counts_each_product_where_it_is() -> None:
+    """It knows by hooks on all modules which one it is in."""
+    model = Discriminator(CONFIG).eval()
+    with FlopCounterMode(display=False) as counter:
+        model.judge(BATCH, torch.arange(8) % 2 == 0)
+    counts = {place: sum(of.values()) for place, of in counter.get_flop_counts().items()}
+    assert counts["Discriminator.discriminator_predictions.dense_prediction"] == 2 * 8 * 16
+    assert counts["Discriminator"] == counts["Global"]
+
+
 class HalvedPair(Electra):
     generator_class, discriminator_class = HalvedWords, Halved
 
 
 @pytest.mark.parametrize("changes", [{}, {"disallow_correct": True}, {"temperature": 2.0}], ids=repr)
 def test_pre_training_takes_the_forward_of_both_halves(changes: dict[str, Any]) -> None:
-    sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
-    model = HalvedPair(CONFIG, PretrainConfig(generator_layers=1, **sizes, **changes)).eval()
-    plain: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **sizes, **changes)).eval()
+    model = HalvedPair(CONFIG, PretrainConfig(generator_layers=1, **NARROW, **changes)).eval()
+    plain: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **NARROW, **changes)).eval()
     batch = mask_tokens(BATCH, [0, 1], seed=0, mask_id=4, special_ids=[2, 3, 4], fraction=0.5, max_predictions=3)
     masked, corrupted = batch.tokens.with_ids(batch.masked_ids_T), batch.tokens.with_ids
     output = model(batch, 1)
@@ -344,8 +384,7 @@ def test_pre_training_takes_the_forward_of_both_halves(changes: dict[str, Any]) 
 
 def test_pre_training_with_adapters() -> None:
     """Only the adapters learn, and they do."""
-    sizes = {"generator_hidden_size": 8, "generator_attention_heads": 1, "generator_intermediate_size": 16}
-    model: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **sizes))
+    model: Any = Electra(CONFIG, PretrainConfig(generator_layers=1, **NARROW))
     model.requires_grad_(False)
     adapters = []
     for layer in model.discriminator.encoder.layers:

@@ -22,6 +22,7 @@ from electra_core.adam import ElectraAdam
 from electra_core.electra import Electra, PretrainBatch
 from electra_core.execution.engine import static_steps
 from electra_core.execution.static_batch import Shapes
+from electra_core.optim import gradient_norm
 from electra_core.packing import from_lengths
 from electra_core.pretraining.batches import Batches
 from electra_core.runs.guards import examine, left_out
@@ -186,18 +187,24 @@ def test_a_discriminator_that_is_not_finite_is_evaluated(
 
 
 def test_a_post_mortem_computes_what_the_step_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the logits over the vocabulary that a hook on the generator asks for; layers are looked at all the
-    same."""
+    """And looks at each module of it, without the logits over the vocabulary that a hook on the generator asks
+    for."""
     model, batch, calls = make("electra"), make_batch(), []
-    head = electra.mlm_head
-    monkeypatch.setattr(
-        electra, "mlm_head", lambda *arguments, **named: calls.append(1) or head(*arguments, **named)
-    )
-    losses = {}
-    for _ in range(2):
-        found = examine(model, lambda part, seed: (model(part, seed).loss, {}), [batch], 3, nullcontext())
-        losses[found["losses"]["loss"]] = calls.copy()
-    assert losses == {model(batch, 3).loss.item(): [1, 1]}
+    for name in ("mlm_head", "rtd_head"):
+        monkeypatch.setattr(electra, name, counted(getattr(electra, name), calls))
+
+    def loss(part: Any, seed: Any) -> Any:
+        output = model(part, seed)
+        return output.loss, {"rtd_loss": output.rtd_loss}
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(batch, 3)[0].backward()
+        norm = gradient_norm(list(model.parameters())).item()
+        of_the_step = {"loss": loss(batch, 3)[0].item(), "rtd_loss": loss(batch, 3)[1]["rtd_loss"].item()}
+    calls.clear()
+    found = examine(model, loss, [batch], 3, torch.autocast("cpu", dtype=torch.bfloat16))
+    assert calls == ["mlm_head", "rtd_head", "mlm_head"], "as the step, then with its head called in parts"
+    assert found["losses"] == of_the_step and found["gradient_norm"] == norm
     seen = {row["module"] for row in found["layers"] if row["output_rms"] is not None}
     assert {
         "discriminator.discriminator_predictions.dense_prediction",
@@ -205,9 +212,34 @@ def test_a_post_mortem_computes_what_the_step_did(monkeypatch: pytest.MonkeyPatc
     } <= seen
     model.generator.encoder.register_forward_hook(lambda module, inputs, output: output * math.nan)
     model.generator.register_forward_hook(lambda module, inputs, output: output)
-    found = examine(model, lambda part, seed: (model(part, seed).loss, {}), [batch], 3, nullcontext())
+    calls.clear()
+    found = examine(model, loss, [batch], 3, nullcontext())
     assert found["first_not_finite"]["module"] == "generator.encoder"
-    assert calls == [1, 1, 1], "with a hook of somebody's the step takes the logits, and so does its post-mortem"
+    assert calls == ["rtd_head"], "with somebody's hook the step takes the logits, and so does its post-mortem"
+
+
+def counted(head: Any, calls: list[str]) -> Any:
+    def called(*arguments: Any, **named: Any) -> Any:
+        calls.append(head.__name__)
+        return head(*arguments, **named)
+
+    return called
+
+
+def test_a_post_mortem_looks_into_a_compiled_model() -> None:
+    """Which was compiled without hooks; its steps were taken for finite."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def loss(batch: torch.Tensor, seed: int) -> Any:
+        return compiled(batch).sum(), {}
+
+    loss(torch.ones(2, 3), 0)[0].backward()
+    with torch.no_grad():
+        model[0].bias.fill_(9.0)
+        model[2].weight.fill_(3e38)
+    found = examine(model, loss, [torch.ones(2, 3)], 0, nullcontext())
+    assert found["first_not_finite"]["module"] == "2" and found["layers"][0]["output_rms"] > 0
 
 
 def test_gradients_too_large_for_their_norm_are_named() -> None:

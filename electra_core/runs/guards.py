@@ -1,9 +1,10 @@
 """Guards of a training run: warnings about spikes of the loss, and a post-mortem if it diverges.
 
 A step whose loss or gradient is not finite changes nothing (`training.py`); after too many in a row the run
-stops. `examine` then runs the last batch again with a hook on every module, and RUN/postmortem.json says which
-module's output was the first that was not finite, whether its inputs still were, and how large weights,
-gradients and outputs are, layer by layer. `pretraining.evaluation.health` judges whether a run learns at all.
+stops. `examine` then runs the last batch again, once as it was and once with a hook on every module, and
+RUN/postmortem.json says which module's output was the first that was not finite, whether its inputs still were,
+and how large weights, gradients and outputs are, layer by layer. `pretraining.evaluation.health` judges whether a
+run learns at all.
 """
 
 from __future__ import annotations
@@ -106,14 +107,58 @@ def examine(
     seed: int,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Any]:
-    """Runs forward and backward over a batch with a hook on every module; returns JSON values.
+    """Runs a batch again, forward and backward as the step did, then forward with a hook on every module.
+
+    A hook has the module called as it is written, where a step may take several together; so the two passes may
+    differ by rounding, and losses and gradients are the first one's.
 
     Returns:
-        "verdict", a sentence; "first_not_finite", the first such module in forward order (None if all outputs are
-        finite); "losses"; the names "weights_not_finite" and "gradients_not_finite"; "gradient_norm" of all
-        together; and "layers", each with the norms of its weights and gradients and the root mean square of its
-        output. Numbers that are not finite are strings.
+        JSON values: "verdict", a sentence; "first_not_finite", the first such module in forward order (None if all
+        outputs are finite); "losses"; the names "weights_not_finite" and "gradients_not_finite"; "gradient_norm"
+        of all together; and "layers", each with the norms of its weights and gradients and the root mean square
+        of its output. Numbers that are not finite are strings.
     """
+    model.zero_grad(set_to_none=True)
+    found: dict[str, Any] = {
+        "losses": _losses(loss_function, parts, seed, autocast),
+        "weights_not_finite": [name for name, p in model.named_parameters() if not _finite([p])],
+        "gradients_not_finite": [
+            name for name, p in model.named_parameters() if p.grad is not None and not _finite([p.grad])
+        ],
+        "gradient_norm": _number(float(gradient_norm([p for p in model.parameters() if p.grad is not None]))),
+        "layers": _layers(model),
+    }
+    model.zero_grad(set_to_none=True)
+    outputs = _outputs(model, loss_function, parts, seed, autocast)
+    found["first_not_finite"] = next((row for row in outputs if not row["finite"]), None)
+    rms = {row["module"]: row["rms"] for row in outputs}
+    for row in found["layers"]:
+        row["output_rms"] = rms.get(row["module"])
+    return {"verdict": _verdict(found), **found}
+
+
+def _losses(
+    loss_function: LossFunction, parts: Sequence[Any], seed: int, autocast: AbstractContextManager[Any]
+) -> dict[str, Any]:
+    """The parts' losses and figures by name; leaves the batch's gradients in the parameters."""
+    losses: dict[str, Any] = {}
+    for index, part in enumerate(parts):
+        with autocast:
+            loss, figures = loss_function(part, seed)
+        loss.backward()
+        for name, value in {"loss": loss, **figures}.items():
+            losses[name if len(parts) == 1 else f"{name} of part {index}"] = _number(float(value.detach()))
+    return losses
+
+
+def _outputs(
+    model: nn.Module,
+    loss_function: LossFunction,
+    parts: Sequence[Any],
+    seed: int,
+    autocast: AbstractContextManager[Any],
+) -> list[dict[str, Any]]:
+    """What each module returns, in the order of their calls."""
     outputs: list[dict[str, Any]] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -128,31 +173,16 @@ def examine(
 
     named = [(name, module) for name, module in model.named_modules() if name and not _is_gone_around(module)]
     handles = [module.register_forward_hook(look(name)) for name, module in named]
-    losses: dict[str, Any] = {}
-    model.zero_grad(set_to_none=True)
     try:
-        for index, part in enumerate(parts):
-            with autocast:
-                loss, figures = loss_function(part, seed)
-            loss.backward()
-            for name, value in {"loss": loss, **figures}.items():
-                losses[name if len(parts) == 1 else f"{name} of part {index}"] = _number(float(value.detach()))
+        # What torch.compile has made of the model knows nothing of these hooks.
+        with torch.compiler.set_stance("force_eager"):
+            for part in parts:
+                with autocast:
+                    loss_function(part, seed)
     finally:
         for handle in handles:
             handle.remove()
-    first = next((row for row in outputs if not row["finite"]), None)
-    found = {
-        "first_not_finite": first,
-        "losses": losses,
-        "weights_not_finite": [name for name, p in model.named_parameters() if not _finite([p])],
-        "gradients_not_finite": [
-            name for name, p in model.named_parameters() if p.grad is not None and not _finite([p.grad])
-        ],
-        "gradient_norm": _number(float(gradient_norm([p for p in model.parameters() if p.grad is not None]))),
-        "layers": _layers(model, outputs),
-    }
-    model.zero_grad(set_to_none=True)
-    return {"verdict": _verdict(found), **found}
+    return outputs
 
 
 def _is_gone_around(module: nn.Module) -> bool:
@@ -175,9 +205,8 @@ def _verdict(found: dict[str, Any]) -> str:
     return "the same batch gave finite values when it was run again: suspect the hardware"
 
 
-def _layers(model: nn.Module, outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _layers(model: nn.Module) -> list[dict[str, Any]]:
     """Norms for each module that has weights of its own."""
-    rms = {row["module"]: row["rms"] for row in outputs}
     rows = []
     for name, module in model.named_modules():
         weights = list(module.parameters(recurse=False))
@@ -185,7 +214,6 @@ def _layers(model: nn.Module, outputs: list[dict[str, Any]]) -> list[dict[str, A
             gradients = [p.grad for p in weights if p.grad is not None]
             rows.append({
                 "module": name, "weight_norm": _number(_norm(weights)), "gradient_norm": _number(_norm(gradients)),
-                "output_rms": rms.get(name),
             })  # fmt: skip
     return rows
 
