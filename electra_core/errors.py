@@ -7,7 +7,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +110,20 @@ _DISK_TROUBLE = {
     errno.EROFS: "the disk is read-only",
     errno.EFBIG: "the file system does not allow a file of this size",
 }
+
+
+def place_of(error: BaseException) -> str:
+    """FILE:LINE where an error arose: the innermost line of a program that uses this package, else of ours."""
+    frames = [
+        (frame.f_globals.get("__name__", "").partition(".")[0], f"{Path(frame.f_code.co_filename).name}:{line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    theirs = [place for package, place in frames if package not in (*_OURS, *_BELOW_US)]
+    ours = [place for package, place in frames if package in _OURS]
+    return (theirs or ours or [place for _, place in frames] or ["?"])[-1]
+
+
+_OURS, _BELOW_US = (__name__.partition(".")[0], "electra_kernels"), ("torch", *sys.stdlib_module_names)
 
 
 def disk_trouble(error: BaseException | None) -> str | None:

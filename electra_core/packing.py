@@ -51,6 +51,11 @@ class TokenBatch:
         """int32 [N]: tokens per sequence."""
         return self.cu_seqlens.diff()
 
+    @property
+    def first_tokens_N(self) -> Tensor:
+        """int64 [N]: row of each sequence's first token, [CLS]; of an empty one at most the last row."""
+        return self.cu_seqlens[:-1].long().clamp(max=self.num_tokens - 1)
+
     def with_ids(self, input_ids_T: Tensor) -> TokenBatch:
         """The same sequences with other token ids."""
         return replace(self, input_ids_T=input_ids_T)
@@ -202,7 +207,7 @@ class PretrainBatch:
     @property
     def first_tokens_N(self) -> Tensor:
         """int64 [N]: row of each sequence's first token, [CLS]; of an empty filling sequence the last row."""
-        return self.tokens.cu_seqlens[:-1].long().clamp(max=self.tokens.num_tokens - 1)
+        return self.tokens.first_tokens_N
 
     @property
     def sequence_weights_N(self) -> Tensor:

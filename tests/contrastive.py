@@ -1,8 +1,9 @@
-"""Objectives of one's own, for tests (registered on import): COCO-LM's sequence loss beside ELECTRA's, and one
-with a buffer that every forward pass in training writes."""
+"""Objectives of one's own, for tests (registered on import): COCO-LM's sequence loss beside ELECTRA's, the same of
+crops, and one with a buffer that every forward pass in training writes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.electra import Electra, PretrainBatch, PretrainOutput
 from electra_core.objectives import register
+from electra_core.packing import TokenBatch, from_lengths
 
 
 @register
@@ -35,6 +37,44 @@ class Contrastive(Electra):
         loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
         hits = batch.mean_over_sequences((logits_NN.argmax(1) == rows_N).float())
         return replace(output, loss=output.loss + loss, more={"contrastive_loss": loss, "found": hits})
+
+
+@register
+class Crops(Electra):
+    """A text finds its own crop among those of the batch."""
+
+    objective = "crops"
+
+    def forward(self, batch: PretrainBatch, seed: Seed) -> PretrainOutput:
+        output, token_seed = super().forward(batch, seed), batch.seeds(seed)[0]
+
+        def first_ND(text: TokenBatch) -> Tensor:
+            return F.normalize(self.discriminator.encoder(text, token_seed, text.first_tokens_N).float(), dim=1)
+
+        logits_NN = first_ND(batch.tokens) @ self.crops(first_ND, batch.tokens).T / 0.07
+        logits_NN = logits_NN.masked_fill(batch.sequence_weights_N == 0, -1e4)
+        rows_N = torch.arange(len(logits_NN), device=logits_NN.device)
+        loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
+        return replace(output, loss=output.loss + loss, more={"crop_loss": loss})
+
+    def crops(self, first_ND: Callable[[TokenBatch], Tensor], text: TokenBatch) -> Tensor:
+        """[N, D]: of each crop; sequences are cut in two on the device, as docs/changing.md does it."""
+        begins_N, ends_N = text.cu_seqlens[:-1], text.cu_seqlens[1:]
+        cuts_N = begins_N + ((ends_N - begins_N) * 0.5).ceil().int()
+        pieces = torch.cat((torch.stack((begins_N, cuts_N), dim=1).flatten(), ends_N[-1:]))
+        return first_ND(replace(text, cu_seqlens=pieces))[::2]
+
+
+@register
+class HostCrops(Crops):
+    """The same crops, as texts of their own, whose lengths are read on the host."""
+
+    objective = "host-crops"
+
+    def crops(self, first_ND: Callable[[TokenBatch], Tensor], text: TokenBatch) -> Tensor:
+        ids = [ids_S[: -(-len(ids_S) // 2)] for ids_S in text.split()]
+        flat_T = torch.cat(ids)
+        return first_ND(from_lengths(flat_T, torch.zeros_like(flat_T), [len(ids_S) for ids_S in ids]))
 
 
 @register

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
     monkeypatch.setattr(training, "clip_gradients", reading)
     going_on, other = run("static", config, lengths_of=two_shapes, capture=True)
     assert "a step cannot be captured (" in caplog.text and "not permitted when stream is capturing" in caplog.text
+    assert re.search(r", at \w+\.py:\d+\); .* one by one instead, as with engine='static'", caplog.text)
     assert [graph.replays for graph in pretend_graphs.Graph.made] == [0, 0]  # the failed one, and one to clean up
     assert pretend_graphs.left_behind() == []
     assert [float(result.loss) for result in going_on] == [float(result.loss) for result in plain]

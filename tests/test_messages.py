@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_model
+import torch
 
 from electra_core.cli import main
 from electra_core.commands import use
@@ -21,9 +23,11 @@ from electra_core.errors import (
     UserError,
     first_line,
     one_line,
+    place_of,
     printable,
 )
 from electra_core.labelled_data.labelled import BadRows
+from electra_core.packing import pack, to_padded
 
 CLEAR = "\x1b[2J"
 CLEAR_SHOWN = "\\x1b[2J"
@@ -54,6 +58,17 @@ def test_a_message_is_one_line_but_for_our_own_lists() -> None:
 )
 def test_the_first_line_of_what_an_exception_says(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+def test_an_error_is_placed_in_the_program_that_uses_this() -> None:
+    """Not where torch or this package raised it, unless nobody else was there."""
+    try:
+        to_padded(torch.zeros(2), pack([[2, 3], [4]]))
+    except Exception as error:
+        line = inspect.currentframe().f_lineno - 2  # type: ignore[union-attr]
+        assert place_of(error) == f"test_messages.py:{line}"
+        error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
+        assert place_of(error).startswith("packing.py:")
 
 
 def test_a_notebook_shows_the_line_alone() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from contrastive import Contrastive
+from contrastive import Contrastive, Crops
 from ranks import pretrain_own, run_ranks
+from small_objectives import CONFIG, PRETRAIN
 from small_runs import ORIGINAL, RUN, SIZES, assert_same_run, data, one_thread, rows, train  # noqa: F401
 
 from electra_core import PRESETS, flops
@@ -20,8 +21,11 @@ from electra_core.corpus import Corpus
 from electra_core.electra import Discriminator, Electra, PretrainBatch, PretrainOutput
 from electra_core.errors import UserError
 from electra_core.execution import cross_check
+from electra_core.execution.fake_step import trace_step
+from electra_core.execution.memory import fitting_parts
 from electra_core.execution.static_batch import Shapes
 from electra_core.objectives import MaskedLM, build_objective, register
+from electra_core.packing import pack
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.evaluation import TAKEN, evaluate, heldout_loss
 from electra_core.pretraining.setup import resolve_config
@@ -87,6 +91,34 @@ def test_parts_in_fixed_shapes_with_empty_sequences(data: Path, tmp_path: Path) 
         train(data, tmp_path / engine, OWN | {"engine": engine, "accumulate": 2, "steps": 3})
         runs[engine] = [row["contrastive_loss"] for row in rows(tmp_path / engine) if "loss" in row]
     assert runs["static"] == pytest.approx(runs["eager"], rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["crops", "host-crops"])
+def test_crops_train_in_fixed_shapes_too(objective: str, data: Path, tmp_path: Path) -> None:
+    """With empty sequences at the batch's end; dropout, which goes by rows, tells the two kinds of crops apart."""
+    losses = {}
+    settings = ORIGINAL | {"objective": objective, "steps": 2, "accumulate": 2}
+    for engine in ("eager", "static"):
+        train(data, tmp_path / engine, settings | {"engine": engine})
+        losses[engine] = [row["crop_loss"] for row in rows(tmp_path / engine) if "loss" in row]
+    assert losses["static"] == pytest.approx(losses["eager"], rel=1e-3)
+
+
+def test_cut_on_the_device_they_are_the_same_texts() -> None:
+    texts = pack([[2, 7, 8, 9, 3], [2, 30, 3]])
+    model = build_objective(CONFIG, replace(PRETRAIN, objective="host-crops")).eval()
+    first_ND = lambda text: model.discriminator.encoder(text, None, text.first_tokens_N)  # noqa: E731
+    torch.testing.assert_close(Crops.crops(model, first_ND, texts), model.crops(first_ND, texts))
+
+
+def test_only_values_that_are_read_on_the_host_hinder_a_graph() -> None:
+    """As kernels would run it, on tensors without values."""
+    config = replace(PRETRAIN, objective="crops")
+    assert trace_step(CONFIG, config, sequences=4, length=16).peak > 0
+    with pytest.raises(
+        UserError, match=r"^accumulate: .* values from the device \(at contrastive\.py:\d+\) cannot"
+    ):
+        fitting_parts(CONFIG, replace(config, objective="host-crops", max_length=16), torch.device("cpu"), 1)
 
 
 def test_it_is_resumed(data: Path, whole: Path, tmp_path: Path) -> None:

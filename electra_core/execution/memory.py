@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from electra_kernels.dispatch import gpu_problem
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.errors import UserError
+from electra_core.errors import UserError, place_of
 from electra_core.execution import torchrun
 from electra_core.execution.fake_step import StepTrace, built, full_shape, loop_of, trace_step
 from electra_core.execution.host_memory import available_bytes
@@ -130,12 +131,18 @@ def fitting_parts(
         engine: how steps are carried out (`engine.py`).
 
     Raises:
-        UserError: not even one sequence fits.
+        UserError: not even one sequence fits; an objective of one's own whose step cannot be traced.
     """
     free = free_bytes(device) if free is None else free
     share = config.batch_size // processes
     for parts in (parts for parts in range(1, share + 1) if share % parts == 0):
-        trace = predict(encoder, config, share // parts, config.max_length, device)
+        try:
+            trace = predict(encoder, config, share // parts, config.max_length, device)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UserError(
+                f"accumulate: the memory of a step that reads values from the device (at {place_of(error)}) "
+                "cannot be predicted; give a number above 0"
+            ) from None
         needed = peak_with_graphs(trace) if engine == "graph" else trace.peak
         if processes > 1 and engine != "eager":
             needed += trace.gradients  # a second copy of all, in one piece (`FlatGradients`)

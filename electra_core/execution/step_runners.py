@@ -18,7 +18,7 @@ import torch
 from electra_kernels.dispatch import numbered
 from torch import Tensor
 
-from electra_core.errors import first_line, option
+from electra_core.errors import first_line, option, place_of
 from electra_core.execution.capture import capturing
 from electra_core.execution.input_buffers import InputBuffers
 
@@ -43,9 +43,11 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
         if isinstance(cause, torch.cuda.OutOfMemoryError):
             raise cause from None  # kernel by kernel, the next step would need as much
         log.warning(
-            "%s: a step cannot be captured (%s); launching its kernels one by one instead",
+            "%s: a step cannot be captured (%s, at %s); launching its kernels one by one instead, as with %s",
             option("engine", "graph"),
             first_line(cause),
+            place_of(cause),
+            option("engine", "static"),
         )
         return None
     return runner
