@@ -84,7 +84,7 @@ def finetune(
     quiet: bool = False,
     say: Say = to_log,
     cache: str | Path | None = None,
-    on_evaluation: Callable[[dict[str, float]], None] | None = None,
+    on_evaluation: Callable[[dict[str, float]], object] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a model; `out` ends as a model directory with the best checkpoint.
 
@@ -101,7 +101,9 @@ def finetune(
             which Python shows only warnings unless logging is set up.
         cache: folder in which tokenised data are kept for the next run (`finetuning/token_cache.py`); None:
             nowhere.
-        on_evaluation: called with the figures of every evaluation, and "seed" and "step".
+        on_evaluation: called with the figures of every evaluation, and "seed" and "step", after its checkpoint is
+            saved. If it returns True, the training stops as at a signal; an exception is the caller's. Both can
+            be resumed.
 
     Returns:
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.

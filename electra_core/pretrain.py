@@ -21,7 +21,6 @@ from electra_kernels.rng import fold
 from torch import Tensor, nn
 
 from electra_core.checkpoint import CheckpointWriter, snapshot
-from electra_core.config import plain
 from electra_core.electra import PretrainOutput
 from electra_core.execution.distributed import join_ranks
 from electra_core.execution.engine import static_steps
@@ -54,7 +53,7 @@ from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
 from electra_core.runs.progress import progress
-from electra_core.runs.stop_request import StopRequest, deadline_of, tell_python
+from electra_core.runs.stop_request import ON_EVALUATION, StopRequest, asks_to_stop, deadline_of, tell_python
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
 TRAINING_STREAM = 1 << 31  # of random numbers; the examples use small ones, and one for every epoch
@@ -183,9 +182,8 @@ def pretrain(
                     log.write(step, tokens=meter.tokens, **evaluation, **told)
                 meter.leave_out(begin)
                 figures = {"step": step, "tokens": meter.tokens, **evaluation}
-                wish = on_evaluation is not None and plain(on_evaluation(figures)) is True
-                if ranks.decided_by_first(partial(bool, wish)) and not last:
-                    reason = reason or "on_evaluation"
+                if asks_to_stop(on_evaluation, figures, ranks) and not last:
+                    reason = reason or ON_EVALUATION
                 if last and not math.isfinite(heldout_loss(evaluation, config)):
                     # Thrown into the generator, so that the run ends as after bad steps: with a post-mortem.
                     steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))

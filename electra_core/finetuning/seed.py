@@ -20,7 +20,7 @@ from electra_core.labelled_data.notices import Say
 from electra_core.runs.guards import left_out
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.progress import progress
-from electra_core.runs.stop_request import StopRequest
+from electra_core.runs.stop_request import ON_EVALUATION, StopRequest, asks_to_stop
 from electra_core.tasks import TaskModel
 from electra_core.training import Diverged, StepResult
 
@@ -54,18 +54,22 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
                 log.write(result.step, **_step_figures(result, run))
                 bar.note(loss=f"{float(result.loss):.3f}", best=f"{run.best:.4f}" if run.metrics else "-")
             bar.update()
-            if due := result.step in evaluate_after:
+            if evaluated := result.step in evaluate_after:
                 metrics = _evaluate(job, model, run, keeper)
                 log.write(result.step, **{f"dev_{name}": value for name, value in metrics.items()})
             reason = stop.agreed()
             run.over = is_last_step or 0 < settings.patience <= run.evaluations - run.best_evaluation
-            due |= settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0
+            due = evaluated or (settings.checkpoint_every > 0 and result.step % settings.checkpoint_every == 0)
             if (due or reason) and not (run.over and is_last_seed):
                 run.skipped = int(result.in_a_row)
                 keeper.save(model, optimizer)
             # Neither checkpointed nor logged: a run that was not stopped has no evaluation here.
             if reason and keeper.best is None:
                 _evaluate(job, model, run, keeper)
+                evaluated = True
+            # After saving, so that a resume goes on from here if the caller's function raises.
+            if evaluated and asks_to_stop(job.on_evaluation, _figures(run), job.ranks):
+                reason = reason or ON_EVALUATION
             if is_last_step:
                 for warning in left_out(result):
                     say(f"warning: {warning}")
@@ -147,9 +151,12 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
     if figure >= run.best or not run.metrics:
         run.best, run.best_step, run.metrics = figure, run.steps, metrics
         keeper.offer(model, task, job.data.tokenizer)
-    if job.on_evaluation is not None:
-        job.on_evaluation({"seed": run.seed, "step": run.steps, **metrics})
     return metrics
+
+
+def _figures(run: Run) -> dict[str, float]:
+    """Those of the last evaluation, for `on_evaluation`."""
+    return {"seed": run.seed, "step": run.steps, **run.last}
 
 
 def _judged(job: Job, outputs: list[np.ndarray]) -> tuple[Task, dict[str, float]]:

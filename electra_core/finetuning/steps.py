@@ -45,8 +45,8 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     """Data type that matrix products are computed in."""
-    on_evaluation: Callable[[dict[str, float]], None] | None = None
-    """Called with every evaluation's figures, and "seed" and "step"; on rank 0 only."""
+    on_evaluation: Callable[[dict[str, float]], object] | None = None
+    """Called with every evaluation's figures, and "seed" and "step"; on rank 0 only. True stops the training."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def engine(self, model: TaskModel) -> str:

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from electra_core.config import plain
 from electra_core.errors import UserError, is_on_command_line, option
 from electra_core.execution import torchrun
 from electra_core.execution.distributed import Ranks
 
+ON_EVALUATION = "on_evaluation"
+"""The reason for which a run stops that its caller's function has stopped."""
 OLDEST = 24 * 3600.0  # seconds
 FARTHEST = 10 * 365 * 24 * 3600.0  # seconds
 
@@ -93,6 +96,15 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         first, at = self._first
         handed_on = torchrun.hands_on_signals() or signal.SIGINT not in (first, number)
         return handed_on and time.monotonic() - at <= self.SAME_SIGNAL
+
+
+def asks_to_stop(
+    on_evaluation: Callable[[dict[str, float]], object] | None, figures: dict[str, float], ranks: Ranks
+) -> bool:
+    """Shows the caller's function an evaluation; whether it returned True, on the first of several ranks. Anything
+    else that it returns has no effect: a function that logs may return what its logger does."""
+    wish = on_evaluation is not None and plain(on_evaluation(figures)) is True
+    return ranks.decided_by_first(lambda: wish)
 
 
 def deadline_of(began: float, max_minutes: float | None, stop_at: float | None) -> float | None:
