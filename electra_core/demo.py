@@ -42,7 +42,6 @@ from electra_core.execution.placement import resolve_device
 from electra_core.files.clutter import entries
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.labelled_data.notices import Say
 from electra_core.model_dir import shipped_model
 from electra_core.prepare import prepare
 from electra_core.pretrain import PretrainResult, pretrain
@@ -50,6 +49,7 @@ from electra_core.reports.demo_page import Report, to_terminal, write_report
 from electra_core.reports.demo_report import Findings, build_report, to_json
 from electra_core.reports.plots import duration
 from electra_core.runs.metrics_log import read_metrics
+from electra_core.runs.notices import Say
 from electra_core.runs.progress import progress
 
 CPU_MINUTES, GPU_MINUTES = 8.0, 2.0

@@ -59,9 +59,9 @@ from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.steps import Job
 from electra_core.finetuning.token_cache import fingerprint
 from electra_core.labelled_data.labelled import BadRows, label_counts
-from electra_core.labelled_data.notices import Say, to_log
 from electra_core.metrics import positive_class, spread
 from electra_core.runs.folder import find_checkpoint
+from electra_core.runs.notices import Say, to_log
 from electra_core.runs.stop_request import StopRequest, tell_python
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
 

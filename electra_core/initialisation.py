@@ -48,9 +48,11 @@ def initialise(
     | LayerNorm | weight 1, bias 0 |
     | position embeddings, if position_init is "sinusoidal" | sines and cosines (Vaswani et al. 2017) |
     | the same and two layers' queries and keys, if "local" | see the header |
+    | what is frozen (`requires_grad_(False)`) | as it is |
     """
     if is_fake(next(model.parameters())):
         return  # a fake tensor has no values (execution/fake_step.py)
+    frozen = [(p, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):
@@ -74,6 +76,8 @@ def initialise(
             _look_at_neighbours(module)
         if isinstance(module, DisentangledEmbeddings):  # the sum starts as exactly the generator's matrix
             nn.init.zeros_(module.word_embeddings.weight)
+    for parameter, values in frozen:
+        parameter.copy_(values)  # not skipped above, so that all others are drawn as they would be without
 
 
 def started(model: Started) -> Started:

@@ -44,8 +44,14 @@ from electra_core.packing import TokenBatch
 
 
 def build_objective(config: EncoderConfig, pretrain: PretrainConfig) -> nn.Module:
-    """The model that `pretrain.objective` names: (PretrainBatch, seed) -> PretrainOutput."""
-    return objective_class(pretrain.objective)(config, pretrain)
+    """The model that `pretrain.objective` names: (PretrainBatch, seed) -> PretrainOutput.
+
+    What an objective of one's own adds keeps what its constructor gave it, drawn from `pretrain.seed`; torch's own
+    generator is left as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(pretrain.seed % 2**63)
+        return objective_class(pretrain.objective)(config, pretrain)  # type: ignore[no-any-return]
 
 
 def objective_class(name: str) -> Any:

@@ -20,7 +20,7 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
-from electra_core.checkpoint import CheckpointWriter, snapshot
+from electra_core.checkpoint import snapshot
 from electra_core.electra import PretrainOutput
 from electra_core.execution.distributed import join_ranks
 from electra_core.execution.engine import static_steps
@@ -28,7 +28,6 @@ from electra_core.execution.placement import keep_freed_memory, resolve_device
 from electra_core.execution.sharding import gathered
 from electra_core.execution.static_batch import Shapes
 from electra_core.execution.torch_state import for_training
-from electra_core.labelled_data.notices import to_log
 from electra_core.masking import MaskFunction, mask
 from electra_core.objectives import build_objective
 from electra_core.optim import learning_rate
@@ -40,6 +39,7 @@ from electra_core.pretraining.run_folder import is_finished, model_card, save_mo
 from electra_core.pretraining.setup import (
     Job,
     Learner,
+    Record,
     agreed_checkpoint,
     build_learner,
     check_request,
@@ -52,7 +52,8 @@ from electra_core.pretraining.setup import (
 from electra_core.runs.checkpoint_files import remove_checkpoints
 from electra_core.runs.guards import left_out, postmortem_name, said, spike, with_postmortem
 from electra_core.runs.metrics_log import is_figure, last_evaluation, read_metrics
-from electra_core.runs.progress import progress
+from electra_core.runs.notices import to_log
+from electra_core.runs.progress import Progress, progress
 from electra_core.runs.stop_request import ON_EVALUATION, StopRequest, asks_to_stop, deadline_of, tell_python
 from electra_core.training import Diverged, Loop, StepResult, training_steps
 
@@ -143,65 +144,133 @@ def pretrain(
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
     stop = StopRequest(deadline_of(started, max_minutes, stop_at), ranks)
-    config, log = job.config, record.log
-    meter = Meter(learner.tokens, flops_per_token(job.encoder, config), place, ranks.size)
+    meter = Meter(learner.tokens, flops_per_token(job.encoder, job.config), place, ranks.size)
     steps = _steps(job, learner, meter, run)
-    step, evaluation = learner.first_step, log.last_evaluation if ranks.first else {}
-    warnings: list[str] = []
-    reason: str | None = None
-
     with (
-        progress("pre-training", config.steps, "step", before=step, quiet=quiet) as bar,
+        progress("pre-training", job.config.steps, "step", before=learner.first_step, quiet=quiet) as bar,
         stop,
         record.state,
-        log,
+        record.log,
         record.writer,
     ):
-        if init_discriminator is not None and step == 0:
-            begin = time.monotonic()
-            before = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
-            log.write(0, tokens=0, **before)  # what the pair knew of this text, for comparison
-            meter.leave_out(begin)
-        for result in steps:
-            step = result.step
-            meter.add(result)
-            bar.update(1)
-            if ranks.first and step % config.log_every == 0:
-                row = meter.row(result)
-                log.write(step, **row, **said([spike(log.recent_losses, row["loss"])], bar))
-                bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
-            reason, last = stop.agreed(), step == config.steps
-            reason = None if last else reason  # all is done, and --resume would find nothing to do
-            due = last or step % config.eval_every == 0
-            if evaluated := due or reason == "time limit":  # a run on the clock ends with figures, too
-                begin = time.monotonic()
-                evaluation = evaluate(learner.electra, job.heldout, config, place, job.autocast, ranks, mask)
-                warnings = [*health(evaluation), *(left_out(result) if last else ())]
-                if due:  # else not logged: the log stays that of an uninterrupted run
-                    told = said(warnings if ranks.first else (), bar)
-                    log.write(step, tokens=meter.tokens, **evaluation, **told)
-                meter.leave_out(begin)
-                figures = {"step": step, "tokens": meter.tokens, **evaluation}
-                if asks_to_stop(on_evaluation, figures, ranks) and not last:
-                    reason = reason or ON_EVALUATION
-                if last and not math.isfinite(heldout_loss(evaluation, config)):
-                    # Thrown into the generator, so that the run ends as after bad steps: with a post-mortem.
-                    steps.throw(Diverged(f"step {step}: no finite loss on held-out text", step - 1))
-            if reason or last or step % config.checkpoint_every == 0:
-                _save(job, learner, record.writer, result, meter.tokens, evaluation if evaluated else None)
-            if reason:
-                break
-        card = model_card(job.encoder, config, job.corpus, step, meter.tokens, evaluation, learner.start)
-        whole = _whole(job, learner.electra)
-        ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
-        record.writer.wait()
-        record.state.end(step, reason)
-        if reason is None and config.keep_checkpoints == 0:
-            ranks.only_first(lambda: remove_checkpoints(run / "checkpoints"))
+        course = _Course(job, learner, record, meter, bar, on_evaluation)
+        if init_discriminator is not None and course.step == 0:
+            course.log_start()
+        reason = course.follow(steps, stop)
+        course.end(run, reason)
     ranks.leave()
-    tell_python(reason, stop.reason, f"{run} holds step {step}", to_log if ranks.first else lambda line: None)
+    tell_python(
+        reason, stop.reason, f"{run} holds step {course.step}", to_log if ranks.first else lambda line: None
+    )
     seconds = time.monotonic() - started
-    return PretrainResult(run, step, meter.tokens, seconds, evaluation, reason, warnings)
+    return PretrainResult(run, course.step, meter.tokens, seconds, course.evaluation, reason, course.warnings)
+
+
+class _Course:
+    """A run under way: what is done before, between and after its steps.
+
+    Attributes:
+        step: the number of steps taken.
+        evaluation: the newest figures of held-out text, which the log has if it was their turn.
+        warnings: those of that evaluation.
+    """
+
+    def __init__(
+        self, job: Job, learner: Learner, record: Record, meter: Meter, bar: Progress,
+        on_evaluation: Callable[[dict[str, float]], object] | None,
+    ):  # fmt: skip
+        self.job, self.learner, self.record, self.meter, self.bar = job, learner, record, meter, bar
+        self.on_evaluation = on_evaluation
+        self.step = learner.first_step
+        self.evaluation: dict[str, float] = record.log.last_evaluation if job.ranks.first else {}
+        self.warnings: list[str] = []
+
+    def follow(self, steps: Generator[StepResult, None, None], stop: StopRequest) -> str | None:
+        """Takes the steps; returns what stopped them before the last, if anything."""
+        config = self.job.config
+        for result in steps:
+            self.step, last = result.step, result.step == config.steps
+            self.meter.add(result)
+            self.bar.update(1)
+            self._log_losses(result)
+            reason = stop.agreed()
+            reason = None if last else reason  # all is done, and --resume would find nothing to do
+            due = last or self.step % config.eval_every == 0
+            if evaluated := due or reason == "time limit":  # a run on the clock ends with figures, too
+                asked = self._evaluate(result, due)
+                if asked and not last:
+                    reason = reason or ON_EVALUATION
+                if last and not math.isfinite(heldout_loss(self.evaluation, config)):
+                    # Thrown into the generator, so that the run ends as after bad steps: with a post-mortem.
+                    steps.throw(Diverged(f"step {self.step}: no finite loss on held-out text", self.step - 1))
+            if reason or last or self.step % config.checkpoint_every == 0:
+                self._save(result, self.evaluation if evaluated else None)
+            if reason:
+                return reason
+        return None
+
+    def log_start(self) -> None:
+        """Logs what the pair that the run continues from knew of this text, for comparison."""
+        begin = time.monotonic()
+        self.record.log.write(0, tokens=0, **self._figures_of_heldout())
+        self.meter.leave_out(begin)
+
+    def _figures_of_heldout(self) -> dict[str, float]:
+        job = self.job
+        return evaluate(
+            self.learner.electra, job.heldout, job.config, job.device, job.autocast, job.ranks, job.batches.mask
+        )
+
+    def _log_losses(self, result: StepResult) -> None:
+        """Logs and shows a step's figures, if it is a step's turn."""
+        if not self.job.ranks.first or result.step % self.job.config.log_every:
+            return
+        log, row = self.record.log, self.meter.row(result)
+        log.write(result.step, **row, **said([spike(log.recent_losses, row["loss"])], self.bar))
+        self.bar.note(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}")
+
+    def _evaluate(self, result: StepResult, due: bool) -> bool:
+        """Evaluates the model after a step; returns whether the caller's function asks to stop.
+
+        Args:
+            due: whether it is logged; else the log stays that of an uninterrupted run.
+        """
+        begin, ranks, tokens = time.monotonic(), self.job.ranks, self.meter.tokens
+        self.evaluation = self._figures_of_heldout()
+        is_last = result.step == self.job.config.steps
+        self.warnings = [*health(self.evaluation), *(left_out(result) if is_last else ())]
+        if due:
+            told = said(self.warnings if ranks.first else (), self.bar)
+            self.record.log.write(result.step, tokens=tokens, **self.evaluation, **told)
+        self.meter.leave_out(begin)
+        return asks_to_stop(self.on_evaluation, {"step": result.step, "tokens": tokens, **self.evaluation}, ranks)
+
+    def _save(self, result: StepResult, evaluation: dict[str, float] | None) -> None:
+        """Starts writing a checkpoint.
+
+        Args:
+            result: of the last step.
+            evaluation: made after that step, or None; its loss decides which checkpoint is the best.
+        """
+        job, learner, writer = self.job, self.learner, self.record.writer
+        score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
+        writer.wait()
+        tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
+        meta = {"tokens": self.meter.tokens, "skipped_in_a_row": int(result.in_a_row), "start": learner.start}
+        writer.save(result.step, tensors, {**meta, "identity": job.identity, **score})
+
+    def end(self, run: Path, reason: str | None) -> None:
+        """Writes both models and how the run ended; all ranks must call it."""
+        job, record = self.job, self.record
+        card = model_card(
+            job.encoder, job.config, job.corpus, self.step, self.meter.tokens, self.evaluation, self.learner.start
+        )
+        whole = _whole(job, self.learner.electra)
+        job.ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
+        record.writer.wait()
+        record.state.end(self.step, reason)
+        if reason is None and job.config.keep_checkpoints == 0:
+            job.ranks.only_first(lambda: remove_checkpoints(run / "checkpoints"))
 
 
 def _finished(run: Path, job: Job) -> PretrainResult:
@@ -260,23 +329,6 @@ def _figures(output: PretrainOutput, batch: PretrainBatch) -> dict[str, Tensor]:
     if output.word_loss is not None:
         figures["word_loss"] = output.word_loss.detach()
     return figures | more_figures(output)
-
-
-def _save(
-    job: Job, learner: Learner, writer: CheckpointWriter, result: StepResult, tokens: int,
-    evaluation: dict[str, float] | None,
-) -> None:  # fmt: skip
-    """Starts writing a checkpoint.
-
-    Args:
-        result: of the last step.
-        evaluation: made after that step, or None; its loss decides which checkpoint is the best.
-    """
-    score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
-    writer.wait()
-    tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
-    meta = {"tokens": tokens, "skipped_in_a_row": int(result.in_a_row), "start": learner.start}
-    writer.save(result.step, tensors, {**meta, "identity": job.identity, **score})
 
 
 def _whole(job: Job, electra: nn.Module) -> nn.Module:

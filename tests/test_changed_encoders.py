@@ -25,7 +25,7 @@ from electra_core.encoder import Encoder, Layer, SelfAttention, rows_of
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.finetuning.steps import build_optimizer
+from electra_core.finetuning.steps import task_optimizer
 from electra_core.hub.layout import CHANGED
 from electra_core.linear import Linear, bias_after, product_of
 from electra_core.packing import pack
@@ -222,7 +222,7 @@ def test_what_an_encoder_adds_learns_as_its_top_layer_does(original_depths: bool
         encoder_class: ClassVar[type[Encoder]] = Longer
 
     model, settings = Classifier(PROJECTED), FinetuneSettings(layerwise_decay=0.5, original_depths=original_depths)
-    groups = build_optimizer(model, settings).param_groups
+    groups = task_optimizer(model, settings).param_groups
     scales = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
     top, n = 0.25 if original_depths else 0.5, PROJECTED.num_hidden_layers
     added = ("final_norm.weight", "final_norm.bias", "scale", "more_layers.0.weight")

@@ -29,7 +29,7 @@ from electra_core.errors import UserError
 from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.finetuning.steps import build_optimizer, evaluation_steps
+from electra_core.finetuning.steps import evaluation_steps, task_optimizer
 from electra_core.hub.weight_files import weights_digest
 from electra_core.labelled_data.labelled import BadRows, TextExample
 from electra_core.optim import parameter_groups
@@ -252,7 +252,7 @@ def test_accumulated_batches_give_the_step_of_the_whole(task, make, name, model,
     def descent(model, settings):  # moves by the gradient itself; Adam's first step is little more than its sign
         return torch.optim.SGD(parameter_groups(model, learning_rate=1.0, weight_decay=0.0), lr=1.0, fused=True)
 
-    monkeypatch.setattr(finetune_seed, "build_optimizer", descent)
+    monkeypatch.setattr(finetune_seed, "task_optimizer", descent)
     files = [make(tmp_path / name, 16)] * 2
     for out, size, parts in (("whole", 99, 1), ("parts", 6, 99)):  # parts of 6, 6 and 4 of 16 units
         settings = replace(
@@ -288,7 +288,7 @@ def test_a_step_without_a_word_to_judge_teaches_nothing(model, tmp_path):
 @pytest.mark.parametrize(("name", "kind"), [("electra-adam", ElectraAdam), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_is_the_one_of_the_settings(name, kind):
     model = SequenceClassifier(PRESETS["tiny"].discriminator)
-    optimizer = build_optimizer(model, replace(QUICK, optimizer=name, weight_decay=0.25))
+    optimizer = task_optimizer(model, replace(QUICK, optimizer=name, weight_decay=0.25))
     assert type(optimizer) is kind
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {1: 0.0, 2: 0.25}

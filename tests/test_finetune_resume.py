@@ -27,9 +27,9 @@ from electra_core.finetune import finetune
 from electra_core.finetuning import folder as finetune_folder
 from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.labelled_data.notices import to_log
 from electra_core.predict import evaluate, load
 from electra_core.runs.metrics_log import read_metrics
+from electra_core.runs.notices import to_log
 from electra_core.runs.state import read_state
 
 SETTINGS = FinetuneSettings(

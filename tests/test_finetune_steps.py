@@ -15,7 +15,7 @@ from electra_core.downstream.classify import Classify
 from electra_core.execution.distributed import Ranks
 from electra_core.finetuning.data import encode_data, plan_batches, read_data
 from electra_core.finetuning.folder import Run
-from electra_core.finetuning.steps import Job, _full_step, _parts, build_optimizer, finetuning_steps
+from electra_core.finetuning.steps import Job, _full_step, _parts, finetuning_steps, task_optimizer
 from electra_core.model_dir import load as load_model
 from electra_core.tasks import SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ def job_of(model: Path, data: tuple[Path, Path], **changes: Any) -> tuple[Job, l
 def taken(job: Job, plan: list[list[np.ndarray]], steps: int) -> tuple[list[StepResult], torch.optim.Optimizer]:
     """The first steps of a new run, and the optimizer after them."""
     made: TaskModel = load_model(SequenceClassifier, job.directory, labels=job.task.labels)
-    optimizer = build_optimizer(made, job.settings)
+    optimizer = task_optimizer(made, job.settings)
     results = finetuning_steps(job, made, optimizer, plan, Run(0))
     return [next(results) for _ in range(steps)], optimizer
 

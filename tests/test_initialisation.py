@@ -257,3 +257,15 @@ def test_every_tying_starts(tying: str) -> None:
     for part in (model.generator, model.discriminator):
         share = weight_at_offset(attention_weights(part.encoder.eval(), random_text())[0][0], -1)
         assert share.mean() > 5 / 64, "its heads look at their neighbours"
+
+
+@pytest.mark.parametrize("position_init", ["normal", "local"])
+def test_what_is_frozen_stays(position_init: str) -> None:
+    """As an encoder of one's own has it, without positions; all else starts as it would have."""
+    frozen, plain = Encoder(CONFIG), make_encoder(position_init)
+    positions = frozen.embeddings.position_embeddings.requires_grad_(False)
+    torch.nn.init.zeros_(positions.weight)
+    initialise(frozen, CONFIG.initializer_range, 0, position_init)
+    assert not positions.weight.any() and plain.embeddings.position_embeddings.weight.any()
+    for (name, ours), theirs in zip(frozen.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs) or "position" in name

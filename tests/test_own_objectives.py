@@ -146,6 +146,25 @@ def test_held_out_means_are_over_sequences(data: Path) -> None:
     assert figures["eval_contrastive_loss"] == pytest.approx(0.8 * seen[0] + 0.2 * seen[1], rel=1e-6)
 
 
+def test_what_it_adds_starts_from_the_run_s_seed() -> None:
+    """Not from torch's own generator, with which two runs of one seed were two runs."""
+
+    @register
+    class WithHead(Electra):
+        objective = "with-head"
+
+        def __init__(self, config: EncoderConfig, pretrain: PretrainConfig) -> None:
+            super().__init__(config, pretrain)
+            self.head = torch.nn.Linear(config.hidden_size, 3)
+
+    state = torch.get_rng_state()
+    one, same, other = (
+        build_objective(CONFIG, replace(PRETRAIN, objective="with-head", seed=s)) for s in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), state), "which is left alone"
+    assert torch.equal(one.head.weight, same.head.weight) and not torch.equal(one.head.weight, other.head.weight)
+
+
 def test_flops_are_those_of_the_objective_it_derives_from() -> None:
     preset = PRESETS["tiny"]
     own, electra = (

@@ -348,7 +348,7 @@ def test_13_layer_wise_decay_as_intended_and_as_in_the_original() -> None:
     assert len(ours) == len(list(model.parameters()))
     for depths, expected in ((False, ours), (True, original)):
         settings = FinetuneSettings(layerwise_decay=0.8, learning_rate=1e-4, original_depths=depths)
-        groups = finetune_steps.build_optimizer(model, settings).param_groups
+        groups = finetune_steps.task_optimizer(model, settings).param_groups
         scales = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
         assert scales == pytest.approx({name: 0.8**exponent for name, exponent in expected.items()})
     uniform = optim.parameter_groups(Discriminator(config), learning_rate=1e-4, weight_decay=0.01)

@@ -34,7 +34,7 @@ from electra_core.finetuning import steps as finetune_steps
 from electra_core.finetuning.folder import Run
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.static_task import Part, TaskShapes
-from electra_core.finetuning.steps import Job, build_optimizer, finetuning_steps
+from electra_core.finetuning.steps import Job, finetuning_steps, task_optimizer
 from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import Features, TaskBatch, batch_order
 from electra_core.optim import make_capturable
@@ -155,7 +155,7 @@ def test_a_replayed_step_keeps_nothing_of_the_one_captured(name: str, monkeypatc
     for chosen in ("static", "auto"):
         job, made = job_of(TASKS[name], engine=chosen)
         with use("triton"):
-            steps = finetuning_steps(job, made, build_optimizer(made, job.settings), plan_of(job), Run(0))
+            steps = finetuning_steps(job, made, task_optimizer(made, job.settings), plan_of(job), Run(0))
             results.append([(float(step.loss), float(step.gradient_norm)) for step in steps])
         weights.append(made.state_dict())
     (graph,) = pretend_graphs.Graph.made  # the largest shape is the only one
@@ -204,7 +204,7 @@ def test_nothing_in_a_static_step_waits_for_the_device_or_the_host(
 ) -> None:
     pretend_graphs.without_checks(monkeypatch)
     job, made = job_of(TASKS[name])
-    optimizer, part = build_optimizer(made, job.settings), Part(job.data.train.batch(plan_of(job)[0][0]), 1.0, 0)
+    optimizer, part = task_optimizer(made, job.settings), Part(job.data.train.batch(plan_of(job)[0][0]), 1.0, 0)
     make_capturable(optimizer, CPU)
     shapes = TaskShapes(per_token=job.data.train.per_token, positions=32, largest=lambda: [part])
     inputs = shapes.in_vain([part], pinned=False)

@@ -29,10 +29,10 @@ from electra_core.labelled_data.columns import (
     Columns,
     names_given,
 )
-from electra_core.labelled_data.notices import Say
 from electra_core.labelled_data.squad_files import ONE_ANSWER
 from electra_core.labelled_data.tagged_files import TAG_LISTS, WORD_LISTS
 from electra_core.labelled_data.tagged_rows import SENTENCE_COLUMNS, SPAN_LISTS, TAG_COLUMNS, WORD_COLUMNS
+from electra_core.runs.notices import Say
 
 Rows = Iterable[Mapping[str, Any]]
 """Each row maps column names, for instance "text" and "label", to values."""

@@ -40,8 +40,8 @@ from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.features import Features, batch_order
 from electra_core.labelled_data.groups import groups_of
 from electra_core.labelled_data.labelled import BadRows, label_counts
-from electra_core.labelled_data.notices import Say
 from electra_core.metrics import OF_SCORES
+from electra_core.runs.notices import Say
 from electra_core.tokenizer import Tokenizer, unknown_words
 
 ALL_CLASSES_ALIKE = "macro_f1"

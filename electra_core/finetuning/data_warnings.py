@@ -16,9 +16,9 @@ from electra_core.errors import listed, option
 from electra_core.labelled_data.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled_data.label_cells import look_of
 from electra_core.labelled_data.labelled import MultiLabelExample, TextExample, label_counts, labels_in
-from electra_core.labelled_data.notices import Lost
 from electra_core.labelled_data.squad_files import QuestionExample
 from electra_core.labelled_data.tagged_files import TaggedExample, from_text
+from electra_core.runs.notices import Lost
 
 MANY_COPIES = 0.1
 """Copies are reported above this share of the dev data. CoNLL-2003 has 6%, without a mistake."""

@@ -15,10 +15,10 @@ from electra_core.execution.cross_check import check_task_model
 from electra_core.finetuning.data import plan_batches
 from electra_core.finetuning.folder import Keeper, Run, log_folder
 from electra_core.finetuning.model import starting_model
-from electra_core.finetuning.steps import Job, build_optimizer, evaluation_steps, finetuning_steps
-from electra_core.labelled_data.notices import Say
+from electra_core.finetuning.steps import Job, evaluation_steps, finetuning_steps, task_optimizer
 from electra_core.runs.guards import left_out
 from electra_core.runs.metrics_log import MetricsLog
+from electra_core.runs.notices import Say
 from electra_core.runs.progress import progress
 from electra_core.runs.stop_request import ON_EVALUATION, StopRequest, asks_to_stop
 from electra_core.tasks import TaskModel
@@ -84,7 +84,7 @@ def _model_and_optimizer(job: Job, keeper: Keeper) -> tuple[TaskModel, torch.opt
     model = starting_model(job.task, job.directory, settings, run.seed).to(job.device)
     static = settings.engine != "eager"
     check_task_model(model, job.device, job.dtype, job.task.max_length, training=True, static=static)
-    optimizer = build_optimizer(model, settings)
+    optimizer = task_optimizer(model, settings)
     if run.steps:
         keeper.restore(model, optimizer)
     return model, optimizer

@@ -136,7 +136,7 @@ def evaluation_steps(steps: int, settings: FinetuneSettings) -> set[int]:
     return {round((index + 1) * steps / count) for index in range(count)}
 
 
-def build_optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
+def task_optimizer(model: TaskModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
     """The optimizer that the settings name, with layer-wise learning-rate decay."""
     groups = parameter_groups(
         model,

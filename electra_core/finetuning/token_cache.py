@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import task_to_json
 from electra_core.labelled_data.features import Features
-from electra_core.labelled_data.notices import Say
+from electra_core.runs.notices import Say
 from electra_core.tokenizer import Tokenizer
 
 VERSION = 3

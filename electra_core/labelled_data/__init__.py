@@ -8,5 +8,4 @@ tagged_rows   the same from spreadsheets and annotation tools
 groups        which examples belong together
 squad_files   questions on a context, with answers
 features      examples as token ids: truncation, windows, which of them form a batch
-notices       lines for the user, and where they go
 """

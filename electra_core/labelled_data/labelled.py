@@ -25,7 +25,7 @@ from electra_core.files.row_files import Row, other_encoding
 from electra_core.files.text_lines import at_hand, read_lines, text_problem
 from electra_core.labelled_data.columns import FIRST_ROWS, Columns, Found, find_columns, id_of, table
 from electra_core.labelled_data.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
-from electra_core.labelled_data.notices import Lost
+from electra_core.runs.notices import Lost
 
 log = logging.getLogger("electra_core")
 NO_ROW_ID = "if that column does not hold row ids: --id-column none"

@@ -5,6 +5,7 @@ state             whether it is running, and how it ended
 checkpoint_files  which checkpoints there are
 metrics_log       RUN/metrics.jsonl
 progress          a bar, or lines where there is no terminal
+notices           lines for the user, and where they go
 stop_request      signals and time limits
 guards            spikes of the loss, and a post-mortem
 status            what `electra status` shows

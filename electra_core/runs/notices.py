@@ -1,4 +1,4 @@
-"""Lines from a fine-tuning to its user, and where they go: what `say` means throughout."""
+"""Lines from a run to its user, and where they go: what `say` means throughout."""
 
 from __future__ import annotations
 
