@@ -156,8 +156,9 @@ def finetune(
     elif not settings.random_start and (old := old_head(task, directory)) is not None:
         say(f"{model}: {told(task, old)}")
     may_be_longer = task.max_length < config.max_position_embeddings
-    data = encode_data(
-        task, train_examples, dev_examples, tokenizer, quiet, say, cache, may_be_longer=may_be_longer
+    examples = train_examples, dev_examples
+    data = ranks.together(
+        lambda: encode_data(task, *examples, tokenizer, quiet, say, cache, may_be_longer=may_be_longer)
     )
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)
@@ -176,7 +177,7 @@ def finetune(
                 say(f"{task.metric} over {len(report['seeds'])} seeds: {shown(report['over_seeds'])}")
                 say(f"at the last step instead of the best: {shown(report['last_over_seeds'])}")
             ranks.only_first(lambda: write_json(out / "metrics.json", report))
-            keeper.writer.wait()
+            ranks.together(keeper.writer.wait)
             state.end(sum(run.steps for run in keeper.runs), stopped)
         saved = f"{out} holds the best model{' so far' if stopped else ''}"
         if stopped and is_on_command_line():

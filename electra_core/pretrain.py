@@ -140,7 +140,7 @@ def pretrain(
         return _finished(run, job)
     checkpoint = agreed_checkpoint(job, run, start_from, resume, overwrite)
     learner = build_learner(job, checkpoint, start_from, quiet)
-    job = with_agreed_engine(cross_checked(job, learner))
+    job = with_agreed_engine(ranks.together(partial(cross_checked, job, learner)))
     record = open_record(job, run, checkpoint is not None, learner.first_step, wandb)
 
     stop = StopRequest(deadline_of(started, max_minutes, stop_at), ranks)
@@ -254,7 +254,7 @@ class _Course:
         """
         job, learner, writer = self.job, self.learner, self.record.writer
         score = {} if evaluation is None else {"score": heldout_loss(evaluation, job.config)}
-        writer.wait()
+        job.ranks.together(writer.wait)
         tensors = snapshot(learner.electra, learner.optimizer, keep=job.ranks.first)
         meta = {"tokens": self.meter.tokens, "skipped_in_a_row": int(result.in_a_row), "start": learner.start}
         writer.save(result.step, tensors, {**meta, "identity": job.identity, **score})
@@ -267,7 +267,7 @@ class _Course:
         )
         whole = _whole(job, self.learner.electra)
         job.ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
-        record.writer.wait()
+        job.ranks.together(record.writer.wait)
         record.state.end(self.step, reason)
         if reason is None and job.config.keep_checkpoints == 0:
             job.ranks.only_first(lambda: remove_checkpoints(run / "checkpoints"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pkgutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -306,3 +307,64 @@ def drift_under_ddp(static_graph: bool) -> float:
     KEPT.append(parallel)
     distributed._abandon()
     return float((everybodys[0] - everybodys[1]).abs().max())
+
+
+LACKING = {
+    "model": ("electra_core.pretraining.setup", "build_objective"),
+    "check": ("electra_core.pretraining.setup", "check_pretraining"),
+    "capture": ("electra_core.execution.step_runners.GraphRunner", "rehearse"),
+    "evaluation": ("electra_core.pretraining.evaluation", "_outcome"),
+    "checkpoint": ("electra_core.checkpoint.Checkpoint", "restore"),
+    "model of a task": ("electra_core.finetuning.seed", "starting_model"),
+    "check of a task": ("electra_core.finetuning.seed", "check_task_model"),
+    "evaluation of a task": ("electra_core.finetuning.seed", "run_model"),
+}
+"""Where a rank may lack memory -> what then raises."""
+
+
+def lacks_memory_once(patch: Any, where: str) -> None:
+    """The first call of `LACKING[where]` finds no memory on rank 1."""
+    import torch
+
+    owner, name = LACKING[where]
+    patched = pkgutil.resolve_name(owner)
+    usual, calls = getattr(patched, name), iter(range(1_000_000))
+
+    def lacking(*arguments: Any, **named: Any) -> Any:
+        if os.environ["RANK"] == "1" and next(calls) == 0:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return usual(*arguments, **named)
+
+    patch.setattr(patched, name, lacking)
+
+
+def tried_again(train: Callable[[], Any], where: str) -> tuple[str, Any]:
+    """A script that goes on after an error: how `train` ended where memory is lacking, and the second time."""
+    import pretend_graphs
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_graphs.on_a_cpu(patch)
+        for module in ("pretraining.setup", "finetuning.steps"):
+            patch.setattr(f"electra_core.{module}.choose_engine", lambda *_: "graph")
+        lacks_memory_once(patch, where)
+        try:
+            train()
+            ended = "at its end"
+        except Exception as error:
+            ended = type(error).__name__
+        return ended, train()
+
+
+def pretrain_again(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], where: str) -> Any:
+    """`tried_again` of `pretrain_rank`: how the first ended, and the second's number of steps."""
+    options = {"resume": True}
+    ended, again = tried_again(lambda: pretrain_rank(data, out, changes, sizes, options), where)
+    return ended, again[0]
+
+
+def finetune_again(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any, where: str) -> Any:
+    """`pretrain_again` of a fine-tuning."""
+    train = lambda: finetune_rank(model, data, out, task, settings, {"resume": True})  # noqa: E731
+    ended, (report, _, _) = tried_again(train, where)
+    return ended, report["seeds"][0]["steps"]

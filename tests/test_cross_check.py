@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,17 +203,50 @@ def test_a_trained_generators_words_are_compared_for_the_same_features(
     assert "of the words are drawn otherwise" in told[0]
 
 
-def test_tf32_is_no_part_of_the_exact_result_and_stays_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+def set_newer_name(precision: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def tf32_names() -> list[str]:
+    """What torch says about TF32 under each of its names, or that it refuses to."""
+    names: list[Callable[[], Any]] = [
+        torch.get_float32_matmul_precision,
+        torch._C._get_cublas_allow_tf32,  # which TunableOp asks
+        lambda: torch.backends.cuda.matmul.fp32_precision,  # type: ignore[attr-defined]
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+    ]
+    return [said(name) for name in names]
+
+
+def said(ask: Callable[[], Any]) -> str:
+    try:
+        return str(ask())
+    except RuntimeError:
+        return "refuses"
+
+
+@pytest.mark.parametrize(
+    "set_by_caller",
+    [
+        *(partial(torch.set_float32_matmul_precision, name) for name in ("highest", "high", "medium")),
+        partial(setattr, torch.backends.cuda.matmul, "allow_tf32", True),
+        partial(set_newer_name, "tf32"),
+    ],
+    ids=["highest", "high", "medium", "allow_tf32", "newer name"],
+)
+def test_tf32_is_no_part_of_the_exact_result_and_stays_set(set_by_caller: Callable[[], None]) -> None:
+    """Nor does anything refuse that asks for the older name."""
+    seen: list[list[str]] = []
 
     def compute() -> cross_check.Figures:
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        seen.append(tf32_names())
         return {"it": torch.ones(1)}
 
-    torch.set_float32_matmul_precision("high")
+    set_by_caller()
+    before = tf32_names()
     try:
         assert cross_check.disagreement(compute, autocast_context(CPU, FP32), FP32) is None
-        assert seen == ["ieee", "tf32", "tf32"] and torch.get_float32_matmul_precision() == "high"
+        assert seen[0][1:3] == ["False", "ieee"] and seen[1:] == [before, before] and tf32_names() == before
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -21,6 +21,7 @@ from ranks import (
     eager_on_rank_1,
     evaluation_of,
     local_share,
+    pretrain_again,
     pretrain_captured,
     pretrain_rank,
     pretrain_until_told,
@@ -253,6 +254,16 @@ def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(data: Path, tmp_path
     sums = run_ranks(2, with_nan_on_rank_1, data, tmp_path / "run", CHANGES | {"engine": engine}, SIZES)
     assert sums[0] == sums[1], "the same weights"
     assert [row["skipped_steps"] for row in rows(tmp_path / "run") if "loss" in row] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("where", ["model", "check", "capture", "evaluation", "checkpoint"])
+def test_memory_that_one_lacks_ends_all_and_a_script_may_go_on(data: Path, tmp_path: Path, where: str) -> None:
+    """In a script that catches the error the process lives on, so the other one might wait for it."""
+    changes = CHANGES | {"engine": "graph", "eval_every": 4}
+    if where == "checkpoint":
+        run_ranks(2, pretrain_rank, data, tmp_path / "run", changes, SIZES, {"max_minutes": 0.0})
+    reports = run_ranks(2, pretrain_again, data, tmp_path / "run", changes, SIZES, where)
+    assert reports == [("AnotherRankFailed", 8), ("OutOfMemoryError", 8)]
 
 
 def test_a_batch_that_cannot_be_split_is_told_before_anything_starts(data: Path, tmp_path: Path) -> None:

@@ -165,6 +165,26 @@ def test_memory_that_does_not_suffice_for_a_graph_ends_the_run(monkeypatch: pyte
     assert pretend_graphs.left_behind() == [], "a notebook may try a smaller batch"
 
 
+def test_an_error_that_a_script_is_handling_is_no_cause_of_a_failed_capture(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A notebook tries a smaller batch in its `except`; the memory that the larger one lacked is not lacking now."""
+    pretend_graphs.on_a_cpu(monkeypatch)
+    clip = training.clip_gradients
+
+    def reading(*arguments: Any) -> Tensor:
+        norm = clip(*arguments)
+        norm.item()
+        return norm
+
+    monkeypatch.setattr(training, "clip_gradients", reading)
+    try:
+        raise torch.cuda.OutOfMemoryError("of a larger batch")
+    except torch.cuda.OutOfMemoryError:
+        run("static", updated(CONFIG, {"steps": 2, "batch_size": 4}, "test"), lengths_of=two_shapes, capture=True)
+    assert "not permitted when stream is capturing" in caplog.text
+
+
 def test_more_shapes_than_graphs_go_on_kernel_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     config = updated(CONFIG, {"steps": 7, "batch_size": 4}, "test")
     plain, model = run("static", config, lengths_of=two_shapes)

@@ -16,6 +16,7 @@ import torch
 from finetune_runs import QUICK, data, model, run, weights, without_times  # noqa: F401 (fixtures)
 from ranks import (
     complaint,
+    finetune_again,
     finetune_captured,
     finetune_on_other_data,
     finetune_rank,
@@ -188,6 +189,13 @@ def test_one_script_may_fine_tune_several_times(model, data, tmp_path: Path) -> 
     settings = replace(SETTINGS, epochs=0.3)
     reports = run_ranks(2, finetune_several, model, data, outs, Classify(), settings)
     assert reports[0] == [3, "UserError", 3, 3] and reports[1] == [3, "AnotherRankFailed", 3, 3]
+
+
+@pytest.mark.parametrize("where", ["model of a task", "check of a task", "evaluation of a task"])
+def test_memory_that_one_lacks_ends_all_and_a_script_may_go_on(model, data, tmp_path: Path, where: str) -> None:
+    settings = replace(SETTINGS, epochs=0.3)
+    reports = run_ranks(2, finetune_again, model, data, tmp_path / "run", Classify(), settings, where)
+    assert reports == [("AnotherRankFailed", 3), ("OutOfMemoryError", 3)]
 
 
 def test_torchrun(model, data, tmp_path: Path) -> None:

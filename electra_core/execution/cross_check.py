@@ -19,7 +19,7 @@ test-gpu` is for kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -184,13 +184,21 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 
 @contextmanager
 def _in_fp32() -> Iterator[None]:
-    """Inside, fp32 products do not use TF32."""
-    products: Any = torch.backends.cuda.matmul  # the older names raise if a caller has set one of these
-    before, products.fp32_precision = products.fp32_precision, "ieee"
+    """Inside, fp32 products do not use TF32. torch keeps that under an older and a newer name, and whoever asks for
+    the older one (TunableOp does, in every product) gets an error where the two differ."""
+    products: Any = torch.backends.cuda.matmul
+    newer, older = products.fp32_precision, "highest"
+    with suppress(RuntimeError):  # the caller has set only the newer one
+        older = torch.get_float32_matmul_precision()
+    products.allow_tf32 = False  # sets both
     try:
         yield
     finally:
-        products.fp32_precision = before
+        if older == "medium":
+            torch.set_float32_matmul_precision(older)
+        else:
+            products.allow_tf32 = older == "high"
+        products.fp32_precision = newer
 
 
 @contextmanager

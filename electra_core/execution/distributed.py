@@ -148,7 +148,7 @@ class Ranks:
         return nullcontext() if self._replica is None else self._replica.no_sync()
 
     def decided_by_first(self, decide: Callable[[], T]) -> T:
-        """Returns on every rank what `decide` returns on rank 0 (a JSON value); its UserError ends all of them."""
+        """Returns on every rank what `decide` returns on rank 0 (a JSON value); its error ends all of them."""
         if self.size == 1:
             return decide()
         return json.loads(self._text_of_first(self.together(lambda: json.dumps(decide()) if self.first else "")))
@@ -172,22 +172,26 @@ class Ranks:
         return self.together(lambda: make() if self.first else Silent())
 
     def together(self, do: Callable[[], T]) -> T:
-        """Runs `do()` on every rank. A UserError on any of them ends all, and only one reports it.
+        """Runs `do()`, which must not communicate, on every rank. An error on any of them (a user's mistake, a full
+        disk, memory that one GPU lacks) ends all, and only one reports it: none waits for a rank that has left.
 
         Raises:
-            UserError: on the lowest rank that raised one.
+            Exception: on the lowest rank on which `do` raised one.
             AnotherRankFailed: on all others.
         """
         result, error = None, None
         try:
             result = do()
-        except UserError as mistake:
-            error = mistake
+        except Exception as raised:
+            error = raised
         lowest = torch.tensor(self.size if error is None else self.rank)
         if self.size > 1:
             dist.all_reduce(lowest, dist.ReduceOp.MIN)
         if int(lowest) == self.rank and error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # with this frame it would form a cycle, and keep what its own frames hold on the GPU
         if int(lowest) < self.size:
             raise AnotherRankFailed(f"rank {int(lowest)} has an error") from None
         return result  # type: ignore[return-value]

@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -197,7 +197,8 @@ def static_steps(
     if capture:
         loop.model.train()
         with buffers_kept(loop.model):  # the optimizer skips a dummy step, but a forward pass writes its NaN there
-            runner = rehearsed(take.captured, shapes.in_vain(first, pinned), device) or runner
+            rehearse = partial(rehearsed, take.captured, shapes.in_vain(first, pinned), device)
+            runner = loop.ranks.together(rehearse) or runner
         loop.optimizer.zero_grad(set_to_none=True)  # left over from a failed capture
         in_a_row.fill_(loop.skipped_before)
     runner.send(prepared(loop.first_step, first))

@@ -10,6 +10,7 @@ with a dummy step: its loss is NaN, so it changes nothing. An eager step needs m
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -33,13 +34,11 @@ log = logging.getLogger("electra_core")
 def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.device) -> GraphRunner | None:
     """A `GraphRunner` that has captured the dummy step `in_vain`; None, with the reason logged, if CUDA cannot
     capture it. (The dummy step changes nothing, and a step is not executed while it is captured.)"""
-    runner = GraphRunner(step_function, device)
+    runner, handled = GraphRunner(step_function, device), sys.exc_info()[1]
     try:
         runner.rehearse(in_vain)
     except Exception as error:
-        cause: BaseException = error
-        while cause.__context__ is not None:  # ending a failed capture raises, too, and hides the cause
-            cause = cause.__context__
+        cause = _first_cause(error, handled)
         if isinstance(cause, torch.cuda.OutOfMemoryError):
             raise cause from None  # kernel by kernel, the next step would need as much
         log.warning(
@@ -51,6 +50,14 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
         )
         return None
     return runner
+
+
+def _first_cause(error: BaseException, handled: BaseException | None) -> BaseException:
+    """What led to `error`: ending a failed capture raises, too, and hides the cause. `handled`, which is no part of
+    it, may be an earlier run's error, if a script goes on in its `except`."""
+    while error.__context__ is not None and error.__context__ is not handled:
+        error = error.__context__
+    return error
 
 
 class PlainRunner:

@@ -122,7 +122,7 @@ class Keeper:
 
     def save(self, model: TaskModel, optimizer: torch.optim.Optimizer) -> None:
         """Starts writing a checkpoint, whose number counts the steps of all seeds."""
-        self.writer.wait()
+        self.ranks.together(self.writer.wait)
         meta = {"identity": self.identity, "runs": [asdict(run) for run in self.runs]}
         tensors = snapshot(model, optimizer, keep=self.ranks.first)
         self.writer.save(sum(run.steps for run in self.runs), tensors, meta)

@@ -38,7 +38,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
         UserError: the training diverges.
     """
     settings, run = job.settings, keeper.runs[-1]
-    model, optimizer = _model_and_optimizer(job, keeper)
+    model, optimizer = job.ranks.together(lambda: _model_and_optimizer(job, keeper))
     plan = plan_batches(job.data.train, settings, run.seed)
     if len(plan) < FEWEST_STEPS and run.seed == settings.seed:
         say(_few_steps(len(plan)))
@@ -133,7 +133,8 @@ def _evaluate(job: Job, model: TaskModel, run: Run, keeper: Keeper) -> dict[str,
     first epoch), the model keeps learning. `patience` counts the evaluations since the metric last rose.
     """
     ranks, task = job.ranks, job.task
-    mine = run_model(model, job.data.dev, precision=job.dtype, share=(ranks.rank, ranks.size))
+    share = ranks.rank, ranks.size
+    mine = ranks.together(lambda: run_model(model, job.data.dev, precision=job.dtype, share=share))
     outputs = ranks.merged(mine)
 
     def judged() -> dict[str, float]:

@@ -66,19 +66,23 @@ def evaluate(
     ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
     starts = range(0, config.eval_examples, BATCH_SIZE)
     each = -(-len(starts) // ranks.size)
-    outcomes: list[Outcome] = []
-    for turn in range(ranks.rank * each, (ranks.rank + 1) * each):
+
+    def computed(turn: int) -> Outcome:
         # A sharded model needs all ranks in every forward pass: a rank without a batch repeats the last one.
         first = starts[min(turn, len(starts) - 1)]
         indices = range(first, min(first + BATCH_SIZE, config.eval_examples))
         tokens = examples.batch(examples.plan(indices))
         batch = mask(tokens, indices, heldout.tokenizer, config, HELDOUT_SEED).to(device)
-        outcome = _outcome(electra, batch, config, HELDOUT_SEED + first, autocast)
-        if turn < len(starts):
-            outcomes.append(outcome)
+        return _outcome(electra, batch, config, HELDOUT_SEED + first, autocast)
+
+    turns = range(ranks.rank * each, (ranks.rank + 1) * each)
     if hasattr(electra, "reshard"):
+        found = [computed(turn) for turn in turns]
         electra.reshard()  # type: ignore[operator]  # FSDP keeps embeddings and heads whole for a backward pass
-    return _figures(outcomes, electra, config, ranks, outcome.more)
+    else:
+        found = ranks.together(lambda: [computed(turn) for turn in turns])
+    mine = [outcome for turn, outcome in zip(turns, found) if turn < len(starts)]
+    return _figures(mine, electra, config, ranks, found[-1].more)
 
 
 def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: int, autocast: Any) -> Outcome:

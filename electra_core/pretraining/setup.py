@@ -275,10 +275,7 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
         UserError: a checkpoint or model directory that does not fit.
         ValueError: as `check_savable`.
     """
-    electra: Any = build_objective(job.encoder, job.config)
-    check_savable(electra)
-    if not job.sharded:
-        electra.to(job.device)
+    electra = job.ranks.together(lambda: _model(job))
     if checkpoint is None:
         start = job.ranks.together(lambda: _start(electra, job, start_from, quiet) if job.ranks.first else None)
         job.ranks.share(electra)
@@ -289,9 +286,16 @@ def build_learner(job: Job, checkpoint: Checkpoint | None, start_from: Pair, qui
     optimizer = build_optimizer(electra, job.config)
     if checkpoint is None:
         return Learner(electra, optimizer, first_step=0, tokens=0, skipped=0, start=start)
-    checkpoint.restore(electra, optimizer)
+    job.ranks.together(lambda: checkpoint.restore(electra, optimizer))
     tokens, skipped = int(checkpoint.meta["tokens"]), int(checkpoint.meta.get("skipped_in_a_row", 0))
     return Learner(electra, optimizer, checkpoint.step, tokens, skipped, checkpoint.meta.get("start"))
+
+
+def _model(job: Job) -> Any:
+    """The objective's model, new, on its device unless it is still to be split."""
+    electra = build_objective(job.encoder, job.config)
+    check_savable(electra)
+    return electra if job.sharded else electra.to(job.device)
 
 
 NEEDED = {
