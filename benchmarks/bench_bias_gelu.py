@@ -16,7 +16,17 @@ from electra_kernels import bias_gelu
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
+from benchmarks.kernel_timing import (
+    Work,
+    agreeing,
+    compare,
+    compiled,
+    one_case,
+    parser,
+    settle,
+    twin,
+    with_gradients,
+)
 
 # (T, F): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 1024), (131072, 1024), (131072, 3072))
@@ -39,18 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     torch.manual_seed(0)
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
-        shapes = (tokens, size), (size,), (tokens, size)
-        x, bias, dout = (torch.randn(*shape, device=options.device, dtype=dtype) for shape in shapes)
-        inputs = (x.requires_grad_(), bias.requires_grad_(), dout)
-        contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
-        if options.compile:
-            contenders |= {"PyTorch, torch.compile": compiled(eager)}
-        both = {name: with_gradients(function, 2) for name, function in contenders.items()}
-        exact = [t.detach().float().requires_grad_(t.requires_grad) for t in inputs]
-        case, tolerance = f"bias_gelu T={tokens} F={size} both", 1e-4 if options.device == "cpu" else 3e-2
-        agreed = agreeing(case, both, with_gradients(eager, 2)(*exact), inputs, options, tolerance)
-        moved = 5.0 * tokens * size * x.element_size()  # read x twice and dout; write out and dx
-        compare(case, agreed, inputs, options, Work(moved))
+        with one_case(case := f"bias_gelu T={tokens} F={size} both", options):
+            shapes = (tokens, size), (size,), (tokens, size)
+            x, bias, dout = (torch.randn(*shape, device=options.device, dtype=dtype) for shape in shapes)
+            inputs = (x.requires_grad_(), bias.requires_grad_(), dout)
+            contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
+            if options.compile:
+                contenders |= {"PyTorch, torch.compile": compiled(eager)}
+            both = {name: with_gradients(function, 2) for name, function in contenders.items()}
+            exact = [t.detach().float().requires_grad_(t.requires_grad) for t in inputs]
+            tolerance = 1e-4 if options.device == "cpu" else 3e-2
+            agreed = agreeing(case, both, with_gradients(eager, 2)(*exact), inputs, options, tolerance)
+            moved = 5.0 * tokens * size * x.element_size()  # read x twice and dout; write out and dx
+            compare(case, agreed, inputs, options, Work(moved))
     return report(options)
 
 

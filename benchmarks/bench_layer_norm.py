@@ -21,7 +21,7 @@ from electra_kernels import dropout_add_layer_norm_twice, embedding_layer_norm
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin
+from benchmarks.kernel_timing import Work, agreeing, compare, compiled, one_case, parser, settle, twin
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -130,12 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     options = settle(parser(__doc__ or "").parse_args(arguments))
     torch.manual_seed(0)
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
-        inputs = residual_inputs(tokens, size, options.device)
-        moved = partial(residual_bytes, tokens, size, inputs[0].element_size())
-        run(f"dropout_add_layer_norm T={tokens} D={size}", residual_steps, inputs, moved, options)
-        inputs = embedding_inputs(tokens, size, options.device)
-        moved = partial(embedding_bytes, tokens, size)
-        run(f"embedding_layer_norm T={tokens} E={size}", embedding_steps, inputs, moved, options)
+        with one_case(case := f"dropout_add_layer_norm T={tokens} D={size}", options):
+            inputs = residual_inputs(tokens, size, options.device)
+            moved = partial(residual_bytes, tokens, size, inputs[0].element_size())
+            run(case, residual_steps, inputs, moved, options)
+        with one_case(case := f"embedding_layer_norm T={tokens} E={size}", options):
+            inputs = embedding_inputs(tokens, size, options.device)
+            run(case, embedding_steps, inputs, partial(embedding_bytes, tokens, size), options)
     return report(options)
 
 

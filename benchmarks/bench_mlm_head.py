@@ -10,6 +10,7 @@ losses and gradients are compared. Not run on a GPU so far; on a CPU it uses tin
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,17 @@ from electra_kernels import mlm_head
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
+from benchmarks.kernel_timing import (
+    Work,
+    agreeing,
+    compare,
+    compiled,
+    one_case,
+    parser,
+    settle,
+    twin,
+    with_gradients,
+)
 
 # (M, V, E): ELECTRA-Small's generator at 128 and 1024 sequences of 128 tokens, Base's at 256 of 512.
 GPU_SHAPES = ((2458, 30522, 128), (19661, 30522, 128), (19661, 30522, 768))
@@ -99,21 +110,27 @@ def inputs(rows: int, vocabulary: int, size: int, device: str) -> tuple[Tensor, 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     options = settle(parser(__doc__ or "").parse_args(arguments))
-    on_gpu = options.device != "cpu"
-    for rows, vocabulary, size in GPU_SHAPES if on_gpu else CPU_SHAPES:
-        tensors, contenders = inputs(rows, vocabulary, size, options.device), contestants(on_gpu, options.compile)
-        case, product = f"mlm_head M={rows} V={vocabulary} E={size}", 2.0 * rows * vocabulary * size
-        moved = sum(t.numel() * t.element_size() for t in tensors[:3])
-        both = {name: with_gradients(function, 3) for name, function in contenders.items()}
-        exact = [t.detach().float().requires_grad_() if t.is_floating_point() else t for t in tensors]
-        wanted = with_gradients(without_draw, 3)(*exact)
-        both = agreeing(case, both, wanted, tensors, options, 3e-2 if on_gpu else 1e-3)
-        forward: dict[str, Callable[..., Any]] = {name: torch.no_grad()(contenders[name]) for name in both}
-        if on_gpu:
-            forward["ours, tile sums alone, NO LOSS OR DRAW"] = torch.no_grad()(tile_sums)
-        compare(f"{case} forward", forward, tensors, options, Work(moved, product))
-        compare(f"{case} both", both, tensors, options, Work(3 * moved, 3 * product))
+    for rows, vocabulary, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
+        case = f"mlm_head M={rows} V={vocabulary} E={size}"
+        with one_case(case, options):
+            bench(case, inputs(rows, vocabulary, size, options.device), options)
     return report(options)
+
+
+def bench(case: str, tensors: tuple[Tensor, ...], options: argparse.Namespace) -> None:
+    """Checks and measures one shape."""
+    on_gpu, (hidden_ME, embedding_VE) = options.device != "cpu", tensors[:2]
+    contenders, product = contestants(on_gpu, options.compile), 2.0 * len(hidden_ME) * embedding_VE.numel()
+    moved = sum(t.numel() * t.element_size() for t in tensors[:3])
+    both = {name: with_gradients(function, 3) for name, function in contenders.items()}
+    exact = [t.detach().float().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    wanted = with_gradients(chunked, 3)(*exact)  # stored, the logits in fp32 would take 10 GB
+    both = agreeing(case, both, wanted, tensors, options, 3e-2 if on_gpu else 1e-3)
+    forward: dict[str, Callable[..., Any]] = {name: torch.no_grad()(contenders[name]) for name in both}
+    if on_gpu:
+        forward["ours, tile sums alone, NO LOSS OR DRAW"] = torch.no_grad()(tile_sums)
+    compare(f"{case} forward", forward, tensors, options, Work(moved, product))
+    compare(f"{case} both", both, tensors, options, Work(3 * moved, 3 * product))
 
 
 def contestants(on_gpu: bool, compiles: bool) -> dict[str, Callable[..., Any]]:

@@ -16,7 +16,17 @@ from electra_kernels import rtd_head, rtd_loss
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, parser, settle, twin, with_gradients
+from benchmarks.kernel_timing import (
+    Work,
+    agreeing,
+    compare,
+    compiled,
+    one_case,
+    parser,
+    settle,
+    twin,
+    with_gradients,
+)
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -78,13 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Checks, measures and prints."""
     options = settle(parser(__doc__ or "").parse_args(arguments))
     for tokens, size in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
-        hidden_TD, weight_D, bias, labels_T = inputs(tokens, size, options.device)
-        logits_T = hidden_TD.detach()[:, 0].contiguous().requires_grad_()
-        moved = 2.0 * tokens * logits_T.element_size() + tokens
-        run(f"rtd_loss T={tokens} both", our_loss, torch_loss, (logits_T, labels_T), moved, options)
-        moved += 3.0 * tokens * size * hidden_TD.element_size()  # read twice, gradient written once
-        tensors = (hidden_TD, weight_D, bias, labels_T)
-        run(f"rtd_head T={tokens} D={size} both", our_head, torch_head, tensors, moved, options)
+        with one_case(f"rtd_loss and rtd_head T={tokens} D={size}", options):
+            hidden_TD, weight_D, bias, labels_T = inputs(tokens, size, options.device)
+            logits_T = hidden_TD.detach()[:, 0].contiguous().requires_grad_()
+            moved = 2.0 * tokens * logits_T.element_size() + tokens
+            run(f"rtd_loss T={tokens} both", our_loss, torch_loss, (logits_T, labels_T), moved, options)
+            moved += 3.0 * tokens * size * hidden_TD.element_size()  # read twice, gradient written once
+            tensors = (hidden_TD, weight_D, bias, labels_T)
+            run(f"rtd_head T={tokens} D={size} both", our_head, torch_head, tensors, moved, options)
     return report(options)
 
 

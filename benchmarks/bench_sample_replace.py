@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.kernel_report import Mismatch, Result, failed, keep, report, require_device
-from benchmarks.kernel_timing import Work, compare, compiled, parser, settle, twin
+from benchmarks.kernel_timing import Work, compare, compiled, one_case, parser, settle, twin
 
 # (M, V, T): ELECTRA-Small at 128 and 1024 sequences of 128 tokens; a vocabulary padded to a multiple of 64.
 GPU_SHAPES = ((2458, 30522, 16384), (2458, 30528, 16384), (19661, 30528, 131072))
@@ -82,26 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     options = settle(parser(__doc__ or "").parse_args(arguments))
     torch.manual_seed(0)
     for rows, vocabulary, tokens in CPU_SHAPES if options.device == "cpu" else GPU_SHAPES:
-        tensors = inputs(rows, vocabulary, tokens, options.device)
-        contenders: dict[str, Step] = {"ours": ours, "twin, eager": twin(ours)}
-        contenders |= {"softmax + multinomial, eager": multinomial, "Gumbel, eager": gumbel}
-        if options.compile:
-            contenders |= {
-                "twin, torch.compile": twin(compiled(ours), chunked=False),
-                "Gumbel, torch.compile": compiled(gumbel),
-            }
-        case = f"sample_and_replace M={rows} V={vocabulary}"
-        for name, step in list(contenders.items()):
-            try:
-                check_distribution(name, step, options.device)
-                if name == "ours":
-                    check_ids(tensors)
-            except Exception as error:
-                keep(failed(case, name, error), options)
-                require_device(f"{case}, {name}", error)
-                del contenders[name]
-        moved = tensors[0].numel() * tensors[0].element_size() + 17 * tokens
-        compare(case, dict(contenders), tensors, options, Work(moved))
+        with one_case(case := f"sample_and_replace M={rows} V={vocabulary}", options):
+            tensors = inputs(rows, vocabulary, tokens, options.device)
+            contenders: dict[str, Step] = {"ours": ours, "twin, eager": twin(ours)}
+            contenders |= {"softmax + multinomial, eager": multinomial, "Gumbel, eager": gumbel}
+            if options.compile:
+                contenders |= {
+                    "twin, torch.compile": twin(compiled(ours), chunked=False),
+                    "Gumbel, torch.compile": compiled(gumbel),
+                }
+            for name, step in list(contenders.items()):
+                try:
+                    check_distribution(name, step, options.device)
+                    if name == "ours":
+                        check_ids(tensors)
+                except Exception as error:
+                    keep(failed(case, name, error), options)
+                    require_device(f"{case}, {name}", error)
+                    del contenders[name]
+            moved = tensors[0].numel() * tensors[0].element_size() + 17 * tokens
+            compare(case, dict(contenders), tensors, options, Work(moved))
     return report(options)
 
 

@@ -344,7 +344,7 @@ def summary(rows: list[Row], facts: dict[str, Any]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     broken = [f"- {row.name} sm_{row.capability}: {problem}" for row in rows for problem in problems(row)]
-    return "\n".join([*lines, "", f"{len(rows)} kernels compiled, {len(broken)} problems.", *broken]) + "\n"
+    return "\n".join([*lines, "", f"{len(rows)} cases compiled, {len(broken)} problems.", *broken]) + "\n"
 
 
 def _range(values: Iterable[int]) -> str:
@@ -389,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print("\n".join(_line(row) for row in rows))
     broken = [f"{row.name} sm_{row.capability}: {problem}" for row in rows for problem in problems(row)]
-    print("\n".join([*broken, f"{len(rows)} kernels compiled, {len(broken)} problems"]), file=sys.stderr)
+    print("\n".join([*broken, f"{len(rows)} cases compiled, {len(broken)} problems"]), file=sys.stderr)
     return 1 if options.check and broken else 0
 
 

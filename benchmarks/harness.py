@@ -257,7 +257,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """The machine, versions, commit and command of a measurement; stored with every figure."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        **({} if device.type == "cuda" else _generation()),
+        **(_extent(device) if device.type == "cuda" else _generation()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -273,6 +273,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", _module(), *map(_without_folders, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _extent(device: torch.device) -> dict[str, int]:
+    """How much of a GPU it is: of one that is divided (MIG) a program sees a slice."""
+    found = torch.cuda.get_device_properties(device)
+    return {"multiprocessors": found.multi_processor_count, "memory_megabytes": found.total_memory // 10**6}
 
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -123,23 +123,35 @@ def environment(device: str, clocks: dict[str, str]) -> dict[str, Any]:
     return {**facts, "clocks_under_load": clocks}
 
 
+CLOCKS = (
+    "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu", "driver_version",
+)  # fmt: skip
+
+
 def clocks_under_load(device: str) -> dict[str, str]:
-    """Clocks, power and temperature by nvidia-smi while matrix products run; idle clocks say nothing."""
-    names = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version"
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={names}",
-        "--format=csv,noheader",
-        f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}",
-    ]
+    """Clocks, power and temperature by nvidia-smi while matrix products run; idle clocks say nothing.
+
+    A slice of a GPU (MIG) has an id of its own, which nvidia-smi does not know. If the machine has one GPU, the
+    answer is that GPU's, and says so.
+    """
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     with _busy(device):
-        try:
-            printed = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=30
-            ).stdout.strip()
-        except (OSError, subprocess.TimeoutExpired) as error:
-            printed = str(error)
-    return dict(zip(names.split(","), (part.strip() for part in printed.split(","))))
+        found, said = _clocks(f"--id=GPU-{uuid}")
+        if not found:
+            found, _ = _clocks()
+            found |= {"of": "the only GPU of the machine, not by its id"} if found else {}
+    return found or {"clocks.sm": said}
+
+
+def _clocks(*which: str) -> tuple[dict[str, str], str]:
+    """The `CLOCKS` of one GPU, empty if nvidia-smi names none or several; and what it said."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", *which]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {}, str(error)
+    values = [value.strip() for value in printed.split(",")]
+    return (dict(zip(CLOCKS, values)) if len(values) == len(CLOCKS) else {}), printed
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,23 @@ def run(
     return keep(Result(case, name, timing, *(rate / seconds for rate in rates), share, note), options)
 
 
+@contextmanager
+def one_case(case: str, options: argparse.Namespace) -> Iterator[None]:
+    """Inside are a case's tensors, reference and contenders. If they do not fit, or the reference cannot be
+    computed, a result says so, and the cases that follow are measured.
+
+    Raises:
+        SystemExit: afterwards the GPU can no longer be used.
+    """
+    try:
+        yield
+    except Exception as error:
+        keep(failed(case, "ours", error), options)
+        require_device(case, error)
+    if options.device != "cpu":
+        torch.cuda.empty_cache()
+
+
 def compare(
     case: str,
     contenders: dict[str, Callable[..., Any]],
@@ -300,6 +317,9 @@ def settle(options: argparse.Namespace) -> argparse.Namespace:
     on_gpu = options.device != "cpu"
     options.repetitions = options.repetitions or (100 if on_gpu else 3)
     options.compile = on_gpu if getattr(options, "compile", None) is None else options.compile
-    options.results, options.ceilings = [], ceilings(options.device)
-    options.environment = environment(options.device, clocks_under_load(options.device) if on_gpu else {})
+    options.results, options.ceilings, clocks = [], None, {}
+    with suppress(torch.cuda.OutOfMemoryError):  # on a small or shared GPU; the results are worth more
+        clocks = clocks_under_load(options.device) if on_gpu else {}
+        options.ceilings = ceilings(options.device)
+    options.environment = environment(options.device, clocks)
     return options

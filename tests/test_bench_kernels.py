@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import subprocess
 import threading
 import time
 import types
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pretend_graphs
@@ -65,6 +67,52 @@ def test_results_so_far_survive_a_benchmark_that_is_stopped(tmp_path: Path) -> N
     assert len(json.loads((tmp_path / "out.part").read_text())["results"]) == 1
     kernel_report.report(settled)
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("name", ["mlm_head", "sample_replace", "rtd_loss", "layer_norm", "bias_gelu"])
+def test_a_shape_without_its_memory_ends_no_other(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU too small for a tensor, or for the reference in fp32."""
+    module = importlib.import_module(f"benchmarks.bench_{name}")
+    shape = module.CPU_SHAPES[0]
+    monkeypatch.setattr(module, "CPU_SHAPES", ((shape[0] + 1, *shape[1:]), shape))
+    usual, first = torch.randn, iter([True])
+
+    def lacking(*sizes: int, **named: Any) -> torch.Tensor:
+        if next(first, False):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return usual(*sizes, **named)
+
+    monkeypatch.setattr(torch, "randn", lacking)
+    with pytest.raises(SystemExit, match=rf"={shape[0] + 1} .*, ours: cannot run: OutOfMemoryError"):
+        module.main(["--device", "cpu", "--repetitions", "1"])
+    assert re.search(rf"={shape[0]} .* ours ", capsys.readouterr().out)
+
+
+def test_the_word_heads_reference_stores_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 all of them, with their gradients, are more than a small GPU has."""
+    module = importlib.import_module("benchmarks.bench_mlm_head")
+    rows: list[int] = []
+    loss = torch.nn.functional.cross_entropy
+
+    def seen(logits_MV: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(logits_MV))
+        return loss(logits_MV, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", seen)
+    monkeypatch.setattr(module, "contestants", lambda *_: {"ours": module.ours})
+    monkeypatch.setattr(module, "CHUNK_ROWS", 8)
+    module.main(["--device", "cpu", "--repetitions", "1"])
+    assert max(rows) == 8
+
+
+def test_without_memory_for_the_ceilings_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: str) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernel_timing, "ceilings", lacking)
+    assert options().ceilings is None
 
 
 def test_share_of_the_ceiling_takes_the_longer_of_the_two() -> None:
@@ -256,7 +304,8 @@ def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: time.sleep(0.001))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="12-ab"))
+    properties = types.SimpleNamespace(uuid="12-ab", multi_processor_count=16, total_memory=18 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.ones(2, 2))
     before = threading.active_count()
     printed = "1980 MHz, 2619 MHz, 1980 MHz, 500.00 W, 700.00 W, 50, 570.1"
@@ -275,6 +324,15 @@ def test_facts_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clocks["clocks.sm"] == "1980 MHz" and clocks["driver_version"] == "570.1"
     facts = kernel_report.environment("cuda", clocks)
     assert facts["device"] == "a GPU" and facts["clocks_under_load"] == clocks
+    assert (facts["multiprocessors"], facts["memory_megabytes"]) == (16, 18000), "of a slice, a slice's"
     assert {"cudnn", "liger-kernel", "torch", "triton"} <= set(facts["versions"])
     with mock.patch.object(kernel_report.subprocess, "run", side_effect=FileNotFoundError("no nvidia-smi")):
         assert kernel_report.clocks_under_load("cpu") == {"clocks.sm": "no nvidia-smi"}
+    for others, expected in (("", "570.1"), (f"\n{printed}", None)):  # a slice, whose id nvidia-smi does not know
+        answers = [subprocess.CompletedProcess([], 6, stdout="No devices were found\n"),
+                   subprocess.CompletedProcess([], 0, stdout=f"{printed}{others}\n")]  # fmt: skip
+        with mock.patch.object(kernel_report.subprocess, "run", side_effect=answers):
+            clocks = kernel_report.clocks_under_load("cpu")
+        assert clocks.get("driver_version") == expected
+        assert clocks["clocks.sm"] == ("1980 MHz" if expected else "No devices were found")
+        assert ("of" in clocks) == bool(expected)

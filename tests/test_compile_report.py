@@ -128,7 +128,7 @@ def test_files_hold_every_row_and_a_summary(tmp_path: Path) -> None:
     compile_report.write(rows, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "| `kernel` | 90 | 2 | 64–80 | 1 | 8 | 4 | 128 / 128 | 0 |" in text
-    assert "3 kernels compiled, 1 problems.\n- other[x] sm_90: spills" in text
+    assert "3 cases compiled, 1 problems.\n- other[x] sm_90: spills" in text
 
 
 @pytest.mark.parametrize(

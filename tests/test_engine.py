@@ -168,7 +168,7 @@ def test_memory_that_does_not_suffice_for_a_graph_ends_the_run(monkeypatch: pyte
 def test_an_error_that_a_script_is_handling_is_no_cause_of_a_failed_capture(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A notebook tries a smaller batch in its `except`; the memory that the larger one lacked is not lacking now."""
+    """A notebook tries a smaller batch in its `except`; the memory that the larger one lacked is there now."""
     pretend_graphs.on_a_cpu(monkeypatch)
     clip = training.clip_gradients
 

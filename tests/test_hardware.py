@@ -328,7 +328,8 @@ def test_info_tells_what_a_machine_computes_with(machine: Machine, capsys: pytes
     ("name", "peak"),
     [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12),
      ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA A10G", None), ("NVIDIA RTX A1000", None),
-     ("Tesla T4", None), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None)],
+     ("Tesla T4", None), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+     ("NVIDIA H200 MIG 1g.18gb", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
 )  # fmt: skip
 def test_a_peak_is_that_of_the_very_card(name: str, peak: float | None, machine: Machine) -> None:
     machine.with_gpu(name, (8, 0))

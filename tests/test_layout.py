@@ -334,7 +334,7 @@ def test_the_readme_counts_the_compiled_kernels() -> None:
     assert spilled == {"0"}
     for version in ("3.6", "3.7", "3.8"):  # "one each with 3.6 to 3.8"
         table = (ROOT / f"benchmarks/results/compile/triton{version}.md").read_text(encoding="utf-8")
-        assert f"{cases} kernels compiled, 1 problems." in table
+        assert f"{cases} cases compiled, 1 problems." in table
 
 
 def test_set_up_leaves_torch_and_triton_to_each_other() -> None:

@@ -172,8 +172,8 @@ class Ranks:
         return self.together(lambda: make() if self.first else Silent())
 
     def together(self, do: Callable[[], T]) -> T:
-        """Runs `do()`, which must not communicate, on every rank. An error on any of them (a user's mistake, a full
-        disk, memory that one GPU lacks) ends all, and only one reports it: none waits for a rank that has left.
+        """Runs `do()`, which must not communicate, on every rank. An error on any of them (a user's mistake, a
+        full disk, memory that one GPU lacks) ends all, and one reports it: none waits for a rank that has left.
 
         Raises:
             Exception: on the lowest rank on which `do` raised one.

@@ -53,8 +53,8 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
 
 
 def _first_cause(error: BaseException, handled: BaseException | None) -> BaseException:
-    """What led to `error`: ending a failed capture raises, too, and hides the cause. `handled`, which is no part of
-    it, may be an earlier run's error, if a script goes on in its `except`."""
+    """What led to `error`: ending a failed capture raises, too, and hides the cause. `handled` is no part of it:
+    an earlier run's error, if a script goes on in its `except`."""
     while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__
     return error

@@ -129,8 +129,9 @@ def peak_flops(device: torch.device, devices: int = 1) -> float | None:
 
 
 def _is_named(name: str, part: str) -> bool:
-    """Whether a GPU's name contains `part` as whole words (L4 is not in L40) and is not a lesser variant."""
-    return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL|MIG))", name) is not None
+    """Whether a GPU's name contains `part` as whole words (L4 is not in L40) and is not a lesser variant, nor a
+    slice of the GPU (MIG, named at the end)."""
+    return re.search(rf"\b{part}\b(?! (Laptop|D\b|NVL)|.*\bMIG\b)", name) is not None
 
 
 def _peak_memory_mb(device: torch.device) -> float:
