@@ -28,6 +28,7 @@ draws, in fp32 without dropout.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -40,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import Comparison, OwnProcess, compare, interleave, timed, use_device, write_report
+from benchmarks.harness import Comparison, OwnProcess, Rounds, compare, interleave, timed, use_device, write_report
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainOutput
@@ -329,10 +330,12 @@ def measure(
     steps: int,
     keep_freed: str = "ours",
     chosen: Sequence[str] = BY_DEFAULT,
+    so_far: Callable[[list[Comparison]], object] = lambda _: None,
 ) -> list[Comparison]:
     """Tokens per second of one objective, ours compared with each of theirs.
 
     Args:
+        so_far: called after every round with the comparisons of the rounds so far.
         precisions: "auto", "bf16" or "fp32", for ours and theirs.
         steps: optimizer steps of each program per round.
         keep_freed: "ours" or "all": which programs keep freed memory, on a CPU.
@@ -344,14 +347,22 @@ def measure(
         name: (config, pretrain, batches, precisions[name not in ours], device, steps, threads, name, keep_freed)
         for name in (*ours, *peers(pretrain, chosen))
     }
+    work = batches[0].tokens.num_tokens * steps
+
+    def compared(seconds: Rounds) -> list[Comparison]:
+        return compare(pretrain.objective, "tokens/s", work, seconds, OURS)
+
+    def after_round(seconds: Rounds) -> None:
+        so_far(compared(seconds))
+
     if device.type != "cpu":
-        seconds = interleave({name: program(*given) for name, given in arguments.items()}, rounds, device)
-    else:
-        programs = {name: OwnProcess(timed, program, *given) for name, given in arguments.items()}
-        seconds = interleave(programs, rounds, device, 2)
-        for running in programs.values():
-            running.close()
-    return compare(pretrain.objective, "tokens/s", batches[0].tokens.num_tokens * steps, seconds, OURS)
+        here = {name: program(*given) for name, given in arguments.items()}
+        return compared(interleave(here, rounds, device, 1, after_round))
+    programs = {name: OwnProcess(timed, program, *given) for name, given in arguments.items()}
+    seconds = interleave(programs, rounds, device, 2, after_round)
+    for running in programs.values():
+        running.close()
+    return compared(seconds)
 
 
 def program(
@@ -422,20 +433,31 @@ def main(argv: list[str] | None = None) -> None:
     encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     precisions = args.precision, args.their_precision or args.precision
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")
-    differences, comparisons = {}, []
+    if device.type == "cuda" and importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed: ours beside our eager steps only", flush=True)
+        args.peers = []
+    differences: dict[str, dict[str, float]] = {}
+    comparisons: list[Comparison] = []
+
+    def write(path: Path, more: list[Comparison]) -> None:
+        facts = {name: value for name, value in vars(args).items() if name != "out"}
+        write_report(path, [*comparisons, *more], device, settings=facts, relative_differences=differences)
+
+    part = args.out.with_suffix(".part") if args.out else None
     for objective in args.objectives:
         pretrain = replace(preset.pretrain, objective=objective, batch_size=args.batch, max_length=args.length)
         batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
         differences[objective] = check_same(encoder, pretrain, device, args.peers)
         counts = args.rounds, args.steps
         found = measure(
-            encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory, args.peers
-        )
+            encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory, args.peers,
+            partial(write, part) if part else lambda _: None,
+        )  # fmt: skip
         comparisons += found
         print(*found, sep="\n", flush=True)
-    if args.out:
-        facts = {name: value for name, value in vars(args).items() if name != "out"}
-        write_report(args.out, comparisons, device, settings=facts, relative_differences=differences)
+    if part:
+        write(args.out, [])
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

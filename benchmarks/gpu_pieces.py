@@ -1,7 +1,8 @@
 """What to run on a GPU that is available for minutes only, the most informative pieces first.
 
-First come checks of which kernels are right, then how fast these are, then what could be faster. Seconds are
-predictions for the first run, when nothing is compiled yet: none of this has run on a GPU.
+First come checks of which kernels are right in the sizes of runs, and the one figure that says most of how fast
+they are, a whole step beside the library's; then the tests, each kernel's speed, and what could be faster. Seconds
+are predictions for the first run, when nothing is compiled yet: none of this has run on a GPU.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ FIRST = (
         "checks", "Each kernel and four models beside their twins",
         _module("kernel_checks", "--seconds", "{seconds}"), 30, 110, ".jsonl", judges=True, resumes=True,
     ),
-    Piece("tests", "The tests of kernels", _module("kernel_tests"), 40, 160, ".jsonl", judges=True, resumes=True),
     _pretrain(
         "pretrain_small_bf16", "Pre-training of Small beside transformers", 50,
         *_BF16, "--objectives", "electra", "--batch", "128", "--steps", "10",
     ),
+    Piece("tests", "The tests of kernels", _module("kernel_tests"), 40, 160, ".jsonl", judges=True, resumes=True),
     _kernel("attention", 35),
     _kernel("mlm_head", 30),
     _kernel("layer_norm", 20),

@@ -4,10 +4,11 @@
 
 Runs `gpu_pieces.PIECES` in order, each as a process with its own time limit, which never exceeds the time left. A
 piece that does not fit is left out, and the summary says so. The same command with the same folder continues:
-first with pieces that were never started or were stopped early, last with those that failed. After every piece the
+first with pieces that were never started or were stopped early, last with those that failed. At any moment the
 folder holds `summary.md` (what ran, what is wrong, what is left, what to type next), the same as `summary.json`,
-and a result and a log for each piece. `--archive` also keeps the folder as a single file, rewritten after every
-piece; if the archive exists and the folder does not (on another machine, say), it is unpacked first.
+and a result and a log for each piece, at most `KEEP_SECONDS` old. `--archive` also keeps the folder as a single
+file, rewritten as often; if the archive exists and the folder does not (on another machine, say), it is unpacked
+first.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_summary
 from benchmarks.gpu_pieces import PIECES, Piece
+from benchmarks.harness import BEING_WRITTEN
 
 ROOT = Path(__file__).parent.parent
 RESERVE = 6.0
 """Seconds kept for the end: stopping a piece's processes, the summary, the archive."""
+KEEP_SECONDS = 15.0
+"""Seconds between two summaries (and archives) while a piece runs: the machine may go in the middle of it."""
 GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL."""
 SETTLED = ("done", "faults")
@@ -120,7 +125,8 @@ def run_piece(run: Run, piece: Piece, start: Start) -> None:
     run.keep()
     print(f"[{run.clock() - run.started:4.0f} s] {piece.name}: {piece.about}, {limit:.0f} s at most", flush=True)
     began = run.clock()
-    status = start(piece.command(str(run.folder), limit), log, limit)
+    with _keeping(run):
+        status = start(piece.command(str(run.folder), limit), log, limit)
     took += run.clock() - began
     new = _changed(run.folder / piece.result) != before
     run.states[piece.name] = {"state": outcome(piece, status, new), "seconds": round(took, 1), "status": status}
@@ -132,6 +138,25 @@ def run_piece(run: Run, piece: Piece, start: Start) -> None:
         sep="\n    ",
         flush=True,
     )
+
+
+@contextmanager
+def _keeping(run: Run) -> Iterator[None]:
+    """Inside, a thread writes the summary and the archive every `KEEP_SECONDS`."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(KEEP_SECONDS):
+            with suppress(OSError):  # a file that the piece is just replacing; the next time it is there
+                run.keep()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def outcome(piece: Piece, status: int | None, new: bool) -> str:
@@ -188,7 +213,7 @@ def _pack(folder: Path, archive: Path) -> None:
     part = archive.with_name(archive.name + ".part")
     with tarfile.open(part, "w:gz", compresslevel=3) as packed:
         for path in sorted(folder.iterdir()):
-            if path.is_file() and path != part and path != archive:
+            if path.is_file() and path.suffix != BEING_WRITTEN and path not in (part, archive):
                 packed.add(path, path.name)
     part.replace(archive)
 
@@ -205,16 +230,19 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def _ends_in_order() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that no process stays behind and the summary is written."""
+    """Turns SIGTERM, and SIGHUP unless it is ignored, into an exception, so that no process stays behind and the
+    summary is written."""
 
     def leave(*_: object) -> None:
         raise SystemExit("ended by a signal; to continue, repeat the command")
 
-    before = signal.signal(signal.SIGTERM, leave)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, leave)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def main(minutes: float, folder: Path, archive: Path | None) -> int:

@@ -71,9 +71,14 @@ class Comparison:
 
 
 def interleave(
-    programs: Mapping[str, Callable[[], object] | OwnProcess], rounds: int, device: torch.device, warmup: int = 1
-) -> Rounds:
-    """Run every program `rounds` times in turn, after `warmup` runs of each that do not count."""
+    programs: Mapping[str, Callable[[], object] | OwnProcess], rounds: int, device: torch.device, warmup: int = 1,
+    after_round: Callable[[Rounds], object] = lambda _: None,
+) -> Rounds:  # fmt: skip
+    """Run every program `rounds` times in turn, after `warmup` runs of each that do not count.
+
+    Args:
+        after_round: called with the rounds so far, for who may be stopped before the last.
+    """
     for _ in range(warmup):
         for run in programs.values():
             _seconds(run, device)
@@ -83,6 +88,7 @@ def interleave(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(_seconds(programs[name], device))
+        after_round(seconds)
     return seconds
 
 
@@ -245,10 +251,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+BEING_WRITTEN = ".new"
+"""Suffix of a file that takes another's place when it is whole."""
+
+
 def replace_text(path: Path, text: str) -> None:
     """Replaces a file's text, or makes the file and its folder; if interrupted, the old file stays whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".new")
+    part = path.with_name(path.name + BEING_WRITTEN)
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

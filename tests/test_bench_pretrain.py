@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import time
@@ -72,8 +73,10 @@ def test_the_library_trains_every_weight_on_the_same_words() -> None:
 def test_programs_take_turns_and_ratios_are_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     programs = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    rounds = harness.interleave(programs, rounds=3, device=CPU)
-    assert "".join(order) == "ab" + "abbaab"
+    so_far: list[list[int]] = []
+    after_round = lambda rounds: so_far.append([len(rows) for rows in rounds.values()])  # noqa: E731
+    rounds = harness.interleave(programs, rounds=3, device=CPU, after_round=after_round)
+    assert "".join(order) == "ab" + "abbaab" and so_far == [[1, 1], [2, 2], [3, 3]]
     assert [len(rows) for rows in rounds.values()] == [3, 3]
 
     running = harness.OwnProcess(harness.timed, partial, time.sleep, 0.05)
@@ -148,6 +151,38 @@ def test_peers_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed == [("electra", ours), ("electra", "transformers, masked logits"), ("mlm", ours)]
 
 
+def test_on_a_gpu_without_the_library_ours_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is pretended; a machine that lends its GPU for minutes may not have the library."""
+    chosen: list[Any] = []
+    monkeypatch.setattr(bench_pretrain, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(bench_pretrain, "use_device", lambda _: None)
+    monkeypatch.setattr(bench_pretrain, "check_same", lambda *given: chosen.append(given[-1]) or {})
+    monkeypatch.setattr(bench_pretrain, "measure", lambda *given: chosen.append(given[-2]) or [])
+    options = ["--objectives", "electra", "--batch", "2", "--length", "16"]
+    for spec, expected in ((None, []), (object(), list(bench_pretrain.BY_DEFAULT))):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
+        bench_pretrain.main(options)
+        assert chosen[-2:] == [expected] * 2
+
+
+def test_what_a_stopped_run_has_measured_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "it.json"
+    seconds = iter([1.0] * 6)  # two warm-ups of two programs, and one round
+
+    def machine_gone(*_: object) -> tuple[float, float]:
+        return (second := next(seconds)), second
+
+    monkeypatch.setattr(bench_pretrain, "OwnProcess", lambda *_: None)
+    monkeypatch.setattr(harness, "_seconds", machine_gone)
+    options = (
+        "--model tiny --objectives mlm --batch 2 --length 16 --rounds 9 --precision fp32 --device cpu".split()
+    )
+    with pytest.raises(StopIteration):
+        bench_pretrain.main([*options, "--threads", "1", "--peers", bench_pretrain.LABELS, "--out", str(out)])
+    (row,) = json.loads(out.with_suffix(".part").read_text())["comparisons"]
+    assert row["rounds"] == 1 and not out.exists(), "so it counts as not measured"
+
+
 def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "tiny.json"
     options = (
@@ -159,4 +194,4 @@ def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     assert row["figure"] == "mlm" and row["peer"] == bench_pretrain.LABELS and row["rounds"] == 1
     assert row["ratio"]["median"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"], rel=2e-3)
     assert report["settings"]["batch"] == 2 and report["environment"]["versions"]["torch"]
-    assert "tokens/s" in capsys.readouterr().out
+    assert "tokens/s" in capsys.readouterr().out and not out.with_suffix(".part").exists()

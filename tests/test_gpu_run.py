@@ -7,12 +7,15 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,43 @@ def test_what_was_running_when_the_machine_went_is_begun_again(tmp_path: Path) -
     assert machine.started and states(tmp_path) == {"a": "done"}
 
 
+def test_what_a_piece_has_found_is_kept_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may go at any moment, and with it all but the archive."""
+    archive, checks, threads = tmp_path / "all.tar.gz", piece("checks", suffix=".jsonl"), threading.active_count()
+    monkeypatch.setattr(gpu_run, "KEEP_SECONDS", 0.05)
+    row = {"kernel": "attention", "dtype": "bfloat16", "problem": "off by 1", "error": "", "seconds": 1.0}
+
+    def packed() -> dict[str, str]:
+        with tarfile.open(archive) as files:
+            found = {name: files.extractfile(name) for name in files.getnames()}
+            return {name: file.read().decode() for name, file in found.items() if file is not None}
+
+    def runs(words: list[str], *_: object) -> int:
+        Path(words[1]).write_text(json.dumps(row) + "\n")
+        (tmp_path / "here" / "facts.json.new").write_text("half of it")
+        began = time.monotonic()
+        while "checks.jsonl" not in packed() or "WRONG attention" not in packed()["summary.md"]:
+            assert time.monotonic() - began < 30
+            time.sleep(0.05)
+        return 0
+
+    run_pieces(Run(tmp_path / "here", 60, archive, [checks]), runs)
+    assert "facts.json.new" not in packed() and states(tmp_path / "here") == {"checks": "done"}
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_asked_to_end_leaves_a_summary_and_no_process(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP: the terminal has gone."""
+    words = ("{python}", "-c", f"import os, time; os.kill({os.getpid()}, {int(number)}); time.sleep(60)")
+    monkeypatch.setattr(gpu_run, "Run", partial(Run, pieces=[Piece("it", "about it", words, 1, 50)]))
+    with pytest.raises(SystemExit, match="to continue, repeat the command"):
+        gpu_run.main(1, tmp_path, None)
+    assert states(tmp_path) == {"it": "stopped"} and signal.getsignal(number) == signal.SIG_DFL
+
+
 def test_a_program_that_is_not_installed_is_said(tmp_path: Path) -> None:
     assert not spend(tmp_path, 60, [piece("a", needs="no-such-program")]).started
     assert "no-such-program is not installed" in (tmp_path / "summary.md").read_text()
@@ -215,6 +255,11 @@ def test_pieces_are_programs_that_take_their_words(monkeypatch: pytest.MonkeyPat
             patch.setattr(argparse.ArgumentParser, "parse_args", parse)
             importlib.import_module(words[2]).main()
         assert f"FOLDER/{each.result}" in map(str, vars(parsed.value.args[0]).values())
+
+
+def test_the_most_telling_comes_first() -> None:
+    """What is wrong with the kernels, and how fast a step is: should the machine go after minutes."""
+    assert [piece.name for piece in PIECES[:4]] == ["facts", "checks", "pretrain_small_bf16", "tests"]
 
 
 def test_the_catalogue_is_whole() -> None:
