@@ -320,6 +320,8 @@ def compare(folder: str, workload: str, mode: str, args: argparse.Namespace) -> 
     for _ in range(args.rounds):
         for way in every:
             rounds[way].append(run_child(folder, way, workload, mode, args))
+            speed = rounds[way][-1]["tokens_per_second"]  # should the machine go before the last of them
+            print(f"{workload}, {mode}: {way} {speed:.0f} tokens/s", flush=True)
     ways = {
         way: {key: round(median(row[key] for row in rows), 3) for key in rows[0]} for way, rows in rounds.items()
     }

@@ -66,6 +66,20 @@ def test_each_way_measures_the_same_examples(tmp_path: Path) -> None:
     assert torch.tensor(list(measured.values())).gt(0).all()
 
 
+def test_what_is_measured_is_printed_before_the_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def machine_gone(_: str, way: str, *rest: object) -> dict[str, float]:
+        if way != OURS:
+            raise KeyboardInterrupt
+        return {"tokens_per_second": 12345.6}
+
+    monkeypatch.setattr(bench_finetune, "run_child", machine_gone)
+    with pytest.raises(KeyboardInterrupt):
+        bench_finetune.compare("", "sst2", "train", argparse.Namespace(rounds=1, device="cpu"))
+    assert "sst2, train: ours 12346 tokens/s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_the_peers_batches_hold_every_text_once(train: bool) -> None:
     """And the more a way cares about lengths, the less padding it has."""

@@ -185,7 +185,7 @@ def _numbers(scalars: list[Tensor]) -> list[float]:
 @contextmanager
 def _in_fp32() -> Iterator[None]:
     """Inside, fp32 products do not use TF32. torch has an older and a newer name for that, and who asks for the
-    older one (TunableOp does, in every product) gets an error where the two differ."""
+    older one (TunableOp does, in every fp32 product) gets an error where the two differ."""
     products: Any = torch.backends.cuda.matmul
     newer, older = products.fp32_precision, "highest"
     with suppress(RuntimeError):  # the caller has set only the newer one
