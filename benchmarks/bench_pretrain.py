@@ -28,7 +28,6 @@ draws, in fp32 without dropout.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -42,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Comparison, OwnProcess, Rounds, compare, interleave, timed, use_device, write_report
+from benchmarks.kernel_report import in_a_line
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.electra import Electra, PretrainOutput
@@ -269,6 +269,29 @@ def check_same(
     return differences
 
 
+def checked(
+    config: EncoderConfig, pretrain: PretrainConfig, device: torch.device, chosen: Sequence[str]
+) -> tuple[list[str], dict[str, float]]:
+    """`check_same` with one peer after the other: those that can run, and the largest differences.
+
+    On a CPU all have to. A GPU may be there for minutes only: without the library, or with another version of it,
+    ours is measured beside our own eager steps.
+
+    Raises:
+        SystemExit: as `check_same`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in peers(pretrain, chosen):
+        try:
+            found[name] = check_same(config, pretrain, device, [name])
+        except Exception as error:
+            if device.type == "cpu":
+                raise
+            print(f"{name}: left out, cannot run: {in_a_line(error)}", flush=True)
+    figures = dict.fromkeys(figure for differences in found.values() for figure in differences)
+    return list(found), {figure: max(each[figure] for each in found.values()) for figure in figures}
+
+
 def peers(pretrain: PretrainConfig, chosen: Sequence[str] = BY_DEFAULT) -> tuple[str, ...]:
     """Names of the library's programs for an objective, among those that were chosen."""
     return tuple(name for name in PEERS if name in chosen and pretrain.objective in PEERS[name].objectives)
@@ -433,9 +456,6 @@ def main(argv: list[str] | None = None) -> None:
     encoder = replace(preset.discriminator, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     precisions = args.precision, args.their_precision or args.precision
     print(f"electra-{args.model}, {args.batch} x {args.length}, {' against '.join(precisions)}, {device}")
-    if device.type == "cuda" and importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed: ours beside our eager steps only", flush=True)
-        args.peers = []
     differences: dict[str, dict[str, float]] = {}
     comparisons: list[Comparison] = []
 
@@ -447,10 +467,10 @@ def main(argv: list[str] | None = None) -> None:
     for objective in args.objectives:
         pretrain = replace(preset.pretrain, objective=objective, batch_size=args.batch, max_length=args.length)
         batches = batches_like_text(encoder.vocab_size, args.batch, args.length, pretrain)
-        differences[objective] = check_same(encoder, pretrain, device, args.peers)
+        chosen, differences[objective] = checked(encoder, pretrain, device, args.peers)
         counts = args.rounds, args.steps
         found = measure(
-            encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory, args.peers,
+            encoder, pretrain, batches, precisions, device, *counts, args.keep_freed_memory, chosen,
             partial(write, part) if part else lambda _: None,
         )  # fmt: skip
         comparisons += found

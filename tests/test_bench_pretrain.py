@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import time
@@ -151,18 +150,24 @@ def test_peers_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed == [("electra", ours), ("electra", "transformers, masked logits"), ("mlm", ours)]
 
 
-def test_on_a_gpu_without_the_library_ours_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is pretended; a machine that lends its GPU for minutes may not have the library."""
-    chosen: list[Any] = []
-    monkeypatch.setattr(bench_pretrain, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(bench_pretrain, "use_device", lambda _: None)
-    monkeypatch.setattr(bench_pretrain, "check_same", lambda *given: chosen.append(given[-1]) or {})
-    monkeypatch.setattr(bench_pretrain, "measure", lambda *given: chosen.append(given[-2]) or [])
-    options = ["--objectives", "electra", "--batch", "2", "--length", "16"]
-    for spec, expected in ((None, []), (object(), list(bench_pretrain.BY_DEFAULT))):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
-        bench_pretrain.main(options)
-        assert chosen[-2:] == [expected] * 2
+def test_on_a_gpu_a_peer_that_cannot_run_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As without the library. On a CPU, where nobody is in a hurry, it ends the run."""
+
+    def check(*given: Any) -> dict[str, float]:
+        if given[-1] == [bench_pretrain.LABELS]:
+            raise ModuleNotFoundError("No module named 'transformers'")
+        return {"loss": 1e-6 * len(given[-1][0])}
+
+    monkeypatch.setattr(bench_pretrain, "check_same", check)
+    chosen = [bench_pretrain.LABELS, "transformers, masked logits", "transformers, masked states"]
+    found, differences = bench_pretrain.checked(ENCODER, PRETRAIN, torch.device("cuda"), chosen)
+    assert found == chosen[1:] and differences == {"loss": 1e-6 * len(chosen[1])}
+    assert bench_pretrain.checked(ENCODER, PRETRAIN, torch.device("cuda"), chosen[:1]) == ([], {})
+    assert "transformers: left out, cannot run: ModuleNotFoundError: No module" in capsys.readouterr().out
+    with pytest.raises(ModuleNotFoundError):
+        bench_pretrain.checked(ENCODER, PRETRAIN, CPU, chosen)
 
 
 def test_what_a_stopped_run_has_measured_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
