@@ -8,7 +8,7 @@ For each objective and each shape (sequences x tokens) it measures tokens per se
 model FLOPs utilisation (MFU) and peak memory. Every program has its own process, which holds its model. On a CPU
 all programs of a shape take turns, as in `harness.interleave`; on a GPU, whose memory they could not share, they
 run one after the other. "ours" is the engine of `electra pretrain`: on a GPU it replays CUDA graphs, and "ours,
-eager" does not. "transformers, masked states" is `bench_pretrain.HubElectra` in its fastest form, which projects
+eager" does not. "transformers, masked states" is `pretrain_peers.HubElectra` in its fastest form, which projects
 only the hidden states of masked positions on the vocabulary: with eager attention, with SDPA, and with SDPA and
 compiled. (Results older than 30 November 2026 have "transformers", with logits at all positions, of which the
 masked ones were kept.) Sizes, batches, dropout and precision are the same for all.

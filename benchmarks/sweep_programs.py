@@ -18,19 +18,15 @@ from torch import nn
 
 from benchmarks.bench_pretrain import (
     LOSS_TOLERANCE,
-    HubElectra,
-    HubMaskedLM,
-    Peer,
     batches_like_text,
-    hub_steps,
     largest,
     losses_with_our_weights,
-    padded_inputs,
     relative,
     take,
 )
 from benchmarks.harness import use_device, wait_for
 from benchmarks.our_steps import OURS, OURS_EAGER, engine_steps, run_engine
+from benchmarks.pretrain_peers import HubElectra, HubMaskedLM, Peer, hub_steps, padded_inputs
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
 from electra_core.errors import first_line
 from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision

@@ -15,7 +15,7 @@ import pretend_graphs
 import pytest
 import torch
 
-from benchmarks import bench_pretrain, harness
+from benchmarks import bench_pretrain, harness, pretrain_peers
 from electra_core.config import EncoderConfig, PretrainConfig
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def programs_of(device: str) -> set[str]:
 
 def test_the_library_s_programs_for_an_objective() -> None:
     states = "transformers, masked states"
-    of_mlm = (bench_pretrain.LABELS, states, f"{states}, eager attention")
+    of_mlm = (pretrain_peers.LABELS, states, f"{states}, eager attention")
     assert bench_pretrain.peers(replace(PRETRAIN, objective="mlm")) == of_mlm
     assert {*bench_pretrain.peers(PRETRAIN)} == {*of_mlm, "transformers, masked logits"}
     compiled = [name for name in bench_pretrain.PEERS if name not in bench_pretrain.BY_DEFAULT]
@@ -156,12 +156,12 @@ def test_on_a_gpu_a_peer_that_cannot_run_is_left_out(
     """As without the library. On a CPU, where nobody is in a hurry, it ends the run."""
 
     def check(*given: Any) -> dict[str, float]:
-        if given[-1] == [bench_pretrain.LABELS]:
+        if given[-1] == [pretrain_peers.LABELS]:
             raise ModuleNotFoundError("No module named 'transformers'")
         return {"loss": 1e-6 * len(given[-1][0])}
 
     monkeypatch.setattr(bench_pretrain, "check_same", check)
-    chosen = [bench_pretrain.LABELS, "transformers, masked logits", "transformers, masked states"]
+    chosen = [pretrain_peers.LABELS, "transformers, masked logits", "transformers, masked states"]
     found, differences = bench_pretrain.checked(ENCODER, PRETRAIN, torch.device("cuda"), chosen)
     assert found == chosen[1:] and differences == {"loss": 1e-6 * len(chosen[1])}
     assert bench_pretrain.checked(ENCODER, PRETRAIN, torch.device("cuda"), chosen[:1]) == ([], {})
@@ -183,7 +183,7 @@ def test_what_a_stopped_run_has_measured_is_written(tmp_path: Path, monkeypatch:
         "--model tiny --objectives mlm --batch 2 --length 16 --rounds 9 --precision fp32 --device cpu".split()
     )
     with pytest.raises(StopIteration):
-        bench_pretrain.main([*options, "--threads", "1", "--peers", bench_pretrain.LABELS, "--out", str(out)])
+        bench_pretrain.main([*options, "--threads", "1", "--peers", pretrain_peers.LABELS, "--out", str(out)])
     (row,) = json.loads(out.with_suffix(".part").read_text())["comparisons"]
     assert row["rounds"] == 1 and not out.exists(), "so it counts as not measured"
 
@@ -193,10 +193,10 @@ def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     options = (
         "--model tiny --objectives mlm --batch 2 --length 16 --rounds 1 --precision fp32 --device cpu".split()
     )
-    bench_pretrain.main([*options, "--threads", "1", "--peers", bench_pretrain.LABELS, "--out", str(out)])
+    bench_pretrain.main([*options, "--threads", "1", "--peers", pretrain_peers.LABELS, "--out", str(out)])
     report = json.loads(out.read_text())
     (row,) = report["comparisons"]
-    assert row["figure"] == "mlm" and row["peer"] == bench_pretrain.LABELS and row["rounds"] == 1
+    assert row["figure"] == "mlm" and row["peer"] == pretrain_peers.LABELS and row["rounds"] == 1
     assert row["ratio"]["median"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"], rel=2e-3)
     assert report["settings"]["batch"] == 2 and report["environment"]["versions"]["torch"]
     assert "tokens/s" in capsys.readouterr().out and not out.with_suffix(".part").exists()
