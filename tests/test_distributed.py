@@ -5,10 +5,12 @@ The processes talk over gloo, as they do on machines without GPUs; NCCL has not 
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from ranks import (
 from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, stop_at, train  # noqa: F401
 
 from electra_core.corpus import Corpus
-from electra_core.execution.distributed import ALIGNMENT, FlatGradients
+from electra_core.errors import AnotherRankFailed
+from electra_core.execution.distributed import ALIGNMENT, FlatGradients, Ranks
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.setup import resolve_config
 
@@ -264,6 +267,26 @@ def test_memory_that_one_lacks_ends_all_and_a_script_may_go_on(data: Path, tmp_p
         run_ranks(2, pretrain_rank, data, tmp_path / "run", changes, SIZES, {"max_minutes": 0.0})
     reports = run_ranks(2, pretrain_again, data, tmp_path / "run", changes, SIZES, where)
     assert reports == [("AnotherRankFailed", 8), ("OutOfMemoryError", 8)]
+
+
+def test_an_error_that_another_reports_keeps_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where every GPU lacks it: a script that then tries a smaller batch needs all that the first one held."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def lacking() -> None:
+        activations = torch.ones(1)
+        held.append(weakref.ref(activations))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda lowest, _: lowest.zero_())
+    gc.disable()
+    try:
+        for rank, error in enumerate([torch.cuda.OutOfMemoryError, AnotherRankFailed]):
+            with pytest.raises(error):
+                Ranks(rank, 2).together(lacking)
+        assert [tensor() for tensor in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_batch_that_cannot_be_split_is_told_before_anything_starts(data: Path, tmp_path: Path) -> None:

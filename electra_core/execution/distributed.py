@@ -187,13 +187,13 @@ class Ranks:
         lowest = torch.tensor(self.size if error is None else self.rank)
         if self.size > 1:
             dist.all_reduce(lowest, dist.ReduceOp.MIN)
-        if int(lowest) == self.rank and error is not None:
-            try:
+        try:
+            if int(lowest) == self.rank and error is not None:
                 raise error
-            finally:
-                del error  # with this frame it would form a cycle, and keep what its own frames hold on the GPU
-        if int(lowest) < self.size:
-            raise AnotherRankFailed(f"rank {int(lowest)} has an error") from None
+            if int(lowest) < self.size:
+                raise AnotherRankFailed(f"rank {int(lowest)} has an error") from None
+        finally:
+            del error  # with this frame it would form a cycle, and keep what its own frames hold on the GPU
         return result  # type: ignore[return-value]
 
     def leave(self) -> None:
