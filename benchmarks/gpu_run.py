@@ -68,6 +68,7 @@ class Run:
         if self.archive and self.archive.exists() and not self.folder.exists():
             _unpack(self.archive, self.folder)
         self.folder = self.folder.absolute()  # pieces run in the project's folder
+        self.archive = self.archive and self.archive.absolute()  # in the folder it is not packed into itself
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "summary.json"
         if path.exists():
@@ -231,9 +232,11 @@ def _unpack(archive: Path, folder: Path) -> None:
 @contextmanager
 def _ends_in_order() -> Iterator[None]:
     """Turns SIGTERM, and SIGHUP unless it is ignored, into an exception, so that no process stays behind and the
-    summary is written."""
+    summary is written. Often both come, one right after the other; the second may not disturb that."""
 
     def leave(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise SystemExit("ended by a signal; to continue, repeat the command")
 
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]

@@ -164,6 +164,31 @@ def test_who_is_asked_to_end_leaves_a_summary_and_no_process(
     assert states(tmp_path) == {"it": "stopped"} and signal.getsignal(number) == signal.SIG_DFL
 
 
+def test_a_second_signal_leaves_no_process_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is closed sends SIGTERM and SIGHUP, and the piece may ignore the first."""
+    monkeypatch.setattr(gpu_run, "GRACE", 1.0)
+    text = f"""if True:
+        import os, signal, time
+        from pathlib import Path
+        signal.signal(signal.SIGTERM, lambda *_: os.kill({os.getpid()}, signal.SIGHUP))
+        Path({str(tmp_path / "child")!r}).write_text(str(os.getpid()))
+        os.kill({os.getpid()}, signal.SIGTERM)
+        while True:
+            time.sleep(0.05)
+    """
+    script = tmp_path / "piece.py"
+    script.write_text(text)
+    pieces = [Piece("it", "about it", ("{python}", str(script)), 1, 50)]
+    monkeypatch.setattr(gpu_run, "Run", partial(Run, pieces=pieces))
+    with pytest.raises(SystemExit, match="to continue, repeat the command"):
+        gpu_run.main(1, tmp_path / "here", None)
+    began = time.monotonic()
+    while alive(int((tmp_path / "child").read_text())):
+        assert time.monotonic() - began < 10
+        time.sleep(0.05)
+    assert states(tmp_path / "here") == {"it": "stopped"}
+
+
 def test_a_program_that_is_not_installed_is_said(tmp_path: Path) -> None:
     assert not spend(tmp_path, 60, [piece("a", needs="no-such-program")]).started
     assert "no-such-program is not installed" in (tmp_path / "summary.md").read_text()
@@ -180,6 +205,16 @@ def test_another_machine_goes_on_from_the_archive(tmp_path: Path) -> None:
     machine = Machine(clock, b=(1, 0))
     run_pieces(Run(here, 60, archive, pieces, clock), machine)
     assert [name for name, _ in machine.started] == ["b"] and (here / "a.json").exists()
+
+
+def test_an_archive_in_the_folder_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would grow with every summary."""
+    monkeypatch.chdir(tmp_path)
+    run, clock = partial(Run, Path("here"), 60, Path("here/all.tar.gz"), [piece("a"), piece("b")]), Clock()
+    run_pieces(run(clock), Machine(clock, a=(1, 0), b=(1, 0)))
+    with tarfile.open(tmp_path / "here" / "all.tar.gz") as packed:
+        assert set(packed.getnames()) == {"a.json", "a.log", "b.json", "b.log", "summary.json", "summary.md"}
+    assert "--archive here/all.tar.gz" in run(clock).command
 
 
 # ---- processes -----------------------------------------------------------------------------------------------
