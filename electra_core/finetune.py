@@ -102,8 +102,8 @@ def finetune(
         cache: folder in which tokenised data are kept for the next run (`finetuning/token_cache.py`); None:
             nowhere.
         on_evaluation: called with the figures of every evaluation, and "seed" and "step", after its checkpoint is
-            saved. If it returns True, the training stops as at a signal; an exception is the caller's. Both can
-            be resumed.
+            saved (the last one has none); of several ranks, on the first. If it returns True, the training stops
+            as at a signal; an exception is the caller's, and ends all ranks. Both can be resumed.
 
     Returns:
         What metrics.json holds: the best seed's dev figures, every seed's, their spread, counts, times.

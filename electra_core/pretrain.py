@@ -243,7 +243,8 @@ class _Course:
             told = said(self.warnings if ranks.first else (), self.bar)
             self.record.log.write(result.step, tokens=tokens, **self.evaluation, **told)
         self.meter.leave_out(begin)
-        return asks_to_stop(self.on_evaluation, {"step": result.step, "tokens": tokens, **self.evaluation}, ranks)
+        wish = asks_to_stop(self.on_evaluation, {"step": result.step, "tokens": tokens, **self.evaluation})
+        return ranks.decided_by_first(lambda: wish)
 
     def _save(self, result: StepResult, evaluation: dict[str, float] | None) -> None:
         """Starts writing a checkpoint.

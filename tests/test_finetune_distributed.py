@@ -19,6 +19,7 @@ from ranks import (
     finetune_again,
     finetune_captured,
     finetune_on_other_data,
+    finetune_pruned,
     finetune_rank,
     finetune_several,
     finetune_stopped_on_rank_1,
@@ -196,6 +197,13 @@ def test_memory_that_one_lacks_ends_all_and_a_script_may_go_on(model, data, tmp_
     settings = replace(SETTINGS, epochs=0.3)
     reports = run_ranks(2, finetune_again, model, data, tmp_path / "run", Classify(), settings, where)
     assert reports == [("AnotherRankFailed", 3), ("OutOfMemoryError", 3)]
+
+
+def test_an_exception_of_the_caller_s_function_ends_all(model, data, tmp_path: Path) -> None:
+    """As Optuna's TrialPruned: in a script that goes on with the next trial, the other process waited for it."""
+    settings = replace(SETTINGS, epochs=1)
+    reports = run_ranks(2, finetune_pruned, model, data, tmp_path / "run", Classify(), settings)
+    assert reports == [("KeyError(5)", 10), ("AnotherRankFailed('rank 0 has an error')", 10)]
 
 
 def test_torchrun(model, data, tmp_path: Path) -> None:

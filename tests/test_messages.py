@@ -9,6 +9,7 @@ import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_model
@@ -69,6 +70,16 @@ def test_an_error_is_placed_in_the_program_that_uses_this() -> None:
         assert place_of(error) == f"test_messages.py:{line}"
         error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
         assert place_of(error).startswith("packing.py:")
+
+
+def test_an_error_of_triton_s_is_placed_at_the_kernel_s_call() -> None:
+    launcher: dict[str, Any] = {"__name__": "triton.runtime.jit"}
+    exec(compile("def run(): raise RuntimeError", "jit.py", "exec"), launcher)
+    caller = launcher | {"__name__": "electra_kernels.layer_norm_triton"}
+    exec(compile("def forward(): run()", "layer_norm_triton.py", "exec"), caller)
+    with pytest.raises(RuntimeError) as caught:
+        caller["forward"]()
+    assert place_of(caught.value.with_traceback(caught.tb.tb_next)) == "layer_norm_triton.py:1"
 
 
 def test_a_notebook_shows_the_line_alone() -> None:

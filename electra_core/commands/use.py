@@ -105,7 +105,7 @@ def predict(options: Namespace) -> None:
         refuse_idle(options, ("resume",), "without --output")
     form = options.format or _form_of(options.output or "")
     predictor = _predictor(options, options.input)
-    begun = Path(options.output) if options.resume and os.path.exists(options.output) else None
+    begun = Path(options.output) if options.resume and os.path.isfile(options.output) else None
     with ExitStack() as stack:
 
         def opened() -> TextIO:

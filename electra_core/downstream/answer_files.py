@@ -13,6 +13,7 @@ from electra_core.errors import UserError, listed, reading
 
 FORMS = ("jsonl", "csv")
 SHOWN = 10  # columns that a message names
+LONGEST_CELL = 2**31 - 1  # characters, the most that csv takes everywhere; a book's tags are one cell
 
 
 class AnswerFile:
@@ -67,18 +68,26 @@ class AnswerFile:
 
     def _ids_of_csv(self, file: TextIO) -> Iterator[str]:
         lines: list[str] = []
+        is_at_end = False
 
         def kept() -> Iterator[str]:
+            nonlocal is_at_end
             for line in self._whole_lines(file):
                 lines.append(line)
                 yield line
+            is_at_end = True
 
+        csv.field_size_limit(LONGEST_CELL)
         rows = csv.reader(kept(), strict=True)
         while True:
             try:
                 cells = next(rows)
-            except (StopIteration, csv.Error):  # the last row was cut off within quotes
+            except StopIteration:
                 return
+            except csv.Error:
+                if is_at_end:  # the last row was cut off within quotes
+                    return
+                raise self._not_ours() from None
             if not self._header:
                 if cells[:1] != ["id"]:
                     raise self._not_ours()
@@ -100,7 +109,10 @@ class AnswerFile:
                 raise self._not_ours() from None
 
     def _not_ours(self) -> UserError:
-        return UserError(f"{self.begun}: row {self.rows + 1:,} is not an answer of electra predict in {self.form}")
+        return UserError(
+            f"{self.begun}: row {self.rows + 1:,} is not an answer of electra predict in {self.form}; write to "
+            "another file"
+        )
 
     def write(self, sink: TextIO, row: dict[str, Any]) -> None:
         """Writes one row; in CSV the first is preceded by the header.
@@ -118,13 +130,16 @@ class AnswerFile:
         if self.form == "jsonl":
             sink.write(json.dumps(row, ensure_ascii=False) + "\n")
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         if not self._header:
             self._header = list(flat)
-            writer.writerow(self._header)
-        writer.writerow([flat.get(name, "") for name in self._header])
-        sink.write(text.getvalue())
+            sink.write(_csv_line(self._header))
+        sink.write(_csv_line([flat.get(name, "") for name in self._header]))
+
+
+def _csv_line(cells: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # ended by \r\n, so that it quotes cells that hold one of the two
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
                 _evaluate(job, model, run, keeper)
                 evaluated = True
             # After saving, so that a resume goes on from here if the caller's function raises.
-            if evaluated and asks_to_stop(job.on_evaluation, _figures(run), job.ranks):
+            if evaluated and job.ranks.decided_by_first(lambda: asks_to_stop(job.on_evaluation, _figures(run))):
                 reason = reason or ON_EVALUATION
             if is_last_step:
                 for warning in left_out(result):

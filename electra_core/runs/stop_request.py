@@ -98,13 +98,10 @@ class StopRequest(AbstractContextManager["StopRequest"]):
         return handed_on and time.monotonic() - at <= self.SAME_SIGNAL
 
 
-def asks_to_stop(
-    on_evaluation: Callable[[dict[str, float]], object] | None, figures: dict[str, float], ranks: Ranks
-) -> bool:
-    """Shows the caller's function an evaluation; whether it returned True, on the first of several ranks. Anything
-    else that it returns has no effect: a function that logs may return what its logger does."""
-    wish = on_evaluation is not None and plain(on_evaluation(figures)) is True
-    return ranks.decided_by_first(lambda: wish)
+def asks_to_stop(on_evaluation: Callable[[dict[str, float]], object] | None, figures: dict[str, float]) -> bool:
+    """Shows the caller's function an evaluation; whether it returned True. Anything else that it returns has no
+    effect: a function that logs may return what its logger does."""
+    return on_evaluation is not None and plain(on_evaluation(figures)) is True
 
 
 def deadline_of(began: float, max_minutes: float | None, stop_at: float | None) -> float | None:
