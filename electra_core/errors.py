@@ -123,7 +123,7 @@ def place_of(error: BaseException) -> str:
     return (theirs or ours or [place for _, place in frames] or ["?"])[-1]
 
 
-_OURS, _BELOW_US = (__name__.partition(".")[0], "electra_kernels"), ("torch", *sys.stdlib_module_names)
+_OURS, _BELOW_US = (__name__.partition(".")[0], "electra_kernels"), ("torch", "triton", *sys.stdlib_module_names)
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
