@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from untrained_predictor import untrained
 
 from electra_core import predict as module
 from electra_core.cli import main
+from electra_core.downstream.answer_files import AnswerFile
 from electra_core.downstream.classify import Classify
 from electra_core.downstream.task_files import save_task
 from electra_core.errors import UserError
@@ -89,6 +93,36 @@ def test_another_file_s_or_model_s_answers_are_refused(predictor: Predictor, sou
     assert "row 1 is not an answer of electra predict in csv" in go_on("text,label\na,b\n", "csv")
     other = untrained(Classify(labels=("a", "b"), max_length=32), tmp_path / "other")
     assert "holds answers of another model, with id, label, score, scores_neg, " in go_on(lines[0], by=other)
+
+
+def in_csv(*rows: dict[str, Any]) -> str:
+    sink, answers = io.StringIO(), AnswerFile("csv")
+    for row in rows:
+        answers.write(sink, row)
+    return sink.getvalue()
+
+
+def test_a_cell_may_be_long_and_hold_a_carriage_return(tmp_path: Path) -> None:
+    rows = [{"id": "old\rMac", "tags": ["O"]}, {"id": "a book", "tags": ["B-PERSON"] * 20_000}, {"id": "3"}]
+    out, examples = tmp_path / "out.csv", [SimpleNamespace(id=row["id"]) for row in rows]
+    out.write_bytes(in_csv(*rows).encode())
+    csv.field_size_limit(1 << 17)  # Python's own
+    begun = AnswerFile("csv", out)
+    begun.pass_over(iter(examples), "in.jsonl")
+    assert begun.rows == 3 and begun.end == out.stat().st_size
+
+
+def test_rows_behind_a_broken_one_are_not_cut_off(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    content = in_csv({"id": "1", "label": "a"}) + '"2"x,b\n3,c\n'
+    out.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"out\.csv: row 2 is not an answer of .* in csv; write to another file"):
+        AnswerFile("csv", out).pass_over(iter([SimpleNamespace(id=name) for name in "123"]), "in.jsonl")
+
+
+def test_what_is_no_file_cannot_have_been_begun(folder: Path, source: Path) -> None:
+    command = ["predict", "--model", str(folder), "--input", str(source), "--skip-bad-rows", "--quiet"]
+    assert main([*command, "--output", os.devnull, "--resume"]) == 0
 
 
 def test_on_the_command_line(
