@@ -295,6 +295,17 @@ def test_a_class_defined_again_replaces_itself() -> None:
     assert type(task_from_json(task_to_json(first()), "task.json")) is second
 
 
+def test_a_task_with_another_threshold_may_have_none() -> None:
+    @register_task
+    @dataclass(frozen=True)
+    class Strict(Classify):
+        kind: ClassVar[str] = "strict"
+        threshold: float | None = 0.9
+
+    for task in (Strict(labels=("a", "b")), Strict(labels=("a", "b"), threshold=None)):
+        assert task_from_json(task_to_json(task), "task.json") == task
+
+
 def test_a_folder_of_a_task_that_is_not_registered_here(tmp_path: Path) -> None:
     register_task(Sure)
     trained(Sure(), tmp_path)

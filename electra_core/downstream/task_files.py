@@ -150,7 +150,9 @@ def task_to_json(task: Task) -> dict[str, Any]:
     """Plain values from which `task_from_json` makes the task again. Those of `LATER` have no entry: what was
     fine-tuned by an earlier version is resumed, and its tokens in the cache are found."""
     values = dataclasses.asdict(task)  # type: ignore[call-overload]
-    values = {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+    for field in dataclasses.fields(task):  # type: ignore[arg-type]
+        if field.name in LATER and values[field.name] == LATER[field.name] == field.default:
+            del values[field.name]
     if isinstance(columns := getattr(task, "columns", None), Columns):
         values["columns"] = to_json(columns)
     return {"kind": task.kind, **values}
