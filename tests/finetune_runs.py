@@ -13,7 +13,12 @@ from safetensors.torch import load_file
 from electra_core.downstream.classify import Classify
 from electra_core.finetune import finetune
 from electra_core.finetuning.settings import FinetuneSettings
+from electra_core.runs.metrics_log import read_metrics
 
+SETTINGS = FinetuneSettings(
+    epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
+)
+"""20 steps a seed, evaluations after 5, 10, 15 and 20."""
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=3e-3, layerwise_decay=1.0, log_every=1)
 
 
@@ -30,6 +35,10 @@ def data(tmp_path_factory) -> tuple[Path, Path]:
 
 def run(model, data, out, task=None, settings=QUICK, **more):
     return finetune(model, task or Classify(), *data, out, settings, quiet=True, **more)
+
+
+def train(model, data, out, settings=SETTINGS, task=None, say=lambda line: None, **more):
+    return finetune(model, task or Classify(), *data, out, settings, quiet=True, say=say, **more)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -49,3 +58,16 @@ def without_times(value):
         clock = ("seconds", "tokens_per_second")
         return {key: without_times(item) for key, item in value.items() if key not in clock}
     return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def assert_same_end(out: Path, whole: Path) -> None:
+    got, expected = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    reports = [json.loads((folder / "metrics.json").read_text()) for folder in (out, whole)]
+    assert without_times(reports[0]) == without_times(reports[1])
+    logs = [sorted(path.relative_to(folder) for path in folder.rglob("metrics.jsonl")) for folder in (out, whole)]
+    assert logs[0] == logs[1] != []
+    for log in logs[0]:
+        assert without_times(read_metrics(out / log)) == without_times(read_metrics(whole / log))
+    assert (out / "task.json").read_text() == (whole / "task.json").read_text()

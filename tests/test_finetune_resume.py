@@ -8,15 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_model
-import torch
-from finetune_runs import data, model, without_times  # noqa: F401
+from finetune_runs import SETTINGS, assert_same_end, data, model, train, without_times  # noqa: F401
 from safetensors.torch import load_file
 
 from electra_core.downstream.classify import Classify
@@ -29,20 +27,11 @@ from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.predict import evaluate, load
 from electra_core.runs.metrics_log import read_metrics
-from electra_core.runs.notices import to_log
 from electra_core.runs.state import read_state
-
-SETTINGS = FinetuneSettings(
-    epochs=2, batch_size=16, learning_rate=1e-3, layerwise_decay=1.0, dropout=0.1, log_every=1, evaluations=2
-)  # 20 steps a seed, evaluations after 5, 10, 15 and 20
 
 
 class Killed(Exception):
     """Stands for SIGKILL: nothing that the loop does afterwards may be needed."""
-
-
-def train(model, data, out, settings=SETTINGS, task=None, say=lambda line: None, **more):
-    return finetune(model, task or Classify(), *data, out, settings, quiet=True, say=say, **more)
 
 
 def at_step(monkeypatch, step: int, do, seed: int = 0) -> None:
@@ -70,19 +59,6 @@ def interrupted(model, data, out: Path, settings: FinetuneSettings = SETTINGS) -
     with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
         train(model, data, out, settings)
     return json.loads((out / "metrics.json").read_text())
-
-
-def assert_same_end(out: Path, whole: Path) -> None:
-    got, expected = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
-    reports = [json.loads((folder / "metrics.json").read_text()) for folder in (out, whole)]
-    assert without_times(reports[0]) == without_times(reports[1])
-    logs = [sorted(path.relative_to(folder) for path in folder.rglob("metrics.jsonl")) for folder in (out, whole)]
-    assert logs[0] == logs[1] != []
-    for log in logs[0]:
-        assert without_times(read_metrics(out / log)) == without_times(read_metrics(whole / log))
-    assert (out / "task.json").read_text() == (whole / "task.json").read_text()
 
 
 @pytest.mark.parametrize("optimizer", ["electra-adam", "adamw"])
@@ -114,58 +90,6 @@ def test_a_stopped_run_holds_the_best_so_far_and_ends_the_same(model, data, tmp_
         assert evaluate(load(out), data[1]).metrics["accuracy"] == pytest.approx(report["best"]["accuracy"])
         train(model, data, out, resume=True)
         assert_same_end(out, tmp_path / "whole")
-
-
-class Pruned(Exception):
-    """As Optuna's TrialPruned: raised by the caller's function, for the caller."""
-
-
-@pytest.mark.parametrize("optimizer", ["electra-adam", "adamw"])
-def test_a_caller_s_exception_at_an_evaluation_loses_nothing(model, data, tmp_path, optimizer):
-    settings, before = replace(SETTINGS, optimizer=optimizer), threading.enumerate()
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-
-    def prune(figures):
-        if figures["step"] == 10:
-            raise Pruned("trial 7")
-
-    with pytest.raises(Pruned, match="trial 7"):
-        train(model, data, tmp_path / "out", settings, on_evaluation=prune)
-    assert threading.enumerate() == before, "what writes checkpoints has ended"
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    told = read_state(tmp_path / "out")
-    assert (told["state"], told["saved"]) == ("failed", 10) and "trial 7" in told["reason"]
-    assert load(tmp_path / "out")("a fine film")["label"], "the best model so far"
-    seen: list[str] = []
-    train(model, data, tmp_path / "out", settings, resume=True, say=seen.append)
-    assert "continuing at step 10" in seen
-    train(model, data, tmp_path / "whole", settings)
-    assert_same_end(tmp_path / "out", tmp_path / "whole")
-
-
-def test_true_for_an_evaluation_stops_and_it_goes_on(model, data, tmp_path, caplog):
-    settings, seen = replace(SETTINGS, seeds=2), []
-
-    def enough(figures):
-        seen.append((figures["seed"], figures["step"]))
-        return len(seen) in (2, 4, 9)
-
-    report = train(model, data, tmp_path / "out", settings, on_evaluation=enough, say=to_log)
-    assert report["stopped_by"] == "on_evaluation" and report["seeds"][0]["steps"] == 10
-    assert (
-        "stopped by on_evaluation; " in caplog.text and read_state(tmp_path / "out")["reason"] == "on_evaluation"
-    )
-    report = train(model, data, tmp_path / "out", settings, on_evaluation=enough, resume=True)
-    assert report["stopped_by"] == "on_evaluation" and len(report["seeds"]) == 1, "between the seeds"
-    report = train(model, data, tmp_path / "out", settings, on_evaluation=enough, resume=True)
-    assert report["stopped_by"] is None and len(seen) == 8 and seen[-1] == (1, 20)
-    train(model, data, tmp_path / "whole", settings)
-    assert_same_end(tmp_path / "out", tmp_path / "whole")
-
-
-def test_at_the_last_evaluation_there_is_nothing_to_stop(model, data, tmp_path):
-    settings = replace(SETTINGS, epochs=1, evaluations=1)
-    assert train(model, data, tmp_path / "out", settings, on_evaluation=lambda _: True)["stopped_by"] is None
 
 
 def test_a_seed_that_is_stopped_before_its_first_evaluation_is_no_result(model, data, tmp_path, monkeypatch):
