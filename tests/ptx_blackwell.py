@@ -136,7 +136,7 @@ def _load_or_store(machine: Machine, instruction: Instruction) -> None:
     names = operands.pop(0 if is_load else -1)
     names = names if isinstance(names, tuple) else (names,)
     further = int(str(operands[1])) if shape == "16x32bx2" else 0
-    if shape not in ("32x32b", "16x32bx2"):
+    if shape not in ("32x32b", "16x32bx2") or len(instruction.opcode) > 7:  # .pack::16b, .unpack::16b
         raise NotImplementedError(instruction.text)
     every, tensor = machine.address(operands[0]), machine.tensor_memory
     addresses = np.zeros(machine.threads, np.int64)

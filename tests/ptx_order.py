@@ -42,7 +42,6 @@ class Access:
     accumulator: tuple[int, ...] = ()
     """Of products: the place, rows and columns of what they add to."""
     reads_shared: Places = field(default_factory=list)
-    committed: bool = False
     over_for: int = 0
     """The threads that know of its end: they waited for it, or have met one that did at a barrier."""
 
@@ -93,12 +92,8 @@ class TensorOrder:
                 access.over_for |= access.threads
 
     def commit(self, thread: int) -> list[Access]:
-        """The products of this thread whose end a barrier will report."""
-        products = [access for access in self.pending if access.what == "mma" and access.threads == thread]
-        new = [product for product in products if not product.committed]
-        for product in new:
-            product.committed = True
-        return new
+        """The products whose end a barrier will report: all of this thread so far, committed before or not."""
+        return [access for access in self.pending if access.what == "mma" and access.threads == thread]
 
     def reported(self, products: Iterable[Access], threads: int, relaxed: bool) -> None:
         """These threads have seen the barrier of a commit; after a relaxed wait that orders nothing yet."""

@@ -154,6 +154,23 @@ def test_what_is_ordered_in_another_way(old: str, new: str, result: int) -> None
     assert out.unique().tolist() == [result]
 
 
+def test_each_commit_reports_all_products_so_far() -> None:
+    """Two barriers for one product: the load waits for the second only."""
+    initialise = next(line for line in TENSOR.splitlines() if "mbarrier.init" in line)
+    second = f"{initialise.replace('4104', '4112')}\nadd.s32 %r15, %r3, 4112;"
+    body = TENSOR.replace(initialise, f"{initialise}\n{second}")
+    body = body.replace(COMMIT, f"{COMMIT}\n{COMMIT.replace('%r14', '%r15')}")
+    body = body.replace(TRY_WAIT, TRY_WAIT.replace("%r14", "%r15"))
+    out = torch.zeros(THREADS)
+    run(body.replace(INVALIDATE, f"{TRY_WAIT}\nbar.sync 0;\n{INVALIDATE}"), out)
+    assert out.unique().tolist() == [20]
+
+
+def test_a_load_that_packs_is_not_known() -> None:
+    with pytest.raises(NotImplementedError, match=r"pack::16b"):
+        run(TENSOR.replace("x1.b32 {%r30}", "x1.pack::16b.b32 {%r30}"), torch.zeros(THREADS))
+
+
 # ---------------------------------------------------------------- wgmma
 
 # A [64, 16] in registers (halves of 1), B [16, 8] in shared memory, twice: D = 2 A B = 32.
