@@ -63,11 +63,11 @@ class EncoderConfig:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)!r:.80}")
         for name in ("initializer_range", "layer_norm_eps"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise ValueError(
-                    f"{name}: expected a finite number from 0 to {LARGEST:.2g}, got {getattr(self, name)}"
+                    f"{name}: expected a finite number from 0 to {LARGEST:.2g}, got {getattr(self, name)!r:.80}"
                 )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

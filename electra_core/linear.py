@@ -74,12 +74,15 @@ def by_its_parts(layer: nn.Module, kind: type[nn.Linear] = Linear) -> bool:
 
 
 def calls_just(module: nn.Module, forward: Callable[..., Any]) -> bool:
-    """Whether to call `module` is to call this `forward` of a class: neither a subclass nor the module itself has
-    another, and no hook sees or changes what goes in or comes out, or its gradient: neither the module's own nor
-    one on all modules, such as profilers and FLOP counters register."""
+    """Whether to call `module` is to call this `forward` of a class: `is_unchanged`, and no hook on all modules,
+    such as profilers and FLOP counters register, sees or changes what goes in or comes out, or its gradient."""
+    return is_unchanged(module, forward) and not _has_any_global_hook()
+
+
+def is_unchanged(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether neither a subclass nor the module itself has another `forward`, and it has no hooks of its own."""
     hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
-    hooked = any(hooks) or bool(_has_any_global_hook())
-    return getattr(module.forward, "__func__", None) is forward and not hooked
+    return getattr(module.forward, "__func__", None) is forward and not any(hooks)
 
 
 def gelu_of(layer: nn.Module, input: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from electra_core.electra import (
     replace_tokens,
 )
 from electra_core.initialisation import initialise
-from electra_core.linear import calls_just
+from electra_core.linear import calls_just, is_unchanged
 from electra_core.packing import TokenBatch
 
 
@@ -214,7 +214,7 @@ class AllTokensMLM(ReplaceMLM):
         model = self.discriminator
         hidden_TD = model.encoder(text.tokens, text.seed)
         originals_T = batch.tokens.input_ids_T
-        if calls_just(model, FORWARDS[Generator]):
+        if is_unchanged(model, FORWARDS[Generator]):  # a FLOP counter's hooks shall not find a second reading
             losses_T = _losses(model, model.generator_predictions(hidden_TD), originals_T, text.seed)
         else:  # somebody's own, which reads the text once more
             losses_T = _losses_of_logits(model(text.tokens, seed=text.seed), originals_T)

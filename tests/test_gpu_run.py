@@ -13,7 +13,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -152,6 +152,15 @@ def test_what_a_piece_has_found_is_kept_while_it_runs(tmp_path: Path, monkeypatc
     assert threading.active_count() == threads
 
 
+@pytest.fixture
+def heeded_sighup() -> Iterator[None]:
+    """Under nohup it is ignored, which is what its user wants."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded_sighup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_who_is_asked_to_end_leaves_a_summary_and_no_process(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +173,7 @@ def test_who_is_asked_to_end_leaves_a_summary_and_no_process(
     assert states(tmp_path) == {"it": "stopped"} and signal.getsignal(number) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("heeded_sighup")
 def test_a_second_signal_leaves_no_process_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that is closed sends SIGTERM and SIGHUP, and the piece may ignore the first."""
     monkeypatch.setattr(gpu_run, "GRACE", 1.0)
