@@ -17,6 +17,15 @@ from electra_core.objectives import register
 from electra_core.packing import TokenBatch, from_lengths
 
 
+def finding(texts_ND: Tensor, others_ND: Tensor, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+    """The loss of finding each text's other form among the batch's, and how often it is found."""
+    logits_NN = texts_ND @ others_ND.T / 0.07
+    logits_NN = logits_NN.masked_fill(batch.sequence_weights_N == 0, -1e4)  # filling: nobody's rivals
+    rows_N = torch.arange(len(logits_NN), device=logits_NN.device)
+    loss_N, hits_N = F.cross_entropy(logits_NN, rows_N, reduction="none"), (logits_NN.argmax(1) == rows_N).float()
+    return batch.mean_over_sequences(loss_N), batch.mean_over_sequences(hits_N)
+
+
 @register
 class Contrastive(Electra):
     """The corrupted and the masked form of a text find each other among those of the batch."""
@@ -31,11 +40,7 @@ class Contrastive(Electra):
             hidden_ND = self.discriminator.encoder(text, token_seed, batch.first_tokens_N)
             return F.normalize(hidden_ND.float(), dim=1)
 
-        logits_NN = first_ND(output.corrupted_ids_T) @ first_ND(batch.masked_ids_T).T / 0.07
-        logits_NN = logits_NN.masked_fill(batch.sequence_weights_N == 0, -1e4)  # filling: nobody's rivals
-        rows_N = torch.arange(len(logits_NN), device=logits_NN.device)
-        loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
-        hits = batch.mean_over_sequences((logits_NN.argmax(1) == rows_N).float())
+        loss, hits = finding(first_ND(output.corrupted_ids_T), first_ND(batch.masked_ids_T), batch)
         return replace(output, loss=output.loss + loss, more={"contrastive_loss": loss, "found": hits})
 
 
@@ -51,10 +56,7 @@ class Crops(Electra):
         def first_ND(text: TokenBatch) -> Tensor:
             return F.normalize(self.discriminator.encoder(text, token_seed, text.first_tokens_N).float(), dim=1)
 
-        logits_NN = first_ND(batch.tokens) @ self.crops(first_ND, batch.tokens).T / 0.07
-        logits_NN = logits_NN.masked_fill(batch.sequence_weights_N == 0, -1e4)
-        rows_N = torch.arange(len(logits_NN), device=logits_NN.device)
-        loss = batch.mean_over_sequences(F.cross_entropy(logits_NN, rows_N, reduction="none"))
+        loss, _ = finding(first_ND(batch.tokens), self.crops(first_ND, batch.tokens), batch)
         return replace(output, loss=output.loss + loss, more={"crop_loss": loss})
 
     def crops(self, first_ND: Callable[[TokenBatch], Tensor], text: TokenBatch) -> Tensor:

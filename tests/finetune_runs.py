@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from electra_core.downstream.classify import Classify
 from electra_core.finetune import finetune
+from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.runs.metrics_log import read_metrics
 
@@ -39,6 +40,26 @@ def run(model, data, out, task=None, settings=QUICK, **more):
 
 def train(model, data, out, settings=SETTINGS, task=None, say=lambda line: None, **more):
     return finetune(model, task or Classify(), *data, out, settings, quiet=True, say=say, **more)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing that the loop does afterwards may be needed."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def at_step(patch, step: int, do, seed: int = 0) -> None:
+    """Calls `do` when the log's row of a step would be written; `patch` is pytest's monkeypatch."""
+    original = finetune_seed._step_figures
+
+    def figures(result, run):
+        if result.step == step and run.seed == seed:
+            do()
+        return original(result, run)
+
+    patch.setattr(finetune_seed, "_step_figures", figures)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

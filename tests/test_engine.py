@@ -122,13 +122,8 @@ def test_a_replayed_step_keeps_nothing_of_the_one_captured(name: str, monkeypatc
         assert torch.equal(p, q), path
 
 
-def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Here because it reads a value; the capture breaks off in the middle, and the run knows nothing of it."""
-    config = updated(CONFIG, {"batch_size": 4}, "test")
-    plain, model = run("static", config, lengths_of=two_shapes)
-    pretend_graphs.on_a_cpu(monkeypatch)
+def read_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient's norm on the host: no graph can hold such a step."""
     clip = training.clip_gradients
 
     def reading(*arguments: Any) -> Tensor:
@@ -137,6 +132,16 @@ def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
         return norm
 
     monkeypatch.setattr(training, "clip_gradients", reading)
+
+
+def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here because it reads a value; the capture breaks off in the middle, and the run knows nothing of it."""
+    config = updated(CONFIG, {"batch_size": 4}, "test")
+    plain, model = run("static", config, lengths_of=two_shapes)
+    pretend_graphs.on_a_cpu(monkeypatch)
+    read_in_every_step(monkeypatch)
     going_on, other = run("static", config, lengths_of=two_shapes, capture=True)
     assert "a step cannot be captured (" in caplog.text and "not permitted when stream is capturing" in caplog.text
     assert re.search(r", at \w+\.py:\d+\); .* one by one instead, as with engine='static'", caplog.text)
@@ -170,14 +175,7 @@ def test_an_error_that_a_script_is_handling_is_no_cause_of_a_failed_capture(
 ) -> None:
     """A notebook tries a smaller batch in its `except`; the memory that the larger one lacked is there now."""
     pretend_graphs.on_a_cpu(monkeypatch)
-    clip = training.clip_gradients
-
-    def reading(*arguments: Any) -> Tensor:
-        norm = clip(*arguments)
-        norm.item()
-        return norm
-
-    monkeypatch.setattr(training, "clip_gradients", reading)
+    read_in_every_step(monkeypatch)
     try:
         raise torch.cuda.OutOfMemoryError("of a larger batch")
     except torch.cuda.OutOfMemoryError:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_model
 import torch
-from finetune_runs import QUICK, data, model, run, weights  # noqa: F401
+from finetune_runs import QUICK, at_step, data, model, run, weights  # noqa: F401
 from reading import write_lines
 
 from electra_core import model_dir
@@ -388,14 +388,7 @@ def test_the_folder_holds_settings_and_log(model, data, tmp_path):
 
 
 def test_an_interrupt_leaves_the_best_so_far(model, data, tmp_path, monkeypatch):
-    original = finetune_seed._step_figures
-
-    def interrupt_at_12(result, run):
-        if result.step == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(result, run)
-
-    monkeypatch.setattr(finetune_seed, "_step_figures", interrupt_at_12)
+    at_step(monkeypatch, 12, lambda: os.kill(os.getpid(), signal.SIGINT))
     told = r"stopped by SIGINT; \S+out holds the best model so far; resume=True continues"
     with pytest.raises(KeyboardInterrupt, match=told):  # so that a sweep ends here
         run(model, data, tmp_path / "out", settings=replace(QUICK, seeds=3))

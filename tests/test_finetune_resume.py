@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 import tiny_model
-from finetune_runs import SETTINGS, assert_same_end, data, model, train, without_times  # noqa: F401
+from finetune_runs import (  # noqa: F401
+    SETTINGS,
+    Killed,
+    assert_same_end,
+    at_step,
+    data,
+    killed,
+    model,
+    train,
+    without_times,
+)
 from safetensors.torch import load_file
 
 from electra_core.downstream.classify import Classify
@@ -23,31 +33,10 @@ from electra_core.downstream.squad import Answer
 from electra_core.errors import UserError, on_command_line
 from electra_core.finetune import finetune
 from electra_core.finetuning import folder as finetune_folder
-from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.predict import evaluate, load
 from electra_core.runs.metrics_log import read_metrics
 from electra_core.runs.state import read_state
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing that the loop does afterwards may be needed."""
-
-
-def at_step(monkeypatch, step: int, do, seed: int = 0) -> None:
-    """Calls `do` when the log's row of a step would be written."""
-    original = finetune_seed._step_figures
-
-    def figures(result, run):
-        if result.step == step and run.seed == seed:
-            do()
-        return original(result, run)
-
-    monkeypatch.setattr(finetune_seed, "_step_figures", figures)
-
-
-def killed() -> None:
-    raise Killed
 
 
 def interrupt() -> None:

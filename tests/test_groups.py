@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import tiny_model
-from finetune_runs import QUICK, model, without_times  # noqa: F401
+from finetune_runs import QUICK, Killed, at_step, killed, model, without_times  # noqa: F401
 
 from electra_core import UserError
 from electra_core.cli import main
@@ -242,8 +242,6 @@ def test_rows_in_memory_have_groups_and_python_s_words(tmp_path: Path) -> None:
 def test_a_training_with_groups_is_resumed_as_itself_alone(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    from electra_core.finetuning import seed
-
     file = delimited(tmp_path / "a.csv", [{**row, "text": f"film {row['text']}"} for row in rows()])
     task, settings = Classify(columns=BY_PATIENT), replace(QUICK, epochs=1, evaluations=2)
 
@@ -251,15 +249,8 @@ def test_a_training_with_groups_is_resumed_as_itself_alone(
         return finetune(model, task, file, None, tmp_path / out, settings, quiet=True, **more)
 
     whole = train("whole", cache=tmp_path / "cache")
-    figures = seed._step_figures
-
-    def killed(result: Any, run: Any) -> Any:
-        if result.step == 8:
-            raise InterruptedError
-        return figures(result, run)
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(seed, "_step_figures", killed)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 8, killed)
         train("out")
     with pytest.raises(UserError, match=r"columns was \{.*'group': 'patient'.*, is now"):
         train("out", Classify(), resume=True)

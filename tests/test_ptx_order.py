@@ -86,12 +86,6 @@ def test_an_ordered_program_on_tensor_memory() -> None:
     assert out.unique().tolist() == [20]
 
 
-@pytest.mark.parametrize(("body", "message"), left_out(TENSOR, TENSOR_FAULTS))
-def test_tensor_memory_without_one_line(body: str, message: str) -> None:
-    with pytest.raises(MemoryFault, match=message):
-        run(body, torch.zeros(THREADS))
-
-
 PRODUCT = next(line for line in TENSOR.splitlines() if ".mma." in line)
 COMMIT = next(line for line in TENSOR.splitlines() if ".commit." in line)
 TRY_WAIT = next(line for line in TENSOR.splitlines() if ".try_wait." in line)
@@ -213,8 +207,8 @@ def test_an_ordered_program_with_wgmma() -> None:
     assert out.unique().tolist() == [32]
 
 
-@pytest.mark.parametrize(("body", "message"), left_out(WGMMA, WGMMA_FAULTS))
-def test_wgmma_without_one_line(body: str, message: str) -> None:
+@pytest.mark.parametrize(("body", "message"), [*left_out(TENSOR, TENSOR_FAULTS), *left_out(WGMMA, WGMMA_FAULTS)])
+def test_either_without_one_line(body: str, message: str) -> None:
     with pytest.raises(MemoryFault, match=message):
         run(body, torch.zeros(THREADS))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_model
-from finetune_runs import QUICK, model, without_times  # noqa: F401
+from finetune_runs import QUICK, Killed, at_step, killed, model, without_times  # noqa: F401
 from sklearn import metrics
 from untrained_predictor import untrained
 
@@ -130,8 +130,6 @@ def test_a_task_without_a_choice_is_described_as_before() -> None:
 
 
 def test_a_training_is_resumed_with_its_own_choice_only(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from electra_core.finetuning import seed
-
     file = tiny_model.reviews(tmp_path / "train.tsv", 64)
     settings = replace(QUICK, epochs=1, evaluations=2)
 
@@ -139,15 +137,9 @@ def test_a_training_is_resumed_with_its_own_choice_only(model: Path, tmp_path: P
         task = Classify(positive_class=positive)
         return finetune(model, task, file, file, tmp_path / out, settings, quiet=True, **more)
 
-    whole, figures = train("whole"), seed._step_figures
-
-    def killed(result: Any, run: Any) -> Any:
-        if result.step == 3:
-            raise InterruptedError
-        return figures(result, run)
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(seed, "_step_figures", killed)
+    whole = train("whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 3, killed)
         train("out")
     for other in ("", "pos"):
         with pytest.raises(UserError, match=f"positive_class was 'neg', is now '{other}'"):

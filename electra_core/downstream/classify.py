@@ -158,7 +158,7 @@ class Classify(TextTask):
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
         given = label_text(self.positive_class) or ""  # may be a number
-        positive = check_two_classes(self.labels, given, self.threshold, lambda name: self._shown(name))
+        positive = check_two_classes(self.labels, given, self.threshold, self._shown)
         object.__setattr__(self, "positive_class", positive)
 
     @property
