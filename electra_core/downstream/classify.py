@@ -158,7 +158,8 @@ class Classify(TextTask):
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
         given = label_text(self.positive_class) or ""  # may be a number
-        positive = check_two_classes(self.labels, given, self.threshold, self._shown)
+        # `_shown` only where it is asked: the names of a damaged task.json are told of later, and better.
+        positive = check_two_classes(self.labels, given, self.threshold, lambda name: self._shown(name))
         object.__setattr__(self, "positive_class", positive)
 
     @property
