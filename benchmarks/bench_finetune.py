@@ -20,9 +20,10 @@ otherwise). Graphs are captured in two untimed passes over the examples: a train
 hundreds of times.
 
 Before anything is timed, both models must give the same logits for the same weights. Every measurement runs in its
-own process (for peak memory), the ways take turns, and medians over the rounds are shown. On a shared machine,
-trust the ratio of processor times. On a CPU ours makes C's allocator keep freed memory, as `electra finetune` and
-`electra predict` do; `--keep-freed-memory all` does so for the others, too.
+own process (for peak memory), the ways take turns, and medians over the rounds are shown; until all are there,
+FILE's suffix is .part. On a shared machine, trust the ratio of processor times. On a CPU ours makes C's allocator
+keep freed memory, as `electra finetune` and `electra predict` do; `--keep-freed-memory all` does so for the
+others, too.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +48,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import environment, replace_text, use_device, wait_for
+from benchmarks.kernel_report import in_a_line
 from electra_core import model_dir
 from electra_core.config import PRESETS
 from electra_core.execution.engine import static_steps
@@ -82,6 +86,10 @@ WORKLOADS = {
     "sst2": Workload("sst2", 2.073, 0.882, 128, 32, 128),
     "imdb": Workload("imdb", 5.519, 0.660, 512, 8, 32),
 }
+
+
+def is_ours(way: str) -> bool:
+    return way in (OURS, OURS_EAGER)
 
 
 def sequences(workload: Workload, count: int, vocab_size: int) -> list[np.ndarray]:
@@ -134,13 +142,27 @@ def check_logits(folder: Path, device: str) -> float:
     return difference
 
 
+def checked(folder: Path, device: str) -> float | None:
+    """`check_logits`; None if the library cannot run, so that ours is measured alone.
+
+    On a CPU it has to. A GPU may be there for minutes only, and without the library, or with another version.
+    """
+    try:
+        return check_logits(folder, device)
+    except Exception as error:
+        if not on_gpu(device):
+            raise
+        print(f"transformers: left out, cannot run: {in_a_line(error)}", flush=True)
+        return None
+
+
 # ---- one measurement (in its own process) ----------------------------------------------------------------
 
 
 def batches_of(way: str, workload: Workload, rows: list[np.ndarray], train: bool) -> Iterator[Any]:
     """Batches of one pass over the rows; making them is timed, as in real use."""
     size = workload.train_batch if train else workload.infer_batch
-    if way in (OURS, OURS_EAGER):
+    if is_ours(way):
         features = as_features(rows)
         tokens = size * int(features.lengths.mean())
         plan = (
@@ -166,19 +188,19 @@ def batches_of(way: str, workload: Workload, rows: list[np.ndarray], train: bool
 def stepper(way: str, folder: Path, train: bool, device: str, precision: str) -> Callable[[Any, int], None]:
     """A function that trains on, or predicts, one batch."""
     dtype = resolve_precision(precision, torch.device(device))
-    if way in (OURS, OURS_EAGER):
+    if is_ours(way):
         model: Any = model_dir.load(SequenceClassifier, folder)
     else:
         from transformers import ElectraForSequenceClassification
 
         model = ElectraForSequenceClassification.from_pretrained(folder)
     model = model.to(device).train(train)
-    if way in (OURS, OURS_EAGER) and not train:
+    if is_ours(way) and not train:
         round_weights(model, torch.device(device), dtype)  # as `electra predict` does
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
 
     def loss_of(batch: Any, step: int) -> torch.Tensor:
-        if way in (OURS, OURS_EAGER):
+        if is_ours(way):
             batch = batch.to(device)
             return classification_loss(model(batch.tokens, seed=step), batch.targets)
         return model(**{name: value.to(device) for name, value in batch.items()}).loss
@@ -242,7 +264,7 @@ def last_pass(
 
 def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace) -> dict[str, float]:
     """Seconds for one pass over the examples (after a warm-up on some of them), and peak memory."""
-    if way in (OURS, OURS_EAGER) or args.keep_freed_memory == "all":
+    if is_ours(way) or args.keep_freed_memory == "all":
         keep_memory_between_batches(torch.device(args.device))
     rows = sequences(
         workload,
@@ -313,35 +335,51 @@ def run_child(folder: str, way: str, workload: str, mode: str, args: argparse.Na
     return json.loads(result.stdout.strip().split("\n")[-1])
 
 
-def compare(folder: str, workload: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures all ways on one workload, in turns: medians, and our speed relative to theirs."""
-    every = ways_of(mode == "train", args.device)
+def compare(
+    folder: str, workload: str, mode: str, every: Sequence[str], args: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], object] = lambda _: None,
+) -> None:  # fmt: skip
+    """Measures all ways on one workload, in turns, and prints how they compare.
+
+    Args:
+        every: the ways, ours first.
+        keep: called with `summary` after every measurement, should the machine go before the last of them.
+    """
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in every}
     for _ in range(args.rounds):
         for way in every:
             rounds[way].append(run_child(folder, way, workload, mode, args))
-            speed = rounds[way][-1]["tokens_per_second"]  # should the machine go before the last of them
-            print(f"{workload}, {mode}: {way} {speed:.0f} tokens/s", flush=True)
-    ways = {
-        way: {key: round(median(row[key] for row in rows), 3) for key in rows[0]} for way, rows in rounds.items()
-    }
-    speedups = {way: round(median(_ratios(rounds, way, "seconds")), 2) for way in every[1:]}
-    by_processor = {way: round(median(_ratios(rounds, way, "processor_seconds")), 2) for way in every[1:]}
+            print(f"{workload}, {mode}: {way} {rounds[way][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
+            keep(summary(rounds))
+    found = summary(rounds)
     print(f"\n{workload}, {mode}")
-    for way, row in ways.items():
+    for way, row in found["ways"].items():
         against = ""
-        if way in speedups:
-            against = f"   ours is {speedups[way]:.2f} x as fast ({by_processor[way]:.2f} x by processor time)"
+        if way in found["speedups"]:
+            clocks = found["speedups"][way], found["speedups_by_processor_time"][way]
+            against = "   ours is {:.2f} x as fast ({:.2f} x by processor time)".format(*clocks)
         print(
             f"  {way:16} {row['examples_per_second']:9.1f} examples/s {row['tokens_per_second']:10.0f} tokens/s"
             f" {row['peak_mib']:8.0f} MiB{against}"
         )
-    every_round = {way: [round(ratio, 2) for ratio in _ratios(rounds, way, "seconds")] for way in every[1:]}
+
+
+def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians over the rounds of each way that was measured, and our speed relative to theirs."""
+    taken = {way: rows for way, rows in rounds.items() if rows}
+    others = [way for way in taken if way != OURS]
     return {
-        "ways": ways,
-        "speedups": speedups,
-        "speedups_by_processor_time": by_processor,
-        "speedups_of_rounds": every_round,
+        "ways": {
+            way: {key: round(median(row[key] for row in rows), 3) for key in rows[0]}
+            for way, rows in taken.items()
+        },
+        "speedups": {way: round(median(_ratios(taken, way, "seconds")), 2) for way in others},
+        "speedups_by_processor_time": {
+            way: round(median(_ratios(taken, way, "processor_seconds")), 2) for way in others
+        },
+        "speedups_of_rounds": {
+            way: [round(ratio, 2) for ratio in _ratios(taken, way, "seconds")] for way in others
+        },
     }
 
 
@@ -375,27 +413,35 @@ def main() -> None:
         way, workload, mode = json.loads(args.child)
         print(json.dumps(measure(way, WORKLOADS[workload], mode == "train", args)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        make_directory(args.model, Path(folder))
-        difference = check_logits(Path(folder), args.device)
-        print(f"electra-{args.model} on {args.device}, logits agree to {difference:.1g}")
-        results = {
-            f"{workload} {mode}": compare(folder, workload, mode, args)
-            for workload in args.workloads
-            for mode in args.modes
-        }
-    report = {
-        "environment": environment(torch.device(args.device)),
-        "precision": str(resolve_precision(args.precision, torch.device(args.device))),
+    place = torch.device(args.device)
+    report: dict[str, Any] = {
+        "environment": environment(place),
+        "precision": str(resolve_precision(args.precision, place)),
         "threads": args.threads,
         "keep_freed_memory": args.keep_freed_memory,
         "model": args.model,
-        "largest_logit_difference": difference,
         "workloads": {name: asdict(WORKLOADS[name]) for name in args.workloads},
-        "results": results,
+        "results": {},
     }
-    if args.json:
-        replace_text(args.json, json.dumps(report, indent=2) + "\n")
+
+    def keep(path: Path, name: str, found: dict[str, Any]) -> None:
+        report["results"][name] = found
+        replace_text(path, json.dumps(report, indent=2) + "\n")
+
+    part = args.json.with_suffix(".part") if args.json else None
+    with tempfile.TemporaryDirectory() as folder:
+        make_directory(args.model, Path(folder))
+        report["largest_logit_difference"] = difference = checked(Path(folder), args.device)
+        agree = "" if difference is None else f", logits agree to {difference:.1g}"
+        print(f"electra-{args.model} on {args.device}{agree}")
+        for workload, mode in product(args.workloads, args.modes):
+            every = ways_of(mode == "train", args.device)
+            if difference is None:
+                every = tuple(way for way in every if is_ours(way))
+            kept = partial(keep, part, f"{workload} {mode}") if part else lambda _: None
+            compare(folder, workload, mode, every, args, kept)
+    if part:
+        part.replace(args.json)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.bench_finetune import (
     MAXIMUM,
     OURS,
     SORTED,
+    WAYS,
     WORKLOADS,
     batches_of,
     last_pass,
@@ -76,8 +79,57 @@ def test_what_is_measured_is_printed_before_the_last(
 
     monkeypatch.setattr(bench_finetune, "run_child", machine_gone)
     with pytest.raises(KeyboardInterrupt):
-        bench_finetune.compare("", "sst2", "train", argparse.Namespace(rounds=1, device="cpu"))
+        bench_finetune.compare("", "sst2", "train", WAYS, argparse.Namespace(rounds=1, device="cpu"))
     assert "sst2, train: ours 12346 tokens/s" in capsys.readouterr().out
+
+
+FIGURES = {"seconds": 2.0, "processor_seconds": 2.0, "examples_per_second": 3.0, "tokens_per_second": 40.0,
+           "peak_mib": 5.0}  # fmt: skip
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_finetune", "--model", "tiny", "--workloads", "sst2", *words])
+    bench_finetune.main()
+
+
+def test_what_is_measured_is_written_before_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(6))
+
+    def measured(*_: object) -> dict[str, float]:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return FIGURES
+
+    monkeypatch.setattr(bench_finetune, "run_child", measured)
+    words = "--modes", "infer", "train", "--rounds", "1", "--device", "cpu", "--json", str(tmp_path / "found.json")
+    with pytest.raises(KeyboardInterrupt):
+        program(monkeypatch, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.part"]
+    found = json.loads((tmp_path / "found.part").read_text())["results"]
+    assert found["sst2 infer"]["speedups"] == dict.fromkeys((SORTED, DYNAMIC, MAXIMUM), 1.0)
+    assert list(found["sst2 train"]["ways"]) == [OURS] and found["sst2 train"]["speedups"] == {}
+    monkeypatch.setattr(bench_finetune, "run_child", lambda *_: FIGURES)
+    program(monkeypatch, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_a_gpu_without_the_library_measures_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object) -> float:
+        raise ModuleNotFoundError("No module named 'transformers'")
+
+    monkeypatch.setattr(bench_finetune, "check_logits", missing)
+    with pytest.raises(ModuleNotFoundError):
+        bench_finetune.checked(tmp_path, "cpu")
+    for name in ("use_device", "environment", "resolve_precision"):
+        monkeypatch.setattr(bench_finetune, name, lambda *_: None)
+    monkeypatch.setattr(bench_finetune, "run_child", lambda *_: FIGURES)
+    program(monkeypatch, "--rounds", "1", "--device", "cuda", "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert list(found["sst2 train"]["ways"]) == ["ours", "ours, eager"]
+    assert list(found["sst2 infer"]["ways"]) == ["ours"]
+    assert "transformers: left out, cannot run: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("train", [True, False])
