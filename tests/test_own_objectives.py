@@ -222,6 +222,30 @@ def test_names_of_the_log_are_not_taken(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "run", OWN | {"objective": "taken", "engine": "eager"})
 
 
+def test_figures_in_any_order_are_not_mixed_but_need_their_names(data: Path, tmp_path: Path) -> None:
+    class Changing(Contrastive):
+        objective, calls = "changing", 0
+
+        def forward(self, batch: Any, seed: Any) -> Any:
+            Changing.calls += 1
+            one = torch.tensor(float(batch.token_share))
+            more = {"one": one, "two": 2 * one, "lost": one}
+            if Changing.calls > lost_after:
+                more.pop("lost")
+            order = sorted(more, reverse=Changing.calls % 2 == 0)
+            return replace(super().forward(batch, seed), more={name: more[name] for name in order})
+
+    register(Changing)
+    settings, lost_after = OWN | {"objective": "changing", "engine": "eager", "log_every": 2}, 99
+    train(data, tmp_path / "run", settings)
+    logged = [(row["one"], row["two"]) for row in rows(tmp_path / "run") if "loss" in row]
+    assert logged and set(logged) == {(1, 2)}
+    lost_after = Changing.calls + 3
+    said = r"PretrainOutput\.more: expected the same names in every step, got \['lost'\] in some only"
+    with pytest.raises(ValueError, match=said):
+        train(data, tmp_path / "other", settings | {"eval_every": 100})
+
+
 def test_no_column_of_the_log_or_of_the_evaluation_is_free(data: Path, whole: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run", ORIGINAL | {"objective": "all-tokens-mlm", "steps": 2, "log_every": 2})
     lines = [line for run in (whole, tmp_path / "run") for line in read_metrics(run / "metrics.jsonl")]

@@ -105,7 +105,8 @@ def _outcome(electra: Any, batch: PretrainBatch, config: PretrainConfig, seed: i
 
 
 def more_figures(output: PretrainOutput) -> dict[str, Tensor]:
-    """What an objective of one's own adds to the figures (`PretrainOutput.more`), detached.
+    """What an objective of one's own adds to the figures (`PretrainOutput.more`), detached; sorted by name, as
+    steps and ranks are summed by position.
 
     Raises:
         ValueError: a name that the log or the evaluation has itself, or a value that is no scalar tensor.
@@ -118,7 +119,7 @@ def more_figures(output: PretrainOutput) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or value.ndim:
             got = f"one of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"PretrainOutput.more[{name!r}]: expected a scalar tensor, got {got}")
-    return {name: value.detach() for name, value in output.more.items()}
+    return {name: value.detach() for name, value in sorted(output.more.items())}
 
 
 def _generates(electra: Any, config: PretrainConfig) -> bool:

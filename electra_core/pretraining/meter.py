@@ -39,6 +39,7 @@ class Meter:
     def __init__(self, tokens: int, flops_per_token: float, device: torch.device, devices: int = 1) -> None:
         self._tokens, self._flops_per_token, self._device = tokens, flops_per_token, device
         self._peak = peak_flops(device, devices)
+        self._names: list[str] = []
         self._waiting: Tensor | None = None
         self._of_steps_taken: Tensor | None = None
         self.reset()
@@ -65,9 +66,17 @@ class Meter:
         self._since += time.monotonic() - begin
 
     def add(self, result: StepResult) -> None:
-        """Adds a step. Of a skipped one only the tokens count: a single NaN would make the whole row NaN."""
+        """Adds a step. Of a skipped one only the tokens count: a single NaN would make the whole row NaN.
+
+        Raises:
+            ValueError: the step's figures have other names than those before.
+        """
         self._steps += 1
-        self._names = [*result.figures, "skipped"]
+        names = [*result.figures, "skipped"]
+        self._names = self._names or names
+        if names != self._names:
+            odd = sorted(set(names) ^ set(self._names))
+            raise ValueError(f"PretrainOutput.more: expected the same names in every step, got {odd} in some only")
         figures = torch.stack([*result.figures.values(), result.skipped.float()]).double()
         if self._of_steps_taken is None:  # the columns of means; made once, as it is copied to the device
             means = [name not in ("tokens", "skipped") for name in self._names]
