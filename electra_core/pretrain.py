@@ -116,9 +116,9 @@ def pretrain(
             after one step if it is past.
         quiet: show no progress bar; warnings are shown all the same.
         wandb: Weights & Biases project to log to as well.
-        on_evaluation: called with the figures of every evaluation, plus "step" and "tokens". If it returns
-            True, the run saves and stops as at a time limit; of several ranks, the first one's counts. Anything
-            else that it returns has no effect.
+        on_evaluation: called with the figures of every evaluation, plus "step" and "tokens"; of several ranks, on
+            the first. If it returns True, the run saves and stops as at a time limit. Anything else that it
+            returns has no effect; what it raises ends all ranks.
         mask: chooses the masked positions, of held-out text too; `masking.py` says what it has to heed. A run is
             resumed with the function of the same name and module only.
 
@@ -243,8 +243,8 @@ class _Course:
             told = said(self.warnings if ranks.first else (), self.bar)
             self.record.log.write(result.step, tokens=tokens, **self.evaluation, **told)
         self.meter.leave_out(begin)
-        wish = asks_to_stop(self.on_evaluation, {"step": result.step, "tokens": tokens, **self.evaluation})
-        return ranks.decided_by_first(lambda: wish)
+        figures = {"step": result.step, "tokens": tokens, **self.evaluation}
+        return ranks.decided_by_first(lambda: asks_to_stop(self.on_evaluation, figures))
 
     def _save(self, result: StepResult, evaluation: dict[str, float] | None) -> None:
         """Starts writing a checkpoint.

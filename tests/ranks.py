@@ -81,11 +81,16 @@ def pretrain_own_stopped(data: Path, out: Path, changes: dict[str, Any], sizes: 
     return pretrain_own(data, out, changes, sizes, {"on_evaluation": lambda _: True})
 
 
-def pretrain_until_told(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any], sayer: int) -> Any:
-    """`pretrain_rank` on whose rank `sayer` the first evaluation is enough."""
-    rank = int(os.environ["RANK"])
-    steps, _, _, why = pretrain_rank(data, out, changes, sizes, {"on_evaluation": lambda _: rank == sayer})
-    return steps, why
+def pretrain_until_told(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> Any:
+    """`pretrain_rank` of which the first evaluation is enough: (steps, why it stopped, evaluations seen)."""
+    seen: list[float] = []
+
+    def enough(figures: dict[str, float]) -> bool:
+        seen.append(figures["step"])
+        return True
+
+    steps, _, _, why = pretrain_rank(data, out, changes, sizes, {"on_evaluation": enough})
+    return steps, why, seen
 
 
 def pretrain_captured(
@@ -370,21 +375,33 @@ def finetune_again(model: Path, data: tuple[Path, Path], out: Path, task: Any, s
     return ended, report["seeds"][0]["steps"]
 
 
-def finetune_pruned(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> Any:
-    """`finetune_again` where the caller's function, which only rank 0 calls, raises at the first evaluation."""
-    from electra_core.finetune import finetune
-
+def pruned(train: Callable[[Callable[[dict[str, float]], None]], int]) -> tuple[str, int]:
+    """A script that goes on after its function, which only rank 0 calls, has raised at the first evaluation: how
+    `train` ended, and its steps the second time."""
     calls = iter(range(1_000_000))
 
     def prune(figures: dict[str, float]) -> None:
         if next(calls) == 0:
             raise KeyError(figures["step"])
 
-    def train() -> Any:
-        return finetune(model, task, *data, out, settings, quiet=True, device="cpu", resume=True,
-                        on_evaluation=prune)  # fmt: skip
-
     try:
-        return "at its end", train()
+        return "at its end", train(prune)
     except Exception as error:
-        return repr(error), train()["seeds"][0]["steps"]
+        return repr(error), train(prune)
+
+
+def pretrain_pruned(data: Path, out: Path, changes: dict[str, Any], sizes: dict[str, Any]) -> tuple[str, int]:
+    options = {"resume": True}
+    return pruned(lambda prune: pretrain_rank(data, out, changes, sizes, options | {"on_evaluation": prune})[0])
+
+
+def finetune_pruned(model: Path, data: tuple[Path, Path], out: Path, task: Any, settings: Any) -> tuple[str, int]:
+    from electra_core.finetune import finetune
+
+    options: Any = {"quiet": True, "device": "cpu", "resume": True}
+
+    def train(prune: Callable[[dict[str, float]], None]) -> int:
+        report = finetune(model, task, *data, out, settings, on_evaluation=prune, **options)
+        return int(report["seeds"][0]["steps"])
+
+    return pruned(train)

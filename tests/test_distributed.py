@@ -25,6 +25,7 @@ from ranks import (
     local_share,
     pretrain_again,
     pretrain_captured,
+    pretrain_pruned,
     pretrain_rank,
     pretrain_until_told,
     run_ranks,
@@ -244,12 +245,15 @@ def test_one_stops_all_stop_at_the_same_step(data: Path, tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-@pytest.mark.parametrize(("sayer", "expected"), [(0, (4, "on_evaluation")), (1, (8, None))])
-def test_the_first_ones_answer_to_an_evaluation_stops_all(
-    data: Path, tmp_path: Path, sayer: int, expected: Any
-) -> None:
-    reports = run_ranks(2, pretrain_until_told, data, tmp_path / "run", CHANGES | {"eval_every": 4}, SIZES, sayer)
-    assert reports == [expected] * 2
+def test_the_first_one_sees_evaluations_and_may_stop_all(data: Path, tmp_path: Path) -> None:
+    reports = run_ranks(2, pretrain_until_told, data, tmp_path / "run", CHANGES | {"eval_every": 4}, SIZES)
+    assert reports == [(4, "on_evaluation", [4]), (4, "on_evaluation", [])]
+
+
+def test_an_exception_of_the_caller_s_function_ends_all(data: Path, tmp_path: Path) -> None:
+    """In a script that goes on with the next trial, the other process waited for the first."""
+    reports = run_ranks(2, pretrain_pruned, data, tmp_path / "run", CHANGES | {"eval_every": 4}, SIZES)
+    assert reports == [("KeyError(4)", 8), ("AnotherRankFailed('rank 0 has an error')", 8)]
 
 
 @pytest.mark.parametrize("engine", ["eager", "static"])
