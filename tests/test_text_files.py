@@ -317,6 +317,8 @@ def test_a_json_row_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a.txt", b" \n\r\n", "a.txt: contains no text"),
         ("a.txt", b"PK\x03\x04\0\0", "a.txt: is a binary file"),
         ("a.txt", "text".encode("utf-16"), "a.txt: is UTF-16, expected UTF-8"),
+        ("a.txt", "text".encode("utf-32"), "a.txt: is UTF-32, expected UTF-8; .* iconv -f UTF-32 "),
+        ("a.txt", "text".encode("utf-16-le"), "a.txt: is a binary .*; if it is UTF-16 .*: iconv -f UTF-16LE "),
         (
             "a.txt",
             b"fine\nna\xefve\n",

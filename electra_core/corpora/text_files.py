@@ -22,8 +22,8 @@ from typing import Any
 from electra_core.corpora.sources import Source, text_kind
 from electra_core.corpora.text_tables import column_of, csv_texts, json_line_texts, json_texts
 from electra_core.errors import UserError
-from electra_core.files.byte_files import TO_UTF8, UTF16, ByteFile
-from electra_core.files.text_lines import BLOCK_BYTES, MAX_ROW_BYTES, WIDE_BOMS
+from electra_core.files.byte_files import TO_UTF8, ByteFile, check_utf8
+from electra_core.files.text_lines import BLOCK_BYTES, MAX_ROW_BYTES
 
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_DOCUMENT_CHARACTERS = 1 << 22
@@ -152,7 +152,8 @@ def _lines(file: ByteFile, limit: int, report: ReadReport | None = None) -> Iter
     held_size = offset = 0  # `offset` is the place of `held` in the file
     while block := file.read(BLOCK_BYTES):
         if offset == held_size == 0:
-            block, offset = _checked_start(file.name, block)
+            start = check_utf8(file.name, block)
+            block, offset = start, len(block) - len(start)
         held.append(block)
         held_size += len(block)
         if b"\n" in block:
@@ -181,7 +182,8 @@ def _characters(file: ByteFile) -> Iterator[str]:
         block = file.read(BLOCK_BYTES)
         ended = not block
         if offset == len(held) == 0:
-            block, offset = _checked_start(file.name, block)
+            start = check_utf8(file.name, block)
+            block, offset = start, len(block) - len(start)
         held += block
         try:
             text, used = codecs.utf_8_decode(held, "strict", ended)
@@ -190,16 +192,6 @@ def _characters(file: ByteFile) -> Iterator[str]:
         if text:
             yield text
         held, offset = held[used:], offset + used
-
-
-def _checked_start(name: str, block: bytes) -> tuple[bytes, int]:
-    """The first block without its byte-order mark, and the mark's length."""
-    if block.startswith(WIDE_BOMS):
-        raise UserError(f"{name}: {UTF16}")
-    if b"\0" in block[:8192]:
-        raise UserError(f"{name}: is a binary file (contains NUL bytes), expected text in UTF-8")
-    mark = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
-    return block[mark:], mark
 
 
 def _cut_place(line: bytes, limit: int) -> int:

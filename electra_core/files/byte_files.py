@@ -6,6 +6,7 @@ followed here.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -20,10 +21,11 @@ from typing import Any, BinaryIO
 
 from electra_core.errors import UserError, reading
 
-UTF16 = (
-    'is UTF-16, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv -f UTF-16 -t UTF-8 OLD > NEW'
-)
-"""Message for a file that begins with UTF-16's byte-order mark, as Excel's "Unicode text" does."""
+WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # the first begins with UTF-16's mark
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+"""Byte-order marks of encodings with NUL bytes; Excel's "Unicode text" has one."""
 OTHER_ENCODING = (
     "if Excel or Windows wrote it: --encoding cp1252 (western Europe), cp1251 (Cyrillic), gb18030 (Chinese), "
     "cp932 (Japanese) or cp949 (Korean), or iconv -f CP1252 -t UTF-8 OLD > NEW"
@@ -37,6 +39,26 @@ read every byte without an error, so none is guessed."""
 LFS_POINTER = b"version https://git-lfs"
 """How the pointer begins that Git stores instead of a large file."""
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst")
+
+
+def check_utf8(name: str | Path, beginning: bytes) -> bytes:
+    """The first bytes of a text file, without a byte-order mark.
+
+    Raises:
+        UserError: they are those of UTF-16, of UTF-32 or of a binary file.
+    """
+    for mark, wide in WIDE_MARKS.items():
+        if beginning.startswith(mark):
+            raise UserError(
+                f'{name}: is {wide}, expected UTF-8; save it as UTF-8 (in Excel: "CSV UTF-8"), or: iconv '
+                f"-f {wide} -t UTF-8 OLD > NEW"
+            )
+    if b"\0" in beginning[:8192]:
+        raise UserError(
+            f"{name}: is a binary file (contains NUL bytes), expected text in UTF-8; if it is UTF-16 without its "
+            "mark: iconv -f UTF-16LE -t UTF-8 OLD > NEW"
+        )
+    return beginning.removeprefix(codecs.BOM_UTF8)
 
 
 def sha256_of(*paths: Path) -> str:

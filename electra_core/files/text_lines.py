@@ -6,7 +6,6 @@ Files may be compressed (.gz, .xz, .zst). Lines end at "\\n" only: reviews conta
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import os
 from collections import deque
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from electra_core.errors import UserError
-from electra_core.files.byte_files import UTF16, ByteFile
+from electra_core.files.byte_files import ByteFile, check_utf8
 
 BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 1 << 27  # a row must fit into memory, whatever its file is decompressed to
-WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LONG_LINE = (
     f"the line is longer than {MAX_ROW_BYTES >> 20} MiB; if it is a whole JSON file: decompress it, or "
     "jq . OLD > NEW"
@@ -45,7 +43,7 @@ def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tupl
         encoding: None: UTF-8.
 
     Raises:
-        UserError: the file is missing, unreadable, damaged, UTF-16 or binary, a line is longer than
+        UserError: the file is missing, unreadable, damaged, UTF-16, UTF-32 or binary, a line is longer than
             MAX_ROW_BYTES and than its file on disk, or the encoding is unknown.
     """
     check_exists(source)
@@ -53,7 +51,7 @@ def read_lines(source: Path | str, encoding: str | None = None) -> Iterator[tupl
     with ByteFile(str(source), None if str(source) == "-" else Path(source)) as file:
         for number, raw in enumerate(_byte_lines(file), 1):
             if number == 1:
-                raw = _check_first_line(source, raw)
+                raw = check_utf8(source, raw)
             yield number, raw.rstrip(b"\r").decode(encoding or "utf-8", errors="surrogateescape")
 
 
@@ -114,14 +112,6 @@ def _byte_lines(file: ByteFile) -> Iterator[bytes]:
                 yield lines.popleft()
     if any(parts):
         yield b"".join(parts)
-
-
-def _check_first_line(path: Path | str, raw: bytes) -> bytes:
-    if raw.startswith(WIDE_BOMS):
-        raise UserError(f"{path}: {UTF16}")
-    if b"\0" in raw[:8192]:
-        raise UserError(f"{path}: is a binary file (a NUL byte in its first line), expected text in UTF-8")
-    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def text_problem(text: str, encoding: str | None = None) -> str:
