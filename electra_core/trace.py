@@ -24,7 +24,7 @@ from electra_core.electra import Electra
 from electra_core.errors import UserError, printable
 from electra_core.files.toml_files import read_table
 from electra_core.masking import MASKING_STREAM, mask
-from electra_core.model_dir import find_model, load_discriminator, load_generator
+from electra_core.model_dir import find_model, load_discriminator, load_generator, load_into
 from electra_core.packing import PretrainBatch, pack
 from electra_core.tokenizer import Tokenizer, matching_tokenizer
 from electra_core.tracing.probes import PartGradient, Shape, part_gradients, recorded_shapes
@@ -122,7 +122,8 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
         source: a run's folder, with `discriminator` and `generator` in it, or its `discriminator` itself.
 
     Raises:
-        UserError: there is no such model, no generator beside it, or it was trained with another objective.
+        UserError: there is no such model, no generator beside it, one of other sizes (embeddings, vocabulary,
+            positions), or it was trained with another objective.
     """
     directory = find_model(source)
     beside = directory.with_name("generator")
@@ -140,8 +141,8 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
         generator_layers=narrow.num_hidden_layers,
     )
     electra = Electra(discriminator.config, pretrain)
-    electra.generator.load_state_dict(generator.state_dict())
-    electra.discriminator.load_state_dict(discriminator.state_dict())
+    load_into(electra.generator, beside)  # which tells of other sizes
+    load_into(electra.discriminator, directory)
     return electra, matching_tokenizer(directory, narrow.vocab_size)
 
 

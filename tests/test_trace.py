@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from electra_core.config import EncoderConfig, PretrainConfig
-from electra_core.electra import Electra
+from electra_core.electra import Electra, Generator
 from electra_core.errors import UserError
 from electra_core.model_dir import save_pretrained
 from electra_core.pretraining.run_folder import write_config
@@ -306,6 +306,15 @@ def test_a_discriminator_alone_cannot_be_traced(tokenizer: Tokenizer, tmp_path: 
     save_pretrained(build().discriminator, tmp_path / "model", tokenizer=tokenizer)
     with pytest.raises(UserError, match="no generator beside it"):
         load_electra(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("size", "number"), [("embedding_size", 24), ("vocab_size", 50)])
+def test_a_generator_of_other_sizes_is_told(tokenizer: Tokenizer, tmp_path: Path, size: str, number: int) -> None:
+    electra = build()
+    save_pretrained(electra.discriminator, tmp_path / "run" / "discriminator", tokenizer=tokenizer)
+    save_pretrained(Generator(replace(electra.generator.config, **{size: number})), tmp_path / "run" / "generator")
+    with pytest.raises(UserError, match=rf"run/generator: the model has {size} {number}, not "):
+        load_electra(tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------ the two views
