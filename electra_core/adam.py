@@ -65,7 +65,7 @@ class ElectraAdam(torch.optim.Optimizer):
         super().__setstate__({"fused": None, "_forever": {}, **vars(self), **state})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:

@@ -43,7 +43,7 @@ class Linear(nn.Linear):
         """[..., in] -> [..., out]; `add_bias=False` leaves the bias to the operation that follows."""
         if multiplies_by_itself(input):
             products = _Bf16Products if has_fast_bf16() else _Fp32Products
-            return products.apply(input, self.weight, self.bias if add_bias else None)  # type: ignore[no-any-return, no-untyped-call]
+            return products.apply(input, self.weight, self.bias if add_bias else None)
         weight, bias = self.copies or (self.weight, self.bias)
         if weight.dtype != input.dtype and autocast_dtype(input) is None:  # rounded for autocast (`round_weights`)
             weight, bias = weight.to(input.dtype), bias.to(input.dtype)
@@ -59,7 +59,7 @@ def leaves_bias(layer: nn.Module) -> bool:
 
 def product_of(layer: nn.Module, input: Tensor) -> Tensor:
     """layer(input), without the bias that `bias_after` returns."""
-    return layer(input, add_bias=False) if leaves_bias(layer) else layer(input)  # type: ignore[no-any-return]
+    return layer(input, add_bias=False) if leaves_bias(layer) else layer(input)
 
 
 def bias_after(layer: nn.Module) -> Tensor | None:
@@ -122,7 +122,7 @@ def cast_together(module: nn.Module) -> Iterator[None]:
         yield
         return
     dtype = autocast_dtype(parameters[0])
-    copies = iter(_CastTogether.apply(dtype, *parameters))  # type: ignore[no-untyped-call]
+    copies = iter(_CastTogether.apply(dtype, *parameters))
     for linear in linears:
         linear.copies = next(copies), next(copies)
     try:
@@ -216,7 +216,7 @@ def _product_in_bf16(x: Tensor, weight: Tensor, bias: Tensor | None, then: str =
     bias = None if bias is None else bias.to(torch.bfloat16)
     with torch.autocast("cpu", enabled=False):
         if fused is not None and x.numel():
-            return fused(x, weight, bias, then, [], "none")  # type: ignore[no-any-return]
+            return fused(x, weight, bias, then, [], "none")
         y = F.linear(x, weight, bias)
         return F.gelu(y) if then == "gelu" else y
 

@@ -51,7 +51,7 @@ def build_objective(config: EncoderConfig, pretrain: PretrainConfig) -> nn.Modul
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(pretrain.seed % 2**63)
-        return objective_class(pretrain.objective)(config, pretrain)  # type: ignore[no-any-return]
+        return objective_class(pretrain.objective)(config, pretrain)
 
 
 def objective_class(name: str) -> Any:

@@ -80,7 +80,7 @@ def dropout_add_layer_norm_twice(
     if operators is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         out_TD = _once(operators, arguments)
         return out_TD, out_TD
-    return Twice.apply(*operators, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+    return Twice.apply(*operators, *arguments)
 
 
 class _Operators(NamedTuple):
@@ -100,7 +100,7 @@ def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operator
 
 
 def _once(operators: _Operators | None, arguments: tuple[Any, ...]) -> Tensor:
-    return (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)  # type: ignore[no-any-return]
+    return (operators.forward if operators else reference.dropout_add_layer_norm)(*arguments)
 
 
 def _checked(

@@ -59,9 +59,7 @@ def mlm_head(
 ) -> tuple[Tensor, Tensor]:
     """(loss_M, sampled_ids_M); see the contract in `mlm_head`."""
     with without_autocast(hidden_ME):
-        return _ChunkedHead.apply(  # type: ignore[no-untyped-call, no-any-return]
-            hidden_ME, embedding_VE, bias_V, target_ids_M.long(), seed, stream, temperature
-        )
+        return _ChunkedHead.apply(hidden_ME, embedding_VE, bias_V, target_ids_M.long(), seed, stream, temperature)
 
 
 def _logit_chunks(

@@ -53,7 +53,7 @@ class Operator:
             return self.direct(*inputs)
         if self._with_gradient is None:  # a direct call would drop the gradient silently
             return self.custom(*inputs)
-        return self._with_gradient.apply(*inputs)  # type: ignore[no-untyped-call]
+        return self._with_gradient.apply(*inputs)
 
     def register_fake(self, function: Callable[..., Any]) -> None:
         """Decorator: registers a function that returns empty tensors shaped like the results."""

@@ -101,7 +101,7 @@ def _guess_task(directory: Path) -> Task:
         raise UserError(f"{directory}: {names[0]} is not fine-tuned for a task; run electra finetune first")
     length = config.max_position_embeddings
     if kind in (Answer, Choose):
-        return kind(max_length=length)  # type: ignore[call-arg]
+        return kind(max_length=length)
     labels = read_labels(raw, str(directory / "config.json"))
     if kind is Tag:
         return Tag(labels=as_iob(labels), max_length=length)

@@ -303,7 +303,7 @@ class FlatGradients:
             self._flat = torch.zeros(sum(sizes), dtype=like.dtype, device=like.device)  # gaps are summed, too
             pieces = self._flat.split(sizes)
             self._views = [piece[: p.numel()].view_as(p) for piece, p in zip(pieces, self._trained)]
-        torch._foreach_copy_(self._views, [p.grad for p in self._trained])  # type: ignore[arg-type, misc]
+        torch._foreach_copy_(self._views, [p.grad for p in self._trained])  # type: ignore[misc]
         for parameter in self._trained:
             parameter.grad = None
 
@@ -343,7 +343,7 @@ class Silent:
         pass
 
 
-def _summed_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP rejects annotations that are strings
+def _summed_bucket(state, bucket):  # DDP rejects annotations that are strings
     """DDP's communication hook: sums over ranks, where DDP itself would average."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda reduced: reduced.value()[0])

@@ -81,7 +81,7 @@ def measure_on_cpu(encoder: EncoderConfig, config: PretrainConfig, sequences: in
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *state))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         take_step(loop, inputs.parts, inputs.seed, inputs.rate)
-    kineto = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    kineto = profile.profiler.kineto_results.events()
     events = sorted((event.start_ns(), event.nbytes()) for event in kineto if event.name() == "[memory]")
     now = most = 0
     for _, size in events:

@@ -58,12 +58,12 @@ class Mixture(Corpus):
         self.shards = tuple(shard for corpus in corpora for shard in corpus.shards)
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Fingerprint of all corpora, their order and their weights."""
         return digest_of([[corpus.fingerprint for corpus in self.corpora], self.counts])
 
     @property
-    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that all corpora share."""
         return self.corpora[0].tokenizer
 
