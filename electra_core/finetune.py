@@ -115,19 +115,7 @@ def finetune(
             (`register_task`), or rows are not dicts.
         KeyboardInterrupt: SIGINT came, not on the command line; all is saved.
     """
-    if not isinstance(model, str | os.PathLike):
-        raise ValueError(
-            f"model: expected a folder or a name, got {type(model).__name__}; save the model (save_pretrained) "
-            "and give its folder, or train it as it is with training.training_steps"
-        )
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"task: expected a task, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
-            f"{task!r:.50}"
-        )
-    check_registered(task)
-    if not isinstance(settings, FinetuneSettings | None):
-        raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
+    _check_arguments(model, task, settings)
     out, place = Path(out), resolve_device(device)
     keep_memory_between_batches(place)
     ranks = join_ranks(place)
@@ -189,6 +177,23 @@ def finetune(
     ranks.leave()
     tell_python(stopped, stop.reason, saved, say)
     return report
+
+
+def _check_arguments(model: Any, task: Any, settings: Any) -> None:
+    """Raises ValueError for a model, task or settings of the wrong type."""
+    if not isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"model: expected a folder or a name, got {type(model).__name__}; save the model (save_pretrained) "
+            "and give its folder, or train it as it is with training.training_steps"
+        )
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task: expected a task, such as Classify() or choose_task(name)[0], got {type(task).__name__} "
+            f"{task!r:.50}"
+        )
+    check_registered(task)
+    if not isinstance(settings, FinetuneSettings | None):
+        raise ValueError(f"settings: expected FinetuneSettings(...), got {type(settings).__name__}")
 
 
 def _silent(line: str) -> None:
