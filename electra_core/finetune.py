@@ -97,6 +97,8 @@ def finetune(
         train, dev: files that the task can read, or rows in memory: dicts, or a table (pandas). Without `dev`, a
             tenth of the training data is held out.
         out: a new or empty folder, or one to continue (`resume`) or overwrite (`overwrite`).
+        device: auto | cpu | cuda | cuda:N.
+        quiet: show no progress bars.
         say: receives lines for the user, for instance `print`; by default they go to the logger "electra_core", of
             which Python shows only warnings unless logging is set up.
         cache: folder in which tokenised data are kept for the next run (`finetuning/token_cache.py`); None:

@@ -107,7 +107,16 @@ class Corrupted(NamedTuple):
 
 
 def corrupt(generator: Generator, batch: PretrainBatch, config: PretrainConfig, seed: Seed) -> Corrupted:
-    """Mask, generate, replace."""
+    """Mask, generate, replace.
+
+    Args:
+        generator: fills the M masked positions.
+        config: temperature, `disallow_correct`, `uniform_generator` of the draws.
+        seed: decides draws and dropout, as in `Electra.forward`.
+
+    Raises:
+        ValueError: as `check_pretrain_batch`.
+    """
     check_pretrain_batch(batch)
     token_seed, draw_seed = batch.seeds(seed)
     masked_text = batch.tokens.with_ids(batch.masked_ids_T)

@@ -345,7 +345,10 @@ def evaluate(
     "no answer" is possible if the data hold such questions; a line says so.
 
     Args:
+        predictor: what `load` returns.
         source: a file, or rows in memory: dicts, or a table (pandas).
+        skip_bad_rows: leave out rows that cannot be used; the result counts them.
+        quiet: show no progress bar.
 
     Raises:
         UserError: the file is unreadable or empty, there are bad rows, or labels that the model does not have.

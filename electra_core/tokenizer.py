@@ -105,7 +105,11 @@ class Tokenizer:
             return self._engine.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        """`encode` for many texts, on all cores unless TOKENIZERS_PARALLELISM=false.
+
+        Raises:
+            ValueError: not a list of strings.
+        """
         if isinstance(texts, str):
             raise ValueError("texts: expected a list of strings, got a single one (`encode` takes that)")
         return list(self.encode_each(texts))
@@ -146,7 +150,11 @@ class Tokenizer:
         return self._engine.decode(list(ids), skip_special_tokens=False)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary's entry for an id: a word begins with "▁", or (WordPiece) without "##"."""
+        """The vocabulary's entry for an id: a word begins with "▁", or (WordPiece) without "##".
+
+        Raises:
+            ValueError: no token has this id.
+        """
         token = self._engine.id_to_token(token_id) if token_id >= 0 else None
         if token is None:
             raise ValueError(

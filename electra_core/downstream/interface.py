@@ -73,7 +73,11 @@ class Task(ABC):
 
     @abstractmethod
     def fitted(self, examples: Sequence[Any]) -> Self:
-        """The task with what it takes from its training examples: labels, scale, ..."""
+        """The task with what it takes from its training examples: labels, scale, ...
+
+        Raises:
+            UserError: nothing can be learned from them.
+        """
 
     @abstractmethod
     def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, *, training: bool = False) -> Features:
