@@ -64,6 +64,8 @@ def test_equations_are_mathml_and_code_is_there(site: Path) -> None:
     html = (site / "rtd_loss.html").read_text(encoding="utf-8")
     assert html.count("<math") >= 8 and "arithmatex" not in html and "\\frac" not in html
     assert "binary_cross_entropy_with_logits" in html, "rtd_loss's own lines"
+    for page, right in {"sample_replace": "<mo>&#x0223C;</mo>", "attention": "<mi>&#x0221E;</mi>"}.items():
+        assert right in (site / f"{page}.html").read_text(encoding="utf-8"), "~ and infinity, spaced as in print"
     assert (site / "site" / "STIXTwoMath-Regular.ttf").stat().st_size > 100_000
     assert "Raises:" in (site / "api.html").read_text(encoding="utf-8"), "docstrings"
 

@@ -31,6 +31,9 @@ LINK = re.compile(r"\]\(((?:\.\./)?[\w/]+\.py)(?:#[\w.]+)?\)")
 OUTSIDE = re.compile(r"(?<!!)\[([^\]\n]+)\]\(\.\./(?!source/)[^)\s]*\)")
 MATHS = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
+MEANT = {"<mo>&#x0221E;</mo>": "<mi>&#x0221E;</mi>", "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>"}
+"""Infinity is a name and ~ a relation: latex2mathml has it the other way round, which spaces them wrongly."""
+
 
 class Source(NamedTuple):
     """Lines of a file."""
@@ -159,4 +162,7 @@ def to_mathml(latex: str, *, block: bool) -> str:
     """An equation in LaTeX's notation -> MathML."""
     from latex2mathml.converter import convert
 
-    return str(convert(latex.strip(), display="block" if block else "inline"))
+    mathml = str(convert(latex.strip(), display="block" if block else "inline"))
+    for given, meant in MEANT.items():
+        mathml = mathml.replace(given, meant)
+    return mathml
