@@ -120,6 +120,15 @@ def test_included_functions_exist(page: Path) -> None:
         assert name.split(".")[-1] in source.text and source.first_line > 0
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_lists_and_tables_begin_after_a_blank_line(page: Path) -> None:
+    """Otherwise the site makes them one paragraph with the line before, though GitHub does not."""
+    lines = prose(page).split("\n")
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"- |\d+\. |\|", line):
+            assert not before or re.match(r"- |\d+\. |\||#|  |<!--", before), f"{before}\n{line}"
+
+
 def test_a_function_that_is_gone_is_noticed() -> None:
     with pytest.raises(LookupError, match=r"masking\.py has no mask_everything"):
         hooks["source_of"](ROOT / "electra_core" / "masking.py", "mask_everything")
