@@ -62,6 +62,7 @@ class Machine:
         for function, answer in {
             "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": name,
             "get_device_capability": capability, "is_current_stream_capturing": False,
+            "get_per_process_memory_fraction": 1.0,
         }.items():  # fmt: skip
             self.patch.setattr(torch.cuda, function, lambda *_, answer=answer: answer)
         self.patch.setattr(torch.version, "hip", hip)
@@ -439,6 +440,21 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert free_bytes(torch.device("cpu")) == 2 * GIB
+
+
+def test_memory_of_a_gpu_that_torch_has_kept_is_free(machine: Machine) -> None:
+    """A notebook goes on after a lack of memory: what the allocator still holds is not the driver's to offer."""
+    cached, used = [20 * GIB], 3 * GIB
+    machine.with_gpu("NVIDIA A100-SXM4-40GB", (8, 0))
+    for name, function in {
+        "empty_cache": cached.clear,
+        "mem_get_info": lambda _: (40 * GIB - used - sum(cached), 40 * GIB),
+        "memory_reserved": lambda _: used + sum(cached),
+    }.items():
+        machine.patch.setattr(torch.cuda, name, function)
+    assert free_bytes(GPU) == 37 * GIB
+    machine.patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
+    assert free_bytes(GPU) == 10 * GIB - used
 
 
 def test_a_system_that_does_not_tell_its_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ def free_bytes(device: torch.device) -> int:
         UserError: the system does not report it (macOS does not).
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        torch.cuda.empty_cache()  # what an earlier run in this process has left to torch's allocator is free, too
+        unused, total = torch.cuda.mem_get_info(device)
+        limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return min(unused, limit - torch.cuda.memory_reserved(device))
     if (free := available_bytes()) is None:
         raise UserError("accumulate: this system does not report its free memory; give a number above 0")
     return free // torchrun.local_size()
