@@ -37,10 +37,12 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
     runner, handled = GraphRunner(step_function, device), sys.exc_info()[1]
     try:
         runner.rehearse(in_vain)
+        return runner
     except Exception as error:
         cause = _first_cause(error, handled)
+    try:
         if isinstance(cause, torch.cuda.OutOfMemoryError):
-            raise cause from None  # kernel by kernel, the next step would need as much
+            raise cause  # kernel by kernel, the next step would need as much
         log.warning(
             "%s: a step cannot be captured (%s, at %s); launching its kernels one by one instead, as with %s",
             option("engine", "graph"),
@@ -49,7 +51,8 @@ def rehearsed(step_function: StepFunction, in_vain: InputBuffers, device: torch.
             option("engine", "static"),
         )
         return None
-    return runner
+    finally:
+        del cause  # with this frame it would form a cycle, and keep the step's tensors on the GPU
 
 
 def _first_cause(error: BaseException, handled: BaseException | None) -> BaseException:
