@@ -100,6 +100,20 @@ class Running(Electra):
         if self.training:
             with torch.no_grad():
                 new_D = (first_ND * batch.sequence_weights_N[:, None]).sum(0)
-                self.mean_D.copy_(0.9 * before_D + 0.1 * new_D)
+                self.keep(0.9 * before_D + 0.1 * new_D)
                 self.seen.fill_(True)
         return replace(output, loss=output.loss + loss, more={"distance": loss.detach()})
+
+    def keep(self, mean_D: Tensor) -> None:
+        """Writes the mean."""
+        self.mean_D.copy_(mean_D)
+
+
+@register
+class Replacing(Running):
+    """The same, where the mean is another tensor after every step."""
+
+    objective = "replacing"
+
+    def keep(self, mean_D: Tensor) -> None:
+        self.mean_D = mean_D

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import math
 import re
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import contrastive  # noqa: F401
 import pretend_graphs
 import pytest
 import torch
@@ -181,6 +185,44 @@ def test_an_error_that_a_script_is_handling_is_no_cause_of_a_failed_capture(
     except torch.cuda.OutOfMemoryError:
         run("static", updated(CONFIG, {"steps": 2, "batch_size": 4}, "test"), lengths_of=two_shapes, capture=True)
     assert "not permitted when stream is capturing" in caplog.text
+
+
+@pytest.mark.parametrize("ends", ["the capture", "the run"])
+def test_a_failed_capture_keeps_no_tensors(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would lie in a cycle until Python looks for one, which a lack of GPU memory does not make it do."""
+    pretend_graphs.on_a_cpu(monkeypatch)
+    clip, norms = training.clip_gradients, []
+
+    def failing(*arguments: Any) -> Tensor:
+        norm = clip(*arguments)
+        norms.append(weakref.ref(norm))
+        if len(norms) == 2:  # the first step of the largest shape is eager
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory") if ends == "the run" else RuntimeError("no")
+        return norm
+
+    monkeypatch.setattr(training, "clip_gradients", failing)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(torch.cuda.OutOfMemoryError):
+            run("static", updated(CONFIG, {"steps": 2, "batch_size": 4}, "test"), capture=True)
+        pretend_graphs.Graph.made.clear()  # CUDA's hold no tensors
+        assert [norm() for norm in norms] == [None] * (2 if ends == "the run" else 4)
+    finally:
+        gc.enable()
+
+
+def test_a_buffer_that_is_made_anew_is_in_no_graph(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All replays would read the tensor that was the buffer at the capture."""
+    config = updated(CONFIG, {"objective": "replacing", "steps": 7, "batch_size": 4}, "test")
+    plain, model = run("static", config, lengths_of=two_shapes)
+    pretend_graphs.on_a_cpu(monkeypatch)
+    going_on, other = run("static", config, lengths_of=two_shapes, capture=True)
+    assert [float(result.loss) for result in going_on] == [float(result.loss) for result in plain]
+    assert torch.equal(model.mean_D, other.mean_D) and model.mean_D.any()
+    assert "engine='graph': the forward pass makes the buffer mean_D anew" in caplog.text
 
 
 def test_more_shapes_than_graphs_go_on_kernel_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

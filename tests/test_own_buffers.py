@@ -53,9 +53,11 @@ def test_buffers_are_put_back_at_their_addresses() -> None:
     model.register_buffer("nothing", None)
     model.register_buffer("queue", torch.zeros(2))
     before = {name: (buffer.data_ptr(), buffer.clone()) for name, buffer in model.named_buffers()}
-    with pytest.raises(KeyError), buffers_kept(model):
+    with pytest.raises(KeyError), buffers_kept(model) as replaced:
         model(torch.full((4, 3), torch.nan))
-        model.queue = torch.ones(2)
+        assert not replaced()
+        model.queue, model[0].running_mean = torch.ones(2), torch.ones(3)
+        assert replaced() == ["queue", "0.running_mean"]
         raise KeyError
     after = dict(model.named_buffers())
     assert after.keys() == before.keys()

@@ -196,9 +196,17 @@ def static_steps(
     runner: GraphRunner | PlainRunner = PlainRunner(take.captured, device)
     if capture:
         loop.model.train()
-        with buffers_kept(loop.model):  # the optimizer skips a dummy step, but a forward pass writes its NaN there
+        # The optimizer skips a dummy step, but a forward pass writes its NaN into buffers.
+        with buffers_kept(loop.model) as replaced:
             rehearse = partial(rehearsed, take.captured, shapes.in_vain(first, pinned), device)
             runner = loop.ranks.together(rehearse) or runner
+            if isinstance(runner, GraphRunner) and (names := replaced()):  # replays would all read the old tensor
+                log.warning(
+                    "%s: the forward pass makes the buffer %s anew, and a graph can only write into it (copy_); "
+                    "launching kernels one by one instead, as with %s",
+                    option("engine", "graph"), names[0], option("engine", "static"),
+                )  # fmt: skip
+                runner = PlainRunner(take.captured, device)
         loop.optimizer.zero_grad(set_to_none=True)  # left over from a failed capture
         in_a_row.fill_(loop.skipped_before)
     runner.send(prepared(loop.first_step, first))

@@ -7,7 +7,7 @@ no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -61,20 +61,28 @@ def outside_autocast() -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """A context at whose end the model's buffers are those of before, with the same values at the same addresses.
 
     For forward passes on trial in training mode: they may write running statistics, a queue, a moving average.
+
+    Yields:
+        A function that names the buffers which since then are other tensors, instead of written in place.
     """
     kept = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
+        (module, path, name, buffer, buffer.clone())
+        for path, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+
+    def replaced() -> list[str]:
+        return [f"{path}.{name}".lstrip(".") for module, path, name, buffer, _ in kept
+                if module._buffers.get(name) is not buffer]  # fmt: skip
+
     try:
-        yield
+        yield replaced
     finally:
         with torch.no_grad():
-            for module, name, buffer, before in kept:
+            for module, _, name, buffer, before in kept:
                 module._buffers[name] = buffer.copy_(before)
