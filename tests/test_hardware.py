@@ -442,21 +442,6 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     assert free_bytes(torch.device("cpu")) == 2 * GIB
 
 
-def test_memory_of_a_gpu_that_torch_has_kept_is_free(machine: Machine) -> None:
-    """A notebook goes on after a lack of memory: what the allocator still holds is not the driver's to offer."""
-    cached, used = [20 * GIB], 3 * GIB
-    machine.with_gpu("NVIDIA A100-SXM4-40GB", (8, 0))
-    for name, function in {
-        "empty_cache": cached.clear,
-        "mem_get_info": lambda _: (40 * GIB - used - sum(cached), 40 * GIB),
-        "memory_reserved": lambda _: used + sum(cached),
-    }.items():
-        machine.patch.setattr(torch.cuda, name, function)
-    assert free_bytes(GPU) == 37 * GIB
-    machine.patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
-    assert free_bytes(GPU) == 10 * GIB - used
-
-
 def test_a_system_that_does_not_tell_its_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: available_bytes(tmp_path))  # macOS has no /proc
     with pytest.raises(UserError, match="accumulate: this system does not report its free memory"):

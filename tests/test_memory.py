@@ -24,11 +24,12 @@ from electra_core.encoder import set_recompute
 from electra_core.errors import UserError, memory_trouble
 from electra_core.execution.distributed import Ranks
 from electra_core.execution.fake_step import StepTrace, trace_step
-from electra_core.execution.memory import fitting_parts, measure_on_cpu, peak_with_graphs, predict
+from electra_core.execution.memory import fitting_parts, free_bytes, measure_on_cpu, peak_with_graphs, predict
 from electra_core.objectives import build_objective
 from electra_core.pretraining.setup import open_job, with_agreed_parts
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
 WIDE = replace(
     ENCODER, hidden_size=64, embedding_size=32, intermediate_size=256, vocab_size=500, num_hidden_layers=3
 )
@@ -74,6 +75,21 @@ def test_parts_are_as_few_as_fit() -> None:
     assert needed <= 0.8 * everything
     with pytest.raises(UserError, match="one sequence"):
         fitting_parts(WIDE, config, GPU, 1, free=1000)
+
+
+def test_memory_of_a_gpu_that_torch_has_kept_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook goes on after a lack of memory: what the allocator still holds is not the driver's to offer."""
+    cached, used = [20 * GIB], 3 * GIB
+    for name, function in {
+        "empty_cache": cached.clear,
+        "get_per_process_memory_fraction": lambda _: 1.0,
+        "mem_get_info": lambda _: (40 * GIB - used - sum(cached), 40 * GIB),
+        "memory_reserved": lambda _: used + sum(cached),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert free_bytes(GPU) == 37 * GIB
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
+    assert free_bytes(GPU) == 10 * GIB - used
 
 
 def test_captured_steps_need_their_memory_twice() -> None:
