@@ -70,6 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "electra_core" / "tiny" / "discriminator")
     parser.add_argument("--tasks", nargs="+", default=list(DATA_SETS), choices=tuple(DATA_SETS))
+    parser.add_argument(
+        "--starts", nargs="+", default=["pre-trained", "random"], choices=("pre-trained", "random")
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--train-examples", type=int, default=0, help="use the first N lines of each GLUE task; 0: all"
@@ -84,17 +87,17 @@ def main() -> None:
     record = {"environment": environment(torch.device("cpu")), "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for task in options.tasks:
-        for random in (False, True):
-            rows += measure(options, data, task, random)
+        for start in options.starts:
+            rows += measure(options, data, task, start)
             replace_text(options.out, json.dumps(record, indent=1) + "\n")
     print(markdown(rows))
 
 
-def measure(options: argparse.Namespace, data: Path, name: str, random: bool) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, data: Path, name: str, start: str) -> list[dict[str, Any]]:
     """The dev scores of every seed, from the pre-trained weights or from random ones: a row per metric."""
     data_set = DATA_SETS[name]
     task, recommended = choose_task(name if data_set.folder else "classify")
-    settings = {**recommended, **data_set.settings, "seeds": options.seeds, "random_start": random}
+    settings = {**recommended, **data_set.settings, "seeds": options.seeds, "random_start": start == "random"}
     if options.epochs:
         settings["epochs"] = options.epochs
     started = time.monotonic()
@@ -109,7 +112,6 @@ def measure(options: argparse.Namespace, data: Path, name: str, random: bool) ->
     if report["stopped_by"]:
         raise SystemExit(f"stopped by {report['stopped_by']}; what this fine-tuning reached is left out")
     seconds = time.monotonic() - started
-    start = "random" if random else "pre-trained"
     return [
         {
             "task": name, "metric": metric, "start": start, "seconds": seconds,

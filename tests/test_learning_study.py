@@ -108,7 +108,7 @@ def test_a_fine_tuning_that_was_stopped_gives_no_figure(tmp_path: Path, monkeypa
         (tmp_path / "conll2003" / name).touch()
     options = argparse.Namespace(model=tmp_path, seeds=1, epochs=1.0, train_examples=0)
     with pytest.raises(SystemExit, match="stopped by SIGTERM"):
-        tiny_tasks.measure(options, tmp_path, "conll-2003", random=False)
+        tiny_tasks.measure(options, tmp_path, "conll-2003", "pre-trained")
     (tmp_path / "tasks" / "docstrings").mkdir(parents=True)
     for part in ("train", "dev"):
         (tmp_path / "tasks" / "docstrings" / f"{part}.jsonl").touch()
