@@ -26,8 +26,13 @@ from tokenizers import models, pre_tokenizers, trainers
 from electra_core.corpora.text_files import document_hash
 from electra_core.errors import UserError
 from electra_core.files.protobuf import as_varint, fields
-from electra_core.hub.tokenizer_parts import SPECIAL_TOKENS, bert_normalizer, sentencepiece_normalizer
-from electra_core.tokenizer import SentencePieceTokenizer, WordPieceTokenizer
+from electra_core.hub.tokenizer_parts import (
+    LONGEST_WORD,
+    SPECIAL_TOKENS,
+    bert_normalizer,
+    sentencepiece_normalizer,
+)
+from electra_core.tokenizer import MUCH_UNKNOWN, SentencePieceTokenizer, WordPieceTokenizer
 
 log = logging.getLogger("electra_core")
 MODEL_TYPES = ("unigram", "bpe")
@@ -129,6 +134,7 @@ def train_wordpiece(sentences: Iterable[str], vocab_size: int, *, lowercase: boo
     for word, count in counts.items():
         for piece, _ in engine.pre_tokenizer.pre_tokenize_str(engine.normalizer.normalize_str(word)):
             all_words[piece] += count
+    _warn_of_unreadable_words(all_words)
     words = dict(_most_frequent(all_words))
     letters = _covering_letters(words)
     first = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
@@ -183,6 +189,18 @@ def _warn_of_lost_marks(counts: Counter[str]) -> None:
         log.warning(
             f"lower case drops {share:.0%} of the letters of this text, marks that distinguish words ({word} "
             f"becomes {bare}); --cased keeps them"
+        )
+
+
+def _warn_of_unreadable_words(counts: Counter[str]) -> None:
+    """Warns if much of the text is in words that are too long for WordPiece, as sequences without spaces are. They
+    may be few of the tokens, because each becomes a single [UNK]."""
+    letters = sum(count * len(word) for word, count in counts.items())
+    lost = sum(count * len(word) for word, count in counts.items() if len(word) > LONGEST_WORD)
+    if lost > MUCH_UNKNOWN * letters:
+        log.warning(
+            f"{lost / letters:.0%} of the letters are in words of more than {LONGEST_WORD}, which WordPiece reads "
+            "as [UNK]; sentencepiece has no such limit"
         )
 
 
