@@ -69,7 +69,8 @@ def prepare(
         vocab_size, model_type, lowercase: for training one; `model_type` is SentencePiece's "unigram" or "bpe".
         lines: what the lines of a document are; see `corpora.sentences.split_document`.
         text_field: the field of JSON rows and the column of CSV, TSV and Parquet files that holds the text.
-        documents: what ends a document in a `.txt` file: a "blank-line", or only the end of the "file".
+        documents: what ends a document in a `.txt` file: a "blank-line", the end of each "line", or only that of
+            the "file".
         workers: number of processes; the result is the same, byte for byte, for any. With more than one, a script
             needs the usual `if __name__ == "__main__":`.
         heldout_fraction: share of documents, drawn by their contents, kept out of training; unless it is 0, one of

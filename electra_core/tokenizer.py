@@ -56,7 +56,8 @@ _PROBE = "Électra's ﬁrst 50 µV: naïve CAFÉ, ΟΔΟΣ Straße 東京 tō\u0
 
 
 class Tokenizer:
-    """Base class of both kinds; `load_tokenizer` opens one, `corpora/vocabulary.py` learns one.
+    """A vocabulary of whole symbols, and the base class of the two kinds that also know parts of words;
+    `load_tokenizer` opens one, `corpora/vocabulary.py` learns one with parts.
 
     Names of special tokens in a text ("[MASK]") become those tokens, as in `transformers`; for the tokenizer from
     `as_plain_text()` they are ordinary characters.
@@ -178,7 +179,15 @@ class Tokenizer:
     def as_plain_text(self) -> Tokenizer:
         """A copy that reads "[MASK]" and the like in a text as ordinary characters."""
         copy = tokenizer_from_json(self.to_json())
-        copy._engine.encode_special_tokens = True
+        engine = copy._engine
+        engine.encode_special_tokens = True
+        # Where BERT's splitting does not part "[" from "MASK", the model would find "[MASK]" among its pieces; a
+        # space in it prevents that.
+        normalizer = engine.normalizer  # None: no normalisation
+        kept = normalizer is None or any(normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS)
+        if kept and not isinstance(engine.pre_tokenizer, pre_tokenizers.BertPreTokenizer):
+            breaks = [normalizers.Replace(token, f"{token[:-1]} ]") for token in SPECIAL_TOKENS]
+            engine.normalizer = normalizers.Sequence([*breaks, *filter(None, [normalizer])])
         return copy
 
     def to_json(self) -> str:
@@ -314,15 +323,6 @@ class SentencePieceTokenizer(Tokenizer):
         ids, offsets = super().encode_with_offsets(text)
         return ids, [(begin, begin if i == self._space_id else end) for i, (begin, end) in zip(ids, offsets)]
 
-    def as_plain_text(self) -> Tokenizer:
-        copy = super().as_plain_text()
-        # A cased unigram model would find "[MASK]" among its pieces; a space in it prevents that.
-        normalizer = copy._engine.normalizer  # None: no normalisation
-        if normalizer is None or any(normalizer.normalize_str(token) == token for token in SPECIAL_TOKENS):
-            breaks = [normalizers.Replace(token, f"{token[:-1]} ]") for token in SPECIAL_TOKENS]
-            copy._engine.normalizer = normalizers.Sequence([*breaks, *filter(None, [normalizer])])
-        return copy
-
     def save(self, directory: str | Path, *, max_length: int = 512) -> None:
         super().save(directory, max_length=max_length)
         if self._spiece_model is not None:
@@ -379,9 +379,8 @@ def tokenizer_from_json(content: str) -> Tokenizer:
         UserError: not such a file, or of a kind that ELECTRA does not use.
     """
     engine = engine_of(content)
-    tokenizer = (WordPieceTokenizer if isinstance(engine.model, models.WordPiece) else SentencePieceTokenizer)(
-        engine
-    )
+    kinds: dict[type, type[Tokenizer]] = {models.WordPiece: WordPieceTokenizer, models.WordLevel: Tokenizer}
+    tokenizer = kinds.get(type(engine.model), SentencePieceTokenizer)(engine)
     add_specials(engine)
     one, other, both = tokenizer.encode_batch(["a", "b", "a b"])
     if one + other != both:

@@ -132,9 +132,9 @@ def _prepare_flags(commands: Any) -> None:
                        help="what one line of the text holds")  # fmt: skip
     group.add_argument("--text-field", default="text", metavar="NAME",
                        help="field of JSON rows, or column of a CSV, TSV or Parquet file")  # fmt: skip
-    group.add_argument("--documents", default="blank-line", choices=("blank-line", "file"),
-                       help="what ends a document in a .txt file; file: each file is one document, as in the "
-                            "original's OpenWebText")  # fmt: skip
+    group.add_argument("--documents", default="blank-line", choices=("blank-line", "line", "file"),
+                       help="what ends a document in a .txt file; line: each line is one document; file: each "
+                            "file, as in the original's OpenWebText")  # fmt: skip
     group.add_argument("--heldout-fraction", type=float, default=0.005, metavar="FRACTION",
                        help="fraction of documents held out for evaluation; of several at least one")  # fmt: skip
     group.add_argument("--drop-duplicates", action="store_true", help="skip documents that occurred before")
@@ -192,10 +192,13 @@ def prepare(options: Namespace) -> None:
         raise UserError(f"{options.out}: no document is held out, but pre-training needs one; prepare again with "
                         "--overwrite and a larger --heldout-fraction")  # fmt: skip
     else:
-        by_file = options.documents == "file"
-        borders = "each .txt file is one document" if by_file else "in a .txt file, a blank line ends a document"
+        borders = {
+            "blank-line": "in a .txt file, a blank line ends a document; with --documents line, each line does",
+            "line": "each line of a .txt file is one document",
+            "file": "each .txt file is one document",
+        }  # fmt: skip
         raise UserError(f"{options.out}: the text is a single document, but pre-training needs a second one to "
-                        f"hold out; add text ({borders})")  # fmt: skip
+                        f"hold out; add text ({borders[options.documents]})")  # fmt: skip
 
 
 def _check_prepare(options: Namespace) -> None:

@@ -1,10 +1,10 @@
 """Streaming readers of text: `.txt`, JSON, tables and Parquet, each also `.gz`, `.xz`, `.zst`; `-` (stdin).
 
 All of them yield documents; a document is a list of lines (str, none blank, without line ends). In a `.txt` file a
-blank line ends a document, or the whole file is one (`DOCUMENTS`); in the others each row is one. `sources.py`
-finds the files and their formats; rows are read in `text_tables.py`. Lines end at "\\n" only, since U+0085 and the
-like occur inside real text. Memory stays bounded whatever the files hold: a line or document beyond the limits
-below is cut, and `ReadReport` counts the cuts.
+blank line ends a document, or each line or the whole file is one (`DOCUMENTS`); in the others each row is one.
+`sources.py` finds the files and their formats; rows are read in `text_tables.py`. Lines end at "\\n" only, since
+U+0085 and the like occur inside real text. Memory stays bounded whatever the files hold: a line or document beyond
+the limits below is cut, and `ReadReport` counts the cuts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from electra_core.files.text_lines import BLOCK_BYTES, MAX_ROW_BYTES
 
 MAX_LINE = 1 << 20  # bytes in a .txt file, characters elsewhere
 MAX_DOCUMENT_CHARACTERS = 1 << 22
-DOCUMENTS = ("blank-line", "file")
+DOCUMENTS = ("blank-line", "line", "file")
 """What ends a document in a `.txt` file. With "file" (the original's OpenWebText) blank lines are skipped."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -78,7 +78,7 @@ def read_documents(
     before = sum(source.size or 0 for source in sources[: report.source])
     for source in sources[report.source :]:
         skip, counted = report.documents, (report.cut_lines, report.cut_documents)
-        found = _documents_of(source, text_field, documents == "file", report, before)
+        found = _documents_of(source, text_field, documents, report, before)
         for number, document in enumerate(found, start=1):
             if number < skip:
                 continue
@@ -96,7 +96,7 @@ def read_documents(
 
 
 def _documents_of(
-    source: Source, text_field: str, whole: bool, report: ReadReport, before: int
+    source: Source, text_field: str, documents: str, report: ReadReport, before: int
 ) -> Iterator[list[str]]:
     """A file's documents; updates `report.position`, which starts at `before`."""
     with ByteFile(source.name, source.path) as file:
@@ -104,10 +104,11 @@ def _documents_of(
         rows: Iterator[Iterator[str]]
         if texts is not None:
             rows = (_pieces(text, report) for text in texts)
-        elif whole:
-            rows = iter([filter(str.strip, _lines(file, MAX_LINE, report))])
-        else:
+        elif documents == "blank-line":
             rows = _paragraphs(_lines(file, MAX_LINE, report))
+        else:
+            lines = filter(str.strip, _lines(file, MAX_LINE, report))
+            rows = iter([lines]) if documents == "file" else (iter([line]) for line in lines)
         for document in _bounded(rows, report):
             report.position = before + file.position
             yield document
