@@ -38,7 +38,7 @@ from electra_core.execution.sharding import gathered, placed_like
 from electra_core.files.byte_files import sha256_of
 from electra_core.files.new_file import write_durably
 from electra_core.files.new_folder import new_folder
-from electra_core.hub.layout import persistent_buffers
+from electra_core.hub.layout import persistent_buffers, saved_tensors
 from electra_core.hub.weight_files import write_weights
 from electra_core.optim import load_state_tensors, state_tensors
 from electra_core.runs.checkpoint_files import (
@@ -71,9 +71,9 @@ class Checkpoint:
         """
         tensors = load_file(self.path / "state.safetensors")
         model_state = _with_prefix(tensors, "model/")
-        buffers = dict(persistent_buffers(model))
-        ours = dict(model.named_parameters()) | buffers
-        if new := sorted(buffers.keys() - model_state.keys()):
+        ours = dict(saved_tensors(model))
+        buffers = {name for name, _ in persistent_buffers(model)}
+        if new := sorted(buffers - model_state.keys()):
             log.warning("%s: holds no %s; starting with the model's own", self.path, ", ".join(new))
         if different := sorted((ours.keys() ^ model_state.keys()) - set(new)):
             raise UserError(
@@ -115,8 +115,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = Tr
     Args:
         keep: False on ranks that do not save; they help to gather sharded tensors, and keep nothing.
     """
-    ours = (*model.named_parameters(), *persistent_buffers(model))
-    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in ours}
+    tensors = {f"model/{name}": tensor for name, tensor in saved_tensors(model)}
     tensors |= {f"optimizer/{name}": value for name, value in state_tensors(optimizer).items()}
     copies = {}
     for name, value in tensors.items():

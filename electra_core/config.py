@@ -224,13 +224,14 @@ def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> 
     """
     check_config("config", discriminator, EncoderConfig)
     check_config("pretrain", pretrain, PretrainConfig)
-    return replace(
-        discriminator,
-        hidden_size=pretrain.generator_hidden_size,
-        num_attention_heads=pretrain.generator_attention_heads,
-        intermediate_size=pretrain.generator_intermediate_size,
-        num_hidden_layers=pretrain.generator_layers,
-    )
+    return replace(discriminator, **{name: getattr(pretrain, ours) for name, ours in GENERATOR_SIZES.items()})
+
+
+GENERATOR_SIZES = {
+    "hidden_size": "generator_hidden_size", "num_attention_heads": "generator_attention_heads",
+    "intermediate_size": "generator_intermediate_size", "num_hidden_layers": "generator_layers",
+}  # fmt: skip
+"""Sizes that a generator has for itself -> their names in `PretrainConfig`."""
 
 
 # What settings may be ---------------------------------------------------------------------------------------
@@ -238,8 +239,8 @@ def generator_config(discriminator: EncoderConfig, pretrain: PretrainConfig) -> 
 LEAST = {
     "seed": 0, "steps": 1, "batch_size": 1, "max_length": 8, "accumulate": 0, "warmup_steps": 0,
     "checkpoint_every": 1, "keep_checkpoints": 0, "eval_every": 1, "eval_examples": 1, "log_every": 1,
-    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0, "generator_hidden_size": 1,
-    "generator_attention_heads": 1, "generator_intermediate_size": 1, "generator_layers": 1,
+    "weight_decay": 0, "generator_weight": 0, "discriminator_weight": 0,
+    **dict.fromkeys(GENERATOR_SIZES.values(), 1),
 }  # fmt: skip
 """Lower bounds of a run's settings."""
 ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "adam_epsilon", "temperature", "clip_norm")
@@ -251,10 +252,7 @@ SIZES = (
     "intermediate_size", "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
 """Sizes of an encoder, each at least 1."""
-OF_ARRAYS = (
-    *SIZES, "batch_size", "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size",
-    "generator_layers",
-)  # fmt: skip
+OF_ARRAYS = (*SIZES, *GENERATOR_SIZES.values(), "batch_size")
 """Settings whose products have to be sizes of arrays."""
 
 

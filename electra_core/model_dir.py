@@ -24,7 +24,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -50,6 +50,7 @@ from electra_core.hub.layout import (
     persistent_buffers,
     read_config,
     read_labels,
+    saved_tensors,
     write_config,
 )
 from electra_core.hub.meta_models import check_parameters, needs_its_constructor, on_meta
@@ -258,7 +259,7 @@ def _fill(model: nn.Module, directory: Path, raw: dict[str, Any], another_head: 
     new_head = _compare(model, directory, raw, files.shapes, another_head)
     if any(parameter.is_meta for parameter in model.parameters()):
         model.to_empty(device="cpu")
-    for name, tensor in _filled_by_name(model):
+    for name, tensor in saved_tensors(model):
         names = _stored_names(name, files.shapes)
         if name not in new_head and not (name in buffers and names[0] not in files.shapes):
             for stored, target in zip(names, parts(tensor, len(names))):
@@ -286,13 +287,14 @@ def _check_classes(model: nn.Module, directory: Path, raw: dict[str, Any], same_
             "set Layer.attention_class, Encoder.layer_class or the model's encoder_class before you load it"
             + (f" (here: {', '.join(here)})" if here else "")
         )
-    if here and not named and same_classes:
+    if named or not here:
+        return
+    if same_classes:
         raise UserError(
             f"{directory}: was trained with ELECTRA's own classes, not with those set here, {', '.join(here)}; "
             "set them back (Layer.attention_class = SelfAttention, Encoder.layer_class = Layer)"
         )
-    if here and not named:
-        log.warning("%s: an encoder with %s starts from an ELECTRA's weights", directory, ", ".join(here))
+    log.warning("%s: an encoder with %s starts from an ELECTRA's weights", directory, ", ".join(here))
 
 
 def _check_tied(words_VE: Tensor, files: WeightFiles) -> None:
@@ -314,12 +316,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(math.isfinite(value) for value in tensor.aminmax())
 
 
-def _filled_by_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model that a directory holds, by our names."""
-    yield from model.named_parameters()
-    yield from persistent_buffers(model)
-
-
 def _stored_names(name: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Names of our parameter in a file; a file of the bare encoder leaves out the prefix `electra.`."""
     bare = "embeddings.word_embeddings.weight" in shapes
@@ -332,7 +328,7 @@ def _compare(
     """The names of the head's parameters if it has to be new; UserError if anything else does not match."""
     expected: dict[str, tuple[int, ...]] = {}
     head: list[str] = []
-    for name, tensor in _filled_by_name(model):
+    for name, tensor in saved_tensors(model):
         stored = _stored_names(name, shapes)
         expected |= {part: tuple(t.shape) for part, t in zip(stored, parts(tensor, len(stored)))}
         if not name.startswith("encoder."):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from electra_kernels.rng import fold, philox, seed_tensor
 from torch import Tensor
 
-from electra_core.config import PretrainConfig, updated
+from electra_core.config import GENERATOR_SIZES, PretrainConfig, updated
 from electra_core.electra import Electra
 from electra_core.errors import UserError, printable
 from electra_core.files.toml_files import read_table
@@ -135,10 +135,7 @@ def load_electra(source: str | Path) -> tuple[Electra, Tokenizer]:
     pretrain = replace(
         run,
         tying=run.tying if same and run.tying in ("embeddings", "all") else "none",
-        generator_hidden_size=narrow.hidden_size,
-        generator_attention_heads=narrow.num_attention_heads,
-        generator_intermediate_size=narrow.intermediate_size,
-        generator_layers=narrow.num_hidden_layers,
+        **{ours: getattr(narrow, name) for name, ours in GENERATOR_SIZES.items()},
     )
     electra = Electra(discriminator.config, pretrain)
     load_into(electra.generator, beside)  # which tells of other sizes

@@ -27,7 +27,7 @@ from electra_core.commands.flags import (
     training_flags,
     with_positive_class,
 )
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, updated
+from electra_core.config import GENERATOR_SIZES, PRESETS, EncoderConfig, PretrainConfig, updated
 from electra_core.errors import UserError
 from electra_core.execution import torchrun
 from electra_core.finetuning.settings import FinetuneSettings
@@ -40,8 +40,8 @@ OF_A_VOCABULARY = ("vocab_size", "model_type", "cased", "sample_characters")
 OF_TOKENS = ("lines", "workers", "heldout_fraction", "drop_duplicates")
 """Flags of `prepare` that say how text becomes tokens."""
 OF_A_GENERATOR = (
-    "generator_weight", "temperature", "disallow_correct", "uniform_generator", "tying", "generator_hidden_size",
-    "generator_attention_heads", "generator_intermediate_size", "generator_layers",
+    "generator_weight", "temperature", "disallow_correct", "uniform_generator", "tying",
+    *GENERATOR_SIZES.values(),
 )  # fmt: skip
 """Flags of `pretrain` for the objectives that have a generator."""
 PRETRAIN_GROUPS = {
@@ -59,9 +59,7 @@ PRETRAIN_GROUPS = {
     ),
     "speed and memory": ("precision", "engine", "recompute", "sharding"),
     "initial weights": ("embedding_init", "position_init"),
-    "generator": (
-        "generator_hidden_size", "generator_attention_heads", "generator_intermediate_size", "generator_layers",
-    ),
+    "generator": tuple(GENERATOR_SIZES.values()),
 }  # fmt: skip
 """Heading in --help -> fields of PretrainConfig."""
 ENCODER_FLAGS = (

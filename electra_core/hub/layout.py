@@ -99,6 +99,12 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
+def saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of all that a model directory or a checkpoint holds of a model."""
+    yield from model.named_parameters()
+    yield from persistent_buffers(model)
+
+
 def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a model in the Hub's layout, and any buffers of a subclass.
 
@@ -106,7 +112,7 @@ def hub_tensors(model: nn.Module) -> dict[str, Tensor]:
         ValueError: as `architecture`.
     """
     architecture(model)
-    ours = {name: p.detach() for name, p in (*model.named_parameters(), *persistent_buffers(model))}
+    ours = {name: p.detach() for name, p in saved_tensors(model)}
     encoder: Encoder = model.encoder  # type: ignore[assignment]
     # Disentangled embeddings are a sum of two matrices; the sum, in which tokens are looked up, is saved.
     ours["encoder.embeddings.word_embeddings.weight"] = encoder.embeddings.word_weight().detach()

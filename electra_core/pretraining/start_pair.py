@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
+from electra_core.config import GENERATOR_SIZES, PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.errors import UserError, option
-from electra_core.hub.layout import persistent_buffers
+from electra_core.hub.layout import saved_tensors
 from electra_core.model_dir import find_model, load_config, load_pair
 from electra_core.objectives import build_objective
 
 log = logging.getLogger("electra_core")
 Changes = dict[str, Any]
-OF_LAYERS = {
-    "hidden_size": "generator_hidden_size", "num_attention_heads": "generator_attention_heads",
-    "intermediate_size": "generator_intermediate_size", "num_hidden_layers": "generator_layers",
-}  # fmt: skip
-"""Sizes that each model has separately -> the generator's name for them."""
 SHARED = ("embedding_size", "max_position_embeddings", "type_vocab_size")
 
 
@@ -37,19 +31,19 @@ class StartPair:
     @property
     def encoder_changes(self) -> Changes:
         """Fields of the discriminator's `EncoderConfig`."""
-        return {name: getattr(self.discriminator, name) for name in (*SHARED, *OF_LAYERS)}
+        return {name: getattr(self.discriminator, name) for name in (*SHARED, *GENERATOR_SIZES)}
 
     @property
     def changes(self) -> Changes:
         """Fields of `PretrainConfig`."""
-        return {ours: getattr(self.generator, name) for name, ours in OF_LAYERS.items()}
+        return {ours: getattr(self.generator, name) for name, ours in GENERATOR_SIZES.items()}
 
     @property
     def preset(self) -> str:
         """The first preset with these layers, else small."""
 
         def sizes(encoder: EncoderConfig) -> list[int]:
-            return [getattr(encoder, name) for name in ("embedding_size", *OF_LAYERS)]
+            return [getattr(encoder, name) for name in ("embedding_size", *GENERATOR_SIZES)]
 
         ours = sizes(self.discriminator), sizes(self.generator)
         for name, preset in PRESETS.items():
@@ -138,14 +132,8 @@ def start_from_pair(
     )
     shorter = build_objective(replace(encoder, max_position_embeddings=fewest), config)
     load_pair(shorter, discriminator, generator)  # type: ignore[arg-type]
-    for ours, theirs in zip(_saved(model), _saved(shorter), strict=True):
+    for (_, ours), (_, theirs) in zip(saved_tensors(model), saved_tensors(shorter), strict=True):
         if ours.shape == theirs.shape:
             ours.copy_(theirs)
         elif isinstance(ours, nn.Parameter):  # positions; a buffer of another size stays as it was made
             ours.copy_(theirs[torch.arange(len(ours)) % len(theirs)])
-
-
-def _saved(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, and the buffers that a model directory holds."""
-    yield from model.parameters()
-    yield from (buffer for _, buffer in persistent_buffers(model))
