@@ -319,10 +319,9 @@ def is_first_to_say(text: str) -> bool:
     """Whether no other rank has printed `text` since torchrun's last start, so that this one should.
 
     For errors that end a rank before it has joined the others, or after they have stopped listening: most errors
-    occur on all ranks, some on only one. True if torchrun's store cannot be asked.
+    occur on all ranks, some on only one. The store has to be torchrun's (`torchrun.keeps_the_store`); True if it
+    cannot be asked.
     """
-    if not torchrun.keeps_the_store():
-        return True
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))
         return store.add(f"said in start {torchrun.start()}: {text}", 1) == 1

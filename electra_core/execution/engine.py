@@ -121,9 +121,7 @@ def agreed_engine(engine: str, ranks: Ranks) -> str:
     return "eager"
 
 
-def graph_problem(
-    device: torch.device, dtype: torch.dtype | None = None, head_sizes: Collection[int] = ()
-) -> str | None:
+def graph_problem(device: torch.device, dtype: torch.dtype | None, head_sizes: Collection[int]) -> str | None:
     """Why a step cannot be captured here, or None."""
     widest = max(head_sizes, default=0)
     if device.type != "cuda":

@@ -106,28 +106,22 @@ def is_finished(run: Path, identity: dict[str, Any]) -> bool:
 
 # What may differ between a run and its resumption: how it is watched, saved and computed.
 _FREE = {
-    "checkpoint_every",
-    "keep_checkpoints",
-    "eval_every",
-    "eval_examples",
-    "log_every",
-    "accumulate",
-    "engine",
-    "recompute",
-    "sharding",
-}
+    "checkpoint_every", "keep_checkpoints", "eval_every", "eval_examples", "log_every",
+    "accumulate", "engine", "recompute", "sharding",
+}  # fmt: skip
 
 
 def run_identity(
-    encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, mask: MaskFunction = mask
+    encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, mask: MaskFunction
 ) -> dict[str, Any]:
     """What must be the same to resume from a checkpoint; JSON values."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE}
-    encoder_settings = dataclasses.asdict(encoder)
     return {
-        "pretrain": settings, "discriminator": encoder_settings, "data": corpus.fingerprint, "examples": RULES,
+        "pretrain": {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE},
+        "discriminator": dataclasses.asdict(encoder),
+        "data": corpus.fingerprint,
+        "examples": RULES,
         **mask_record(mask),
-    }  # fmt: skip
+    }
 
 
 def mask_record(function: Any) -> dict[str, str]:

@@ -29,6 +29,8 @@ from electra_core.runs.progress import Progress
 from electra_core.training import Diverged, Loop, LossFunction, StepResult
 
 Result = TypeVar("Result")
+LossesOf = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+"""A part of a batch -> its loss and figures, in the run's precision."""
 FEWEST_ROWS, SPIKE = 8, 6.0
 """A spike lies above the median of the rows before by more than `SPIKE` times their median distance from it."""
 
@@ -118,9 +120,14 @@ def examine(
         of all together; and "layers", each with the norms of its weights and gradients and the root mean square
         of its output. Numbers that are not finite are strings.
     """
+
+    def losses_of(part: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with autocast:
+            return loss_function(part, seed)
+
     model.zero_grad(set_to_none=True)
     found: dict[str, Any] = {
-        "losses": _losses(loss_function, parts, seed, autocast),
+        "losses": _losses(losses_of, parts),
         "weights_not_finite": [name for name, p in model.named_parameters() if not _finite([p])],
         "gradients_not_finite": [
             name for name, p in model.named_parameters() if p.grad is not None and not _finite([p.grad])
@@ -129,7 +136,7 @@ def examine(
         "layers": _layers(model),
     }
     model.zero_grad(set_to_none=True)
-    outputs = _outputs(model, loss_function, parts, seed, autocast)
+    outputs = _outputs(model, losses_of, parts)
     found["first_not_finite"] = next((row for row in outputs if not row["finite"]), None)
     rms = {row["module"]: row["rms"] for row in outputs}
     for row in found["layers"]:
@@ -137,27 +144,18 @@ def examine(
     return {"verdict": _verdict(found), **found}
 
 
-def _losses(
-    loss_function: LossFunction, parts: Sequence[Any], seed: int, autocast: AbstractContextManager[Any]
-) -> dict[str, Any]:
+def _losses(losses_of: LossesOf, parts: Sequence[Any]) -> dict[str, Any]:
     """The parts' losses and figures by name; leaves the batch's gradients in the parameters."""
     losses: dict[str, Any] = {}
     for index, part in enumerate(parts):
-        with autocast:
-            loss, figures = loss_function(part, seed)
+        loss, figures = losses_of(part)
         loss.backward()
         for name, value in {"loss": loss, **figures}.items():
             losses[name if len(parts) == 1 else f"{name} of part {index}"] = _number(float(value.detach()))
     return losses
 
 
-def _outputs(
-    model: nn.Module,
-    loss_function: LossFunction,
-    parts: Sequence[Any],
-    seed: int,
-    autocast: AbstractContextManager[Any],
-) -> list[dict[str, Any]]:
+def _outputs(model: nn.Module, losses_of: LossesOf, parts: Sequence[Any]) -> list[dict[str, Any]]:
     """What each module returns, in the order of their calls."""
     outputs: list[dict[str, Any]] = []
 
@@ -177,8 +175,7 @@ def _outputs(
         # What torch.compile has made of the model knows nothing of these hooks.
         with torch.compiler.set_stance("force_eager"):
             for part in parts:
-                with autocast:
-                    loss_function(part, seed)
+                losses_of(part)
     finally:
         for handle in handles:
             handle.remove()

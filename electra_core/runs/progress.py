@@ -44,13 +44,18 @@ class _Quiet:
     def say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            print(line, file=self._stream, flush=True)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
 
 
-class _Bar:
-    def __init__(self, bar: tqdm) -> None:
+class _Bar(_Quiet):
+    """For terminals: tqdm's bar, which is drawn anew below what is said."""
+
+    def __init__(self, bar: tqdm, stream: TextIO) -> None:
+        super().__init__(stream)
         self._bar = bar
-        self._said: set[str] = set()
 
     def update(self, amount: int = 1) -> None:
         self._bar.update(amount)
@@ -58,10 +63,8 @@ class _Bar:
     def note(self, **figures: object) -> None:
         self._bar.set_postfix({key: str(value) for key, value in figures.items()}, refresh=False)
 
-    def say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self._bar.write(line, file=self._bar.fp)
+    def _print(self, line: str) -> None:
+        self._bar.write(line, file=self._bar.fp)
 
 
 class _Lines(_Quiet):
@@ -104,7 +107,7 @@ class _Lines(_Quiet):
         if self._total and rate > 0:
             parts.append(f"{tqdm.format_interval(max(self._total - self._done, 0) / rate)} left")
         parts += [f"{key} {value}" for key, value in self._figures.items()]
-        print(f"{self._title}: {', '.join(parts)}", file=self._stream, flush=True)
+        self._print(f"{self._title}: {', '.join(parts)}")
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def progress(
         with tqdm(
             total=total, initial=before, desc=title, unit=unit, unit_scale=True, file=stream, dynamic_ncols=True
         ) as bar:
-            yield _Bar(bar)
+            yield _Bar(bar, stream)
     else:
         lines = _Lines(title, total, unit, stream, before)
         yield lines
