@@ -11,7 +11,7 @@ from reading import json_lines, refused, write
 
 from electra_core.downstream.classify import Classify
 from electra_core.errors import UserError
-from electra_core.files import row_files, text_lines
+from electra_core.files import delimited, row_files, text_lines
 from electra_core.files.row_files import read_rows
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.labelled import BadRows, read_texts
@@ -332,6 +332,6 @@ def test_a_line_of_an_uncompressed_file_may_be_as_long_as_the_file(tmp_path, mon
 
 
 def test_a_cell_of_many_lines_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 1000)
     file = write(tmp_path / "a.csv", 'text,label\n"' + "a line\n" * 1000)
     assert "a.csv:2: broken quoting (field larger than field limit (1000)" in refused(pairs, file)

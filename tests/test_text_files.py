@@ -294,7 +294,7 @@ def test_a_large_array_and_a_large_table_need_little_memory(tmp_path: Path) -> N
 
 
 def test_a_row_of_a_json_array_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(text_tables, "MAX_ROW_BYTES", 1 << 20)
     (tmp_path / "a.json").write_text('[{"text": "x"},\n' + json.dumps({"text": "y" * (3 << 20)}) + "]")
     with pytest.raises(UserError, match="row 2: not JSON, or longer than 1 MiB"):
         read(tmp_path / "a.json")

@@ -123,9 +123,9 @@ def _row_texts(file: ByteFile, path: Path | None, text_field: str) -> Iterator[s
     if kind in (".jsonl", ".ndjson"):
         return json_line_texts(file.name, _lines(file, MAX_ROW_BYTES), text_field)
     if kind == ".json":
-        return json_texts(file.name, _characters(file), text_field, MAX_ROW_BYTES)
+        return json_texts(file.name, _characters(file), text_field)
     if kind in (".csv", ".tsv"):
-        return csv_texts(file.name, _lines(file, MAX_ROW_BYTES), kind == ".tsv", text_field, MAX_ROW_BYTES)
+        return csv_texts(file.name, _lines(file, MAX_ROW_BYTES), kind == ".tsv", text_field)
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.files.delimited import Cells, begun, split_cells
+from electra_core.files.text_lines import MAX_ROW_BYTES
 
 BLOCK_CHARACTERS = 1 << 16  # minimum read at once from a .json file
 _NOT_SPACE = re.compile(r"[^ \t\n\r]")
@@ -39,13 +40,12 @@ def json_line_texts(name: str, lines: Iterator[str], text_field: str) -> Iterato
         yield _text_of(place, row, text_field)
 
 
-def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> Iterator[str]:
+def json_texts(name: str, blocks: Iterator[str], text_field: str) -> Iterator[str]:
     """The texts of a .json file: rows in one array or one after the other, each on one line or on several.
 
     Args:
         name: what error messages call the file.
         blocks: its characters, in blocks.
-        most: maximum number of characters in a row.
 
     Raises:
         UserError: as `json_line_texts`, naming the row, from 1; or something is not a row, or too long.
@@ -60,9 +60,9 @@ def json_texts(name: str, blocks: Iterator[str], text_field: str, most: int) -> 
         number += 1
         place = f"{name}: row {number}"
         try:
-            row = text.value(most)
+            row = text.value()
         except (ValueError, RecursionError) as error:
-            too_long = f", or longer than {most >> 20} MiB" if text.held > most else ""
+            too_long = f", or longer than {MAX_ROW_BYTES >> 20} MiB" if text.held > MAX_ROW_BYTES else ""
             raise UserError(f"{place}: not JSON{too_long} ({getattr(error, 'msg', error)})") from None
         yield _text_of(place, row, text_field)
     if in_array and text.take() and (found := text.peek()):
@@ -96,15 +96,16 @@ class _Characters:
         self._at += len(character)
         return character
 
-    def value(self, most: int) -> Any:
-        """Takes a JSON value of at most about `most` characters; ValueError or RecursionError if there is none."""
+    def value(self) -> Any:
+        """Takes a JSON value of at most about MAX_ROW_BYTES characters; ValueError or RecursionError if there is
+        none."""
         self.peek()
         while True:
             try:
                 value, self._at = self._decoder.raw_decode(self._text, self._at)
                 return value
             except (ValueError, RecursionError):
-                if self.held > most or not self._more():
+                if self.held > MAX_ROW_BYTES or not self._more():
                     raise
 
     def _more(self) -> bool:
@@ -118,7 +119,7 @@ class _Characters:
         return wanted < size
 
 
-def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most: int) -> Iterator[str]:
+def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str) -> Iterator[str]:
     """The texts of a CSV or TSV file whose first line names the columns.
 
     A CSV may also be delimited by semicolons or tabs, as its first line shows. In a TSV quotes are ordinary
@@ -128,13 +129,12 @@ def csv_texts(name: str, lines: Iterator[str], tabs: bool, text_field: str, most
         name: what error messages call the file.
         lines: all of its lines, without their ends.
         tabs: whether it is a TSV.
-        most: maximum number of characters in a cell.
 
     Raises:
         UserError: no such column, or two; or, naming the line, from 1: a wrong number of cells, or broken quoting.
     """
     delimiter, spaced, lines = begun(lines, tabs=tabs)
-    rows = _whole(name, split_cells(lines, delimiter, spaced, quoting=not tabs, most=most))
+    rows = _whole(name, split_cells(lines, delimiter, spaced, quoting=not tabs))
     header = next(rows, None)
     if header is None:
         return

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from electra_core.files.text_lines import MAX_ROW_BYTES
+
 EXCELS = ["sep=", ""]
 """Excel's line `sep=;`, split at the delimiter that it names."""
 QUOTED = re.compile(r'"[^"]*("|$)')
@@ -53,18 +55,15 @@ def begun(lines: Iterator[str], *, tabs: bool) -> tuple[str, bool, Iterator[str]
     return ",", False, lines
 
 
-def split_cells(
-    lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool = True, most: int
-) -> Iterator[Cells]:
+def split_cells(lines: Iterator[str], delimiter: str, spaced: bool, *, quoting: bool) -> Iterator[Cells]:
     """Every row except blank ones and Excel's `sep=` line.
 
     Args:
         lines: without their line ends.
         delimiter, spaced: as `begun` returns them, with the lines.
         quoting: whether cells may be quoted.
-        most: maximum number of characters in a cell.
     """
-    csv.field_size_limit(most)  # the default refuses cells beyond 128 kB
+    csv.field_size_limit(MAX_ROW_BYTES)  # the default refuses cells beyond 128 kB
     reader = csv.reader(
         (line + "\n" for line in lines),
         delimiter=delimiter,

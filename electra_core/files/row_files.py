@@ -19,7 +19,7 @@ from typing import Any
 from electra_core.errors import UserError
 from electra_core.files.byte_files import COMPRESSED_SUFFIXES, OTHER_ENCODING, TO_UTF8
 from electra_core.files.delimited import begun, split_cells
-from electra_core.files.text_lines import MAX_ROW_BYTES, check_exists, read_lines, text_problem
+from electra_core.files.text_lines import check_exists, read_lines, text_problem
 
 HUB = "hub:"
 CARRIAGE_RETURNS = "a carriage return inside a line; if it should end the line: tr '\\r' '\\n' < OLD > NEW"
@@ -152,7 +152,7 @@ def _split_cells(
                 yield number, line.split("\t"), ""
         return
     delimiter, spaced, lines = begun((line for _, line in read_lines(path, encoding)), tabs=kind == ".tsv")
-    for row in split_cells(lines, delimiter, spaced, quoting=quoting, most=MAX_ROW_BYTES):
+    for row in split_cells(lines, delimiter, spaced, quoting=quoting):
         yield row.first, row.cells, _csv_problem(row.error, row.first, row.last) if row.error else ""
 
 
