@@ -20,9 +20,10 @@ import numpy as np
 from electra_core.corpora.shards import OFFSET, PARTS, SPLITS, Shard, ShardWriter, SplitCounts, shard_name
 
 
-def lacks_heldout(splits: Mapping[str, SplitCounts], heldout_fraction: float) -> bool:
-    """Whether documents should be held out, none is, and there is one to spare."""
-    return heldout_fraction > 0 and splits["heldout"].documents == 0 and splits["train"].documents > 1
+def lacks_heldout(writers: Mapping[str, ShardWriter], heldout_fraction: float) -> bool:
+    """Whether documents should be held out, none was written, and there is one to spare."""
+    train, heldout = (writers[split].counts.documents for split in SPLITS)
+    return heldout_fraction > 0 and heldout == 0 and train > 1
 
 
 def hold_one_out(folder: Path, train: SplitCounts, dtype: np.dtype, shard_tokens: int) -> dict[str, ShardWriter]:

@@ -16,7 +16,7 @@ from typing import Any
 from electra_core.corpora.hold_out import hold_one_out, lacks_heldout
 from electra_core.corpora.replacing import CORPUS, check_target
 from electra_core.corpora.shards import SPLITS, Manifest, ShardWriter, token_dtype
-from electra_core.corpora.writing import notes
+from electra_core.corpora.writing import manifest_of
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.files.new_folder import new_folder
@@ -53,21 +53,13 @@ def merge(
     with new_folder(out) as folder:
         shutil.copytree(opened[0].directory / "tokenizer", folder / "tokenizer")
         writers = {split: _copy(opened, split, folder, settings["shard_tokens"], quiet) for split in SPLITS}
-        splits = {split: writer.counts for split, writer in writers.items()}
-        if held_one_out := lacks_heldout(splits, settings["heldout_fraction"]):
+        if held_one_out := lacks_heldout(writers, settings["heldout_fraction"]):
             dtype = token_dtype(first.vocab_size)
-            writers = hold_one_out(folder, splits["train"], dtype, settings["shard_tokens"])
-            splits = {split: writer.counts for split, writer in writers.items()}
-        if not splits["train"].tokens:
+            writers = hold_one_out(folder, writers["train"].counts, dtype, settings["shard_tokens"])
+        if not writers["train"].counts.tokens:
             raise UserError("no part has documents to train on")
-        manifest = Manifest(
-            tokenizer_fingerprint=first.tokenizer_fingerprint,
-            vocab_size=first.vocab_size,
-            splits=splits,
-            files={name: entry for writer in writers.values() for name, entry in writer.files.items()},
-            settings=settings,
-            counts=dict(counts),
-            notes=tuple(notes(splits, counts, held_one_out)),
+        manifest = manifest_of(
+            writers, first.tokenizer_fingerprint, first.vocab_size, settings, counts, held_one_out=held_one_out
         )
         manifest.write(folder / "manifest.json")
     return manifest

@@ -155,41 +155,44 @@ class ShardedText:
             ids = np.frombuffer(block.tokens, self._dtype)
             self._unknown += int(np.count_nonzero(ids == self._tokenizer.unk_id))
 
-    @property
-    def _splits(self) -> dict[str, SplitCounts]:
-        return {split: writer.counts for split, writer in self._writers.items()}
-
     def hold_out(self, heldout_fraction: float) -> None:
         """Holds one document out if there should be any and none was drawn."""
-        if lacks_heldout(self._splits, heldout_fraction):
+        if lacks_heldout(self._writers, heldout_fraction):
             self._journal.remove()  # it describes the present shards, not those about to be written
-            self._writers = hold_one_out(self._folder, self._splits["train"], self._dtype, self._shard_tokens)
+            train = self._writers["train"].counts
+            self._writers = hold_one_out(self._folder, train, self._dtype, self._shard_tokens)
             self._held_one_out = True
 
     def manifest(self, settings: Mapping[str, Any], report: ReadReport) -> Manifest:
         """The manifest; raises UserError if there is nothing to train on, unless this is only a part."""
-        splits = self._splits
-        if not splits["train"].tokens and "shard" not in settings:
+        if not self._writers["train"].counts.tokens and "shard" not in settings:
             raise UserError("no document is left for training: the text is too small for a held-out part")
         counts = {name: getattr(report, name) for name in ("empty_files", "cut_lines", "cut_documents")}
         counts["unknown_tokens"] = self._unknown
-        return Manifest(
-            tokenizer_fingerprint=self._tokenizer.fingerprint(),
-            vocab_size=self._tokenizer.vocab_size,
-            splits=splits,
-            files={name: entry for writer in self._writers.values() for name, entry in writer.files.items()},
-            settings=settings,
-            counts=counts,
-            notes=tuple(notes(splits, counts, self._held_one_out)),
-        )
+        return manifest_of(
+            self._writers, self._tokenizer.fingerprint(), self._tokenizer.vocab_size, settings, counts,
+            held_one_out=self._held_one_out,
+        )  # fmt: skip
 
 
-def notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one_out: bool) -> Iterator[str]:
-    """Sentences for the user about anything unusual.
+def manifest_of(
+    writers: Mapping[str, ShardWriter], tokenizer_fingerprint: str, vocab_size: int, settings: Mapping[str, Any],
+    counts: Mapping[str, int], *, held_one_out: bool,
+) -> Manifest:  # fmt: skip
+    """The manifest of what the writers of both splits, all closed, have written.
 
     Args:
+        counts: of what happened while the text was read and encoded.
         held_one_out: whether `hold_one_out` was needed.
     """
+    splits = {split: writer.counts for split, writer in writers.items()}
+    files = {name: entry for writer in writers.values() for name, entry in writer.files.items()}
+    notes = tuple(_notes(splits, counts, held_one_out))
+    return Manifest(tokenizer_fingerprint, vocab_size, splits, files, settings, notes, dict(counts))
+
+
+def _notes(splits: Mapping[str, SplitCounts], counts: Mapping[str, int], held_one_out: bool) -> Iterator[str]:
+    """Sentences for the user about anything unusual."""
     of_reading = {name: count for name, count in counts.items() if name != "unknown_tokens"}
     yield from ReadReport(**of_reading).notes()
     tokens = sum(split.tokens for split in splits.values())
