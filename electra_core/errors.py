@@ -104,12 +104,7 @@ def listed(items: Sequence[str], most: int) -> str:
     return f"{', '.join(items[:most])}{more}"
 
 
-_DISK_TROUBLE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is exceeded",
-    errno.EROFS: "the disk is read-only",
-    errno.EFBIG: "the file system does not allow a file of this size",
-}
+_OURS, _BELOW_US = (__name__.partition(".")[0], "electra_kernels"), ("torch", "triton", *sys.stdlib_module_names)
 
 
 def place_of(error: BaseException) -> str:
@@ -123,7 +118,12 @@ def place_of(error: BaseException) -> str:
     return (theirs or ours or [place for _, place in frames] or ["?"])[-1]
 
 
-_OURS, _BELOW_US = (__name__.partition(".")[0], "electra_kernels"), ("torch", "triton", *sys.stdlib_module_names)
+_DISK_TROUBLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is exceeded",
+    errno.EROFS: "the disk is read-only",
+    errno.EFBIG: "the file system does not allow a file of this size",
+}
 
 
 def disk_trouble(error: BaseException | None) -> str | None:

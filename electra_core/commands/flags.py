@@ -174,14 +174,12 @@ def given_columns(options: argparse.Namespace, file: str, form: str = "") -> Col
     Raises:
         UserError: a flag that has no effect on a `file` of this kind.
     """
-    kind = format_of(Path(file), form)
-    if options.header is not None and not os.path.isdir(file) and kind not in DELIMITERS:
-        flag = "--header" if options.header else "--no-header"
-        raise UserError(f"{flag}: no effect with {file}, which is neither CSV nor TSV")
-    if options.encoding is not None and not os.path.isdir(file) and kind not in DELIMITERS:
-        raise UserError(
-            f"--encoding: no effect with {file}, which is neither CSV nor TSV; other formats are UTF-8"
-        )
+    if not os.path.isdir(file) and format_of(Path(file), form) not in DELIMITERS:
+        why = f"no effect with {file}, which is neither CSV nor TSV"
+        if options.header is not None:
+            raise UserError(f"{'--header' if options.header else '--no-header'}: {why}")
+        if options.encoding is not None:
+            raise UserError(f"--encoding: {why}; other formats are UTF-8")
     label, labels, separator = (
         getattr(options, name, None) for name in ("label_column", "label_columns", "label_separator")
     )

@@ -149,8 +149,7 @@ def _source_folders() -> list[tuple[str, Path]]:
 
 
 def _module_name(prefix: str, inner: Path) -> str:
-    parts = [part for part in (prefix, *inner.with_suffix("").parts) if part and part != "__init__"]
-    return ".".join(parts) or prefix
+    return ".".join(part for part in (prefix, *inner.with_suffix("").parts) if part and part != "__init__")
 
 
 def _file_documents(path: Path, module: str) -> Iterator[Document]:

@@ -14,8 +14,7 @@ addresses: `InputBuffers` hold batch, seed and rate (`static_batch.py` for pre-t
 finite or skipped. All of this runs on a CPU, too, where tests compare its losses with the eager engine's; only the
 capture needs a GPU.
 
-**On a CPU that is fast at bf16**, oneDNN generates code for every new shape of a bf16 product, 1 to 3 ms each. If
-every step has a new T, that takes longer than the products; with a few fixed shapes it happens once per shape.
+**On a CPU that is fast at bf16**, every new shape of a product costs milliseconds (`filling.py`).
 
 **Overlap.** While the device is busy with step t, the host prepares step t + 1 in pinned memory and sends it
 over a separate stream. `step_runners.py` runs the step: kernel by kernel, or as a captured graph.

@@ -49,10 +49,10 @@ def way_of(device: torch.device, precision: str) -> Way:
     Args:
         precision: auto | bf16 | fp32.
     """
-    if device.type == "cuda" and torch.cuda.is_available():
+    on_gpu = device.type == "cuda"
+    if on_gpu and torch.cuda.is_available():
         dtype = resolve_precision(precision, device)
         return Way("triton" if gpu_problem(device, dtype) is None else "reference", dtype)
-    on_gpu = device.type == "cuda"
     half = precision == "bf16" or (on_gpu and precision == "auto")
     return Way("triton" if on_gpu else "auto", torch.bfloat16 if half else torch.float32)
 

@@ -51,7 +51,7 @@ def local_size() -> int:
 
 def is_one_of_several() -> bool:
     """Whether this process was started as one of several; a WORLD_SIZE alone may be a leftover."""
-    return size() > 1 and (is_used() or "RANK" in os.environ)
+    return size() > 1 and (may_be_used() or "RANK" in os.environ)
 
 
 def check() -> None:
@@ -77,18 +77,6 @@ def check() -> None:
 def meeting_point() -> str:
     """Where the processes meet: HOST:PORT."""
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-
-
-def _number(name: str, least: int = 0) -> int | None:
-    """The variable's number; None if it is not set, or empty."""
-    value = os.environ.get(name, "").strip()
-    if not value:
-        return None
-    if not (value.isdecimal() and value.isascii() and int(value) >= least):
-        raise UserError(
-            f"{name}: expected a number from {least} in this variable, got {value!r}; unset it to run alone"
-        )
-    return int(value)
 
 
 def is_on_one_machine() -> bool:
@@ -123,3 +111,15 @@ def keeps_the_store() -> bool:
 def hands_on_signals() -> bool:
     """Whether torchrun supervises this process and forwards to it the signals that torchrun receives."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _number(name: str, least: int = 0) -> int | None:
+    """The variable's number; None if it is not set, or empty."""
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return None
+    if not (value.isdecimal() and value.isascii() and int(value) >= least):
+        raise UserError(
+            f"{name}: expected a number from {least} in this variable, got {value!r}; unset it to run alone"
+        )
+    return int(value)

@@ -126,16 +126,11 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
     A folder that was moved aside but never replaced is moved back.
     """
-    found = [(path, match) for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
-    found = [(path, match) for path, match in found if name in (None, match[1])]
-    for temporary in {
-        path.with_name(path.name.removesuffix(".lock")) for path, match in found if match[2] != "old"
-    }:
-        _remove_if_abandoned(temporary)
-    for path, match in found:
-        target = folder / match[1]
-        if match[2] != "old":
-            continue
+    matches = [match for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))]
+    found = [match for match in matches if name in (None, match[1])]
+    for temporary in {match[0].removesuffix(".lock") for match in found if match[2] != "old"}:
+        _remove_if_abandoned(folder / temporary)
+    for path, target in [(folder / match[0], folder / match[1]) for match in found if match[2] == "old"]:
         if target.exists():
             _remove(path)
         elif not path.with_suffix(".tmp").exists():  # otherwise a process is between the two renames of `_replace`

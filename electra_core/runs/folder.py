@@ -44,25 +44,29 @@ def find_checkpoint(run: Path, resume: bool, overwrite: bool) -> Checkpoint | No
     except UnicodeEncodeError:
         raise UserError(f"{run}: expected a name in UTF-8, as safetensors can open no other") from None
     if resume:
-        checkpoint, damaged = newest_intact(run / "checkpoints")
-        for line in damaged:
-            log.warning(line)
-        if damaged and checkpoint is None:
-            raise UserError(f"{run}: no intact checkpoint to resume from")
-        if checkpoint is None and not overwrite and _is_foreign(run):
-            raise UserError(
-                f"{run}: not empty, but holds no run to resume; {option('overwrite')} starts one in it"
-            )
-        if checkpoint is None and not overwrite and _had_checkpoint(run):
-            raise UserError(f"{run}: holds a run but no checkpoint of it; {option('overwrite')} starts a new one")
-        if checkpoint is not None and (others := checkpoint.other_versions()):
-            log.warning("%s: continues, but perhaps not bit for bit: %s", run, "; ".join(others))
-        return checkpoint
+        return _checkpoint_to_resume(run, overwrite)
     if run.exists() and any(entries(run)) and not overwrite:
         raise UserError(
             f"{run}: not empty{torchrun.hint_about_srun()}; {option('resume')} continues the run in it, "
             f"{option('overwrite')} starts a new one"
         )
+    return None
+
+
+def _checkpoint_to_resume(run: Path, overwrite: bool) -> Checkpoint | None:
+    checkpoint, damaged = newest_intact(run / "checkpoints")
+    for line in damaged:
+        log.warning(line)
+    if checkpoint is not None:
+        if others := checkpoint.other_versions():
+            log.warning("%s: continues, but perhaps not bit for bit: %s", run, "; ".join(others))
+        return checkpoint
+    if damaged:
+        raise UserError(f"{run}: no intact checkpoint to resume from")
+    if not overwrite and _is_foreign(run):
+        raise UserError(f"{run}: not empty, but holds no run to resume; {option('overwrite')} starts one in it")
+    if not overwrite and _had_checkpoint(run):
+        raise UserError(f"{run}: holds a run but no checkpoint of it; {option('overwrite')} starts a new one")
     return None
 
 
