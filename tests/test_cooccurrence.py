@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from electra_core.errors import UserError
 from electra_core.pretraining import cooccurrence
 from electra_core.pretraining.cooccurrence import (
     WINDOW_WEIGHTS,
+    _positive_mutual_information,
     _truncated_svd,
     cooccurrence_embeddings,
     count_neighbours,
@@ -73,6 +75,21 @@ def test_a_mixtures_parts_count_by_their_weights() -> None:
     assert second / first == pytest.approx(3, rel=0.05), "though its text is a sixth of the other's"
 
 
+def test_what_is_factored_is_the_formula() -> None:
+    """log C[i, j] / (C[i] p(j)^0.75), p^0.75 summing to 1; 0 where that is negative or nothing was counted."""
+    counts_VV = torch.randint(0, 9, (6, 6), generator=torch.Generator().manual_seed(0)).float().triu()
+    counts_VV = counts_VV + counts_VV.T
+    totals = counts_VV.sum(1).tolist()
+    smooth = [total**0.75 / sum(t**0.75 for t in totals) for total in totals]
+    expected = [
+        [max(0.0, math.log(count / (total * p))) if count else 0.0 for count, p in zip(row, smooth, strict=True)]
+        for row, total in zip(counts_VV.tolist(), totals, strict=True)
+    ]
+    ppmi_VV = _positive_mutual_information(counts_VV)
+    torch.testing.assert_close(ppmi_VV, torch.tensor(expected))
+    assert 5 < (ppmi_VV > 0).sum() < 30
+
+
 def test_words_of_equal_contexts_get_similar_vectors() -> None:
     vectors_VE = cooccurrence_embeddings(corpus_of(language(60_000)), width=4, rms=0.08, seed=0)
     unit = F.normalize(vectors_VE[10:40], dim=1)
@@ -96,6 +113,13 @@ def test_unseen_words_are_random_and_differ() -> None:
     unit = F.normalize(vectors_VE, dim=1)[[0, 1, 2, 3, 4, 5, 50, 59]]
     similarity = (unit @ unit.T).fill_diagonal_(0)
     assert similarity.abs().max() < 0.95
+
+
+def test_an_unknown_word_in_the_text_is_random_too() -> None:
+    """[UNK] is special. As the others' equal it would be as near to them as they are to one another."""
+    ids = [1 if word == 15 else word for word in language(60_000)]
+    unit = F.normalize(cooccurrence_embeddings(corpus_of(ids), 4, 1.0, seed=0), dim=1)
+    assert unit[14] @ unit[16] > 0.8 > 0.5 > unit[1] @ unit[16]
 
 
 def test_the_rotation_spreads_the_leading_direction() -> None:

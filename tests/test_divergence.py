@@ -154,10 +154,12 @@ def test_a_few_skipped_steps_at_the_end_are_told(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil_from(monkeypatch, 6)
-    told = train(data, tmp_path / "run", quiet=True).warnings
+    told = train(data, tmp_path / "run", {"eval_every": 7}, quiet=True).warnings
     assert f"warning: {told[-1]}\n" in capsys.readouterr().err
     assert told[-1] == "No finite loss and gradient in the last 2 steps: the model is as it was after step 6."
-    assert rows(tmp_path / "run")[-1]["warnings"] == told
+    *_, before, _, last = rows(tmp_path / "run")
+    assert (before["step"], last["step"], last["warnings"]) == (7, 8, told)
+    assert not any("No finite" in line for line in before.get("warnings", [])), "step 7 is not the end"
 
 
 def test_a_model_without_a_finite_loss_on_other_text_has_diverged(

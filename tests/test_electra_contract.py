@@ -72,6 +72,7 @@ BATCH = make_batch()
         (replace(BATCH, masked_positions_M=[1, 2]), "masked_positions_M: expected a tensor, got list"),
         (replace(BATCH, masked_positions_M=torch.tensor([1, 2, 2])), "masked_positions_M: .*distinct values"),
         (replace(BATCH, masked_positions_M=torch.tensor([1, 99])), r"masked_positions_M: .*\[0, 30\), got 99"),
+        (replace(BATCH, masked_positions_M=torch.tensor([1, 30])), r"masked_positions_M: .*\[0, 30\), got 30"),
         (replace(BATCH, masked_ids_T=BATCH.masked_ids_T[1:]), r"masked_ids_T: expected shape \[30\], got \[29\]"),
         (replace(BATCH, masked_ids_T=BATCH.masked_ids_T.int()), "masked_ids_T: expected dtype int64"),
         (replace(BATCH, tokens=BATCH.tokens.with_ids(BATCH.tokens.input_ids_T.int())), "input_ids_T: .* int64"),

@@ -32,6 +32,7 @@ def evaluated(
     whole, seen = Electra.forward, []
 
     def spied(self: Electra, batch: Any, seed: Any) -> PretrainOutput:
+        assert not self.training and not torch.is_grad_enabled(), "no dropout, and nothing is kept for gradients"
         output = whole(self, batch, seed)
         output = dataclasses.replace(output, rtd_logits_T=logits(len(output.rtd_logits_T)))
         seen.append((batch, seed, output))

@@ -16,11 +16,12 @@ import electra_core
 from electra_core import model_dir
 from electra_core.adam import ElectraAdam
 from electra_core.config import OBJECTIVES
-from electra_core.electra import SAMPLING_STREAM, Electra, PretrainBatch, uniform_words
+from electra_core.electra import SAMPLING_STREAM, Electra, PretrainBatch, replace_tokens, uniform_words
 from electra_core.packing import from_lengths
 from electra_core.tasks import HEAD_STREAM
 
 WORDS = [name for name in OBJECTIVES if "mlm" in name]
+HEAD = "discriminator.discriminator_predictions"
 
 
 def louder(model: torch.nn.Module) -> None:
@@ -180,6 +181,27 @@ def test_all_tokens_mlm_survives_a_certain_gate(gate: float) -> None:
     output = model(batch, seed=3)
     output.loss.backward()
     assert output.loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"disallow_correct": True}], ids=["any word", "not the original"])
+@pytest.mark.parametrize("part", ["generator", "discriminator", HEAD, f"{HEAD}.dense_prediction"])
+def test_a_model_that_is_called_as_it_is_computes_the_same(part: str, options: dict[str, Any]) -> None:
+    """For a hook the logits are computed, which the shorter way never stores: draws, dropout and means stay."""
+    plain, hooked, seen = *(make("electra-15", temperature=0.5, **options) for _ in range(2)), []
+    hooked.get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    for model in (plain, hooked):
+        louder(model)
+    ours, theirs = plain(make_batch(), seed=3), hooked(make_batch(), seed=3)
+    assert seen == [part] and torch.equal(ours.corrupted_ids_T, theirs.corrupted_ids_T)
+    torch.testing.assert_close(ours.rtd_logits_T, theirs.rtd_logits_T.detach())
+    torch.testing.assert_close(ours.loss, theirs.loss)
+
+
+def test_a_draw_takes_its_place_unless_there_is_none() -> None:
+    """From logits that are NaN comes -1; 0 is a word like any."""
+    ids_T = torch.tensor([5, 6, 7, 8])
+    assert replace_tokens(ids_T, torch.tensor([0, 1, 3]), torch.tensor([-1, 0, 9])).tolist() == [5, 0, 7, 9]
+    assert ids_T.tolist() == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("objective", WORDS)

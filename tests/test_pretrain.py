@@ -22,12 +22,15 @@ from electra_core.cli import main
 from electra_core.config import EncoderConfig, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra
+from electra_core.encoder import Encoder
 from electra_core.errors import UserError
 from electra_core.execution.torch_state import for_training
 from electra_core.optim import build_optimizer
 from electra_core.pretraining.batches import Batches
+from electra_core.pretraining.evaluation import heldout_loss
 from electra_core.pretraining.run_folder import read_config
 from electra_core.pretraining.setup import resolve_config
+from electra_core.runs.checkpoint_files import checkpoint_folders, read_record
 from electra_core.runs.metrics_log import MetricsLog
 from electra_core.runs.state import FAILED, read_state
 from electra_core.training import MOST_SKIPPED_STEPS, Diverged, Loop, StepResult, training_steps
@@ -193,6 +196,25 @@ def test_the_log_is_closed_whatever_ends_the_run(
     assert ends == [False, True]
 
 
+def test_steps_are_taken_as_the_configuration_says(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[Loop] = []
+
+    def spied(loop: Loop, batches: Any) -> Iterator[StepResult]:
+        loops.append(loop)
+        yield from training_steps(loop, batches)
+
+    monkeypatch.setattr("electra_core.pretrain.training_steps", spied)
+    changes = {"steps": 4, "clip_norm": 0.25, "learning_rate": 0.5, "warmup_steps": 2, "recompute": True}
+    train(data, tmp_path / "run", changes)
+    (loop,) = loops
+    encoders = [module for module in loop.model.modules() if isinstance(module, Encoder)]
+    assert len(encoders) == 2 and all(encoder.recompute for encoder in encoders)
+    assert (loop.steps, loop.first_step, loop.clip_norm) == (4, 0, 0.25)
+    assert [loop.schedule(t) for t in range(4)] == [0.0, 0.5 * 0.75 * 0.5, 0.5 * 0.5, 0.5 * 0.25]
+
+
 def test_same_seed_same_run_bit_for_bit(data: Path, base: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "again")
     assert_same_run(tmp_path / "again", base)
@@ -316,6 +338,17 @@ def test_old_checkpoints_are_removed_new_ones_kept(data: Path, tmp_path: Path) -
     train(data, tmp_path / "run", {"checkpoint_every": 1, "keep_checkpoints": 3, "steps": 5})
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004", "step-00000005"], "and nothing temporary"
+
+
+def test_a_checkpoint_between_evaluations_has_no_score(data: Path, tmp_path: Path) -> None:
+    """An older evaluation's would let it pass for the best."""
+    train(data, tmp_path / "run", {"checkpoint_every": 1, "eval_every": 2, "keep_checkpoints": 4, "steps": 4})
+    records = [read_record(path) for path in checkpoint_folders(tmp_path / "run" / "checkpoints")]
+    changes, _ = read_config(tmp_path / "run" / "config.toml")
+    evaluated = {row["step"]: row for row in rows(tmp_path / "run") if "eval_mlm_loss" in row}
+    expected = {step: heldout_loss(row, PretrainConfig(**changes)) for step, row in evaluated.items()}
+    assert {record["step"]: record["score"] for record in records if "score" in record} == expected
+    assert [record["step"] for record in records] == [1, 2, 3, 4] and list(expected) == [2, 4]
 
 
 def test_of_a_finished_run_none_may_be_kept(data: Path, base: Path, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
     save(tmp_path, 6)
     assert names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"], "no score, not the best"
+    save(tmp_path, 7, keep=0)
+    assert names(tmp_path) == ["step-00000007"], "not the best either, where none is to be kept"
 
 
 def test_whoever_may_read_the_record_may_read_the_state(tmp_path: Path) -> None:

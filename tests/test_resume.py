@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from small_runs import SLOW_RUN, assert_same_run, base, data, make_data, one_thr
 from electra_core import checkpoint
 from electra_core.checkpoint import newest_intact
 from electra_core.cli import main
+from electra_core.config import PretrainConfig
 from electra_core.errors import UserError, on_command_line
 from electra_core.pretrain import pretrain
 from electra_core.pretraining import run_folder
 from electra_core.runs.folder import find_checkpoint
+from electra_core.runs.state import read_state
 from electra_core.runs.stop_request import StopRequest, tell_python
 
 # It is interrupted --------------------------------------------------------------------------------------------
@@ -112,6 +114,7 @@ def test_a_time_limit_saves_and_says_so(
 ) -> None:
     result = train(data, tmp_path / "run", max_minutes=0.0)
     assert (result.steps, result.stopped_by) == (1, "time limit")
+    assert result.evaluation and len(rows(tmp_path / "run")) == 1, "figures, of which the log has none out of turn"
     assert "warning: stopped by time limit; " in caplog.text
     assert train(data, tmp_path / "run", resume=True).steps == 8
     assert_same_run(tmp_path / "run", base)
@@ -275,6 +278,29 @@ def test_how_a_run_is_watched_may_change(data: Path, base: Path, tmp_path: Path)
     run = stop_at(tmp_path / "run", base, 4)
     train(data, run, {"eval_every": 100, "log_every": 2, "checkpoint_every": 2, "accumulate": 2}, resume=True)
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 4, 6, 8, 8]
+
+
+def test_nothing_else_may_change(base: Path) -> None:
+    newest, _ = newest_intact(base / "checkpoints")
+    assert newest is not None
+    settings = {setting.name for setting in fields(PretrainConfig)}
+    assert settings - newest.meta["identity"]["pretrain"].keys() == {
+        "eval_every", "eval_examples", "log_every", "checkpoint_every", "keep_checkpoints",  # watched and saved
+        "accumulate", "engine", "recompute", "sharding",  # computed
+    }  # fmt: skip
+
+
+def test_until_it_saves_a_resumed_run_holds_what_it_went_on_from(data: Path, base: Path, tmp_path: Path) -> None:
+    """Its state says so: if it is killed and loses its checkpoints, it is not begun anew. Older ones are gone."""
+    run, saved = stop_at(tmp_path / "run", base, 4), []
+    (run / "checkpoints" / "step-00000002").mkdir()
+
+    def look(figures: dict[str, float]) -> None:
+        kept = [path.name for path in (run / "checkpoints").iterdir()]
+        saved.append((figures["step"], read_state(run)["saved"], kept))
+
+    train(data, run, {"keep_checkpoints": 1}, resume=True, on_evaluation=look)
+    assert saved == [(8, 4, ["step-00000004"])]
 
 
 def test_going_on_from_a_pair_of_model_directories(data: Path, base: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from small_runs import SLOW_RUN, assert_same_run, base, data, one_thread, train
 from electra_core.cli import DIVERGED, main
 from electra_core.electra import Electra
 from electra_core.pretraining import meter
-from electra_core.pretraining.evaluation import health
+from electra_core.pretraining.evaluation import evaluate, health
 from electra_core.runs.metrics_log import MetricsLog, read_metrics
 from electra_core.runs.state import FAILED, read_state
 from electra_core.runs.status import read_run
@@ -285,6 +285,27 @@ def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     row = watched.row(result)
     assert (row["data_wait"], row["mfu"], row["tokens_per_second"]) == (0.2, 0.25, 800.0)
     assert (row["tokens"], row["loss"], row["skipped_steps"]) == (4500, 1.5, 0)
+    clock[0] += 5.0  # a row of its own: nothing of the first counts again
+    watched.add(result)
+    row = watched.row(result)
+    assert (row["data_wait"], row["tokens_per_second"], row["tokens"], row["loss"]) == (0.0, 400.0, 6500, 2.0)
+
+
+def test_an_evaluation_slows_no_row_of_the_log(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rows' time only training counts; by this clock nothing but evaluations takes any."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(*arguments: Any) -> dict[str, float]:
+        clock[0] += 1000
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("electra_core.pretrain.evaluate", slow)
+    train(data, tmp_path / "run", {"steps": 4, "eval_every": 2})
+    speeds = [row["tokens_per_second"] for row in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert clock[0] == 2000 and len(speeds) == 4 and min(speeds) > 1000
 
 
 def test_a_skipped_step_spoils_no_row_of_the_log(tmp_path: Path) -> None:
