@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import RUN, SIZES, data  # noqa: F401
 
+from electra_core.corpus import Corpus
+from electra_core.electra import Electra
 from electra_core.errors import UserError
 from electra_core.pretraining import cooccurrence
 from electra_core.pretraining.cooccurrence import (
@@ -22,6 +26,7 @@ from electra_core.pretraining.cooccurrence import (
     log_frequencies,
 )
 from electra_core.pretraining.mixing import Mixture
+from electra_core.pretraining.setup import _start_from_counts, resolve_config
 
 VOCAB = 60
 
@@ -120,6 +125,19 @@ def test_an_unknown_word_in_the_text_is_random_too() -> None:
     ids = [1 if word == 15 else word for word in language(60_000)]
     unit = F.normalize(cooccurrence_embeddings(corpus_of(ids), 4, 1.0, seed=0), dim=1)
     assert unit[14] @ unit[16] > 0.8 > 0.5 > unit[1] @ unit[16]
+
+
+@pytest.mark.parametrize("tying", ["none", "embeddings", "disentangled"])
+def test_both_models_start_from_them(data: Path, tying: str) -> None:
+    """Of the size of other initial values; with `disentangled` the discriminator's own part is a difference, 0."""
+    corpus, sizes = Corpus.open(data), SIZES | {"initializer_range": 0.05}
+    encoder, config = resolve_config("tiny", RUN | {"tying": tying}, sizes, corpus)
+    model: Any = Electra(encoder, config)
+    _start_from_counts(model, SimpleNamespace(corpus=corpus, encoder=encoder, config=config), quiet=True)
+    expected_VE = cooccurrence_embeddings(corpus, encoder.embedding_size, 0.05, config.seed)
+    for half in (model.generator, model.discriminator):
+        assert torch.equal(half.encoder.embeddings.word_weight(), expected_VE)
+    assert torch.equal(model.generator.output_bias, log_frequencies(corpus))
 
 
 def test_the_rotation_spreads_the_leading_direction() -> None:

@@ -36,7 +36,9 @@ from small_runs import ORIGINAL, RUN, SIZES, data, rows, state, stop_at, train  
 
 from electra_core.corpus import Corpus
 from electra_core.errors import AnotherRankFailed
+from electra_core.examples import Examples
 from electra_core.execution.distributed import ALIGNMENT, FlatGradients, Ranks
+from electra_core.masking import mask
 from electra_core.pretraining.batches import Batches
 from electra_core.pretraining.setup import resolve_config
 
@@ -107,6 +109,23 @@ def test_all_shares_together_are_the_batch(data: Path, size: int, accumulate: in
         assert torch.equal(positions, whole.masked_positions_M)
         assert sum(float(s.token_share) for s in shares) == pytest.approx(1)
         assert sum(float(s.masked_share) for s in shares) == pytest.approx(1)
+        assert sum(float(s.sequence_share) for s in shares) == pytest.approx(1)
+
+
+def test_a_batch_has_the_examples_and_masks_of_its_numbers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was planned before: no two steps share masks, and a step that is looked at again is the same."""
+    corpus = Corpus.open(data)
+    _, config = resolve_config("tiny", CHANGES, SIZES, corpus)
+    size, seed = config.batch_size, config.seed
+    monkeypatch.setattr("electra_core.pretraining.batches.PLANNED_AHEAD", 2 * size)
+    batches, examples = Batches(corpus, config, torch.device("cpu")), Examples(corpus, config.max_length, seed)
+    for step in (0, 5, 1, 4, 0):
+        numbers = range(step * size, (step + 1) * size)
+        expected = mask(examples.batch(examples.plan(numbers)), numbers, corpus.tokenizer, config, seed)
+        (batch,) = batches(step)
+        assert torch.equal(batch.tokens.input_ids_T, expected.tokens.input_ids_T)
+        assert torch.equal(batch.masked_positions_M, expected.masked_positions_M)
+        assert torch.equal(batch.masked_ids_T, expected.masked_ids_T)
 
 
 def test_gradients_in_one_message_begin_where_wide_loads_may(monkeypatch: pytest.MonkeyPatch) -> None:

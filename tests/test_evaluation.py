@@ -17,6 +17,7 @@ from torch import Tensor
 from electra_core.config import PRESETS
 from electra_core.corpus import Corpus
 from electra_core.electra import Electra, PretrainOutput
+from electra_core.objectives import build_objective
 from electra_core.pretraining.evaluation import evaluate, heldout_loss
 from electra_core.pretraining.setup import resolve_config
 
@@ -94,6 +95,20 @@ def test_nothing_found_is_a_precision_and_a_recall_of_0(data: Path, monkeypatch:
     assert figures["eval_rtd_precision"] == figures["eval_rtd_recall"] == 0.0
     assert figures["eval_rtd_accuracy"] == pytest.approx(1 - figures["eval_replaced_fraction"])
     assert figures["eval_rtd_auc"] == 0.5 and len(passes) == 2
+
+
+@pytest.mark.parametrize("objective", ["mlm", "replace-mlm", "all-tokens-mlm"])
+def test_words_count_where_they_are_predicted(data: Path, objective: str) -> None:
+    changes = RUN | {"eval_examples": 100, "objective": objective}
+    encoder, config = resolve_config("tiny", changes, SIZES, Corpus.open(data))
+    model, passes = build_objective(encoder, config), []
+    model.register_forward_hook(lambda _, inputs, output: passes.append((*inputs, output)))
+    figures = evaluate(model, Corpus.open(data, "heldout"), config, torch.device("cpu"), nullcontext())
+    masked = [len(batch.masked_positions_M) for batch, *_ in passes]
+    tokens = [batch.tokens.num_tokens for batch, *_ in passes]
+    places = tokens if objective == "all-tokens-mlm" else masked
+    assert figures["eval_word_loss"] == pytest.approx(weighted(passes, "word_loss", places), rel=1e-9)
+    assert figures["eval_mlm_loss"] == pytest.approx(weighted(passes, "mlm_loss", masked), rel=1e-9)
 
 
 def test_the_held_out_loss_weighs_both_networks_as_training_does() -> None:

@@ -103,6 +103,17 @@ def test_a_pure_function_of_seed_and_index(folders: tuple[Path, Path]) -> None:
     assert Counter(map(kind_of, texts(mixed(folders, [2, 1], seed=1), range(BLOCK)))) == {"a": 683, "b": 341}
 
 
+def test_no_corpus_is_drawn_from_as_another_is(folders: tuple[Path, Path]) -> None:
+    """Were they equal, they would still be read in two orders, with segments cut at other places."""
+    twins = MixedExamples(Mixture([Corpus.open(folders[0])] * 2, [1, 1]), LENGTH, seed=0)
+    began: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    for index in range(BLOCK):
+        corpus, place = twins.place(index)
+        began[corpus].append((place, twins.one(index).first[0].begin))
+    first, second = (dict(starts) for starts in began.values())
+    assert first.keys() == second.keys() and sum(first[place] == second[place] for place in first) < BLOCK // 4
+
+
 def test_what_a_mixture_tells_of_itself(folders: tuple[Path, Path]) -> None:
     corpora = [Corpus.open(folder) for folder in folders]
     mixture = opened(folders, [3, 1])

@@ -158,6 +158,13 @@ def test_sizes_that_make_no_sense_are_refused_by_name(
             EncoderConfig(**{field: value})
 
 
+def test_examples_are_at_most_as_long_as_there_are_positions(data: Path) -> None:
+    corpus = Corpus.open(data)
+    assert resolve_config("tiny", RUN | {"max_length": 32}, SIZES, corpus)[1].max_length == 32
+    with pytest.raises(UserError, match="max_length: 33 exceeds the model's 32 positions"):
+        resolve_config("tiny", RUN | {"max_length": 33}, SIZES, corpus)
+
+
 @pytest.mark.parametrize("minutes", [-1.0, math.nan])
 def test_a_time_limit_is_a_time(data: Path, tmp_path: Path, minutes: float) -> None:
     with pytest.raises(UserError, match=f"^max_minutes: expected a number of at least 0, got {minutes:g}"):

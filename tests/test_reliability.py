@@ -89,7 +89,8 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["wait", "save"])
+def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(tmp_path: Path, call: str) -> None:
     model, optimizer = trained()
     with CheckpointWriter(tmp_path, 2) as writer:
         writer.save(1, snapshot(model, optimizer), {})
@@ -97,7 +98,7 @@ def test_a_full_disk_during_a_save_is_told_at_the_next_call_and_spoils_nothing(t
         with largest_file(2000):
             writer.save(2, snapshot(model, optimizer), {})  # comes back at once
             with pytest.raises(UserError, match=r"step-00000002.*older checkpoints are unchanged") as error:
-                writer.wait()
+                writer.wait() if call == "wait" else writer.save(2, snapshot(model, optimizer), {})
         assert "\n" not in str(error.value)
         writer.save(3, snapshot(model, optimizer), {})
     assert names(tmp_path) == ["step-00000001", "step-00000003"], "the last save is waited for"

@@ -285,10 +285,12 @@ def test_data_wait_and_mfu_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     row = watched.row(result)
     assert (row["data_wait"], row["mfu"], row["tokens_per_second"]) == (0.2, 0.25, 800.0)
     assert (row["tokens"], row["loss"], row["skipped_steps"]) == (4500, 1.5, 0)
-    clock[0] += 5.0  # a row of its own: nothing of the first counts again
-    watched.add(result)
+    clock[0] += 5.0  # a row of its own: nothing of the first counts again, nor what is read before its end
+    for tokens in (6500, 8500):
+        watched.add(result)
+        assert watched.tokens == watched.tokens == tokens
     row = watched.row(result)
-    assert (row["data_wait"], row["tokens_per_second"], row["tokens"], row["loss"]) == (0.0, 400.0, 6500, 2.0)
+    assert (row["data_wait"], row["tokens_per_second"], row["tokens"], row["loss"]) == (0.0, 800.0, 8500, 2.0)
 
 
 def test_an_evaluation_slows_no_row_of_the_log(
