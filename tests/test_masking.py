@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from electra_core.config import PretrainConfig
 from electra_core.electra import PretrainBatch
-from electra_core.masking import KEEP_PROBABILITY, mask_tokens, masked_counts
+from electra_core.masking import KEEP_PROBABILITY, mask, mask_tokens, masked_counts
 from electra_core.packing import TokenBatch, pack
 
 CLS, SEP, MASK = 2, 3, 4
@@ -77,9 +79,12 @@ def test_counts_are_computed_in_fp32_whatever_torch_s_default() -> None:
 
 def test_a_mask_that_stands_in_the_text_is_not_chosen() -> None:
     """Text may hold the word [MASK] itself; it is no candidate, whatever the count asks for."""
+    tokenizer: Any = SimpleNamespace(cls_id=CLS, sep_id=SEP, mask_id=MASK)
     for seed in range(10):
         batch = masked(pack([[CLS, 10, MASK, 11, MASK, SEP]]), fraction=0.9, seed=seed)
         assert positions_by_sequence(batch) == [[1, 3]]
+        in_a_run = mask(pack([[CLS, 10, MASK, MASK, MASK, SEP]]), [0], tokenizer, PretrainConfig(), seed)
+        assert positions_by_sequence(in_a_run) == [[1]]
     nothing = masked(pack([[CLS, SEP], [CLS, MASK, SEP]]))
     assert nothing.masked_positions_M.tolist() == [] and torch.equal(
         nothing.masked_ids_T, nothing.tokens.input_ids_T
