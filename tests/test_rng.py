@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from electra_kernels import attention, rng
+from electra_kernels.checks import check_dropout
 from electra_kernels.rng_triton import keep_tile, philox
 from kernel_helpers import DEVICE
 from scipy import stats
@@ -209,3 +210,7 @@ def test_a_seed_is_read_where_it_lies() -> None:
 def test_a_seed_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match="seed: expected an int or a tensor on cpu, got one on meta"):
         rng.seed_tensor(torch.zeros(2, dtype=torch.int64, device="meta"), "cpu")
+    with pytest.raises(ValueError, match="seed: expected an int or a tensor on cpu, got one on meta"):
+        check_dropout(0.1, torch.zeros(2, dtype=torch.int64, device="meta"), torch.zeros(1))
+    key = check_dropout(0.1, 5, torch.zeros(1, device="meta"))
+    assert key is not None and key.is_meta, "a number goes where the data lie"
