@@ -129,6 +129,11 @@ def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
+def tag_counts(examples: Iterable[TaggedExample]) -> Counter[str]:
+    """How many words have each tag."""
+    return Counter(tag for example in examples for tag in example.tags or ())
+
+
 @dataclass(frozen=True)
 class Tag(Task):
     """A tag for each word of a sentence."""
@@ -164,7 +169,7 @@ class Tag(Task):
         known: Iterable[str] = self.labels
         if labelled and not known:
             examples = list(examples)
-            known = {tag for example in examples for tag in example.tags or ()}
+            known = tag_counts(examples)
         in_marks, spelled = are_marks_alone(set(known)), _spelled(set(known))
         for example in examples:
             tags = example.tags or ()
@@ -280,8 +285,7 @@ class Tag(Task):
         """The tag O; the most frequent one where tags mark no spans."""
         what, tag = "the tag O", "O"
         if not marks_spans(self.labels):
-            tags = Counter(tag for example in examples for tag in example.tags or ())
-            what, tag = "the most frequent tag", tags.most_common(1)[0][0]
+            what, tag = "the most frequent tag", tag_counts(examples).most_common(1)[0][0]
         examples = [as_to_predict(example) for example in examples]
         return what, [self._prediction(e, [tag] * len(e.words), np.ones(len(e.words))) for e in examples]
 
@@ -317,7 +321,7 @@ def side_by_side(
 
 def _labels_of(examples: Sequence[TaggedExample]) -> tuple[str, ...]:
     """The labels for the examples' tags; every span type gets both B- and I-."""
-    tags = {tag for example in examples for tag in example.tags or ()}
+    tags = {*tag_counts(examples)}
     if len(tags) < 2:
         raise UserError(f"every training word has the tag {min(tags)!r}; there is nothing to learn")
     if marks_spans(tags):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,8 @@ from electra_core.config import EncoderConfig
 from electra_core.downstream.classify import Classify, TextTask
 from electra_core.downstream.interface import Task, encode_all, knows_its_figures, read_all
 from electra_core.downstream.multilabel import MultiLabel
-from electra_core.downstream.tagging import Tag
 from electra_core.errors import UserError, option
-from electra_core.finetuning.data_warnings import (
-    copies,
-    different_labels,
-    header_as_example,
-    labels_alike,
-    labels_of_none,
-    labels_of_one,
-    labels_of_several,
-    labels_uncut,
-    many_cut,
-    rows_and_columns,
-    spans_within_words,
-    uneven_weights,
-    unmarked_spans,
-    unseen_labels,
-)
+from electra_core.finetuning.data_warnings import many_cut, rows_and_columns, warnings_about
 from electra_core.finetuning.dev_split import split
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.token_cache import cached
@@ -116,31 +99,13 @@ def read_data(
             f"{next(iter(only))!r}; choose another figure, or give a dev file with both"
         )
     if settings.class_weights:
-        if not isinstance(task, Classify):
-            instead = (
-                f"; a lower {option('threshold')} finds more of rare labels"
-                if isinstance(task, MultiLabel)
-                else ""
-            )
-            raise UserError(
-                f"{option('class_weights')}: no effect on {task.kind}, only on classification{instead}"
-            )
-        task = _chosen_alike(task.balanced(examples), settings, say)
+        task = _with_class_weights(task, examples, settings, say)
     for bad in skipped:
         if bad.count:
             say(bad.summary())
-    odd = [*_other_than_classes(task, train, read)]
-    explained = any(odd)
-    odd += _odd(task, train, read)
-    if dev is not None:
-        odd.append(copies(examples, dev_examples))
-    if isinstance(task, Classify) and settings.class_weights:
-        odd.append(uneven_weights(task.labels, task.class_weights, label_counts(examples)))
-    if has_labels and not explained:
-        odd += unseen_labels(task.labels, examples, dev_examples, held_out=dev is None)
-    for warning in odd:
-        if warning:
-            say(f"warning: {warning}")
+    parts, weighted = (read, examples, dev_examples), settings.class_weights
+    for warning in warnings_about(task, train, *parts, held_out=dev is None, weighted=weighted):
+        say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
 
 
@@ -164,36 +129,12 @@ def _held_out(
     return parts
 
 
-def _other_than_classes(task: Task, train: str | Path, read: Sequence[Any]) -> Iterator[str | None]:
-    """Warnings that labels may not be classes, which would also explain why the dev data lack some."""
-    if not isinstance(task, Classify | MultiLabel) or task.columns.labels:
-        return
-    if isinstance(task, MultiLabel):
-        yield labels_uncut(train, read)
-    yield header_as_example(train, read, task.columns)
-    yield labels_of_one(train, read)
-
-
-def _odd(task: Task, train: str | Path, read: Sequence[Any]) -> list[str | None]:
-    """Warnings about anything else that is odd in the training data."""
-    if isinstance(task, Classify | MultiLabel):
-        odd = [different_labels(train, read)]
-        if not task.columns.labels:
-            of_several = None if isinstance(task, MultiLabel) else labels_of_several(train, task.labels)
-            odd += [of_several, labels_alike(train, label_counts(read)), labels_of_none(train, read)]
-        return odd
-    if isinstance(task, Tag):
-        tags = Counter(tag for example in read for tag in example.tags or ())
-        return [
-            unmarked_spans(train, read, task.labels),
-            spans_within_words(train, read),
-            labels_alike(train, tags),
-        ]
-    return []
-
-
-def _chosen_alike(task: Classify, settings: FinetuneSettings, say: Say) -> Classify:
+def _with_class_weights(task: Task, examples: Sequence[Any], settings: FinetuneSettings, say: Say) -> Classify:
     """The task with class weights, its best evaluation chosen by a figure in which classes count alike, too."""
+    if not isinstance(task, Classify):
+        rare = f"; a lower {option('threshold')} finds more of rare labels" if isinstance(task, MultiLabel) else ""
+        raise UserError(f"{option('class_weights')}: no effect on {task.kind}, only on classification{rare}")
+    task = task.balanced(examples)
     if settings.metric or task.metric != Classify.metric or ALL_CLASSES_ALIKE not in task.figures:
         return task
     say(
@@ -270,3 +211,9 @@ def plan_batches(train: Features, settings: FinetuneSettings, seed: int) -> list
         epoch += 1
     batches = batches[: int(wanted)]
     return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
+
+
+def tokens_of_steps(train: Features, plan: Sequence[Sequence[np.ndarray]]) -> list[int]:
+    """Number of tokens of every step."""
+    lengths = train.lengths
+    return [sum(int(lengths[units].sum()) for units in batches) for batches in plan]

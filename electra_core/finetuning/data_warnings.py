@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.downstream.choices import ChoiceExample
-from electra_core.downstream.tagging import marks_spans, spans
+from electra_core.downstream.classify import Classify
+from electra_core.downstream.interface import Task
+from electra_core.downstream.multilabel import MultiLabel
+from electra_core.downstream.tagging import Tag, marks_spans, spans, tag_counts
 from electra_core.errors import listed, option
 from electra_core.labelled_data.columns import LABEL_NAMES, TEXT_NAMES, Columns, Found, may_be_header
 from electra_core.labelled_data.label_cells import look_of
@@ -40,6 +43,62 @@ SEPARATORS = (",", ";", "|", "/", "\t")
 """What may separate the labels in a cell. (Not spaces, which also occur inside labels.)"""
 MUCH_HEAVIER = 50
 """Ratio of class weights above which the user is warned."""
+
+
+def warnings_about(
+    task: Task,
+    path: str | Path,
+    read: Sequence[Any],
+    train: Sequence[Any],
+    dev: Sequence[Any],
+    *,
+    held_out: bool,
+    weighted: bool,
+) -> list[str]:
+    """All that is odd about the data of a training.
+
+    Args:
+        task: fitted to them.
+        path: the training file.
+        read: its examples: those trained on and, if they are `held_out`, the dev examples.
+        weighted: whether classes have weights for their frequency.
+    """
+    has_classes = isinstance(task, Classify | MultiLabel)
+    # Labels that are no classes also explain why the dev data lack some.
+    explanations = list(filter(None, _no_classes(task, path, read)))
+    found: list[str | None] = [*explanations, *_odd_labels(task, path, read)]
+    if not held_out:
+        found.append(copies(train, dev))
+    if isinstance(task, Classify) and weighted:
+        found.append(uneven_weights(task.labels, task.class_weights, label_counts(train)))
+    if has_classes and not explanations:
+        found += unseen_labels(task.labels, train, dev, held_out=held_out)
+    return [warning for warning in found if warning]
+
+
+def _no_classes(task: Task, path: str | Path, examples: Sequence[Any]) -> Iterator[str | None]:
+    """Warnings that labels may not be classes."""
+    if not isinstance(task, Classify | MultiLabel) or task.columns.labels:
+        return
+    if isinstance(task, MultiLabel):
+        yield labels_uncut(path, examples)
+    yield header_as_example(path, examples, task.columns)
+    yield labels_of_one(path, examples)
+
+
+def _odd_labels(task: Task, path: str | Path, examples: Sequence[Any]) -> Iterator[str | None]:
+    """Warnings about anything else that is odd in the training data."""
+    if isinstance(task, Classify | MultiLabel):
+        yield different_labels(path, examples)
+        if not task.columns.labels:
+            if isinstance(task, Classify):
+                yield labels_of_several(path, task.labels)
+            yield labels_alike(path, label_counts(examples))
+            yield labels_of_none(path, examples)
+    elif isinstance(task, Tag):
+        yield unmarked_spans(path, examples, task.labels)
+        yield spans_within_words(path, examples)
+        yield labels_alike(path, tag_counts(examples))
 
 
 def rows_and_columns(
@@ -299,7 +358,7 @@ def uneven_weights(labels: Sequence[str], weights: Sequence[float], counts: Mapp
 
 def unmarked_spans(path: str | Path, examples: Sequence[TaggedExample], labels: Sequence[str]) -> str | None:
     """Says that tags are scored word by word although most are O or 0, which suggests that the rest mark spans."""
-    counts = Counter(tag for example in examples for tag in example.tags or ())
+    counts = tag_counts(examples)
     if marks_spans(labels) or len(counts) < 2:
         return None
     (most, _), (other, _) = counts.most_common(2)

@@ -12,7 +12,7 @@ from electra_core.downstream.interface import Task
 from electra_core.downstream.run_model import check_finite, run_model
 from electra_core.errors import UserError, option
 from electra_core.execution.cross_check import check_task_model
-from electra_core.finetuning.data import plan_batches
+from electra_core.finetuning.data import plan_batches, tokens_of_steps
 from electra_core.finetuning.folder import Keeper, Run, log_folder
 from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.steps import Job, evaluation_steps, finetuning_steps, task_optimizer
@@ -44,7 +44,7 @@ def train_seed(job: Job, keeper: Keeper, stop: StopRequest, quiet: bool, say: Sa
         say(_few_steps(len(plan)))
     evaluate_after = evaluation_steps(len(plan), settings)
     is_last_seed = run.seed == settings.seed + settings.seeds - 1
-    tokens = [sum(int(job.data.train.lengths[units].sum()) for units in batches) for batches in plan]
+    tokens = tokens_of_steps(job.data.train, plan)
     steps = _counted(finetuning_steps(job, model, optimizer, plan, run), run, tokens)
     log = job.ranks.only_first(lambda: MetricsLog(log_folder(keeper.out, settings, run.seed), run.steps))
     with log, progress(f"fine-tune, seed {run.seed}", len(plan), "steps", before=run.steps, quiet=quiet) as bar:

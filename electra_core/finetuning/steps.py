@@ -21,7 +21,7 @@ from electra_core.downstream.interface import Task
 from electra_core.execution.distributed import Ranks
 from electra_core.execution.engine import agreed_engine, choose_engine, graph_problem, static_steps
 from electra_core.execution.placement import autocast_context
-from electra_core.finetuning.data import Data
+from electra_core.finetuning.data import Data, tokens_of_steps
 from electra_core.finetuning.folder import Run
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.static_task import Part, TaskShapes
@@ -76,18 +76,6 @@ def finetuning_steps(
             logits = logits[:-1]
         return job.task.loss(logits, part.batch) * part.share, {}
 
-    parts = partial(_parts, job, plan, _full_step(settings, plan))
-    source: Callable[[int], list[Part]] = parts
-    take: Callable[..., Iterator[StepResult]] = training_steps
-    if engine == "eager":
-        source = lambda step: [replace(p, batch=p.batch.to(job.device)) for p in parts(step)]  # noqa: E731
-    else:
-        lengths, positions = job.data.train.lengths, model.config.max_position_embeddings
-        tokens = [sum(lengths[units].sum() for units in batches) for batches in plan]
-        largest = int(np.argmax(tokens))
-        per_token = job.data.train.per_token
-        shapes = TaskShapes(per_token=per_token, positions=positions, largest=lambda: parts(largest))
-        take = partial(static_steps, shapes=shapes, device=job.device, capture=engine == "graph")
     warmup = round(settings.warmup * len(plan))
     loop = Loop(
         model, optimizer, loss,
@@ -96,7 +84,13 @@ def finetuning_steps(
         first_step=run.steps, skipped_before=run.skipped, autocast=autocast_context(job.device, job.dtype),
         ranks=job.ranks,
     )  # fmt: skip
-    return take(loop, source)
+    parts = partial(_parts, job, plan, _full_step(settings, plan))
+    if engine == "eager":
+        return training_steps(loop, lambda step: [replace(p, batch=p.batch.to(job.device)) for p in parts(step)])
+    per_token, positions = job.data.train.per_token, model.config.max_position_embeddings
+    largest = int(np.argmax(tokens_of_steps(job.data.train, plan)))
+    shapes = TaskShapes(per_token=per_token, positions=positions, largest=lambda: parts(largest))
+    return static_steps(loop, parts, shapes=shapes, device=job.device, capture=engine == "graph")
 
 
 def _full_step(settings: FinetuneSettings, plan: Sequence[Sequence[np.ndarray]]) -> int:
