@@ -17,6 +17,7 @@ from electra_core.reports.pages import page
 from electra_core.tokenizer import Tokenizer
 
 SUSPICIOUS = 0.5
+MOST_NAMED = 3  # of the tokens with the highest probabilities
 WINDOWS_AT_A_TIME = 16  # of a long text, so that memory does not grow with it
 
 
@@ -155,17 +156,17 @@ def to_html(text: str, scores: Sequence[TokenScore], model: str) -> str:
     return page("Replaced tokens", body)
 
 
-def most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> str:
+def most_suspicious(scores: Sequence[TokenScore]) -> str:
     """The tokens with the highest probabilities, as text.
 
     >>> most_suspicious([TokenScore("▁a", 0, 1, 0.02), TokenScore("▁cat", 2, 5, 0.75)])
     'cat 75%, a 2%'
     """
-    return printable(", ".join(f"{word} {probability}" for word, probability in _most_suspicious(scores, count)))
+    return printable(", ".join(f"{word} {probability}" for word, probability in _most_suspicious(scores)))
 
 
-def _most_suspicious(scores: Sequence[TokenScore], count: int = 3) -> list[tuple[str, str]]:
-    likely = sorted(scores, key=lambda score: -score.probability)[:count]
+def _most_suspicious(scores: Sequence[TokenScore]) -> list[tuple[str, str]]:
+    likely = sorted(scores, key=lambda score: -score.probability)[:MOST_NAMED]
     return [(score.token.strip("▁"), f"{score.probability:.0%}") for score in likely]
 
 

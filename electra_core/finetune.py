@@ -49,7 +49,6 @@ from electra_core.finetuning.folder import (
     finished_report,
     identity,
     make_out,
-    runs_of,
     write_json,
 )
 from electra_core.finetuning.kept_head import old_head, told
@@ -158,7 +157,7 @@ def finetune(
         )
         state.begin(saved=checkpoint.step if checkpoint is not None else 0)
         about = about_training(model, task, settings, same, len(train_examples), len(dev_examples))
-        keeper = Keeper(out, runs_of(checkpoint), checkpoint, same, about, ranks, state.saved)
+        keeper = Keeper(out, checkpoint, same, about, ranks, state.saved)
         with state, keeper.writer, StopRequest(ranks=ranks) as stop:
             stopped = _train_seeds(job, keeper, stop, quiet, say)
             counts = {"train_examples": len(train_examples), "dev_examples": len(dev_examples)}

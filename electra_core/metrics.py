@@ -143,13 +143,13 @@ def multilabel_metrics(truth: np.ndarray, predicted: np.ndarray, scores: np.ndar
     per_label = per_label_metrics(truth, predicted, list(map(str, range(truth.shape[1]))))
     return {
         "mean_average_precision": float(precisions.mean()) if len(precisions) else 0.0,
-        "micro_f1": multilabel_f1(truth, predicted)["f1"],
+        "micro_f1": micro_metrics(truth, predicted)["f1"],
         "macro_f1": float(np.mean([row["f1"] for row in per_label])),
         "subset_accuracy": float((truth == predicted).all(axis=1).mean()),
     }
 
 
-def multilabel_f1(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+def micro_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """precision, recall, f1 over all pairs of example and label (scikit-learn's average "micro").
 
     Args:
@@ -181,18 +181,17 @@ def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], num_labels:
     return count(truth, predicted, labels=range(num_labels)).tolist()
 
 
-def calibration(
-    confidence: Sequence[float], correct: Sequence[bool], bins: int = CALIBRATION_BINS
-) -> tuple[float, list[dict[str, float]]]:
+def calibration(confidence: Sequence[float], correct: Sequence[bool]) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error (Guo et al. 2017) and the table behind it.
 
-    Predictions are put into `bins` equal ranges of confidence; the error is the mean distance between a
-    range's confidence and its accuracy, weighted by the number of predictions in it.
+    Predictions are put into `CALIBRATION_BINS` equal ranges of confidence; the error is the mean distance between
+    a range's confidence and its accuracy, weighted by the number of predictions in it.
 
     Returns:
         The error, and for each non-empty range: from, to, count, confidence, accuracy.
     """
     sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    bins = CALIBRATION_BINS
     which = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     table = [
         {

@@ -17,7 +17,7 @@ layer (docs/deviations.md).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ class TaskModel(nn.Module):
     """The Hub's name for this kind of model, for config.json."""
     per_token: ClassVar[bool] = False
     """Whether the logits' rows are tokens; otherwise they are sequences."""
+    output_layer: ClassVar[str] = "classifier"
+    """Name of the layer whose rows are the outputs."""
     encoder_class: ClassVar[type[Encoder]] = Encoder
 
     def __init__(
@@ -119,6 +121,7 @@ class SequenceClassifier(TaskModel):
     """
 
     architecture = "ElectraForSequenceClassification"
+    output_layer = "classifier.out_proj"
 
     def __init__(
         self,
@@ -163,6 +166,7 @@ class QuestionAnswerer(TaskModel):
     """Predicts where in a text the answer begins and ends."""
 
     architecture = "ElectraForQuestionAnswering"
+    output_layer = "qa_outputs"
     per_token = True
 
     def __init__(self, config: EncoderConfig, labels: Sequence[str] = (), **more: Any):
@@ -200,7 +204,7 @@ class MultipleChoice(TaskModel):
         return self.classifier(self._drop(summary_ND, seed)).squeeze(-1)
 
 
-def is_head(name: str, module: nn.Module) -> bool:
+def is_head(name: str, module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the module with this name is a linear layer of a task model's head."""
     return isinstance(module, nn.Linear) and name.partition(".")[0] in HEAD_PARTS
 
@@ -215,7 +219,7 @@ def initialise_head(model: TaskModel, seed: int | None = None) -> None:
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and is_head(name, module) and not is_fake(module.weight):
+        if is_head(name, module) and not is_fake(module.weight):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

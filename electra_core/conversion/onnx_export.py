@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from electra_core import model_dir
-from electra_core.conversion.onnx_model import INPUTS, open_session
+from electra_core.conversion.onnx_model import INPUTS, columns_of, open_session
 from electra_core.downstream.interface import Task
 from electra_core.downstream.task_files import load_model, load_task, save_task
 from electra_core.encoder import Encoder, Layer
@@ -128,7 +128,7 @@ def _layer(graph: Graph, layer: Layer, hidden: str, bias_N11S: str) -> str:
 def _head(graph: Graph, model: TaskModel, hidden: str) -> str:
     """The name of the logits."""
     if model.per_token:
-        layer = model.get_submodule("qa_outputs" if hasattr(model, "qa_outputs") else "classifier")
+        layer = model.get_submodule(model.output_layer)
         assert isinstance(layer, nn.Linear)
         return graph.linear(hidden, layer)
     first = graph.node("Gather", hidden, graph.constant(np.array(0)), axis=1)
@@ -154,7 +154,7 @@ def build(model: TaskModel) -> Any:
     logits = _head(graph, model, _encoder(graph, model.encoder))
     graph.nodes.append(helper.make_node("Identity", [logits], ["logits"]))
     shape: list[Any] = ["batch", "length"] if model.per_token else ["batch"]
-    columns = 2 if hasattr(model, "qa_outputs") else max(1, len(model.labels))
+    columns = columns_of(type(model), len(model.labels))
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in INPUTS]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape, columns])]
     proto = helper.make_model(

@@ -36,7 +36,7 @@ class OnnxModel:
 
     def __init__(self, file: Path, kind: type[TaskModel], labels: int):
         self.session, self.file, self.kind = open_session(str(file)), file, kind
-        self.columns = 2 if issubclass(kind, QuestionAnswerer) else max(1, labels)
+        self.columns = columns_of(kind, labels)
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Runs the graph on few tokens, and compares its number of words with the tokenizer's.
@@ -89,6 +89,11 @@ class OnnxModel:
         if not isinstance(logits, np.ndarray) or logits.dtype.kind != "f" or logits.shape != shape:
             raise UserError(f"{self.file}: logits: expected floats of shape {list(shape)}, got {logits!r:.80}")
         return logits
+
+
+def columns_of(kind: type[TaskModel], labels: int) -> int:
+    """Number of logits of a token or a sequence; `labels`: number of the model's labels."""
+    return 2 if issubclass(kind, QuestionAnswerer) else max(1, labels)
 
 
 def open_session(model: bytes | str) -> Any:

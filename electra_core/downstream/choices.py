@@ -18,7 +18,7 @@ from electra_core.downstream.classify import softmax
 from electra_core.downstream.interface import Task
 from electra_core.files.row_files import Row
 from electra_core.files.text_lines import text_problem
-from electra_core.labelled_data.columns import TEXT_NAMES, Columns, names_of, table
+from electra_core.labelled_data.columns import TEXT_NAMES, Columns, first_cell, names_of, table
 from electra_core.labelled_data.features import Features, TaskBatch, truncate_pair
 from electra_core.labelled_data.label_cells import label_text
 from electra_core.labelled_data.labelled import BadRows, checked, examples_of_rows, text_cell
@@ -71,7 +71,7 @@ def _choice(row: Row, name: str, columns: Columns, labelled: bool) -> tuple[Choi
     index = None
     if labelled:
         names = names_of(columns, "label", ANSWER_NAMES)
-        label = label_text(next((row.cells[name] for name in names if name in row.cells), None))
+        label = label_text(first_cell(row.cells, names))
         if label is None:
             return None, "the label is missing"
         index = _named(label, choice_names) if choice_names else _index(label, choices)
@@ -113,7 +113,7 @@ def _no_such_choice(label: str, choices: Sequence[str], names: Sequence[str | No
 
 def _choices(cells: dict[str, Any]) -> tuple[list[Any], list[str | None]]:
     """The choices, and their names if they have any."""
-    choices: Any = next((cells[name] for name in CHOICE_LISTS if name in cells), None)
+    choices: Any = first_cell(cells, CHOICE_LISTS)
     if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
         choices = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
     names: Any = None

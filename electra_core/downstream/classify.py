@@ -21,7 +21,14 @@ from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled_data.label_cells import label_text, labels_as_texts
-from electra_core.labelled_data.labelled import BadRows, TextExample, label_counts, read_texts
+from electra_core.labelled_data.labelled import (
+    BadRows,
+    TextExample,
+    label_counts,
+    labels_in,
+    read_texts,
+    relabelled,
+)
 from electra_core.metrics import (
     OF_NUMBERS,
     OF_SCORES,
@@ -182,7 +189,7 @@ class Classify(TextTask):
         shown = self._shown
         examples: Iterable[TextExample] = self._read(path, bad, labelled)
         if labelled and not self.labels:
-            examples = _without_fractions(list(examples))
+            examples = without_fractions(list(examples))
         for example in examples:
             if example.label is not None:
                 example = replace(example, label=shown(example.label))
@@ -275,10 +282,7 @@ class Regress(TextTask):
     labels: tuple[str, ...] = ("value",)
     """The one output's name."""
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """See `Task`."""
-        return OF_NUMBERS
+    figures = OF_NUMBERS
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file; a label that is not a number makes a bad row."""
@@ -380,11 +384,11 @@ def as_shown(names: Mapping[str, str]) -> Callable[[str], str]:
     return lambda written: names.get(written) or same.get(_value(written), written)
 
 
-def _without_fractions(examples: list[TextExample]) -> list[TextExample]:
-    """1.0 becomes 1 if all labels have that form, in which pandas writes whole numbers where one is missing."""
-    if not all(WHOLE.fullmatch(example.label or "") for example in examples):
+def without_fractions(examples: Sequence[TextExample]) -> Sequence[TextExample]:
+    """1.0 becomes 1 if all labels have that form, in which pandas writes whole numbers where some are missing."""
+    if not all(WHOLE.fullmatch(label) for example in examples for label in labels_in(example)):
         return examples
-    return [replace(example, label=(example.label or "").partition(".")[0]) for example in examples]
+    return [relabelled(example, lambda label: label.partition(".")[0]) for example in examples]
 
 
 def label_order(label: str) -> tuple[float, str]:

@@ -8,7 +8,7 @@ may be without an answer. So the data are read as for training, and their labels
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag, kind_of, marks_spans, with_kind
 from electra_core.errors import UserError, is_on_command_line, listed
 from electra_core.labelled_data.label_cells import rows_by_name
-from electra_core.labelled_data.labelled import BadRows, labels_in
+from electra_core.labelled_data.labelled import BadRows, labels_in, relabelled
+from electra_core.labelled_data.tagged_files import TaggedExample
 
 SHOWN = 5
 """Number of labels that a message names."""
@@ -85,7 +86,7 @@ def _allowed_note() -> str:
 
 
 def _labels_of(example: Any) -> Sequence[str]:
-    return example.tags or () if hasattr(example, "tags") else labels_in(example)
+    return example.tags or () if isinstance(example, TaggedExample) else labels_in(example)
 
 
 def _are_spans(task: Task) -> bool:
@@ -134,12 +135,9 @@ def _is_known(task: Task, example: Any, names: Mapping[str, str], path: Path | s
 
 def _renamed(example: Any, names: Mapping[str, str]) -> Any:
     """The example with the model's names for its labels."""
-    renamed: Callable[..., Any] = dataclasses.replace
-    if hasattr(example, "tags"):
-        return renamed(example, tags=tuple(names[tag] for tag in example.tags or ()))
-    if hasattr(example, "labels"):
-        return renamed(example, labels=tuple(dict.fromkeys(names[label] for label in labels_in(example))))
-    return renamed(example, label=names[example.label])
+    if isinstance(example, TaggedExample):
+        return dataclasses.replace(example, tags=tuple(names[tag] for tag in example.tags or ()))
+    return relabelled(example, names.__getitem__)
 
 
 def _shown_label(task: Task, label: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from electra_core.downstream.classify import WHOLE, TextTask, as_shown, label_order
+from electra_core.downstream.classify import TextTask, as_shown, label_order, without_fractions
 from electra_core.errors import UserError, listed, option
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.label_cells import labels_as_texts
@@ -51,10 +51,7 @@ class MultiLabel(TextTask):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"{option('threshold')}: expected a probability from 0 to 1, got {self.threshold!r}")
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """See `Task`."""
-        return OF_LABEL_SETS
+    figures = OF_LABEL_SETS
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[TextExample]:
         """Examples of a file or folder; a label that training did not see makes a bad row.
@@ -67,7 +64,7 @@ class MultiLabel(TextTask):
         if not labelled:
             yield from examples
         elif not self.labels:
-            yield from _without_fractions(list(examples))
+            yield from without_fractions(list(examples))
         else:
             if self.columns.labels and {*self.columns.labels} != {*self.labels}:
                 raise UserError(
@@ -184,11 +181,3 @@ def _with_several(example: TextExample) -> MultiLabelExample:
         return example
     labels = None if example.label is None else (example.label,)
     return MultiLabelExample(example.id, example.line, example.text, example.pair, None, labels)
-
-
-def _without_fractions(examples: list[MultiLabelExample]) -> list[MultiLabelExample]:
-    """1.0 becomes 1 if all labels have that form, in which pandas writes whole numbers where some are missing."""
-    if not all(WHOLE.fullmatch(label) for example in examples for label in labels_in(example)):
-        return examples
-    whole = (dict.fromkeys(label.partition(".")[0] for label in labels_in(example)) for example in examples)
-    return [replace(example, labels=tuple(labels)) for example, labels in zip(examples, whole)]

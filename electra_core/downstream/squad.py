@@ -55,10 +55,7 @@ class Answer(Task):
     metric: str = "f1"
     """The metric that chooses the best checkpoint."""
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """See `Task`."""
-        return "exact_match", "f1"
+    figures = ("exact_match", "f1")
 
     def read(self, path: Path | str, bad: BadRows, *, labelled: bool = True) -> Iterator[QuestionExample]:
         """Questions of a file."""

@@ -34,7 +34,7 @@ from torch import Tensor
 from electra_core.downstream.classify import softmax
 from electra_core.downstream.interface import Task
 from electra_core.errors import UserError
-from electra_core.labelled_data.columns import Columns
+from electra_core.labelled_data.columns import Columns, first_cell
 from electra_core.labelled_data.features import Features, TaskBatch, windows
 from electra_core.labelled_data.label_cells import labels_as_texts
 from electra_core.labelled_data.labelled import BadRows
@@ -189,7 +189,7 @@ class Tag(Task):
     def from_value(self, value: Any, name: str) -> TaggedExample:
         """A text, or a list of its words; or {"text": ...}, {"tokens": [...]} or {"words": [...]}."""
         if isinstance(value, dict):
-            value = next((value[name] for name in ("text", *WORD_LISTS) if name in value), None)
+            value = first_cell(value, ("text", *WORD_LISTS))
         if isinstance(value, str):
             return from_text(value, name)
         if isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value):

@@ -84,7 +84,6 @@ class Keeper:
     """Keeps in OUT the best model of all seeds, and in OUT/checkpoints what is needed to resume.
 
     Args:
-        runs: one for each seed so far, the last being trained; the training loop appends to it.
         checkpoint: the one to resume from; None for a new fine-tuning.
         identity: what must match for a checkpoint to be resumed (`identity`).
         about: what the model card says of the training.
@@ -93,12 +92,13 @@ class Keeper:
     """
 
     def __init__(
-        self, out: Path, runs: list[Run], checkpoint: Checkpoint | None, identity: dict[str, Any], about: About,
-        ranks: Ranks, saved: Callable[[int], None],
+        self, out: Path, checkpoint: Checkpoint | None, identity: dict[str, Any], about: About, ranks: Ranks,
+        saved: Callable[[int], None],
     ):  # fmt: skip
-        self.out, self.runs, self.checkpoint, self.identity, self.ranks = out, runs, checkpoint, identity, ranks
-        self.about = about
-        first_step = checkpoint.step if checkpoint is not None else 0
+        self.out, self.checkpoint, self.identity, self.about, self.ranks = out, checkpoint, identity, about, ranks
+        first_step, runs = (checkpoint.step, checkpoint.meta["runs"]) if checkpoint is not None else (0, [])
+        self.runs = [Run(**fields) for fields in runs]
+        """One for each seed so far, the last being trained; the training loop appends to it."""
         self.writer = ranks.only_first(
             lambda: CheckpointWriter(out / "checkpoints", KEPT_CHECKPOINTS, first_step, saved)
         )
@@ -135,11 +135,6 @@ class Keeper:
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints, once training is finished."""
         self.ranks.only_first(lambda: remove_checkpoints(self.out / "checkpoints"))
-
-
-def runs_of(checkpoint: Checkpoint | None) -> list[Run]:
-    """The runs of all seeds up to the checkpoint; the last is the one whose state it holds."""
-    return [Run(**fields) for fields in checkpoint.meta["runs"]] if checkpoint is not None else []
 
 
 def identity(

@@ -32,7 +32,7 @@ from electra_core.hub.meta_models import on_meta
 from electra_core.hub.weight_files import open_weights
 from electra_core.labelled_data.label_cells import rows_by_name
 from electra_core.model_dir import load_config
-from electra_core.tasks import QuestionAnswerer, SequenceClassifier, TaskModel, TokenClassifier, initialise_head
+from electra_core.tasks import SequenceClassifier, TaskModel, TokenClassifier, initialise_head
 
 SHOWN_LABELS = 5
 """Number of labels that a message names."""
@@ -66,12 +66,12 @@ def old_head(task: Task, directory: Path) -> OldHead | None:
     config, raw = load_config(directory)
     if kind.architecture not in (raw.get("architectures") or [kind.architecture]):
         return None
-    outputs = open_weights(directory).shapes.get(f"{_last_layer(kind)}.weight", (0,))[0]
+    outputs = open_weights(directory).shapes.get(f"{kind.output_layer}.weight", (0,))[0]
     if not outputs:
         return None
     if not issubclass(kind, SequenceClassifier | TokenClassifier):
         return OldHead((), ())
-    last = dict(on_meta(kind, config, task.labels).named_modules()).get(_last_layer(kind))
+    last = dict(on_meta(kind, config, task.labels).named_modules()).get(kind.output_layer)
     if getattr(last, "out_features", 0) != len(task.labels):  # a class of the user's own with another head
         return None
     try:
@@ -118,9 +118,9 @@ def give_head(model: TaskModel, old: OldHead, task: Task, seed: int) -> None:
             task = replace(task, offset=(task.offset - offset) / scale, scale=task.scale / scale)
         task.as_trained(model)
         return
-    last: Any = model.get_submodule(_last_layer(type(model)))
+    last: Any = model.get_submodule(model.output_layer)
     head = {name: value.clone() for name, value in model.named_parameters() if not name.startswith("encoder.")}
-    before = {name: head.pop(f"{_last_layer(type(model))}.{name}") for name in ("weight", "bias")}
+    before = {name: head.pop(f"{model.output_layer}.{name}") for name in ("weight", "bias")}
     last.out_features = len(task.labels)
     last.weight = nn.Parameter(last.weight.new_empty(last.out_features, last.in_features))
     last.bias = nn.Parameter(last.bias.new_empty(last.out_features))
@@ -144,10 +144,3 @@ def _units(directory: Path) -> tuple[float, float]:
     task = task_from_json(fields, str(directory / TASK_FILE))
     assert isinstance(task, Regress)
     return task.offset, task.scale
-
-
-def _last_layer(kind: type[TaskModel]) -> str:
-    """The name of the layer whose rows are the outputs."""
-    if issubclass(kind, SequenceClassifier):
-        return "classifier.out_proj"
-    return "qa_outputs" if issubclass(kind, QuestionAnswerer) else "classifier"

@@ -171,6 +171,11 @@ def names_of(columns: Columns, role: str, usual: Sequence[str]) -> tuple[str, ..
     return (*given, *usual) if not given or may_be_usual(columns, role) else given
 
 
+def first_cell(cells: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """The value of the first of these columns that a row has; None if it has none."""
+    return next((cells[name] for name in names if name in cells), None)
+
+
 def id_of(path: Path, columns: Columns, cells: Mapping[str, Any]) -> str | None:
     """The name of the column that holds the ids, where rows name their cells; None: the row has no such cell.
 

@@ -44,6 +44,7 @@ class Features:
 
     Attributes:
         owners: for each unit, the index of the example it belongs to (long documents have several units).
+        targets: of each unit; empty if they have none.
         places: for each unit, what its task needs to interpret the logits, if anything.
         truncated: how many examples lost tokens.
     """
@@ -55,7 +56,7 @@ class Features:
         self.places: list[Any] = []
         self._ids, self._starts, self._first = array("i"), array("q", [0]), array("i")
         self._unit_starts = array("q", [0])
-        self._targets: list = []
+        self.targets: list = []
 
     def __len__(self) -> int:
         return len(self._unit_starts) - 1
@@ -77,7 +78,7 @@ class Features:
         self.owners.append(owner)
         self.places.append(place)
         if target is not None:
-            self._targets.append(target)
+            self.targets.append(target)
 
     def add(
         self,
@@ -98,7 +99,7 @@ class Features:
         self._first.extend(other._first)
         self._starts.extend(array("q", (start + tokens for start in other._starts[1:])))
         self._unit_starts.extend(array("q", (start + sequences for start in other._unit_starts[1:])))
-        self._targets += other._targets
+        self.targets += other.targets
         self.places += other.places
         self.owners += [owner + first_owner for owner in other.owners]
         self.truncated += other.truncated
@@ -107,14 +108,14 @@ class Features:
         """Everything as arrays and plain values for `from_arrays`; None if `places` holds anything."""
         if any(place is not None for place in self.places):
             return None
-        flat = self.per_token and self._targets
+        flat = self.per_token and self.targets
         arrays: dict[str, np.ndarray] = {
             "ids": np.asarray(self._ids, dtype=np.int32),
             "starts": np.asarray(self._starts, dtype=np.int64),
             "first": np.asarray(self._first, dtype=np.int32),
             "unit_starts": np.asarray(self._unit_starts, dtype=np.int64),
             "owners": np.asarray(self.owners, dtype=np.int64),
-            "targets": np.concatenate(self._targets) if flat else np.asarray(self._targets),
+            "targets": np.concatenate(self.targets) if flat else np.asarray(self.targets),
         }
         facts = {name: getattr(self, name) for name in ("cls_id", "sep_id", "per_token", "truncated")}
         return arrays, {**facts, "has_targets": self.has_targets}
@@ -135,7 +136,7 @@ class Features:
         if facts["has_targets"]:
             targets = arrays["targets"]
             cuts = np.cumsum(features.lengths)[:-1]
-            features._targets = np.split(targets, cuts) if features.per_token else list(targets)
+            features.targets = np.split(targets, cuts) if features.per_token else list(targets)
         if len(features) != len(features.owners) or features._starts[-1] != len(features._ids):
             raise ValueError("arrays: expected sizes that fit each other")
         return features
@@ -159,12 +160,7 @@ class Features:
     @property
     def has_targets(self) -> bool:
         """Whether every unit has a target."""
-        return len(self) > 0 and len(self._targets) == len(self)
-
-    @property
-    def targets(self) -> list:
-        """The targets, unit by unit."""
-        return self._targets
+        return len(self) > 0 and len(self.targets) == len(self)
 
     def batch(self, units: Sequence[int] | np.ndarray) -> TaskBatch:
         """The given units, packed in this order."""
@@ -183,7 +179,7 @@ class Features:
     def _batch_targets(self, units: Sequence[int] | np.ndarray) -> Tensor:
         if not self.has_targets:
             return torch.empty(0)
-        chosen = [self._targets[u] for u in units]
+        chosen = [self.targets[u] for u in units]
         return torch.as_tensor(np.concatenate(chosen) if self.per_token else np.asarray(chosen))
 
 

@@ -71,6 +71,13 @@ def label_counts(examples: Iterable[TextExample]) -> Counter[str]:
     return Counter(label for example in examples for label in labels_in(example))
 
 
+def relabelled(example: TextExample, new: Callable[[str], str]) -> TextExample:
+    """The example with new names for its labels; those that then are the same count once."""
+    if isinstance(example, MultiLabelExample):
+        return replace(example, labels=tuple(dict.fromkeys(map(new, labels_in(example)))))
+    return replace(example, label=None if example.label is None else new(example.label))
+
+
 class BadRows:
     """Collects rows that cannot be used, with file and line; they stop the reading, or are skipped and counted.
 

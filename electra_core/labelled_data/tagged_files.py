@@ -23,6 +23,7 @@ from electra_core.labelled_data.columns import (
     TEXT_NAMES,
     Columns,
     alternatives,
+    first_cell,
     may_be_usual,
     names_of,
 )
@@ -255,13 +256,13 @@ def _read_lists(path: Path, columns: Columns, bad: BadRows, labelled: bool) -> I
 def _tagged_row(row: Row, name: str, columns: Columns) -> tuple[TaggedExample | None, str]:
     """The example from lists of words and tags, or from a text and the places of its spans."""
     word_names, tag_names = names_of(columns, "text", WORD_LISTS), names_of(columns, "label", TAG_LISTS)
-    words, text = _first(row, word_names), _first(row, names_of(columns, "text", TEXT_NAMES))
+    words, text = first_cell(row.cells, word_names), first_cell(row.cells, names_of(columns, "text", TEXT_NAMES))
     if isinstance(text, str) and words in (None, text):
-        places, marks, problem = tags_of_spans(text, _first(row, names_of(columns, "label", SPAN_LISTS)))
+        places, marks, problem = tags_of_spans(text, first_cell(row.cells, names_of(columns, "label", SPAN_LISTS)))
         if problem := text_problem(text) or problem:
             return None, problem
         return replace(from_text(text, name, row.line, places), tags=tuple(marks)), ""
-    tags = _first(row, tag_names)
+    tags = first_cell(row.cells, tag_names)
     if problem := _words_problem(words, word_names) or _tags_problem(words, tags, tag_names):
         return None, problem
     as_text = tuple(label_text(tag) or "" for tag in tags)
@@ -271,16 +272,12 @@ def _tagged_row(row: Row, name: str, columns: Columns) -> tuple[TaggedExample | 
 def _untagged_row(row: Row, name: str, columns: Columns) -> tuple[TaggedExample | None, str]:
     """The example from a list of words or a text, whatever the name of the training data's column."""
     names = tuple(dict.fromkeys((*names_of(columns, "text", WORD_LISTS), *WORD_LISTS, *TEXT_NAMES)))
-    words = _first(row, names)
+    words = first_cell(row.cells, names)
     if isinstance(words, str):
         problem = text_problem(words)
         return (None, problem) if problem else (from_text(words, name, row.line), "")
     problem = _words_problem(words, names)
     return (None, problem) if problem else (TaggedExample(name, row.line, tuple(map(str, words))), "")
-
-
-def _first(row: Row, names: Sequence[str]) -> Any:
-    return next((row.cells[name] for name in names if name in row.cells), None)
 
 
 def _words_problem(words: Any, names: Sequence[str]) -> str:

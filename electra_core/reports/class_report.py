@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from electra_core.downstream.interface import Task
-from electra_core.metrics import average_precisions, confusion_matrix, per_class_metrics
+from electra_core.metrics import confusion_matrix, per_class_metrics
 from electra_core.predict import Evaluation
 from electra_core.reports.report_tables import (
     MANY_LABELS,
-    WORST,
     Table,
     answered_table,
     calibration_table,
@@ -20,6 +19,8 @@ from electra_core.reports.report_tables import (
     label_table,
     text_or_pair,
     thresholds_table,
+    with_precisions,
+    worst_table,
 )
 
 
@@ -30,8 +31,7 @@ def class_tables(evaluation: Evaluation) -> list[Table]:
     predicted = [labels.index(prediction["label"]) for prediction in predictions]
     scores = np.array([[prediction["scores"][label] for label in labels] for prediction in predictions])
     marks = np.equal.outer(truth, range(len(labels)))
-    ranked = zip(per_class_metrics(truth, predicted, labels), average_precisions(marks, scores))
-    rows = [row | {"average_precision": float(figure)} for row, figure in ranked]
+    rows = with_precisions(per_class_metrics(truth, predicted, labels), marks, scores)
     sure, right = [p["score"] for p in predictions], np.equal(truth, predicted).tolist()
     return [
         label_table("Per class", _at_a_threshold(evaluation.task), rows, {*truth, *predicted}),
@@ -80,12 +80,11 @@ def _thresholds(task: Task, marks: np.ndarray, scores: np.ndarray) -> list[Table
 
 
 def _worst(evaluation: Evaluation) -> Table:
-    wrong = [
-        (example, prediction)
-        for example, prediction in zip(evaluation.examples, evaluation.predictions)
-        if example.label != prediction["label"]
+    rows = [
+        (e.place, e.label, p["label"], p["score"], text_or_pair(e))
+        for e, p in zip(evaluation.examples, evaluation.predictions)
+        if e.label != p["label"]
     ]
-    wrong.sort(key=lambda pair: -pair[1]["score"])
-    rows = [(e.place, e.label, p["label"], p["score"], text_or_pair(e)) for e, p in wrong]
-    return Table("Worst mistakes", f"{len(wrong)} of {len(evaluation.examples)} are wrong; most confident first.",
-                 ("line", "truth", "prediction", "score", "text"), rows, shown=WORST)  # fmt: skip
+    rows.sort(key=lambda row: -row[3])
+    note = f"{len(rows)} of {len(evaluation.examples)} are wrong; most confident first."
+    return worst_table(note, ("line", "truth", "prediction", "score", "text"), rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_core.metrics import answered, calibration, multilabel_f1
+from electra_core.metrics import answered, average_precisions, calibration, micro_metrics
 
 WORST = 20  # mistakes shown
 TEXT_LENGTH = 240  # characters shown of a text
@@ -46,6 +46,18 @@ def table_of(title: str, note: str, rows: Sequence[dict[str, Any]]) -> Table:
     return Table(title, note, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
 
 
+def worst_table(note: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
+    """The mistakes, the worst first."""
+    return Table("Worst mistakes", note, columns, rows, shown=WORST)
+
+
+def with_precisions(rows: Sequence[dict[str, Any]], truth: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    """The rows, one for each of C labels, with its average precision; `truth` and `scores` are [N, C]."""
+    return [
+        row | {"average_precision": float(figure)} for row, figure in zip(rows, average_precisions(truth, scores))
+    ]
+
+
 def calibration_table(confidence: Sequence[float], correct: Sequence[bool], where: str = "") -> Table:
     """How far the model's confidence can be trusted (`metrics.calibration`).
 
@@ -72,7 +84,7 @@ def thresholds_table(note: str, flags: str, truth: np.ndarray, scores: np.ndarra
         truth: any shape, 0 or 1.
         scores: of the same shape, probabilities.
     """
-    rows = [{"threshold": value, **multilabel_f1(truth, scores >= value)} for value in THRESHOLDS]
+    rows = [{"threshold": value, **micro_metrics(truth, scores >= value)} for value in THRESHOLDS]
     best = max(rows, key=lambda row: row["f1"])
     advice = (
         f"F1 is best at {flags} {best['threshold']:g}; to choose it for that, evaluate on other data."

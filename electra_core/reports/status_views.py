@@ -16,6 +16,7 @@ from electra_core.runs.status import Status, plain_name
 
 MARKS = "*o+x#@%&"
 REFERENCE_MARK = "."
+CHART_HEIGHT = 10  # lines
 TITLES = {
     "loss": "training loss",
     "eval_mlm_loss": "held-out MLM loss",
@@ -150,7 +151,7 @@ def curves_of(name: str, runs: Sequence[Status], reference: Reference | None) ->
     return curves
 
 
-def text_chart(curves: Curves, marks: Sequence[str], width: int, height: int = 10) -> str:
+def text_chart(curves: Curves, marks: Sequence[str], width: int) -> str:
     """Curves as text, each drawn with its own character; axes are labelled at their ends."""
     points = [(x, y, mark) for (_, xs, ys), mark in zip(curves, marks) for x, y in zip(xs, ys) if math.isfinite(y)]
     if not points:
@@ -160,7 +161,7 @@ def text_chart(curves: Curves, marks: Sequence[str], width: int, height: int = 1
     first, last = min(x for x, _, _ in points), max(x for x, _, _ in points)
     labels = [number(axis.high), number(axis.low)]
     margin = max(map(len, labels))
-    columns = max(20, width - margin - 4)
+    columns, height = max(20, width - margin - 4), CHART_HEIGHT
     grid = [[" "] * columns for _ in range(height)]
     for x, y, mark in reversed(points):  # the first run is drawn last, on top
         column = round((x - first) / (last - first) * (columns - 1)) if last > first else columns - 1

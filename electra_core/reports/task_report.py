@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from electra_core.downstream.interface import baseline
-from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad_metrics import f1_score
 from electra_core.downstream.tagging import marks_spans, side_by_side
 from electra_core.errors import UserError, printable, writing
@@ -27,7 +26,6 @@ from electra_core.reports.class_report import class_tables
 from electra_core.reports.multilabel_report import multilabel_tables
 from electra_core.reports.pages import page
 from electra_core.reports.report_tables import (
-    WORST,
     Table,
     answered_table,
     calibration_table,
@@ -35,6 +33,7 @@ from electra_core.reports.report_tables import (
     short,
     table_of,
     text_or_pair,
+    worst_table,
 )
 from electra_core.reports.widths import fitted, width_of
 
@@ -60,32 +59,16 @@ class TaskReport:
 
 def make_report(evaluation: Evaluation, model: str = "", data: str = "") -> TaskReport:
     """Analyses an evaluation; `model` and `data` are names for the title."""
-    kind, count = evaluation.task.kind, len(evaluation.examples)
-    constant, tables = _ANALYSES.get(kind, _figures_alone)(evaluation)
-    return TaskReport(model, data, kind, count, evaluation.metrics, constant, tables, evaluation.task.positive)
+    task, examples = evaluation.task, evaluation.examples
+    guess = baseline(task, examples)
+    constant = guess[1] if guess is not None else {}
+    if task.kind == "qa":  # a constant guess has no threshold to choose
+        constant = {name: value for name, value in constant.items() if not name.startswith("best_")}
+    tables = _TABLES[task.kind](evaluation) if task.kind in _TABLES else []
+    return TaskReport(model, data, task.kind, len(examples), evaluation.metrics, constant, tables, task.positive)
 
 
-def _constant(evaluation: Evaluation) -> dict[str, float]:
-    guess = baseline(evaluation.task, evaluation.examples)
-    return guess[1] if guess is not None else {}
-
-
-def _figures_alone(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
-    """For a kind of task that is not analysed further."""
-    return _constant(evaluation), []
-
-
-def _classes(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
-    return _constant(evaluation), class_tables(evaluation)
-
-
-def _label_sets(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
-    task = evaluation.task
-    assert isinstance(task, MultiLabel)
-    return _constant(evaluation), multilabel_tables(task, evaluation.examples, evaluation.predictions)
-
-
-def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+def _numbers(evaluation: Evaluation) -> list[Table]:
     truth = [float(example.label) for example in evaluation.examples]
     rows = sorted(
         (
@@ -94,12 +77,10 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
         ),
         key=lambda row: -abs(row[3]),
     )
-    columns = ("line", "truth", "prediction", "error", "text")
-    table = Table("Worst mistakes", "Largest errors first.", columns, rows, shown=WORST)
-    return _constant(evaluation), [table]
+    return [worst_table("Largest errors first.", ("line", "truth", "prediction", "error", "text"), rows)]
 
 
-def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+def _tags(evaluation: Evaluation) -> list[Table]:
     judged = [side_by_side(*pair) for pair in zip(evaluation.examples, evaluation.predictions)]
     truth, predicted = [tags for _, tags, _ in judged], [tags for _, _, tags in judged]
     labels = evaluation.task.labels
@@ -109,7 +90,7 @@ def _tags(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     else:
         right, got = [[labels.index(tag) for tags in side for tag in tags] for side in (truth, predicted)]
         table = label_table("Per tag", "", per_class_metrics(right, got, labels), {*right, *got})
-    return _constant(evaluation), [table, _worst_sentences(evaluation)]
+    return [table, _worst_sentences(evaluation)]
 
 
 def _worst_sentences(evaluation: Evaluation) -> Table:
@@ -124,37 +105,27 @@ def _worst_sentences(evaluation: Evaluation) -> Table:
             rows.append((example.line, len(wrong), short("; ".join(wrong)), short(" ".join(example.words))))
     rows.sort(key=lambda row: -row[1])
     note = f"{len(rows)} of {len(evaluation.examples)} sentences have mistakes; most mistakes first."
-    return Table("Worst mistakes", note, ("line", "wrong", "word: truth → prediction", "text"), rows, shown=WORST)
+    return worst_table(note, ("line", "wrong", "word: truth → prediction", "text"), rows)
 
 
-def _answers(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+def _answers(evaluation: Evaluation) -> list[Table]:
     rows = []
     for example, prediction in zip(evaluation.examples, evaluation.predictions):
         gold = [text for text, _ in example.answers]
         f1 = f1_score(gold, prediction["answer"])
         if f1 < 1:
             wanted = " | ".join(dict.fromkeys(gold)) or "(none)"
-            given = prediction["answer"] or "(none)"
-            rows.append(
-                (
-                    example.id or example.place,
-                    f1,
-                    prediction["score"],
-                    short(wanted),
-                    short(given),
-                    short(example.question),
-                )
-            )
+            texts = wanted, prediction["answer"] or "(none)", example.question
+            rows.append((example.id or example.place, f1, prediction["score"], *map(short, texts)))
     rows.sort(key=lambda row: (row[1], -row[2]))
     columns = ("id", "f1", "score", "truth", "prediction", "question")
     note = (
         f"{len(rows)} of {len(evaluation.examples)} answers are not exact; lowest F1 first, then most confident."
     )
-    constant = {name: value for name, value in _constant(evaluation).items() if not name.startswith("best_")}
-    return constant, [Table("Worst mistakes", note, columns, rows, shown=WORST)]
+    return [worst_table(note, columns, rows)]
 
 
-def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
+def _choices(evaluation: Evaluation) -> list[Table]:
     wrong = [
         (e.line, p["score"], short(e.text), short(e.choices[e.label]), short(p["text"]))
         for e, p in zip(evaluation.examples, evaluation.predictions)
@@ -165,17 +136,18 @@ def _choices(evaluation: Evaluation) -> tuple[dict[str, float], list[Table]]:
     scores = [p["score"] for p in evaluation.predictions]
     note = f"{len(wrong)} of {len(correct)} are wrong; most confident first."
     columns = ("line", "score", "text", "truth", "prediction")
-    return _constant(evaluation), [
+    return [
         calibration_table(scores, correct),
         answered_table(scores, correct),
-        Table("Worst mistakes", note, columns, wrong, shown=WORST),
+        worst_table(note, columns, wrong),
     ]
 
 
-_ANALYSES: dict[str, Callable[[Evaluation], tuple[dict[str, float], list[Table]]]] = {
-    "classify": _classes, "multilabel": _label_sets, "regress": _numbers, "tag": _tags, "qa": _answers,
+_TABLES: dict[str, Callable[[Evaluation], list[Table]]] = {
+    "classify": class_tables, "multilabel": multilabel_tables, "regress": _numbers, "tag": _tags, "qa": _answers,
     "choose": _choices,
 }  # fmt: skip
+"""The tables of each kind of task; a user's own kinds have none."""
 
 
 def _cell(value: Any) -> str:

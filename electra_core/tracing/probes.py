@@ -44,16 +44,14 @@ def part_gradients(electra: Electra, mlm_loss: Tensor, rtd_loss: Tensor) -> list
     named = list(electra.named_parameters())
     parameters = [parameter for _, parameter in named]
     weighted = (electra.config.generator_weight * mlm_loss, electra.config.discriminator_weight * rtd_loss)
-    both = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in weighted]
+    mlm, rtd = (
+        torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in weighted
+    )
     shared = {id(p) for p in electra.generator.parameters()} & {id(p) for p in electra.discriminator.parameters()}
     groups: dict[str, list[int]] = {}
     for index, (name, parameter) in enumerate(named):
         groups.setdefault(_part(name, id(parameter) in shared), []).append(index)
-    mlm, rtd = both
-    found = [
-        _part_gradient(part, [parameters[i] for i in rows], [mlm[i] for i in rows], [rtd[i] for i in rows])
-        for part, rows in groups.items()
-    ]
+    found = [_part_gradient(part, [mlm[i] for i in rows], [rtd[i] for i in rows]) for part, rows in groups.items()]
     return sorted(found, key=lambda gradient: ("shared" not in gradient.part, gradient.mlm == 0))
 
 
@@ -67,15 +65,9 @@ def _part(name: str, is_shared: bool) -> str:
     return f"{owner}'s head"
 
 
-def _part_gradient(
-    part: str, parameters: list[Tensor], mlm: list[Tensor | None], rtd: list[Tensor | None]
-) -> PartGradient:
-    zeros = [torch.zeros_like(parameter) for parameter in parameters]
-    first = [z if g is None else g for z, g in zip(zeros, mlm)]
-    second = [z if g is None else g for z, g in zip(zeros, rtd)]
-    total = [a + b for a, b in zip(first, second)]
-    size = sum(parameter.numel() for parameter in parameters)
-    return PartGradient(part, size, _norm(first), _norm(second), _norm(total))
+def _part_gradient(part: str, mlm: list[Tensor], rtd: list[Tensor]) -> PartGradient:
+    both = [a + b for a, b in zip(mlm, rtd)]
+    return PartGradient(part, sum(g.numel() for g in both), _norm(mlm), _norm(rtd), _norm(both))
 
 
 def _norm(gradients: list[Tensor]) -> float:

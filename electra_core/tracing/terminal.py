@@ -10,6 +10,7 @@ from electra_core.errors import printable
 from electra_core.masking import KEEP_PROBABILITY
 from electra_core.reports.widths import fitted, width_of
 from electra_core.trace import Draw, TokenTrace, Trace
+from electra_core.tracing.page import STAGES
 from electra_core.tracing.words import (
     LETTERS,
     labels_note,
@@ -27,21 +28,12 @@ BLUE, ORANGE, GREEN, BOLD, FAINT = "34", "33", "32", "1", "2"
 def to_terminal(trace: Trace, *, colour: bool) -> str:
     """All stages of the page, one below the other, with the same numbers."""
     paint = _painter(colour)
-    stages: list[tuple[str, Callable[[Trace, Paint], list[str]]]] = [
-        ("The sentence becomes tokens", _tokens),
-        ("Some positions are chosen", _positions),
-        ("What the generator sees", _masked),
-        ("The generator guesses, and a word is drawn", _draws),
-        ("The corrupted sentence", _corrupted),
-        ("The labels", _labels),
-        ("The discriminator judges every token", _answers),
-        ("Two losses", _losses),
-        ("The gradients", _gradients),
-        ("Every shape", _shapes),
-    ]
+    bodies: list[Callable[[Trace, Paint], list[str]]] = [
+        _tokens, _positions, _masked, _draws, _corrupted, _labels, _answers, _losses, _gradients, _shapes,
+    ]  # fmt: skip
     lines: list[str] = []
-    for number, (title, body) in enumerate(stages, 1):
-        lines += ["", paint(f"{number}  {title}", BOLD), *(f"   {line}" for line in body(trace, paint))]
+    for number, (stage, body) in enumerate(zip(STAGES, bodies, strict=True), 1):
+        lines += ["", paint(f"{number}  {stage.title}", BOLD), *(f"   {line}" for line in body(trace, paint))]
     model = f", model {printable(trace.model)}" if trace.model else ""
     lines += ["", paint(f"seed {trace.seed}{model}", FAINT)]
     return "\n".join(lines[1:])
