@@ -51,35 +51,6 @@ OWN_KEYS = {"text", "pair", "tokens", "words", "question", "context"}
 """Keys of the dicts that a task's `from_value` accepts."""
 
 
-def _of_rows(message: str) -> str:
-    """Rewrites a message about a file for a caller with rows, without advice on bad rows or columns."""
-    message = re.sub(r"\binputs\.jsonl:(\d+)", r"inputs: row \1", message).replace("inputs.jsonl", "inputs")
-    of_files = ("skip_bad_rows", "Columns(")
-    return "; ".join(part for part in message.split("; ") if not any(advice in part for advice in of_files))
-
-
-def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether `value` is a table's row, with the table's own columns, and not a dict for a task's `from_value`."""
-    return isinstance(value, dict) and not OWN_KEYS & value.keys()
-
-
-def _text_problem_in(value: Any) -> str:
-    """Why an input holds a text that is not valid Unicode; "" if it does not."""
-    if isinstance(value, str):
-        return text_problem(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return next(filter(None, map(_text_problem_in, parts)), "")
-
-
-def _up_to(characters: int, examples: Iterable[Any]) -> Iterator[Any]:
-    """Examples, until they hold that many characters."""
-    for example in examples:
-        yield example
-        characters -= len(repr(example))
-        if characters <= 0:
-            return
-
-
 class Predictor:
     """A model with its task and tokenizer, ready for use.
 
@@ -214,6 +185,35 @@ class Predictor:
         iterator = iter(examples)
         while chunk := list(_up_to(CHUNK_CHARACTERS, at_hand(iterator, CHUNK, source))):
             yield from zip(chunk, self.predict(chunk))
+
+
+def _of_rows(message: str) -> str:
+    """Rewrites a message about a file for a caller with rows, without advice on bad rows or columns."""
+    message = re.sub(r"\binputs\.jsonl:(\d+)", r"inputs: row \1", message).replace("inputs.jsonl", "inputs")
+    of_files = ("skip_bad_rows", "Columns(")
+    return "; ".join(part for part in message.split("; ") if not any(advice in part for advice in of_files))
+
+
+def _is_row(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether `value` is a table's row, with the table's own columns, and not a dict for a task's `from_value`."""
+    return isinstance(value, dict) and not OWN_KEYS & value.keys()
+
+
+def _text_problem_in(value: Any) -> str:
+    """Why an input holds a text that is not valid Unicode; "" if it does not."""
+    if isinstance(value, str):
+        return text_problem(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, map(_text_problem_in, parts)), "")
+
+
+def _up_to(characters: int, examples: Iterable[Any]) -> Iterator[Any]:
+    """Examples, until they hold that many characters."""
+    for example in examples:
+        yield example
+        characters -= len(repr(example))
+        if characters <= 0:
+            return
 
 
 @usual_tensors()

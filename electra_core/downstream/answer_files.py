@@ -78,26 +78,21 @@ class AnswerFile:
             is_at_end = True
 
         csv.field_size_limit(LONGEST_CELL)
-        rows = csv.reader(kept(), strict=True)
-        while True:
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                if is_at_end:  # the last row was cut off within quotes
-                    return
-                raise self._not_ours() from None
-            if not self._header:
-                if cells[:1] != ["id"]:
+        try:
+            for cells in csv.reader(kept(), strict=True):
+                if not self._header:
+                    if cells[:1] != ["id"]:
+                        raise self._not_ours()
+                    self._header = cells
+                elif len(cells) != len(self._header):
                     raise self._not_ours()
-                self._header = cells
-            elif len(cells) != len(self._header):
-                raise self._not_ours()
-            self.end += sum(len(line.encode()) for line in lines)
-            lines.clear()
-            if cells is not self._header:
-                yield cells[0]
+                self.end += sum(len(line.encode()) for line in lines)
+                lines.clear()
+                if cells is not self._header:
+                    yield cells[0]
+        except csv.Error:
+            if not is_at_end:  # otherwise the last row was cut off within quotes
+                raise self._not_ours() from None
 
     def _whole_lines(self, file: TextIO) -> Iterator[str]:
         try:

@@ -113,10 +113,8 @@ class TextTask(Task):
             text, pair = value, None
         if isinstance(text, str) and isinstance(pair, str | None):
             if self.pairs is not None and self.pairs != (pair is not None):
-                trained, got = (
-                    ("pairs of texts", "a single text") if self.pairs else ("single texts", "a pair of texts")
-                )
-                raise ValueError(f"inputs: this model was trained on {trained}, got {got}: {value!r:.80}")
+                differ = "pairs of texts, got a single text" if self.pairs else "single texts, got a pair of texts"
+                raise ValueError(f"inputs: this model was trained on {differ}: {value!r:.80}")
             if not text.strip() or (pair is not None and not pair.strip()):
                 raise ValueError(f"inputs: expected a text that is not empty, got {value!r:.80}")
             return TextExample(name, 0, text, pair)

@@ -21,7 +21,14 @@ from electra_core.downstream.classify import TextTask, as_shown, label_order, wi
 from electra_core.errors import UserError, listed, option
 from electra_core.labelled_data.features import Features, TaskBatch
 from electra_core.labelled_data.label_cells import labels_as_texts
-from electra_core.labelled_data.labelled import BadRows, MultiLabelExample, TextExample, label_counts, labels_in
+from electra_core.labelled_data.labelled import (
+    BadRows,
+    MultiLabelExample,
+    TextExample,
+    label_counts,
+    labels_in,
+    relabelled,
+)
 from electra_core.metrics import OF_LABEL_SETS, multilabel_metrics
 from electra_core.tasks import SequenceClassifier, TaskModel, multilabel_loss
 
@@ -73,18 +80,16 @@ class MultiLabel(TextTask):
                 )
             yield from self._known(examples, path, bad)
 
-    def _known(
-        self, examples: Iterator[MultiLabelExample], path: Path | str, bad: BadRows
-    ) -> Iterator[MultiLabelExample]:
+    def _known(self, examples: Iterator[TextExample], path: Path | str, bad: BadRows) -> Iterator[TextExample]:
         """The examples, with the task's spelling of their labels; one with an unknown label is a bad row."""
         shown, known = as_shown({label: label for label in self.labels}), {*self.labels}
         for example in examples:
-            labels = tuple(dict.fromkeys(shown(label) for label in labels_in(example)))
-            if unknown := next((label for label in labels if label not in known), None):
+            example = relabelled(example, shown)
+            if unknown := next((label for label in labels_in(example) if label not in known), None):
                 hint = f"known: {listed(self.labels, SHOWN)}{self.header_hint(path, example)}"
                 bad.add(example.place, f"a label is not in the training data ({unknown!r}; {hint})")
             else:
-                yield replace(example, labels=labels)
+                yield example
 
     def fitted(self, examples: Sequence[MultiLabelExample]) -> MultiLabel:
         """The task with its training examples' labels in a fixed order: that of the label columns, if any."""

@@ -186,7 +186,7 @@ def choose_task(name: str, columns: Columns | None = None) -> tuple[Task, dict[s
     named = find_task(name)
     task = KINDS[name.lower()]() if named is None else named.task
     if columns is not None and columns != Columns():
-        task = _with_columns(task, with_given(_columns_of(task, name, columns), columns))
+        task = _with_columns(task, with_given(_checked_columns(task, name, columns), columns))
     if named is None:
         return task, {"epochs": 2.0} if task.kind == "qa" else {}
     return task, {"epochs": named.epochs, **named.settings}
@@ -207,10 +207,11 @@ def for_reading(task: Task, given: Columns, form: str = "") -> Task:
         raise UserError(f"--input-format: no effect with {task.kind}, where the file's name tells its format")
     if given == Columns() and not form and (columns is None or isinstance(columns, TrainedColumns)):
         return task
-    return _with_columns(task, for_another_file(_columns_of(task, task.kind, given), given, form))
+    return _with_columns(task, for_another_file(_checked_columns(task, task.kind, given), given, form))
 
 
-def _columns_of(task: Task, name: str, given: Columns) -> Columns:
+def _checked_columns(task: Task, name: str, given: Columns) -> Columns:
+    """The task's columns; UserError if those given have no effect on it."""
     if given.pair is not None and isinstance(task, Tag | Choose):
         raise UserError(f"--text-pair-column: no effect with {name}, whose files have no second text")
     if not hasattr(task, "columns"):

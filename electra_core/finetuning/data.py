@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,7 @@ def encode_data(
     """
 
     def encoded(examples: Sequence[Any], training: bool) -> Features:
-        def encode() -> Features:
-            return encode_all(task, examples, tokenizer, training=training, quiet=quiet)
-
+        encode = partial(encode_all, task, examples, tokenizer, training=training, quiet=quiet)
         return cached(cache, task, examples, tokenizer, training, encode, say)
 
     train_features, dev_features = encoded(train, True), encoded(dev, False)

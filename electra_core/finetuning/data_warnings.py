@@ -177,10 +177,10 @@ def copies(train: Sequence[Any], dev: Sequence[Any]) -> str | None:
     count = sum(input_of(example) in known for example in dev)
     if count <= MANY_COPIES * len(dev):
         return None
-    return f"{count:,} of the {len(dev):,} dev {_called(dev[0])} are also in the training data"
+    return f"{count:,} of the {len(dev):,} dev {_name_of_inputs(dev[0])} are also in the training data"
 
 
-def _called(example: Any) -> str:
+def _name_of_inputs(example: Any) -> str:
     """The plural that names such inputs in a message."""
     if isinstance(example, QuestionExample):
         return "questions' contexts"
@@ -305,7 +305,7 @@ def different_labels(path: str | Path, examples: Sequence[TextExample]) -> str |
     key, other = next(iter(differing.items()))
     places = " and ".join(f"{one.place} ({_labels_of(one)})" for one in (first[key], other))
     lines = "" if isinstance(other.place, str) else "lines "
-    what = _called(other)
+    what = _name_of_inputs(other)
     what, verb = (what[:-1], "occurs") if len(differing) == 1 else (what, "occur")
     return f"{path}: {len(differing):,} {what} {verb} with different labels; first: {lines}{places}"
 

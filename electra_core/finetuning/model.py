@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from electra_core import model_dir
 from electra_core.downstream.interface import Task
 from electra_core.errors import UserError, option
@@ -55,12 +53,10 @@ def check_freeze(what: str, layers: int) -> None:
 
 def _freeze(model: TaskModel, what: str) -> None:
     encoder = model.encoder
-    frozen: list[torch.nn.Module | None] = []
     if what == "encoder":
-        frozen = [encoder]
+        encoder.requires_grad_(False)
     elif what != "none":
         lowest = int(what) if what.isdecimal() else 0
-        frozen = [encoder.embeddings, encoder.embeddings_project, *encoder.layers[:lowest]]
-    for module in frozen:
-        if module is not None:
-            module.requires_grad_(False)
+        for module in (encoder.embeddings, encoder.embeddings_project, *encoder.layers[:lowest]):
+            if module is not None:
+                module.requires_grad_(False)

@@ -19,7 +19,7 @@ from electra_core.files.row_files import (
     other_encoding,
     read_rows,
 )
-from electra_core.files.text_lines import text_problem
+from electra_core.files.text_lines import at_hand, text_problem
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "document", "comment", "body", "tweet", "utterance")
 PAIR_NAMES = (
@@ -224,6 +224,12 @@ def table(path: Path, columns: Columns) -> Iterator[Row]:
         names, form = [*names, *columns.instead_of], columns.form
     wanted, quoting, encoding = (*names, *USUAL_NAMES), columns.quoting, columns.encoding
     return read_rows(path, header=header, wanted=wanted, quoting=quoting, encoding=encoding, form=form)
+
+
+def first_rows(path: Path, rows: Iterator[Row]) -> tuple[list[Row], list[str]]:
+    """The first rows, taken from `rows`, and the columns that they have together."""
+    first = list(at_hand(rows, FIRST_ROWS, path))
+    return first, list(dict.fromkeys(name for row in first for name in row.cells))
 
 
 def may_be_header(path: Path, line: int, columns: Columns) -> bool:

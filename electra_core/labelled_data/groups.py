@@ -9,24 +9,10 @@ from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.files.row_files import Row
-from electra_core.files.text_lines import at_hand
-from electra_core.labelled_data.columns import FIRST_ROWS, Columns, column_named, has_column, table
+from electra_core.labelled_data.columns import Columns, column_named, first_rows, has_column, table
 from electra_core.labelled_data.label_cells import label_text
 
 ONLY_ROWS = "expected rows with a column for the group, as CSV, TSV, JSON lines or Parquet have"
-
-
-def _up_to_the_column(rows: Iterator[Row], columns: Columns, path: Path) -> tuple[list[Row], list[str]]:
-    """The first rows, and the names of their cells: as many as tell which column is meant.
-
-    Of JSON lines any number of rows may lack the column. Of those beyond `FIRST_ROWS` the cells are not kept.
-    """
-    first = list(at_hand(rows, FIRST_ROWS, path))
-    present = list(dict.fromkeys(name for row in first for name in row.cells))
-    while not has_column(present, columns, "group") and (row := next(rows, None)) is not None:
-        present = list(dict.fromkeys([*present, *row.cells]))
-        first.append(row if has_column(present, columns, "group") else Row(row.line))
-    return first, present
 
 
 def groups_of(path: Path | str, columns: Columns, examples: Sequence[Any]) -> list[str | None]:
@@ -64,3 +50,15 @@ def groups_of(path: Path | str, columns: Columns, examples: Sequence[Any]) -> li
     if wanted - found.keys():
         raise UserError(read_once)
     return [found[line] for line in lines]
+
+
+def _up_to_the_column(rows: Iterator[Row], columns: Columns, path: Path) -> tuple[list[Row], list[str]]:
+    """The first rows, and the names of their cells: as many as tell which column is meant.
+
+    Of JSON lines any number of rows may lack the column. Of those beyond `first_rows` the cells are not kept.
+    """
+    first, present = first_rows(path, rows)
+    while not has_column(present, columns, "group") and (row := next(rows, None)) is not None:
+        present = list(dict.fromkeys([*present, *row.cells]))
+        first.append(row if has_column(present, columns, "group") else Row(row.line))
+    return first, present

@@ -22,8 +22,8 @@ from typing import Any
 
 from electra_core.errors import UserError
 from electra_core.files.row_files import Row, other_encoding
-from electra_core.files.text_lines import at_hand, read_lines, text_problem
-from electra_core.labelled_data.columns import FIRST_ROWS, Columns, Found, find_columns, id_of, table
+from electra_core.files.text_lines import read_lines, text_problem
+from electra_core.labelled_data.columns import Columns, Found, find_columns, first_rows, id_of, table
 from electra_core.labelled_data.label_cells import SEPARATOR, label_text, labels_of_cell, labels_of_columns
 from electra_core.runs.notices import Lost
 
@@ -247,8 +247,7 @@ def _read_text_rows(
 ) -> Iterator[TextExample]:
     found: Found | None = None
     ids, rows = Ids(labelled, bad), table(path, columns)
-    first = list(at_hand(rows, FIRST_ROWS, path))
-    present = list(dict.fromkeys(name for row in first for name in row.cells))
+    first, present = first_rows(path, rows)
     for row in itertools.chain(first, rows):
         if row.problem:
             bad.add(row.line, row.problem)

@@ -34,6 +34,7 @@ from electra_core.labelled_data.tagged_rows import (
     SPAN_LISTS,
     WORD,
     Cells,
+    first_line_cells,
     table_columns,
     table_rows,
     tags_of_spans,
@@ -115,10 +116,11 @@ def _holds_rows(path: Path, columns: Columns, labelled: bool) -> bool:
     kind = format_of(path)
     if kind in (".jsonl", ".ndjson", ".json", ".parquet") or str(path).startswith(HUB):
         return True
-    if labelled or kind != ".tsv":
-        return not labelled and (kind in (".csv", ".txt") or str(path) == "-")
-    first = next((line for _, line in read_lines(path, columns.encoding)), "")
-    return not {*alternatives(columns.text), *TEXT_NAMES}.isdisjoint(cell.strip() for cell in first.split("\t"))
+    if labelled:
+        return False
+    if kind == ".tsv":
+        return not {*alternatives(columns.text), *TEXT_NAMES}.isdisjoint(first_line_cells(path, columns.encoding))
+    return kind in (".csv", ".txt") or str(path) == "-"
 
 
 # ---- CoNLL columns

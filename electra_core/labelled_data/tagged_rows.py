@@ -65,15 +65,13 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
     if format_of(path) not in DELIMITERS:
         return None
     if format_of(path) == ".tsv":  # most are CoNLL columns, two of which may begin with the same cell
-        present = [
-            cell.strip() for cell in next((line for _, line in read_lines(path, columns.encoding)), "").split("\t")
-        ]
+        present = first_line_cells(path, columns.encoding)
     elif (first := next(read_rows(path, header=True, encoding=columns.encoding), None)) is not None:
         present = list(first.cells)
     else:
         raise UserError(f"{path}: holds no rows")
     wanted = (SENTENCE_COLUMNS, names_of(columns, "text", WORD_COLUMNS), names_of(columns, "label", TAG_COLUMNS))
-    sentence, word, tag = (_called(present, names) for names in wanted)
+    sentence, word, tag = (_first_meant(present, names) for names in wanted)
     is_table = sentence and word and sentence != word
     if labelled and (not tag if is_table else format_of(path) == ".csv"):
         raise UserError(
@@ -83,7 +81,13 @@ def table_columns(path: Path, columns: Columns, labelled: bool) -> tuple[str, st
     return (sentence, word, tag or "") if sentence and word and is_table else None
 
 
-def _called(present: Sequence[str], names: Sequence[str]) -> str | None:
+def first_line_cells(path: Path, encoding: str | None) -> list[str]:
+    """The cells of a TSV's first line, of which nothing else is known yet."""
+    first = next((line for _, line in read_lines(path, encoding)), "")
+    return [cell.strip() for cell in first.split("\t")]
+
+
+def _first_meant(present: Sequence[str], names: Sequence[str]) -> str | None:
     """The first column that one of the names means, in any case or as a number from 1."""
     for name in names:
         if name.isdecimal() and 1 <= int(name) <= len(present):

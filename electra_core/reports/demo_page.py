@@ -57,7 +57,7 @@ class Report:
 
 def write_report(report: Report, file: Path) -> None:
     """Writes the page."""
-    Path(file).write_text(to_html(report), encoding="utf-8")
+    file.write_text(to_html(report), encoding="utf-8")
 
 
 def to_html(report: Report) -> str:

@@ -77,9 +77,9 @@ def nice_axis(low: float, high: float, count: int = 5) -> Axis:
 
 def number(value: float) -> str:
     """A tick's label: 12500 -> "12.5k", 0.30000 -> "0.3"."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1000 if unit == 'k' else limit):.6g}{unit}"
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:.6g}{unit}"
     return f"{value:.6g}"
 
 

@@ -177,7 +177,7 @@ def to_json(report: TaskReport) -> dict[str, Any]:
 def to_text(report: TaskReport) -> str:
     """The report for the terminal."""
     lines = [f"{report.model} on {report.data}: {report.examples} examples", ""]
-    lines += _aligned(("", *_metric_columns(report)), _metric_rows(report))
+    lines += _aligned(*_metrics(report, ""))
     for table in _to_read(report):
         heading = table.title + (f" - {table.note}" if table.note else "")
         lines += ["", *textwrap.wrap(heading, LINE_LENGTH, subsequent_indent="  ")]
@@ -189,14 +189,14 @@ def _to_read(report: TaskReport) -> list[Table]:
     return [table.to_read() for table in report.tables if not table.only_data]
 
 
-def _metric_columns(report: TaskReport) -> tuple[str, ...]:
-    return ("model", "constant guess") if report.baseline else ("model",)
-
-
-def _metric_rows(report: TaskReport) -> list[tuple[Any, ...]]:
-    names = {name: shown_name(name, report.metrics, report.positive) for name in report.metrics}
-    rows = [(names[name], value, report.baseline.get(name, "")) for name, value in report.metrics.items()]
-    return [row[: 1 + len(_metric_columns(report))] for row in rows]
+def _metrics(report: TaskReport, head: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns and rows of the metrics, with those of the constant guess if there is one; `head` is above names."""
+    columns = (head, "model", "constant guess") if report.baseline else (head, "model")
+    rows = [
+        (shown_name(name, report.metrics, report.positive), value, report.baseline.get(name, ""))
+        for name, value in report.metrics.items()
+    ]
+    return columns, [row[: len(columns)] for row in rows]
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[str]:
@@ -217,7 +217,7 @@ def _holds_words(rows: Sequence[tuple[Any, ...]], column: int) -> bool:
 def to_html(report: TaskReport) -> str:
     """One self-contained page."""
     title = f"{report.model} on {report.data}"
-    metrics = Table("", "", ("metric", *_metric_columns(report)), _metric_rows(report))
+    metrics = Table("", "", *_metrics(report, "metric"))
     compared = "<p>For comparison, those of the best constant guess.</p>" if report.baseline else ""
     parts = [
         f"<header><h1>{escape(title)}</h1>",

@@ -191,11 +191,9 @@ def _labels(trace: Trace) -> str:
     def cell(t: TokenTrace) -> Cell:
         if t.replaced:
             return Cell(t.corrupted, "replaced", _info("1 · replaced"))
-        return (
-            Cell(t.corrupted, "lucky", _info("0 · the original"))
-            if t.chosen
-            else Cell(t.corrupted, below=_info("0"))
-        )
+        if t.chosen:
+            return Cell(t.corrupted, "lucky", _info("0 · the original"))
+        return Cell(t.corrupted, below=_info("0"))
 
     return f"<p>{labels_note(trace)}</p>" + _cells(trace.tokens, cell)
 
