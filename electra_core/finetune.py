@@ -131,7 +131,8 @@ def finetune(
     with as_files(say, task, train=train, dev=dev) as (files, say_of_them):
         read = ranks.together(lambda: _read(task, directory, config, files, settings, say_of_them))
     task, train_examples, dev_examples, skipped, tokenizer = read
-    prints = [fingerprint(task, examples, tokenizer) for examples in (train_examples, dev_examples)]
+    both = train_examples, dev_examples
+    prints = [fingerprint(task, examples, tokenizer) for examples in both]
     same = identity(settings, task, directory, prints)
     ranks.check_alike(same, "model, data or settings")
     if done is not None:
@@ -145,9 +146,8 @@ def finetune(
     elif not settings.random_start and (old := old_head(task, directory)) is not None:
         say(f"{model}: {told(task, old)}")
     may_be_longer = task.max_length < config.max_position_embeddings
-    examples = train_examples, dev_examples
     data = ranks.together(
-        lambda: encode_data(task, *examples, tokenizer, quiet, say, cache, may_be_longer=may_be_longer)
+        lambda: encode_data(task, *both, tokenizer, quiet, say, cache, may_be_longer=may_be_longer)
     )
     dtype = resolve_precision(settings.precision, place)
     job = Job(task, directory, settings, data, place, dtype, on_evaluation, ranks)

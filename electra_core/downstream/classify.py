@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -175,7 +175,7 @@ class Classify(TextTask):
     @property
     def _shown(self) -> Callable[[str], str]:
         """A label as written in a file -> its name."""
-        return as_shown({**{label: label for label in self.labels}, **dict(self.label_names)})
+        return as_shown(self.labels, self.label_names)
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -375,11 +375,13 @@ def _value(text: str) -> float | None:
     return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
 
 
-def as_shown(names: Mapping[str, str]) -> Callable[[str], str]:
-    """A function from a label as written in a file to its name in `names` (as written -> as shown). Numbers match
-    in any form (pandas writes 1 as 1.0 where a row has no label); a label without a name stays as written."""
-    same = {_value(written): label for written, label in names.items() if _value(written) is not None}
-    return lambda written: names.get(written) or same.get(_value(written), written)
+def as_shown(labels: Iterable[str], names: Iterable[tuple[str, str]] = ()) -> Callable[[str], str]:
+    """A function from a label as written in a file to one of `labels`, or to its name in `names` (as written, as
+    shown). Numbers match in any form (pandas writes 1 as 1.0 where a row has no label); any other label stays as
+    written."""
+    shown = {label: label for label in labels} | dict(names)
+    same = {_value(written): label for written, label in shown.items() if _value(written) is not None}
+    return lambda written: shown.get(written) or same.get(_value(written), written)
 
 
 def without_fractions(examples: Sequence[TextExample]) -> Sequence[TextExample]:

@@ -96,7 +96,7 @@ def _are_spans(task: Task) -> bool:
 def _names(known: Sequence[str], labels: Iterable[str]) -> dict[str, str]:
     """Label of the data -> the model's, for those that have one: by name, or as another form of a number."""
     labels = sorted(labels, key=label_order)
-    shown = as_shown({label: label for label in known})
+    shown = as_shown(known)
     names = {}
     for label, row in zip(labels, rows_by_name(known, labels, may_be_others=True)):
         if row is not None:

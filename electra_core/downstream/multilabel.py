@@ -82,7 +82,7 @@ class MultiLabel(TextTask):
 
     def _known(self, examples: Iterator[TextExample], path: Path | str, bad: BadRows) -> Iterator[TextExample]:
         """The examples, with the task's spelling of their labels; one with an unknown label is a bad row."""
-        shown, known = as_shown({label: label for label in self.labels}), {*self.labels}
+        shown, known = as_shown(self.labels), {*self.labels}
         for example in examples:
             example = relabelled(example, shown)
             if unknown := next((label for label in labels_in(example) if label not in known), None):

@@ -121,8 +121,7 @@ def add_words(engine: tokenizers.Tokenizer, config: dict[str, Any], vocab: Path)
         names = {token.content for token in special}
         added = {number: AddedToken(word, special=word in names) for word, number in listed.items()}
         for number, given in (config.get("added_tokens_decoder") or {}).items():
-            flags = {name: bool(given[name]) for name in _FLAGS if name in given}
-            added[int(number)] = AddedToken(given["content"], **flags)
+            added[int(number)] = AddedToken(given["content"], **_flags(given))
         in_order = [added[number] for number in sorted(added) if added[number].content not in SPECIAL_TOKENS]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{vocab}: the files beside it list added tokens in an unknown format") from None
@@ -142,6 +141,9 @@ def _special(given: Any) -> AddedToken:
     Raises:
         KeyError, TypeError: another form.
     """
-    flags = {name: bool(given[name]) for name in _FLAGS if name in given} if isinstance(given, dict) else {}
-    content = given["content"] if isinstance(given, dict) else given
+    content, flags = (given["content"], _flags(given)) if isinstance(given, dict) else (given, {})
     return AddedToken(content, **{"normalized": False, **flags, "special": True})
+
+
+def _flags(given: dict[str, Any]) -> dict[str, bool]:
+    return {name: bool(given[name]) for name in _FLAGS if name in given}
