@@ -2,7 +2,6 @@
 
 interface      all that differs between them
 classify       one label for a text or a pair; regression
-two_classes    the positive one of two
 multilabel     any number of labels
 choices        the right one of several endings
 tagging        a tag for every word

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from electra_core.downstream.interface import Task
-from electra_core.downstream.two_classes import check_two_classes
-from electra_core.errors import UserError
+from electra_core.errors import UserError, option
 from electra_core.labelled_data.columns import Columns, may_be_header
 from electra_core.labelled_data.features import TRUNCATIONS, Features, TaskBatch, truncate, truncate_pair
 from electra_core.labelled_data.label_cells import label_text, labels_as_texts
@@ -162,10 +161,29 @@ class Classify(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "labels", labels_as_texts(self.labels))
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            got = self.threshold
+            raise ValueError(f"{option('threshold')}: expected a probability from 0 to 1, got {got!r}")
+        object.__setattr__(self, "positive_class", self._positive_name())
+
+    def _positive_name(self) -> str:
+        """The name among the labels of the positive class, which may be given as in a file; "": none is chosen.
+
+        Raises:
+            ValueError: another name; or it, or a threshold, with more than two classes.
+        """
         given = label_text(self.positive_class) or ""  # may be a number
+        if not self.labels:  # not known yet
+            return given
+        for name, value in (("positive_class", given or None), ("threshold", self.threshold)):
+            if value is not None and len(self.labels) != 2:
+                raise ValueError(f"{option(name)}: no effect with {len(self.labels)} classes, only with two")
         # `_shown` only where it is asked: the names of a damaged task.json are told of later, and better.
-        positive = check_two_classes(self.labels, given, self.threshold, lambda name: self._shown(name))
-        object.__setattr__(self, "positive_class", positive)
+        positive = given if not given or given in self.labels else self._shown(given)
+        if positive and positive not in self.labels:
+            either = " or ".join(map(repr, self.labels))
+            raise ValueError(f"{option('positive_class')}: expected {either}, got {given!r}")
+        return positive
 
     @property
     def positive(self) -> str:

@@ -104,8 +104,8 @@ def read_data(
     for bad in skipped:
         if bad.count:
             say(bad.summary())
-    parts, weighted = (read, examples, dev_examples), settings.class_weights
-    for warning in warnings_about(task, train, *parts, held_out=dev is None, weighted=weighted):
+    held_out, weighted = dev is None, settings.class_weights
+    for warning in warnings_about(task, train, read, examples, dev_examples, held_out=held_out, weighted=weighted):
         say(f"warning: {warning}")
     return task, examples, dev_examples, skipped
 
