@@ -119,9 +119,10 @@ BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}
 OTHERS = {
     "adapting": "Continuing from a pair on other text: peak rates and warm-ups",
     "step_small": "A step of ELECTRA-Small by its stages",
+    "tiny_tasks_mlm": "The tasks of a masked LM of the shipped model's size and FLOPs",
     "tiny_tasks": "The shipped model's tasks, beside a random start",
 }
-"""Prefix of a result's name -> what it is about, for programs that are not in the catalogue."""
+"""Prefix of a result's name -> what it is about, for programs not in the catalogue; the first one counts."""
 ELSEWHERE = {
     "corpus_open": ("What opening a corpus costs", "scaling.md#what-opening-costs"),
     "corpus_prepare": ("What preparing a corpus costs", "scaling.md#what-preparing-costs"),

@@ -266,7 +266,7 @@ def finetuning(path: Path, report: Report) -> Section:
 
 
 def tasks(path: Path, report: Report) -> Section:
-    """The shipped model's tasks (`tiny_tasks`)."""
+    """The shipped model's tasks (`tiny_tasks`), with their notes."""
     lines = ["| task | start | median | every seed |", "|---|---|---|---|"]
     rows = []
     for row in report["rows"]:
@@ -275,6 +275,7 @@ def tasks(path: Path, report: Report) -> Section:
         lines.append(f"| {row['task']} ({row['metric']}, %) | {row['start']} | {median(values):.1f} | {each} |")
         tone = int(row["start"] == "random")
         rows.append(svg.Bar(f"{row['task']}, {row['start']}", median(values), min(values), max(values), tone))
+    lines += _notes(path)
     return titled(path, report, lines), {f"{path.stem}.svg": svg.bars(f"{path.stem}: dev figures", "%", rows)}
 
 
