@@ -329,6 +329,9 @@ def test_a_column_whose_values_mostly_repeat_holds_no_ids(tmp_path, caplog):
     )
     with pytest.raises(UserError, match="duplicate id"):
         ids(file, Columns(id="id"))
+    twice = write_lines(tmp_path / "b.csv", "id,text,label", *(f"{number // 2},fine,1" for number in range(10)))
+    with pytest.raises(UserError, match="duplicate id"):  # a half are distinct
+        ids(twice)
 
 
 def test_rows_that_name_their_cells_have_other_ids_too(tmp_path):

@@ -156,6 +156,7 @@ def numbered(name: str, count: int) -> list[str]:
         ({"a": 97, "b": 3}, {"a": 9, "b": 1}),
         ({"a": 99, "b": 1}, {"a": 10}),  # what has one example is learned, not judged
         ({"a": 160, "b": 20, "c": 20}, {"a": 16, "b": 2, "c": 2}),
+        ({"a": 35, "b": 37, "c": 9}, {"a": 3, "b": 4, "c": 1}),  # c has more than its share already
         ({"a": 10, "b": 10}, {"a": 1, "b": 1}),
         (dict.fromkeys("abcdefghij", 10), dict.fromkeys("abcdefghij", 1)),
         ({"a": 2, "b": 2}, {"a": 0, "b": 0}),
@@ -181,6 +182,16 @@ def test_copies_stay_together_before_labels_are_shared_out(tmp_path):
     train, dev = split(Classify(), classes(tmp_path / "a.tsv", texts))
     assert Counter(example.label for example in dev) == {"a": 6, "c": 4}
     assert {example.label for example in train} == {"a", "b", "c"}
+
+
+def test_no_class_loses_its_only_text_while_others_can_spare_one(tmp_path):
+    """Also where copies are more than any class's quota, so that none is held out by quota."""
+    texts = {label: numbered(label, 4) * 2 for label in "abc"} | {label: numbered(label, 2) for label in "de"}
+    texts |= {label: ["alone"] for label in "fg"}
+    rows = [TextExample("", 1, f"{label} {text}", None, label) for label, some in texts.items() for text in some]
+    for first in range(len(rows)):  # another order of the draw for each
+        train, dev = dev_split.split([*rows[first:], *rows[:first]], "a.tsv", by_label=True)
+        assert {example.label for example in train} == set(texts) and len(dev) == 3
 
 
 def test_labels_that_copies_do_not_share_are_shared_out_all_the_same(tmp_path):

@@ -30,11 +30,12 @@ from electra_core.downstream.named_tasks import for_reading
 from electra_core.downstream.tagging import Tag
 from electra_core.downstream.task_files import load_task, task_to_json
 from electra_core.finetune import finetune
+from electra_core.finetuning import dev_split
 from electra_core.finetuning.data import read_data
 from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.groups import groups_of
-from electra_core.labelled_data.labelled import BadRows
+from electra_core.labelled_data.labelled import BadRows, TextExample
 from electra_core.predict import evaluate, load
 
 BY_PATIENT = Columns(group="patient")
@@ -141,6 +142,17 @@ def test_copies_join_the_groups_they_are_in(tmp_path: Path) -> None:
     train, _ = held_out(Classify(columns=BY_PATIENT), as_json_lines(tmp_path / "a.jsonl", some))
     assert sum(example.text.startswith("more") for example in train) == 40
     assert {"note 0", "NOTE 0", "note 1", "NOTE 1"} <= {example.text for example in train}
+
+
+def test_neither_a_text_nor_a_group_is_on_both_sides() -> None:
+    """However texts and groups are joined, and in whatever order."""
+    draw = random.Random(0)
+    for _ in range(50):
+        named = [draw.choice([None, *"abcdefghijklmnopqrst"]) for _ in range(24)]
+        some = [TextExample(str(n), n + 1, f"text {draw.randrange(20)}") for n in range(len(named))]
+        train, dev = ({e.line - 1 for e in part} for part in dev_split.split(some, "a.csv", named=named))
+        assert dev and {some[n].text for n in train}.isdisjoint(some[n].text for n in dev)
+        assert {named[n] for n in train} & {named[n] for n in dev} <= {None}
 
 
 def test_rows_without_a_group_stand_alone(tmp_path: Path) -> None:

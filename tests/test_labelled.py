@@ -24,7 +24,7 @@ from electra_core.errors import UserError
 from electra_core.files.text_lines import read_lines
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.label_cells import label_text
-from electra_core.labelled_data.labelled import BadRows, read_texts
+from electra_core.labelled_data.labelled import BadRows, TextExample, read_texts
 from electra_core.labelled_data.squad_files import read_questions
 from electra_core.labelled_data.tagged_files import read_tagged
 
@@ -212,7 +212,8 @@ def test_squad_json(tmp_path):
 
     assert answers(answers=[{"text": "Bob", "answer_start": 13}]) == (("Bob", 13),)
     assert answers(answers=[{"text": "Bob", "answer_start": 12}]) == (("Bob", 13),)  # the nearest occurrence
-    assert answers(answers=[], is_impossible=True) == ()
+    for given in ({"answers": []}, {}, {"answers": [{"text": "Bob", "answer_start": 13}]}):
+        assert answers(**given, is_impossible=True) == ()
     flat = {"id": "1", "question": "Who?", "context": "Bob.", "answers": {"text": ["Bob"], "answer_start": [0]}}
     assert next(read_questions(write(tmp_path / "a.jsonl", json.dumps(flat)))).answers == (("Bob", 0),)
 
@@ -262,6 +263,15 @@ def test_choices(tmp_path):
     assert [(e.choices, e.label) for e in read_choices(file)] == [(("x", "y", "z"), 2), (("x", "y"), 1)]
     swag = write(tmp_path / "b.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,0\n")
     assert next(read_choices(swag)).choices == ("runs", "sits")
+    rows = [
+        {"question": "Which?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "1"},
+        {"question": "Which?", "choices": {"text": ["x", "y"], "label": ["B", "A"]}, "answerKey": "A"},
+    ]  # names that could be places, as some of ARC's
+    file = write(tmp_path / "names.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert [example.label for example in read_choices(file)] == [0, 1]
+    many = {"question": "Which?", "label": 10, **{f"ending{n}": f"e{n}" for n in reversed(range(12))}}
+    example = next(read_choices(write(tmp_path / "many.jsonl", json.dumps(many) + "\n")))
+    assert example.choices == tuple(f"e{n}" for n in range(12)) and example.label == 10
     wrong = write(tmp_path / "c.csv", "startphrase,ending0,ending1,label\nHe,runs,sits,2\n")
     with pytest.raises(UserError, match=r"c.csv:2: the label matches no choice"):
         list(read_choices(wrong))
@@ -347,6 +357,11 @@ def test_whole_numbers_with_fractions_are_numbers_if_all_are(tmp_path):
     assert classified(file, Classify(labels=("-2.00", "0", "1.0"))) == ["0", "1.0", "-2.00"]
     file.write_text("text,label\nt,1.0\nt,1.5\nt,2\n")
     assert classified(file, Classify()) == ["1.0", "1.5", "2"]
+
+
+def test_labels_are_in_order_numbers_by_value_before_others():
+    examples = [TextExample("", 1, "t", None, label) for label in ("b", "10", "9", "a", "-1", "1.5")]
+    assert Classify().fitted(examples).labels == ("-1", "1.5", "9", "10", "a", "b")
 
 
 def test_labels_of_a_task_may_be_numbers():

@@ -12,6 +12,7 @@ from electra_core.errors import UserError
 from electra_core.labelled_data.columns import Columns
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.labelled_data.tagged_files import TaggedExample, read_tagged
+from electra_core.labelled_data.tagged_rows import tags_of_spans
 from electra_core.metrics import span_metrics
 
 
@@ -337,6 +338,11 @@ def test_a_text_may_have_the_places_of_its_spans(tmp_path, spans):
     assert example.words == ("EU", "rejects", "German-Swiss", "c", "alls"), "cut where a span ends"
     assert example.tags == ("B-ORG", "O", "B-MISC", "I-MISC", "O")
     assert [text[a:b] for a, b in example.offsets] == list(example.words) and example.text == text
+
+
+def test_one_span_may_begin_where_another_ends():
+    places, tags, problem = tags_of_spans("東京大阪へ", [[2, 4, "X"], [0, 2, "X"]])
+    assert tags == ["B-X", "I-X", "B-X", "I-X", "O"] and len(places) == 5 and not problem
 
 
 @pytest.mark.parametrize(

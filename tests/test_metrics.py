@@ -101,6 +101,12 @@ def test_spans_as_conlleval_counts_them():
     assert sum(row["support"] for row in table) == len(wanted[0])
 
 
+def test_spans_of_marks_alone_have_a_row_too():
+    figures, table = span_metrics([["B", "I", "O"], ["O", "B", "O"]], [["B", "I", "O"], ["O", "O", "O"]])
+    assert figures["recall"] == 0.5
+    assert table == [{"label": "_", "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}]
+
+
 def test_spans_where_there_are_none():
     assert span_metrics([["O", "O"]], [["O", "O"]])[0]["f1"] == 0
 

@@ -112,6 +112,8 @@ def test_labels_are_those_above_the_threshold_the_most_probable_first(model: Pat
     assert pipeline(model, 1.0)("the film")["labels"] == []
     certain = MultiLabel(labels=("a", "b")).decode([], None, [np.array([[900.0, -900.0]], dtype=np.float32)])  # type: ignore[arg-type]
     assert certain == [{"labels": ["a"], "scores": {"a": 1.0, "b": 0.0}}]
+    even = MultiLabel(labels=("a", "b")).decode([], None, [np.array([[0.0, -0.1]], dtype=np.float32)])  # type: ignore[arg-type]
+    assert even[0]["labels"] == ["a"], "a probability that is the threshold is enough"
 
 
 def test_a_csv_of_predictions_is_read_again(model: Path, tmp_path: Path) -> None:

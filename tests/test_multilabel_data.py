@@ -40,6 +40,7 @@ LABELS = ("calm", "loud", "odd")
         ("['a b', 'c,d']", ("a b", "c,d")),  # pandas writes a list into a CSV like that
         ('["a", 3]', ("a", "3")),
         ("[]", ()),
+        ([0, 1], ("0", "1")),  # of three or more, 0 and 1 are marks for every label
         ("[CLS]", ("[CLS]",)),
         ("nan", ()),
     ],

@@ -18,6 +18,7 @@ from electra_core.labelled_data.squad_files import QuestionExample
 from electra_core.labelled_data.tagged_files import from_text
 from electra_core.predict import evaluate
 from electra_core.reports import task_report
+from electra_core.tasks import UNLABELLED
 from electra_core.tokenizer import load_tokenizer
 
 STRANGE = [
@@ -40,6 +41,12 @@ def test_spans_map_back_to_the_exact_characters(tmp_path):
             assert text[span["start"] : span["end"]] == span["text"] != ""
             found += 1
     assert found > 20
+    example = task.from_value(("Ann", "met", "Bob"), "1")
+    features = task.encode([example], tagger.tokenizer)
+    logits_TC = np.zeros((len(features.targets[0]), 3))
+    logits_TC[features.targets[0] != UNLABELLED] = np.log([[0.05, 0.9, 0.05], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
+    (span,) = task.decode([example], features, [logits_TC])[0]["spans"]
+    assert span["text"] == "Ann met" and span["score"] == pytest.approx(0.75), "its words' mean"
     words = tagger([("Ann", "met", "Bob")])[0]
     assert words["text"] == "Ann met Bob" and words["words"] == ["Ann", "met", "Bob"]
 
@@ -214,6 +221,25 @@ def test_targets_of_windows_point_at_the_answer(tmp_path):
     assert 0 < held < len(features)
 
 
+def test_a_window_that_holds_a_part_of_the_answer_points_at_its_first_token(tmp_path):
+    """Wherever the answer lies, also with its first or last token at a window's border."""
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    context = "ann,met bob(and)eve-likes the film, but bob met eve; and ann likes the-plot"
+    words = from_text(context.replace("-", " ")).offsets
+    task, sizes = Answer(max_length=13, stride=4), set()
+    for start, stop in [(a, b) for (a, _), (_, b) in zip(words, words[2:])]:
+        example = QuestionExample("1", "x", "who?", context, ((context[start:stop], start),))
+        features = task.encode([example], tokenizer)
+        for (first, last), where in zip(features.targets, features.places, strict=True):
+            window, base = where.window, where.base
+            inside = [n for n, (a, b) in enumerate(where.offsets) if start <= a and b <= stop]
+            whole = window.start <= inside[0] and inside[-1] < window.stop
+            shift = base - window.start
+            assert (first, last) == ((inside[0] + shift, inside[-1] + shift) if whole else (0, 0))
+            sizes.add(len({*inside} & {*range(window.start, window.stop)}) / len(inside))
+    assert sizes >= {0.0, 1.0} and len(sizes) > 3
+
+
 def test_windows_of_a_question_without_answer_point_at_their_first_token(tmp_path):
     tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
     example = QuestionExample("1", "x", "who likes ?", "the film was dull and the plot was bad . " * 3, ())
@@ -242,5 +268,8 @@ def test_null_threshold_decides(tmp_path):
     assert answered["answer"] != ""
     reader.task = Answer(max_length=32, unanswerable=True, null_threshold=-1e9)
     refused = reader(question)
+    for below, answer in ((0.0, answered["answer"]), (1e-9, "")):  # only what exceeds it is refused
+        reader.task = replace(reader.task, null_threshold=answered["null_difference"] - below)
+        assert reader(question)["answer"] == answer
     assert refused["answer"] == "" and refused["nbest"][0]["text"] == answered["answer"]
     assert refused["score"] == pytest.approx(1 - sum(c["score"] for c in answered["nbest"]))

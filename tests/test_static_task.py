@@ -33,7 +33,7 @@ from electra_core.finetune import finetune
 from electra_core.finetuning import steps as finetune_steps
 from electra_core.finetuning.folder import Run
 from electra_core.finetuning.settings import FinetuneSettings
-from electra_core.finetuning.static_task import Part, TaskShapes
+from electra_core.finetuning.static_task import SHORTEST, Part, TaskShapes
 from electra_core.finetuning.steps import Job, finetuning_steps, task_optimizer
 from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import Features, TaskBatch, batch_order
@@ -234,6 +234,7 @@ def test_shapes_are_few_and_hold_every_batch() -> None:
             text = from_lengths(ids_T, ids_T * 0, lengths[units])
             shape = shapes.fit(TaskBatch(text, torch.zeros(len(units)), torch.arange(len(units) + 1)))
             assert 1 <= shape.tokens - len(ids_T) <= shape.max_seqlen and text.max_seqlen <= shape.max_seqlen
+            assert shape.max_seqlen < 2 * max(text.max_seqlen, SHORTEST)
             filled, own = filled + shape.tokens, own + len(ids_T)
             seen.add(shape)
     assert len(seen) <= MOST_GRAPHS and filled / own < 1.05

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from electra_core import tasks
 from electra_core.config import EncoderConfig
+from electra_core.downstream.choices import ChoiceExample, Choose
 from electra_core.downstream.classify import Classify
 from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import (
@@ -182,11 +183,25 @@ def test_batches_hold_what_was_added():
     assert batch.tokens.segment_ids_T.tolist() == [0] * 3 + [0, 0, 0, 1, 1, 1] + [0, 0, 0, 0, 1, 1]
     assert batch.unit_starts.tolist() == [0, 2, 3] and batch.targets.tolist() == [8, 7]
     assert features.lengths.tolist() == [6, 9]
+    features.truncated = 1
     twice = Features(cls_id=2, sep_id=3)
     twice.extend(features, 0)
     twice.extend(features, 2)
+    assert twice.targets == [7, 8, 7, 8] and twice.truncated == 2
     assert twice.owners == [0, 1, 2, 3] and twice.lengths.tolist() == [6, 9, 6, 9]
     assert torch.equal(twice.batch([3, 2]).tokens.input_ids_T, batch.tokens.input_ids_T)
+
+
+def test_of_a_long_text_the_end_stands_before_its_endings(tmp_path):
+    tokenizer = load_tokenizer(tiny_model.make_model(tmp_path))
+    example = ChoiceExample("1", 1, "the film was great and ann met bob", ("eve met ann", "bad"), 1)
+    features = Choose(max_length=10).encode([example], tokenizer)
+    batch = features.batch([0])
+    kept = ("and ann met bob", "eve met ann"), ("was great and ann met bob", "bad")
+    for ids, (text, ending) in zip(batch.tokens.split(), kept, strict=True):
+        first, second = tokenizer.encode_batch([text, ending])
+        assert ids.tolist() == [tokenizer.cls_id, *first, tokenizer.sep_id, *second, tokenizer.sep_id]
+    assert features.truncated == 1
 
 
 def test_an_epoch_holds_every_unit_once_and_is_a_function_of_seed_and_epoch():
@@ -198,6 +213,8 @@ def test_an_epoch_holds_every_unit_once_and_is_a_function_of_seed_and_epoch():
     assert epoch != [batch.tolist() for batch in batch_order(lengths, batch_size=8, seed=1, epoch=1)]
     spread = np.mean([np.ptp(lengths[batch]) for batch in epoch])
     assert spread < 3  # like lengths together; unsorted batches spread over about 45
+    means = [lengths[batch].mean() for batch in epoch]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3, "short batches are not followed by short ones"
 
 
 @pytest.mark.parametrize("units", [1, 31, 32, 33, 65, 1600, 1601, 1633, 3199])
@@ -309,6 +326,8 @@ def test_every_token_is_owned_once_where_its_context_is_best(length, size, data)
     found = windows(length, size, stride)
     owned = [place for window in found for place in range(window.own_start, window.own_stop)]
     assert owned == list(range(length))
+    stops = [window.stop for window in found]
+    assert stops == sorted({*stops}), "none holds only what the one before holds, too"
     for window in found:
         assert window.stop - window.start <= size
         for place in range(window.own_start, window.own_stop):

@@ -19,6 +19,7 @@ from electra_core.downstream.classify import Classify
 from electra_core.downstream.task_files import load_task, task_from_json, task_to_json
 from electra_core.errors import UserError
 from electra_core.finetune import finetune
+from electra_core.labelled_data.features import Features
 from electra_core.labelled_data.labelled import TextExample
 from electra_core.predict import Predictor, evaluate
 from electra_core.reports.task_report import make_report, to_json, to_text
@@ -78,6 +79,10 @@ def test_a_threshold_is_of_the_positive_class(predictor: Predictor, rows: list[d
             assert answer["score"] == answer["scores"][answer["label"]]
     for at, label in ((0.0, LABELS[1]), (1.0, LABELS[0])):
         assert {answer["label"] for answer in with_task(predictor, threshold=at)(texts)} == {label}
+    for label in LABELS:  # a score that is the threshold is enough
+        task = Classify(labels=LABELS, positive_class=label, threshold=0.5)
+        (answer,) = task.decode([], Features(2, 3), [np.zeros((1, 2), dtype=np.float32)])
+        assert answer["label"] == label and answer["score"] == 0.5
     found = evaluate(with_task(predictor, threshold=0.0), rows)
     assert found.metrics["accuracy"] == pytest.approx(2 / 3) and found.metrics["mcc"] == 0
     assert "Per class - At a threshold of 0 for 'stable {0}';" in to_text(make_report(found))

@@ -21,7 +21,6 @@ it will be in prediction, and spans are compared by their characters.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -291,15 +290,10 @@ class Tag(Task):
 
 
 def as_to_predict(example: TaggedExample) -> TaggedExample:
-    """The example with its text split as in prediction, where no spans are known; others unchanged."""
+    """The example without the spans of its text, which is split as in prediction; others unchanged."""
     if example.text is None or example.tags is None:
         return example
-    raw = from_text(example.text, example.id, example.line)
-    if raw.offsets == example.offsets:
-        return example
-    starts = [start for start, _ in example.offsets]
-    parts = [example.tags[bisect_left(starts, a) : bisect_left(starts, b)] for a, b in raw.offsets]
-    return replace(raw, tags=tuple(next((tag for tag in tags if tag != "O"), "O") for tags in parts))
+    return from_text(example.text, example.id, example.line)
 
 
 def side_by_side(
