@@ -148,6 +148,18 @@ def test_the_same_seed_gives_the_same_model(model, data, tmp_path):
     assert not torch.equal(first["classifier.out_proj.weight"], other["classifier.out_proj.weight"])
 
 
+def test_every_seed_trains_as_it_would_alone(model, data, tmp_path):
+    settings = replace(QUICK, epochs=0.3, dropout=0.1, log_every=1)
+    run(model, data, tmp_path / "two", settings=replace(settings, seed=5, seeds=2))
+    run(model, data, tmp_path / "one", settings=replace(settings, seed=6))
+    first, second, alone = (
+        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        for name in ("two/seed-5", "two/seed-6", "one")
+    )
+    assert second == alone and len(alone) == 3
+    assert not {*first} & {*second}
+
+
 def test_training_drops(model, data, tmp_path):
     losses = []
     for dropout in (0.0, 0.5):
@@ -324,6 +336,17 @@ def test_rate_and_decay_are_the_recipe_s_for_the_width(width, rate, decay):
     assert (settings.learning_rate, settings.layerwise_decay, settings.max_length) == (rate, decay, 64)
     given = FinetuneSettings(learning_rate=1e-5, layerwise_decay=0.5).resolved(config)
     assert (given.learning_rate, given.layerwise_decay, given.max_length) == (1e-5, 0.5, 0)
+
+
+def test_a_random_start_is_the_seed_s_and_the_original_s(model):
+    settings = replace(QUICK, random_start=True)
+    made = [starting_model(Classify(labels=("a", "b")), model, settings, seed) for seed in (0, 0, 1)]
+    for name, first in made[0].named_parameters():
+        same, other = (dict(one.named_parameters())[name] for one in made[1:])
+        assert torch.equal(first, same) and (first.dim() < 2 or not torch.equal(first, other)), name
+    assert 0.017 < made[0].encoder.layers[0].intermediate.weight.std() < 0.019, "0.02, cut off at two deviations"
+    head = made[0].classifier.dense.weight
+    assert head.std().item() == pytest.approx((2 / sum(head.shape)) ** 0.5, rel=0.1)
 
 
 def test_freezing_and_random_starts(model, data, tmp_path):

@@ -15,6 +15,7 @@ from electra_core.downstream.classify import Classify
 from electra_core.execution.distributed import Ranks
 from electra_core.finetuning.data import encode_data, plan_batches, read_data
 from electra_core.finetuning.folder import Run
+from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.steps import Job, _full_step, _parts, finetuning_steps, task_optimizer
 from electra_core.model_dir import load as load_model
 from electra_core.tasks import SequenceClassifier, TaskModel
@@ -64,6 +65,19 @@ def test_every_part_of_a_step_has_dropout_of_its_own(model, data, size: int) -> 
         parts = [part for step in (0, 1) for part in _parts(of_rank, plan, _full_step(job.settings, plan), step)]
         seeds += [part.seed(step) for step, part in zip((0, 0, 0, 1, 1, 1), parts, strict=True)]
     assert len(set(seeds)) == 2 * 3 * size
+
+
+def test_order_and_dropout_are_the_seed_s(model, data) -> None:
+    job, plan = job_of(model, data, dropout=0.5)
+    assert [len(units) for units in plan[0]] == [16]
+    first = [plan_batches(job.data.train, job.settings, seed)[0][0].tolist() for seed in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+    made = starting_model(job.task, job.directory, job.settings, seed=0)
+    losses = []
+    for seed in (0, 0, 1):
+        steps = finetuning_steps(job, made, torch.optim.SGD(made.parameters(), lr=0.0), plan, Run(seed))
+        losses.append(float(next(steps).loss))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_model_drops_by_the_seed_of_the_part(model, data, monkeypatch: pytest.MonkeyPatch) -> None:
