@@ -137,6 +137,7 @@ def test_other_first_lines_are_no_headers(tmp_path, name, lines):
         ),
         (["0"] * 50 + [str(n) for n in range(20)], "19 of the 20 labels"),
         ([str(n) for n in range(9)], ""),  # a small example
+        ([str(n) for n in (*range(12), *range(6))], ""),  # a half are no most
         ([str(n % 20) for n in range(31)], ""),
     ],
 )

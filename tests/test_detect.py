@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -70,21 +71,27 @@ def test_special_names_in_a_text_are_plain_characters(discriminator: Discriminat
     assert detect(discriminator, tokenizer, "") == []
 
 
-@pytest.mark.parametrize("length", [1, 9, 10, 11, 14, 15, 16, 40, 43, 200])
-def test_long_texts_are_read_in_windows_and_the_middle_counts(discriminator: Discriminator, length: int) -> None:
-    """Ten ids fit; each id's value must come from the window in which it is farthest from a cut."""
+@pytest.mark.parametrize(
+    ("room", "length"), [*((10, length) for length in (1, 9, 10, 11, 14, 15, 16, 40, 43, 200)), (8, 9), (8, 40)]
+)
+def test_long_texts_are_read_in_windows_and_the_middle_counts(
+    discriminator: Discriminator, room: int, length: int
+) -> None:
+    """So many ids fit; each id's value must come from the window in which it is farthest from a cut."""
+    discriminator = Discriminator(replace(discriminator.config, max_position_embeddings=room + 2)).eval()
+    initialise(discriminator, 0.5, seed=0)
     ids = torch.randint(5, len(WORDS), (length,), generator=torch.Generator().manual_seed(length)).tolist()
     found = replaced_probabilities(discriminator, ids, 2, 3)
     assert len(found) == length
     candidates: list[list[tuple[int, float]]] = [[] for _ in ids]
-    for start in range(0, length, 5):
-        window = ids[start : start + 10]
+    for start in range(0, length, room // 2):
+        window = ids[start : start + room]
         values = discriminator(pack([[2, *window, 3]])).sigmoid()[1:-1].tolist()
         for i, value in enumerate(values):
             before = i if start else 1000
-            after = len(values) - 1 - i if start + 10 < length else 1000
+            after = len(values) - 1 - i if start + room < length else 1000
             candidates[start + i].append((min(before, after), value))
-        if start + 10 >= length:
+        if start + room >= length:
             break
     for value, options in zip(found, candidates, strict=True):
         best = max(margin for margin, _ in options)

@@ -88,6 +88,23 @@ def test_case_and_white_space_make_no_other_input(tmp_path):
     assert (len(train), len({example.text.lower().split()[1] for example in dev})) == (27, 1)
 
 
+def test_letters_that_are_one_in_capitals_make_no_other_input():
+    one, other, third = (
+        input_of(TextExample("1", 1, text)) for text in ("Große Straße", "GROSSE STRASSE", "große")
+    )
+    assert one == other != third
+
+
+def test_labels_are_those_of_what_is_held_out_too(tmp_path):
+    rows = [f"word{n}\tB-X\n\n" for n in range(20)]
+    file = tmp_path / "a.conll"
+    file.write_text("".join(rows) + "more\tO\n")
+    (first, *_) = split(Tag(), file)[1]
+    file.write_text("".join(rows).replace(f"{first.words[0]}\tB-X", f"{first.words[0]}\tB-RARE") + "more\tO\n")
+    task, _, dev, _ = read_data(Tag(), file, None, SETTINGS, ignore)
+    assert "B-RARE" in {tag for example in dev for tag in example.tags} and "B-RARE" in task.labels
+
+
 def test_what_is_held_out_of_other_inputs_stays_the_same(tmp_path):
     """Also in later versions: figures are of these rows."""
     file = labelled(tmp_path / "a.tsv", [f"text {n}" for n in range(100)])

@@ -185,6 +185,18 @@ def test_the_report(model: Path) -> None:
     assert found["constant_guess"]["subset_accuracy"] == pytest.approx(1 / 3)
 
 
+def test_the_report_at_another_threshold() -> None:
+    """Mistakes are those of the threshold; how far probabilities can be trusted does not depend on it."""
+    from electra_core.predict import Evaluation
+
+    task, made = MultiLabel(labels=("a", "b"), threshold=0.9), examples(("a",))
+    predictions = [{"labels": [], "scores": {"a": 0.7, "b": 0.8}}]
+    found = to_json(make_report(Evaluation(task, task.score(made, predictions), made, predictions, BadRows("x"))))
+    (mistake,) = found["worst_mistakes"]
+    assert (mistake["missing"], mistake["too many"]) == ("a", "") and mistake["off by"] == pytest.approx(0.3)
+    assert [(row["confidence"], row["accuracy"]) for row in found["calibration"]] == [(0.7, 1.0), (0.8, 0.0)]
+
+
 # ---- from the command line, and from memory
 
 

@@ -233,6 +233,9 @@ def test_answers():
     found = to_json(report_of(task, examples, predictions))
     assert found["metrics"]["f1"] == 0 and found["constant_guess"]["f1"] == 50
     assert [(row["id"], row["truth"]) for row in found["worst_mistakes"]] == [("a", "Ann"), ("b", "(none)")]
+    predictions = [{**predictions[0], "score": 0.8}, predictions[1]]
+    found = to_json(report_of(task, examples, predictions))
+    assert [row["id"] for row in found["worst_mistakes"]] == ["b", "a"], "of equal F1 the most confident first"
 
 
 def test_choices():
