@@ -17,6 +17,7 @@ from electra_core.finetuning.data import encode_data, plan_batches, read_data
 from electra_core.finetuning.folder import Run
 from electra_core.finetuning.model import starting_model
 from electra_core.finetuning.steps import Job, _full_step, _parts, finetuning_steps, task_optimizer
+from electra_core.labelled_data.labelled import TextExample
 from electra_core.model_dir import load as load_model
 from electra_core.tasks import SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
@@ -38,6 +39,14 @@ def taken(job: Job, plan: list[list[np.ndarray]], steps: int) -> tuple[list[Step
     optimizer = task_optimizer(made, job.settings)
     results = finetuning_steps(job, made, optimizer, plan, Run(0))
     return [next(results) for _ in range(steps)], optimizer
+
+
+def test_what_is_cut_of_the_dev_data_is_counted_too(model) -> None:
+    short, long = (TextExample("1", 1, "the film was fine " * times, None, "a") for times in (1, 9))
+    lines: list[str] = []
+    task = Classify(labels=("a", "b"), max_length=8)
+    encode_data(task, [short, short, long], [long, long, short, short], load_tokenizer(model), True, lines.append)
+    assert lines == ["3 of 7 examples are longer than 8 tokens and were truncated"]
 
 
 def test_rates_warm_up_over_the_nearest_number_of_steps(model, data) -> None:

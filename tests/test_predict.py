@@ -264,6 +264,13 @@ def test_outputs_that_are_no_numbers_are_no_answers(classifier, tmp_path):
         finally:
             with torch.no_grad():
                 logits.bias.copy_(before)
+    with torch.no_grad():
+        logits.bias[1] = -math.inf  # a class that a task rules out
+    try:
+        assert classifier("ann")["scores"][classifier.task.labels[1]] == 0
+    finally:
+        with torch.no_grad():
+            logits.bias.copy_(before)
     assert evaluate(classifier, examples).metrics
 
 

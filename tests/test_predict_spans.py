@@ -266,6 +266,7 @@ def test_null_threshold_decides(tmp_path):
     question = {"question": "who met ann?", "context": "bob met ann"}
     answered = reader(question)
     assert answered["answer"] != ""
+    assert [answer["id"] for answer in reader([question] * 3)] == ["1", "2", "3"]
     reader.task = Answer(max_length=32, unanswerable=True, null_threshold=-1e9)
     refused = reader(question)
     for below, answer in ((0.0, answered["answer"]), (1e-9, "")):  # only what exceeds it is refused

@@ -129,6 +129,19 @@ def test_dropout_is_a_function_of_the_seed():
     torch.testing.assert_close(model(BATCH), model.eval()(BATCH, seed=1))  # no seed, or no training: none
 
 
+def test_both_dropouts_of_a_head_have_draws_of_their_own(monkeypatch):
+    model, streams = build(tasks.SequenceClassifier).train(), []
+    drawn = tasks.keep_mask
+
+    def spied(key, rows_R, columns, dropout_p, stream):
+        streams.append(stream)
+        return drawn(key, rows_R, columns, dropout_p, stream)
+
+    monkeypatch.setattr(tasks, "keep_mask", spied)
+    model(BATCH, seed=1)
+    assert len(streams) == len({*streams}) == 2
+
+
 def test_new_heads_start_from_glorot_and_leave_the_encoder_alone():
     model = build(tasks.SequenceClassifier)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -137,6 +150,10 @@ def test_new_heads_start_from_glorot_and_leave_the_encoder_alone():
     assert changed == {"classifier.dense.weight", "classifier.out_proj.weight"}
     bound = (6 / (16 + 16)) ** 0.5
     assert 0.9 * bound < model.classifier.dense.weight.abs().max() <= bound
+    for seed, is_same in ((3, True), (4, False)):
+        other = build(tasks.SequenceClassifier)
+        tasks.initialise_head(other, seed)
+        assert torch.equal(other.classifier.dense.weight, model.classifier.dense.weight) == is_same
 
 
 @pytest.mark.parametrize("kind", HUB_CLASSES, ids=lambda kind: kind.__name__)
