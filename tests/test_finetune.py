@@ -25,7 +25,6 @@ from electra_core.downstream.classify import Classify, Regress
 from electra_core.downstream.multilabel import MultiLabel
 from electra_core.downstream.squad import Answer
 from electra_core.downstream.tagging import Tag
-from electra_core.electra import Discriminator
 from electra_core.errors import UserError
 from electra_core.finetuning import seed as finetune_seed
 from electra_core.finetuning.model import starting_model
@@ -305,48 +304,6 @@ def test_the_optimizer_is_the_one_of_the_settings(name, kind):
     assert type(optimizer) is kind
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {1: 0.0, 2: 0.25}
-
-
-@pytest.mark.parametrize(
-    ("what", "frozen"),
-    [
-        ("none", ()),
-        ("embeddings", ("encoder.embeddings",)),
-        ("0", ("encoder.embeddings",)),
-        ("1", ("encoder.embeddings", "encoder.layers.0.")),
-        ("encoder", ("encoder.",)),
-    ],
-)
-def test_what_is_frozen(what, frozen, tmp_path):
-    config = replace(PRESETS["small"].discriminator, vocab_size=100, num_hidden_layers=2)
-    model_dir.save_pretrained(Discriminator(config), tmp_path)
-    made = starting_model(Classify(labels=("a", "b")), tmp_path, replace(QUICK, freeze=what), seed=0)
-    names = {name for name, _ in made.named_parameters()}
-    assert "encoder.embeddings_project.weight" in names
-    fixed = {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
-    assert fixed == {name for name in names if name.startswith(frozen)} if frozen else not fixed
-
-
-@pytest.mark.parametrize(
-    ("width", "rate", "decay"), [(256, 3e-4, 0.8), (320, 1e-4, 0.8), (768, 1e-4, 0.8), (1024, 5e-5, 0.9)]
-)
-def test_rate_and_decay_are_the_recipe_s_for_the_width(width, rate, decay):
-    config = replace(PRESETS["small"].discriminator, hidden_size=width, max_position_embeddings=64)
-    settings = FinetuneSettings(max_length=100).resolved(config)
-    assert (settings.learning_rate, settings.layerwise_decay, settings.max_length) == (rate, decay, 64)
-    given = FinetuneSettings(learning_rate=1e-5, layerwise_decay=0.5).resolved(config)
-    assert (given.learning_rate, given.layerwise_decay, given.max_length) == (1e-5, 0.5, 0)
-
-
-def test_a_random_start_is_the_seed_s_and_the_original_s(model):
-    settings = replace(QUICK, random_start=True)
-    made = [starting_model(Classify(labels=("a", "b")), model, settings, seed) for seed in (0, 0, 1)]
-    for name, first in made[0].named_parameters():
-        same, other = (dict(one.named_parameters())[name] for one in made[1:])
-        assert torch.equal(first, same) and (first.dim() < 2 or not torch.equal(first, other)), name
-    assert 0.017 < made[0].encoder.layers[0].intermediate.weight.std() < 0.019, "0.02, cut off at two deviations"
-    head = made[0].classifier.dense.weight
-    assert head.std().item() == pytest.approx((2 / sum(head.shape)) ** 0.5, rel=0.1)
 
 
 def test_freezing_and_random_starts(model, data, tmp_path):

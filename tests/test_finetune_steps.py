@@ -1,4 +1,4 @@
-"""What the settings of a fine-tuning mean for its steps: rates, clipping, and dropout of each part's own."""
+"""What the settings of a fine-tuning mean for its start and its steps: rates, clipping, dropout, freezing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import pytest
 import torch
 from finetune_runs import QUICK, data, model  # noqa: F401 (fixtures)
 
+from electra_core.config import PRESETS
 from electra_core.downstream.classify import Classify
+from electra_core.electra import Discriminator
 from electra_core.execution.distributed import Ranks
 from electra_core.finetuning.data import encode_data, plan_batches, read_data
 from electra_core.finetuning.folder import Run
 from electra_core.finetuning.model import starting_model
+from electra_core.finetuning.settings import FinetuneSettings
 from electra_core.finetuning.steps import Job, _full_step, _parts, finetuning_steps, task_optimizer
 from electra_core.labelled_data.labelled import TextExample
 from electra_core.model_dir import load as load_model
+from electra_core.model_dir import save_pretrained
 from electra_core.tasks import SequenceClassifier, TaskModel
 from electra_core.tokenizer import load_tokenizer
 from electra_core.training import StepResult
@@ -100,3 +104,45 @@ def test_the_model_drops_by_the_seed_of_the_part(model, data, monkeypatch: pytes
     monkeypatch.setattr(SequenceClassifier, "forward", spied)
     taken(*job_of(model, data, accumulate=2), 3)
     assert len(set(seeds)) == len(seeds) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("what", "frozen"),
+    [
+        ("none", ()),
+        ("embeddings", ("encoder.embeddings",)),
+        ("0", ("encoder.embeddings",)),
+        ("1", ("encoder.embeddings", "encoder.layers.0.")),
+        ("encoder", ("encoder.",)),
+    ],
+)
+def test_what_is_frozen(what, frozen, tmp_path):
+    config = replace(PRESETS["small"].discriminator, vocab_size=100, num_hidden_layers=2)
+    save_pretrained(Discriminator(config), tmp_path)
+    made = starting_model(Classify(labels=("a", "b")), tmp_path, replace(QUICK, freeze=what), seed=0)
+    names = {name for name, _ in made.named_parameters()}
+    assert "encoder.embeddings_project.weight" in names
+    fixed = {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
+    assert fixed == {name for name in names if name.startswith(frozen)} if frozen else not fixed
+
+
+@pytest.mark.parametrize(
+    ("width", "rate", "decay"), [(256, 3e-4, 0.8), (320, 1e-4, 0.8), (768, 1e-4, 0.8), (1024, 5e-5, 0.9)]
+)
+def test_rate_and_decay_are_the_recipe_s_for_the_width(width, rate, decay):
+    config = replace(PRESETS["small"].discriminator, hidden_size=width, max_position_embeddings=64)
+    settings = FinetuneSettings(max_length=100).resolved(config)
+    assert (settings.learning_rate, settings.layerwise_decay, settings.max_length) == (rate, decay, 64)
+    given = FinetuneSettings(learning_rate=1e-5, layerwise_decay=0.5).resolved(config)
+    assert (given.learning_rate, given.layerwise_decay, given.max_length) == (1e-5, 0.5, 0)
+
+
+def test_a_random_start_is_the_seed_s_and_the_original_s(model):
+    settings = replace(QUICK, random_start=True)
+    made = [starting_model(Classify(labels=("a", "b")), model, settings, seed) for seed in (0, 0, 1)]
+    for name, first in made[0].named_parameters():
+        same, other = (dict(one.named_parameters())[name] for one in made[1:])
+        assert torch.equal(first, same) and (first.dim() < 2 or not torch.equal(first, other)), name
+    assert 0.017 < made[0].encoder.layers[0].intermediate.weight.std() < 0.019, "0.02, cut off at two deviations"
+    head = made[0].classifier.dense.weight
+    assert head.std().item() == pytest.approx((2 / sum(head.shape)) ** 0.5, rel=0.1)
