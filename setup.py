@@ -42,6 +42,7 @@ setup(
     cmdclass={"build_py": BuildPy, "sdist": Sdist},
     package_dir={"electra_core": "electra_core", "electra_kernels": "kernels"},
     packages=[*find_packages(include=["electra_core", "electra_core.*"]), "electra_kernels"],
+    include_package_data=False,  # only what is named below: setuptools warns of every other folder
     package_data={
         "electra_core": ["py.typed", "tiny/*/*", "tiny/*", "assets/*"],
         "electra_kernels": ["py.typed", "c/*"],

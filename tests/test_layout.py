@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import importlib.machinery
 import importlib.util
 import re
 import shutil
@@ -247,7 +248,8 @@ STALE = {"electra_core/squad.py", "electra_core/gone/__init__.py", "electra_kern
 @pytest.fixture(scope="module")
 def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel, built without the network from a copy of what is packaged."""
-    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
+    # `importlib.util.find_spec("pip")` would make setuptools take back the distutils that it had put in place.
+    if not all(map(importlib.machinery.PathFinder.find_spec, ("setuptools", "pip"))):
         pytest.skip("setuptools and pip are not in this environment")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -263,6 +265,7 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
                "--disable-pip-version-check", "-w", str(folder), str(source)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warning" not in done.stderr, f"which pip shows whoever installs: {done.stderr[:2000]}"
     (path,) = folder.glob("electra_core-*.whl")
     return path
 
