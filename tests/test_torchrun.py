@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_runs import ORIGINAL, RUN, SIZES, data  # noqa: F401
 
 from electra_core.cli import main
@@ -119,7 +120,9 @@ def test_who_finds_the_port_taken_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_ranks_on_a_gpu_each(
     monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]
 ) -> None:
-    """Without a LOCAL_RANK, as a script with a GPU per machine may start them, a GPU has no number."""
+    """Without a LOCAL_RANK, as a script with a process per machine may start them: the GPU is the current one,
+    and NCCL's. Hosts do not wait for each other through GPUs.
+    """
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in {**TORCHRUNS, "WORLD_SIZE": "2"}.items():
         if name != "LOCAL_RANK":
@@ -131,9 +134,18 @@ def test_ranks_on_a_gpu_each(
         current.append(wanted)
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setattr(distributed, "_met", lambda backend: distributed.Ranks(0, 2))
-    assert distributed.join_ranks(torch.device(device)).size == 2
+    bound: list[torch.device | None] = []
+    sent: list[torch.device] = []
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, device_id=None, **__: bound.append(device_id))
+    monkeypatch.setattr(dist, "all_reduce", lambda values, *_: sent.append(values.device))
+    monkeypatch.setattr(distributed, "_abandon", lambda: None)
+    ranks = distributed.join_ranks(torch.device(device))
+    assert ranks.size == 2
     assert current == made_current
+    assert bound == (made_current or [None])
+    ranks.leave()
+    assert sent == [torch.device("cpu")]
 
 
 LOST = (

@@ -200,7 +200,7 @@ class Ranks:
         """Waits for the other ranks and leaves their group. Not to be called after an error: the others are then
         in the middle of something else, and torchrun ends them."""
         if self.size > 1:
-            dist.barrier()
+            self.together(lambda: None)  # `dist.barrier` may go over the GPUs
             _abandon()
 
     def _text_of_first(self, text: str) -> str:
@@ -232,20 +232,23 @@ def join_ranks(device: torch.device) -> Ranks:
         _abandon()
     with _impatient():
         try:
-            return _met("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+            return _met(device)
         except dist.DistError as error:
             if lost_rank(error) is not None:
                 raise
             raise UserError(_not_met(first_line(error))) from None
 
 
-def _met(backend: str) -> Ranks:
+def _met(device: torch.device) -> Ranks:
     """Connects the ranks."""
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    # Without it and without a LOCAL_RANK, torch 2.15 takes the GPU that has the rank's number.
+    own_gpu = device if device.type == "cuda" and device.index is not None else None
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(f"group {len(_left)}", store)  # a script's earlier runs used names, too
     if torchrun.is_on_one_machine():
         store = dist.PrefixStore(f"start {torchrun.start()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=own_gpu)
     return Ranks(rank, size)
 
 
