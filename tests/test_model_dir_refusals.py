@@ -303,7 +303,8 @@ def test_a_bin_with_tensors_that_are_not_dense(directory: Path, kind: str, name:
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     torch.save({**tensors, name: odd[kind]}, directory / "pytorch_model.bin")
-    refused(directory, f"{name} is not a dense tensor of floats")
+    said = f"{name} is not a dense tensor of floats"  # from 2.15 on, torch does not read nested tensors
+    refused(directory, f"{said}|it holds something else" if kind == "nested" else said)
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
