@@ -75,10 +75,9 @@ def dot(a, b):
 
 
 @triton.jit
-def load_bias2(p_bias, words, V: tl.constexpr):
+def load_bias2(p_bias, words, ACC: tl.constexpr, V: tl.constexpr):
     """Bias in units of log 2; -inf outside the vocabulary, which gives those entries probability 0."""
-    b_bias = tl.load(p_bias + words, mask=words < V, other=float("-inf"))
-    return b_bias.to(tl.float64 if p_bias.dtype.element_ty == tl.float64 else tl.float32) * LOG2E
+    return tl.load(p_bias + words, mask=words < V, other=float("-inf")).to(ACC) * LOG2E
 
 
 @triton.jit

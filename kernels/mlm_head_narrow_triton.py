@@ -4,9 +4,8 @@
 128 entries.
 **Backward.** Two kernels recompute P = 2^(x - logsumexp); together they take 8·M·V·E operations, which cost less
 than moving M x V numbers. For dhidden a program owns BLOCK_M rows and one split of the vocabulary and writes a
-partial sum; a third kernel adds the splits in order and subtracts the target's embedding (onehot @ embedding).
-For dembedding and dbias a program owns BLOCK_V vocabulary entries and loops over all rows. There are no atomics,
-so results are bitwise reproducible.
+partial sum; a third kernel adds the splits in order. For dembedding and dbias a program owns BLOCK_V vocabulary
+entries and loops over all rows. There are no atomics, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -81,13 +80,14 @@ def _tile_sums_kernel(
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
     TILES: tl.constexpr = tl.cdiv(V, TILE_V)
+    ACC: tl.constexpr = p_max.dtype.element_ty
     b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
     first = tl.program_id(1) * tiles_per_program
     o_rows = o_m.to(tl.int64) * TILES  # before the loop: inside it Triton 3.6 cannot widen a value from outside
     for tile in range(first, tl.minimum(first + tiles_per_program, TILES)):
         o_v = tile * TILE_V + tl.arange(0, TILE_V)
         b_words = load_rows(p_embedding, o_v, o_v < V, o_e, E)
-        b_x = dot(b_hidden, tl.trans(b_words)) * LOG2E + load_bias2(p_bias, o_v, V)[None, :]
+        b_x = dot(b_hidden, tl.trans(b_words)) * LOG2E + load_bias2(p_bias, o_v, ACC, V)[None, :]
         store_tile_sums(
             b_x, p_max, p_sum, p_drawn_sum, o_rows, m_m, tile, inverse_temperature, TEMPERED
         )  # fmt: skip
@@ -98,36 +98,38 @@ def _tile_sums_kernel(
 
 @triton.jit(do_not_specialize=["M", "tiles_per_program"])
 def _dhidden_kernel(
-    p_hidden, p_embedding, p_bias, p_logsumexp, p_partial, M, tiles_per_program,
+    p_hidden, p_embedding, p_bias, p_target, p_logsumexp, p_partial, M, tiles_per_program,
     V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """partial[split] = Σ P · embedding over this program's split of the vocabulary."""
+    """partial[split] = Σ (P - onehot) · embedding over this program's split of the vocabulary. The difference is
+    taken before rounding: where P of the target is nearly 1, half precision would keep nothing of it."""
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
     b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
+    ACC: tl.constexpr = p_partial.dtype.element_ty
     b_logsumexp = tl.load(p_logsumexp + o_m, mask=m_m, other=float("inf"))
-    b_partial = tl.zeros((BLOCK_M, BLOCK_E), p_partial.dtype.element_ty)
+    b_target = tl.load(p_target + o_m, mask=m_m, other=-1).to(tl.int32)
+    b_partial = tl.zeros((BLOCK_M, BLOCK_E), ACC)
     first = tl.program_id(1) * tiles_per_program
     for tile in range(first, tl.minimum(first + tiles_per_program, tl.cdiv(V, TILE_V))):
         o_v = tile * TILE_V + tl.arange(0, TILE_V)
         b_words = load_rows(p_embedding, o_v, o_v < V, o_e, E)
-        b_x = dot(b_hidden, tl.trans(b_words)) * LOG2E + load_bias2(p_bias, o_v, V)[None, :]
-        b_p = tl.exp2(b_x - b_logsumexp[:, None])
-        b_partial += dot(b_p.to(b_words.dtype), b_words)
+        b_x = dot(b_hidden, tl.trans(b_words)) * LOG2E + load_bias2(p_bias, o_v, ACC, V)[None, :]
+        b_error = tl.exp2(b_x - b_logsumexp[:, None])
+        b_column = b_target - tile * TILE_V  # compared with constants, which take no registers
+        b_error = tl.where(tl.arange(0, TILE_V)[None, :] == b_column[:, None], b_error - 1.0, b_error)
+        b_partial += dot(b_error.to(b_words.dtype), b_words)
     store_rows(p_partial + tl.program_id(1).to(tl.int64) * M * E, o_m, m_m, o_e, b_partial, E)
 
 
 @triton.jit(do_not_specialize=["M", "splits"])
 def _finish_dhidden_kernel(
-    p_partial, p_embedding, p_target, p_grad, p_dhidden, M, splits,
-    V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
+    p_partial, p_grad, p_dhidden, M, splits, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr
 ):  # fmt: skip
-    """dhidden = g · (Σ partial - embedding[target])."""
+    """dhidden = g · Σ partial, the splits added in order."""
     o_m, o_e = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_E)
     m_m = o_m < M
-    b_target = tl.load(p_target + o_m, mask=m_m, other=-1)
-    b_sum = load_rows(p_embedding, b_target, (b_target >= 0) & (b_target < V), o_e, E)
-    b_sum = -b_sum.to(p_partial.dtype.element_ty)
+    b_sum = tl.zeros((BLOCK_M, BLOCK_E), p_partial.dtype.element_ty)
     for split in range(splits):
         b_sum += load_rows(p_partial + tl.cast(split, tl.int64) * M * E, o_m, m_m, o_e, E)
     b_grad = tl.load(p_grad + o_m, mask=m_m, other=0.0)
@@ -143,7 +145,7 @@ def _dembedding_kernel(
     o_v, o_e = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_E)
     m_v = o_v < V
     b_words = load_rows(p_embedding, o_v, m_v, o_e, E)
-    b_bias = load_bias2(p_bias, o_v, V)
+    b_bias = load_bias2(p_bias, o_v, p_logsumexp.dtype.element_ty, V)
     grad_max = tl.load(p_grad_max)
     inverse_max = tl.where(grad_max == 0, 0.0, 1.0 / grad_max)
     b_dwords = tl.zeros((BLOCK_V, BLOCK_E), p_logsumexp.dtype.element_ty)
@@ -210,13 +212,13 @@ def backward(
     splits, per_split = vocabulary_splits(rows, tile.block, len(embedding_VE), hidden_ME.device)
     partial = logsumexp_M.new_empty(splits, rows, size)
     _dhidden_kernel[(triton.cdiv(rows, tile.block), splits)](
-        hidden_ME, embedding_VE, bias_V, logsumexp_M, partial, rows, per_split,
+        hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M, partial, rows, per_split,
         **shapes, BLOCK_M=tile.block, num_warps=tile.warps, num_stages=tile.stages, **FUSED,
     )  # fmt: skip
     dhidden_ME = torch.empty_like(hidden_ME)
     _finish_dhidden_kernel[(triton.cdiv(rows, 16),)](
-        partial, embedding_VE, target_M, grad_M, dhidden_ME, rows, splits,
-        **shapes, BLOCK_M=16, num_warps=4, **FUSED,
+        partial, grad_M, dhidden_ME, rows, splits,
+        E=size, BLOCK_E=shapes["BLOCK_E"], BLOCK_M=16, num_warps=4, **FUSED,
     )  # fmt: skip
     dembedding_VE = torch.empty_like(embedding_VE, dtype=embedding_dtype)
     dbias_V = torch.empty_like(bias_V)
@@ -243,7 +245,7 @@ def _compile_cases(dtype: str, size: int, tiles: Tiles) -> Iterator[CompileCase]
     types |= {"M": "i32", "tiles_per_program": "i32", "splits": "i32", "inverse_temperature": "fp32"}
 
     def case(kernel: triton.JITFunction, name: str, tile: Tile, **constexprs: int | bool) -> CompileCase:
-        known: dict[str, int | bool] = {**shapes, **constexprs}
+        known = {name: n for name, n in {**shapes, **constexprs}.items() if name in kernel.arg_names}
         signature = signature_of(kernel, types, known)
         product = kernel is not _finish_dhidden_kernel
         name = f"mlm_head_{name}[{dtype} E={size}]"

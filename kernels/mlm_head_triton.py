@@ -29,7 +29,8 @@ from electra_kernels import mlm_head_wide_triton as wide
 from electra_kernels.blocks_triton import LOG2E, ROUNDED, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase, signature_of
 from electra_kernels.operators import operator, statistics_dtype
-from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, inverse_temperature, row_uniforms
+from electra_kernels.sample_replace_reference import inverse_temperature
+from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, row_uniforms
 from torch import Tensor
 
 
@@ -38,7 +39,7 @@ def _row_logits2(
     p_row, p_embedding, p_bias, o_v, ACC: tl.constexpr, V: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr
 ):  # fmt: skip
     """One row's logits of the vocabulary entries `o_v`, in units of log 2; -inf outside the vocabulary."""
-    b_x = load_bias2(p_bias, o_v, V).to(ACC)
+    b_x = load_bias2(p_bias, o_v, ACC, V)
     for first in range(0, E, BLOCK_E):
         o_e = first + tl.arange(0, BLOCK_E)
         b_hidden = tl.load(p_row + o_e, mask=o_e < E, other=0.0).to(ACC)
@@ -144,7 +145,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dhidden_ME, dembedding_VE, dbias_V)."""
     if len(hidden_ME) == 0:
-        return torch.zeros_like(hidden_ME), torch.zeros_like(embedding_VE), torch.zeros_like(bias_V)
+        zeros = (tensor.new_zeros(tensor.shape) for tensor in (hidden_ME, embedding_VE, bias_V))
+        return tuple(zeros)  # type: ignore[return-value]
     dtype = embedding_VE.dtype
     grad_M, grad_max = grad_M.contiguous(), grad_M.abs().amax()
     operands = _operands(hidden_ME, embedding_VE, bias_V, target_M)

@@ -39,7 +39,7 @@ def _logits2(
         b_hidden = load_rows(p_hidden, o_m, m_m, o_e, E)
         b_words = load_rows(p_embedding, o_v, o_v < V, o_e, E)
         b_x += dot(b_hidden, tl.trans(b_words))
-    return b_x * LOG2E + load_bias2(p_bias, o_v, V)[None, :]
+    return b_x * LOG2E + load_bias2(p_bias, o_v, ACC, V)[None, :]
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -60,8 +60,12 @@ def draw(weights_RV: Tensor, sums_RC: Tensor, seed: Tensor, rows_R: Tensor, stre
 
 def tempered_weights(logits_RV: Tensor, max_R1: Tensor, temperature: float) -> Tensor:
     """exp((logit - max) / temperature); subtracting the maximum first avoids overflow at any temperature."""
-    inverse = min(1.0 / temperature, 1e38)  # finite in fp32, so that 0 * inverse is 0
-    return logits_RV.sub(max_R1).mul_(inverse).exp_()
+    return logits_RV.sub(max_R1).mul_(inverse_temperature(temperature)).exp_()
+
+
+def inverse_temperature(temperature: float) -> float:
+    """1 / temperature, in fp32 neither inf nor 0: 0 * inverse must stay 0, and -inf * inverse -inf."""
+    return max(1e-37, min(1.0 / temperature, 1e38))
 
 
 def sample_and_replace(

@@ -101,11 +101,6 @@ def _sample_kernel(
 # ---------------------------------------------------------------- launcher and custom operator
 
 
-def inverse_temperature(temperature: float) -> float:
-    """1 / temperature, kept finite in fp32 so that 0 * inverse stays 0."""
-    return min(1.0 / temperature, 1e38)
-
-
 def _divisor(stride: int) -> int:
     """Largest power of two <= 16 that divides the row stride; it limits how wide loads at a row's start can be."""
     return next(power for power in (16, 8, 4, 2, 1) if stride % power == 0)
@@ -134,7 +129,7 @@ def sample_and_replace(
         _sample_kernel[(rows,)](
             logits_MV, input_ids_T.contiguous(), positions_M.contiguous(), seed,
             corrupted_T, is_replaced_T, sampled_M,
-            logits_MV.stride(0), len(input_ids_T), stream, inverse_temperature(temperature),
+            logits_MV.stride(0), len(input_ids_T), stream, reference.inverse_temperature(temperature),
             V=vocabulary, DIVISOR=_divisor(logits_MV.stride(0)), TILES=tiles,
             STEPS_P2=_steps(vocabulary, tiles), num_warps=4, **FUSED,
         )  # fmt: skip

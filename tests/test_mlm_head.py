@@ -109,6 +109,18 @@ def test_loss_and_gradients(path: str, shape: tuple[int, int, int], dtype: torch
         assert_within_budget(name, *values)
 
 
+def test_gradients_of_words_that_are_nearly_certain(path: str) -> None:
+    """P = 0.999 rounds to 1 in bf16: P - 1 has to be taken before, or the row's gradient is lost."""
+    hidden_ME, embedding_VE, bias_V, targets_M, _ = inputs(6, 150, 16)
+    bias_V, targets_M = torch.zeros_like(bias_V), torch.full_like(targets_M, 3)
+    bias_V[3] = math.log(999 * 149)
+    rounded = [leaf.to(DTYPES[-1]) for leaf in (hidden_ME * 0.05, embedding_VE, bias_V)]
+    wanted_ME = value_and_gradients(naive, [leaf.double() for leaf in rounded], torch.ones(6), targets_M)[1]
+    device = [t.to(DEVICE) for t in (*rounded, torch.ones(6), targets_M)]
+    dhidden_ME = value_and_gradients(ours, device[:3], *device[3:])[1].cpu().double()
+    assert ((dhidden_ME - wanted_ME).norm(dim=1) <= 0.01 * wanted_ME.norm(dim=1)).all()
+
+
 def test_gradcheck(path: str) -> None:
     *leaves, targets_M, _ = (t.to(DEVICE) for t in inputs(2, 140, 8))
     assert torch.autograd.gradcheck(
@@ -134,15 +146,20 @@ def test_no_rows(path: str) -> None:
     *leaves, targets_M, _ = (t.to(DEVICE) for t in inputs(0, 10, 8))
     loss_M, *gradients = value_and_gradients(ours, tuple(leaves), torch.zeros(0, device=DEVICE), targets_M)
     assert loss_M.shape == (0,) and all((g == 0).all() for g in gradients)
+    transposed_VE = torch.zeros(8, 10, device=DEVICE).T
+    hidden_ME, _, bias_V = leaves
+    zeros = mlm_head_triton.backward(hidden_ME[:, 0], hidden_ME, transposed_VE, bias_V, targets_M, hidden_ME[:, 0])
+    assert all(gradient.is_contiguous() for gradient in zeros)  # as `register_fake` says
 
 
-def test_half_hidden_beside_fp32_parameters(path: str) -> None:
+@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.float64], ids=dtype_id)
+def test_half_hidden_beside_fp32_parameters(path: str, bias_dtype: torch.dtype) -> None:
     """What autocast gives: fp16 hidden, fp32 parameters; each gradient comes back in its own dtype."""
     hidden_ME, embedding_VE, bias_V, targets_M, grad_M = (t.to(DEVICE) for t in inputs(6, 150, 16))
-    leaves = hidden_ME.half(), embedding_VE.half().float(), bias_V.float()
+    leaves = hidden_ME.half(), embedding_VE.half().float(), bias_V.float().to(bias_dtype)
     loss_M, *gradients = value_and_gradients(ours, leaves, grad_M, targets_M)
     assert loss_M.dtype == torch.float32
-    assert [g.dtype for g in gradients] == [torch.float16, torch.float32, torch.float32]
+    assert [g.dtype for g in gradients] == [torch.float16, torch.float32, bias_dtype]
     exact = value_and_gradients(naive, tuple(leaf.double() for leaf in leaves), grad_M, targets_M)
     for got, wanted in zip((loss_M, *gradients), exact, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())

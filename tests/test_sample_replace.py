@@ -133,6 +133,9 @@ def test_temperature_extremes(implementation: str) -> None:
         ids = sample(logits_MV, implementation=implementation, temperature=temperature)
         assert torch.equal(ids, logits_MV.argmax(1)), temperature
     assert (sample(logits_MV * 1e30, implementation=implementation, temperature=1e30) >= 0).all()
+    logits_MV[:, 100:] = -math.inf  # stays impossible, also where 1 / temperature is 0 in fp32
+    ids = sample(logits_MV, implementation=implementation, temperature=1e60)
+    assert ((ids >= 0) & (ids < 100)).all()
 
 
 def test_high_temperature_is_uniform() -> None:
