@@ -52,10 +52,14 @@ def check_dropout(dropout_p: float, seed: Seed | None, like: Tensor) -> Tensor |
 
 
 def check_eps(eps: float) -> float:
-    """`eps` as a float, which the loops in C tell from an int; ValueError unless 0 <= eps < inf (NaN fails)."""
+    """`eps` as a float, which the loops in C tell from an int; ValueError unless 0 <= eps < inf (NaN fails).
+
+    0 becomes the least that fp32 tells from it safely: a kernel's tile has rows outside the batch, whose variance
+    is 0, and 0 / sqrt(0) would make the sums over rows NaN.
+    """
     if not 0.0 <= eps < float("inf"):
         raise ValueError(f"eps: expected a finite number, not negative, got {eps}")
-    return float(eps)
+    return max(float(eps), 1e-37)
 
 
 def check_temperature(temperature: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from electra_kernels.operators import Operator, statistics_dtype
+from electra_kernels.rng import dropout_threshold
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -86,7 +87,7 @@ def _differentiate(ctx: Any, backward: Backward, dout_TD: Tensor, dout_again_TD:
     x_TD, residual_TD, weight_D, x_bias_D, seed = ctx.saved_tensors
     tensors = dout_TD, dout_again_TD, x_TD, residual_TD, weight_D, x_bias_D
     dresidual_TD, dx_TD, sums = backward(*tensors, ctx.eps, ctx.dropout_p, seed, ctx.stream)
-    dx_TD = dx_TD if ctx.dropout_p > 0 else dresidual_TD.to(x_TD.dtype)
+    dx_TD = dx_TD if dropout_threshold(ctx.dropout_p) else dresidual_TD.to(x_TD.dtype)
     dweight_D, dbias_D, *rest = sums.unbind()
     dx_bias_D = None if x_bias_D is None else rest[0].to(x_bias_D.dtype)
     parameters = dweight_D.to(weight_D.dtype), dbias_D.to(ctx.bias_dtype), dx_bias_D
@@ -99,6 +100,7 @@ def number_of_sums(x_bias_D: Tensor | None) -> int:
 
 
 def empty_gradients(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
-    """Uninitialised dresidual and dx. Without dropout dx equals dresidual and is returned empty."""
-    dx_TD = x_TD.new_empty(x_TD.shape if dropout_p > 0 else (0, x_TD.shape[1]))
+    """Uninitialised dresidual and dx. Where nothing is dropped, dx equals dresidual and is returned empty; so too
+    for a `dropout_p` that rounds to 0, with which the kernels write no dx."""
+    dx_TD = x_TD.new_empty(x_TD.shape if dropout_threshold(dropout_p) else (0, x_TD.shape[1]))
     return residual_TD.new_empty(residual_TD.shape), dx_TD

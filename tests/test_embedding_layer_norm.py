@@ -119,6 +119,16 @@ def test_half_precision_from_fp32_tables(path: str) -> None:
         torch.testing.assert_close(got.cpu().double(), wanted, rtol=2e-3, atol=2e-3)
 
 
+def test_eps_may_be_0(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a kernel's tile outside the batch have variance 0."""
+    monkeypatch.setitem(globals(), "EPS", 0.0)
+    ids, leaves, dout = inputs(5, 16)
+    ids, leaves, dout = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE).float() for leaf in leaves], dout.to(DEVICE)
+    got = value_and_gradients(partial(ours, ids), leaves, dout, dropout_p=0.0)
+    for value, exact in zip(got, value_and_gradients(partial(naive, ids), leaves, dout, dropout_p=0.0)):
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     ids, leaves, dout = inputs(9, 24)
     ids, leaves = [i.to(DEVICE) for i in ids], [leaf.to(DEVICE).float() for leaf in leaves]

@@ -190,6 +190,25 @@ def test_same_bits_every_time_and_inputs_untouched(path: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip((*leaves, dout), before, strict=True))
 
 
+def test_a_probability_that_rounds_to_0_drops_nothing(path: str) -> None:
+    leaves = [t.to(DEVICE).float() for t in inputs(9, 24)]
+    with poisoned_memory():
+        got = value_and_gradients(ours, leaves[:-1], leaves[-1], dropout_p=1e-6)
+        wanted = value_and_gradients(ours, leaves[:-1], leaves[-1], dropout_p=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_eps_may_be_0(path: str) -> None:
+    """Rows of a kernel's tile outside the batch have variance 0."""
+    *leaves, _, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
+    got = value_and_gradients(dropout_add_layer_norm, leaves, dout, eps=0.0)
+    wanted = value_and_gradients(
+        lambda x, residual, *parameters: F.layer_norm(x + residual, x.shape[1:], *parameters, 0.0), leaves, dout
+    )
+    for value, exact in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_one_tensor_as_x_and_residual(path: str) -> None:
     """Without dropout both gradients are the same tensor inside: it must be counted twice, not shared."""
     x, _, *parameters, dout = (t.to(DEVICE).float() for t in inputs(5, 16))
