@@ -66,7 +66,7 @@ def attention(
         head_dim = qkv_T3HK.shape[-1]
         missing = next(size for size in KERNEL_HEAD_DIMS if size >= head_dim) - head_dim
         filled = F.pad(qkv_T3HK, (0, missing)) if missing else qkv_T3HK
-        out_THK, _ = attention_triton.forward(filled.contiguous(), cu_seqlens, key, *numbers)
+        out_THK, _ = attention_triton.forward(filled.contiguous(), cu_seqlens.contiguous(), key, *numbers)
         return out_THK[..., :head_dim].contiguous() if missing else out_THK
     supported = attention_native.takes(qkv_T3HK, max_seqlen)
     slower = attention_reference.is_fused(qkv_T3HK, dropout_p) and attention_native.is_slower(qkv_T3HK, max_seqlen)
