@@ -32,7 +32,9 @@ def philox(p_seed, column, row, stream, plane):
         a, b = c0.to(tl.uint64) * MULTIPLIER_A, c2.to(tl.uint64) * MULTIPLIER_B
         c0, c1 = (b >> 32).to(tl.uint32) ^ c1 ^ k0, b.to(tl.uint32)
         c2, c3 = (a >> 32).to(tl.uint32) ^ c3 ^ k1, a.to(tl.uint32)
-        k0, k1 = k0 + WEYL_A, k1 + WEYL_B
+        # These wrap: with TRITON_DEBUG=1 an ordinary sum would stop the kernel.
+        k0 = tl.add(k0, WEYL_A, sanitize_overflow=False)
+        k1 = tl.add(k1, WEYL_B, sanitize_overflow=False)
     return c0, c1, c2, c3
 
 

@@ -5,13 +5,14 @@ On a GPU at real shapes and a hundred times; here twice under the interpreter, w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 from electra_kernels import probe_triton
 from kernel_calls import CALLS, DRAWING, Call, seed_of
-from kernel_helpers import DEVICE
+from kernel_helpers import DEVICE, INTERPRETED
 from torch import Tensor
 
 from electra_core.execution.capture import capturing
@@ -38,6 +39,17 @@ def test_the_same_bits_every_time(name: str, make: Make) -> None:
     for _ in range(100 if DEVICE == "cuda" else 1):
         assert equal(call(seed_of(1)), first)
     assert equal(call(seed_of(2)), first) == (name not in DRAWING)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a failed assertion would end all work on a GPU")
+@EVERY
+def test_no_integer_overflows(name: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TRITON_DEBUG=1, the first aid of many, Triton checks every sum and product of integers."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    debugging = dataclasses.replace(interpreter_builder.options, debug=True)
+    monkeypatch.setattr(interpreter_builder, "options", debugging)
+    make()(seed_of(-1))
 
 
 @pytest.mark.gpu
