@@ -13,6 +13,7 @@ ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 runs them on every kind
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import re
 import subprocess
@@ -26,6 +27,9 @@ TENSOR_CORES = (8, 0)
 FP32_ONLY = (7, 5)
 """Compute capability from which they support fp32. Below `TENSOR_CORES`, Triton compiles products in half
 precision without tensor cores, and their tiles need more shared memory (128 KB) than such a GPU has."""
+TENSOR_MEMORY, UNFENCED = (10, 11), "3.7.0"
+"""Compute capabilities (major) whose tensor cores read shared memory behind a fence, and the Triton that sets none
+between a loop's copies and its products (`docs/kernels.md`, "What it found")."""
 DISTRUSTED: dict[torch.device, str] = {}
 """GPUs on which the kernels were found to compute something wrong, and what it was."""
 
@@ -65,12 +69,13 @@ def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if torch.version.hip:
         return f"the kernels are written for NVIDIA GPUs and untested on AMD's ({name})"
-    if capability >= TENSOR_CORES:
-        return None
     architecture = f"{name}, sm_{capability[0]}{capability[1]}"
+    in_half = dtype.is_floating_point and dtype.itemsize < 4
+    if in_half and capability[0] in TENSOR_MEMORY and importlib.import_module("triton").__version__ == UNFENCED:
+        return f"triton {UNFENCED} leaves out fences on this GPU ({architecture}): pip install triton==3.7.1"
     if capability < FP32_ONLY:
         return f"the kernels need a GPU of sm_{FP32_ONLY[0]}{FP32_ONLY[1]} or newer ({architecture})"
-    if dtype.is_floating_point and dtype.itemsize < 4:
+    if in_half and capability < TENSOR_CORES:
         return f"before sm_{TENSOR_CORES[0]}{TENSOR_CORES[1]} the kernels support fp32 only ({architecture})"
     return None
 

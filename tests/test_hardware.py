@@ -119,6 +119,19 @@ def test_what_runs_on_which_gpu(kind: str, machine: Machine, caplog: pytest.LogC
     assert len(caplog.records) == (not in_fp32) + (in_fp32 and not in_bf16)  # each reason once
 
 
+@pytest.mark.parametrize(("version", "in_bf16"), [("3.7.0", False), ("3.7.1", True)])
+def test_a_triton_without_fences(
+    version: str, in_bf16: bool, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.patch.setattr("triton.__version__", version)
+    machine.with_gpu("NVIDIA B200", (10, 0))
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16)) == in_bf16
+    assert dispatch.use_triton(tensor_on_the_gpu(FP32)) and in_bf16 == ("triton==3.7.1" not in caplog.text)
+    machine.with_gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    dispatch._answers.clear()
+    assert dispatch.use_triton(tensor_on_the_gpu(BF16))
+
+
 def test_the_switch_turns_the_kernels_off_or_tries_them(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
