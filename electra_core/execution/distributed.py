@@ -200,7 +200,9 @@ class Ranks:
         """Waits for the other ranks and leaves their group. Not to be called after an error: the others are then
         in the middle of something else, and torchrun ends them."""
         if self.size > 1:
-            self.together(lambda: None)  # `dist.barrier` may go over the GPUs
+            # Not an all-reduce: gloo's thread may free its tensor, which needs Python, while Python ends. That is
+            # the likely cause of an abort seen once ("terminate called without an active exception", torch 2.13).
+            dist.barrier()
             _abandon()
 
     def _text_of_first(self, text: str) -> str:
