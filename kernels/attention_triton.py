@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
 # {architecture: {kernel: {head dim up to: tile}}} for 2-byte types. Chosen from the compile report: the
 # largest tiles that do not spill. `python -m benchmarks.tune --only attention` sweeps them on a GPU. On sm_100
-# the widest heads' forward has one stage, for the reason that `UNFENCED` gives.
+# the widest heads' forward has one stage, for the reason that `ONE_STAGE` gives.
 TILES = {
     80: {
         "forward": {64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 2)},
@@ -63,9 +63,9 @@ SHORT_LIMIT = {80: {32: 128, 64: 64, 128: 32}, 90: {64: 128, 128: 64}, 100: {128
 SHORT_LIMIT_FLOAT32 = {64: 32, 128: 16}
 SHORT_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 SHORT_WARPS_FLOAT32 = 4
-UNFENCED = 100, "queries"
-"""Without dropout this kernel has one stage: with two, Triton 3.7.1 and 3.8 set no fence between the copies to
-shared memory and a product. (With dropout they do, and one stage would spill.)"""
+ONE_STAGE = 100, "queries"
+"""(architecture, kernel) with a single stage where nothing is dropped: with two, Triton 3.7.1 and 3.8 set no fence
+between the copies to shared memory and a product. (With dropout they do, and one stage would spill.)"""
 
 
 def _entry(table: dict[int, Any], head_dim: int) -> Any:
@@ -93,12 +93,12 @@ def _short_options(dtype: torch.dtype, max_seqlen: int) -> dict[str, int]:
 
 def _options(name: str, capability: int, dtype: torch.dtype, head_dim: int, dropout_p: float) -> dict[str, int]:
     chosen = tile(name, capability, dtype, head_dim)
-    unfenced = (capability, name) == UNFENCED and rng.dropout_threshold(dropout_p) == 0
+    one_stage = (capability, name) == ONE_STAGE and rng.dropout_threshold(dropout_p) == 0
     return {
         "BLOCK_Q": chosen.queries,
         "BLOCK_J": chosen.keys,
         "num_warps": chosen.warps,
-        "num_stages": 1 if unfenced else chosen.stages,
+        "num_stages": 1 if one_stage else chosen.stages,
         **FUSED,
     }
 

@@ -145,8 +145,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dhidden_ME, dembedding_VE, dbias_V)."""
     if len(hidden_ME) == 0:
-        zeros = (tensor.new_zeros(tensor.shape) for tensor in (hidden_ME, embedding_VE, bias_V))
-        return tuple(zeros)  # type: ignore[return-value]
+        return tuple(t.new_zeros(t.shape) for t in (hidden_ME, embedding_VE, bias_V))  # type: ignore[return-value]
     dtype = embedding_VE.dtype
     grad_M, grad_max = grad_M.contiguous(), grad_M.abs().amax()
     operands = _operands(hidden_ME, embedding_VE, bias_V, target_M)

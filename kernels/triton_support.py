@@ -13,7 +13,6 @@ ELECTRA_TRITON=0 turns the kernels off; ELECTRA_TRITON=1 runs them on every kind
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import re
 import subprocess
@@ -71,13 +70,19 @@ def kind_problem(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the kernels are written for NVIDIA GPUs and untested on AMD's ({name})"
     architecture = f"{name}, sm_{capability[0]}{capability[1]}"
     in_half = dtype.is_floating_point and dtype.itemsize < 4
-    if in_half and capability[0] in TENSOR_MEMORY and importlib.import_module("triton").__version__ == UNFENCED:
+    if in_half and _leaves_out_fences(capability):
         return f"triton {UNFENCED} leaves out fences on this GPU ({architecture}): pip install triton==3.7.1"
     if capability < FP32_ONLY:
         return f"the kernels need a GPU of sm_{FP32_ONLY[0]}{FP32_ONLY[1]} or newer ({architecture})"
     if in_half and capability < TENSOR_CORES:
         return f"before sm_{TENSOR_CORES[0]}{TENSOR_CORES[1]} the kernels support fp32 only ({architecture})"
     return None
+
+
+def _leaves_out_fences(capability: tuple[int, int]) -> bool:
+    import triton
+
+    return capability[0] in TENSOR_MEMORY and triton.__version__ == UNFENCED
 
 
 def launch_problem(device: torch.device) -> str | None:
