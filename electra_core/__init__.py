@@ -53,6 +53,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
     from electra_core.conversion.convert_tf import convert_checkpoint
+    from electra_core.conversion.from_checkpoint import convert_run
     from electra_core.conversion.onnx_export import export
     from electra_core.downstream.choices import Choose
     from electra_core.downstream.classify import Classify, Regress
@@ -103,6 +104,7 @@ _HOME = {
     "Tag": "downstream.tagging",
     "choose_task": "downstream.named_tasks",
     "convert_checkpoint": "conversion.convert_tf",
+    "convert_run": "conversion.from_checkpoint",
     "export": "conversion.onnx_export",
     "register_task": "downstream.task_files",
 }
@@ -130,6 +132,7 @@ __all__ = [
     "UserError",
     "choose_task",
     "convert_checkpoint",
+    "convert_run",
     "export",
     "from_padded",
     "load_tokenizer",

@@ -69,6 +69,14 @@ class Checkpoint:
         Raises:
             UserError: the state belongs to another model or optimizer.
         """
+        tensors = self.restore_model(model)
+        try:
+            load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
+        except ValueError as error:
+            raise UserError(f"{self.path}: belongs to another optimizer ({error})") from None
+
+    def restore_model(self, model: nn.Module) -> dict[str, Tensor]:
+        """`restore` without an optimizer. Returns all tensors of the checkpoint."""
         tensors = load_file(self.path / "state.safetensors")
         model_state = _with_prefix(tensors, "model/")
         ours = dict(saved_tensors(model))
@@ -86,10 +94,7 @@ class Checkpoint:
                     raise UserError(f"{self.path}: {name} has shape {tuple(value.shape)}, "
                                     f"expected {tuple(tensor.shape)}")  # fmt: skip
                 tensor.copy_(placed_like(value, tensor))
-        try:
-            load_state_tensors(optimizer, _with_prefix(tensors, "optimizer/"))
-        except ValueError as error:
-            raise UserError(f"{self.path}: belongs to another optimizer ({error})") from None
+        return tensors
 
     def other_versions(self) -> list[str]:
         """Versions it was written with, where they differ from those installed: last bits may differ, too."""
@@ -239,15 +244,27 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[str] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
-            meta = read_record(path)
-            if path.name != folder_name(meta["step"]):
-                raise ValueError(f"it is of step {meta['step']}")
-            if meta["sha256"] != sha256_of(path / "state.safetensors"):
-                raise ValueError("the checksum does not match")
-            return Checkpoint(path, int(meta["step"]), meta), damaged
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged.append(f"{path}: damaged ({error}); trying the previous one")
+            return intact(path), damaged
+        except UserError as error:
+            damaged.append(f"{error}; trying the previous one")
     return None, damaged
+
+
+def intact(path: Path) -> Checkpoint:
+    """The checkpoint in a folder.
+
+    Raises:
+        UserError: its checksums do not match, it is incomplete, or of another step than its name says.
+    """
+    try:
+        meta = read_record(path)
+        if path.name != folder_name(meta["step"]):
+            raise ValueError(f"it is of step {meta['step']}")
+        if meta["sha256"] != sha256_of(path / "state.safetensors"):
+            raise ValueError("the checksum does not match")
+        return Checkpoint(path, int(meta["step"]), meta)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})") from None
 
 
 def _superfluous(folder: Path, step: int, keep: int) -> list[Path]:

@@ -20,7 +20,7 @@ import torch
 from electra_kernels.rng import fold
 from torch import Tensor, nn
 
-from electra_core.checkpoint import snapshot
+from electra_core.checkpoint import snapshot, versions
 from electra_core.electra import PretrainOutput
 from electra_core.execution.distributed import join_ranks
 from electra_core.execution.engine import static_steps
@@ -263,11 +263,13 @@ class _Course:
     def end(self, run: Path, reason: str | None) -> None:
         """Writes both models and how the run ended; all ranks must call it."""
         job, record = self.job, self.record
+        corpus = f"a corpus of {job.corpus.num_tokens:,} tokens (fingerprint `{job.corpus.fingerprint[:16]}`)"
         card = model_card(
-            job.encoder, job.config, job.corpus, self.step, self.meter.tokens, self.evaluation, self.learner.start
-        )
+            job.encoder, job.config, corpus, self.step, self.meter.tokens, self.evaluation, self.learner.start,
+            versions(),
+        )  # fmt: skip
         whole = _whole(job, self.learner.electra)
-        job.ranks.only_first(lambda: save_models(run, whole, job.corpus, card=card))
+        job.ranks.only_first(lambda: save_models(run, whole, job.corpus.tokenizer, card))
         job.ranks.together(record.writer.wait)
         record.state.end(self.step, reason)
         if reason is None and job.config.keep_checkpoints == 0:

@@ -35,6 +35,7 @@ hooks = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 
 SMALL = {
     "prepare": "--vocab-size 400 --heldout-fraction 0.1 --overwrite --quiet",
+    "convert": "",
     "pretrain": "--steps 2 --batch-size 2 --max-length 32 --num-hidden-layers 1 --generator-layers 1 "
     "--eval-examples 2 --quiet",
     "finetune": "--epochs 1 --max-length 16 --overwrite --quiet",

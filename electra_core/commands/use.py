@@ -254,13 +254,21 @@ def export(options: Namespace) -> None:
 
 def _convert_flags(commands: Any) -> None:
     command = add_command(
-        commands, convert, "convert the original's TensorFlow 1 checkpoints to model directories",
-        "electra convert --tf electra_small/ --out MODEL",
+        commands, convert, "convert a run's checkpoints, or the original's of TensorFlow 1, to model directories",
+        "electra convert --checkpoint RUN/checkpoints/step-00010000 --out MODELS",
+    )  # fmt: skip
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--checkpoint", metavar="FOLDER",
+        help="one of RUN/checkpoints, of `electra pretrain`; or RUN, for its newest. The run may be going on",
+    )  # fmt: skip
+    source.add_argument(
+        "--tf", metavar="CHECKPOINT",
+        help="prefix of the files of google-research/electra's, or their folder (checksums are not verified)",
     )  # fmt: skip
     command.add_argument(
-        "--tf", required=True, metavar="CHECKPOINT",
-        help="prefix of the checkpoint's files, or their folder (checksums are not verified)",
-    )  # fmt: skip
+        "--data", metavar="DATA", help="with --checkpoint, until RUN holds models: its corpus, for the tokenizer"
+    )
     command.add_argument("--out", required=True, metavar="DIR", help="folder for discriminator/ and generator/")
     command.add_argument("--num-heads", type=int, metavar="N",
                          help="attention heads (default: one per 64 of the hidden size)")  # fmt: skip
@@ -268,11 +276,18 @@ def _convert_flags(commands: Any) -> None:
 
 
 def convert(options: Namespace) -> None:
-    """TensorFlow 1 checkpoint -> model directories."""
+    """Checkpoint -> model directories."""
     from electra_core.conversion.convert_tf import convert_checkpoint
+    from electra_core.conversion.from_checkpoint import convert_run
 
-    lowercase = not options.cased
-    for path in convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase):
+    if options.tf is None:
+        refuse_idle(options, ("num_heads", "cased"), "with --checkpoint")
+        written = convert_run(options.checkpoint, options.out, data=options.data)
+    else:
+        refuse_idle(options, ("data",), "with --tf")
+        lowercase = not options.cased
+        written = convert_checkpoint(options.tf, options.out, num_heads=options.num_heads, lowercase=lowercase)
+    for path in written:
         print(f"wrote {path}")
 
 

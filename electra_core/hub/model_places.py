@@ -81,6 +81,8 @@ def hint_about(directory: Path) -> str:
     """What a folder without config.json may be, to follow a message; "" if nothing is known."""
     if (directory / "adapter_config.json").exists():
         return "; it holds an adapter (PEFT), to be merged into its model first: merge_and_unload, save_pretrained"
+    if (directory / "state.safetensors").exists() or any(directory.glob("checkpoints/step-*")):
+        return "; `electra convert --checkpoint` makes a model of a pre-training's checkpoint"
     if inner := [config.parent for config in directory.glob("*/config.json")]:
         return f"; {max(inner, key=_by_number)} may be meant"
     return ""

@@ -16,12 +16,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from electra_core.checkpoint import Checkpoint
 from electra_core.config import EncoderConfig, PretrainConfig, plain
@@ -37,7 +34,7 @@ from electra_core.model_dir import find_model, save_pretrained
 from electra_core.runs.checkpoint_files import checkpoint_folders, read_record
 from electra_core.runs.folder import FOLDERS, HALVES
 from electra_core.runs.state import FINISHED, read_state
-from electra_core.version import version
+from electra_core.tokenizer import Tokenizer
 
 log = logging.getLogger("electra_core")
 Pair = tuple[Path | str | None, Path | str | None]
@@ -235,39 +232,44 @@ def check_same_start(checkpoint: Checkpoint, start_from: Pair) -> None:
 
 
 def model_card(
-    encoder: EncoderConfig, config: PretrainConfig, corpus: Corpus, step: int, tokens: int,
-    evaluation: dict[str, float], start: dict[str, list[str]] | None,
+    encoder: EncoderConfig, config: PretrainConfig, corpus: str, step: int, tokens: int,
+    evaluation: dict[str, float], start: dict[str, list[str]] | None, made_with: dict[str, str],
 ) -> str:  # fmt: skip
-    """README.md of a model directory: where the weights come from; `start` is the run's `start_record`."""
+    """README.md of a model directory: where the weights come from.
+
+    Args:
+        corpus: what it was trained on, in words.
+        step, tokens: done so far.
+        evaluation: figures after that step, if there are any.
+        start: the run's `start_record`.
+        made_with: the versions that trained it (`checkpoint.versions`).
+    """
     pair = " and ".join(
         f"{name_in_card(name)} (weights `{digest[:16]}`)" for name, digest in (start or {}).values()
     )
     continued = f"Continued from {pair}; what follows counts this run only.\n\n" if pair else ""
     taken = f"{step:,} of {config.steps:,} steps"
     figures = "\n".join(f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in evaluation.items())
+    table = f"\n| held-out | value |\n|---|---|\n{figures}\n" if evaluation else ""
     return f"""---
 library_name: electra-core
 tags: [electra, replaced-token-detection]
 ---
-# ELECTRA `{config.model}`, pre-trained with electra-core {version()}
+# ELECTRA `{config.model}`, pre-trained with electra-core {made_with["electra-core"]}
 
 {continued}Objective `{config.objective}`, {taken} of {config.batch_size} x {config.max_length}
-tokens ({tokens:,} tokens in all), seed {config.seed}, on a corpus of {corpus.num_tokens:,} tokens
-(fingerprint `{corpus.fingerprint[:16]}`), vocabulary of {encoder.vocab_size:,}.
-torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}.
-
-| held-out | value |
-|---|---|
-{figures}
-"""
+tokens ({tokens:,} tokens in all), seed {config.seed}, on {corpus},
+vocabulary of {encoder.vocab_size:,}.
+torch {made_with["torch"]}, {made_with["machine"]}, Python {made_with["python"]}.
+{table}"""
 
 
-def save_models(run: Path, electra: Any, corpus: Corpus, card: str) -> None:
-    """Writes RUN/discriminator and RUN/generator as model directories."""
-    for kind in HALVES:
-        part = getattr(electra, kind, None)
-        if part is not None:
-            save_pretrained(part, run / kind, tokenizer=corpus.tokenizer, card=card)
+def save_models(folder: Path, electra: Any, tokenizer: Tokenizer, card: str) -> list[Path]:
+    """Writes FOLDER/discriminator and FOLDER/generator as model directories; returns those that there are."""
+    parts = {folder / kind: part for kind in HALVES if (part := getattr(electra, kind, None)) is not None}
+    for directory, part in parts.items():
+        save_pretrained(part, directory, tokenizer=tokenizer, card=card)
+    return list(parts)
 
 
 def write_config(
