@@ -94,6 +94,8 @@ class PretrainConfig:
     """Sequences per step, over all ranks and accumulation steps together."""
     max_length: int = 128
     """Maximum number of tokens per example, including [CLS] and [SEP]."""
+    one_segment_probability: float = 0.1
+    """Probability that an example is one segment, though there is text for two: [CLS] a [SEP] b [SEP]."""
     accumulate: int = 1
     """Parts in which each rank computes its share of the batch, to save memory; 0: as few as fit."""
     mask_fraction: float = 0.15
@@ -190,6 +192,10 @@ class PretrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
+        if not 0 <= self.one_segment_probability <= 1:
+            raise UserError(
+                f"one_segment_probability: expected a number from 0 to 1, got {self.one_segment_probability}"
+            )
         if not 0 < self.mask_fraction < 0.5:  # above, short examples have too few tokens to mask
             raise UserError(f"mask_fraction: expected a number between 0 and 0.5, got {self.mask_fraction}")
         if self.generator_hidden_size % self.generator_attention_heads:

@@ -23,7 +23,7 @@ from electra_kernels.rng import fold
 from electra_core.corpus import Corpus
 from electra_core.host_random import philox_words
 from electra_core.packing import TokenBatch, from_lengths
-from electra_core.pretraining.example_rules import MOST_SENTENCES, Example, collect
+from electra_core.pretraining.example_rules import MOST_SENTENCES, ONE_SEGMENT_PROBABILITY, Example, collect
 from electra_core.pretraining.permutation import mix, mix_all, permute, permute_all
 from electra_core.pretraining.planning import Plan, collect_all, ragged
 from electra_core.pretraining.slots import Slots, gather
@@ -43,10 +43,14 @@ class Examples:
         corpus: an opened split.
         max_length: maximum number of tokens per example, [CLS] and [SEP] included.
         seed: the run's seed.
+        one_segment_probability: of an example to be one segment, though there is text for two.
     """
 
-    def __init__(self, corpus: Corpus, max_length: int, seed: int):
+    def __init__(
+        self, corpus: Corpus, max_length: int, seed: int, one_segment_probability: float = ONE_SEGMENT_PROBABILITY
+    ):
         self.corpus, self.max_length, self.seed = corpus, max_length, seed
+        self.one_segment_probability = one_segment_probability
         self.shards = corpus.shards
         self.slots = Slots(self.shards, max_length)
 
@@ -59,7 +63,8 @@ class Examples:
         sentence, end = self.slots.sentences(slot, mix(document, fold(self.seed, epoch, _BORDERS)))
         stop = min(end, sentence + MOST_SENTENCES)
         borders = self.shards[slot.shard].sentences[sentence : stop + 1].astype(np.int64)
-        return collect(slot.shard, borders, self.max_length, _coins(self.seed, np.array([index]))[0])
+        coins = _coins(self.seed, np.array([index]))[0]
+        return collect(slot.shard, borders, self.max_length, coins, self.one_segment_probability)
 
     def plan(self, indices: Sequence[int] | np.ndarray) -> Plan:
         """Where the tokens of the examples `indices` lie; reads sentence borders, but no text."""
@@ -71,7 +76,8 @@ class Examples:
         sentences, ends = self.slots.ranges(slots, mix_all(documents, self._seeds(epochs, _BORDERS)))
         counts = np.minimum(ends - sentences, MOST_SENTENCES)
         borders = gather(self.shards, "sentences", slots.shard, sentences, MOST_SENTENCES + 1)
-        return collect_all(slots.shard, borders, counts, self.max_length, _coins(self.seed, indices))
+        coins = _coins(self.seed, indices)
+        return collect_all(slots.shard, borders, counts, self.max_length, coins, self.one_segment_probability)
 
     def batch(self, plan: Plan) -> TokenBatch:
         """The tokens of planned examples, packed."""

@@ -136,6 +136,9 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "pretrain: a device not known": (pretrain_with("--device", "mps"), "device mps: expected auto, cpu or cuda"),
     "pretrain: dropout": (pretrain_with("--hidden-dropout-prob", "1.5"), "hidden_dropout_prob: .* got 1.5"),
     "pretrain: one segment": (pretrain_with("--type-vocab-size", "1"), "type_vocab_size: expected at least 2.* 1"),
+    "pretrain: a share": (
+        pretrain_with("--one-segment-probability", "1.5"), "one_segment_probability: .* from 0 to 1, got 1.5",
+    ),
     "pretrain: generator's heads": (
         pretrain_with("--generator-attention-heads", "3"), "generator_attention_heads: expected .* got 3",
     ),

@@ -132,6 +132,18 @@ def test_batch_is_cls_first_sep_second_sep() -> None:
     assert {span.shard for example in planned for span in example.first} == {0, 1}
 
 
+def test_examples_of_one_segment_are_one_run_of_text() -> None:
+    """With a probability of 1: [CLS] text [SEP], as long as those of two segments; how often else, see above."""
+    corpus = make_corpus(random_documents(6, 80, seed=3))
+    one, two = (Examples(corpus, MAX_LENGTH, 4, probability) for probability in (1.0, 0.0))
+    for example in one.plan(range(400)):
+        words, second = words_of(example)
+        assert not second and words == list(range(words[0], words[0] + len(words)))
+    lengths = [examples.plan(range(400)).lengths for examples in (one, two)]
+    assert (lengths[0] >= MAX_LENGTH - 1).mean() > 0.9 * (lengths[1] >= MAX_LENGTH - 1).mean()
+    assert np.mean([bool(example.second) for example in two.plan(range(400))]) > 0.9
+
+
 def test_split_rules_one_by_one() -> None:
     """Worked by hand; 29 tokens aim at a first segment of 13."""
     a, b, c, d = (Span(0, *span) for span in ((0, 9), (9, 19), (19, 22), (22, 29)))

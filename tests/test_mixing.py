@@ -10,6 +10,7 @@ import pytest
 from small_runs import RUN, SIZES, one_thread  # noqa: F401
 
 from electra_core.cli import main
+from electra_core.config import PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError
 from electra_core.examples import Examples
@@ -45,7 +46,7 @@ def opened(folders: tuple[Path, Path], weights: list[float] | None = None) -> Mi
 
 
 def mixed(folders: tuple[Path, Path], weights: list[float] | None = None, seed: int = 0) -> MixedExamples:
-    examples = examples_of(opened(folders, weights), LENGTH, seed)
+    examples = examples_of(opened(folders, weights), PretrainConfig(max_length=LENGTH), seed)
     assert isinstance(examples, MixedExamples)
     return examples
 

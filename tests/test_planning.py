@@ -37,12 +37,19 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 @settings(max_examples=60)
-@given(DOCUMENTS, st.integers(1, 3), st.integers(8, 70), SEEDS, st.integers(0, 2**40))
+@given(
+    DOCUMENTS,
+    st.integers(1, 3),
+    st.integers(8, 70),
+    SEEDS,
+    st.integers(0, 2**40),
+    st.sampled_from([0.1, 0.6, 1.0]),
+)
 def test_a_plan_is_what_the_rules_say_one_by_one(
-    documents: list[list[int]], shards: int, max_length: int, seed: int, first: int
+    documents: list[list[int]], shards: int, max_length: int, seed: int, first: int, one_segment: float
 ) -> None:
     shards = min(shards, len(documents))
-    examples = Examples(make_corpus(documents, shards), max_length, seed)
+    examples = Examples(make_corpus(documents, shards), max_length, seed, one_segment)
     indices = range(first, first + 40)
     plan = examples.plan(indices)
     assert list(plan) == [examples.one(index) for index in indices]
@@ -94,6 +101,7 @@ def test_a_mixture_too(one: list[list[int]], other: list[list[int]], seed: int, 
     examples = MixedExamples(mixture, 32, seed)
     indices = [5, 0, 1024, 2**33, *range(100, 120)]
     assert list(examples.plan(indices)) == [examples.one(index) for index in indices]
+    assert not any(example.second for example in MixedExamples(mixture, 32, seed, 1.0).plan(indices))
 
 
 @settings(max_examples=40)

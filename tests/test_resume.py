@@ -259,6 +259,19 @@ def test_a_run_with_examples_cut_by_other_rules_cannot_go_on(
         train(data, run, resume=True)
 
 
+def test_a_setting_that_older_versions_did_not_have_was_as_its_default(base: Path) -> None:
+    newest, _ = newest_intact(base / "checkpoints")
+    assert newest is not None
+    now = newest.meta["identity"]
+    assert now["pretrain"]["one_segment_probability"] == PretrainConfig().one_segment_probability
+    before = now["pretrain"].copy()
+    del before["one_segment_probability"]
+    older = replace(newest, meta={"identity": now | {"pretrain": before}})
+    run_folder.check_identity(older, now)
+    with pytest.raises(UserError, match=r"one_segment_probability was 0\.1, is now 1\.0"):
+        run_folder.check_identity(older, now | {"pretrain": before | {"one_segment_probability": 1.0}})
+
+
 def test_a_fine_tuning_is_not_resumed_as_a_pre_training(data: Path, base: Path, tmp_path: Path) -> None:
     run = stop_at(tmp_path / "run", base, 4)
     newest, _ = newest_intact(run / "checkpoints")

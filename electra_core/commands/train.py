@@ -49,7 +49,9 @@ PRETRAIN_GROUPS = {
         "objective", "mask_fraction", "generator_weight", "discriminator_weight", "temperature",
         "disallow_correct", "uniform_generator", "tying",
     ),
-    "length of training and batches": ("steps", "batch_size", "max_length", "accumulate", "seed"),
+    "length of training and batches": (
+        "steps", "batch_size", "max_length", "one_segment_probability", "accumulate", "seed",
+    ),
     "optimizer": (
         "optimizer", "learning_rate", "muon_learning_rate", "warmup_steps", "weight_decay", "adam_beta1",
         "adam_beta2", "adam_epsilon", "clip_norm",

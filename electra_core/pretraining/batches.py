@@ -39,7 +39,7 @@ class Batches:
         self, corpus: Corpus, config: PretrainConfig, device: torch.device, rank: int = 0, world_size: int = 1,
         mask: MaskFunction = mask,
     ):  # fmt: skip
-        self.examples = examples_of(corpus, config.max_length, config.seed)
+        self.examples = examples_of(corpus, config, config.seed)
         self.config, self.device = config, device
         self.rank, self.world_size, self.mask = rank, world_size, mask
         self._ahead: tuple[int, Any] = (-1, None)

@@ -63,7 +63,7 @@ def evaluate(
     Each of `ranks` takes a contiguous part of the batches. All get the same figures, those of a single process.
     """
     electra.eval()
-    ranks, examples = ranks or Ranks(), examples_of(heldout, config.max_length, HELDOUT_SEED)
+    ranks, examples = ranks or Ranks(), examples_of(heldout, config, HELDOUT_SEED)
     starts = range(0, config.eval_examples, BATCH_SIZE)
     each = -(-len(starts) // ranks.size)
 

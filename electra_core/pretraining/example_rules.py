@@ -2,7 +2,8 @@
 
 - sentences are collected until they reach the target length, or the slot's document ends;
 - the target is `max_length`, or with probability 0.05 uniform in [5, max_length];
-- with probability 0.1 everything is one segment, else the first segment aims at (target - 3) // 2;
+- with probability 0.1 (`PretrainConfig.one_segment_probability`) everything is one segment, else the first segment
+  aims at (target - 3) // 2;
 - `[CLS] first [SEP] second [SEP]`, each segment cut to what fits.
 
 This file is the readable form, which tests compare with; training runs `planning.py`, which does the same for a
@@ -48,7 +49,10 @@ class Example(NamedTuple):
         return first + 2 + (second + 1 if second else 0)
 
 
-def collect(shard: int, borders: np.ndarray, max_length: int, coins: np.ndarray) -> Example:
+def collect(
+    shard: int, borders: np.ndarray, max_length: int, coins: np.ndarray,
+    one_segment_probability: float = ONE_SEGMENT_PROBABILITY,
+) -> Example:  # fmt: skip
     """The example that begins with a given sentence.
 
     Args:
@@ -63,7 +67,7 @@ def collect(shard: int, borders: np.ndarray, max_length: int, coins: np.ndarray)
         target = SHORTEST_TARGET + int(coins[1] * (max_length - SHORTEST_TARGET + 1))
     count = int(np.searchsorted(borders - borders[0], target))  # sentences until the target is reached
     sentences = [Span(shard, b, e) for b, e in zip(borders[:count].tolist(), borders[1 : count + 1].tolist())]
-    one_segment = len(sentences) == 1 or coins[2] < ONE_SEGMENT_PROBABILITY
+    one_segment = len(sentences) == 1 or coins[2] < one_segment_probability
     first, second = split_segments(sentences, target, one_segment, coins[3:])
     first = cut(first, max_length - 2)
     return Example(first, cut(second, max_length - _length(first) - 3))

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from electra_kernels.rng import fold
 
-from electra_core.config import LARGEST
+from electra_core.config import LARGEST, PretrainConfig
 from electra_core.corpus import Corpus
 from electra_core.errors import UserError, option
 from electra_core.examples import Example, Examples, Plan
 from electra_core.files.json_files import digest_of
+from electra_core.pretraining.example_rules import ONE_SEGMENT_PROBABILITY
 from electra_core.pretraining.permutation import permute_all
 from electra_core.tokenizer import Tokenizer
 
@@ -102,10 +103,16 @@ def apportion(weights: Sequence[float], corpora: Sequence[Corpus]) -> list[int]:
 class MixedExamples(Examples):
     """`Examples` of a mixture."""
 
-    def __init__(self, mixture: Mixture, max_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        max_length: int,
+        seed: int,
+        one_segment_probability: float = ONE_SEGMENT_PROBABILITY,
+    ) -> None:
         self.corpus, self.max_length, self.seed, self.shards = mixture, max_length, seed, mixture.shards
         self._examples = [
-            Examples(corpus, max_length, fold(seed, number, _CORPUS))
+            Examples(corpus, max_length, fold(seed, number, _CORPUS), one_segment_probability)
             for number, corpus in enumerate(mixture.corpora)
         ]
         self._ends = np.cumsum(mixture.counts)
@@ -144,10 +151,11 @@ class MixedExamples(Examples):
         return corpora, blocks * counts + insides - (self._ends[corpora] - counts)
 
 
-def examples_of(corpus: Corpus, max_length: int, seed: int) -> Examples:
+def examples_of(corpus: Corpus, config: PretrainConfig, seed: int) -> Examples:
     """The examples of a corpus or of a mixture."""
     corpus.read_at_random()
-    return (MixedExamples if isinstance(corpus, Mixture) else Examples)(corpus, max_length, seed)  # type: ignore[arg-type]
+    rules = config.max_length, seed, config.one_segment_probability
+    return MixedExamples(corpus, *rules) if isinstance(corpus, Mixture) else Examples(corpus, *rules)
 
 
 def open_data(

@@ -98,8 +98,9 @@ class Plan(Sequence[Example]):
 
 
 def collect_all(
-    shards_N: np.ndarray, borders_NJ: np.ndarray, counts_N: np.ndarray, max_length: int, coins_NJ: np.ndarray
-) -> Plan:
+    shards_N: np.ndarray, borders_NJ: np.ndarray, counts_N: np.ndarray, max_length: int, coins_NJ: np.ndarray,
+    one_segment_probability: float = ONE_SEGMENT_PROBABILITY,
+) -> Plan:  # fmt: skip
     """`example_rules.collect` for every row.
 
     Args:
@@ -116,7 +117,7 @@ def collect_all(
     most = int(counts_N.max(initial=0))
     begins_NJ, lengths_NJ = borders_NJ[:, :most], np.diff(borders_NJ[:, : most + 1])
     is_there_NJ = np.arange(most) < counts_N[:, None]
-    one_segment_N = (counts_N == 1) | (coins_NJ[:, 2] < ONE_SEGMENT_PROBABILITY)
+    one_segment_N = (counts_N == 1) | (coins_NJ[:, 2] < one_segment_probability)
     first_targets_N = np.where(one_segment_N, UNREACHABLE, (targets_N - 3) // 2)
     in_first_NJ = _split_all(lengths_NJ, is_there_NJ, first_targets_N, coins_NJ[:, 3:])
 

@@ -175,12 +175,16 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 
 
 def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """The settings that differ, in words."""
+    """The settings that differ, in words. One that older versions did not have was as its default is now."""
+    before = {
+        "pretrain": dataclasses.asdict(PretrainConfig()),
+        "discriminator": dataclasses.asdict(EncoderConfig()),
+    }
     return [
-        f"{name} was {saved[table].get(name)!r}, is now {value!r}"
+        f"{name} was {was!r}, is now {value!r}"
         for table in ("pretrain", "discriminator")
         for name, value in identity[table].items()
-        if saved[table].get(name) != value
+        if (was := saved[table].get(name, before[table].get(name))) != value
     ]
 
 

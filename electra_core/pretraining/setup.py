@@ -206,9 +206,10 @@ def resolve_config(
 
 def _check_fit(encoder: EncoderConfig, config: PretrainConfig) -> None:
     """Raises UserError on a discriminator that cannot be pre-trained with this configuration."""
-    if encoder.type_vocab_size < 2:
+    if encoder.type_vocab_size < 2 and config.one_segment_probability < 1:
         raise UserError(
-            f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size}"
+            f"type_vocab_size: expected at least 2, as examples have two segments, got {encoder.type_vocab_size} "
+            f"(with {option('one_segment_probability', 1)} they have one)"
         )
     if encoder.initializer_range == 0:
         raise UserError("initializer_range: expected a number above 0, got 0.0: weights that are all 0 stay equal")
