@@ -118,6 +118,7 @@ BY_NAME = {benchmark.name: benchmark for benchmark in CATALOGUE}
 
 OTHERS = {
     "adapting": "Continuing from a pair on other text: peak rates and warm-ups",
+    "probing": "What frozen models know of two texts, layer by layer",
     "step_small": "A step of ELECTRA-Small by its stages",
     "tiny_tasks_mlm": "The tasks of a masked LM of the shipped model's size and FLOPs",
     "tiny_tasks": "The shipped model's tasks, beside a random start",

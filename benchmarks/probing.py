@@ -68,7 +68,7 @@ class States(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Probe every model, write the JSON, print its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny", "random"], metavar="[NAME=]MODEL",
+    parser.add_argument("--models", nargs="+", default=["tiny", "random"], metavar="[NAME[@STEP]=]MODEL",
                         help='model directories; "random": the first one\'s sizes, new weights')  # fmt: skip
     parser.add_argument("--train-pairs", type=int, default=3000)
     parser.add_argument("--dev-pairs", type=int, default=1500)
@@ -86,8 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
         files = [
             read(data, *part, tokenizer) for part in (("train", options.train_pairs), ("dev", options.dev_pairs))
         ]
+        called, _, step = (name or model).partition("@")
+        after = {"step": int(step)} if step else {}
         for row in probed(encoder, tokenizer, *files):
-            rows.append({"model": name or model} | row)
+            rows.append({"model": called} | after | row)
             print(*(f"{key} {value}" for key, value in rows[-1].items()))
     record = {"environment": environment(torch.device("cpu")), "rows": rows}
     replace_text(options.out, json.dumps(record, indent=1) + "\n")

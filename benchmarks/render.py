@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import catalogue, render_about, render_compare, render_learning, render_speed, svg
+from benchmarks import catalogue, render_about, render_compare, render_learning, render_probing, render_speed, svg
 from benchmarks.catalogue import CATALOGUE, RESULTS, is_baseline
 from benchmarks.render_about import (
     Report,
@@ -290,6 +290,13 @@ def adapting(path: Path, rows: list[Report]) -> Section:
     return titled(path, rows, [*render_learning.adapted(rows), *_notes(path)]), {}
 
 
+def probes(path: Path, report: Report) -> Section:
+    """What frozen states tell (`probing`), with their notes."""
+    rows = report["rows"]
+    lines = [*render_probing.tables(rows), *_notes(path)]
+    return titled(path, report, lines), render_probing.figures(path.stem, rows)
+
+
 def _notes(path: Path) -> list[str]:
     """What is written by hand about a result, if anything."""
     notes = path.with_suffix(".notes.md")
@@ -304,18 +311,20 @@ def _has(*keys: str) -> Callable[[Any], bool]:
     return lambda report: isinstance(report, dict) and all(key in report for key in keys)
 
 
-def _has_task_rows(report: Any) -> bool:
-    rows = report.get("rows") if isinstance(report, dict) else None
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and {"task", "seeds"} <= row.keys() for row in rows
-    )
+def _has_rows(*keys: str) -> Callable[[Any], bool]:
+    def fits(report: Any) -> bool:
+        rows = report.get("rows") if isinstance(report, dict) else None
+        return isinstance(rows, list) and all(isinstance(row, dict) and {*keys} <= row.keys() for row in rows)
+
+    return fits
 
 
 FORMATS: Iterable[tuple[Callable[[Any], bool], Callable[[Path, Any], Section]]] = (
     (_has("comparisons", "environment"), comparisons),
     (_has("ceilings", "results"), kernels),
     (_has("workloads", "results"), finetuning),
-    (_has_task_rows, tasks),
+    (_has_rows("task", "seeds"), tasks),
+    (_has_rows("layer", "repeated"), probes),
     (_has("ways", "plan"), inputs),
     (_has_kind("throughput", "split"), sweep),
     (_has_kind("adapting"), adapting),

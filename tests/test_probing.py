@@ -10,7 +10,7 @@ import pytest
 import torch
 from reading import write_lines
 
-from benchmarks import probing
+from benchmarks import probing, render, render_probing
 from electra_core.config import EncoderConfig
 from electra_core.encoder import Encoder
 from electra_core.labelled_data.features import Features
@@ -129,3 +129,17 @@ def test_random_has_the_first_model_s_sizes() -> None:
     assert random.layers[0].intermediate.weight.std().item() == pytest.approx(
         0.02 * 0.88, rel=0.05
     )  # cut at two deviations
+
+
+def test_the_page_has_a_table_for_each_probe(tmp_path: Path) -> None:
+    rows = [
+        {"model": name, "step": step, "layer": layer, "repeated": 50.0 + layer, "similarity": value + layer,
+         "attention": 3.0 if layer else None}
+        for name, value in (("electra", 20.0), ("mlm", 10.0)) for step in (2000, 4000) for layer in range(2)
+    ]  # fmt: skip
+    text = "\n".join(render_probing.tables(rows))
+    assert "| electra, 2,000 steps | 20.0 | 21.0 |" in text and "| mlm, 4,000 steps |  | 3.0 |" in text
+    assert text.count("| model | embeddings | layer 1 |") == 3
+    [(name, figure)] = render_probing.figures("probing_training", rows).items()
+    assert name == "probing_training.svg" and "over training" in figure and ">electra</text>" in figure
+    assert next(made for fits, made in render.FORMATS if fits({"rows": rows})) is render.probes
