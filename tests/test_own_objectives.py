@@ -27,7 +27,7 @@ from electra_core.execution.static_batch import Shapes
 from electra_core.objectives import MaskedLM, build_objective, register
 from electra_core.packing import pack
 from electra_core.pretraining.batches import Batches
-from electra_core.pretraining.evaluation import TAKEN, evaluate, heldout_loss
+from electra_core.pretraining.evaluation import BATCH_SIZE, TAKEN, evaluate, heldout_loss
 from electra_core.pretraining.setup import resolve_config
 from electra_core.runs.checkpoint_files import read_record
 from electra_core.runs.metrics_log import read_metrics
@@ -349,3 +349,21 @@ def test_the_command_line_says_that_it_does_not_know_it(
     assert "got 'contrastive'; an objective of one's own exists only in the program that registers it" in said
     assert said.count("\n") == 1 and all(name in said for name in OBJECTIVES)
     assert main(["status", str(whole)]) == 0
+
+
+def test_an_evaluation_needs_the_same_names_in_every_batch(data: Path) -> None:
+    class Losing(Electra):
+        objective, calls = "losing", 0
+
+        def forward(self, batch: Any, seed: Any) -> Any:
+            Losing.calls += 1
+            return replace(
+                super().forward(batch, seed), more={"mine": torch.tensor(1.0)} if Losing.calls < 2 else {}
+            )
+
+    register(Losing)
+    changes = OWN | {"objective": "losing", "eval_examples": BATCH_SIZE + 1}
+    encoder, config = resolve_config("tiny", RUN | changes, SIZES, Corpus.open(data))
+    said = r"PretrainOutput\.more: expected the same names in every batch, got \['mine'\] and \[\]"
+    with pytest.raises(ValueError, match=said):
+        evaluate(Losing(encoder, config), Corpus.open(data, "heldout"), config, torch.device("cpu"), nullcontext())

@@ -75,12 +75,20 @@ def evaluate(
         batch = mask(tokens, indices, heldout.tokenizer, config, HELDOUT_SEED).to(device)
         return _outcome(electra, batch, config, HELDOUT_SEED + first, autocast)
 
+    def all_computed() -> list[Outcome]:
+        found = [computed(turn) for turn in turns]
+        for outcome in found:
+            if outcome.more != found[0].more:
+                got = f"{found[0].more} and {outcome.more}"
+                raise ValueError(f"PretrainOutput.more: expected the same names in every batch, got {got}")
+        return found
+
     turns = range(ranks.rank * each, (ranks.rank + 1) * each)
     if hasattr(electra, "reshard"):
-        found = [computed(turn) for turn in turns]
+        found = all_computed()
         electra.reshard()  # type: ignore[operator]  # FSDP keeps embeddings and heads whole for a backward pass
     else:
-        found = ranks.together(lambda: [computed(turn) for turn in turns])
+        found = ranks.together(all_computed)
     mine = [outcome for turn, outcome in zip(turns, found) if turn < len(starts)]
     return _figures(mine, electra, config, ranks, found[-1].more)
 
