@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from electra_core.cli import main
+from electra_core.config import PRESETS
+from electra_core.files.toml_files import to_toml
 from electra_core.reports.status_views import shown
 from electra_core.runs import status
 from electra_core.runs.metrics_log import MetricsLog
@@ -143,3 +146,29 @@ def test_status_where_nothing_can_be_written(
         capsys.readouterr().err
         == f"electra status: {flag} {file}: cannot be written (No such file or directory)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "compared"),
+    [
+        ({}, {}, True),
+        ({"steps": 300, "learning_rate": 1e-4, "seed": 7}, {"hidden_dropout_prob": 0.1}, True),
+        ({"objective": "mlm"}, {}, False),
+        ({"generator_hidden_size": 64, "generator_intermediate_size": 256}, {}, False),
+        ({}, {"vocab_size": 30_522}, False),
+        ({}, {"num_hidden_layers": 6}, False),
+        ({"model": "small"}, {}, False),
+        ({"model": "mine"}, {}, False),
+    ],
+)
+def test_the_preset_s_curve_is_for_runs_like_it(
+    tmp_path: Path, changes: dict, sizes: dict, compared: bool
+) -> None:
+    """A masked LM's loss says nothing beside that of ELECTRA's narrow generator."""
+    run, tiny = make_run(tmp_path / "run", 5.0), PRESETS["tiny"]
+    tables = {"pretrain": asdict(tiny.pretrain) | changes, "discriminator": asdict(tiny.discriminator) | sizes}
+    (run / "config.toml").write_text("".join(f"[{name}]\n{to_toml(table)}" for name, table in tables.items()))
+    (found,) = status.find_runs([run])
+    curve = status.reference_curve(None, found)
+    assert (curve is not None) == compared and (curve is None or curve[0] == "reference (tiny)")
+    assert status.reference_curve(str(run), found) is not None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from electra_core.config import PRESETS
+from electra_core.config import GENERATOR_SIZES, PRESETS, SIZES
 from electra_core.errors import UserError
 from electra_core.files.json_files import read_json
 from electra_core.files.toml_files import read_table
@@ -168,7 +168,8 @@ def reference_curve(source: str | None, run: Status) -> tuple[str, list[Row]] | 
 
     Args:
         source: a metrics.jsonl, a JSON file with "rows", or a run's folder; None: the curve that comes with the
-            program for the run's preset, if there is one; "none": no curve.
+            program for the run's preset, if there is one and the run has the preset's objective, vocabulary and
+            sizes; "none": no curve.
 
     Raises:
         UserError: `source` is none of these.
@@ -261,12 +262,21 @@ def _rows_of(path: Path) -> list[Row]:
 
 
 def _preset(run: Path) -> str | None:
-    """The preset that a run's config.toml names."""
+    """The preset that a run's config.toml names, if the run has its objective and sizes: others' losses differ by
+    nature, as that of a masked LM from that of ELECTRA's narrow generator."""
     try:
-        name = read_table(run / "config.toml", "pretrain").get("model")
+        settings, encoder = (read_table(run / "config.toml", name) for name in ("pretrain", "discriminator"))
     except UserError:
         return None
-    return name if isinstance(name, str) and name in PRESETS else None
+    name = settings.get("model")
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    if preset is None:
+        return None
+    alike = ("objective", *GENERATOR_SIZES.values())
+    same = all(settings.get(key) == getattr(preset.pretrain, key) for key in alike) and all(
+        encoder.get(key) == getattr(preset.discriminator, key) for key in SIZES
+    )
+    return name if same else None
 
 
 def plain_name(name: str) -> str:
