@@ -11,6 +11,8 @@ probes are fitted on the training file and judged on the dev file. For every lay
   higher value; knowing nothing is 50.
 - `similarity`: do the states tell how similar the texts are? Pearson correlation, in %, of the people's judgements
   with a probe of the mean of all tokens' states.
+- `verdict`, of a discriminator's last layer: are repeated words more original to it? AUC in %, as for `repeated`,
+  of its own judgement of every token.
 - `attention`, of the layer that makes the output: how many times as much attention a token pays to its own word in
   the other text as to another token there, in the head in which that is most; 1 if it makes no difference.
 """
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from benchmarks.harness import environment, replace_text
 from electra_core.downstream.named_tasks import choose_task, find_task
+from electra_core.electra import DiscriminatorPredictions
 from electra_core.encoder import Encoder
 from electra_core.finetuning.model import RANDOM_START_RANGE
 from electra_core.hub.model_places import find_model
@@ -39,12 +42,14 @@ from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import Features
 from electra_core.labelled_data.labelled import BadRows
 from electra_core.metrics import roc_auc
-from electra_core.model_dir import load
+from electra_core.model_dir import load, load_config, load_discriminator
 from electra_core.packing import TokenBatch
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
+HUB_NAME = "ElectraForPreTraining"
+"""What config.json calls a discriminator."""
 RIDGE = 0.01
 """Penalty of the probes, per example, for states of mean 0 and variance 1."""
 PAIRS_PER_BATCH = 50
@@ -88,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         called, _, step = (name or model).partition("@")
         after = {"step": int(step)} if step else {}
-        for row in probed(encoder, tokenizer, *files):
+        head = None if model == "random" else detection_head(model)
+        for row in probed(encoder, head, tokenizer, *files):
             rows.append({"model": called} | after | row)
             print(*(f"{key} {value}" for key, value in rows[-1].items()))
     record = {"environment": environment(torch.device("cpu")), "rows": rows}
@@ -98,6 +104,14 @@ def main(arguments: list[str] | None = None) -> None:
 def load_encoder(model: str) -> Encoder:
     """The encoder of any model directory, whatever its head."""
     return load(SequenceClassifier, model, head_may_be_new=True).encoder
+
+
+def detection_head(model: str) -> DiscriminatorPredictions | None:
+    """A discriminator's head; None of another model."""
+    _, config = load_config(find_model(model))
+    if config.get("architectures") != [HUB_NAME]:
+        return None
+    return load_discriminator(model).discriminator_predictions
 
 
 def random_encoder(model: str) -> Encoder:
@@ -117,17 +131,22 @@ def read(folder: Path, split: str, count: int, tokenizer: Tokenizer) -> Features
     return task.fitted(examples).encode(examples, tokenizer)
 
 
-def probed(encoder: Encoder, tokenizer: Tokenizer, train: Features, dev: Features) -> Iterator[dict[str, Any]]:
+def probed(
+    encoder: Encoder, head: DiscriminatorPredictions | None, tokenizer: Tokenizer, train: Features, dev: Features
+) -> Iterator[dict[str, Any]]:
     """The figures of every layer."""
     fitted, judged = states_of(encoder, tokenizer, train), states_of(encoder, tokenizer, dev)
-    for layer in range(len(fitted.tokens_LWD)):
+    last = len(encoder.layers)
+    for layer in range(last + 1):
         similarity = probe(fitted.means_LPD[layer], np.asarray(train.targets), judged.means_LPD[layer])
-        yield {
+        row = {
             "layer": layer,
-            "repeated": round(100 * repeated_words(fitted, judged, layer), 1),
-            "similarity": round(100 * float(np.corrcoef(similarity, np.asarray(dev.targets))[0, 1]), 1),
-            "attention": round(float(judged.attention_LH[layer].max()), 1) if layer else None,
+            "repeated": 100 * repeated_words(fitted, judged, layer),
+            "similarity": 100 * float(np.corrcoef(similarity, np.asarray(dev.targets))[0, 1]),
+            "verdict": 100 * verdict(judged, head) if head is not None and layer == last else None,
+            "attention": float(judged.attention_LH[layer].max()) if layer else None,
         }
+        yield {name: value if value is None else round(value, 1) for name, value in row.items()}
 
 
 def repeated_words(fitted: States, judged: States, layer: int) -> float:
@@ -136,12 +155,24 @@ def repeated_words(fitted: States, judged: States, layer: int) -> float:
     values, targets = fitted.tokens_LWD[layer][even_W], fitted.repeated_W[even_W].astype(np.float64)
     words = fitted.words_W[even_W]
     scores = probe(_less_mean(values, words), _less_mean(targets, words), judged.tokens_LWD[layer][odd_W])
+    return auc_within_words(judged.words_W[odd_W], judged.repeated_W[odd_W], scores)
+
+
+def verdict(states: States, head: DiscriminatorPredictions) -> float:
+    """AUC of a discriminator's verdict that a token is original, as if it were one that its word is repeated."""
+    with torch.no_grad():
+        replaced_W = head(torch.from_numpy(states.tokens_LWD[-1]).float()).numpy()
+    return auc_within_words(states.words_W, states.repeated_W, -replaced_W)
+
+
+def auc_within_words(words_W: np.ndarray, truth_W: np.ndarray, scores_W: np.ndarray) -> float:
+    """Of a true and a false token of the same word, how often the true one has the higher score."""
     right = pairs = 0.0
-    for mine in _groups(judged.words_W[odd_W]):
-        truth = judged.repeated_W[odd_W][mine]
+    for mine in _groups(words_W):
+        truth = truth_W[mine]
         weight = float(truth.sum() * (~truth).sum())
         if weight:
-            right, pairs = right + weight * roc_auc(truth, scores[mine]), pairs + weight
+            right, pairs = right + weight * roc_auc(truth, scores_W[mine]), pairs + weight
     return right / pairs
 
 

@@ -11,21 +11,23 @@ Row = dict[str, Any]
 PROBES = {
     "similarity": "How similar two texts are, by a probe of their mean state (Pearson, %)",
     "repeated": "Whether a token's word is in the other text, too (AUC, %; 50: nothing is known)",
+    "verdict": "Whether a discriminator finds repeated words more original than the same word elsewhere (AUC, %)",
     "attention": "Attention to the same word in the other text / to another one there (the head with most)",
 }
 """Figure of a row -> what it says."""
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """A table for each probe: models by layers."""
-    layers = sorted({row["layer"] for row in rows})
+    """A table for each probe: models by those layers that have figures."""
     lines = []
     for probe, title in PROBES.items():
-        lines += [f"{title}:", "", "| model | embeddings |" + "".join(f" layer {n} |" for n in layers[1:])]
-        lines.append("|---" * (1 + len(layers)) + "|")
+        layers = sorted({row["layer"] for row in rows if row.get(probe) is not None})
+        heads = ("embeddings" if layer == 0 else f"layer {layer}" for layer in layers)
+        lines += [f"{title}:", "", f"| model | {' | '.join(heads)} |", "|---" * (1 + len(layers)) + "|"]
         for name, found in _models(rows).items():
-            cells = ("" if found[layer][probe] is None else f"{found[layer][probe]:.1f}" for layer in layers)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            values = [found[layer].get(probe) for layer in layers]
+            if any(value is not None for value in values):
+                lines.append(f"| {name} | {' | '.join('' if v is None else f'{v:.1f}' for v in values)} |")
         lines.append("")
     return lines[:-1]
 

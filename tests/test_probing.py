@@ -12,6 +12,7 @@ from reading import write_lines
 
 from benchmarks import probing, render, render_probing
 from electra_core.config import EncoderConfig
+from electra_core.electra import DiscriminatorPredictions
 from electra_core.encoder import Encoder
 from electra_core.labelled_data.features import Features
 from electra_core.model_dir import load_discriminator
@@ -45,6 +46,18 @@ def test_a_repeated_word_is_found_if_its_state_tells() -> None:
 def test_a_frequent_word_alone_tells_nothing() -> None:
     """The words' vectors say how often each is repeated, but tokens are compared with those of the same word."""
     assert probing.repeated_words(states(0.0, 0), states(0.0, 1), 0) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_verdict_is_the_discriminator_s_own() -> None:
+    head = DiscriminatorPredictions(EncoderConfig(hidden_size=8, num_attention_heads=1, embedding_size=8))
+    for judged, expected in ((states(1.0, 0), 1.0), (states(0.0, 0), 0.5)):
+        with torch.no_grad():
+            head.dense.weight.copy_(torch.ones(8, 8))
+            head.dense.bias.fill_(100.0)  # GELU changes nothing
+            head.dense_prediction.weight.fill_(-1.0)
+        own = judged.tokens_LWD[-1].sum(1)
+        assert probing.verdict(judged, head) == probing.auc_within_words(judged.words_W, judged.repeated_W, own)
+        assert probing.verdict(judged, head) == pytest.approx(expected, abs=0.15)
 
 
 def test_a_probe_is_ridge_regression() -> None:
@@ -134,12 +147,14 @@ def test_random_has_the_first_model_s_sizes() -> None:
 def test_the_page_has_a_table_for_each_probe(tmp_path: Path) -> None:
     rows = [
         {"model": name, "step": step, "layer": layer, "repeated": 50.0 + layer, "similarity": value + layer,
-         "attention": 3.0 if layer else None}
+         "verdict": value + 40 if layer and name == "electra" else None, "attention": 3.0 if layer else None}
         for name, value in (("electra", 20.0), ("mlm", 10.0)) for step in (2000, 4000) for layer in range(2)
     ]  # fmt: skip
     text = "\n".join(render_probing.tables(rows))
-    assert "| electra, 2,000 steps | 20.0 | 21.0 |" in text and "| mlm, 4,000 steps |  | 3.0 |" in text
-    assert text.count("| model | embeddings | layer 1 |") == 3
+    assert "| model | embeddings | layer 1 |" in text and "| electra, 2,000 steps | 20.0 | 21.0 |" in text
+    verdicts, attention = text.split("| model | layer 1 |")[1:]
+    assert "| electra, 4,000 steps | 60.0 |" in verdicts and "mlm" not in verdicts
+    assert "| mlm, 4,000 steps | 3.0 |" in attention
     [(name, figure)] = render_probing.figures("probing_training", rows).items()
     assert name == "probing_training.svg" and "over training" in figure and ">electra</text>" in figure
     assert next(made for fits, made in render.FORMATS if fits({"rows": rows})) is render.probes
