@@ -121,6 +121,7 @@ OTHERS = {
     "probing": "What frozen models know of two texts, layer by layer",
     "step_small": "A step of ELECTRA-Small by its stages",
     "tiny_tasks_mlm": "The tasks of a masked LM of the shipped model's size and FLOPs",
+    "tiny_tasks_again": "The tasks of a second ELECTRA, made like the shipped one from another seed",
     "tiny_tasks": "The shipped model's tasks, beside a random start",
 }
 """Prefix of a result's name -> what it is about, for programs not in the catalogue; the first one counts."""

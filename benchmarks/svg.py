@@ -64,7 +64,7 @@ def curves(
     x0, x1 = (scale(xs[0]), scale(xs[-1])) if log_x else (min(0.0, xs[0]), xs[-1] or 1.0)
     y0, y1 = 0.0 if from_zero else min(y for _, y in points), max(y for _, y in points)
     pad = 0.08 * (y1 - y0) or 0.05
-    y0, y1 = y0 if from_zero else y0 - pad, y1 + pad
+    y0, y1 = (y0, _rounded_up(y1)) if from_zero else (y0 - pad, y1 + pad)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + width * (scale(x) - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)
@@ -98,6 +98,14 @@ def _curve(curve: Curve, tone: int, at) -> list[str]:  # type: ignore[no-untyped
         parts.append(f'<path d="M{cx:.1f} {low:.1f}V{high:.1f}" stroke="var(--t{tone})"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="var(--t{tone})"/>')
     return parts
+
+
+def _rounded_up(value: float) -> float:
+    """The next number whose quarters are short."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(top for factor in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if (top := factor * power) >= value)
 
 
 def _width(words: str) -> int:
