@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_runs import base, data, one_thread, stop_at, train  # noqa: F401
 
 from electra_core import Discriminator, UserError, convert_run, load_tokenizer
-from electra_core.checkpoint import save_checkpoint
+from electra_core.checkpoint import Checkpoint, save_checkpoint
 from electra_core.cli import main
 from electra_core.runs.checkpoint_files import folder_name
 
@@ -80,6 +80,27 @@ def test_what_is_no_checkpoint_is_refused(base, tmp_path):
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no checkpoint"):
         convert_run(tmp_path / "empty", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_run_s_own_models_are_not_replaced(base, tmp_path):
+    with pytest.raises(UserError, match="is the run's own folder"):
+        convert_run(checkpoint(base, 4), base)
+    for kind in ("discriminator", "generator"):
+        assert "8 of 8 steps" in (base / kind / "README.md").read_text()
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile(base, tmp_path, monkeypatch):
+    run = stop_at(tmp_path / "run", base, 8)
+    whole = Checkpoint.restore_model
+
+    def late(self, model):
+        shutil.rmtree(self.path)
+        return whole(self, model)
+
+    monkeypatch.setattr(Checkpoint, "restore_model", late)
+    with pytest.raises(UserError, match="step-00000004: removed by its run meanwhile"):
+        convert_run(checkpoint(run, 4), tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 

@@ -158,6 +158,12 @@ def test_sizes_that_make_no_sense_are_refused_by_name(
             EncoderConfig(**{field: value})
 
 
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_examples_of_one_segment_need_one_type(engine: str, data: Path, tmp_path: Path) -> None:
+    changes = {"one_segment_probability": 1.0, "steps": 2, "engine": engine}
+    assert train(data, tmp_path / "run", changes, sizes={"type_vocab_size": 1}).steps == 2
+
+
 def test_examples_are_at_most_as_long_as_there_are_positions(data: Path) -> None:
     corpus = Corpus.open(data)
     assert resolve_config("tiny", RUN | {"max_length": 32}, SIZES, corpus)[1].max_length == 32

@@ -33,7 +33,7 @@ def convert_run(checkpoint: str | Path, out: str | Path, *, data: str | Path | N
 
     Raises:
         UserError: no such checkpoint, a damaged one, one of fine-tuning or of a model with parts of one's own that
-            are not set here; no tokenizer, or another one's corpus.
+            are not set here; no tokenizer, or another one's corpus; OUT is RUN, whose models are the run's own.
     """
     found = _open(Path(checkpoint))
     identity = found.meta.get("identity", {})
@@ -42,10 +42,15 @@ def convert_run(checkpoint: str | Path, out: str | Path, *, data: str | Path | N
     config = updated(PretrainConfig(), identity["pretrain"], str(found.path))
     encoder = updated(EncoderConfig(), identity["discriminator"], str(found.path))
     run = found.path.parent.parent
+    if Path(out).resolve() == run.resolve():
+        raise UserError(f"{option('out', str(out))}: is the run's own folder; give another")
     tokenizer = _tokenizer(run, data)
     tokenizer.check_fits(encoder.vocab_size, data or run)
     model = build_objective(encoder, config)
-    found.restore_model(model)
+    try:
+        found.restore_model(model)
+    except OSError as error:  # a run under way keeps only its newest checkpoints
+        raise UserError(f"{found.path}: removed by its run meanwhile ({error}); try again") from None
     corpus = f"the corpus with fingerprint `{identity['data'][:16]}`"
     evaluation = evaluation_at(read_metrics(run / "metrics.jsonl"), found.step)
     card = model_card(

@@ -118,16 +118,15 @@ def without_nan(figures: Row) -> Row:
 
 def last_evaluation(rows: list[Row]) -> dict[str, float]:
     """The figures of the newest evaluation; empty if there is none."""
-    return next((figures for row in reversed(rows) if (figures := _evaluation(row))), {})
+    for row in reversed(rows):
+        if figures := {name: value for name, value in row.items() if name.startswith(("eval_", "dev_"))}:
+            return figures
+    return {}
 
 
 def evaluation_at(rows: list[Row], step: int) -> dict[str, float]:
     """The figures of the evaluation after `step` steps; empty if there was none."""
     return last_evaluation([row for row in rows if row.get("step") == step])
-
-
-def _evaluation(row: Row) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name.startswith(("eval_", "dev_"))}
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> Any:
