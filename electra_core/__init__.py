@@ -53,7 +53,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from electra_core.config import PRESETS, EncoderConfig, PretrainConfig
     from electra_core.conversion.convert_tf import convert_checkpoint
-    from electra_core.conversion.from_checkpoint import convert_run
     from electra_core.conversion.onnx_export import export
     from electra_core.downstream.choices import Choose
     from electra_core.downstream.classify import Classify, Regress
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
         SequenceClassifier,
         TokenClassifier,
     )
+    from electra_core.pretraining.from_checkpoint import convert_run
     from electra_core.tokenizer import load_tokenizer
 
 _HOME = {
@@ -104,7 +104,7 @@ _HOME = {
     "Tag": "downstream.tagging",
     "choose_task": "downstream.named_tasks",
     "convert_checkpoint": "conversion.convert_tf",
-    "convert_run": "conversion.from_checkpoint",
+    "convert_run": "pretraining.from_checkpoint",
     "export": "conversion.onnx_export",
     "register_task": "downstream.task_files",
 }

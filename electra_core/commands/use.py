@@ -278,7 +278,7 @@ def _convert_flags(commands: Any) -> None:
 def convert(options: Namespace) -> None:
     """Checkpoint -> model directories."""
     from electra_core.conversion.convert_tf import convert_checkpoint
-    from electra_core.conversion.from_checkpoint import convert_run
+    from electra_core.pretraining.from_checkpoint import convert_run
 
     if options.tf is None:
         refuse_idle(options, ("num_heads", "cased"), "with --checkpoint")
