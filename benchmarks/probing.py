@@ -33,10 +33,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import environment, replace_text
-from electra_core.downstream.named_tasks import choose_task, find_task
-from electra_core.electra import DiscriminatorPredictions
+from electra_core.downstream.named_tasks import find_task
+from electra_core.electra import Discriminator, DiscriminatorPredictions
 from electra_core.encoder import Encoder
 from electra_core.finetuning.model import RANDOM_START_RANGE
+from electra_core.hub.layout import architecture
 from electra_core.hub.model_places import find_model
 from electra_core.initialisation import initialise
 from electra_core.labelled_data.features import Features
@@ -48,8 +49,6 @@ from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
-HUB_NAME = "ElectraForPreTraining"
-"""What config.json calls a discriminator."""
 RIDGE = 0.01
 """Penalty of the probes, per example, for states of mean 0 and variance 1."""
 PAIRS_PER_BATCH = 50
@@ -109,7 +108,7 @@ def load_encoder(model: str) -> Encoder:
 def detection_head(model: str) -> DiscriminatorPredictions | None:
     """A discriminator's head; None of another model."""
     _, config = load_config(find_model(model))
-    if config.get("architectures") != [HUB_NAME]:
+    if config.get("architectures") != [architecture(Discriminator)]:
         return None
     return load_discriminator(model).discriminator_predictions
 
@@ -125,10 +124,9 @@ def read(folder: Path, split: str, count: int, tokenizer: Tokenizer) -> Features
     """The first pairs of a file, encoded, with their scores (0 to 1) as targets."""
     named = find_task("sts-b")
     assert named is not None
-    task, _ = choose_task("sts-b")
     file = named.find(folder, split)
-    examples = list(task.read(file, BadRows(file)))[:count]
-    return task.fitted(examples).encode(examples, tokenizer)
+    examples = list(named.task.read(file, BadRows(file)))[:count]
+    return named.task.fitted(examples).encode(examples, tokenizer)
 
 
 def probed(
