@@ -53,6 +53,13 @@ def inputs(lengths: Sequence[int], heads: int = 2, head_dim: int = 16, seed: int
     return qkv, torch.randn(tokens, heads, head_dim, dtype=torch.float64, generator=generator)
 
 
+def largest_logit(qkv: Tensor, lengths: Sequence[int]) -> float:
+    """max |q k / sqrt(head_dim)| over all pairs of tokens of one sequence; 0 without tokens."""
+    parts = (part for part in qkv.detach().split(list(lengths)) if len(part))
+    extremes = [torch.aminmax(part[:, 0].transpose(0, 1) @ part[:, 1].permute(1, 2, 0)) for part in parts]
+    return max((abs(score.item()) for pair in extremes for score in pair), default=0.0) / qkv.shape[-1] ** 0.5
+
+
 def run(
     implementation: str,
     qkv: Tensor,

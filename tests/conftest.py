@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 with contextlib.suppress(ImportError):  # before anything imports Python 3.10's own distutils, which it replaces
@@ -90,6 +91,13 @@ def _ptx_gpu() -> Iterator[None]:
     with ptx_gpu(PTX):
         yield
     print(f"\nran as PTX for sm_{PTX}, launches: {LAUNCHED}")
+
+
+@pytest.fixture
+def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that pretend to be fast at bf16 do without oneDNN's operator where it does not multiply in bf16."""
+    if not getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
 
 
 @pytest.fixture(scope="session")

@@ -53,13 +53,20 @@ def dtype_id(value: object) -> str | None:
 
 
 def assert_within_budget(
-    name: str, got: Tensor, same_precision: Tensor, exact: Tensor, beside: Tensor | None = None
+    name: str,
+    got: Tensor,
+    same_precision: Tensor,
+    exact: Tensor,
+    beside: Tensor | None = None,
+    largest_logit: float = 0.0,
 ) -> None:
     """Fails unless `got` is about as near to `exact` (float64) as `same_precision` is; NaN always fails.
 
     Args:
         beside: exact results of the same call, whose largest value counts where `exact` is 0 up to the rounding
             of float64.
+        largest_logit: of a softmax that is exp(logit - log of the sum), both in fp32: rounding each changes
+            the probability by up to eps * |logit| of itself. PyTorch subtracts the largest logit first.
     """
     assert got.shape == exact.shape and got.dtype == same_precision.dtype, name
     if exact.numel() == 0:
@@ -67,7 +74,7 @@ def assert_within_budget(
     largest = exact.abs().max().item()
     if beside is not None and largest <= ZERO * beside.abs().max().item():
         largest = beside.abs().max().item()
-    small = SMALL[got.dtype] * largest
+    small = (SMALL[got.dtype] + 2 * torch.finfo(torch.float32).eps * largest_logit) * largest
     got, same_precision, exact = (x.detach().cpu().double() for x in (got, same_precision, exact))
     error = (got - exact).abs().max().item()
     allowed = 2 * (same_precision - exact).abs().max().item() + small

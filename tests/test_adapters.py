@@ -147,6 +147,7 @@ def test_a_changed_layer_gives_what_merged_weights_give(change: Any, place: str)
     torch.testing.assert_close(changed(BATCH), merged(BATCH), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("any_processor")
 @CHANGES
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_without_gradient_in_fast_bf16(change: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +186,7 @@ def test_a_forward_put_in_the_place_of_a_layer_s(place: str) -> None:
     torch.testing.assert_close(encoder(BATCH), doubled(BATCH), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("any_processor")
 def test_hooks_see_every_layer_in_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)
     encoder, seen = Encoder(CONFIG).eval(), []

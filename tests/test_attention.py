@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from attention_calls import SEED, dropout_mask, inputs, offsets, run, tiny_tiles  # noqa: F401
+from attention_calls import SEED, dropout_mask, inputs, largest_logit, offsets, run, tiny_tiles  # noqa: F401
 from electra_kernels import attention, attention_triton, rng, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,9 +51,11 @@ def check(
     exact = run("reference", qkv, dout, lengths, torch.float64, dropout_p, device="cpu")
     same = run("reference", qkv, dout, lengths, dtype, dropout_p)
     got = run("triton", qkv, dout, lengths, dtype, dropout_p)
-    assert_within_budget("out", got[0], same[0], exact[0])
+    logit = largest_logit(qkv, lengths)
+    assert_within_budget("out", got[0], same[0], exact[0], largest_logit=logit)
     for i, name in enumerate(("dq", "dk", "dv")):
-        assert_within_budget(name, got[1][:, i], same[1][:, i], exact[1][:, i], beside=exact[1])
+        tensors = (got[1][:, i], same[1][:, i], exact[1][:, i])
+        assert_within_budget(name, *tensors, beside=exact[1], largest_logit=logit)
 
 
 # ---------------------------------------------------------------- the twin is the formula
@@ -131,6 +133,18 @@ def test_the_budget_of_a_gradient_of_zero_is_ulps_of_the_others(dtype: torch.dty
         for name, got in (*wrong.items(), ("dq", 5 * error)):
             with pytest.raises(AssertionError, match=f"{name}: error"):
                 assert_within_budget(name, got.to(dtype), twins, exact, beside=grad)
+
+
+def test_the_budget_of_large_logits_is_their_rounding() -> None:
+    qkv = torch.zeros(5, 3, 1, 4, dtype=torch.float64)
+    qkv[1, 0, 0, 0], qkv[2, 1, 0, 0], qkv[4, 1, 0, 0] = 8, -4, 100  # the last in another sequence
+    assert largest_logit(qkv, [0, 3, 2]) == 16 and largest_logit(qkv[:0], [0]) == 0
+    exact = torch.ones(2, dtype=torch.float64)
+    for logit, error in ((0, 4), (16, 36)):
+        got = exact.float() + error * torch.finfo(torch.float32).eps
+        assert_within_budget("out", got, exact.float(), exact, largest_logit=logit)
+        with pytest.raises(AssertionError, match="out: error"):
+            assert_within_budget("out", got + 1e-6, exact.float(), exact, largest_logit=logit)
 
 
 def test_results_beside_it_loosen_no_other_budget() -> None:

@@ -26,14 +26,7 @@ from electra_core.predict import evaluate, load
 from electra_core.tasks import SequenceClassifier
 from electra_core.tokenizer import load_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that pretend to be fast do without oneDNN's operator where it does not multiply in bf16."""
-    if not getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
-        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-
-
+pytestmark = pytest.mark.usefixtures("any_processor")
 needs_native = pytest.mark.skipif(native.problem() is not None, reason=f"no C loops: {native.problem()}")
 
 
