@@ -26,9 +26,14 @@ MACHINES = {
     "B": Machine("Xeon", "2 virtual cores of an Intel Xeon at 2.3 GHz (AVX-512, no AMX), shared with other work"),
     "C": Machine("Zen 4", "2 virtual cores of an AMD EPYC (Zen 4, AVX-512 BF16) at 2.6 GHz"),
     "D": Machine("Zen 5", "2 virtual cores of an AMD EPYC (Zen 5, AVX-512 BF16 twice as wide) at 2.6 GHz"),
+    "E": Machine("Zen 3", "2 virtual cores of an AMD EPYC (Zen 3: AVX2, neither AVX-512 nor bf16)"),
 }
-FAMILIES = {"AuthenticAMD family 25": "C", "AuthenticAMD family 26": "D"}
-"""Families of EPYC processors with AVX-512 BF16, which excludes Zen 3 from family 25."""
+FAMILIES = {
+    ("AuthenticAMD family 25", True): "C",
+    ("AuthenticAMD family 26", True): "D",
+    ("AuthenticAMD family 25", False): "E",
+}
+"""Machines by their EPYC processor's family and whether it has AVX-512 BF16."""
 
 
 def legend() -> str:
@@ -44,8 +49,8 @@ def letter_of(name: str, environment: Report) -> str | None:
     """
     device, processor = environment.get("device") or "", environment.get("processor") or ""
     if processor:
-        known = "EPYC" in device and "avx512_bf16" in device
-        return FAMILIES.get(processor.partition(" model")[0]) if known else None
+        family = processor.partition(" model")[0]
+        return FAMILIES.get((family, "avx512_bf16" in device)) if "EPYC" in device else None
     if "Intel" in device and "Xeon" in device:
         return "A" if "amx_bf16" in device else "B"
     return ("D" if "zen5" in name else "C") if "AMD EPYC" in device else None
