@@ -8,8 +8,8 @@
 
 /* ---------------------------------------------------------------- small matrix products */
 
-/* Floats in one of the processor's vectors, and vectors of a row of C: at most half the registers hold four rows of C.
-   GCC keeps anything wider, or more, in memory. */
+/* Floats in one of the processor's vectors, and vectors of a row of C: four rows of C, a row of B and a number of A
+   fit the registers. GCC keeps anything wider, or more, in memory. */
 #if defined(__AVX512F__)
 #define WIDTH 16
 #elif defined(__AVX__)
@@ -19,6 +19,8 @@
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define VECTORS 4
+#elif defined(__FMA__)
+#define VECTORS 3
 #else
 #define VECTORS 2
 #endif
@@ -180,7 +182,7 @@ int attention(const void *qkv, const int64_t *offsets, const int64_t *seed, cons
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        float *scratch = malloc(4 * scratch_size(longest, dim));
+        float *scratch = aligned_alloc(64, round_up(4 * scratch_size(longest, dim), 64)); /* no vector in two lines */
         if (!scratch) {
 #pragma omp atomic write
             failed = 1;
