@@ -84,56 +84,63 @@ INLINE void turn_square(words *rows) {
     }
 }
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+/* High (returned) and low halves of the 32 x 32 -> 64 bit products a b. `calls` is a word of each of several calls. */
 #ifdef __AVX512F__
-/* High (returned) and low halves of the 32 x 32 -> 64 bit products a b. */
-INLINE words multiply(words a, uint32_t b, words *low) {
+typedef words calls;
+INLINE calls multiply(calls a, uint32_t b, calls *low) {
     __m512i factor = _mm512_set1_epi64(b), even = _mm512_mul_epu32((__m512i)a, factor);
     __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), factor);
-    *low = (words)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0x80);
-    return (words)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0x31);
+    *low = (calls)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0x80);
+    return (calls)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0x31);
 }
-
-/* `NUMBERS` 16-bit random numbers of one row, from column `first` on, in the order of the columns. */
-INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
-    const words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    words c0 = lane + first / 8, c1 = lane * 0 + (row + seed.first_row);
-    words c2 = lane * 0 + seed.stream, c3 = lane * 0 + plane;
-    uint32_t k0 = seed.key_low, k1 = seed.key_high;
-    for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-        words low_a, low_b, high_a = multiply(c0, 0xD2511F53u, &low_a), high_b = multiply(c2, 0xCD9E8D57u, &low_b);
-        c0 = high_b ^ c1 ^ k0, c1 = low_b, c2 = high_a ^ c3 ^ k1, c3 = low_a;
-    }
-    /* A call gives four words; their low halves come first in memory on every machine that torch runs on. */
-    words even[2] = {ZIP_LOW(c0, c2), ZIP_HIGH(c0, c2)}, odd[2] = {ZIP_LOW(c1, c3), ZIP_HIGH(c1, c3)};
-    words all[4] = {ZIP_LOW(even[0], odd[0]), ZIP_HIGH(even[0], odd[0]), ZIP_LOW(even[1], odd[1]),
-                    ZIP_HIGH(even[1], odd[1])};
-    memcpy(numbers, all, sizeof all);
-}
-#elif defined(__AVX2__)
-typedef uint32_t calls __attribute__((vector_size(32))); /* a word of each of eight calls */
-
+#else
+typedef uint32_t calls __attribute__((vector_size(32)));
 INLINE calls multiply(calls a, uint32_t b, calls *low) {
     __m256i factor = _mm256_set1_epi64x(b), even = _mm256_mul_epu32((__m256i)a, factor);
     __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
     *low = (calls)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
     return (calls)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
 }
+#endif
 
-/* The same, eight calls at a time. Even calls come first, because instructions that interleave words do so within
-   each half of a vector: so the four words of call 0 end up beside those of call 1. */
+/* The four words of every call, from the calls' numbers. */
+INLINE void philox(calls *words_4, calls numbers, seed_t seed, uint32_t row, uint32_t plane) {
+    calls c0 = numbers, c1 = numbers * 0 + (row + seed.first_row);
+    calls c2 = numbers * 0 + seed.stream, c3 = numbers * 0 + plane;
+    uint32_t k0 = seed.key_low, k1 = seed.key_high;
+    for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        calls low_a, low_b, high_a = multiply(c0, 0xD2511F53u, &low_a), high_b = multiply(c2, 0xCD9E8D57u, &low_b);
+        c0 = high_b ^ c1 ^ k0, c1 = low_b, c2 = high_a ^ c3 ^ k1, c3 = low_a;
+    }
+    words_4[0] = c0, words_4[1] = c1, words_4[2] = c2, words_4[3] = c3;
+}
+#endif
+
+/* `NUMBERS` 16-bit random numbers of one row, from column `first` on, in the order of the columns. A call gives four
+   words; their low halves come first in memory on every machine that torch runs on. */
+#if defined(__AVX512F__)
+INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
+    const calls lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    calls c[4];
+    philox(c, lane + first / 8, seed, row, plane);
+    calls even[2] = {ZIP_LOW(c[0], c[2]), ZIP_HIGH(c[0], c[2])}, odd[2] = {ZIP_LOW(c[1], c[3]), ZIP_HIGH(c[1], c[3])};
+    calls all[4] = {ZIP_LOW(even[0], odd[0]), ZIP_HIGH(even[0], odd[0]), ZIP_LOW(even[1], odd[1]),
+                    ZIP_HIGH(even[1], odd[1])};
+    memcpy(numbers, all, sizeof all);
+}
+#elif defined(__AVX2__)
+/* Even calls come first, because instructions that interleave words do so within each half of a vector: so the four
+   words of call 0 end up beside those of call 1. */
 INLINE void random_numbers(uint16_t *numbers, uint32_t first, seed_t seed, uint32_t row, uint32_t plane) {
     const calls lane = {0, 2, 4, 6, 1, 3, 5, 7};
     for (uint32_t eight = 0; eight < LANES / 8; eight++) {
-        calls c0 = lane + (first / 8 + 8 * eight), c1 = lane * 0 + (row + seed.first_row);
-        calls c2 = lane * 0 + seed.stream, c3 = lane * 0 + plane;
-        uint32_t k0 = seed.key_low, k1 = seed.key_high;
-        for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-            calls low_a, low_b, high_a = multiply(c0, 0xD2511F53u, &low_a), high_b = multiply(c2, 0xCD9E8D57u, &low_b);
-            c0 = high_b ^ c1 ^ k0, c1 = low_b, c2 = high_a ^ c3 ^ k1, c3 = low_a;
-        }
-        __m256i w0 = (__m256i)c0, w1 = (__m256i)c1, w2 = (__m256i)c2, w3 = (__m256i)c3;
-        __m256i front01 = _mm256_unpacklo_epi32(w0, w1), front23 = _mm256_unpacklo_epi32(w2, w3);
-        __m256i back01 = _mm256_unpackhi_epi32(w0, w1), back23 = _mm256_unpackhi_epi32(w2, w3);
+        calls c[4];
+        philox(c, lane + (first / 8 + 8 * eight), seed, row, plane);
+        __m256i front01 = _mm256_unpacklo_epi32((__m256i)c[0], (__m256i)c[1]);
+        __m256i front23 = _mm256_unpacklo_epi32((__m256i)c[2], (__m256i)c[3]);
+        __m256i back01 = _mm256_unpackhi_epi32((__m256i)c[0], (__m256i)c[1]);
+        __m256i back23 = _mm256_unpackhi_epi32((__m256i)c[2], (__m256i)c[3]);
         __m256i all[4] = {_mm256_unpacklo_epi64(front01, front23), _mm256_unpackhi_epi64(front01, front23),
                           _mm256_unpacklo_epi64(back01, back23), _mm256_unpackhi_epi64(back01, back23)};
         memcpy(numbers + 64 * eight, all, sizeof all);
