@@ -25,43 +25,60 @@
 #define VECTORS 2
 #endif
 typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef int32_t flags __attribute__((vector_size(4 * WIDTH), aligned(4))); /* -1: yes, 0: no */
 
-/* C [m, WIDTH * vectors] (+)= A [m, k] B [k, WIDTH * vectors]; A has any strides, rows of B and C are contiguous. */
+/* Compilers would read a row of B once for each row of A, as an operand of the multiplication; this makes them keep it
+   in a register. There are more multiplications than loads then, and they run at the processor's peak. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(vector) __asm__("" : "+v"(vector))
+#elif defined(__x86_64__)
+#define IN_REGISTER(vector) __asm__("" : "+x"(vector))
+#elif defined(__aarch64__)
+#define IN_REGISTER(vector) __asm__("" : "+w"(vector))
+#else
+#define IN_REGISTER(vector)
+#endif
+
+/* C [rows, WIDTH * vectors] (+)= A [rows, k] B [k, WIDTH * vectors]; A has any strides, rows of B and C are contiguous.
+   `rows` and `vectors` are constants, at most 4. */
+INLINE void block(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
+                  int64_t b_row, int64_t k, int add, const int rows, const int vectors) {
+    floats total[4][4], b[4];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) total[r][v] = add ? *(floats *)(C + r * c_row + v * WIDTH) : (floats){0};
+    for (int64_t p = 0; p < k; p++) {
+        for (int v = 0; v < vectors; v++) {
+            b[v] = *(floats *)(B + p * b_row + v * WIDTH);
+            IN_REGISTER(b[v]);
+        }
+        for (int r = 0; r < rows; r++) {
+            float a = A[r * a_row + p * a_column];
+            for (int v = 0; v < vectors; v++) total[r][v] += a * b[v];
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) *(floats *)(C + r * c_row + v * WIDTH) = total[r][v];
+}
+
+/* The same for m rows. */
 INLINE void strip(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                   int64_t b_row, int64_t m, int64_t k, int add, const int vectors) {
-    for (int64_t i = 0; i < m;) {
-        const int rows = m - i >= 4 ? 4 : 1;
-        floats total[4][4];
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++)
-                total[r][v] = add ? *(floats *)(C + (i + r) * c_row + v * WIDTH) : (floats){0};
-        if (rows == 4) {
-            for (int64_t p = 0; p < k; p++)
-                for (int r = 0; r < 4; r++)
-                    for (int v = 0; v < vectors; v++)
-                        total[r][v] += A[(i + r) * a_row + p * a_column] * *(floats *)(B + p * b_row + v * WIDTH);
-        } else {
-            for (int64_t p = 0; p < k; p++)
-                for (int v = 0; v < vectors; v++)
-                    total[0][v] += A[i * a_row + p * a_column] * *(floats *)(B + p * b_row + v * WIDTH);
-        }
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) *(floats *)(C + (i + r) * c_row + v * WIDTH) = total[r][v];
-        i += rows;
-    }
+    int64_t i = 0;
+    for (; i + 4 <= m; i += 4)
+        block(C + i * c_row, c_row, A + i * a_row, a_row, a_column, B, b_row, k, add, 4, vectors);
+    for (; i < m; i++) block(C + i * c_row, c_row, A + i * a_row, a_row, a_column, B, b_row, k, add, 1, vectors);
 }
 
 /* The same for n columns, a multiple of LANES. */
 static void product(float *C, int64_t c_row, const float *A, int64_t a_row, int64_t a_column, const float *B,
                     int64_t b_row, int64_t m, int64_t n, int64_t k, int add) {
-    for (int64_t j = 0; j < n; j += VECTORS * WIDTH) {
-        switch (least(VECTORS, (n - j) / WIDTH)) {
-            case 1: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 1); break;
-            case 2: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 2); break;
-            case 3: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 3); break;
-            default: strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 4);
-        }
-    }
+    int64_t j = 0;
+    for (; j + VECTORS * WIDTH <= n; j += VECTORS * WIDTH)
+        strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, VECTORS);
+    int64_t left = (n - j) / WIDTH;
+    if (left == 1) strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 1);
+    if (left == 2 && VECTORS > 2) strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 2);
+    if (left == 3 && VECTORS > 3) strip(C + j, c_row, A, a_row, a_column, B + j, b_row, m, k, add, 3);
 }
 
 static void transpose(float *to, int64_t to_row, const float *from, int64_t rows, int64_t columns) {
@@ -83,18 +100,26 @@ INLINE float exponential(float x) {
     return x == x ? as_float(as_bits(p) + (as_bits(shifted) << 23)) : x;
 }
 
+/* The largest of `width` numbers, NaNs left out. */
+INLINE float highest_of(const float *row, int64_t width) {
+    float highest = -INFINITY;
+    floats best = (floats){0} + highest;
+    for (int64_t j = 0; j < width; j += WIDTH) { /* vectors by hand: of single numbers GCC or Clang would make none */
+        floats value = *(floats *)(row + j);
+        flags larger = value > best;
+        best = (floats)(((flags)value & larger) | ((flags)best & ~larger));
+    }
+    for (int i = 0; i < WIDTH; i++) highest = best[i] > highest ? best[i] : highest;
+    return highest;
+}
+
 /* Replaces the logits of one row by exp(logit - maximum), with 0 from `length` to `width`; returns the sum. */
 static float softmax_row(float *row, int64_t length, int64_t width) {
-    float best[LANES], highest = -INFINITY, total = 0.0f;
     for (int64_t j = length; j < width; j++) row[j] = -INFINITY;
-    for (int i = 0; i < LANES; i++) best[i] = -INFINITY;
-    for (int64_t j = 0; j < width; j += LANES)
-        for (int i = 0; i < LANES; i++) best[i] = row[j + i] > best[i] ? row[j + i] : best[i];
-    for (int i = 0; i < LANES; i++) highest = best[i] > highest ? best[i] : highest;
-    for (int64_t j = 0; j < width; j++) row[j] = exponential(row[j] - highest);
-    for (int64_t j = length; j < width; j++) row[j] = 0.0f;
+    float highest = highest_of(row, width), total = 0.0f;
 #pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < width; j++) total += row[j];
+    for (int64_t j = 0; j < width; j++) row[j] = exponential(row[j] - highest), total += row[j];
+    for (int64_t j = length; j < width; j++) row[j] = 0.0f;
     return total;
 }
 
@@ -114,23 +139,24 @@ static void scale_all(float *values, int64_t count, float factor) {
 }
 
 static void head_forward(head_t at, const void *qkv, void *out, float scale, float *scratch, int bf16) {
-    int64_t size = at.width * at.dim;
+    int64_t size = at.row * at.dim;
     float *q = scratch, *k = q + size, *kT = k + size, *v = kT + size, *o = v + size, *p = o + size;
-    float *keep = p + QUERIES * at.width;
+    float *keep = p + QUERIES * at.row;
     load_head(q, qkv, at, 0, 3, bf16), load_head(k, qkv, at, 1, 3, bf16), load_head(v, qkv, at, 2, 3, bf16);
     scale_all(q, at.length * at.dim, scale);
-    transpose(kT, at.width, k, at.length, at.dim);
+    transpose(kT, at.row, k, at.length, at.dim);
     for (int64_t first = 0; first < at.length; first += QUERIES) {
         int64_t rows = least(QUERIES, at.length - first);
         float inverse[QUERIES];
-        product(p, at.width, q + first * at.dim, at.dim, 1, kT, at.width, rows, at.width, at.dim, 0);
+        product(p, at.row, q + first * at.dim, at.dim, 1, kT, at.row, rows, at.width, at.dim, 0);
         for (int64_t t = 0; t < rows; t++) {
-            float *row = p + t * at.width;
+            float *row = p + t * at.row;
             inverse[t] = 1.0f / softmax_row(row, at.length, at.width);
+            if (!at.dropout.threshold) continue;
             keep_row(keep, at.width, at.dropout, (uint32_t)(at.start + first + t), (uint32_t)at.head);
             for (int64_t j = 0; j < at.width; j++) row[j] *= keep[j];
         }
-        product(o + first * at.dim, at.dim, p, at.width, 1, v, at.dim, rows, at.dim, at.length, 0);
+        product(o + first * at.dim, at.dim, p, at.row, 1, v, at.dim, rows, at.dim, at.length, 0);
         for (int64_t t = 0; t < rows; t++) scale_all(o + (first + t) * at.dim, at.dim, inverse[t]);
     }
     store_head(out, o, at, 0, 1, bf16);
@@ -138,30 +164,30 @@ static void head_forward(head_t at, const void *qkv, void *out, float scale, flo
 
 static void head_backward(head_t at, const void *qkv, const void *dout, void *dqkv, float scale, float *scratch,
                           int bf16) {
-    int64_t size = at.width * at.dim;
+    int64_t size = at.row * at.dim;
     float *q = scratch, *k = q + size, *kT = k + size, *v = kT + size, *vT = v + size, *dO = vT + size;
-    float *dq = dO + size, *dk = dq + size, *dv = dk + size, *p = dv + size, *ds = p + QUERIES * at.width;
-    float *keep = ds + QUERIES * at.width;
+    float *dq = dO + size, *dk = dq + size, *dv = dk + size, *p = dv + size, *ds = p + QUERIES * at.row;
+    float *keep = ds + QUERIES * at.row;
     load_head(q, qkv, at, 0, 3, bf16), load_head(k, qkv, at, 1, 3, bf16), load_head(v, qkv, at, 2, 3, bf16);
     load_head(dO, dout, at, 0, 1, bf16);
     scale_all(q, at.length * at.dim, scale);
-    transpose(kT, at.width, k, at.length, at.dim), transpose(vT, at.width, v, at.length, at.dim);
+    transpose(kT, at.row, k, at.length, at.dim), transpose(vT, at.row, v, at.length, at.dim);
     for (int64_t first = 0; first < at.length; first += QUERIES) {
         int64_t rows = least(QUERIES, at.length - first);
         const float *q_rows = q + first * at.dim, *dO_rows = dO + first * at.dim;
-        product(p, at.width, q_rows, at.dim, 1, kT, at.width, rows, at.width, at.dim, 0);
-        product(ds, at.width, dO_rows, at.dim, 1, vT, at.width, rows, at.width, at.dim, 0);
+        product(p, at.row, q_rows, at.dim, 1, kT, at.row, rows, at.width, at.dim, 0);
+        product(ds, at.row, dO_rows, at.dim, 1, vT, at.row, rows, at.width, at.dim, 0);
         for (int64_t t = 0; t < rows; t++) {
-            float *P = p + t * at.width, *dS = ds + t * at.width, delta = 0.0f;
+            float *P = p + t * at.row, *dS = ds + t * at.row, delta = 0.0f;
             float inverse = 1.0f / softmax_row(P, at.length, at.width);
             keep_row(keep, at.width, at.dropout, (uint32_t)(at.start + first + t), (uint32_t)at.head);
 #pragma omp simd reduction(+ : delta)
             for (int64_t j = 0; j < at.length; j++) P[j] *= inverse, dS[j] *= keep[j], delta += P[j] * dS[j];
             for (int64_t j = 0; j < at.length; j++) dS[j] = P[j] * (dS[j] - delta), P[j] *= keep[j];
         }
-        product(dq + first * at.dim, at.dim, ds, at.width, 1, k, at.dim, rows, at.dim, at.length, 0);
-        product(dk, at.dim, ds, 1, at.width, q_rows, at.dim, at.length, at.dim, rows, first > 0);
-        product(dv, at.dim, p, 1, at.width, dO_rows, at.dim, at.length, at.dim, rows, first > 0);
+        product(dq + first * at.dim, at.dim, ds, at.row, 1, k, at.dim, rows, at.dim, at.length, 0);
+        product(dk, at.dim, ds, 1, at.row, q_rows, at.dim, at.length, at.dim, rows, first > 0);
+        product(dv, at.dim, p, 1, at.row, dO_rows, at.dim, at.length, at.dim, rows, first > 0);
     }
     scale_all(dq, at.length * at.dim, scale);
     store_head(dqkv, dq, at, 0, 3, bf16), store_head(dqkv, dk, at, 1, 3, bf16), store_head(dqkv, dv, at, 2, 3, bf16);
@@ -169,8 +195,8 @@ static void head_backward(head_t at, const void *qkv, const void *dout, void *dq
 
 /* Floats of scratch space per thread: at most nine matrices of a head, two blocks of probabilities, a row. */
 INLINE int64_t scratch_size(int64_t longest, int64_t dim) {
-    int64_t width = round_up(longest, LANES);
-    return 9 * width * dim + 2 * QUERIES * width + round_up(width, NUMBERS);
+    int64_t width = round_up(longest, LANES), row = row_of(width);
+    return 9 * row * dim + 2 * QUERIES * row + round_up(width, NUMBERS);
 }
 
 /* The forward pass if `dout` is NULL, else the gradient of qkv. `dim` is a multiple of LANES. Returns 1 without

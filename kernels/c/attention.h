@@ -6,14 +6,20 @@
 #include "common.h"
 
 typedef struct {
-    int64_t heads, dim, start, length, width, head; /* width: length rounded up to whole vectors */
+    int64_t heads, dim, start, length, head;
+    int64_t width, row; /* length rounded up to whole vectors; floats from a row of that width to the next */
     dropout_t dropout;
 } head_t;
+
+/* Rows of an odd number of cache lines: those of a power of two would have their columns in a few of the cache's sets,
+   and push each other out of it. */
+INLINE int64_t row_of(int64_t width) { return width | LANES; }
 
 /* Sequence `task / heads`, head `task % heads`. */
 INLINE head_t find_head(const int64_t *offsets, int64_t task, int64_t heads, int64_t dim, dropout_t dropout) {
     int64_t start = offsets[task / heads], length = offsets[task / heads + 1] - start;
-    return (head_t){heads, dim, start, length, round_up(length, LANES), task % heads, dropout};
+    int64_t width = round_up(length, LANES);
+    return (head_t){heads, dim, start, length, task % heads, width, row_of(width), dropout};
 }
 
 #endif
