@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from electra_core import electra, tasks
 from electra_core.config import EncoderConfig
-from electra_core.encoder import DisentangledEmbeddings
+from electra_core.encoder import DisentangledEmbeddings, Encoder
 from electra_core.errors import UserError, option
 from electra_core.execution.torch_state import usual_tensors
 from electra_core.files.new_folder import temporary_folder
@@ -159,7 +159,9 @@ def load(
     Raises:
         UserError: not a model directory, another kind of model, an encoder with classes that are not set here, or
             weights that are missing, unexpected, of the wrong shape or unreadable; the message lists them.
+        ValueError: `kind` is an encoder without a head, or a pair; `labels` for a kind that has none.
     """
+    _check_kind(kind)
     directory = find_model(source, _part_of_run(kind), revision)
     config, raw = load_config(directory)
     options = _head_options(kind, raw, labels, str(directory / "config.json"))
@@ -176,6 +178,16 @@ def load(
             names = ", ".join(new_head)
             log.warning("%s: the head is newly initialised and not trained yet: %s", directory, names)
     return model.eval()
+
+
+def _check_kind(kind: type[nn.Module]) -> None:
+    if issubclass(kind, Encoder):
+        raise ValueError(
+            f"kind: expected a model with a head, got {kind.__name__}; an encoder alone is "
+            "load_discriminator(source).encoder"
+        )
+    if issubclass(kind, electra.Electra):
+        raise ValueError(f"kind: expected one model, got the pair {kind.__name__}, which load_pair fills")
 
 
 def _part_of_run(kind: type[nn.Module]) -> str:

@@ -17,7 +17,9 @@ from hub_models import PROJECTED, make
 from safetensors.torch import load_file, save_file
 
 import electra_core
+from electra_core.encoder import Encoder
 from electra_core.errors import UserError
+from electra_core.model_dir import load
 from electra_core.tokenizer import load_tokenizer
 
 # What may lie in a directory -------------------------------------------------------------------------------
@@ -45,6 +47,16 @@ def edit_weights(directory: Path, **changes: torch.Tensor | None) -> None:
     for name, value in changes.items():
         tensors[name] = value
     save_file({k: v for k, v in tensors.items() if v is not None}, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(Encoder, r"load_discriminator\(source\).encoder"), (electra_core.Electra, "load_pair")]
+)
+def test_a_directory_is_of_one_model_with_its_head(
+    kind: type[torch.nn.Module], said: str, directory: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^kind: expected .* got .*{said}"):
+        load(kind, directory)
 
 
 LAYER = "electra.encoder.layer.1."
