@@ -19,6 +19,7 @@ from benchmarks.kernel_report import Result, report
 from benchmarks.kernel_timing import (
     Work,
     agreeing,
+    by_kernel,
     compare,
     compiled,
     one_case,
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
             shapes = (tokens, size), (size,), (tokens, size)
             x, bias, dout = (torch.randn(*shape, device=options.device, dtype=dtype) for shape in shapes)
             inputs = (x.requires_grad_(), bias.requires_grad_(), dout)
-            contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
+            contenders = {"ours": by_kernel(ours), "twin, eager": twin(ours), "PyTorch, eager": eager}
             if options.compile:
                 contenders |= {"PyTorch, torch.compile": compiled(eager)}
             both = {name: with_gradients(function, 2) for name, function in contenders.items()}

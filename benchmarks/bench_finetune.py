@@ -16,8 +16,8 @@ Lengths are drawn from log-normal distributions fitted to the data sets' trainin
 30,522 (SST-2: mean 13.3 tokens, median 10; IMDb: mean 275 after truncation at 512, which a fifth reach). Training
 uses dropout 0.1, cross-entropy, gradient clipping and fused AdamW in all ways; inference uses none of these. Both
 sides run in the same precision (bf16 autocast where the machine computes in it, unless `--precision` says
-otherwise). Graphs are captured in two untimed passes over the examples: a training of some epochs sees each shape
-hundreds of times.
+otherwise). On a GPU every way first makes an untimed pass over the examples, and graphs are captured in two: a
+training of some epochs sees each shape hundreds of times.
 
 Before anything is timed, both models must give the same logits for the same weights. Every measurement runs in its
 own process (for peak memory), the ways take turns, and medians over the rounds are shown; until all are there,
@@ -263,7 +263,8 @@ def last_pass(
 
 
 def measure(way: str, workload: Workload, train: bool, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds for one pass over the examples (after a warm-up on some of them), and peak memory."""
+    """Seconds for one pass over the examples (after a warm-up on some of them; on a GPU, on all), and peak
+    memory."""
     if is_ours(way) or args.keep_freed_memory == "all":
         keep_memory_between_batches(torch.device(args.device))
     rows = sequences(
@@ -293,10 +294,10 @@ def one_pass(
 ) -> tuple[float, float]:
     """Wall-clock and processor seconds for one pass over the rows, step by step."""
     step = stepper(way, Path(args.folder), train, args.device, args.precision)
-    warm = rows[: (workload.train_batch if train else workload.infer_batch)]
-    for _ in range(3 if on_gpu(args.device) else 1):
-        for number, batch in enumerate(batches_of(way, workload, warm, train)):
-            step(batch, number)
+    # On a GPU a kernel's first launch in a new shape loads or compiles it, and the allocator grows.
+    warm = rows if on_gpu(args.device) else rows[: (workload.train_batch if train else workload.infer_batch)]
+    for number, batch in enumerate(batches_of(way, workload, warm, train)):
+        step(batch, number)
     wait_for(torch.device(args.device))
     started, processor = time.perf_counter(), time.process_time()
     for number, batch in enumerate(batches_of(way, workload, rows, train)):
@@ -332,6 +333,7 @@ def run_child(folder: str, way: str, workload: str, mode: str, args: argparse.Na
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{way}, {workload}, {mode} failed:\n{result.stderr[-2000:]}")
+    sys.stderr.write(result.stderr)  # ours says there if it runs without kernels or graphs
     return json.loads(result.stdout.strip().split("\n")[-1])
 
 

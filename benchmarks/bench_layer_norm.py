@@ -21,7 +21,17 @@ from electra_kernels import dropout_add_layer_norm_twice, embedding_layer_norm
 from torch import Tensor
 
 from benchmarks.kernel_report import Result, report
-from benchmarks.kernel_timing import Work, agreeing, compare, compiled, one_case, parser, settle, twin
+from benchmarks.kernel_timing import (
+    Work,
+    agreeing,
+    by_kernel,
+    compare,
+    compiled,
+    one_case,
+    parser,
+    settle,
+    twin,
+)
 
 # (T, D): ELECTRA-Small at 128 and 1024 sequences of 128 tokens, Base at 256 of 512.
 GPU_SHAPES = ((16384, 256), (131072, 256), (131072, 768))
@@ -113,7 +123,7 @@ def run(
     exact = [t.detach().float().requires_grad_(t.requires_grad) if t.is_floating_point() else t for t in inputs]
     for dropout_p in (0.1, 0.0):
         ours, eager = steps(dropout_p).values()
-        contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": eager}
+        contenders = {"ours": by_kernel(ours), "twin, eager": twin(ours), "PyTorch, eager": eager}
         if options.compile:
             contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(eager)}
         both = {contender: for_all_readers(function, leaves) for contender, function in contenders.items()}

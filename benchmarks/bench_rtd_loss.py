@@ -19,6 +19,7 @@ from benchmarks.kernel_report import Result, report
 from benchmarks.kernel_timing import (
     Work,
     agreeing,
+    by_kernel,
     compare,
     compiled,
     one_case,
@@ -73,7 +74,7 @@ def run(
     options: argparse.Namespace,
 ) -> None:
     """Compares with PyTorch in fp32, then measures forward + backward."""
-    contenders = {"ours": ours, "twin, eager": twin(ours), "PyTorch, eager": theirs}
+    contenders = {"ours": by_kernel(ours), "twin, eager": twin(ours), "PyTorch, eager": theirs}
     if options.compile:
         contenders |= {"twin, torch.compile": twin(compiled(ours)), "PyTorch, torch.compile": compiled(theirs)}
     leaves = len(tensors) - 1

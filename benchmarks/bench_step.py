@@ -7,8 +7,9 @@
 of every operation once) come from a trace on fake tensors with a GPU's kernels
 (`electra_core/execution/fake_step.py`), for the same batch in bf16, and can be computed anywhere.
 **Times** are those of the steps on this machine, medians over steps. Stages of the forward pass are timed by hooks
-on modules; on a GPU with a synchronisation at every boundary, which a real run does not have. "masks" is the
-preparation of masks (`masking.py`) for a batch that is already read; earlier results call it "draw".
+on modules. On a GPU these are times of the device: a kernel that only waits keeps it busy while the host launches
+the step, so that the host, several times as slow, is not what is measured. "masks" is the host's preparation of
+masks (`masking.py`) for a batch that is already read; earlier results call it "draw".
 **Floors** are the least times on one H200 (790 TFLOP/s in bf16 and 4.3 TB/s, as others measured them) for the
 stage's matrix products (`flops.py`) and for the bytes moved; they say nothing about the machine of the times.
 """
@@ -16,10 +17,10 @@ stage's matrix products (`flops.py`) and for the bytes moved; they say nothing a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,25 +41,43 @@ PEAK, BANDWIDTH = 790e12, 4.3e12
 MASKS = "masks"
 
 
+AHEAD_CYCLES = int(0.25 * 2e9)
+"""For so long a GPU waits (at 2 GHz) while the host launches a step: 764 launches of Small, some 50 us each."""
+
+
 class StageClock:
-    """A clock that charges elapsed time to the current stage."""
+    """A clock that charges elapsed time to the current stage: a CPU's time, or a GPU's between events."""
 
     def __init__(self, device: torch.device):
-        self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.seconds: dict[str, float] = {}
-        self._stage, self._since = OTHER, time.perf_counter()
+        self._on_gpu = device.type == "cuda"
+        self._stages, self._marks = [OTHER], [self._now()]
 
     @property
     def stage(self) -> str:
         """The current stage."""
-        return self._stage
+        return self._stages[-1]
 
     @stage.setter
     def stage(self, stage: str) -> None:
-        self._wait()
-        now = time.perf_counter()
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = stage, now
+        self._stages.append(stage)
+        self._marks.append(self._now())
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds, without the current one; waits for a GPU."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        found: dict[str, float] = {}
+        for stage, (begin, end) in zip(self._stages, itertools.pairwise(self._marks), strict=False):
+            passed = begin.elapsed_time(end) / 1e3 if self._on_gpu else end - begin
+            found[stage] = found.get(stage, 0.0) + passed
+        return found
 
 
 def stage_seconds(
@@ -71,10 +90,14 @@ def stage_seconds(
     autocast = autocast_context(device, resolve_precision(precision, device))
     rows = []
     for step in range(steps + 1):
+        began = time.perf_counter()
+        part = batches_like_text(encoder.vocab_size, batch, length, config, 1)[0]
+        masks = time.perf_counter() - began
+        part = part.to(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda._sleep(AHEAD_CYCLES)
         clock = StageClock(device)
-        clock.stage = MASKS
-        part = batches_like_text(encoder.vocab_size, batch, length, config, 1)[0].to(device)
-        clock.stage = OTHER
 
         def loss_function(part: Any, seed: Any, clock: StageClock = clock) -> Any:
             with stages(model, clock):
@@ -93,7 +116,7 @@ def stage_seconds(
         take_step(loop, [part], seed=step, rate=1e-4)
         clock.stage = "end"
         handle.remove()
-        rows.append(clock.seconds)
+        rows.append({MASKS: masks} | clock.seconds())
     return {stage: statistics.median(row[stage] for row in rows[1:]) for stage in rows[1]}
 
 

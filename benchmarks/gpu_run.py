@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import gpu_summary
 from benchmarks.gpu_pieces import PIECES, Piece
-from benchmarks.harness import BEING_WRITTEN
+from benchmarks.harness import BEING_WRITTEN, TIME_UP
 
 ROOT = Path(__file__).parent.parent
 RESERVE = 6.0
@@ -164,9 +164,9 @@ def outcome(piece: Piece, status: int | None, new: bool) -> str:
     """The state that an exit status stands for.
 
     Returns:
-        "done"; "faults": it finished and found something wrong; "stopped" by its time limit; "failed".
+        "done"; "faults": it finished and found something wrong; "stopped" by a time limit; "failed".
     """
-    if status is None:
+    if status in (None, TIME_UP):
         return "stopped"
     if status == 0:
         return "done"

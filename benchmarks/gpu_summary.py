@@ -9,11 +9,13 @@ from typing import Any
 
 from benchmarks.catalogue import LEFT_OUT, is_baseline
 from benchmarks.gpu_pieces import Piece
-from benchmarks.harness import replace_text, whole_rows
+from benchmarks.harness import BEGUN, replace_text, whole_rows
 
 States = dict[str, dict[str, Any]]
 ERRORS, LINES = 12, 6
 """The most lines shown of one piece's errors, and of the end of one log."""
+FALLBACKS = ("one by one instead", "the eager engine instead", "instead of the Triton kernels")
+"""Words of the lines that say that a run goes on without graphs or kernels: its figures are not theirs."""
 WORDS = {
     "done": "ran", "faults": "ran and found errors", "stopped": "stopped before its end", "failed": "failed",
     "left out": "left out", "absent": "cannot run", "running": "running", "": "not started",
@@ -40,6 +42,7 @@ def page(
         lines.append(f"| {piece.name} | {WORDS[state.get('state', '')]}{why} | {took} |")
     for piece, state in known:
         found = digests.get(piece.name, [])
+        found = [*_fallbacks(folder / f"{piece.name}.log"), *found]
         if state.get("state") in ("failed", "stopped"):
             found = [*found, *_end_of_log(folder / f"{piece.name}.log")]
         if found:
@@ -116,12 +119,14 @@ def _about_tests(tests: dict[str, dict[str, Any]], collected: int) -> list[str]:
 
 def _about_checks(checks: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     wrong = [
-        f"WRONG {kernel}, {dtype}: {row['problem']}" for (kernel, dtype), row in checks.items() if row["problem"]
+        f"{'NO ANSWER' if row['problem'] == BEGUN else 'WRONG'} {kernel}, {dtype}: {row['problem']}"
+        for (kernel, dtype), row in checks.items()
+        if row["problem"]
     ]
     slowest = max(checks.values(), key=lambda row: row["seconds"] or 0.0)
     return [
-        f"{len(checks) - len(wrong)} of {len(checks)} are right; slowest first call: {slowest['kernel']}, "
-        f"{slowest['seconds']} s",
+        f"{len(checks) - len(wrong)} of the {len(checks)} begun are right; slowest first call: "
+        f"{slowest['kernel']}, {slowest['seconds']} s",
         *_some(wrong),
     ]
 
@@ -197,9 +202,18 @@ def _some(lines: list[str]) -> list[str]:
     return lines if len(lines) <= ERRORS else [*lines[:ERRORS], f"and {len(lines) - ERRORS} more"]
 
 
+def _fallbacks(log: Path) -> list[str]:
+    """A log's lines that tell of a run without kernels or graphs, each once."""
+    told = [line[:300] for line in _text(log).split("\n") if any(words in line for words in FALLBACKS)]
+    return _some([f"NOTE {line}" for line in dict.fromkeys(told)])
+
+
 def _end_of_log(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return [line[:300] for line in text.rstrip().split("\n")[-LINES:]]
+    return [line[:300] for line in _text(path).rstrip().split("\n")[-LINES:]]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

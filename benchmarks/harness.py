@@ -32,6 +32,10 @@ from typing import Any
 
 import torch
 
+BEGUN = "the process ended, or was stopped, in this case"
+"""The problem in a row of a case that has no answer (`kernel_checks`)."""
+TIME_UP = 4
+"""Exit status of a program that has used up its own time; the same command continues."""
 Rounds = dict[str, list[tuple[float, float]]]
 """Program -> (wall seconds, processor seconds) of each round."""
 
@@ -183,7 +187,7 @@ def spread(values: list[float]) -> Spread:
 
 def deciles(values: list[float]) -> Spread:
     """Median, 10th and 90th percentile: for many short repetitions, some of which are always disturbed."""
-    low, *_, high = quantiles(values, n=10) if len(values) > 1 else (values[0], values[0])
+    low, *_, high = quantiles(values, n=10, method="inclusive") if len(values) > 1 else (values[0], values[0])
     return Spread(median(values), low, high)
 
 

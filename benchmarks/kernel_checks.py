@@ -5,8 +5,9 @@
 It checks every operation in the shapes of real runs, forward and backward, in three precisions, and whole models,
 as `electra_core.execution.cross_check` compares them: exact (the twin in fp32), rounded (the twin in the
 precision) and found (the kernel). Each operation has its own process, so that a kernel that does not compile, or
-that leaves the GPU unusable, does not hide the others. If a process dies or hangs, its row says so and a new
-process takes the remaining cases. The same command continues with the cases that have no row yet.
+that leaves the GPU unusable, does not hide the others. If a process dies or hangs, its row says so, a new process
+takes the remaining cases, and that case once more after them. The same command continues with the cases that have
+no answer yet.
 
 A row: `kernel`, `dtype`, `problem` (None if it is right), `error` (the full text, including the compiler's),
 `seconds` (of the first call, which compiles).
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ import torch
 from electra_kernels import dispatch, use
 from electra_kernels.triton_support import DISTRUSTED, in_words
 
-from benchmarks.harness import ONE_THREAD, add_row, processes, use_device, wait_for, whole_rows
+from benchmarks.harness import BEGUN, ONE_THREAD, TIME_UP, add_row, processes, use_device, wait_for, whole_rows
 from benchmarks.kernel_check_cases import Computation, Working, operations
 from benchmarks.kernel_report import require_device
 from electra_core.config import PRESETS
@@ -40,7 +42,8 @@ from electra_core.tasks import SequenceClassifier
 
 Row = dict[str, Any]
 ERROR_CHARACTERS = 4000
-BEGUN = "the process ended, or was stopped, in this case"
+TRIES = 2
+"""Processes that may end, or be stopped, in the same case."""
 
 
 def check(name: str, dtype: torch.dtype, device: torch.device) -> Row:
@@ -133,11 +136,19 @@ def known(path: Path) -> dict[tuple[str, str], Row]:
     return {(row["kernel"], row["dtype"]): row for row in whole_rows(path)}
 
 
+def answered(path: Path) -> set[tuple[str, str]]:
+    """The cases that are not tried again: they have a result, or `TRIES` processes ended in them."""
+    rows = whole_rows(path)
+    begun = Counter((row["kernel"], row["dtype"]) for row in rows if row["problem"] == BEGUN)
+    return {case for case, row in known(path).items() if row["problem"] != BEGUN or begun[case] >= TRIES}
+
+
 def in_this_process(name: str, out: Path, device: torch.device) -> int:
     """Writes the rows that are missing; 1 if the GPU was lost and another process has to continue."""
     use_device(device)
-    for case in cases(device)[name]:
-        if case in known(out):
+    begun = known(out)
+    for case in sorted(cases(device)[name], key=lambda case: case in begun):  # where a process ended comes last
+        if case in answered(out):
             continue
         add_row(out, {"kernel": case[0], "dtype": case[1], "problem": BEGUN, "error": "", "seconds": None})
         dtype = getattr(torch, case[1])
@@ -156,7 +167,7 @@ def in_processes(names: Sequence[str], out: Path, device: torch.device, jobs: in
 
     def run(name: str) -> None:
         command = [sys.executable, "-m", "benchmarks.kernel_checks", "--here", name, "--out", str(out)]
-        for _ in cases(device)[name]:
+        for _ in range(TRIES * len(cases(device)[name])):
             left = end - time.monotonic()
             if left <= 0:
                 return
@@ -176,15 +187,15 @@ def _quietly() -> Iterator[None]:
         pass
 
 
-def show(rows: Sequence[Row]) -> str:
-    """The number of cases that are right, and a line for each that is not."""
+def show(rows: Sequence[Row], of: int) -> str:
+    """How many of the cases are right, and a line for each that has a row and is not."""
     wrong = [row for row in rows if row["problem"] is not None]
     lines = [f"{row['kernel']}, {row['dtype']}: {row['problem']}" for row in wrong]
-    return "\n".join([f"{len(rows) - len(wrong)} of {len(rows)} kernels and models are right", *lines])
+    return "\n".join([f"{len(rows) - len(wrong)} of {of} kernels and models are right", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the cases without a row; 1 if a kernel is wrong."""
+    """Check the cases without an answer; `TIME_UP` if some remain, else 1 if a kernel is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines")
     parser.add_argument("--only", nargs="+", default=[""], help="those whose name holds one of these texts")
@@ -199,13 +210,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("no CUDA device; TRITON_INTERPRET=1 runs tiny shapes, which checks this program")
     every = cases(device)
     names = [name for name in every if any(text in name for text in options.only)]
-    begun = {case for case, row in known(options.out).items() if row["problem"] == BEGUN}
-    left = [name for name in names if any(case not in known(options.out) for case in every[name])]
+    wanted = {case for name in names for case in every[name]}
+    left = [name for name in names if not answered(options.out).issuperset(every[name])]
     in_processes(left, options.out, device, options.jobs or processes(), options.seconds)
-    rows = list(known(options.out).values())
-    print(show(rows))
-    if begun:
-        print(f"not tried again: {', '.join(' '.join(case) for case in sorted(begun))}")
+    rows = [row for case, row in known(options.out).items() if case in wanted]
+    print(show(rows, len(wanted)))
+    if waiting := wanted - answered(options.out):
+        print(f"{len(waiting)} have no answer yet; to continue, repeat the command")
+        return TIME_UP
     return int(any(row["problem"] is not None for row in rows))
 
 

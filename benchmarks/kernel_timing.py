@@ -263,6 +263,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
+def by_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the kernels, on a GPU: where they cannot run it fails, instead of timing the twins."""
+
+    def run(*inputs: Any) -> Any:
+        with use("triton") if _on_gpu(inputs) else nullcontext():
+            return function(*inputs)
+
+    return run
+
+
 def twin(function: Callable[..., Any], chunked: bool = True) -> Callable[..., Any]:
     """`function` with the twins in plain PyTorch.
 

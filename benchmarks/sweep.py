@@ -39,7 +39,7 @@ from typing import Any
 import torch
 
 from benchmarks import bench_step
-from benchmarks.harness import OwnProcess, add_row, environment, read_rows, spread, use_device, write_rows
+from benchmarks.harness import TIME_UP, OwnProcess, add_row, environment, read_rows, spread, use_device, write_rows
 from benchmarks.kernel_report import refused
 from benchmarks.sweep_programs import COMPILED, OURS_EAGER, PROGRAMS, Case, worker
 from electra_core.config import PRESETS
@@ -157,7 +157,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the cases that have no row yet."""
+    """Measure the cases that have no row yet; exit status `TIME_UP` if some remain."""
     options = arguments().parse_args(argv)
     device, deadline = resolve_device(options.device), time.monotonic() + 60 * options.minutes
     use_device(device)
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     for cases in todo:
         if time.monotonic() > deadline:
             print("the time is up; to continue, repeat the command", file=sys.stderr)
-            return
+            sys.exit(TIME_UP)
         for row in measure(cases, options.rounds, peak):
             add_row(options.out, row)
             print(f"{row['piece']}: {row.get('note') or _said(row)}", flush=True)

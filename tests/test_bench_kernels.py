@@ -17,6 +17,7 @@ from unittest import mock
 import pretend_graphs
 import pytest
 import torch
+from electra_kernels import dispatch
 
 from benchmarks import harness, kernel_report, kernel_timing
 from benchmarks.kernel_report import Mismatch
@@ -47,6 +48,25 @@ def test_runs_on_a_cpu(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def options(*arguments: str) -> argparse.Namespace:
     return kernel_timing.settle(kernel_timing.parser("").parse_args(["--device", "cpu", *arguments]))
+
+
+def test_the_kernels_time_is_never_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU whose launcher does not work "auto" would take the twin, which would then be called ours."""
+    chosen: list[str] = []
+    ours = kernel_timing.by_kernel(lambda *_: chosen.append(dispatch._choice))
+    ours(torch.ones(1))
+    monkeypatch.setattr(kernel_timing, "_on_gpu", lambda _: True)
+    ours(torch.ones(1))
+    kernel_timing.twin(lambda *_: chosen.append(dispatch._choice))(torch.ones(1))
+    assert chosen == ["auto", "triton", "reference"] and dispatch._choice == "auto"
+
+
+def test_percentiles_of_few_repetitions_lie_among_them() -> None:
+    for times in ([2.0], [1.0, 3.0], [1.0, 3.0, 3.1], [5.0, 5.1, 5.2, 9.0]):
+        spread = harness.deciles(times)
+        assert min(times) <= spread.low <= spread.median <= spread.high <= max(times)
+    hundred = harness.deciles([float(value) for value in range(101)])
+    assert hundred == harness.Spread(50.0, 10.0, 90.0)
 
 
 def test_a_contender_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from small_runs import make_data, one_thread, train
 from tiny_steps import CASES, CONFIG, ENCODER, batch_of
 from torch import Tensor
 
+from benchmarks.gpu_summary import FALLBACKS
 from electra_core import muon, training
 from electra_core.config import EncoderConfig, PretrainConfig, updated
 from electra_core.electra import PretrainBatch
@@ -138,6 +139,11 @@ def read_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "clip_gradients", reading)
 
 
+def fell_back(caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the log says that there are no graphs or kernels; a GPU's summary looks for the same words."""
+    return any(words in caplog.text for words in FALLBACKS)
+
+
 def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +155,7 @@ def test_a_step_that_cannot_be_captured_goes_on_kernel_by_kernel(
     going_on, other = run("static", config, lengths_of=two_shapes, capture=True)
     assert "a step cannot be captured (" in caplog.text and "not permitted when stream is capturing" in caplog.text
     assert re.search(r", at \w+\.py:\d+\); .* one by one instead, as with engine='static'", caplog.text)
+    assert fell_back(caplog)
     assert [graph.replays for graph in pretend_graphs.Graph.made] == [0, 0]  # the failed one, and one to clean up
     assert pretend_graphs.left_behind() == []
     assert [float(result.loss) for result in going_on] == [float(result.loss) for result in plain]
@@ -296,7 +303,7 @@ def test_an_engine_that_does_not_work_falls_back_with_its_reason(
     monkeypatch.setattr("electra_core.execution.engine.gpu_problem", lambda *_: None)  # else: test_hardware.py
     caplog.set_level(logging.WARNING, "electra_core")
     assert choose_engine("auto", CPU) == "eager" and not caplog.records
-    assert choose_engine("graph", CPU) == "eager" and "need a GPU" in caplog.text
+    assert choose_engine("graph", CPU) == "eager" and "need a GPU" in caplog.text and fell_back(caplog)
     assert (
         choose_engine("graph", torch.device("cuda"), sharded=True) == "eager"
         and "stores only a part" in caplog.text
@@ -322,11 +329,12 @@ def test_processors_fast_at_bf16_train_in_fixed_shapes(monkeypatch: pytest.Monke
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["electra", "two-parts", "adamw", "muon"])
-def test_replayed_graphs_train_as_the_eager_engine(name: str) -> None:
+def test_replayed_graphs_train_as_the_eager_engine(name: str, caplog: pytest.LogCaptureFixture) -> None:
     config, device = updated(CONFIG, {"steps": 24} | CASES[name], "test"), torch.device("cuda")
     encoder = dataclasses.replace(ENCODER, num_attention_heads=1)  # 16 wide: one that has a kernel
     eager, _ = run("eager", config, device, encoder=encoder)
     static, _ = run("static", config, device, capture=True, encoder=encoder)
+    assert not fell_back(caplog), caplog.text  # the losses would be the same
     for a, b in zip(eager, static, strict=True):
         torch.testing.assert_close(b.loss, a.loss, rtol=2e-3, atol=1e-4)
         assert float(b.figures["tokens"]) == float(a.figures["tokens"])

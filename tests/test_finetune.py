@@ -17,6 +17,7 @@ import torch
 from finetune_runs import QUICK, at_step, data, model, run, weights  # noqa: F401
 from reading import write_lines
 
+from benchmarks.gpu_summary import FALLBACKS
 from electra_core import model_dir
 from electra_core.adam import ElectraAdam
 from electra_core.config import PRESETS
@@ -437,10 +438,11 @@ def test_without_seqeval_only_tags_are_left_out(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TASKS)
-def test_a_gpu_learns_the_same_tasks(name, model, tmp_path):
+def test_a_gpu_learns_the_same_tasks(name, model, tmp_path, caplog):
     task, _, settings, enough = TASKS[name]
     files = files_of(name, tmp_path)
     report = run(model, files, tmp_path / "out", task, settings, device="cuda")
+    assert not any(words in caplog.text for words in FALLBACKS), caplog.text
     assert report["best"][report["metric"]] >= enough
     on_gpu = evaluate(load(tmp_path / "out", device="cuda", precision="fp32"), files[1])
     on_cpu = evaluate(load(tmp_path / "out", device="cpu", precision="fp32"), files[1])

@@ -25,6 +25,7 @@ from benchmarks import gpu_run, gpu_summary
 from benchmarks.catalogue import BY_NAME, LEFT_OUT
 from benchmarks.gpu_pieces import PIECES, Piece
 from benchmarks.gpu_run import Run, run_pieces, start_process
+from benchmarks.harness import BEGUN, TIME_UP
 
 ROOT = Path(gpu_run.__file__).parent.parent
 
@@ -109,6 +110,7 @@ def test_called_again_it_goes_on_and_tries_last_what_failed(tmp_path: Path) -> N
         (3, True, True, True, "failed"),  # tests of which not all were run
         (-9, True, True, False, "failed"),
         (None, True, True, True, "stopped"),
+        (TIME_UP, True, True, True, "stopped"),  # by its own time limit
     ],
 )
 def test_what_an_exit_status_means(status: int | None, judges: bool, new: bool, resumes: bool, state: str) -> None:
@@ -400,18 +402,28 @@ def test_checks_and_tests_in_lines_though_the_last_row_is_cut_off(tmp_path: Path
         {"kernel": "a", "dtype": "bfloat16", "problem": "begun", "error": "", "seconds": None},
         {"kernel": "a", "dtype": "bfloat16", "problem": None, "error": "", "seconds": 2.5},
         {"kernel": "b", "dtype": "float32", "problem": "result 0 is off", "error": "", "seconds": 1.0},
+        {"kernel": "d", "dtype": "float32", "problem": BEGUN, "error": "", "seconds": None},
     ]
     rows = "".join(json.dumps(row) + "\n" for row in checks)
     (tmp_path / "checks.jsonl").write_text(rows + '{"kernel": "c", "dty')
-    first, wrong = gpu_summary.digest(tmp_path, piece("checks", suffix=".jsonl"))
-    assert first.startswith("1 of 2 are right; slowest first call: a, 2.5 s")
-    assert wrong == "WRONG b, float32: result 0 is off"
+    first, *others = gpu_summary.digest(tmp_path, piece("checks", suffix=".jsonl"))
+    assert first.startswith("1 of the 3 begun are right; slowest first call: a, 2.5 s")
+    assert others == ["WRONG b, float32: result 0 is off", f"NO ANSWER d, float32: {BEGUN}"]
     tests = [{"collected": 3}, {"test": "x::a", "outcome": "begun"}, {"test": "x::a", "outcome": "passed"}]
     tests += [{"test": f"x::{n}", "outcome": "failed", "line": "assert 0"} for n in range(20)]
     (tmp_path / "tests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
     lines = gpu_summary.digest(tmp_path, piece("tests", suffix=".jsonl"))
     assert lines[:2] == ["1 passed, 20 failed, 0 skipped, of 3 tests", "x::0: assert 0"]
     assert lines[-1] == "and 8 more"
+
+
+def test_a_run_without_graphs_or_kernels_is_told_though_it_succeeded(tmp_path: Path) -> None:
+    """Its figures look like any others. That the program says so in these words: test_engine.py."""
+    line = "engine='graph': a step cannot be captured (it); launching its kernels one by one instead"
+    (tmp_path / "it.log").write_text(f"begins\n{line}\n{line}\nUserWarning: use that instead\n")
+    gpu_summary.write(tmp_path, {"it": {"state": "done"}}, [piece("it")], "type this")
+    page = (tmp_path / "summary.md").read_text()
+    assert page.count(f"NOTE {line}\n") == 1 and "use that" not in page
 
 
 def test_the_machine_stands_on_the_page(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from electra_kernels import dispatch, triton_support, use
 from electra_kernels.fast_bf16 import has_gpu_bf16
 from electra_kernels.operators import architecture
 
+from benchmarks.gpu_summary import FALLBACKS
 from electra_core.cli import main
 from electra_core.errors import UserError
 from electra_core.execution import engine
@@ -155,6 +156,7 @@ def test_what_is_distrusted_is_not_used(
     assert [record.message for record in caplog.records] == [
         "cuda:0: using plain PyTorch instead of the Triton kernels, which is slower: they disagree"
     ]
+    assert any(words in caplog.text for words in FALLBACKS), "a GPU's summary would not show the line"
     monkeypatch.setenv("ELECTRA_TRITON", "1")
     assert dispatch.use_triton(tensor_on_the_gpu(BF16)) and not uses_kernels(GPU, BF16)
     assert triton_support.DISTRUSTED.keys() == {GPU}

@@ -11,8 +11,9 @@ from electra_kernels import attention_triton, bias_gelu_triton, mlm_head_triton
 from kernel_helpers import INTERPRETED
 
 from benchmarks import gpu_facts, kernel_checks
+from benchmarks.harness import BEGUN, TIME_UP
 from benchmarks.kernel_check_cases import operations
-from benchmarks.kernel_checks import BEGUN, Lost, check, in_this_process, known, show
+from benchmarks.kernel_checks import Lost, check, in_this_process, known, show
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels on CPU tensors, by Triton's interpreter")
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -65,12 +66,33 @@ def test_a_lost_gpu_and_a_process_that_ended_leave_the_rest_to_another(
     monkeypatch.setattr(kernel_checks, "check", lost)
     assert in_this_process("embedding", out, CPU) == 1
     rows = known(out)
-    assert rows[("embedding", "float32")]["problem"] == BEGUN, "not tried again"
+    assert rows[("embedding", "float32")]["problem"] == BEGUN, "where a process ended comes last"
     assert "an illegal access" in rows[("embedding", "float16")]["problem"]
-    assert show(list(rows.values())).startswith(
-        "0 of 2 kernels and models are right\nembedding, float32: the process"
+    assert show(list(rows.values()), 9).startswith(
+        "0 of 9 kernels and models are right\nembedding, float32: the process"
     )
+    assert in_this_process("embedding", out, CPU) == 1 and BEGUN not in str(known(out)), "tried once more"
     assert in_this_process("embedding", out, CPU) == 0, "nothing is left"
+    out.write_text(2 * (json.dumps(begun) + "\n"))
+    assert in_this_process("embedding", out, CPU) == 1
+    assert known(out)[("embedding", "float32")]["problem"] == BEGUN, "two processes ended in it: not tried again"
+    assert in_this_process("embedding", out, CPU) == 0
+
+
+def test_what_has_no_answer_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "checks.jsonl"
+    monkeypatch.setattr(kernel_checks, "in_processes", lambda *_: None)  # its time was up at once
+    command = ["--out", str(out), "--only", "embedding"]
+    assert kernel_checks.main(command) == TIME_UP
+    assert "0 of 2 kernels and models are right\n2 have no answer yet" in capsys.readouterr().out
+    rows = [{"kernel": "embedding", "dtype": dtype, "problem": None} for dtype in ("float32", "float16")]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kernel_checks.main(command) == 0
+    assert capsys.readouterr().out == "2 of 2 kernels and models are right\n"
+    out.write_text(json.dumps(rows[0] | {"problem": "off"}) + "\n" + json.dumps(rows[1]) + "\n")
+    assert kernel_checks.main(command) == 1
 
 
 def test_processes_go_on_behind_one_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import bench_step
 from electra_core.config import PRESETS
 from electra_core.execution.fake_step import (
     Recorder,
@@ -52,6 +54,31 @@ def test_nothing_in_a_static_step_waits_for_the_device_or_the_host(optimizer: st
         with Recorder() as recorder:
             take_step(loop, inputs.parts, inputs.seed, inputs.rate)
     assert recorder.waits == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_stages_are_charged_between_their_boundaries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU between events that are read after the last of them."""
+    now, waited = itertools.count(), []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing and not waited
+
+        def record(self) -> None:
+            self.at = next(now)
+
+        def elapsed_time(self, end: Event) -> float:
+            assert waited
+            return 1e3 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    monkeypatch.setattr(bench_step.time, "perf_counter", lambda: next(now))
+    clock = bench_step.StageClock(torch.device(kind))
+    for stage in ("forward", "backward", "forward", "end"):
+        clock.stage = stage
+    assert clock.stage == "end" and clock.seconds() == {"losses": 1, "forward": 2, "backward": 1}
 
 
 def test_a_recorder_sees_what_waits() -> None:

@@ -119,6 +119,9 @@ def test_the_command_goes_on_behind_what_is_measured(tmp_path: Path, monkeypatch
     lost = rows[1]["piece"]
     rows[1]["note"] = "RuntimeError: ended"
     harness.write_rows(out, rows)
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([*arguments, "--minutes", "0"])
+    assert ended.value.code == harness.TIME_UP and len(asked) == 4
     for _ in range(2):
         sweep.main(arguments)
     assert asked[4:] == [[lost], [lost]], "what the compiler did not refuse is measured again"
