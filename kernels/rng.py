@@ -20,7 +20,9 @@ more work, and dropout takes this path for every attention probability.
 batch's first row, so that a batch that is split over ranks or accumulation steps draws exactly what the whole
 batch would have drawn.
 
-The arithmetic is in int64, where a 32 x 32 -> 64 bit product may wrap but keeps all its bits.
+The arithmetic is in int64. A 32 x 32 -> 64 bit product would overflow there, which a compiler may take for
+impossible (GCC does, in what torch.compile generates for a CPU); `philox` multiplies with the multiplier less 2^32
+instead.
 """
 
 from __future__ import annotations
@@ -122,16 +124,16 @@ def philox(
     k0, k1 = key & MASK32, (key >> 32) & MASK32
     # The rounds themselves broadcast the counter: the first two still work on rows and columns separately.
     for _ in range(ROUNDS):
-        a, b = c0 * MULTIPLIER_A, c2 * MULTIPLIER_B
-        c0, c2 = _mix(b, c1, k0), _mix(a, c3, k1)
+        a, b = c0 * (MULTIPLIER_A - 2**32), c2 * (MULTIPLIER_B - 2**32)
+        c0, c2 = _mix(b, c2, c1, k0), _mix(a, c0, c3, k1)
         c1, c3 = b, a  # their low halves count; the next `_mix` cuts the high ones off
         k0, k1 = (k0 + WEYL_A) & MASK32, (k1 + WEYL_B) & MASK32
     return c0, c1 & MASK32, c2, c3 & MASK32
 
 
-def _mix(product: Tensor, low: Tensor, key: Tensor) -> Tensor:
-    """(high half of `product`) ^ `low` ^ `key`, in 32 bits."""
-    return ((product >> 32) ^ low).bitwise_xor_(key).bitwise_and_(MASK32)
+def _mix(product: Tensor, factor: Tensor, low: Tensor, key: Tensor) -> Tensor:
+    """(high half of `product` + 2^32 `factor`) ^ `low` ^ `key`, in 32 bits."""
+    return ((product >> 32).add_(factor) ^ low).bitwise_xor_(key).bitwise_and_(MASK32)
 
 
 def uniform(bits: Tensor) -> Tensor:

@@ -187,11 +187,15 @@ def test_a_seed_without_a_first_row_counts_from_0(seed: rng.Seed) -> None:
 
 @pytest.mark.host_only
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-def test_compiled_code_takes_another_seed_at_every_call() -> None:
+@pytest.mark.parametrize("lanes", [None, 1])
+def test_compiled_code_takes_another_seed_at_every_call(lanes: int | None) -> None:
+    """Also where the compiled code has no vectors, as on a processor without AVX2: GCC takes its products of int64
+    for positive, which they are unless they overflow."""
+
     def kept(rows_T: Tensor, seed: int) -> Tensor:
         return rng.keep_mask(rng.seed_tensor(seed), rows_T, 16, 0.5, 3)
 
-    compiled, rows_T = torch.compile(kept, fullgraph=True), torch.arange(6)
+    compiled, rows_T = torch.compile(kept, fullgraph=True, options={"cpp.simdlen": lanes}), torch.arange(6)
     for seed in (7, 8, 9):  # from the second on as a number that the compiled code does not know
         assert torch.equal(compiled(rows_T, seed), kept(rows_T, seed))
 
