@@ -42,7 +42,8 @@ MASKS = "masks"
 
 
 AHEAD_CYCLES = int(0.25 * 2e9)
-"""For so long a GPU waits (at 2 GHz) while the host launches a step: 764 launches of Small, some 50 us each."""
+"""For so long a GPU waits (0.25 s at 2 GHz) while the host launches a step: several times an estimated 50 us for
+each of Small's 764 launches."""
 
 
 class StageClock:
