@@ -70,7 +70,7 @@ def attention(
         return out_THK[..., :head_dim].contiguous() if missing else out_THK
     supported = attention_native.takes(qkv_T3HK, max_seqlen)
     slower = attention_reference.is_fused(qkv_T3HK, dropout_p) and attention_native.is_slower(qkv_T3HK, max_seqlen)
-    if use_native(qkv_T3HK, dropout_p=dropout_p, supported=supported, twin_is_faster=slower):
+    if use_native(qkv_T3HK, training=dropout_p > 0, supported=supported, twin_is_faster=slower):
         return attention_native.forward(qkv_T3HK, cu_seqlens, key, *numbers)
     return attention_reference.attention(qkv_T3HK, cu_seqlens, key, *numbers)
 

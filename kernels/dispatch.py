@@ -1,12 +1,12 @@
 """Which implementation runs: chosen at call time, never at import.
 
 `auto` (the default) runs the Triton kernels on GPUs that they support, and the plain-PyTorch twin everywhere else.
-The exception on a CPU: operations with dropout (that is, training) or in bf16 run loops in C where these could be
-built (`native`), because PyTorch has no fast counter-based random numbers, and its bf16 goes through copies in
-fp32. Loops without threads are for fp32 on one thread, and for bf16. If a GPU's kernels (`triton_support`) or a
-CPU's loops cannot run, the reason is logged once. float64 on a GPU, a precision for checking results, takes the
-twin. `use("triton")` runs the kernels on any GPU that can launch them. `TRITON_INTERPRET=1`, set before triton is
-imported, lets `use("triton")` run the kernels on CPU tensors.
+The exception on a CPU: attention, dropout + LayerNorm and the MLM head run loops in C where these could be built
+(`native`), in training and in bf16, because PyTorch has no fast counter-based random numbers, its bf16 goes through
+copies in fp32, and it stores logits. Loops without threads are for fp32 on one thread, and for bf16. If a GPU's
+kernels (`triton_support`) or a CPU's loops cannot run, the reason is logged once. float64 on a GPU, a precision for
+checking results, takes the twin. `use("triton")` runs the kernels on any GPU that can launch them.
+`TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 
 from __future__ import annotations
@@ -163,10 +163,11 @@ def lacks_threads() -> bool:
     return True
 
 
-def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_is_faster: bool = False) -> bool:
+def use_native(tensor: torch.Tensor, *, training: bool, supported: bool, twin_is_faster: bool = False) -> bool:
     """Whether a call on `tensor` goes to the loops in C, after `use_triton` returned False.
 
     Args:
+        training: whether the call is part of training; without, "auto" takes the loops only for bf16.
         supported: whether the loops support these dtypes and sizes.
         twin_is_faster: whether "auto" should take the twin instead.
 
@@ -174,7 +175,7 @@ def use_native(tensor: torch.Tensor, *, dropout_p: float, supported: bool, twin_
         RuntimeError: `use("native")` is active and the loops cannot run on this tensor.
     """
     in_bf16 = tensor.dtype == torch.bfloat16
-    if _choice == "reference" or (_choice == "auto" and (twin_is_faster or (dropout_p == 0.0 and not in_bf16))):
+    if _choice == "reference" or (_choice == "auto" and (twin_is_faster or not (training or in_bf16))):
         return False
     runnable = supported and tensor.device.type == "cpu" and native_problem() is None
     if _choice == "native" and not runnable:

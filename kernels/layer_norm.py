@@ -94,7 +94,7 @@ def _operators(x_TD: Tensor, residual_TD: Tensor, dropout_p: float) -> _Operator
         from electra_kernels import layer_norm_triton
 
         return _Operators(layer_norm_triton.forward, layer_norm_triton.backward)
-    if use_native(x_TD, dropout_p=dropout_p, supported=native.takes(x_TD, residual_TD)):
+    if use_native(x_TD, training=dropout_p > 0, supported=native.takes(x_TD, residual_TD)):
         return _Operators(native.forward, native.backward)
     return None
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from electra_kernels import mlm_head_native
 from electra_kernels import mlm_head_reference as reference
 from electra_kernels.checks import FLOATS, INTEGERS, check_ids, check_temperature, check_tensor
-from electra_kernels.dispatch import use_triton
+from electra_kernels.dispatch import use_native, use_triton
 from electra_kernels.rng import Seed, seed_tensor
 from torch import Tensor
 
@@ -72,4 +74,9 @@ def mlm_head(
         from electra_kernels import mlm_head_triton
 
         return MLMHead(*mlm_head_triton.forward(*arguments)[:2])
+    training, supported = torch.is_grad_enabled(), mlm_head_native.takes(hidden_ME, embedding_VE)
+    slower = mlm_head_native.is_slower()
+    if use_native(hidden_ME, training=training, supported=supported, twin_is_faster=slower):
+        arguments = (*arguments[:3], target_ids_M.long(), *arguments[4:])
+        return MLMHead(*mlm_head_native.forward(*arguments)[:2])
     return MLMHead(*reference.mlm_head(*arguments))

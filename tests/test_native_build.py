@@ -239,7 +239,7 @@ def test_without_threads_fp32_takes_the_twin_where_torch_has_them(
     x, bf16 = torch.ones(2, 16), torch.ones(2, 16, dtype=torch.bfloat16)
 
     def takes(tensor: Tensor) -> bool:
-        return dispatch.use_native(tensor, dropout_p=0.1, supported=True)
+        return dispatch.use_native(tensor, training=True, supported=True)
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert takes(x) and takes(bf16) and not caplog.messages

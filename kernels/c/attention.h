@@ -11,10 +11,6 @@ typedef struct {
     dropout_t dropout;
 } head_t;
 
-/* Rows of an odd number of cache lines: those of a power of two would have their columns in a few of the cache's sets,
-   and push each other out of it. */
-INLINE int64_t row_of(int64_t width) { return width | LANES; }
-
 /* Sequence `task / heads`, head `task % heads`. */
 INLINE head_t find_head(const int64_t *offsets, int64_t task, int64_t heads, int64_t dim, dropout_t dropout) {
     int64_t start = offsets[task / heads], length = offsets[task / heads + 1] - start;

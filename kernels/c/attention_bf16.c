@@ -2,35 +2,18 @@
    and the gradients of the scores are rounded to bf16 before they are multiplied. Each (sequence, head) is a task of
    its own; the backward pass recomputes the probabilities.
 
-   Products use tiles (AMX) or dot products of pairs (AVX-512 BF16); both take the right-hand side in the same layout.
-   A tile is 16 rows of 64 bytes. C (16 x 16 fp32) += A (16 x 32 bf16) B, where B's 32 x 16 numbers are stored as 16
-   rows of pairs: word [r][n] holds B[2r][n] in its low half and B[2r + 1][n] in its high half. So there are two ways
-   to pack a right-hand side:
-     `pack_paired`  M itself: rows 2r and 2r + 1 are interleaved;
-     `pack_turned`  the transpose of M: M[n][2r] and M[n][2r + 1] are adjacent already, so words are transposed.
-
-   C has no portable names for these instructions, so this file uses intrinsics; for processors without them it
-   contains no products. */
+   It uses intrinsics (`products_bf16.h` says why); for processors without them it contains no attention. */
 
 #include "attention.h"
+#include "products_bf16.h"
 
 #if !defined(__AVX512BF16__)
 
 int have_bf16_products(void) { return 0; }
 
 #else
-#include <immintrin.h>
 #include <math.h>
 #include <stdlib.h>
-
-#define SIZE 16   /* rows of a tile, and words in a row */
-#define DEPTH 32  /* bf16 numbers in a tile's row */
-#define STEP 32   /* queries whose probabilities are held in fp32 at a time */
-#define BLOCK 64  /* queries whose probabilities are held in bf16 for the gradients of k and v */
-
-/* ---------------------------------------------------------------- C [32, n] (+)= A [32, k] B, n and k multiples of 32
-
-   B's tile of the columns from 16 j and the rows from 32 p is at B + j * b_n + p * b_k (in vectors of 16 words). */
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
@@ -38,109 +21,12 @@ int have_bf16_products(void) { return 0; }
 
 /* A process has to ask Linux for the use of tiles (ARCH_REQ_XCOMP_PERM, XTILEDATA). */
 int have_bf16_products(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
-
-static void begin_products(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } shape = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) shape.bytes[tile] = 4 * SIZE, shape.rows[tile] = SIZE;
-    _tile_loadconfig(&shape);
-}
-
-static void end_products(void) { _tile_release(); }
-
-static void product(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n, int64_t b_k,
-                    int64_t n, int64_t k, int add) {
-    for (int64_t j = 0; j < n; j += 2 * SIZE) {
-        float *c = C + j, *below = c + SIZE * c_row;
-        if (add) {
-            _tile_loadd(0, c, 4 * c_row); _tile_loadd(1, c + SIZE, 4 * c_row);
-            _tile_loadd(2, below, 4 * c_row); _tile_loadd(3, below + SIZE, 4 * c_row);
-        } else {
-            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-        }
-        for (int64_t p = 0; p < k / DEPTH; p++) {
-            const words *b = B + j / SIZE * b_n + p * b_k;
-            _tile_loadd(4, A + p * DEPTH, 2 * a_row); _tile_loadd(6, b, 64); _tile_loadd(7, b + b_n, 64);
-            _tile_loadd(5, A + p * DEPTH + SIZE * a_row, 2 * a_row);
-            _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, c, 4 * c_row); _tile_stored(1, c + SIZE, 4 * c_row);
-        _tile_stored(2, below, 4 * c_row); _tile_stored(3, below + SIZE, 4 * c_row);
-    }
-}
-
 #else
 int have_bf16_products(void) { return 1; }
-static void begin_products(void) {}
-static void end_products(void) {}
-
-#define ROWS 8 /* rows of C held in registers, two vectors of each */
-
-static void product(float *C, int64_t c_row, const uint16_t *A, int64_t a_row, const words *B, int64_t b_n, int64_t b_k,
-                    int64_t n, int64_t k, int add) {
-    for (int64_t i = 0; i < 2 * SIZE; i += ROWS, C += ROWS * c_row, A += ROWS * a_row)
-        for (int64_t j = 0; j < n; j += 2 * SIZE) {
-            __m512 left[ROWS], right[ROWS];
-            for (int r = 0; r < ROWS; r++) {
-                left[r] = add ? _mm512_loadu_ps(C + r * c_row + j) : _mm512_setzero_ps();
-                right[r] = add ? _mm512_loadu_ps(C + r * c_row + j + SIZE) : _mm512_setzero_ps();
-            }
-            for (int64_t p = 0; p < k / DEPTH; p++) {
-                const words *b = B + j / SIZE * b_n + p * b_k;
-                for (int pair = 0; pair < SIZE; pair++) {
-                    __m512bh b_left = (__m512bh)b[pair], b_right = (__m512bh)b[b_n + pair];
-                    for (int r = 0; r < ROWS; r++) {
-                        int32_t numbers;
-                        memcpy(&numbers, A + r * a_row + p * DEPTH + 2 * pair, sizeof numbers);
-                        __m512bh a = (__m512bh)_mm512_set1_epi32(numbers);
-                        left[r] = _mm512_dpbf16_ps(left[r], a, b_left);
-                        right[r] = _mm512_dpbf16_ps(right[r], a, b_right);
-                    }
-                }
-            }
-            for (int r = 0; r < ROWS; r++) {
-                _mm512_storeu_ps(C + r * c_row + j, left[r]);
-                _mm512_storeu_ps(C + r * c_row + j + SIZE, right[r]);
-            }
-        }
-}
 #endif
 
-/* ---------------------------------------------------------------- layouts of the right-hand side */
-
-INLINE __m256i to_bf16(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
-INLINE words paired(__m256i low, __m256i high) {
-    return (words)_mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-}
-
-/* Transposes a square of words whose rows are `row` words apart; the result's rows are `to_row` words apart. */
-INLINE void turn_tile(uint32_t *to, int64_t to_row, const uint32_t *from, int64_t row) {
-    words tile[SIZE];
-    for (int r = 0; r < SIZE; r++) memcpy(tile + r, from + r * row, sizeof(words));
-    turn_square(tile);
-    for (int r = 0; r < SIZE; r++) memcpy(to + r * to_row, tile + r, sizeof(words));
-}
-
-/* B tiles of Mᵀ, M [rows, columns]: the columns from 16 j and rows from 32 p of Mᵀ at (j * columns / 32 + p) * 16. */
-static void pack_turned(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
-    for (int64_t j = 0; j < rows; j += SIZE)
-        for (int64_t p = 0; p < columns; p += DEPTH, tiles += SIZE)
-            turn_tile((uint32_t *)tiles, SIZE, (const uint32_t *)(M + j * columns + p), columns / 2);
-}
-
-/* B tiles of M [rows, columns]: the columns from 16 j and rows from 32 p of M at (p * columns / 16 + j) * 16. */
-static void pack_paired(words *tiles, const uint16_t *M, int64_t rows, int64_t columns) {
-    for (int64_t p = 0; p < rows; p += DEPTH)
-        for (int64_t j = 0; j < columns; j += SIZE, tiles += SIZE)
-            for (int r = 0; r < SIZE; r++) {
-                const uint16_t *row = M + (p + 2 * r) * columns + j;
-                tiles[r] = paired(_mm256_loadu_si256((const __m256i *)row),
-                                  _mm256_loadu_si256((const __m256i *)(row + columns)));
-            }
-}
+#define STEP 32   /* queries whose probabilities are held in fp32 at a time */
+#define BLOCK 64  /* queries whose probabilities are held in bf16 for the gradients of k and v */
 
 /* ---------------------------------------------------------------- softmax and dropout */
 
@@ -284,13 +170,13 @@ static void bf16_forward(head_t at, const uint16_t *qkv, uint16_t *out, float sc
     pack_turned(s->kT, s->k, width, dim), pack_paired(s->v_rows, s->v, width, dim);
     for (int64_t first = 0; first < at.length; first += STEP) {
         float factors[STEP];
-        product(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+        product_bf16(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
         for (int64_t t = 0; t < STEP; t++) {
             float total = forward_row(s->p + t * width, s->scores + t * width, at.length, width, scale, at.dropout,
                                       (uint32_t)(at.start + first + t), (uint32_t)at.head);
             factors[t] = at.dropout.scale / total;
         }
-        product(s->out, dim, s->p, width, s->v_rows, SIZE, dim, dim, width, 0);
+        product_bf16(s->out, dim, s->p, width, s->v_rows, SIZE, dim, dim, width, 0);
         scatter_rows(out, s->out, factors, at, first, STEP, 0, 1);
     }
 }
@@ -299,8 +185,8 @@ static void bf16_forward(head_t at, const uint16_t *qkv, uint16_t *out, float sc
 static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv, float scale, const space_t *s) {
     int64_t width = s->width, dim = at.dim, row_masks = round_up(width, NUMBERS) / LANES;
     __m512 keep = _mm512_set1_ps(at.dropout.scale), factor = _mm512_set1_ps(scale);
-    product(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
-    product(s->dP, width, s->dO + first * dim, dim, s->vT, dim / 2, SIZE, width, dim, 0);
+    product_bf16(s->scores, width, s->q + first * dim, dim, s->kT, dim / 2, SIZE, width, dim, 0);
+    product_bf16(s->dP, width, s->dO + first * dim, dim, s->vT, dim / 2, SIZE, width, dim, 0);
     for (int64_t t = 0; t < STEP; t += 2) {
         float inverse[2], delta[2];
         for (int r = 0; r < 2; r++)
@@ -325,7 +211,7 @@ static void backward_step(head_t at, int64_t first, int64_t slot, uint16_t *dqkv
         turn_tile((uint32_t *)(s->pT + j * BLOCK + slot * STEP), BLOCK / 2, s->p_pairs + j, width);
         turn_tile((uint32_t *)(s->dsT + j * BLOCK + slot * STEP), BLOCK / 2, s->ds_pairs + j, width);
     }
-    product(s->out, dim, s->ds, width, s->k_rows, SIZE, dim, dim, width, 0);
+    product_bf16(s->out, dim, s->ds, width, s->k_rows, SIZE, dim, dim, width, 0);
     scatter_rows(dqkv, s->out, NULL, at, first, STEP, 0, 3);
 }
 
@@ -344,8 +230,8 @@ static void bf16_backward(head_t at, const uint16_t *qkv, const uint16_t *dout, 
         pack_paired(s->dO_rows, s->dO + first * dim, queries, dim);
         for (int64_t j = 0; j < width; j += STEP) {
             const uint16_t *pT = s->pT + j * BLOCK, *dsT = s->dsT + j * BLOCK;
-            product(s->dv + j * dim, dim, pT, BLOCK, s->dO_rows, SIZE, dim, dim, queries, first > 0);
-            product(s->dk + j * dim, dim, dsT, BLOCK, s->q_rows, SIZE, dim, dim, queries, first > 0);
+            product_bf16(s->dv + j * dim, dim, pT, BLOCK, s->dO_rows, SIZE, dim, dim, queries, first > 0);
+            product_bf16(s->dk + j * dim, dim, dsT, BLOCK, s->q_rows, SIZE, dim, dim, queries, first > 0);
         }
     }
     scatter_rows(dqkv, s->dk, NULL, at, 0, width, 1, 3), scatter_rows(dqkv, s->dv, NULL, at, 0, width, 2, 3);

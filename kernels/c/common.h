@@ -23,6 +23,10 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
+/* Rows of an odd number of cache lines: those of a power of two would have their columns in a few of the cache's sets,
+   and push each other out of it. */
+INLINE int64_t row_of(int64_t width) { return width | LANES; }
+
 /* ---------------------------------------------------------------- rows of fp32 or bf16 */
 
 INLINE float as_float(uint32_t bits) { union { uint32_t u; float f; } both = {.u = bits}; return both.f; }
