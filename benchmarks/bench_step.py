@@ -31,7 +31,12 @@ from benchmarks.bench_pretrain import batches_like_text
 from benchmarks.harness import environment, replace_text, use_device
 from electra_core.config import PRESETS, EncoderConfig, PretrainConfig, generator_config
 from electra_core.execution.fake_step import BACKWARD, OPTIMIZER, OTHER, StepTrace, stages, trace_step
-from electra_core.execution.placement import autocast_context, resolve_device, resolve_precision
+from electra_core.execution.placement import (
+    autocast_context,
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+)
 from electra_core.flops import forward_flops, mlm_head_flops, rtd_head_flops
 from electra_core.objectives import build_objective
 from electra_core.optim import build_optimizer
@@ -140,6 +145,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     """The whole report as JSON values."""
     preset, device = PRESETS[options.model], resolve_device(options.device)
     use_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as `electra pretrain` does
     encoder, config = preset.discriminator, preset.pretrain
     trace = trace_step(encoder, config, options.batch, options.length)
     least = floors(encoder, config, trace, options.length)

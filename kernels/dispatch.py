@@ -2,10 +2,10 @@
 
 `auto` (the default) runs the Triton kernels on GPUs that they support, and the plain-PyTorch twin everywhere else.
 The exception on a CPU: attention, dropout + LayerNorm and the MLM head run loops in C where these could be built
-(`native`), in training and in bf16, because PyTorch has no fast counter-based random numbers, its bf16 goes through
-copies in fp32, and it stores logits. Loops without threads are for fp32 on one thread, and for bf16. If a GPU's
-kernels (`triton_support`) or a CPU's loops cannot run, the reason is logged once. float64 on a GPU, a precision for
-checking results, takes the twin. `use("triton")` runs the kernels on any GPU that can launch them.
+(`native`), in training and in bf16, because PyTorch has no fast counter-based random numbers, its bf16 goes
+through copies in fp32, and it stores logits. Loops without threads are for fp32 on one thread, and for bf16. If a
+GPU's kernels (`triton_support`) or a CPU's loops cannot run, the reason is logged once. float64 on a GPU, a
+precision for checking results, takes the twin. `use("triton")` runs the kernels on any GPU that can launch them.
 `TRITON_INTERPRET=1`, set before triton is imported, lets `use("triton")` run the kernels on CPU tensors.
 """
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from electra_kernels import mlm_head_native
+from electra_kernels import mlm_head_native, native
 from electra_kernels import mlm_head_reference as reference
 from electra_kernels.checks import FLOATS, INTEGERS, check_ids, check_temperature, check_tensor
 from electra_kernels.dispatch import use_native, use_triton
@@ -75,7 +75,7 @@ def mlm_head(
 
         return MLMHead(*mlm_head_triton.forward(*arguments)[:2])
     training, supported = torch.is_grad_enabled(), mlm_head_native.takes(hidden_ME, embedding_VE)
-    slower = mlm_head_native.is_slower()
+    slower = not native.has_avx2()
     if use_native(hidden_ME, training=training, supported=supported, twin_is_faster=slower):
         arguments = (*arguments[:3], target_ids_M.long(), *arguments[4:])
         return MLMHead(*mlm_head_native.forward(*arguments)[:2])

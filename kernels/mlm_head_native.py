@@ -41,12 +41,6 @@ def takes(hidden_ME: Tensor, embedding_VE: Tensor) -> bool:
     return hidden_ME.dtype == torch.float32 and size % LANES == 0
 
 
-@torch.compiler.assume_constant_result
-def is_slower() -> bool:
-    """Whether PyTorch's products in fp32 may be faster: without AVX2, as on ARM, nobody has measured it."""
-    return not torch.cpu._is_avx2_supported()
-
-
 @operator("native_mlm_head")
 def forward(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, seed: Tensor, stream: int,

@@ -92,6 +92,12 @@ def call(function: str, *arguments: Tensor | int | float | None) -> None:
 
 
 @torch.compiler.assume_constant_result
+def has_avx2() -> bool:
+    """Whether the processor has AVX2. Without, as on ARM, nobody has measured the products beside PyTorch's."""
+    return bool(torch.cpu._is_avx2_supported())
+
+
+@torch.compiler.assume_constant_result
 def has_bf16_products() -> bool:
     """Whether `attention_in_bf16` can run: it was built for a processor with AVX-512 BF16, and if that has AMX,
     Linux lets this process use it."""
