@@ -9,9 +9,6 @@
 (oneDNN, 2.3 to 2.6 GHz, docs/decisions.md.) A processor that supports bf16 need not be fast at it, so
 `has_fast_bf16` is true only of the first two rows. All of them accumulate in fp32.
 
-An fp32 product whose operands already are bf16 numbers loses nothing in bf16. With AMX, `products_in_bf16` lets
-oneDNN compute it so, fp32 in, fp32 out; without, oneDNN has no such product on x86 and computes in fp32.
-
 A product that sums over the tokens, dW = dyᵀ x, reads one operand across its rows, which with AMX costs oneDNN as
 much as the product itself. `product_over_rows` first transposes the smaller operand by a loop in C (`c/turn.c`).
 """
@@ -21,11 +18,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from electra_kernels import native
@@ -44,12 +37,6 @@ def has_fast_bf16() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def has_amx() -> bool:
-    """Whether the processor has AMX, a matrix unit for bf16 whose registers Intel calls tiles."""
-    return _has_amx()
-
-
-@torch.compiler.assume_constant_result
 def has_gpu_bf16(device: torch.device) -> bool:
     """Whether a GPU has bf16 in hardware: NVIDIA's since Ampere (sm_80), and, according to torch, all of AMD's.
 
@@ -65,6 +52,7 @@ def _has_fast_bf16() -> bool:
 
 @functools.cache
 def _has_amx() -> bool:
+    """Whether the processor has AMX, a matrix unit for bf16 whose registers Intel calls tiles."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -77,47 +65,6 @@ def _maker() -> str:
         return platform.processor().rpartition(", ")[2]
     found = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
     return found[1] if found else ""
-
-
-@contextmanager
-def products_in_bf16(wanted: bool) -> Iterator[None]:
-    """If `wanted`, fp32 matrix products inside round their operands to bf16, on CPUs with AMX.
-
-    This is torch's own setting and holds for the whole process while it is on: until the last of several threads
-    leaves, which puts back what the first has found.
-    """
-    if not wanted:
-        yield
-        return
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
-
-
-_switch = threading.Lock()
-_inside = 0
-_found = ""
-"""What the setting was before the first thread entered."""
-
-
-def _enter() -> None:
-    global _inside, _found
-    setting: Any = torch.backends.mkldnn
-    with _switch:
-        if not _inside:
-            _found, setting.matmul.fp32_precision = setting.matmul.fp32_precision, "bf16"
-        _inside += 1
-
-
-def _leave() -> None:
-    global _inside
-    setting: Any = torch.backends.mkldnn
-    with _switch:
-        _inside -= 1
-        if not _inside:
-            setting.matmul.fp32_precision = _found
 
 
 def product_over_rows(a_TO: Tensor, b_TI: Tensor) -> Tensor:

@@ -4,11 +4,10 @@
 `mlm_head` computes the same at the sizes of a training step.
 
 Operands have hidden's dtype. Products, sums and statistics are fp32, even for bf16: this keeps the logits exact
-and is faster on most CPUs. CPUs that are fast at bf16 (`fast_bf16.py`) use it for the products of the gradients,
-and for the logits where these stay exact. Rows are processed in chunks whose logits fit in a CPU's cache (on a GPU
-larger ones, for fewer launches), so memory is O(chunk · V). Three things save passes over a chunk: one buffer is
-reused, the softmax is never normalised (1/Σ is applied to M numbers, not M·V), and the upstream gradient g scales
-hidden instead of P.
+and is faster on most CPUs. Rows are processed in chunks whose logits fit in a CPU's cache (on a GPU larger ones,
+for fewer launches), so memory is O(chunk · V). Three things save passes over a chunk: one buffer is reused, the
+softmax is never normalised (1/Σ is applied to M numbers, not M·V), and the upstream gradient g scales hidden
+instead of P.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from electra_kernels.fast_bf16 import has_amx, has_fast_bf16, products_in_bf16
 from electra_kernels.operators import statistics_dtype, without_autocast
 from electra_kernels.sample_replace_reference import draw, rows_at_once, tempered_weights, tile_sums
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 21  # logits per chunk: 8 MB in fp32, the fastest of 2^18 ... 2^22 at V = 30522 and 8192
-BF16_CHUNK_ELEMENTS = 1 << 23  # where bf16 is fast: larger, because every product repacks the embedding
 
 
 def plain_mlm_head(
@@ -62,18 +59,15 @@ def mlm_head(
         return _ChunkedHead.apply(hidden_ME, embedding_VE, bias_V, target_ids_M.long(), seed, stream, temperature)
 
 
-def _logit_chunks(
-    hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, in_bf16: bool
-) -> Iterator[tuple[slice, Tensor]]:
+def _logit_chunks(hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields (rows, their logits) chunk by chunk, in one reused buffer that the caller may overwrite."""
     rows, vocabulary = len(hidden_ME), len(embedding_VE)
-    size = min(rows, rows_at_once(hidden_ME, BF16_CHUNK_ELEMENTS if in_bf16 else CHUNK_ELEMENTS, vocabulary))
+    size = min(rows, rows_at_once(hidden_ME, CHUNK_ELEMENTS, vocabulary))
     buffer_RV = hidden_ME.new_empty(size, vocabulary)
     for start in range(0, rows, max(1, size)):
         block = slice(start, min(start + size, rows))
         logits_RV = buffer_RV[: block.stop - block.start]
-        with products_in_bf16(in_bf16):
-            torch.mm(hidden_ME[block], embedding_VE.T, out=logits_RV)  # with addmm the product took 1.5x as long
+        torch.mm(hidden_ME[block], embedding_VE.T, out=logits_RV)  # with addmm the product took 1.5x as long
         yield block, logits_RV.add_(bias_V)
 
 
@@ -90,7 +84,6 @@ class _ChunkedHead(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.dtypes = hidden_ME.dtype, embedding_VE.dtype, bias_V.dtype
-        ctx.in_bf16 = hidden_ME.is_cpu and hidden_ME.dtype == torch.bfloat16 and has_fast_bf16()
         dtype = statistics_dtype(hidden_ME)
         embedding_VE = embedding_VE.to(hidden_ME.dtype).to(dtype)
         hidden_ME, bias_V = hidden_ME.to(dtype), bias_V.to(dtype)
@@ -98,7 +91,7 @@ class _ChunkedHead(torch.autograd.Function):
         target_logit_M = torch.empty_like(logsumexp_M)
         sampled_M = torch.empty_like(target_M)
         rows_M = torch.arange(len(hidden_ME), device=hidden_ME.device)
-        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
+        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V):
             max_R1 = logits_RV.amax(-1, keepdim=True)
             target_logit_M[block] = logits_RV.gather(1, target_M[block, None])[:, 0]
             # At temperature 1 loss and draw share their weights. Otherwise the draw's are computed first, because
@@ -122,20 +115,11 @@ class _ChunkedHead(torch.autograd.Function):
         dhidden_ME = torch.empty_like(hidden_ME)
         dembedding_VE = torch.zeros_like(embedding_VE)
         dbias_V = torch.zeros_like(bias_V)
-        rounds_itself = ctx.in_bf16 and not has_amx()  # without AMX, oneDNN rounds no fp32 operand: fast_bf16.py
-        if rounds_itself:
-            rounded_VE, scaled_rounded_ME = embedding_VE.to(torch.bfloat16), scaled_ME.to(torch.bfloat16)
-        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V, ctx.in_bf16):
+        for block, logits_RV in _logit_chunks(hidden_ME, embedding_VE, bias_V):
             errors_RV = logits_RV.sub_(logsumexp_M[block, None]).exp_()  # P, then P - onehot
             errors_RV.scatter_add_(1, target_M[block, None], errors_RV.new_full((len(errors_RV), 1), -1.0))
-            if rounds_itself:
-                rounded_RV = errors_RV.to(torch.bfloat16)
-                dhidden_ME[block] = rounded_RV @ rounded_VE
-                dembedding_VE += rounded_RV.T @ scaled_rounded_ME[block]
-            else:
-                with products_in_bf16(ctx.in_bf16):
-                    torch.mm(errors_RV, embedding_VE, out=dhidden_ME[block])
-                    dembedding_VE.addmm_(errors_RV.T, scaled_ME[block])
+            torch.mm(errors_RV, embedding_VE, out=dhidden_ME[block])
+            dembedding_VE.addmm_(errors_RV.T, scaled_ME[block])
             dbias_V.addmv_(errors_RV.T, grad_loss_M[block])
         gradients = dhidden_ME.mul_(grad_loss_M[:, None]), dembedding_VE, dbias_V
         casts = (gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes))

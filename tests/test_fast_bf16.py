@@ -10,8 +10,8 @@ import pytest
 import tiny_model
 import torch
 import torch.nn.functional as F
-from electra_kernels import fast_bf16, mlm_head, mlm_head_reference, native
-from electra_kernels.fast_bf16 import product_over_rows, products_in_bf16, turned
+from electra_kernels import fast_bf16, native
+from electra_kernels.fast_bf16 import product_over_rows, turned
 from kernel_helpers import assert_within_budget
 from safetensors.torch import load_file, save_file
 
@@ -177,29 +177,6 @@ def test_gelu_without_fast_bf16_is_torchs(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(gelu_of(layer, x), F.gelu(layer(x)))
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_the_word_head_loses_nothing_in_fast_bf16(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same losses and draws as fp32 products of the same bf16 numbers; gradients within bf16's rounding."""
-    torch.manual_seed(0)
-    hidden = torch.randn(20, 32).to(torch.bfloat16)
-    weight, bias, target = torch.randn(300, 32) * 0.3, torch.randn(300) * 0.1, torch.randint(300, (20,))
-    monkeypatch.setattr(mlm_head_reference, "BF16_CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr(mlm_head_reference, "has_amx", lambda: tiles)
-    runs = []
-    for fast in (False, True):
-        monkeypatch.setattr(mlm_head_reference, "has_fast_bf16", lambda fast=fast: fast)
-        inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
-        out = mlm_head(*inputs, target, seed=3)
-        out.loss_M.mean().backward()
-        runs.append((out, [t.grad for t in inputs]))
-    (plain, plain_grads), (fast_, fast_grads) = runs
-    torch.testing.assert_close(fast_.loss_M, plain.loss_M, rtol=1e-5, atol=1e-5)
-    assert torch.equal(fast_.sampled_ids_M, plain.sampled_ids_M)
-    for got, want in zip(fast_grads, plain_grads, strict=True):
-        assert got is not None and want is not None and got.dtype == want.dtype
-        assert float((got - want).norm() / want.norm()) < 2**-7
-
-
 @pytest.mark.parametrize(
     ("maker", "has_avx512_bf16", "tiles", "fast"),
     [
@@ -232,26 +209,3 @@ def test_the_maker_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.setattr("platform.processor", lambda: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
     assert fast_bf16._maker() == "AuthenticAMD"
-
-
-def test_the_switch_is_put_back_by_the_last_thread() -> None:
-    """One that enters while another is inside finds bf16, which is not what to put back."""
-    setting, first, second = torch.backends.mkldnn.matmul, products_in_bf16(True), products_in_bf16(True)
-    before = setting.fp32_precision
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert setting.fp32_precision == "bf16", "the second is still inside"
-    second.__exit__(None, None, None)
-    assert setting.fp32_precision == before
-
-
-def test_the_switch_is_put_back() -> None:
-    setting = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
-    with pytest.raises(RuntimeError, match="inside"), products_in_bf16(True):
-        assert setting.fp32_precision == "bf16"
-        raise RuntimeError("inside")
-    assert setting.fp32_precision == before
-    with products_in_bf16(False):
-        assert setting.fp32_precision == before

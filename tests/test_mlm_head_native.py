@@ -47,7 +47,7 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """How the head multiplies: in fp32, or bf16 on tiles, or bf16 in pairs (on processors with tiles, too)."""
     if request.param == "fp32":
         return torch.float32
-    if request.param == "tiles" and not (fast_bf16.has_amx() and native.has_bf16_products()):
+    if request.param == "tiles" and not (fast_bf16._has_amx() and native.has_bf16_products()):
         pytest.skip("the processor has no tiles")
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("the processor has no AVX-512 BF16")
@@ -154,6 +154,16 @@ def test_the_number_of_threads_changes_no_bit(products: torch.dtype) -> None:
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+def test_bf16_loses_nothing_but_the_rounding_of_gradients(products: torch.dtype) -> None:
+    """The twin multiplies the same numbers in fp32."""
+    tensors = inputs(60, 1000, 64, products)
+    (loss_M, *gradients, drawn_M), twin = results("native", tensors), results("reference", tensors)
+    torch.testing.assert_close(loss_M, twin[0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(drawn_M, twin[-1])
+    for got, want in zip(gradients, twin[1:-1], strict=True):
+        assert got.dtype == want.dtype and float((got - want).norm() / want.norm()) < 2**-7
 
 
 @settings(max_examples=20)

@@ -45,7 +45,7 @@ LENGTHS = {
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How attention multiplies: in fp32, or bf16 on tiles, or bf16 in pairs (on processors with tiles, too)."""
     monkeypatch.setattr(attention_native, "has_fast_bf16", lambda: request.param != "fp32")
-    if request.param == "tiles" and not (fast_bf16.has_amx() and native.has_bf16_products()):
+    if request.param == "tiles" and not (fast_bf16._has_amx() and native.has_bf16_products()):
         pytest.skip("the processor has no tiles")
     if request.param == "pairs":
         if not torch.cpu._is_avx512_bf16_supported():
