@@ -20,7 +20,7 @@
 #endif
 #define PITCH (PANEL + LANES)          /* an odd number of cache lines from row to row (`row_of` says why) */
 #define HALF_PITCH (PANEL + 2 * LANES) /* the same for rows of bf16 */
-#define CHUNK 2048 /* positions whose gradients are summed at a time in the backward pass */
+#define CHUNK 1024 /* positions whose gradients are summed at a time in the backward pass */
 #define GROUPS 16  /* of tiles; each has its own sum of the gradients of `hidden` */
 
 #if defined(__AVX512BF16__)
@@ -340,8 +340,9 @@ static void sum_parts(const head_t *head, float *dhidden, const float *parts, in
         }
 }
 
-/* Gradients of hidden, embedding and bias in fp32. Groups of tiles share the work, as many as need no more memory than
-   the embedding, so that no sum depends on the number of threads. Returns 1 without memory for the scratch space. */
+/* Gradients of hidden, embedding and bias in fp32. The work is divided among groups of tiles, not threads, so that no
+   sum depends on their number; there are as many as need no more memory than the embedding. Returns 1 without memory
+   for the scratch space. */
 int mlm_head_gradients(const void *hidden, const void *embedding, const float *bias, const int64_t *target,
                        const float *logsumexp, const float *grad, float *dhidden, float *dembedding, float *dbias,
                        int64_t rows, int64_t vocabulary, int64_t size, int hidden_bf16, int embedding_bf16,
