@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from electra_kernels import native
 from electra_kernels.fast_bf16 import has_fast_bf16
+from electra_kernels.mlm_head_autograd import register
 from electra_kernels.native import DTYPES, c_int, call
 from electra_kernels.operators import operator
 from electra_kernels.sample_replace_reference import (
@@ -75,12 +76,6 @@ def forward(
     return logsumexp_M - target_logit_M, sampled_M, logsumexp_M
 
 
-@forward.register_fake
-def _(hidden_ME: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    loss_M = hidden_ME.new_empty(hidden_ME.shape[0], dtype=torch.float32)
-    return loss_M, torch.empty_like(loss_M, dtype=torch.int64), torch.empty_like(loss_M)
-
-
 @operator("native_mlm_head_backward")
 def backward(
     grad_M: Tensor, hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, logsumexp_M: Tensor
@@ -96,13 +91,6 @@ def backward(
     return dhidden_ME.to(hidden_ME.dtype), dembedding_VE.to(embedding_VE.dtype), dbias_V.to(bias_V.dtype)
 
 
-@backward.register_fake
-def _(
-    grad_M: Tensor, hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, logsumexp_M: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(t.new_empty(t.shape) for t in (hidden_ME, embedding_VE, bias_V))  # type: ignore[return-value]
-
-
 def _operands(
     hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Any, Any, Any]]:
@@ -115,16 +103,4 @@ def _operands(
     return operands, (*in_bf16, c_int(torch.get_num_threads()))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], output[2])
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # no zero tensors for outputs without a gradient
-
-
-def _differentiate(ctx: Any, grad_loss_M: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-    if grad_loss_M is None:
-        return (None,) * 7
-    return *backward(grad_loss_M, *ctx.saved_tensors), None, None, None, None
-
-
-forward.register_autograd(_differentiate, setup_context=_save)
+register(forward, backward)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import torch
 import triton
@@ -28,6 +27,7 @@ from electra_kernels import mlm_head_narrow_triton as narrow
 from electra_kernels import mlm_head_wide_triton as wide
 from electra_kernels.blocks_triton import LOG2E, ROUNDED, finite_or_zero, load_bias2, load_rows
 from electra_kernels.compile_case import CompileCase, signature_of
+from electra_kernels.mlm_head_autograd import register
 from electra_kernels.operators import operator, statistics_dtype
 from electra_kernels.sample_replace_reference import inverse_temperature
 from electra_kernels.sample_replace_triton import TILE_V, inverse_cdf, row_uniforms
@@ -129,15 +129,6 @@ def _draw_block(size: int) -> int:
     return min(64, triton.next_power_of_2(size))
 
 
-@forward.register_fake
-def _(
-    hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor, seed: Tensor, stream: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    loss_M = hidden_ME.new_empty(hidden_ME.shape[0], dtype=statistics_dtype(hidden_ME))
-    return loss_M, torch.empty_like(loss_M, dtype=torch.int64), torch.empty_like(loss_M)
-
-
 @operator("mlm_head_backward")
 def backward(
     grad_M: Tensor, hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor,
@@ -152,29 +143,7 @@ def backward(
     return _kernels(hidden_ME).backward(grad_M, grad_max, *operands, logsumexp_M, dtype)
 
 
-@backward.register_fake
-def _(
-    grad_M: Tensor, hidden_ME: Tensor, embedding_VE: Tensor, bias_V: Tensor, target_M: Tensor,
-    logsumexp_M: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(t.new_empty(t.shape) for t in (hidden_ME, embedding_VE, bias_V))  # type: ignore[return-value]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], output[2])
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)  # no zero tensors for outputs without a gradient
-
-
-def _differentiate(ctx: Any, grad_loss_M: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-    if grad_loss_M is None:
-        return (None,) * 7
-    hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M = ctx.saved_tensors
-    gradients = backward(grad_loss_M, hidden_ME, embedding_VE, bias_V, target_M, logsumexp_M)
-    return *gradients, None, None, None, None
-
-
-forward.register_autograd(_differentiate, setup_context=_save)
+register(forward, backward)
 
 
 def compile_cases(capability: int) -> Iterator[CompileCase]:

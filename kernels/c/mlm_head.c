@@ -56,6 +56,17 @@ static int64_t lay_out(space_t *at, char *base, int64_t size) {
     return used;
 }
 
+/* The calling thread's own space, to be freed. NULL without memory, and then `failed` is set. */
+static char *own_space(space_t *at, int64_t size, int *failed) {
+    char *memory = aligned_alloc(64, lay_out(at, NULL, size));
+    if (!memory) {
+#pragma omp atomic write
+        *failed = 1;
+    } else
+        lay_out(at, memory, size);
+    return memory;
+}
+
 /* ---------------------------------------------------------------- operands */
 
 /* Positions of the panel from `start` on, rounded up to what the products take. */
@@ -162,20 +173,14 @@ int mlm_head_sums(const void *hidden, const void *embedding, const float *bias, 
                   float *drawn, int64_t rows, int64_t vocabulary, int64_t size, float inverse, int hidden_bf16,
                   int embedding_bf16, int threads) {
     head_t head = {hidden, embedding, bias, vocabulary, size, hidden_bf16, embedding_bf16};
-    space_t none;
     float *turned = aligned_alloc(64, round_up(4 * (packed_size(rows, size) + PANEL * size), 64));
-    int failed = !turned;
-    if (failed) return 1;
+    int failed = 0;
+    if (!turned) return 1;
     pack_hidden(&head, turned, NULL, turned + packed_size(rows, size), 0, rows);
 #pragma omp parallel num_threads(threads)
     {
         space_t space;
-        char *memory = aligned_alloc(64, lay_out(&none, NULL, size));
-        if (!memory) {
-#pragma omp atomic write
-            failed = 1;
-        } else
-            lay_out(&space, memory, size);
+        char *memory = own_space(&space, size, &failed);
         if (IN_BF16(&head)) begin_products();
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < (vocabulary + TILE - 1) / TILE; tile++) {
@@ -351,8 +356,6 @@ int mlm_head_gradients(const void *hidden, const void *embedding, const float *b
     int64_t chunk = least(rows, CHUNK), part = packed_size(chunk, size), tiles = (vocabulary + TILE - 1) / TILE;
     int64_t groups = least(GROUPS, least(tiles, vocabulary / chunk));
     groups = groups < 1 ? 1 : groups;
-    space_t none;
-    int64_t scratch = lay_out(&none, NULL, size);
     int failed = 0;
     float *turned = aligned_alloc(64, round_up(4 * ((2 + groups) * part + PANEL * size), 64));
     panel_t *panels = malloc((chunk + PANEL - 1) / PANEL * sizeof(panel_t));
@@ -365,12 +368,7 @@ int mlm_head_gradients(const void *hidden, const void *embedding, const float *b
 #pragma omp parallel num_threads(threads)
         {
             space_t space;
-            char *memory = aligned_alloc(64, scratch);
-            if (!memory) {
-#pragma omp atomic write
-                failed = 1;
-            } else
-                lay_out(&space, memory, size);
+            char *memory = own_space(&space, size, &failed);
             if (IN_BF16(&head)) begin_products();
 #pragma omp for schedule(dynamic)
             for (int64_t group = 0; group < groups; group++) {
