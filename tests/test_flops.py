@@ -126,7 +126,7 @@ def test_a_step_of_every_objective_is_what_runs(
     objective: str, uniform: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against torch's counter, attention aside; on sequences that are full, with as many masked as is counted."""
-    monkeypatch.setattr(native, "has_avx2", lambda: False)  # so the MLM head's twin runs: the counter sees no loops
+    monkeypatch.setattr(native, "has_avx2", lambda: False)  # the head by its twin: loops in C are not seen
     config = EncoderConfig(
         vocab_size=100, embedding_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=20,
