@@ -84,8 +84,8 @@ def backward(
     operands, flags = _operands(hidden_ME, embedding_VE, bias_V)
     gradients = [torch.empty_like(operand, dtype=torch.float32) for operand in operands]
     call(
-        "mlm_head_gradients", *operands, target_M, logsumexp_M, grad_M.float().contiguous(), *gradients,
-        len(hidden_ME), *embedding_VE.shape, *flags,
+        "mlm_head_gradients", *operands, target_M.contiguous(), logsumexp_M, grad_M.float().contiguous(),
+        *gradients, len(hidden_ME), *embedding_VE.shape, *flags,
     )  # fmt: skip
     dhidden_ME, dembedding_VE, dbias_V = gradients
     return dhidden_ME.to(hidden_ME.dtype), dembedding_VE.to(embedding_VE.dtype), dbias_V.to(bias_V.dtype)
